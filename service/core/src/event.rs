@@ -1,0 +1,170 @@
+//! What has been decided: past tense, complete, never revised. A transition is the events of one
+//! decision; an execution's history is its transitions in order.
+//!
+//! An event holds every result that it needs: folding one evaluates no expression, policy, default
+//! or clock.
+
+use crate::error::Error;
+use crate::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use crate::id::{Namespace, StepPath, WorkflowName};
+use crate::payload::Payload;
+use crate::retry::Decision;
+use crate::time::Timestamp;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    ExecutionStarted(Box<ExecutionStarted>),
+    /// A mutation of this execution carried this request id.
+    RequestRecorded {
+        request_id: String,
+        digest: u64,
+    },
+    /// A step began: its input is what its expressions gave then. Also that of a compensation.
+    StepStarted {
+        path: StepPath,
+        generation: u32,
+        input: Payload,
+    },
+    /// Its `when` was false.
+    StepSkipped {
+        path: StepPath,
+    },
+    /// From `at` on, the attempt may be handed to a worker. This transition fixes its number.
+    AttemptScheduled {
+        path: StepPath,
+        attempt: u32,
+        at: Timestamp,
+    },
+    /// Recorded for attempts that have been with a worker for a while, and before the hand-over of
+    /// those that are delivered at most once.
+    AttemptStarted {
+        path: StepPath,
+        attempt: u32,
+        worker: String,
+        session: String,
+        at: Timestamp,
+    },
+    /// The attempt ended without a result, and this was decided.
+    AttemptFailed(Box<AttemptFailed>),
+    /// The attempt was taken back before any worker had it.
+    AttemptWithdrawn {
+        path: StepPath,
+        attempt: u32,
+    },
+    StepCompleted {
+        path: StepPath,
+        attempt: u32,
+        output: Payload,
+        worker: String,
+    },
+    /// No retry took the step's error.
+    StepFailed {
+        path: StepPath,
+        error: Error,
+    },
+    /// The step's error was tolerated.
+    StepIgnored {
+        path: StepPath,
+        error: Error,
+        warning: bool,
+    },
+    /// The last step is done; what remains is `finally`.
+    RunSucceeded {
+        output: Payload,
+    },
+    /// No further step begins. Live attempts have until `grace_until`.
+    RunStopped {
+        cause: StopCause,
+        error: Error,
+        step: Option<StepPath>,
+        grace_until: Timestamp,
+    },
+    CancelRequested {
+        reason: String,
+    },
+    /// What must be undone, in this order.
+    CompensationStarted {
+        due: Vec<DueCompensation>,
+        cleanup_deadline: Option<Timestamp>,
+    },
+    /// A compensation failed for good or never ran: a person must act.
+    CompensationParked {
+        path: StepPath,
+        error: Error,
+    },
+    /// A person wants it tried again.
+    CompensationRetried {
+        path: StepPath,
+    },
+    /// A person took it on himself.
+    CompensationSkipped {
+        path: StepPath,
+        reason: String,
+    },
+    /// Nothing is left to undo but what is parked.
+    CompensationEnded {
+        state: CompensationState,
+    },
+    FinallyStarted {
+        cleanup_deadline: Option<Timestamp>,
+    },
+    /// `finally` failed; the original error, if any, stays the error.
+    HandlerFailed {
+        path: StepPath,
+        error: Error,
+    },
+    ExecutionEnded {
+        state: State,
+        error: Option<Error>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExecutionStarted {
+    pub namespace: Namespace,
+    pub workflow: WorkflowName,
+    pub version: u32,
+    pub key: Option<String>,
+    pub input: Payload,
+    /// The workflow's timeout, as a point in time.
+    pub deadline: Option<Timestamp>,
+    pub trace: TraceContext,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptFailed {
+    pub path: StepPath,
+    pub attempt: u32,
+    pub error: Error,
+    pub outcome: AttemptOutcome,
+    pub decision: Decision,
+    /// Name of the worker that had it; empty if none did.
+    pub worker: String,
+}
+
+/// What is known of the effects of an attempt that did not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// A worker reported the error.
+    Known,
+    /// It may have taken effect: it timed out, was lost, or was cancelled while it ran.
+    Unknown,
+    /// No worker ever had it.
+    NotStarted,
+}
+
+/// Why no further step begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    Failed,
+    TimedOut,
+    Cancelled,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DueCompensation {
+    /// The step to undo.
+    pub step: StepPath,
+    pub generation: u32,
+    pub outcome: CompensationOutcome,
+}

@@ -1,0 +1,354 @@
+//! The state of an execution: what its events fold to. It is independent of the definition, and a
+//! tree: blocks of nodes, of which a task is one kind.
+
+use std::collections::VecDeque;
+
+use crate::command::TaskId;
+use crate::error::Error;
+use crate::event::StopCause;
+use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
+use crate::payload::Payload;
+use crate::retry::DecidedBy;
+use crate::time::Timestamp;
+
+/// How many request ids of mutations an execution remembers.
+pub const REQUESTS_MAX: usize = 32;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Execution {
+    pub id: ExecutionId,
+    /// Of the last transition folded; the next one appends at `sequence + 1`.
+    pub sequence: u64,
+    /// Events folded, against the limit of a history.
+    pub event_count: u32,
+    /// When the last transition was decided: event times never go back.
+    pub decided_at: Timestamp,
+
+    pub namespace: Namespace,
+    pub workflow: WorkflowName,
+    pub version: u32,
+    pub key: Option<String>,
+    pub input: Payload,
+    pub trace: TraceContext,
+    pub started_at: Timestamp,
+    pub deadline: Option<Timestamp>,
+
+    pub state: State,
+    pub phase: Phase,
+    pub compensation: CompensationState,
+    pub run: u32,
+    pub steps: Block,
+    pub compensations: Vec<Compensation>,
+    pub finally: Block,
+
+    pub output: Option<Payload>,
+    /// Why the run stopped, if it did not succeed.
+    pub stop: Option<Stop>,
+    /// The first request to cancel.
+    pub cancel_reason: Option<String>,
+    pub cleanup_deadline: Option<Timestamp>,
+    pub warnings: Vec<Warning>,
+    pub ended_at: Option<Timestamp>,
+    /// Of an ended execution.
+    pub error: Option<Error>,
+
+    pub requests: VecDeque<(String, u64)>,
+    /// Completions and unknown ends so far: gives each its place in the order.
+    pub closings: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    Running,
+    Retrying,
+    Paused,
+    Compensating,
+    Cancelling,
+    Succeeded,
+    /// Succeeded with tolerated errors.
+    Warning,
+    Failed,
+    TimedOut,
+    Cancelled,
+    Terminated,
+}
+
+impl State {
+    pub const ALL: [Self; 11] = [
+        Self::Running,
+        Self::Retrying,
+        Self::Paused,
+        Self::Compensating,
+        Self::Cancelling,
+        Self::Succeeded,
+        Self::Warning,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Cancelled,
+        Self::Terminated,
+    ];
+
+    pub fn is_ended(self) -> bool {
+        self >= Self::Succeeded
+    }
+
+    /// Every end but SUCCEEDED and WARNING.
+    pub fn is_failure(self) -> bool {
+        self >= Self::Failed
+    }
+}
+
+/// What runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Steps,
+    Compensation,
+    OnFailure,
+    Finally,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CompensationState {
+    None,
+    Pending,
+    Running,
+    Done,
+    /// One failed for good, or never ran: a person must act.
+    Parked,
+}
+
+/// W3C trace context of the call that started the execution; empty if it had none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    pub traceparent: String,
+    pub tracestate: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stop {
+    pub cause: StopCause,
+    pub error: Error,
+    /// The step whose failure stopped the run.
+    pub step: Option<StepPath>,
+    /// Live attempts are waited for until then.
+    pub grace_until: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Warning {
+    pub path: StepPath,
+    pub kind: WarningKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WarningKind {
+    ErrorIgnored,
+    Retried,
+    HandlerFailed,
+}
+
+/// Nodes in the order in which they began.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Block {
+    pub nodes: Vec<Node>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub path: StepPath,
+    pub generation: u32,
+    pub kind: NodeKind,
+    pub state: NodeState,
+    /// Place in the order of completions and unknown ends; compensation goes in reverse.
+    pub closing: Option<u32>,
+}
+
+/// Branches, loops, waits and children become further kinds, some of which hold blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeKind {
+    /// Skipped before it was anything else.
+    Skipped,
+    Task(Task),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum NodeState {
+    Running,
+    Skipped,
+    Completed {
+        output: Payload,
+    },
+    Failed {
+        error: Error,
+    },
+    /// Failed, and tolerated.
+    Ignored {
+        error: Error,
+    },
+    /// Ended because the run did.
+    Cancelled,
+}
+
+/// The work of one step, across its attempts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    pub input: Payload,
+    pub first_scheduled_at: Timestamp,
+    /// Attempts made before a person asked for more: they do not count against the policy.
+    pub attempts_before: u32,
+    /// Number of the latest attempt.
+    pub attempt: u32,
+    /// The latest attempt, while it is open.
+    pub open: Option<OpenAttempt>,
+    /// Decisions to retry, by who made them.
+    pub decided: Vec<(DecidedBy, u32)>,
+    pub last_error: Option<Error>,
+    /// An attempt ended with unknown outcome: it may have taken effect.
+    pub unknown: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenAttempt {
+    /// Of the transition that scheduled it.
+    pub sequence: u64,
+    /// From then on it may be handed out.
+    pub scheduled_at: Timestamp,
+    pub started: Option<Started>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    pub worker: String,
+    pub session: String,
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compensation {
+    /// The step that is undone.
+    pub step: StepPath,
+    pub generation: u32,
+    pub outcome: CompensationOutcome,
+    pub state: CompensationStepState,
+    /// Set once it began.
+    pub task: Option<Task>,
+}
+
+/// What is known of the step that is undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompensationOutcome {
+    Completed,
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum CompensationStepState {
+    Due,
+    Running,
+    Done,
+    Parked { error: Error },
+    Skipped { reason: String },
+}
+
+impl Block {
+    pub fn node(&self, path: &StepPath) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.path == *path)
+    }
+
+    pub(crate) fn node_mut(&mut self, path: &StepPath) -> Option<&mut Node> {
+        self.nodes.iter_mut().find(|node| node.path == *path)
+    }
+}
+
+impl Node {
+    pub fn task(&self) -> Option<&Task> {
+        match &self.kind {
+            NodeKind::Task(task) => Some(task),
+            NodeKind::Skipped => None,
+        }
+    }
+
+    pub(crate) fn task_mut(&mut self) -> Option<&mut Task> {
+        match &mut self.kind {
+            NodeKind::Task(task) => Some(task),
+            NodeKind::Skipped => None,
+        }
+    }
+}
+
+/// An attempt that a worker may have or get.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Open<'a> {
+    pub path: StepPath,
+    pub task: &'a Task,
+    pub attempt: &'a OpenAttempt,
+}
+
+impl Execution {
+    /// Whether something remains to be done without a person: an ended execution may still be
+    /// compensating, because a person asked for it.
+    pub fn is_active(&self) -> bool {
+        !self.state.is_ended() || self.compensation == CompensationState::Running
+    }
+
+    /// Whether the execution takes no further step, only ends those that run.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// A node of the steps or of `finally`.
+    pub fn node(&self, path: &StepPath) -> Option<&Node> {
+        self.steps.node(path).or_else(|| self.finally.node(path))
+    }
+
+    pub fn compensation_of(&self, step: &StepPath) -> Option<&Compensation> {
+        self.compensations.iter().find(|compensation| compensation.step == *step)
+    }
+
+    /// The task at a path, be it a step's or a compensation's.
+    pub fn task(&self, path: &StepPath) -> Option<&Task> {
+        match path.compensated() {
+            Some(step) => self.compensation_of(&step)?.task.as_ref(),
+            None => self.node(path)?.task(),
+        }
+    }
+
+    /// Every open attempt, in the order of the tree.
+    pub fn open_attempts(&self) -> impl Iterator<Item = Open<'_>> {
+        let nodes = self.steps.nodes.iter().chain(&self.finally.nodes);
+        let steps = nodes.filter_map(|node| Some((node.path.clone(), node.task()?)));
+        let compensations = self.compensations.iter();
+        let compensations = compensations.filter_map(|compensation| {
+            Some((compensation.step.compensation(), compensation.task.as_ref()?))
+        });
+        steps
+            .chain(compensations)
+            .filter_map(|(path, task)| Some(Open { path, task, attempt: task.open.as_ref()? }))
+    }
+
+    pub fn task_id(&self, open: &Open<'_>) -> TaskId {
+        TaskId {
+            execution: self.id,
+            run: self.run,
+            path: open.path.clone(),
+            attempt: open.task.attempt,
+            sequence: open.attempt.sequence,
+        }
+    }
+
+    /// The same for every attempt of a step: what a worker hands to those that it calls, so that
+    /// effects happen once. Execution, step path and generation; a compensation's is that of its
+    /// step and `/compensate`.
+    pub fn idempotency_key(&self, path: &StepPath) -> String {
+        match path.compensated() {
+            Some(step) => {
+                let generation = self.compensation_of(&step).map_or(0, |undone| undone.generation);
+                format!("{}/{step}/{generation}/compensate", self.id)
+            }
+            None => {
+                let generation = self.node(path).map_or(0, |node| node.generation);
+                format!("{}/{path}/{generation}", self.id)
+            }
+        }
+    }
+}

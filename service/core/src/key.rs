@@ -1,0 +1,94 @@
+//! Who may take an execution key.
+
+use crate::execution::{CompensationState, State};
+
+/// What a start asks for when a running execution holds its key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRunning {
+    #[default]
+    Reject,
+    UseExisting,
+}
+
+/// What a start asks for when an ended execution had its key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnEnded {
+    #[default]
+    Allow,
+    AllowAfterFailure,
+    Reject,
+    UseExisting,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyVerdict {
+    /// The new execution becomes the holder.
+    Take,
+    UseExisting,
+    Reject,
+}
+
+/// Decides between a new start and the key's holder. A parked compensation counts as running.
+pub fn decide(
+    holder: Option<(State, CompensationState)>,
+    on_running: OnRunning,
+    on_ended: OnEnded,
+) -> KeyVerdict {
+    let Some((state, compensation)) = holder else {
+        return KeyVerdict::Take;
+    };
+    let parked = matches!(compensation, CompensationState::Parked | CompensationState::Running);
+    if !state.is_ended() || parked {
+        return match on_running {
+            OnRunning::Reject => KeyVerdict::Reject,
+            OnRunning::UseExisting => KeyVerdict::UseExisting,
+        };
+    }
+    match on_ended {
+        OnEnded::Allow => KeyVerdict::Take,
+        OnEnded::AllowAfterFailure if state.is_failure() => KeyVerdict::Take,
+        OnEnded::AllowAfterFailure | OnEnded::Reject => KeyVerdict::Reject,
+        OnEnded::UseExisting => KeyVerdict::UseExisting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_both_policies() {
+        use CompensationState as C;
+        use KeyVerdict::{Reject, Take, UseExisting};
+        let holder = |state, compensation| Some((state, compensation));
+        for (holder, on_running, on_ended, verdict) in [
+            (None, OnRunning::Reject, OnEnded::Reject, Take),
+            (holder(State::Running, C::None), OnRunning::Reject, OnEnded::Allow, Reject),
+            (holder(State::Running, C::None), OnRunning::UseExisting, OnEnded::Allow, UseExisting),
+            (holder(State::Failed, C::Parked), OnRunning::Reject, OnEnded::Allow, Reject),
+            (
+                holder(State::Failed, C::Running),
+                OnRunning::UseExisting,
+                OnEnded::Allow,
+                UseExisting,
+            ),
+            (holder(State::Failed, C::Done), OnRunning::Reject, OnEnded::Allow, Take),
+            (holder(State::Failed, C::Done), OnRunning::Reject, OnEnded::AllowAfterFailure, Take),
+            (
+                holder(State::Warning, C::None),
+                OnRunning::Reject,
+                OnEnded::AllowAfterFailure,
+                Reject,
+            ),
+            (holder(State::Succeeded, C::None), OnRunning::Reject, OnEnded::Reject, Reject),
+            (
+                holder(State::Cancelled, C::None),
+                OnRunning::Reject,
+                OnEnded::UseExisting,
+                UseExisting,
+            ),
+        ] {
+            assert_eq!(decide(holder, on_running, on_ended), verdict, "{holder:?}");
+        }
+    }
+}

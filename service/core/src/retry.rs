@@ -1,0 +1,319 @@
+//! When an attempt that failed is tried again: policies, and the one place where it is decided.
+//!
+//! [`decide`] asks in this order; the first that answers decides, and its name is recorded.
+//!
+//! | # | question | answer | [`Reason`] |
+//! | --- | --- | --- | --- |
+//! | 1 | is the execution being cancelled, terminated, or has it failed already? | stop | `Cancelled` |
+//! | 2 | is the error a schedule-to-start or schedule-to-close timeout? | stop | `ScheduleTimeout` |
+//! | 3 | does the error, or the nearest cause that says anything, call itself non-retryable? | stop | `NonRetryable` |
+//! | 4 | is its type on the caller's list of non-retryable types? | stop | `NonRetryableType` |
+//! | 5 | is there an allow-list, and a user's error not on it? | stop | `NotOnAllowList` |
+//! | 6 | which rule takes it first? Else: is its category `Permanent`? | stop | `Permanent` |
+//! | 7 | has the rule, then the policy, attempts and time left? | stop | `RuleAttemptsExhausted`, `RuleDurationExhausted`, `AttemptsExhausted`, `DurationExhausted` |
+//! | 8 | delay: the error's own wish, else the schedule of the rule, the category or the policy; then jitter | | |
+//! | 9 | would the next attempt start after a deadline? | stop | `Deadline` |
+//! | | otherwise | retry | `Rule`, `Category`, `Policy` |
+
+use std::time::Duration;
+
+use crate::error::{Category, Error, builtin, type_matches};
+use crate::time::Timestamp;
+
+/// No delay is longer, whatever a schedule or an error asks for.
+pub const DELAY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A policy replaces another whole; what it leaves unset takes the built-in value.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RetryPolicy {
+    /// Unset: [`Schedule::BUILT_IN`].
+    pub schedule: Option<Schedule>,
+    /// Ratio 0..=1 of the delay; unset: [`RetryPolicy::JITTER`].
+    pub jitter: Option<f64>,
+    pub limits: Limits,
+    /// Type patterns that the caller never wants to be tried again.
+    pub non_retryable_error_types: Vec<String>,
+    /// If not empty, errors of users are retried only where one of these patterns takes them.
+    pub retryable_error_types: Vec<String>,
+    pub match_on: MatchOn,
+    /// An execution that succeeds after a retry under this policy ends as WARNING.
+    pub warning_on_retry: bool,
+    /// Asked in order; the first that matches decides.
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub error_types: Vec<String>,
+    pub match_on: MatchOn,
+    /// Unset: the policy's.
+    pub schedule: Option<Schedule>,
+    /// Counted for this rule alone.
+    pub limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// All attempts, the first included: 1 means no retry.
+    pub max_attempts: Option<u32>,
+    /// Counts from the first scheduling.
+    pub max_duration: Option<Duration>,
+}
+
+/// Which error of a chain of causes is asked for its type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MatchOn {
+    #[default]
+    Outermost,
+    AnyCause,
+    RootCause,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Schedule {
+    Constant { interval: Duration },
+    Exponential { initial_interval: Duration, backoff_coefficient: f64, max_interval: Duration },
+    Random { min: Duration, max: Duration },
+    Linear { initial: Duration, increment: Duration, max: Duration },
+}
+
+impl Schedule {
+    pub const BUILT_IN: Self = Self::Exponential {
+        initial_interval: Duration::from_secs(1),
+        backoff_coefficient: 2.0,
+        max_interval: Duration::from_secs(100),
+    };
+    /// For errors of category TRANSIENT: gone in a moment.
+    pub const TRANSIENT: Self = Self::Exponential {
+        initial_interval: Duration::from_millis(100),
+        backoff_coefficient: 2.0,
+        max_interval: Duration::from_secs(10),
+    };
+    /// For errors of category INTERMITTENT: an outage that takes its time.
+    pub const INTERMITTENT: Self = Self::Exponential {
+        initial_interval: Duration::from_secs(10),
+        backoff_coefficient: 2.0,
+        max_interval: Duration::from_secs(600),
+    };
+
+    /// The delay after `index` earlier decisions of the same rule, before jitter. `random` is in
+    /// 0..1 and matters to [`Schedule::Random`] alone.
+    pub fn delay(&self, index: u32, random: f64) -> Duration {
+        let delay = match self {
+            Self::Constant { interval } => *interval,
+            Self::Exponential { initial_interval, backoff_coefficient, max_interval } => {
+                let factor = backoff_coefficient.powi(i32::try_from(index).unwrap_or(i32::MAX));
+                scale(*initial_interval, factor).min(*max_interval)
+            }
+            Self::Random { min, max } => *min + scale(max.saturating_sub(*min), random),
+            Self::Linear { initial, increment, max } => {
+                initial.saturating_add(increment.saturating_mul(index)).min(*max)
+            }
+        };
+        delay.min(DELAY_MAX)
+    }
+}
+
+fn scale(duration: Duration, factor: f64) -> Duration {
+    // Infinite, too large or not a number: the longest delay there is.
+    Duration::try_from_secs_f64(duration.as_secs_f64() * factor).unwrap_or(DELAY_MAX)
+}
+
+impl RetryPolicy {
+    pub const JITTER: f64 = 0.2;
+    pub const MAX_ATTEMPTS: u32 = 5;
+
+    pub fn schedule(&self) -> &Schedule {
+        self.schedule.as_ref().unwrap_or(&Schedule::BUILT_IN)
+    }
+
+    pub fn jitter(&self) -> f64 {
+        self.jitter.unwrap_or(Self::JITTER)
+    }
+
+    /// `None` is unlimited: only where a duration limits instead.
+    pub fn max_attempts(&self) -> Option<u32> {
+        match self.limits {
+            Limits { max_attempts: None, max_duration: Some(_) } => None,
+            Limits { max_attempts, .. } => Some(max_attempts.unwrap_or(Self::MAX_ATTEMPTS)),
+        }
+    }
+}
+
+impl MatchOn {
+    fn takes(self, patterns: &[String], error: &Error) -> bool {
+        let any =
+            |error: &Error| patterns.iter().any(|pattern| type_matches(pattern, &error.error_type));
+        match self {
+            Self::Outermost => any(error),
+            Self::AnyCause => error.chain().any(any),
+            Self::RootCause => error.chain().last().is_some_and(any),
+        }
+    }
+}
+
+/// Who chose the delay. Each counts its own decisions; that count is the index of its backoff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DecidedBy {
+    Policy,
+    Category,
+    Rule(u32),
+}
+
+/// What is known when an attempt has failed.
+#[derive(Clone, Debug)]
+pub struct Situation<'a> {
+    pub error: &'a Error,
+    /// Number of the attempt that failed, from 1.
+    pub attempt: u32,
+    /// Earlier decisions to retry, by who made them.
+    pub decided: &'a [(DecidedBy, u32)],
+    pub first_scheduled_at: Timestamp,
+    pub now: Timestamp,
+    /// The earliest of all deadlines that bind the next attempt.
+    pub deadline: Option<Timestamp>,
+    /// No further attempt is wanted: the execution is being cancelled, or its run has failed.
+    pub ending: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
+    pub verdict: Verdict,
+    pub reason: Reason,
+    /// Index into [`RetryPolicy::rules`] of the rule that took the error.
+    pub rule: Option<u32>,
+    /// The delay is the error's own wish.
+    pub delay_from_error: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Retry { delay: Duration, next_at: Timestamp },
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    Cancelled,
+    ScheduleTimeout,
+    NonRetryable,
+    NonRetryableType,
+    NotOnAllowList,
+    Permanent,
+    RuleAttemptsExhausted,
+    RuleDurationExhausted,
+    AttemptsExhausted,
+    DurationExhausted,
+    Deadline,
+    /// Retried, with the schedule of a rule.
+    Rule,
+    /// Retried, with the schedule of the error's category.
+    Category,
+    /// Retried, with the policy's own schedule.
+    Policy,
+}
+
+impl Decision {
+    pub fn is_retry(&self) -> bool {
+        matches!(self.verdict, Verdict::Retry { .. })
+    }
+
+    pub fn decided_by(&self) -> DecidedBy {
+        match (self.reason, self.rule) {
+            (_, Some(rule)) => DecidedBy::Rule(rule),
+            (Reason::Category, None) => DecidedBy::Category,
+            _ => DecidedBy::Policy,
+        }
+    }
+
+    fn stop(reason: Reason, rule: Option<u32>) -> Self {
+        Self { verdict: Verdict::Stop, reason, rule, delay_from_error: false }
+    }
+}
+
+/// Decides by the list at the top of this module. `random` is in 0..1.
+pub fn decide(policy: &RetryPolicy, situation: &Situation<'_>, random: f64) -> Decision {
+    let Situation { error, attempt, now, .. } = *situation;
+    if situation.ending {
+        return Decision::stop(Reason::Cancelled, None);
+    }
+    if [builtin::SCHEDULE_TO_START, builtin::SCHEDULE_TO_CLOSE].contains(&&*error.error_type) {
+        return Decision::stop(Reason::ScheduleTimeout, None);
+    }
+    if error.is_non_retryable() {
+        return Decision::stop(Reason::NonRetryable, None);
+    }
+    if policy.match_on.takes(&policy.non_retryable_error_types, error) {
+        return Decision::stop(Reason::NonRetryableType, None);
+    }
+    let listed = policy.retryable_error_types.is_empty()
+        || error.is_builtin()
+        || policy.match_on.takes(&policy.retryable_error_types, error);
+    if !listed {
+        return Decision::stop(Reason::NotOnAllowList, None);
+    }
+
+    let matched =
+        policy.rules.iter().position(|rule| rule.match_on.takes(&rule.error_types, error));
+    let rule = matched.map(|index| &policy.rules[index]);
+    let rule_index = matched.and_then(|index| u32::try_from(index).ok());
+    let (decided_by, schedule, reason) = match (rule_index, error.category) {
+        (Some(index), _) => {
+            let own = rule.and_then(|rule| rule.schedule.as_ref());
+            (DecidedBy::Rule(index), own.unwrap_or(policy.schedule()), Reason::Rule)
+        }
+        (None, Category::Permanent) => return Decision::stop(Reason::Permanent, None),
+        (None, Category::Transient) => {
+            (DecidedBy::Category, &Schedule::TRANSIENT, Reason::Category)
+        }
+        (None, Category::Intermittent) => {
+            (DecidedBy::Category, &Schedule::INTERMITTENT, Reason::Category)
+        }
+        (None, Category::Unspecified | Category::Benign) => {
+            (DecidedBy::Policy, policy.schedule(), Reason::Policy)
+        }
+    };
+    let earlier = situation.decided.iter().find(|(by, _)| *by == decided_by);
+    let earlier = earlier.map_or(0, |(_, count)| *count);
+
+    let elapsed = now.since(situation.first_scheduled_at);
+    let rule_limits = rule.map(|rule| rule.limits).unwrap_or_default();
+    if rule_limits.max_attempts.is_some_and(|max| earlier.saturating_add(1) >= max) {
+        return Decision::stop(Reason::RuleAttemptsExhausted, rule_index);
+    }
+    if rule_limits.max_duration.is_some_and(|max| elapsed >= max) {
+        return Decision::stop(Reason::RuleDurationExhausted, rule_index);
+    }
+    if policy.max_attempts().is_some_and(|max| attempt >= max) {
+        return Decision::stop(Reason::AttemptsExhausted, rule_index);
+    }
+    if policy.limits.max_duration.is_some_and(|max| elapsed >= max) {
+        return Decision::stop(Reason::DurationExhausted, rule_index);
+    }
+
+    let delay_from_error = error.chain().find_map(|error| error.next_retry_delay);
+    let delay = match delay_from_error {
+        // Never earlier than asked for: jitter only adds.
+        Some(asked) => scale(asked.min(DELAY_MAX), 1.0 + policy.jitter() * random),
+        None => {
+            scale(schedule.delay(earlier, random), 1.0 + policy.jitter() * (2.0 * random - 1.0))
+        }
+    };
+    let delay = delay.min(DELAY_MAX);
+    let next_at = now + delay;
+    let budgets = [rule_limits.max_duration, policy.limits.max_duration];
+    let budget_ends = budgets.into_iter().flatten().map(|max| situation.first_scheduled_at + max);
+    if budget_ends.chain(situation.deadline).any(|deadline| next_at >= deadline) {
+        return Decision::stop(Reason::Deadline, rule_index);
+    }
+    Decision {
+        verdict: Verdict::Retry { delay, next_at },
+        reason,
+        rule: rule_index,
+        delay_from_error: delay_from_error.is_some(),
+    }
+}
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

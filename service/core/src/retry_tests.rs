@@ -1,0 +1,1 @@
+//! Tests of the retry decision; one row a rule of the list.
