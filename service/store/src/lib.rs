@@ -1,1 +1,9 @@
+//! Where Recoup keeps what it must not lose. A store stores: rules live in `recoup-core`.
+//!
+//! [`contract`] says what every store promises; [`memory`], [`sqlite`] and [`postgres`] keep it, held
+//! to it by one conformance suite and compared with each other on random operations. [`format`] is
+//! how events become bytes that outlive binaries.
 
+pub mod contract;
+
+pub use contract::*;

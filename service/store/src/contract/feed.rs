@@ -1,0 +1,101 @@
+//! The failure feed.
+//!
+//! Every node writes a lane of its own, one commit after the other, with numbers that grow in the
+//! order of its commits. A cursor holds, for every lane, the number up to which it has read, so an
+//! open transaction on one lane neither hides nor holds up another. A page is read in one snapshot
+//! and merged by number; numbers are taken from a clock that each node sets forward past whatever it
+//! loads (a hybrid logical clock), so an execution that changes lanes never overtakes itself.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use recoup_core::failure_event::FailureKind;
+use recoup_core::id::{ExecutionId, Namespace};
+use recoup_core::time::Timestamp;
+
+use super::{NodeId, Result};
+
+/// A failure event on its way to the feed; its position is given by the commit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedRow {
+    /// [`recoup_core::failure_event::FailureEvent::id`]: unique.
+    pub id: String,
+    pub namespace: Namespace,
+    pub kind: FailureKind,
+    /// Empty for events of no execution.
+    pub workflow: String,
+    /// Empty if there is no error.
+    pub error_type: String,
+    pub execution: Option<ExecutionId>,
+    pub fingerprint: String,
+    pub at: Timestamp,
+    pub format: u16,
+    pub data: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    pub number: i64,
+    pub lane: NodeId,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Positioned {
+    pub position: Position,
+    pub row: FeedRow,
+}
+
+/// Up to where a reader has read; opaque to clients (base64, made by the store).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of the store: changes with a restored dump.
+    pub incarnation: uuid::Uuid,
+    /// All lanes below are read to their end.
+    pub floor: NodeId,
+    /// Ascending by lane; a lane at or above the floor that is missing is unread.
+    pub lanes: Vec<(NodeId, i64)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedPage {
+    /// Ascending by position.
+    pub events: Vec<Positioned>,
+    /// Behind the last of `events`; behind everything visible if there are fewer than asked for.
+    pub cursor: Cursor,
+    /// Retention took events that the reader had not read: this many, if the store can tell.
+    pub gap: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FailureFilter {
+    /// Pattern: see [`recoup_core::id::namespace_matches`].
+    pub namespace: String,
+    /// Empty is all.
+    pub workflows: Vec<String>,
+    /// Empty is all.
+    pub kinds: Vec<FailureKind>,
+    /// Type patterns, see [`recoup_core::error::type_matches`]; empty is all.
+    pub error_types: Vec<String>,
+    pub execution: Option<ExecutionId>,
+}
+
+#[async_trait]
+pub trait Feed {
+    /// At most `limit` events after the cursor, none skipped.
+    async fn read_feed(&self, after: &Cursor, limit: usize) -> Result<FeedPage>;
+
+    /// Before the first event that is kept.
+    async fn feed_start(&self) -> Result<Cursor>;
+
+    /// Behind every event that is visible now.
+    async fn feed_end(&self) -> Result<Cursor>;
+
+    async fn failure(&self, id: &str) -> Result<Option<Positioned>>;
+
+    /// Newest first, below `before`.
+    async fn list_failures(
+        &self,
+        filter: &FailureFilter,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<Positioned>>;
+}

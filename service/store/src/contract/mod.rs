@@ -1,0 +1,47 @@
+//! The contract. One trait per concern; [`Store`] is all of them.
+//!
+//! What holds at every moment, crash or not:
+//!
+//! - A transition is one row at `(execution, sequence)`. Two writers never both win a place.
+//! - What belongs to a transition (index row, request id, failure events, overflow rows) is there if
+//!   and only if the transition is.
+//! - A batch sent again is settled, not written twice: rows are recognised by `transition_id`.
+//! - A reader of the feed that follows its cursor sees every event, in order per execution, however
+//!   commits interleave.
+
+mod error;
+mod executions;
+mod feed;
+mod nodes;
+mod overflow;
+mod registry;
+mod retention;
+mod transitions;
+
+pub use error::*;
+pub use executions::*;
+pub use feed::*;
+pub use nodes::*;
+pub use overflow::*;
+pub use registry::*;
+pub use retention::*;
+pub use transitions::*;
+
+pub trait Store:
+    Transitions + Nodes + Executions + Overflow + Feed + Registry + Retention + Send + Sync + 'static
+{
+}
+
+impl<T> Store for T where
+    T: Transitions
+        + Nodes
+        + Executions
+        + Overflow
+        + Feed
+        + Registry
+        + Retention
+        + Send
+        + Sync
+        + 'static
+{
+}

@@ -1,0 +1,24 @@
+//! Letting go of what nobody needs any more.
+
+use async_trait::async_trait;
+
+use super::Result;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Histories with their index rows.
+    pub executions: u64,
+    pub events: u64,
+    pub start_requests: u64,
+    /// More is due than the call was allowed to do.
+    pub more: bool,
+}
+
+#[async_trait]
+pub trait Retention {
+    /// Deletes at most `limit` of each kind: executions that ended longer ago than their namespace's
+    /// retention and have no parked compensation (with the keys that still name them), failure
+    /// events older than it, request ids older than a day. Where histories are partitioned, makes
+    /// partitions ahead and replaces old ones by what must stay.
+    async fn expire(&self, limit: usize) -> Result<Expired>;
+}

@@ -1,0 +1,129 @@
+//! Appending to histories: the hot path.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use recoup_core::execution::{CompensationState, Phase, State};
+use recoup_core::id::{ExecutionId, Namespace, TransitionId, WorkflowName};
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::time::Timestamp;
+
+use super::{FeedRow, NodeId, Result, TaskKey};
+
+/// At most one transition per execution, and no execution that is in another batch in flight.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    pub transitions: Vec<Transition>,
+    /// Failure events of no execution, such as a lost session. An event whose id is there already is
+    /// left as it is.
+    pub feed: Vec<FeedRow>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transition {
+    pub execution: ExecutionId,
+    /// 1 is the start.
+    pub sequence: u64,
+    pub transition_id: TransitionId,
+    /// Of `data`; see [`crate::format`].
+    pub format: u16,
+    pub data: Bytes,
+    /// Written with the first transition, then whenever something in it changes. The committing node
+    /// becomes the owner.
+    pub index: Option<IndexRow>,
+    /// Of an unkeyed start that carries one.
+    pub request: Option<StartRequest>,
+    pub feed: Vec<FeedRow>,
+    /// Overflow rows that this transition makes void.
+    pub overflow_done: Vec<TaskKey>,
+}
+
+/// What executions are found by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IndexRow {
+    pub namespace: Namespace,
+    pub workflow: WorkflowName,
+    pub version: u32,
+    pub key: Option<String>,
+    pub state: State,
+    pub phase: Phase,
+    pub compensation: CompensationState,
+    pub run: u32,
+    pub error_type: Option<String>,
+    pub started_at: Timestamp,
+    pub ended_at: Option<Timestamp>,
+    /// When the owner wants to be reminded, if that is too far away to stay in memory.
+    pub wake_at: Option<Timestamp>,
+}
+
+impl IndexRow {
+    /// Whether something remains to be done: what nodes own and adopt.
+    pub fn is_active(&self) -> bool {
+        !self.state.is_ended() || self.compensation == CompensationState::Running
+    }
+}
+
+/// The identity of a call that starts: kept for a day.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartRequest {
+    pub namespace: Namespace,
+    pub request_id: String,
+    /// Of the request's body.
+    pub digest: u64,
+}
+
+/// How one transition of a batch ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is in the history, by this commit or by an earlier copy of the same batch.
+    Won,
+    /// Another transition has its place. Nothing of it was written.
+    Lost,
+    /// Its request id belongs to another start. Nothing of it was written.
+    RequestTaken { execution: ExecutionId, digest: u64 },
+    /// The store refuses its data; the others of the batch are not affected.
+    Refused(String),
+}
+
+/// A start that wants a key. Its transition is the first of its execution and carries an index row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyedStart {
+    pub transition: Transition,
+    pub key: String,
+    pub on_running: OnRunning,
+    pub on_ended: OnEnded,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySettled {
+    Won,
+    RequestTaken {
+        execution: ExecutionId,
+        digest: u64,
+    },
+    /// The policies say to use the holder.
+    UseExisting {
+        execution: ExecutionId,
+    },
+    /// The policies say no. Neither key nor request id is used up.
+    Rejected {
+        execution: ExecutionId,
+        state: State,
+    },
+    Refused(String),
+}
+
+#[async_trait]
+pub trait Transitions {
+    /// Commits a batch in one transaction and answers for each transition, in the order of the
+    /// batch. Sent again after [`super::Error::OutcomeUnknown`], the identical batch answers as if
+    /// the first had answered: by `transition_id`, whichever copy was committed.
+    ///
+    /// A data error refuses only its culprit.
+    async fn commit(&self, node: NodeId, batch: &Batch) -> Result<Vec<Settled>>;
+
+    /// Starts with keys, at most one per key and request id in a call. Decided by
+    /// [`recoup_core::key::decide`] on the holder's state in the same transaction. May be sent again
+    /// like a batch. A start that uses an existing execution or is rejected writes nothing, but that
+    /// `UseExisting` settles its request id on the holder.
+    async fn start_keyed(&self, node: NodeId, starts: &[KeyedStart]) -> Result<Vec<KeySettled>>;
+}
