@@ -1,16 +1,76 @@
 //! CEL in definitions: conditions, and templates of JSON whose strings hold `${ … }`.
+//!
+//! A condition is bare CEL. In a template a string that is wholly `${ … }` is replaced by the
+//! expression's value, embedded ones make text (strings as they are, other values as JSON), and
+//! `$${` is a literal `${`. Names of fields hold no expressions.
+//!
+//! # Variables
+//!
+//! | name | is |
+//! | --- | --- |
+//! | `input` | the execution's input |
+//! | `steps.<id>.output` | what the step gave; null if it was skipped, failed or has not ended |
+//! | `steps.<id>.error` | an error that was tolerated or that failed the run; else null |
+//! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null) |
+//! | `run` | number of the run, from 1 |
+//! | `error` | in `finally` and compensations: why the run stopped, or null |
+//!
+//! An error has `type`, `message`, `details` (null unless JSON), `category` (or null),
+//! `non_retryable`, `source` and `cause` (an error or null).
+//!
+//! # Supported CEL
+//!
+//! - Literals: null, booleans, `int`, `uint`, `double`, strings (raw and triple-quoted too), bytes,
+//!   lists and maps, with optional entries.
+//! - Operators: `+ - * / %`, `== != < <= > >=`, `in`, `&& || !`, `? :`, `a.b`, `a[b]`, `a.?b`, `a[?b]`.
+//! - Macros: `has`, `all`, `exists`, `exists_one`, `map`, `filter`. They go through a map by its keys
+//!   in order.
+//! - Functions: `size`, `contains`, `startsWith`, `endsWith`, `string`, `int`, `uint`, `double`,
+//!   `bool`, `bytes`, `dyn`, `type`, `optional.of`, `optional.none`, `optional.ofNonZeroValue`,
+//!   `hasValue`, `value`, `or`, `orValue`.
+//!
+//! There are no regular expressions, timestamps, durations, messages or clocks. Whole numbers are
+//! 64-bit; arithmetic that overflows is an error. A result that has no JSON form (bytes, types, a
+//! number that is not finite) is an error; an optional gives its value or null.
+//!
+//! # Limits
+//!
+//! Size and shape of an expression are checked when it is compiled, and its work while it runs:
+//! whatever the input, an evaluation ends within a fraction of a second with a value or with a
+//! `recoup.expression` error. The same state gives the same bytes on every run of every binary.
 
-use crate::error::Error;
+mod budget;
+mod check;
+mod split;
+mod value;
+mod variables;
+
+use bytes::Bytes;
+use cel::common::types::CelBool;
+use cel::{Context, IdedExpr, Value};
+
+pub use check::{Problem, Scope};
+
+use crate::error::{Error, builtin};
 use crate::execution::Execution;
+use crate::id::StepPath;
+use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::payload::Payload;
+use split::Piece;
+use variables::Read;
 
 /// Bare CEL that gives a boolean.
 #[derive(Debug)]
-pub struct Condition {}
+pub struct Condition {
+    expression: Expression,
+    reads: Vec<Read>,
+}
 
 /// JSON whose strings may hold expressions.
 #[derive(Debug)]
-pub struct Template {}
+pub struct Template {
+    body: Body,
+}
 
 /// What expressions read: everything comes from the state.
 #[derive(Clone, Copy)]
@@ -20,14 +80,285 @@ pub struct Variables<'a> {
     pub error: Option<&'a Error>,
 }
 
+/// Why an expression does not compile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem} in `{text}`")]
+pub struct CompileError {
+    pub problem: Problem,
+    /// The expression, or what was taken for JSON; shortened.
+    pub text: String,
+}
+
+#[derive(Debug)]
+enum Body {
+    Constant(Payload),
+    /// Exactly `${input}`: handed on untouched, JSON or not.
+    Input,
+    /// Exactly `${steps.<id>.output}`.
+    Output(StepPath),
+    Segments {
+        segments: Vec<Segment>,
+        reads: Vec<Read>,
+    },
+}
+
+/// A template is its JSON text, cut where values go.
+#[derive(Debug)]
+enum Segment {
+    /// JSON text.
+    Literal(String),
+    /// Gives a value.
+    Value(Expression),
+    /// Gives text, inside of a JSON string.
+    Text(Expression),
+}
+
+#[derive(Debug)]
+struct Expression {
+    source: String,
+    root: IdedExpr,
+}
+
 impl Condition {
-    pub fn evaluate(&self, _variables: Variables<'_>) -> Result<bool, Error> {
-        unimplemented!()
+    /// # Errors
+    /// Everything that is wrong with the source.
+    pub fn compile(source: &str, scope: &Scope<'_>) -> Result<Self, Vec<CompileError>> {
+        let mut reads = Vec::new();
+        let expression = Expression::compile(source, scope, &mut reads)?;
+        Ok(Self { expression, reads })
+    }
+
+    /// # Errors
+    /// `recoup.expression` where the evaluation fails or gives no boolean.
+    pub fn evaluate(&self, variables: Variables<'_>) -> Result<bool, Error> {
+        let context = variables::context(&self.reads, variables)?;
+        let value = self.expression.evaluate(&context)?;
+        match value.downcast_ref::<CelBool>() {
+            Some(truth) => Ok(*truth.inner()),
+            None => Err(self
+                .expression
+                .error(&format!("gives {}, not a boolean", value.get_type().name()))),
+        }
     }
 }
 
 impl Template {
-    pub fn render(&self, _variables: Variables<'_>) -> Result<Payload, Error> {
-        unimplemented!()
+    /// # Errors
+    /// Everything that is wrong with the text.
+    pub fn compile(json_text: &str, scope: &Scope<'_>) -> Result<Self, Vec<CompileError>> {
+        let json: serde_json::Value = serde_json::from_str(json_text).map_err(|error| {
+            vec![CompileError::new(Problem::NotJson(error.to_string()), json_text)]
+        })?;
+        // Numbers stay as they are written, whatever their size.
+        if !json_text.contains("${") && !json_text.contains("\\u00") {
+            let payload = Payload::json(Bytes::copy_from_slice(json_text.trim().as_bytes()));
+            return Ok(Self { body: Body::Constant(payload) });
+        }
+        let mut compiler =
+            Compiler { scope, reads: Vec::new(), segments: Vec::new(), errors: Vec::new() };
+        compiler.value(&json);
+        let Compiler { reads, segments, errors, .. } = compiler;
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let body = match &segments[..] {
+            [Segment::Literal(text)] => Body::Constant(Payload::json(text.clone())),
+            [Segment::Value(expression)] => match check::whole_variable(&expression.root) {
+                Some(Read::Input) => Body::Input,
+                Some(Read::Output(step)) => Body::Output(step),
+                _ => Body::Segments { segments, reads },
+            },
+            _ => Body::Segments { segments, reads },
+        };
+        Ok(Self { body })
+    }
+
+    /// # Errors
+    /// `recoup.expression` where an evaluation fails, `recoup.payload_too_large` where the result is.
+    pub fn render(&self, variables: Variables<'_>) -> Result<Payload, Error> {
+        match &self.body {
+            Body::Constant(payload) => Ok(payload.clone()),
+            Body::Input => Ok(variables.execution.input.clone()),
+            Body::Output(step) => {
+                let output = variables::output(variables.execution, step);
+                Ok(output.cloned().unwrap_or_else(Payload::null))
+            }
+            Body::Segments { segments, reads } => {
+                let context = variables::context(reads, variables)?;
+                let mut json = Vec::new();
+                for segment in segments {
+                    segment.write(&context, &mut json)?;
+                    if json.len() > PAYLOAD_BYTES_MAX {
+                        return Err(too_large());
+                    }
+                }
+                Ok(Payload::json(json))
+            }
+        }
     }
 }
+
+impl Segment {
+    fn write(&self, context: &Context<'_, '_>, json: &mut Vec<u8>) -> Result<(), Error> {
+        let (expression, written) = match self {
+            Self::Literal(text) => {
+                json.extend_from_slice(text.as_bytes());
+                return Ok(());
+            }
+            Self::Value(expression) => {
+                (expression, value::write(&*expression.evaluate(context)?, json))
+            }
+            Self::Text(expression) => {
+                (expression, value::write_text(&*expression.evaluate(context)?, json))
+            }
+        };
+        written.map_err(|error| match error {
+            value::Error::TooLarge => too_large(),
+            value::Error::NoJson(what) => expression.error(&format!("{what} has no JSON form")),
+        })
+    }
+}
+
+impl Expression {
+    fn compile(
+        source: &str,
+        scope: &Scope<'_>,
+        reads: &mut Vec<Read>,
+    ) -> Result<Self, Vec<CompileError>> {
+        match check::compile(source, scope, reads) {
+            Ok(root) => Ok(Self { source: source.into(), root }),
+            Err(problems) => Err(problems
+                .into_iter()
+                .map(|problem| CompileError::new(problem, source))
+                .collect()),
+        }
+    }
+
+    fn evaluate<'e, 'v>(
+        &'e self,
+        context: &'e Context<'_, 'v>,
+    ) -> Result<cel::common::value::CowVal<'e, 'v>, Error> {
+        Value::resolve_val(&self.root, context)
+            .map_err(|error| self.error(&value::describe(&error)))
+    }
+
+    fn error(&self, what: &str) -> Error {
+        Error::builtin(builtin::EXPRESSION, format!("`{}`: {what}", shorten(&self.source, 200)))
+    }
+}
+
+impl CompileError {
+    fn new(problem: Problem, text: &str) -> Self {
+        Self { problem, text: shorten(text, 200) }
+    }
+}
+
+fn too_large() -> Error {
+    Error::builtin(
+        builtin::PAYLOAD_TOO_LARGE,
+        format!("the rendered payload is above {PAYLOAD_BYTES_MAX} bytes"),
+    )
+}
+
+/// The first characters of a text, for messages.
+fn shorten(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into(),
+    }
+}
+
+struct Compiler<'a> {
+    scope: &'a Scope<'a>,
+    reads: Vec<Read>,
+    segments: Vec<Segment>,
+    errors: Vec<CompileError>,
+}
+
+impl Compiler<'_> {
+    fn value(&mut self, json: &serde_json::Value) {
+        match json {
+            serde_json::Value::String(text) => self.string(text),
+            serde_json::Value::Array(items) => {
+                self.literal("[");
+                for (index, item) in items.iter().enumerate() {
+                    if index > 0 {
+                        self.literal(",");
+                    }
+                    self.value(item);
+                }
+                self.literal("]");
+            }
+            serde_json::Value::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                // The order must not depend on the features that serde_json is built with.
+                fields.sort_by_key(|(name, _)| *name);
+                self.literal("{");
+                for (index, (name, field)) in fields.into_iter().enumerate() {
+                    if index > 0 {
+                        self.literal(",");
+                    }
+                    self.name(name);
+                    self.literal(":");
+                    self.value(field);
+                }
+                self.literal("}");
+            }
+            other => self.literal(&other.to_string()),
+        }
+    }
+
+    fn name(&mut self, name: &str) {
+        match split::split(name) {
+            Ok(pieces) if pieces.iter().all(|piece| matches!(piece, Piece::Text(_))) => {
+                let text: String = pieces.iter().map(|piece| piece.text()).collect();
+                self.literal(&quoted(&text));
+            }
+            Ok(_) => self.errors.push(CompileError::new(Problem::ExpressionInName, name)),
+            Err(problem) => self.errors.push(CompileError::new(problem, name)),
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        let pieces = match split::split(text) {
+            Ok(pieces) => pieces,
+            Err(problem) => return self.errors.push(CompileError::new(problem, text)),
+        };
+        if let [Piece::Expression(source)] = pieces[..] {
+            return self.expression(source, Segment::Value);
+        }
+        self.literal("\"");
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    let quoted = quoted(text);
+                    self.literal(&quoted[1..quoted.len() - 1]);
+                }
+                Piece::Expression(source) => self.expression(source, Segment::Text),
+            }
+        }
+        self.literal("\"");
+    }
+
+    fn expression(&mut self, source: &str, segment: fn(Expression) -> Segment) {
+        match Expression::compile(source.trim(), self.scope, &mut self.reads) {
+            Ok(expression) => self.segments.push(segment(expression)),
+            Err(errors) => self.errors.extend(errors),
+        }
+    }
+
+    fn literal(&mut self, text: &str) {
+        match self.segments.last_mut() {
+            Some(Segment::Literal(literal)) => literal.push_str(text),
+            _ => self.segments.push(Segment::Literal(text.into())),
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+#[path = "expression/tests.rs"]
+mod tests;

@@ -15,6 +15,7 @@ pub mod expression;
 pub mod failure_event;
 pub mod id;
 pub mod key;
+pub mod limits;
 pub mod payload;
 pub mod plan;
 pub mod retry;

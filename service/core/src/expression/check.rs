@@ -1,0 +1,456 @@
+//! Parses an expression, checks what it names and how it is built, and ties its costly places to the
+//! budget.
+
+use std::collections::HashMap;
+
+use cel::IdedExpr;
+use cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr, operators,
+};
+use cel::common::types::CelInt;
+use cel::parser::ParseErrors;
+
+use super::budget::{BUDGET, CHARGE, ENVIRONMENT, RANGE};
+use super::shorten;
+use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, Read};
+use crate::id::{StepId, StepPath};
+use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_SOURCE_BYTES_MAX};
+
+/// How deep an expression may nest: parsing and evaluation are recursive.
+const DEPTH_MAX: usize = 48;
+
+const VARIABLES: &[&str] = &["input", "steps", "execution", "run", "error"];
+const TYPES: &[&str] = &[
+    "bool",
+    "bytes",
+    "double",
+    "int",
+    "list",
+    "map",
+    "null_type",
+    "optional_type",
+    "string",
+    "type",
+    "uint",
+];
+const FUNCTIONS: &[&str] =
+    &["size", "string", "int", "uint", "double", "bool", "bytes", "dyn", "type"];
+const METHODS: &[&str] =
+    &["size", "contains", "startsWith", "endsWith", "hasValue", "value", "or", "orValue"];
+const OPTIONALS: &[&str] = &["of", "none", "ofNonZeroValue"];
+
+/// What is wrong with an expression or a template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("invalid JSON: {0}")]
+    NotJson(String),
+    #[error("an expression has no end: `${{` without its `}}`")]
+    Unterminated,
+    #[error("names of fields hold no expressions")]
+    ExpressionInName,
+    #[error("an expression has {0} bytes, at most {CEL_SOURCE_BYTES_MAX} are allowed")]
+    TooLong(usize),
+    #[error("{message} (line {line}, column {column})")]
+    Syntax { line: usize, column: usize, message: String },
+    #[error("it nests deeper than {DEPTH_MAX}")]
+    TooDeep,
+    #[error("comprehensions nest deeper than {CEL_COMPREHENSIONS_MAX}")]
+    TooManyComprehensions,
+    #[error("unknown variable `{0}`")]
+    UnknownVariable(String),
+    #[error("`error` exists in finally and compensations only")]
+    ErrorOutsideHandler,
+    #[error("`{of}` has no field `{field}`")]
+    UnknownField { of: &'static str, field: String },
+    #[error("unknown step `{0}`")]
+    UnknownStep(String),
+    #[error("step `{0}` does not come before this place")]
+    ForwardReference(String),
+    #[error("a step is read as `steps.<id>.output` or `steps.<id>.error`")]
+    StepsAsValue,
+    #[error("`steps.<id>.output` and `.error` always exist: compare them with null")]
+    HasOfStep,
+    #[error("a comprehension's variable hides `{0}`")]
+    HidesVariable(String),
+    #[error("unknown function `{0}`")]
+    UnknownFunction(String),
+    #[error("messages are not supported")]
+    Message,
+}
+
+/// What an expression may name.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    /// The place of every step of the workflow in the order of the definition, `finally` last.
+    pub places: &'a HashMap<&'a StepId, usize>,
+    /// Steps whose place is below this one may be read.
+    pub before: usize,
+    /// Whether there is an `error`: in `finally` and in compensations.
+    pub has_error: bool,
+}
+
+pub(super) fn compile(
+    source: &str,
+    scope: &Scope<'_>,
+    reads: &mut Vec<Read>,
+) -> Result<IdedExpr, Vec<Problem>> {
+    if source.len() > CEL_SOURCE_BYTES_MAX {
+        return Err(vec![Problem::TooLong(source.len())]);
+    }
+    if is_deep(source) {
+        return Err(vec![Problem::TooDeep]);
+    }
+    let parser = ENVIRONMENT.parser().max_recursion_depth(DEPTH_MAX as u16);
+    let mut root = parser.parse(source).map_err(|errors| syntax(&errors))?;
+    let mut check = Check {
+        scope,
+        reads,
+        problems: Vec::new(),
+        bound: Vec::new(),
+        depth: 0,
+        comprehensions: 0,
+    };
+    check.expression(&mut root);
+    if check.problems.is_empty() { Ok(root) } else { Err(check.problems) }
+}
+
+/// The variable that the whole expression is, if it is nothing else.
+pub(super) fn whole_variable(root: &IdedExpr) -> Option<Read> {
+    match path(&root.expr)?[..] {
+        ["input"] => Some(Read::Input),
+        ["steps", step, "output"] => Some(Read::Output(step.into())),
+        _ => None,
+    }
+}
+
+/// A bound of the depth that parsing needs, seen before anything recursive looks at the source:
+/// brackets that are open, and operators that follow each other without one.
+fn is_deep(source: &str) -> bool {
+    let mut open = 0_usize;
+    let mut chain = vec![0_usize];
+    let mut text = None;
+    let mut before = ' ';
+    for letter in source.chars() {
+        match (text, letter) {
+            (Some(quote), _) if quote == letter && before != '\\' => text = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => text = Some(letter),
+            (None, '(' | '[' | '{') => {
+                open += 1;
+                if let Some(chain) = chain.last_mut() {
+                    *chain += 1;
+                }
+                chain.push(0);
+            }
+            (None, ')' | ']' | '}') => {
+                open = open.saturating_sub(1);
+                if chain.len() > 1 {
+                    chain.pop();
+                }
+            }
+            (None, ',') => {
+                if let Some(chain) = chain.last_mut() {
+                    *chain = 0;
+                }
+            }
+            (None, '.' | '+' | '-' | '*' | '/' | '%' | '!' | '?' | '<' | '>' | '=') => {
+                if let Some(chain) = chain.last_mut() {
+                    *chain += 1;
+                }
+            }
+            _ => {}
+        }
+        before = letter;
+        if open > DEPTH_MAX || chain.last().is_some_and(|chain| *chain > CHAIN_MAX) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Operators in a row, such as `a + b + c`: each nests the ones before it.
+const CHAIN_MAX: usize = 200;
+
+fn syntax(errors: &ParseErrors) -> Vec<Problem> {
+    let place = |place: isize| usize::try_from(place).unwrap_or(0);
+    let problems = errors.errors.iter().take(3).map(|error| Problem::Syntax {
+        line: place(error.pos.0),
+        column: place(error.pos.1),
+        message: shorten(&error.msg, 200),
+    });
+    problems.collect()
+}
+
+/// The names of `a.b.c`; `has(a.b)` is no such path.
+fn path(expr: &Expr) -> Option<Vec<&str>> {
+    let mut names = Vec::new();
+    let mut expr = expr;
+    loop {
+        match expr {
+            Expr::Ident(name) => {
+                names.push(name.as_str());
+                names.reverse();
+                return Some(names);
+            }
+            Expr::Select(select) if !select.test => {
+                names.push(&select.field);
+                expr = &select.operand.expr;
+            }
+            _ => return None,
+        }
+    }
+}
+
+struct Check<'a> {
+    scope: &'a Scope<'a>,
+    reads: &'a mut Vec<Read>,
+    problems: Vec<Problem>,
+    /// Variables of the comprehensions around.
+    bound: Vec<String>,
+    depth: usize,
+    comprehensions: usize,
+}
+
+impl Check<'_> {
+    fn expression(&mut self, node: &mut IdedExpr) {
+        if self.depth > CHAIN_MAX + DEPTH_MAX {
+            return self.problem(Problem::TooDeep);
+        }
+        self.depth += 1;
+        match &mut node.expr {
+            Expr::Unspecified | Expr::Literal(_) => {}
+            Expr::Ident(name) => {
+                if !self.is_bound(name) && !TYPES.contains(&name.as_str()) {
+                    let name = name.clone();
+                    self.variable(&[&name], None);
+                }
+            }
+            Expr::Select(select) => self.select(select),
+            Expr::Call(_) => self.call(node),
+            Expr::List(list) => {
+                for element in &mut list.elements {
+                    self.expression(element);
+                    charge(element);
+                }
+            }
+            Expr::Map(map) => {
+                for entry in &mut map.entries {
+                    match &mut entry.expr {
+                        EntryExpr::MapEntry(entry) => {
+                            self.expression(&mut entry.key);
+                            self.expression(&mut entry.value);
+                            charge(&mut entry.value);
+                        }
+                        EntryExpr::StructField(_) => self.problem(Problem::Message),
+                    }
+                }
+            }
+            Expr::Comprehension(comprehension) => self.comprehension(comprehension),
+            Expr::Struct(_) => self.problem(Problem::Message),
+        }
+        self.depth -= 1;
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    fn is_bound(&self, name: &str) -> bool {
+        name.starts_with('@') || self.bound.iter().any(|bound| bound == name)
+    }
+
+    fn read(&mut self, read: Read) {
+        if !self.reads.contains(&read) {
+            self.reads.push(read);
+        }
+    }
+
+    fn select(&mut self, select: &mut SelectExpr) {
+        let Some(names) = path(&select.operand.expr) else {
+            return self.expression(&mut select.operand);
+        };
+        if self.is_bound(names[0]) {
+            return;
+        }
+        let mut names: Vec<String> = names.into_iter().map(Into::into).collect();
+        let tested = select.test.then(|| select.field.clone());
+        if tested.is_none() {
+            names.push(select.field.clone());
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.variable(&names, tested.as_deref());
+    }
+
+    /// A variable and the fields that are read of it; `tested` is that of `has`.
+    fn variable(&mut self, names: &[&str], tested: Option<&str>) {
+        let field = names.get(1).copied().or(tested);
+        match names[0] {
+            "input" => self.read(Read::Input),
+            "run" => self.read(Read::Run),
+            "execution" => {
+                self.read(Read::Execution);
+                self.field("execution", EXECUTION_FIELDS, field);
+            }
+            "error" if self.scope.has_error => {
+                self.read(Read::Error);
+                self.field("error", ERROR_FIELDS, field);
+            }
+            "error" => self.problem(Problem::ErrorOutsideHandler),
+            "steps" => self.step(names, tested),
+            unknown => self.problem(Problem::UnknownVariable(unknown.into())),
+        }
+    }
+
+    fn field(&mut self, of: &'static str, fields: &[&str], field: Option<&str>) {
+        if let Some(field) = field.filter(|field| !fields.contains(field)) {
+            self.problem(Problem::UnknownField { of, field: field.into() });
+        }
+    }
+
+    fn step(&mut self, names: &[&str], tested: Option<&str>) {
+        if tested.is_some() && names.len() < 3 {
+            return self.problem(Problem::HasOfStep);
+        }
+        let (Some(id), Some(part)) = (names.get(1), names.get(2)) else {
+            return self.problem(Problem::StepsAsValue);
+        };
+        let id = StepId::from(*id);
+        match self.scope.places.get(&id) {
+            None => self.problem(Problem::UnknownStep(id.as_str().into())),
+            Some(place) if *place >= self.scope.before => {
+                self.problem(Problem::ForwardReference(id.as_str().into()));
+            }
+            Some(_) => match *part {
+                "output" => self.read(Read::Output(StepPath::from(&id))),
+                "error" => {
+                    self.read(Read::StepError(StepPath::from(&id)));
+                    let field = names.get(3).copied().or(tested);
+                    self.field("steps.<id>.error", ERROR_FIELDS, field);
+                }
+                _ => self.problem(Problem::StepsAsValue),
+            },
+        }
+    }
+
+    fn call(&mut self, node: &mut IdedExpr) {
+        let Expr::Call(call) = &mut node.expr else {
+            return;
+        };
+        let is_optional =
+            call.target.as_ref().is_some_and(
+                |target| matches!(&target.expr, Expr::Ident(name) if name == "optional"),
+            ) && OPTIONALS.contains(&call.func_name.as_str());
+        let is_known = match &call.target {
+            Some(_) => is_optional || METHODS.contains(&call.func_name.as_str()),
+            None => is_operator(&call.func_name) || FUNCTIONS.contains(&call.func_name.as_str()),
+        };
+        if !is_known {
+            self.problem(Problem::UnknownFunction(call.func_name.clone()));
+        }
+        if let Some(target) = call.target.as_mut().filter(|_| !is_optional) {
+            self.expression(target);
+            if self.comprehensions > 0 {
+                charge(target);
+            }
+        }
+        for argument in &mut call.args {
+            self.expression(argument);
+            if self.comprehensions > 0 && looks_at_all_of_it(&call.func_name) {
+                charge(argument);
+            }
+        }
+        // What comprehensions add to their own result is paid for as it is made.
+        let grows = call.func_name == operators::ADD
+            && !matches!(&call.args[..], [first, ..] if is_hidden(first));
+        if grows {
+            charge(node);
+        }
+    }
+
+    fn comprehension(&mut self, comprehension: &mut ComprehensionExpr) {
+        self.expression(&mut comprehension.iter_range);
+        let names = [Some(&comprehension.iter_var), comprehension.iter_var2.as_ref()];
+        let names: Vec<String> = names.into_iter().flatten().cloned().collect();
+        for name in &names {
+            if VARIABLES.contains(&name.as_str()) {
+                self.problem(Problem::HidesVariable(name.clone()));
+            }
+        }
+        if self.comprehensions == CEL_COMPREHENSIONS_MAX {
+            return self.problem(Problem::TooManyComprehensions);
+        }
+        let bound = self.bound.len();
+        self.bound.extend(names);
+        self.comprehensions += 1;
+        let nodes = count(&comprehension.loop_step);
+        self.expression(&mut comprehension.loop_cond);
+        self.expression(&mut comprehension.loop_step);
+        self.expression(&mut comprehension.result);
+        self.comprehensions -= 1;
+        self.bound.truncate(bound);
+
+        let nodes = LiteralValue::Int(CelInt::from(i64::try_from(nodes).unwrap_or(i64::MAX)));
+        let range = std::mem::take(&mut comprehension.iter_range);
+        comprehension.iter_range = global(RANGE, vec![range, budget(), node(Expr::Literal(nodes))]);
+    }
+}
+
+fn is_operator(function: &str) -> bool {
+    function.starts_with(['_', '@', '!', '-'])
+}
+
+/// Whether the work of a call grows with the size of its arguments.
+fn looks_at_all_of_it(function: &str) -> bool {
+    use operators::{EQUALS, IN, NOT_EQUALS};
+    [EQUALS, NOT_EQUALS, IN].contains(&function) || !is_operator(function)
+}
+
+/// Whether the expression is a variable that macros made.
+fn is_hidden(node: &IdedExpr) -> bool {
+    matches!(&node.expr, Expr::Ident(name) if name.starts_with('@'))
+}
+
+/// Makes the evaluation pay for the value of an expression.
+fn charge(node: &mut IdedExpr) {
+    if matches!(&node.expr, Expr::Literal(_)) || is_hidden(node) {
+        return;
+    }
+    *node = global(CHARGE, vec![std::mem::take(node), budget()]);
+}
+
+fn budget() -> IdedExpr {
+    node(Expr::Ident(BUDGET.into()))
+}
+
+fn global(function: &str, args: Vec<IdedExpr>) -> IdedExpr {
+    node(Expr::Call(CallExpr { func_name: function.into(), target: None, args }))
+}
+
+fn node(expr: Expr) -> IdedExpr {
+    IdedExpr { id: 0, expr }
+}
+
+/// Nodes of an expression.
+fn count(node: &IdedExpr) -> usize {
+    1 + match &node.expr {
+        Expr::Unspecified | Expr::Literal(_) | Expr::Ident(_) | Expr::Struct(_) => 0,
+        Expr::Select(select) => count(&select.operand),
+        Expr::Call(call) => {
+            call.target.iter().map(|target| count(target)).sum::<usize>()
+                + call.args.iter().map(count).sum::<usize>()
+        }
+        Expr::List(list) => list.elements.iter().map(count).sum(),
+        Expr::Map(map) => map
+            .entries
+            .iter()
+            .map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => count(&entry.key) + count(&entry.value),
+                EntryExpr::StructField(field) => count(&field.value),
+            })
+            .sum(),
+        // Its rounds pay for themselves.
+        Expr::Comprehension(inner) => count(&inner.iter_range),
+    }
+}

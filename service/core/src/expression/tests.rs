@@ -1,0 +1,508 @@
+//! Tests of conditions and templates against a state made by hand.
+
+use std::collections::{HashMap, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::Category;
+use crate::event::StopCause;
+use crate::execution::{
+    Block, CompensationState, Node, NodeKind, NodeState, Phase, State, Stop, TraceContext,
+};
+use crate::id::{ExecutionId, StepId};
+use crate::time::Timestamp;
+
+fn node(path: &str, state: NodeState) -> Node {
+    Node { path: path.into(), generation: 0, kind: NodeKind::Skipped, state, closing: None }
+}
+
+fn execution(input: &str) -> Execution {
+    let declined = Error {
+        cause: Some(Box::new(Error::new("card.expired", "in May"))),
+        details: Some(Payload::json(r#"{"code": 7}"#)),
+        category: Category::Permanent,
+        ..Error::new("payment.declined", "no")
+    };
+    let completed = |output: &'static str| NodeState::Completed { output: Payload::json(output) };
+    Execution {
+        id: ExecutionId(uuid::Uuid::from_u128(1)),
+        sequence: 1,
+        event_count: 1,
+        decided_at: Timestamp::default(),
+        namespace: "acme.shop".into(),
+        workflow: "order".into(),
+        version: 3,
+        key: Some("order-7".into()),
+        input: Payload::json(input.to_owned()),
+        trace: TraceContext::default(),
+        started_at: Timestamp::from_micros(1_767_323_045_678_901),
+        deadline: None,
+        state: State::Running,
+        phase: Phase::Steps,
+        compensation: CompensationState::None,
+        run: 2,
+        steps: Block {
+            nodes: vec![
+                node("charge", completed(r#"{ "id": "ch_1",  "fee": 1.5 }"#)),
+                node("skipped", NodeState::Skipped),
+                node("ignored", NodeState::Ignored { error: declined.clone() }),
+                node(
+                    "binary",
+                    NodeState::Completed {
+                        output: Payload {
+                            content_type: "image/png".into(),
+                            ..Payload::json("\0\u{1}")
+                        },
+                    },
+                ),
+            ],
+        },
+        compensations: Vec::new(),
+        finally: Block::default(),
+        output: None,
+        stop: Some(Stop {
+            cause: StopCause::Failed,
+            error: declined,
+            step: Some("ignored".into()),
+            grace_until: Timestamp::default(),
+        }),
+        cancel_reason: None,
+        cleanup_deadline: None,
+        warnings: Vec::new(),
+        ended_at: None,
+        error: None,
+        requests: VecDeque::new(),
+        closings: 0,
+    }
+}
+
+const STEPS: [&str; 5] = ["charge", "skipped", "ignored", "binary", "later"];
+
+fn with_scope<T>(has_error: bool, test: impl FnOnce(&Scope<'_>) -> T) -> T {
+    let ids = STEPS.map(StepId::from);
+    let places: HashMap<&StepId, usize> = ids.iter().enumerate().map(|(at, id)| (id, at)).collect();
+    test(&Scope { places: &places, before: 4, has_error })
+}
+
+fn compile(json: &str) -> Result<Template, Vec<CompileError>> {
+    with_scope(true, |scope| Template::compile(json, scope))
+}
+
+fn render_on(input: &str, json: &str) -> Result<Payload, Error> {
+    let execution = execution(input);
+    let error = execution.stop.as_ref().map(|stop| &stop.error);
+    let template = compile(json).unwrap_or_else(|errors| panic!("{json}: {errors:?}"));
+    template.render(Variables { execution: &execution, error })
+}
+
+const INPUT: &str = r#"{"id": "o1", "n": 9007199254740993, "big": 18446744073709551615, "f": 2.0,
+    "items": [{"sku": "a", "price": 3}, {"sku": "b", "price": 4}], "text": "say \"hi\"\n",
+    "map": {"b": 1, "a": 2, "c": 3}, "none": null}"#;
+
+fn render(json: &str) -> Result<Payload, Error> {
+    render_on(INPUT, json)
+}
+
+/// What a template with only this expression gives.
+fn value(source: &str) -> Result<String, Error> {
+    let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
+    render(&json).map(|payload| String::from_utf8(payload.data.into()).expect("JSON is UTF-8"))
+}
+
+fn problems(source: &str) -> Vec<Problem> {
+    let compiled = with_scope(false, |scope| Condition::compile(source, scope));
+    match compiled {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.into_iter().map(|error| error.problem).collect(),
+    }
+}
+
+#[test]
+fn a_template_mixes_values_text_and_literals() {
+    for (template, rendered) in [
+        (r#"{"a": "${input.id}", "b": [1, "x", null]}"#, r#"{"a":"o1","b":[1,"x",null]}"#),
+        (r#""${input.n}""#, "9007199254740993"),
+        (r#""${input.big}""#, "18446744073709551615"),
+        (r#""${input.f}""#, "2.0"),
+        (r#""${ input.items[1].sku }""#, r#""b""#),
+        (
+            r#""order ${input.id}: ${input.n}, ${input.none}""#,
+            r#""order o1: 9007199254740993, null""#,
+        ),
+        (r#""${input.text}|${input.map}""#, r#""say \"hi\"\n|{\"a\":2,\"b\":1,\"c\":3}""#),
+        (r#""$${input.id} ${input.id}""#, r#""${input.id} o1""#),
+        (r#"{"$${k}": "${1 + 1}"}"#, r#"{"${k}":2}"#),
+        (r#""\u0024{input.id}""#, r#""o1""#),
+        (r#""${steps.charge.output.fee}""#, "1.5"),
+        (r#"{"z": 1, "a": "${{'y': 1, 'x': [true]}}"}"#, r#"{"a":{"x":[true],"y":1},"z":1}"#),
+    ] {
+        let payload = render(template).unwrap_or_else(|error| panic!("{template}: {error:?}"));
+        assert_eq!(payload, Payload::json(rendered), "{template}");
+    }
+}
+
+#[test]
+fn expressions_give_what_cel_says() {
+    for (source, expected) in [
+        ("input.items.map(i, i.price)", "[3,4]"),
+        ("input.items.filter(i, i.price > 3).map(i, i.sku)", r#"["b"]"#),
+        ("input.items.all(i, i.price > 3)", "false"),
+        ("input.items.exists_one(i, i.sku == 'a')", "true"),
+        ("input.map.map(k, k)", r#"["a","b","c"]"#),
+        ("input.map.map(k, input.map[k])", "[2,1,3]"),
+        ("has(input.missing)", "false"),
+        ("input.?missing.orValue(5)", "5"),
+        ("input.?missing", "null"),
+        ("size(input.items) + 1", "3"),
+        ("input.id + '-' + string(run)", r#""o1-2""#),
+        ("'o1' in [input.id] && input.id.startsWith('o')", "true"),
+        ("type(1) == int", "true"),
+        ("steps.skipped.output", "null"),
+        ("steps.skipped.error", "null"),
+        ("steps.ignored.output == null", "true"),
+        ("steps.ignored.error.type", r#""payment.declined""#),
+        ("steps.ignored.error.cause.message", r#""in May""#),
+        ("error.details.code", "7"),
+        ("error.category", r#""PERMANENT""#),
+        ("error.cause.category", "null"),
+        ("execution.key + '@' + execution.namespace", r#""order-7@acme.shop""#),
+        ("execution.started_at", r#""2026-01-02T03:04:05.678901Z""#),
+        ("execution.failed_step", r#""ignored""#),
+        ("execution.version + run", "5"),
+        ("{1: 'a', true: 'b'}", r#"{"1":"a","true":"b"}"#),
+        ("[[1, 2], [3]].map(l, l.map(x, x * 2))", "[[2,4],[6]]"),
+        ("9223372036854775807", "9223372036854775807"),
+    ] {
+        match value(source) {
+            Ok(json) => assert_eq!(json, expected, "{source}"),
+            Err(error) => panic!("{source}: {error:?}"),
+        }
+    }
+}
+
+#[test]
+fn payloads_that_nothing_looks_into_pass_untouched() {
+    let execution = execution(" {not json ");
+    let variables = Variables { execution: &execution, error: None };
+    let pass = |json| compile(json).expect("it compiles").render(variables);
+    assert_eq!(pass(r#""${input}""#), Ok(execution.input.clone()));
+    let binary = pass(r#""${ steps.binary.output }""#).expect("it is not parsed");
+    assert_eq!(binary.content_type, "image/png");
+    assert_eq!(pass(r#""${steps.skipped.output}""#), Ok(Payload::null()));
+    let constant = r#"{ "b": 123456789012345678901234567890, "a": "$" }"#;
+    assert_eq!(pass(constant), Ok(Payload::json(constant)));
+}
+
+#[test]
+fn what_fails_at_run_time_is_an_expression_error() {
+    for (source, message) in [
+        ("input.missing", "no such key: missing"),
+        ("input.n / 0", "division by zero"),
+        ("input.n % 0", "remainder of a division by zero"),
+        ("input.n * input.n", "mul overflows"),
+        ("-(-9223372036854775807 - 1)", "overflows"),
+        ("input.items[2]", "out of bounds"),
+        ("input.id + 1", "add does not take string and int"),
+        ("int('x')", "int: "),
+        ("b'x'", "no JSON form"),
+        ("1.0 / 0.0", "the number inf has no JSON form"),
+        ("type(1)", "no JSON form"),
+        ("{'a': 1, 'a': 2}", "twice"),
+        ("steps.binary.output.x", "its content type is `image/png`"),
+        ("steps.charge.output.nothing", "no such key: nothing"),
+    ] {
+        let error = value(source).expect_err(source);
+        assert_eq!(error.error_type, builtin::EXPRESSION, "{source}");
+        assert!(error.is_non_retryable());
+        assert!(error.message.contains(message), "{source}: {}", error.message);
+    }
+    let error = render_on("{", r#""${input.a}""#).expect_err("it is not JSON");
+    assert!(error.message.contains("`input` cannot be read"), "{}", error.message);
+    let deep = "[".repeat(10_000);
+    let error = render_on(&deep, r#""${input.a}""#).expect_err("it is too deep");
+    assert_eq!(error.error_type, builtin::EXPRESSION);
+}
+
+#[test]
+fn a_condition_gives_a_boolean_or_an_error() {
+    let execution = execution(INPUT);
+    let variables = Variables { execution: &execution, error: None };
+    let evaluate = |source| {
+        with_scope(false, |scope| Condition::compile(source, scope).expect(source))
+            .evaluate(variables)
+    };
+    assert_eq!(evaluate("input.n > 1"), Ok(true));
+    assert_eq!(evaluate("steps.charge.output.id == 'x'"), Ok(false));
+    let error = evaluate("input.n").expect_err("a number is no condition");
+    assert!(error.message.contains("gives int, not a boolean"), "{}", error.message);
+}
+
+#[test]
+fn what_cannot_work_is_refused_when_it_is_compiled() {
+    use Problem as P;
+    for (source, problem) in [
+        ("inputs.a", P::UnknownVariable("inputs".into())),
+        ("[1].map(x, x + y)", P::UnknownVariable("y".into())),
+        ("[1].all(x, x > 0) && x", P::UnknownVariable("x".into())),
+        ("item", P::UnknownVariable("item".into())),
+        (".input", P::UnknownVariable(".input".into())),
+        ("steps.nobody.output", P::UnknownStep("nobody".into())),
+        ("has(steps.nobody.output.a)", P::UnknownStep("nobody".into())),
+        ("steps.later.output", P::ForwardReference("later".into())),
+        ("[1].map(x, steps.later.output)", P::ForwardReference("later".into())),
+        ("steps.charge.result", P::StepsAsValue),
+        ("steps.charge", P::StepsAsValue),
+        ("steps", P::StepsAsValue),
+        ("steps['charge'].output", P::StepsAsValue),
+        ("has(steps.charge.output)", P::HasOfStep),
+        ("has(steps.charge)", P::HasOfStep),
+        ("error.type", P::ErrorOutsideHandler),
+        ("execution.state", P::UnknownField { of: "execution", field: "state".into() }),
+        ("has(execution.state)", P::UnknownField { of: "execution", field: "state".into() }),
+        (
+            "steps.charge.error.text",
+            P::UnknownField { of: "steps.<id>.error", field: "text".into() },
+        ),
+        ("[1].map(input, input)", P::HidesVariable("input".into())),
+        ("now()", P::UnknownFunction("now".into())),
+        ("input.a.matches('x')", P::UnknownFunction("matches".into())),
+        ("input.a.map(x)", P::UnknownFunction("map".into())),
+        ("Message{a: 1}", P::Message),
+        ("[1].all(a, [1].all(b, [1].all(c, [1].all(d, true))))", P::TooManyComprehensions),
+    ] {
+        assert_eq!(problems(source), [problem], "{source}");
+    }
+    assert!(problems("[1].all(a, [1].all(b, [1].all(c, true)))").is_empty());
+    assert!(problems("[1].map(a, a).map(b, b).map(c, c).map(d, d).size() == 1").is_empty());
+    assert!(matches!(problems("1 +")[..], [P::Syntax { line: 1, .. }, ..]));
+    assert!(matches!(problems("")[..], [P::Syntax { .. }, ..]));
+    let long = |length: usize| format!("'{}' == ''", "x".repeat(length - 8));
+    assert!(problems(&long(4096)).is_empty());
+    assert_eq!(problems(&long(4097)), [P::TooLong(4097)]);
+}
+
+#[test]
+fn templates_tell_all_their_problems() {
+    let errors = compile(r#"{"a": "${x}", "b": "${ y } ${", "${z}": 1, "c": "${input}"}"#);
+    let errors = errors.expect_err("nothing of it works");
+    let problems: Vec<_> = errors.into_iter().map(|error| error.problem).collect();
+    assert_eq!(
+        problems,
+        [Problem::ExpressionInName, Problem::UnknownVariable("x".into()), Problem::Unterminated,]
+    );
+    let errors = compile("{a: 1}").expect_err("YAML is no JSON");
+    assert!(matches!(errors[0].problem, Problem::NotJson(_)));
+}
+
+/// The worst shapes that fit into the limit of a source, on the small stack of a test's thread.
+#[test]
+fn no_source_overflows_the_stack() {
+    let repeat = |text: &str| text.repeat(4096 / text.len());
+    for source in [
+        repeat("("),
+        repeat("["),
+        repeat("{"),
+        repeat("!"),
+        repeat("-"),
+        repeat("a."),
+        repeat("a+"),
+        repeat("a&&"),
+        repeat("a||"),
+        repeat("a?b:"),
+        repeat("a["),
+        repeat("f("),
+        repeat("a.f("),
+        repeat("{1:"),
+        repeat("a in "),
+        repeat("a<"),
+        repeat("\""),
+        repeat("[1].map(x,"),
+        repeat("- "),
+        repeat(".a"),
+        repeat("a ?"),
+        repeat("has("),
+        repeat("r'''"),
+        repeat("//"),
+        repeat("`"),
+        repeat("M{"),
+        repeat("a?.b"),
+        repeat("a[?"),
+        repeat("1,"),
+        repeat("\u{1F600}"),
+        format!("1{}", "+1".repeat(1000)),
+        format!("input{}", ".a".repeat(1000)),
+        format!("input{}", "[0]".repeat(1000)),
+        format!("true{}", "&&true".repeat(600)),
+        format!("true{}", "||true".repeat(600)),
+        format!("{}1", "true?1:".repeat(500)),
+        format!("input{}", ".map(x,x)".repeat(400)),
+        format!("1{}", " in [1]".repeat(500)),
+        format!("{}true", "!".repeat(200)),
+        format!("{}1{}", "(".repeat(48), ")".repeat(48)),
+        format!("1{}", "+1".repeat(199)),
+        format!("input{}", ".size()".repeat(150)),
+        format!("input{}", "[0]".repeat(100)),
+    ] {
+        if let Ok(template) = with_scope(true, |scope| Condition::compile(&source, scope)) {
+            let execution = execution(INPUT);
+            let _outcome = template.evaluate(Variables { execution: &execution, error: None });
+        }
+    }
+}
+
+#[test]
+fn costly_expressions_end_in_an_error() {
+    let list = |length: usize| format!("[{}]", vec!["1"; length].join(","));
+    let big = format!(r#"{{"l": {}, "s": "{}"}}"#, list(5_000), "x".repeat(1_000_000));
+    for source in [
+        "input.l.map(a, input.l.map(b, input.l.map(c, c)))",
+        "input.l.all(a, input.l.all(b, input.l.all(c, c > 0)))",
+        "input.l.map(a, input)",
+        "input.l.map(a, input.s + 'x')",
+        "input.l.filter(a, input.s.contains('y'))",
+        "input.l.exists(a, input.s == input.s + 'y')",
+        "input.l.exists(a, 2 in input.l)",
+        "input.l.map(a, {'x': input.l})",
+    ] {
+        let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
+        let error = render_on(&big, &json).expect_err(source);
+        assert!(error.message.contains("takes too much work"), "{source}: {}", error.message);
+    }
+    let copies = vec!["input"; 600].join(",");
+    let json = format!(r#""${{[{copies}]}}""#);
+    assert!(render_on(&big, &json).is_err());
+    let sum = vec!["input.s"; 150].join("+");
+    assert!(render_on(&big, &format!(r#""${{size({sum})}}""#)).is_err());
+    assert!(render_on(&big, r#""${input.l.map(a, input.l.size() + a)[7]}""#).is_ok());
+}
+
+#[test]
+fn a_result_above_the_limit_of_payloads_is_refused() {
+    let text = |length: usize| format!(r#"{{"s": "{}"}}"#, "x".repeat(length));
+    let limit = PAYLOAD_BYTES_MAX;
+    assert_eq!(render_on(&text(limit - 2), r#""${input.s}""#).expect("it fits").size(), limit);
+    for (input, template) in [
+        (text(limit - 1), r#""${input.s}""#),
+        (text(limit - 1), r#""${input.s} ${input.s}""#),
+        (text(limit / 2), r#"{"a": "${input.s}", "b": "${input.s}"}"#),
+        (text(limit / 2), r#""${[input.s, input.s, 'x']}""#),
+    ] {
+        let error = render_on(&input, template).expect_err("it is too large");
+        assert_eq!(error.error_type, builtin::PAYLOAD_TOO_LARGE, "{template}");
+    }
+}
+
+/// Sources of random pieces of CEL, some of which are even right.
+fn source() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(vec![
+        "input",
+        "input.id",
+        "input.n",
+        "input.f",
+        "input.items",
+        "input.map",
+        "steps.charge.output",
+        "1",
+        "0",
+        "-1",
+        "2u",
+        "0.5",
+        "9223372036854775807",
+        "'a'",
+        "b'a'",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "+",
+        "-",
+        "*",
+        "/",
+        "%",
+        "==",
+        "!=",
+        "<",
+        ">=",
+        "&&",
+        "||",
+        "!",
+        "?",
+        ":",
+        "in",
+        ".",
+        ",",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "[1, 2]",
+        "{'a': 1}",
+        ".map(x, ",
+        ".all(x, ",
+        ".exists_one(x, ",
+        "x",
+        ".size()",
+        "int(",
+        "uint(",
+        "double(",
+        "string(",
+        "bytes(",
+        "has(",
+        "optional.of(",
+        ".?a",
+        "[?0]",
+        "type(",
+        "dyn(",
+        ".orValue(",
+        ".value()",
+        "'",
+        "\"",
+        "\\",
+        "//",
+        "`",
+        "\u{e9}",
+        "$",
+        "{'a': ?x}",
+        "'\\u12'",
+        "'\\xff'",
+        "0x",
+        "1e999",
+        "18446744073709551616",
+        "@result",
+        "r'",
+    ]);
+    prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.join(" "))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn nothing_panics_and_everything_repeats(source in source()) {
+        let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
+        if let Ok(template) = compile(&json) {
+            let execution = execution(INPUT);
+            let variables = Variables { execution: &execution, error: None };
+            let first = template.render(variables);
+            prop_assert_eq!(&template.render(variables), &first);
+            let again = compile(&json).expect("it compiled before").render(variables);
+            prop_assert_eq!(again, first);
+        }
+    }
+
+    #[test]
+    fn any_text_is_cut_without_panic(text in "[${}'\"\\\\a/\n]{0,24}") {
+        let json = serde_json::Value::from(text).to_string();
+        let _compiled = compile(&json);
+    }
+
+    #[test]
+    fn text_without_expressions_stays_as_it_is(text in "[^$]{0,40}") {
+        let json = serde_json::json!([text, "${1}"]).to_string();
+        let expected = serde_json::json!([text, 1]).to_string();
+        prop_assert_eq!(render(&json), Ok(Payload::json(expected)));
+    }
+}

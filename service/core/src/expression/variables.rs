@@ -1,0 +1,188 @@
+//! The values of variables: only those that an expression reads are made, each once per evaluation.
+
+use cel::Context;
+use cel::common::types::{CelBool, CelInt, CelMap, CelMapKey, CelNull, CelString};
+use cel::common::value::Val;
+
+use super::Variables;
+use super::budget::{BUDGET, Budget, ENVIRONMENT};
+use super::value;
+use crate::error::{Category, Error, builtin};
+use crate::execution::{Execution, NodeState};
+use crate::id::StepPath;
+use crate::payload::Payload;
+use crate::time::Timestamp;
+
+pub(super) const EXECUTION_FIELDS: &[&str] =
+    &["id", "key", "namespace", "workflow", "version", "started_at", "failed_step"];
+pub(super) const ERROR_FIELDS: &[&str] =
+    &["type", "message", "details", "category", "non_retryable", "source", "cause"];
+
+/// A variable that an expression reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    Input,
+    Output(StepPath),
+    StepError(StepPath),
+    Execution,
+    Run,
+    Error,
+}
+
+impl Read {
+    /// The name it is found by: CEL looks the longest name up first.
+    fn name(&self) -> String {
+        match self {
+            Self::Input => "input".into(),
+            Self::Output(step) => format!("steps.{step}.output"),
+            Self::StepError(step) => format!("steps.{step}.error"),
+            Self::Execution => "execution".into(),
+            Self::Run => "run".into(),
+            Self::Error => "error".into(),
+        }
+    }
+
+    fn value<'v>(&self, variables: Variables<'v>) -> Result<Box<dyn Val + 'v>, Error> {
+        let execution = variables.execution;
+        Ok(match self {
+            Self::Input => payload(&execution.input, self)?,
+            Self::Output(step) => match output(execution, step) {
+                Some(output) => payload(output, self)?,
+                None => Box::new(CelNull),
+            },
+            Self::StepError(step) => optional_error(step_error(execution, step)),
+            Self::Execution => execution_value(execution),
+            Self::Run => Box::new(CelInt::from(i64::from(execution.run))),
+            Self::Error => optional_error(variables.error),
+        })
+    }
+}
+
+/// A context that has just those variables.
+pub(super) fn context<'v>(
+    reads: &[Read],
+    variables: Variables<'v>,
+) -> Result<Context<'v, 'v>, Error> {
+    let mut context = Context::with_env(ENVIRONMENT.clone());
+    context.add_variable_as_val(BUDGET, Box::new(Budget::new()));
+    for read in reads {
+        context.add_variable_as_val(read.name(), read.value(variables)?);
+    }
+    Ok(context)
+}
+
+/// A step's output, if it has one.
+pub(super) fn output<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Payload> {
+    match &execution.node(step)?.state {
+        NodeState::Completed { output } => Some(output),
+        _ => None,
+    }
+}
+
+fn step_error<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Error> {
+    match &execution.node(step)?.state {
+        NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
+        _ => None,
+    }
+}
+
+fn payload<'v>(payload: &'v Payload, read: &Read) -> Result<Box<dyn Val + 'v>, Error> {
+    let error = |what: String| {
+        Error::builtin(builtin::EXPRESSION, format!("`{}` cannot be read: {what}", read.name()))
+    };
+    if !payload.is_json() {
+        return Err(error(format!("its content type is `{}`", payload.content_type)));
+    }
+    if payload.data.is_empty() {
+        return Ok(Box::new(CelNull));
+    }
+    value::parse(&payload.data).map_err(|why| error(format!("it is not JSON: {why}")))
+}
+
+fn execution_value<'v>(execution: &'v Execution) -> Box<dyn Val + 'v> {
+    let step = execution.stop.as_ref().and_then(|stop| stop.step.as_ref());
+    map([
+        ("id", Box::new(CelString::from(execution.id.to_string()))),
+        ("key", optional_text(execution.key.as_deref())),
+        ("namespace", text(execution.namespace.as_str())),
+        ("workflow", text(execution.workflow.as_str())),
+        ("version", Box::new(CelInt::from(i64::from(execution.version)))),
+        ("started_at", Box::new(CelString::from(rfc3339(execution.started_at)))),
+        ("failed_step", optional_text(step.map(StepPath::as_str))),
+    ])
+}
+
+fn optional_error<'v>(error: Option<&'v Error>) -> Box<dyn Val + 'v> {
+    let Some(error) = error else {
+        return Box::new(CelNull);
+    };
+    let category = match error.category {
+        Category::Unspecified => None,
+        Category::Transient => Some("TRANSIENT"),
+        Category::Intermittent => Some("INTERMITTENT"),
+        Category::Permanent => Some("PERMANENT"),
+        Category::Benign => Some("BENIGN"),
+    };
+    let details = error.details.as_ref().filter(|details| details.is_json());
+    let details = details.and_then(|details| value::parse(&details.data).ok());
+    map([
+        ("type", text(&error.error_type)),
+        ("message", text(&error.message)),
+        // Details that nobody can read must not hide the rest of the error.
+        ("details", details.unwrap_or_else(|| Box::new(CelNull))),
+        ("category", optional_text(category)),
+        ("non_retryable", Box::new(CelBool::from(error.is_non_retryable()))),
+        ("source", text(&error.source)),
+        ("cause", optional_error(error.cause.as_deref())),
+    ])
+}
+
+fn map<'v, const N: usize>(fields: [(&'static str, Box<dyn Val + 'v>); N]) -> Box<dyn Val + 'v> {
+    let fields = fields.into_iter().map(|(name, value)| (CelMapKey::from(name), value));
+    Box::new(CelMap::from(fields.collect::<std::collections::HashMap<_, _>>()))
+}
+
+fn text<'v>(text: &'v str) -> Box<dyn Val + 'v> {
+    Box::new(CelString::from(text))
+}
+
+fn optional_text<'v>(value: Option<&'v str>) -> Box<dyn Val + 'v> {
+    value.map_or_else(|| Box::new(CelNull) as Box<dyn Val + 'v>, text)
+}
+
+/// `2026-01-02T03:04:05.678901Z`.
+fn rfc3339(at: Timestamp) -> String {
+    let micros = at.as_micros();
+    let (days, in_day) = (micros.div_euclid(86_400_000_000), micros.rem_euclid(86_400_000_000));
+    // Years begin in March here, so that the leap day is the last of its year; eras have 400 years.
+    let days = days + 719_468;
+    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (seconds, fraction) = (in_day / 1_000_000, in_day % 1_000_000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction:06}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        for (micros, text) in [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400_000_000, "2000-02-29T00:00:00.000000Z"),
+            (1_767_323_045_678_901, "2026-01-02T03:04:05.678901Z"),
+            (4_107_542_399_999_999, "2100-02-28T23:59:59.999999Z"),
+            (4_107_542_400_000_000, "2100-03-01T00:00:00.000000Z"),
+            (-1, "1969-12-31T23:59:59.999999Z"),
+        ] {
+            assert_eq!(rfc3339(Timestamp::from_micros(micros)), text);
+        }
+    }
+}

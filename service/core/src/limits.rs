@@ -1,0 +1,63 @@
+//! What nothing may exceed, and the cleaning of text. Over a limit is an error that is told, never
+//! a silent cut.
+
+use std::borrow::Cow;
+
+/// Bytes of one payload: data, content type and metadata.
+pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Bytes of one definition.
+pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
+/// Steps of a definition, those of `finally` included.
+pub const STEPS_MAX: usize = 1_000;
+/// How deep blocks of steps may nest.
+pub const NESTING_MAX: usize = 20;
+/// Events of one execution's history.
+pub const HISTORY_EVENTS_MAX: usize = 50_000;
+/// Bytes of one error with all its causes.
+pub const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// How deep causes may nest, the outermost error included.
+pub const CAUSE_DEPTH_MAX: usize = 20;
+/// Bytes of one CEL expression.
+pub const CEL_SOURCE_BYTES_MAX: usize = 4 * 1024;
+/// How deep comprehensions (`all`, `exists`, `exists_one`, `map`, `filter`) may nest.
+pub const CEL_COMPREHENSIONS_MAX: usize = 3;
+/// Bytes of an execution key.
+pub const KEY_BYTES_MAX: usize = 255;
+/// Bytes of a request id.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Bytes of the name of a workflow.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a namespace.
+pub const NAMESPACE_BYTES_MAX: usize = 255;
+/// Bytes of a step id.
+pub const STEP_ID_BYTES_MAX: usize = 64;
+/// Bytes of a task type.
+pub const TASK_TYPE_BYTES_MAX: usize = 128;
+/// Bytes of the name of a queue.
+pub const QUEUE_BYTES_MAX: usize = 128;
+/// Bytes of a text for people.
+pub const DESCRIPTION_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of an error type or of a pattern of such.
+pub const ERROR_TYPE_BYTES_MAX: usize = 255;
+/// Patterns in one list of error types.
+pub const ERROR_TYPES_MAX: usize = 100;
+/// Rules of one retry policy.
+pub const RETRY_RULES_MAX: usize = 50;
+/// Priorities go from minus this to this.
+pub const PRIORITY_MAX: i32 = 100;
+
+/// The text with a replacement character, U+FFFD, for every NUL: stores refuse NUL in text.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_text_with_nul_is_copied() {
+        assert!(matches!(clean("ünchanged"), Cow::Borrowed("ünchanged")));
+        assert_eq!(clean("a\0b\0"), "a\u{fffd}b\u{fffd}");
+    }
+}
