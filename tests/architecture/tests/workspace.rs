@@ -1,0 +1,81 @@
+//! The checks of this crate, applied to this repository.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use recoup_architecture::graph::{self, Metadata};
+use recoup_architecture::tree::{self, File};
+use recoup_architecture::{hygiene, links, sources};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// `--locked` keeps the test from changing what it looks at. Where every crate is already at hand,
+/// as after any build, cargo asks no network for this.
+fn metadata() -> Metadata {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(root())
+        .output()
+        .expect("cargo, which built this test, can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json = String::from_utf8(output.stdout).expect("cargo's JSON is UTF-8");
+    Metadata::parse(&json).expect("cargo metadata has the form of version 1")
+}
+
+fn files() -> Vec<File> {
+    let files = tree::read(&root()).expect("the repository can be read");
+    assert!(files.iter().any(|file| file.path == "service/core/src/lib.rs"), "not the repository");
+    files
+}
+
+#[track_caller]
+fn none(findings: Vec<String>) {
+    assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
+}
+
+#[test]
+fn arrows_point_one_way() {
+    none(graph::wrong_arrows(&metadata()));
+}
+
+#[test]
+fn core_uses_only_what_is_listed() {
+    none(graph::unexpected_core_uses(&metadata()));
+}
+
+#[test]
+fn nothing_forbidden_stands_behind_core() {
+    none(graph::forbidden_behind_core(&metadata()));
+}
+
+#[test]
+fn core_knows_no_time_thread_or_task() {
+    none(sources::impure_core(&files()));
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    none(sources::too_long(&files()));
+}
+
+#[test]
+fn generated_code_stands_apart() {
+    none(sources::stray_generated(&files()));
+}
+
+#[test]
+fn no_path_of_a_machine() {
+    none(hygiene::private_paths(&files()));
+}
+
+#[test]
+fn no_private_registry() {
+    none(hygiene::private_registries(&files()));
+}
+
+#[test]
+fn links_lead_somewhere() {
+    none(links::broken(&files()));
+}
