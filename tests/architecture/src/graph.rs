@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const CORE: &str = "recoup-core";
 
 /// What core may name in its manifest.
-const CORE_USES: &[&str] = &["bytes", "cel", "serde_json", "thiserror", "uuid"];
+const CORE_USES: &[&str] = &["bytes", "cel", "serde", "serde_json", "thiserror", "uuid"];
 
 /// What core's tests may use besides.
 const CORE_TESTS_USE: &[&str] = &["insta", "proptest", "serde_json"];
