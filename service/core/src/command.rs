@@ -117,6 +117,4 @@ pub enum Rejection {
     RequestIdReused,
     #[error("no deadline has passed")]
     NothingDue,
-    #[error("the history has reached its limit of events")]
-    HistoryFull,
 }

@@ -1,1 +1,280 @@
+//! From a command to events. Everything that Recoup ever decides about an execution is decided here
+//! and in the modules below, on the state, the plan and the arguments alone.
+//!
+//! | state | command | becomes |
+//! | --- | --- | --- |
+//! | none | start | RUNNING, first step scheduled |
+//! | RUNNING, steps | complete | next step, or `finally`, or SUCCEEDED / WARNING |
+//! | RUNNING, steps | fail, time out, lose | retry; else ignored: next step; else COMPENSATING |
+//! | RUNNING, steps | cancel | CANCELLING: live attempts have their grace |
+//! | RUNNING, steps | wake behind the deadline | COMPENSATING: live attempts have their grace |
+//! | COMPENSATING, CANCELLING, steps | last live attempt ends, or grace is over | compensation begins |
+//! | COMPENSATING, CANCELLING, compensation | complete | next compensation, in reverse order; then `finally` |
+//! | COMPENSATING, CANCELLING, compensation | fail, time out, lose | retry; else PARKED, the others go on |
+//! | any, `finally` | complete | next step of it; then the end |
+//! | any, `finally` | fail, time out, lose | retry; else recorded, and the end |
+//! | any, compensation or `finally` | wake behind the cleanup deadline | what is due is PARKED, and the end |
+//! | any but ended | terminate | TERMINATED: what was due is PARKED, nothing else runs |
+//! | PARKED | retry compensation | compensation RUNNING again, ended or not |
+//! | PARKED | skip compensation | DONE, when it was the last one parked |
+//! | ended | anything else | rejected |
+//!
+//! How an execution ends: FAILED, TIMED_OUT and CANCELLED follow from why the run stopped; WARNING
+//! from warnings recorded on the way; nothing that happens in the cleanup changes the original error.
 
+mod attempt;
+mod cleanup;
+mod steps;
+mod wake;
+
+use crate::command::{Command, Rejection, RequestId, StartExecution};
+use crate::error::{Error, builtin};
+use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
+use crate::evolve::{begin, evolve};
+use crate::execution::{CompensationState, Execution, Phase, State};
+use crate::id::StepPath;
+use crate::plan::Plan;
+use crate::retry::{Decision, Reason};
+use crate::time::Timestamp;
+
+pub use wake::next_wake;
+
+use steps::Progress;
+
+/// A transition in the making: commands are decided one after the other, each on what the ones
+/// before it made of the state.
+pub struct Decider<'a> {
+    plan: &'a Plan,
+    /// The state with all events so far applied; none before the start.
+    state: Option<Execution>,
+    events: Vec<Event>,
+    now: Timestamp,
+    random: u64,
+}
+
+impl<'a> Decider<'a> {
+    /// `now` is database time; where it lies behind the last transition, that one's time is taken.
+    /// `random` seeds all choices of this transition.
+    pub fn new(state: Option<&Execution>, plan: &'a Plan, now: Timestamp, random: u64) -> Self {
+        let mut state = state.cloned();
+        let now = state.as_ref().map_or(now, |state| now.max(state.decided_at));
+        if let Some(state) = &mut state {
+            state.sequence += 1;
+            state.decided_at = now;
+        }
+        Self { plan, state, events: Vec::new(), now, random }
+    }
+
+    /// Decides one command. Rejected, it has changed nothing.
+    pub fn decide(
+        &mut self,
+        command: Command,
+        request: Option<&RequestId>,
+    ) -> Result<(), Rejection> {
+        if let Command::StartExecution(start) = command {
+            return self.start(*start);
+        }
+        let Some(state) = &self.state else {
+            return Err(Rejection::NoSuchExecution);
+        };
+        if let Some(RequestId { id, digest }) = request
+            && let Some((_, known)) = state.requests.iter().find(|(known, _)| known == id)
+        {
+            return if known == digest { Ok(()) } else { Err(Rejection::RequestIdReused) };
+        }
+        self.decide_new(command)?;
+        self.advance();
+        if let Some(RequestId { id, digest }) = request {
+            self.emit(Event::RequestRecorded { request_id: id.clone(), digest: *digest });
+        }
+        Ok(())
+    }
+
+    /// What has been decided, and the state after it; nothing if nothing changed.
+    pub fn finish(self) -> Option<(Vec<Event>, Execution)> {
+        let state = self.state?;
+        (!self.events.is_empty()).then_some((self.events, state))
+    }
+
+    fn decide_new(&mut self, command: Command) -> Result<(), Rejection> {
+        match command {
+            Command::StartExecution(_) => Err(Rejection::AlreadyStarted),
+            Command::CompleteTask { task, output, worker } => self.complete(&task, output, worker),
+            Command::FailTask { task, error, worker } => {
+                self.fail(&task, error, AttemptOutcome::Known, worker)
+            }
+            Command::TimeOutTask { task, timeout, possibly_started, worker } => {
+                self.time_out(&task, timeout, possibly_started, worker)
+            }
+            Command::LoseWorker { task, worker } => self.lose(&task, worker),
+            Command::RecordStart { task, worker, session, at } => {
+                self.record_start(&task, worker, session, at)
+            }
+            Command::WithdrawTask { task } => self.withdraw(&task),
+            Command::CancelExecution { reason } => self.cancel(reason),
+            Command::TerminateExecution { reason } => self.terminate(&reason),
+            Command::RetryCompensation { step } => self.retry_compensation(step.as_ref()),
+            Command::SkipCompensation { step, reason } => self.skip_compensation(&step, reason),
+            Command::Wake => self.wake(),
+        }
+    }
+
+    fn start(&mut self, start: StartExecution) -> Result<(), Rejection> {
+        if self.state.is_some() {
+            return Err(Rejection::AlreadyStarted);
+        }
+        let timeouts = start.timeout.into_iter().chain(self.plan.timeout);
+        let started = ExecutionStarted {
+            namespace: start.namespace,
+            workflow: self.plan.name.clone(),
+            version: self.plan.version,
+            key: start.key,
+            input: start.input,
+            deadline: timeouts.min().map(|timeout| self.now + timeout),
+            trace: start.trace,
+        };
+        self.state = Some(begin(start.id, &started, self.now));
+        self.events.push(Event::ExecutionStarted(Box::new(started)));
+        self.advance();
+        Ok(())
+    }
+
+    fn cancel(&mut self, reason: String) -> Result<(), Rejection> {
+        let state = self.state();
+        if state.state.is_ended() {
+            return Err(Rejection::ExecutionEnded(state.state));
+        }
+        if state.cancel_reason.is_some() {
+            return Ok(());
+        }
+        // During cleanup, and behind the last step, it is recorded and changes nothing.
+        let stops = state.phase == Phase::Steps && !state.is_stopping();
+        self.emit(Event::CancelRequested { reason: reason.clone() });
+        if stops {
+            self.stop_run(StopCause::Cancelled, Error::builtin(builtin::CANCELLED, reason), None);
+        }
+        Ok(())
+    }
+
+    fn terminate(&mut self, reason: &str) -> Result<(), Rejection> {
+        let state = self.state();
+        if state.state.is_ended() {
+            return Err(Rejection::ExecutionEnded(state.state));
+        }
+        let error = Error::builtin(builtin::TERMINATED, reason);
+        self.close_attempts(&error);
+        if self.state().phase == Phase::Steps {
+            self.plan_compensation();
+        }
+        self.park_remaining(&error);
+        self.emit(Event::ExecutionEnded { state: State::Terminated, error: Some(error) });
+        Ok(())
+    }
+
+    /// No further step begins; attempts that wait for their retry never start, live ones have the
+    /// grace.
+    fn stop_run(&mut self, cause: StopCause, error: Error, step: Option<StepPath>) {
+        let grace_until = self.now + self.plan.cancel_grace;
+        let compensation_due = !self.due_compensations().is_empty();
+        self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
+        let now = self.now;
+        let waiting = self.state().open_attempts().filter(|open| open.attempt.scheduled_at > now);
+        let waiting: Vec<_> = waiting.map(|open| (open.path, open.task.attempt)).collect();
+        for (path, attempt) in waiting {
+            self.emit(Event::AttemptWithdrawn { path, attempt });
+        }
+    }
+
+    /// Ends every open attempt because of something that has nothing to do with it.
+    fn close_attempts(&mut self, error: &Error) {
+        let now = self.now;
+        let open = self.state().open_attempts().map(|open| {
+            let outcome = match open.attempt.scheduled_at > now {
+                true => AttemptOutcome::NotStarted,
+                false => AttemptOutcome::Unknown,
+            };
+            AttemptFailed {
+                path: open.path,
+                attempt: open.task.attempt,
+                error: error.clone(),
+                outcome,
+                decision: Decision::stop(Reason::Cancelled, None),
+                worker: open.attempt.started.as_ref().map_or(String::new(), |s| s.worker.clone()),
+                warning: false,
+            }
+        });
+        let open: Vec<_> = open.collect();
+        for failed in open {
+            self.emit(Event::AttemptFailed(Box::new(failed)));
+        }
+    }
+
+    /// Goes on as far as it goes without waiting: the commands change the state, this draws the
+    /// consequences, one after the other, so that no chain of them is deep.
+    fn advance(&mut self) {
+        while self.advance_once() {}
+    }
+
+    /// Draws one consequence; false if everything waits for something.
+    fn advance_once(&mut self) -> bool {
+        if self.state().compensation == CompensationState::Running && self.advance_compensation() {
+            return true;
+        }
+        if self.state().state.is_ended() {
+            return false;
+        }
+        let plan: &'a Plan = self.plan;
+        match self.state().phase {
+            Phase::Steps if self.state().is_stopping() => {
+                let is_quiet = self.state().open_attempts().next().is_none();
+                if is_quiet {
+                    self.begin_cleanup();
+                }
+                is_quiet
+            }
+            Phase::Steps => match self.run_block(&plan.steps) {
+                Progress::Done => {
+                    self.succeed();
+                    true
+                }
+                progress => progress == Progress::Made,
+            },
+            Phase::Compensation if self.state().compensation != CompensationState::Running => {
+                self.begin_finally();
+                true
+            }
+            Phase::Finally => match self.run_block(&plan.finally) {
+                Progress::Done => {
+                    self.end();
+                    false
+                }
+                progress => progress == Progress::Made,
+            },
+            Phase::Compensation | Phase::OnFailure => false,
+        }
+    }
+
+    fn state(&self) -> &Execution {
+        self.state.as_ref().expect("commands other than a start are decided on a state")
+    }
+
+    fn emit(&mut self, event: Event) {
+        let state = self.state.as_mut().expect("the start makes the state before other events");
+        let fitted = evolve(state, &event);
+        fitted.expect("an event fits the state on which it was decided");
+        self.events.push(event);
+    }
+
+    /// The next number in 0..1 (splitmix64).
+    fn random(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

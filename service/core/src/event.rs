@@ -78,6 +78,8 @@ pub enum Event {
         error: Error,
         step: Option<StepPath>,
         grace_until: Timestamp,
+        /// Something that completed so far must be undone.
+        compensation_due: bool,
     },
     CancelRequested {
         reason: String,
@@ -140,6 +142,8 @@ pub struct AttemptFailed {
     pub decision: Decision,
     /// Name of the worker that had it; empty if none did.
     pub worker: String,
+    /// The policy wants a success after this retry to be shown as WARNING.
+    pub warning: bool,
 }
 
 /// What is known of the effects of an attempt that did not complete.

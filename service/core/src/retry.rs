@@ -226,7 +226,7 @@ impl Decision {
         }
     }
 
-    fn stop(reason: Reason, rule: Option<u32>) -> Self {
+    pub(crate) fn stop(reason: Reason, rule: Option<u32>) -> Self {
         Self { verdict: Verdict::Stop, reason, rule, delay_from_error: false }
     }
 }

@@ -12,12 +12,16 @@ use cel::parser::ParseErrors;
 
 use super::budget::{BUDGET, CHARGE, ENVIRONMENT, RANGE};
 use super::shorten;
+use super::split::string_end;
 use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, Read};
 use crate::id::{StepId, StepPath};
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_SOURCE_BYTES_MAX};
 
-/// How deep an expression may nest: parsing and evaluation are recursive.
-const DEPTH_MAX: usize = 48;
+/// How deep an expression may nest: parsing and evaluation are recursive, and a level of evaluation
+/// takes up to 20 KiB of stack in builds without optimisation.
+const DEPTH_MAX: usize = 32;
+/// What macros and the budget may make of that.
+const EXPANDED_DEPTH_MAX: usize = 2 * DEPTH_MAX;
 
 const VARIABLES: &[&str] = &["input", "steps", "execution", "run", "error"];
 const TYPES: &[&str] = &[
@@ -123,53 +127,80 @@ pub(super) fn whole_variable(root: &IdedExpr) -> Option<Read> {
     }
 }
 
-/// A bound of the depth that parsing needs, seen before anything recursive looks at the source:
-/// brackets that are open, and operators that follow each other without one.
+/// Whether an expression may nest deeper than [`DEPTH_MAX`], seen before anything recursive looks at
+/// it. Too careful rather than too generous: a tree of binary operators is at most as deep as it has
+/// operators, plus its deepest operand. Chains of `&&` and `||` count for nothing: the parser balances
+/// them.
 fn is_deep(source: &str) -> bool {
-    let mut open = 0_usize;
-    let mut chain = vec![0_usize];
-    let mut text = None;
-    let mut before = ' ';
-    for letter in source.chars() {
-        match (text, letter) {
-            (Some(quote), _) if quote == letter && before != '\\' => text = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => text = Some(letter),
-            (None, '(' | '[' | '{') => {
-                open += 1;
-                if let Some(chain) = chain.last_mut() {
-                    *chain += 1;
-                }
-                chain.push(0);
+    #[derive(Default)]
+    struct Level {
+        /// Deepest bracket in the operand at hand, and its fields, calls and unary operators.
+        operand: usize,
+        deepest_operand: usize,
+        operators: usize,
+        deepest: usize,
+    }
+    impl Level {
+        fn operator(&mut self) {
+            self.operators += 1;
+            self.deepest_operand = self.deepest_operand.max(std::mem::take(&mut self.operand));
+        }
+
+        fn depth(&self) -> usize {
+            self.deepest.max(self.operators + self.deepest_operand.max(self.operand))
+        }
+
+        fn separator(&mut self) {
+            *self = Self { deepest: self.depth(), ..Self::default() };
+        }
+    }
+
+    let mut levels = vec![Level::default()];
+    let bytes = source.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let Some(level) = levels.last_mut() else {
+            return true;
+        };
+        match bytes[at] {
+            b'"' | b'\'' => {
+                // The parser complains of a string without an end, and goes on.
+                at = string_end(bytes, at).unwrap_or(at + 1);
+                continue;
             }
-            (None, ')' | ']' | '}') => {
-                open = open.saturating_sub(1);
-                if chain.len() > 1 {
-                    chain.pop();
+            b'/' if bytes[at..].starts_with(b"//") => {
+                let line = bytes[at..].iter().position(|byte| *byte == b'\n');
+                at = line.map_or(bytes.len(), |line| at + line);
+                continue;
+            }
+            b'(' | b'[' | b'{' => levels.push(Level::default()),
+            b')' | b']' | b'}' => {
+                let inner = level.depth() + 1;
+                if levels.len() > 1 {
+                    levels.pop();
+                }
+                if let Some(level) = levels.last_mut() {
+                    level.operand = level.operand.max(inner) + 1;
                 }
             }
-            (None, ',') => {
-                if let Some(chain) = chain.last_mut() {
-                    *chain = 0;
-                }
-            }
-            (None, '.' | '+' | '-' | '*' | '/' | '%' | '!' | '?' | '<' | '>' | '=') => {
-                if let Some(chain) = chain.last_mut() {
-                    *chain += 1;
-                }
-            }
+            b',' | b'&' | b'|' => level.separator(),
+            b'.' | b'!' => level.operand += 1,
+            b'+' | b'-' | b'*' | b'/' | b'%' | b'?' | b':' | b'<' | b'>' | b'=' => level.operator(),
+            b'i' if bytes[at..].starts_with(b"in ") => level.operator(),
             _ => {}
         }
-        before = letter;
-        if open > DEPTH_MAX || chain.last().is_some_and(|chain| *chain > CHAIN_MAX) {
+        at += 1;
+        // `<=`, `==` and `!=` are one operator.
+        if at < bytes.len() && bytes[at] == b'=' {
+            at += 1;
+        }
+        if levels.len() > DEPTH_MAX || levels.last().is_some_and(|level| level.depth() > DEPTH_MAX)
+        {
             return true;
         }
     }
     false
 }
-
-/// Operators in a row, such as `a + b + c`: each nests the ones before it.
-const CHAIN_MAX: usize = 200;
 
 fn syntax(errors: &ParseErrors) -> Vec<Problem> {
     let place = |place: isize| usize::try_from(place).unwrap_or(0);
@@ -213,7 +244,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn expression(&mut self, node: &mut IdedExpr) {
-        if self.depth > CHAIN_MAX + DEPTH_MAX {
+        if self.depth > EXPANDED_DEPTH_MAX {
             return self.problem(Problem::TooDeep);
         }
         self.depth += 1;
@@ -351,7 +382,7 @@ impl Check<'_> {
         }
         if let Some(target) = call.target.as_mut().filter(|_| !is_optional) {
             self.expression(target);
-            if self.comprehensions > 0 {
+            if self.comprehensions > 0 && looks_at_all_of_it(&call.func_name) {
                 charge(target);
             }
         }
@@ -404,7 +435,8 @@ fn is_operator(function: &str) -> bool {
 /// Whether the work of a call grows with the size of its arguments.
 fn looks_at_all_of_it(function: &str) -> bool {
     use operators::{EQUALS, IN, NOT_EQUALS};
-    [EQUALS, NOT_EQUALS, IN].contains(&function) || !is_operator(function)
+    let is_cheap = is_operator(function) || function == "size";
+    [EQUALS, NOT_EQUALS, IN].contains(&function) || !is_cheap
 }
 
 /// Whether the expression is a variable that macros made.

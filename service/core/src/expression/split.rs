@@ -70,7 +70,7 @@ fn end(text: &str) -> Option<usize> {
 }
 
 /// The index behind the string literal that opens at `open`.
-fn string_end(bytes: &[u8], open: usize) -> Option<usize> {
+pub(super) fn string_end(bytes: &[u8], open: usize) -> Option<usize> {
     let quote = bytes[open];
     let triple = [quote; 3];
     let delimiter = if bytes[open..].starts_with(&triple) { &triple[..] } else { &triple[..1] };

@@ -1,0 +1,221 @@
+//! How attempts end, and what follows. Every way in which one can fail comes through
+//! [`Decider::end_attempt`]: the failure path has one door.
+
+use super::Decider;
+use crate::command::{AttemptTimeout, Rejection, TaskId};
+use crate::definition::Delivery;
+use crate::error::{Error, builtin};
+use crate::event::{AttemptFailed, AttemptOutcome, Event};
+use crate::execution::{CompensationStepState, NodeState, Phase, Task};
+use crate::id::StepPath;
+use crate::limits::HISTORY_EVENTS_MAX;
+use crate::payload::Payload;
+use crate::plan::TaskPlan;
+use crate::retry::{self, Situation, Verdict};
+use crate::time::Timestamp;
+
+impl Decider<'_> {
+    pub(super) fn complete(
+        &mut self,
+        task: &TaskId,
+        output: Payload,
+        worker: String,
+    ) -> Result<(), Rejection> {
+        if let Err(rejection) = self.check_open(task) {
+            // The same result once more: its answer was lost.
+            return if self.is_recorded(task, &output) { Ok(()) } else { Err(rejection) };
+        }
+        let TaskId { path, attempt, .. } = task.clone();
+        self.emit(Event::StepCompleted { path, attempt, output, worker });
+        Ok(())
+    }
+
+    pub(super) fn fail(
+        &mut self,
+        task: &TaskId,
+        error: Error,
+        outcome: AttemptOutcome,
+        worker: String,
+    ) -> Result<(), Rejection> {
+        self.check_open(task)?;
+        self.end_attempt(&task.path, task.attempt, error, outcome, worker);
+        Ok(())
+    }
+
+    pub(super) fn time_out(
+        &mut self,
+        task: &TaskId,
+        timeout: AttemptTimeout,
+        possibly_started: bool,
+        worker: String,
+    ) -> Result<(), Rejection> {
+        let (error_type, what) = match timeout {
+            AttemptTimeout::ScheduleToStart => {
+                (builtin::SCHEDULE_TO_START, "no worker took the task in time")
+            }
+            AttemptTimeout::StartToClose => {
+                (builtin::START_TO_CLOSE, "the worker did not finish in time")
+            }
+            AttemptTimeout::Heartbeat => {
+                (builtin::HEARTBEAT, "the worker sent no heartbeat in time")
+            }
+        };
+        let outcome =
+            if possibly_started { AttemptOutcome::Unknown } else { AttemptOutcome::NotStarted };
+        self.fail(task, Error::builtin(error_type, what), outcome, worker)
+    }
+
+    pub(super) fn lose(&mut self, task: &TaskId, worker: String) -> Result<(), Rejection> {
+        let error = Error::builtin(builtin::WORKER_LOST, "the worker's session ended");
+        self.fail(task, error, AttemptOutcome::Unknown, worker)
+    }
+
+    pub(super) fn record_start(
+        &mut self,
+        task: &TaskId,
+        worker: String,
+        session: String,
+        at: Timestamp,
+    ) -> Result<(), Rejection> {
+        self.check_open(task)?;
+        let started = self.state().task(&task.path).and_then(|task| task.open.as_ref());
+        if let Some(started) = started.and_then(|open| open.started.as_ref()) {
+            if started.session == session {
+                return Ok(());
+            }
+            let delivery = self.plan.task(&task.path).map(|plan| plan.delivery);
+            if delivery == Some(Delivery::AtMostOnce) {
+                return Err(Rejection::AttemptClosed);
+            }
+        }
+        let TaskId { path, attempt, .. } = task.clone();
+        self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
+        Ok(())
+    }
+
+    /// Of use only when the run ends: an attempt of a run that goes on stays.
+    pub(super) fn withdraw(&mut self, task: &TaskId) -> Result<(), Rejection> {
+        self.check_open(task)?;
+        let state = self.state();
+        let started = state.task(&task.path).and_then(|task| task.open.as_ref()?.started.as_ref());
+        if state.phase != Phase::Steps || !state.is_stopping() || started.is_some() {
+            return Err(Rejection::NothingDue);
+        }
+        let TaskId { path, attempt, .. } = task.clone();
+        self.emit(Event::AttemptWithdrawn { path, attempt });
+        Ok(())
+    }
+
+    /// An expression failed before there was anything to hand out.
+    pub(super) fn fail_unstarted(&mut self, path: &StepPath, error: Error) {
+        let attempt = self.state().task(path).map_or(1, |task| task.attempt + 1);
+        self.end_attempt(path, attempt, error, AttemptOutcome::NotStarted, String::new());
+    }
+
+    /// The door of the failure path: decides about a retry, records it, and does what follows.
+    pub(super) fn end_attempt(
+        &mut self,
+        path: &StepPath,
+        attempt: u32,
+        error: Error,
+        outcome: AttemptOutcome,
+        worker: String,
+    ) {
+        let random = self.random();
+        let Some(plan) = self.plan.task(path) else {
+            unreachable!("an open attempt is one of the plan that its execution began with");
+        };
+        let error = self.escalate(plan, error, outcome);
+        let state = self.state();
+        let is_compensation = path.compensated().is_some();
+        let ending = state.is_stopping() && !is_compensation && state.phase == Phase::Steps;
+        let task = state.task(path).expect("an attempt belongs to a task");
+        let decision = retry::decide(
+            &plan.retry,
+            &Situation {
+                error: &error,
+                attempt: attempt - task.attempts_before,
+                decided: &task.decided,
+                first_scheduled_at: task.first_scheduled_at,
+                now: self.now,
+                deadline: self.attempt_deadline(path, plan, task),
+                ending,
+            },
+            random,
+        );
+        let warning = plan.retry.warning_on_retry;
+        self.emit(Event::AttemptFailed(Box::new(AttemptFailed {
+            path: path.clone(),
+            attempt,
+            error: error.clone(),
+            outcome,
+            decision,
+            worker,
+            warning,
+        })));
+        match decision.verdict {
+            Verdict::Retry { next_at, .. } => {
+                let (path, attempt) = (path.clone(), attempt + 1);
+                self.emit(Event::AttemptScheduled { path, attempt, at: next_at });
+            }
+            Verdict::Stop => match path.compensated() {
+                Some(step) => self.emit(Event::CompensationParked { path: step, error }),
+                None if ending => {}
+                None => self.fail_step(path.clone(), error),
+            },
+        }
+    }
+
+    /// What makes an error final that would not be so by itself.
+    fn escalate(&self, plan: &TaskPlan, error: Error, outcome: AttemptOutcome) -> Error {
+        let escalated = if plan.delivery == Delivery::AtMostOnce
+            && outcome == AttemptOutcome::Unknown
+        {
+            Error::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
+        } else if self.state().event_count as usize >= HISTORY_EVENTS_MAX {
+            Error::builtin(builtin::HISTORY_TOO_LONG, "the history has reached its limit of events")
+        } else {
+            return error;
+        };
+        Error { cause: Some(Box::new(error)), ..escalated }
+    }
+
+    /// The earliest deadline that binds the attempts of a task.
+    fn attempt_deadline(&self, path: &StepPath, plan: &TaskPlan, task: &Task) -> Option<Timestamp> {
+        let state = self.state();
+        let own = plan.schedule_to_close.map(|timeout| task.first_scheduled_at + timeout);
+        let whole = match (state.phase, path.compensated()) {
+            _ if state.state.is_ended() => None,
+            (Phase::Steps, None) => state.deadline,
+            _ => state.cleanup_deadline,
+        };
+        own.into_iter().chain(whole).min()
+    }
+
+    fn check_open(&self, id: &TaskId) -> Result<(), Rejection> {
+        let state = self.state();
+        let task = state.task(&id.path).filter(|_| id.run <= state.run);
+        let Some(task) = task.filter(|task| id.attempt <= task.attempt && id.attempt > 0) else {
+            return Err(Rejection::NoSuchAttempt);
+        };
+        let open = task.open.as_ref().filter(|open| {
+            id.run == state.run && id.attempt == task.attempt && id.sequence == open.sequence
+        });
+        open.map(|_| ()).ok_or(Rejection::AttemptClosed)
+    }
+
+    fn is_recorded(&self, id: &TaskId, output: &Payload) -> bool {
+        let state = self.state();
+        if state.task(&id.path).is_none_or(|task| task.attempt != id.attempt) {
+            return false;
+        }
+        match id.path.compensated() {
+            Some(step) => state
+                .compensation_of(&step)
+                .is_some_and(|compensation| compensation.state == CompensationStepState::Done),
+            None => state.node(&id.path).is_some_and(|node| {
+                matches!(&node.state, NodeState::Completed { output: recorded } if recorded == output)
+            }),
+        }
+    }
+}

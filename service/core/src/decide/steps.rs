@@ -1,0 +1,142 @@
+//! Steps, one after the other, and `finally`.
+
+use super::Decider;
+use crate::definition::OnError;
+use crate::error::Error;
+use crate::event::{Event, StopCause};
+use crate::execution::{Execution, NodeState, Phase, State};
+use crate::expression::Variables;
+use crate::id::StepPath;
+use crate::payload::Payload;
+use crate::plan::{StepKind, StepPlan};
+
+/// How far a block is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// A step of it runs.
+    Waiting,
+    /// Something changed: look again.
+    Made,
+    Done,
+}
+
+/// What a step does when its turn comes.
+enum Turn {
+    Skip,
+    Begin { input: Payload },
+}
+
+impl<'a> Decider<'a> {
+    /// Begins the next step of a block, if none runs.
+    pub(super) fn run_block(&mut self, block: &'a [StepPlan]) -> Progress {
+        for step in block {
+            match self.state().node(&step.path).map(|node| &node.state) {
+                Some(NodeState::Running) => return Progress::Waiting,
+                Some(_) => continue,
+                None => {}
+            }
+            let path = step.path.clone();
+            match self.turn(step) {
+                Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
+                Ok(Turn::Begin { input }) => {
+                    self.emit(Event::StepStarted { path: path.clone(), generation: 0, input });
+                    self.emit(Event::AttemptScheduled { path, attempt: 1, at: self.now });
+                    return Progress::Waiting;
+                }
+                Err(error) => {
+                    let input = Payload::null();
+                    self.emit(Event::StepStarted { path, generation: 0, input });
+                    self.fail_unstarted(&step.path, error);
+                    return Progress::Made;
+                }
+            }
+        }
+        Progress::Done
+    }
+
+    /// Evaluates what decides about a step's beginning.
+    fn turn(&self, step: &StepPlan) -> Result<Turn, Error> {
+        let variables = self.variables();
+        if let Some(when) = &step.when
+            && !when.evaluate(variables)?
+        {
+            return Ok(Turn::Skip);
+        }
+        let StepKind::Task(task) = &step.kind;
+        let input = match &task.input {
+            Some(template) => template.render(variables)?,
+            None => self.state().input.clone(),
+        };
+        Ok(Turn::Begin { input })
+    }
+
+    /// No retry takes the step's error: it is tolerated, or it is a failure.
+    pub(super) fn fail_step(&mut self, path: StepPath, error: Error) {
+        let step = self.plan.step(&path);
+        let ignore = step.is_some_and(|step| step.on_error == OnError::Ignore);
+        if ignore {
+            let warning = step.is_some_and(|step| !step.allow_warning);
+            return self.emit(Event::StepIgnored { path, error, warning });
+        }
+        self.emit(Event::StepFailed { path: path.clone(), error: error.clone() });
+        if self.state().phase == Phase::Finally {
+            self.emit(Event::HandlerFailed { path, error });
+            self.end();
+        } else {
+            self.stop_run(StopCause::Failed, error, Some(path));
+        }
+    }
+
+    pub(super) fn succeed(&mut self) {
+        let output = match &self.plan.output {
+            Some(template) => template.render(self.variables()),
+            None => Ok(last_output(self.state())),
+        };
+        match output {
+            Ok(output) => {
+                self.emit(Event::RunSucceeded { output });
+                self.begin_finally();
+            }
+            Err(error) => self.stop_run(StopCause::Failed, error, None),
+        }
+    }
+
+    pub(super) fn begin_finally(&mut self) {
+        if self.plan.finally.is_empty() {
+            return self.end();
+        }
+        let cleanup_deadline = self.cleanup_deadline();
+        self.emit(Event::FinallyStarted { cleanup_deadline });
+    }
+
+    pub(super) fn end(&mut self) {
+        let state = self.state();
+        let (ended, error) = match &state.stop {
+            None if state.warnings.is_empty() => (State::Succeeded, None),
+            None => (State::Warning, None),
+            Some(stop) => {
+                let ended = match stop.cause {
+                    StopCause::Failed => State::Failed,
+                    StopCause::TimedOut => State::TimedOut,
+                    StopCause::Cancelled => State::Cancelled,
+                };
+                (ended, Some(stop.error.clone()))
+            }
+        };
+        self.emit(Event::ExecutionEnded { state: ended, error });
+    }
+
+    pub(super) fn variables(&self) -> Variables<'_> {
+        let execution = self.state();
+        Variables { execution, error: execution.stop.as_ref().map(|stop| &stop.error) }
+    }
+}
+
+/// That of the last step which has one.
+fn last_output(state: &Execution) -> Payload {
+    let outputs = state.steps.nodes.iter().rev().find_map(|node| match &node.state {
+        NodeState::Completed { output } => Some(output.clone()),
+        _ => None,
+    });
+    outputs.unwrap_or_else(Payload::null)
+}
