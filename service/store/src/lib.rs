@@ -5,5 +5,7 @@
 //! how events become bytes that outlive binaries.
 
 pub mod contract;
+pub mod cursor;
+pub mod memory;
 
 pub use contract::*;

@@ -1,0 +1,100 @@
+//! The model: a store in memory that keeps every promise of the contract in the plainest way. Tests
+//! compare the real stores with it, and the engine's simulation runs several nodes on one.
+//!
+//! Nothing here depends on hash order, on chance or on a clock of its own, and no method waits: the
+//! same calls give the same answers in every process.
+
+mod executions;
+mod feed;
+mod nodes;
+mod overflow;
+mod registry;
+mod retention;
+mod state;
+#[cfg(test)]
+mod tests;
+mod transitions;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use recoup_core::time::Timestamp;
+use uuid::Uuid;
+
+pub use transitions::PendingCommit;
+
+use crate::contract::Positioned;
+use state::State;
+
+/// Tells the store its time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Unset: derived from the clock at the beginning.
+    pub incarnation: Option<Uuid>,
+    /// Wrong on purpose: a reader's cursor is the greatest number that it has seen on any lane. Tests
+    /// that claim to notice a skipped event must notice this.
+    pub mutant_scalar_cursor: bool,
+    /// Wrong on purpose: a transition that loses its place writes what belongs to it all the same.
+    pub mutant_companions_for_losers: bool,
+}
+
+/// A handle; clones share the same store.
+#[derive(Clone)]
+pub struct MemoryStore {
+    clock: Clock,
+    options: Options,
+    state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl MemoryStore {
+    pub fn new(clock: Clock) -> Self {
+        Self::with_options(clock, Options::default())
+    }
+
+    pub fn with_options(clock: Clock, options: Options) -> Self {
+        let now = clock();
+        let incarnation = options.incarnation.unwrap_or_else(|| incarnation(now, 0));
+        let state = State::new(incarnation, now);
+        Self { clock, options, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// On the clock of the machine. Every call makes a store with an incarnation of its own.
+    pub fn with_system_clock() -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(1);
+        let incarnation = incarnation(system_now(), MADE.fetch_add(1, Ordering::Relaxed));
+        let options = Options { incarnation: Some(incarnation), ..Options::default() };
+        Self::with_options(Arc::new(system_now), options)
+    }
+
+    /// Every failure event that is visible now, by position: what a reader of the feed must see.
+    pub fn events(&self) -> Vec<Positioned> {
+        self.lock().events()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a method that panicked has broken the model: nothing goes on")
+    }
+
+    fn time(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+fn incarnation(now: Timestamp, ordinal: u64) -> Uuid {
+    Uuid::from_u64_pair(now.as_micros().unsigned_abs(), ordinal)
+}
+
+fn system_now() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
+}

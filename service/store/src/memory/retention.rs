@@ -1,0 +1,67 @@
+use async_trait::async_trait;
+use recoup_core::execution::CompensationState;
+use recoup_core::time::Timestamp;
+
+use super::MemoryStore;
+use super::state::{REQUEST_KEPT, State};
+use crate::contract::{Expired, IndexRow, Result, Retention};
+
+#[async_trait]
+impl Retention for MemoryStore {
+    async fn expire(&self, limit: usize) -> Result<Expired> {
+        let now = self.time();
+        let mut state = self.lock();
+        let mut expired = Expired::default();
+
+        let due =
+            state.executions.iter().filter(|(_, execution)| state.has_expired(&execution.row, now));
+        let (due, more) = first(due.map(|(id, _)| *id), limit);
+        expired.executions = due.len() as u64;
+        expired.more |= more;
+        for execution in due {
+            state.executions.remove(&execution);
+            state.history.remove(&execution);
+            state.last_numbers.remove(&execution);
+            state.keys.retain(|_, holder| *holder != execution);
+        }
+
+        let due = state.nodes.iter().flat_map(|(&lane, node)| {
+            node.lane.events.iter().map(move |(&number, row)| (lane, number, row))
+        });
+        let due = due.filter(|(.., row)| row.at + state.retention(&row.namespace) < now);
+        let (due, more) =
+            first(due.map(|(lane, number, row)| (lane, number, row.id.clone())), limit);
+        expired.events = due.len() as u64;
+        expired.more |= more;
+        for (lane, number, id) in due {
+            state.event_ids.remove(&id);
+            if let Some(node) = state.nodes.get_mut(&lane) {
+                node.lane.events.remove(&number);
+                node.lane.removed.insert(number);
+            }
+        }
+
+        let due = state.requests.iter().filter(|(_, request)| request.at + REQUEST_KEPT <= now);
+        let (due, more) = first(due.map(|(place, _)| place.clone()), limit);
+        expired.start_requests = due.len() as u64;
+        expired.more |= more;
+        for place in due {
+            state.requests.remove(&place);
+        }
+        Ok(expired)
+    }
+}
+
+impl State {
+    fn has_expired(&self, row: &IndexRow, now: Timestamp) -> bool {
+        !row.is_active()
+            && row.compensation != CompensationState::Parked
+            && row.ended_at.is_some_and(|at| at + self.retention(&row.namespace) < now)
+    }
+}
+
+/// The first of what is due, and whether more is.
+fn first<T>(mut due: impl Iterator<Item = T>, limit: usize) -> (Vec<T>, bool) {
+    let taken = due.by_ref().take(limit).collect();
+    (taken, due.next().is_some())
+}

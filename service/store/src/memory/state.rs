@@ -1,0 +1,151 @@
+//! The tables, and the few rules about single rows that several traits share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
+use recoup_core::time::Timestamp;
+use uuid::Uuid;
+
+use crate::contract::{
+    Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned, Result,
+    StoredTransition, SubscriptionRow, TaskKey, WorkflowVersion,
+};
+
+/// How long a request id of a start is remembered.
+pub(super) const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Of the namespace `default`, and of rows whose namespace does not exist.
+pub(super) const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+pub(super) struct State {
+    pub incarnation: Uuid,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub executions: BTreeMap<ExecutionId, Indexed>,
+    pub history: BTreeMap<ExecutionId, BTreeMap<u64, StoredTransition>>,
+    pub keys: BTreeMap<(Namespace, String), ExecutionId>,
+    pub requests: BTreeMap<(Namespace, String), Request>,
+    /// Where each event is, by its id.
+    pub event_ids: BTreeMap<String, Position>,
+    /// The highest number of an execution's events, kept when the events have expired.
+    pub last_numbers: BTreeMap<ExecutionId, i64>,
+    pub overflow: BTreeMap<TaskKey, Overflowed>,
+    pub namespaces: BTreeMap<Namespace, NamespaceRow>,
+    pub workflows: BTreeMap<(Namespace, WorkflowName), BTreeMap<u32, WorkflowVersion>>,
+    pub subscriptions: BTreeMap<(Namespace, String), SubscriptionRow>,
+}
+
+pub(super) struct Indexed {
+    pub row: IndexRow,
+    pub owner: NodeId,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Request {
+    pub execution: ExecutionId,
+    pub digest: u64,
+    pub at: Timestamp,
+}
+
+pub(super) struct Overflowed {
+    pub task: OverflowTask,
+    pub leased_until: Option<Timestamp>,
+}
+
+/// A life of a node, with the lane of the feed that it writes.
+pub(super) struct Node {
+    pub expires_at: Timestamp,
+    pub closed: bool,
+    pub lane: Lane,
+}
+
+#[derive(Default)]
+pub(super) struct Lane {
+    pub events: BTreeMap<i64, FeedRow>,
+    /// Numbers of events that retention took.
+    pub removed: BTreeSet<i64>,
+    /// The highest number given out, and what the clock of the lane was set forward to.
+    pub last: i64,
+}
+
+impl Lane {
+    /// The highest number that a reader could have seen. The lane commits in the order of its
+    /// numbers, so nothing at or below it is still to come.
+    pub fn end(&self) -> i64 {
+        let kept = self.events.last_key_value().map_or(0, |(number, _)| *number);
+        kept.max(self.removed.last().copied().unwrap_or(0))
+    }
+
+    /// Takes `count` numbers in a row and returns the first.
+    pub fn take(&mut self, count: usize, now: Timestamp) -> i64 {
+        let first = (self.last + 1).max(now.as_micros());
+        if count > 0 {
+            self.last = first + i64::try_from(count).unwrap_or(i64::MAX) - 1;
+        }
+        first
+    }
+}
+
+impl State {
+    pub fn new(incarnation: Uuid, now: Timestamp) -> Self {
+        let name = Namespace::from("default");
+        let default = NamespaceRow {
+            name: name.clone(),
+            description: String::new(),
+            retention: RETENTION_DEFAULT,
+            created_at: now,
+        };
+        Self {
+            incarnation,
+            nodes: BTreeMap::new(),
+            executions: BTreeMap::new(),
+            history: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            event_ids: BTreeMap::new(),
+            last_numbers: BTreeMap::new(),
+            overflow: BTreeMap::new(),
+            namespaces: BTreeMap::from([(name, default)]),
+            workflows: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+        }
+    }
+
+    /// The node, unless its lease was closed. That it has expired alone does not matter: nobody can
+    /// have adopted anything without closing it.
+    pub fn live(&mut self, node: NodeId) -> Result<&mut Node> {
+        self.nodes.get_mut(&node).filter(|node| !node.closed).ok_or(Error::LeaseLost)
+    }
+
+    pub fn is_live(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| !node.closed)
+    }
+
+    pub fn owner(&self, execution: ExecutionId) -> Option<NodeId> {
+        let owner = self.executions.get(&execution)?.owner;
+        self.is_live(owner).then_some(owner)
+    }
+
+    /// What a request id settled, within its day.
+    pub fn request(&self, namespace: &Namespace, id: &str, now: Timestamp) -> Option<Request> {
+        let request = self.requests.get(&(namespace.clone(), id.to_owned()))?;
+        (request.at + REQUEST_KEPT > now).then_some(*request)
+    }
+
+    pub fn retention(&self, namespace: &Namespace) -> Duration {
+        self.namespaces.get(namespace).map_or(RETENTION_DEFAULT, |row| row.retention)
+    }
+
+    pub fn events(&self) -> Vec<Positioned> {
+        let mut events: Vec<_> = self
+            .nodes
+            .iter()
+            .flat_map(|(&lane, node)| node.lane.events.iter().map(move |(n, row)| (lane, *n, row)))
+            .map(|(lane, number, row)| Positioned {
+                position: Position { number, lane },
+                row: row.clone(),
+            })
+            .collect();
+        events.sort_by_key(|event| event.position);
+        events
+    }
+}

@@ -1,0 +1,243 @@
+//! What the conformance suite can not ask of every store: transactions that stay open, a clock that
+//! is given, and that the mutants are wrong.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::execution::{CompensationState, Phase, State as ExecutionState};
+use recoup_core::failure_event::FailureKind;
+use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::time::Timestamp;
+use uuid::Uuid;
+
+use super::{Clock, MemoryStore, Options};
+use crate::contract::*;
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// A clock that stands still until it is told.
+#[derive(Clone, Default)]
+struct Hands(Arc<AtomicI64>);
+
+impl Hands {
+    fn at(micros: i64) -> Self {
+        Self(Arc::new(AtomicI64::new(micros)))
+    }
+
+    fn set(&self, micros: i64) {
+        self.0.store(micros, Ordering::SeqCst);
+    }
+
+    fn clock(&self) -> Clock {
+        let hands = self.0.clone();
+        Arc::new(move || Timestamp::from_micros(hands.load(Ordering::SeqCst)))
+    }
+}
+
+fn id(number: u128) -> ExecutionId {
+    ExecutionId(Uuid::from_u128(number))
+}
+
+fn event(name: &str, execution: Option<ExecutionId>) -> FeedRow {
+    FeedRow {
+        id: name.into(),
+        namespace: "default".into(),
+        kind: FailureKind::AttemptFailed,
+        workflow: "w".into(),
+        error_type: "e".into(),
+        execution,
+        fingerprint: "f".into(),
+        at: Timestamp::from_micros(i64::MAX / 2),
+        format: 1,
+        data: Bytes::from_static(b"event"),
+    }
+}
+
+/// A transition with one event, called `name`.
+fn transition(execution: ExecutionId, sequence: u64, name: &str) -> Transition {
+    let index = IndexRow {
+        namespace: "default".into(),
+        workflow: "w".into(),
+        version: 1,
+        key: None,
+        state: ExecutionState::Running,
+        phase: Phase::Steps,
+        compensation: CompensationState::None,
+        run: 1,
+        error_type: None,
+        started_at: Timestamp::from_micros(1),
+        ended_at: None,
+        wake_at: None,
+    };
+    let seed: u128 = name.bytes().fold(7, |seed, byte| seed * 257 + u128::from(byte));
+    Transition {
+        execution,
+        sequence,
+        transition_id: TransitionId(Uuid::from_u128(seed)),
+        format: 1,
+        data: Bytes::from_static(b"transition"),
+        index: (sequence == 1).then_some(index),
+        request: None,
+        feed: vec![event(name, Some(execution))],
+        overflow_done: vec![],
+    }
+}
+
+fn batch(transitions: impl IntoIterator<Item = Transition>) -> Batch {
+    Batch { transitions: transitions.into_iter().collect(), feed: vec![] }
+}
+
+async fn join(store: &MemoryStore) -> NodeId {
+    store.join("test", TTL).await.expect("joins").node
+}
+
+async fn read_on(store: &MemoryStore, cursor: &mut Cursor) -> Vec<String> {
+    let mut names = Vec::new();
+    loop {
+        let page = store.read_feed(cursor, 2).await.expect("reads");
+        let count = page.events.len();
+        names.extend(page.events.into_iter().map(|event| event.row.id));
+        // As clients hold it.
+        *cursor = Cursor::decode(&page.cursor.encode()).expect("own text");
+        if count < 2 {
+            return names;
+        }
+    }
+}
+
+/// What a reader sees that reads once while A's transaction is open and B's is done, and once after.
+async fn seen_around_an_open_transaction(options: Options) -> Vec<String> {
+    let store = MemoryStore::with_options(Hands::at(1000).clock(), options);
+    let (a, b) = (join(&store).await, join(&store).await);
+    let open = store.begin_commit(a, &batch([transition(id(1), 1, "a1")])).expect("begins");
+    let two = batch([transition(id(2), 1, "b1"), transition(id(3), 1, "b2")]);
+    store.commit(b, &two).await.expect("commits");
+
+    let mut cursor = store.feed_start().await.expect("start");
+    let mut seen = read_on(&store, &mut cursor).await;
+    assert_eq!(seen, ["b1", "b2"], "an open transaction hides only itself");
+    store.finish(open).expect("commits");
+    seen.extend(read_on(&store, &mut cursor).await);
+    seen
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_open_is_seen_when_it_is_done() {
+    let seen = seen_around_an_open_transaction(Options::default()).await;
+    assert_eq!(seen, ["b1", "b2", "a1"]);
+}
+
+#[tokio::test]
+async fn the_mutant_with_a_scalar_cursor_skips_it() {
+    let options = Options { mutant_scalar_cursor: true, ..Options::default() };
+    let seen = seen_around_an_open_transaction(options).await;
+    assert_eq!(seen, ["b1", "b2"]);
+}
+
+#[tokio::test]
+async fn two_transactions_of_one_node_finish_in_any_order() {
+    let store = MemoryStore::new(Hands::at(1000).clock());
+    let a = join(&store).await;
+    let first = store.begin_commit(a, &batch([transition(id(1), 1, "first")])).expect("begins");
+    let second = store.begin_commit(a, &batch([transition(id(2), 1, "second")])).expect("begins");
+    let mut cursor = store.feed_start().await.expect("start");
+    store.finish(second).expect("commits");
+    assert_eq!(read_on(&store, &mut cursor).await, ["second"]);
+    store.finish(first).expect("commits");
+    assert_eq!(read_on(&store, &mut cursor).await, ["first"]);
+}
+
+#[tokio::test]
+async fn who_finishes_first_wins_and_an_abort_leaves_nothing() {
+    let store = MemoryStore::new(Hands::at(1000).clock());
+    let (a, b) = (join(&store).await, join(&store).await);
+    let of_a = store.begin_commit(a, &batch([transition(id(1), 1, "a")])).expect("begins");
+    let of_b = store.begin_commit(b, &batch([transition(id(1), 1, "b")])).expect("begins");
+    let aborted = store.begin_commit(b, &batch([transition(id(2), 1, "c")])).expect("begins");
+    store.abort(aborted);
+    assert_eq!(store.finish(of_b).expect("commits"), [Settled::Won]);
+    assert_eq!(store.finish(of_a).expect("commits"), [Settled::Lost]);
+    let names: Vec<_> = store.events().into_iter().map(|event| event.row.id).collect();
+    assert_eq!(names, ["b"]);
+    assert_eq!(store.heads(&[id(1), id(2)]).await.expect("heads").len(), 1);
+}
+
+#[tokio::test]
+async fn the_mutant_writes_events_of_losers() {
+    let options = Options { mutant_companions_for_losers: true, ..Options::default() };
+    let store = MemoryStore::with_options(Hands::at(1000).clock(), options);
+    let (a, b) = (join(&store).await, join(&store).await);
+    store.commit(a, &batch([transition(id(1), 1, "won")])).await.expect("commits");
+    store.commit(b, &batch([transition(id(1), 1, "lost")])).await.expect("commits");
+    let names: Vec<_> = store.events().into_iter().map(|event| event.row.id).collect();
+    assert_eq!(names, ["won", "lost"]);
+}
+
+#[tokio::test]
+async fn closing_a_lease_rolls_back_what_is_open() {
+    let hands = Hands::at(1000);
+    let store = MemoryStore::new(hands.clock());
+    let (a, b) = (join(&store).await, join(&store).await);
+    store.commit(a, &batch([transition(id(1), 1, "a1")])).await.expect("commits");
+    let open = store.begin_commit(a, &batch([transition(id(1), 2, "a2")])).expect("begins");
+
+    hands.set(1000 + 11_000_000);
+    let late = store.commit(a, &batch([transition(id(2), 1, "late")])).await;
+    assert_eq!(late.expect("expired, not closed"), [Settled::Won]);
+    assert_eq!(store.adopt(b, 10).await.expect("adopts"), [id(1), id(2)]);
+    assert!(matches!(store.finish(open), Err(Error::LeaseLost)));
+    assert!(matches!(store.begin_commit(a, &Batch::default()), Err(Error::LeaseLost)));
+    assert!(matches!(store.renew(a, TTL).await, Err(Error::LeaseLost)));
+}
+
+#[tokio::test]
+async fn a_closed_lane_that_is_read_leaves_the_cursor() {
+    let store = MemoryStore::new(Hands::at(1000).clock());
+    let a = join(&store).await;
+    store.commit(a, &batch([transition(id(1), 1, "a")])).await.expect("commits");
+    let mut cursor = store.feed_start().await.expect("start");
+    read_on(&store, &mut cursor).await;
+    assert_eq!((cursor.floor, cursor.lanes.len()), (a, 1));
+    store.leave(a).await.expect("leaves");
+    let b = join(&store).await;
+    read_on(&store, &mut cursor).await;
+    assert_eq!((cursor.floor, cursor.lanes.len()), (b, 0));
+    store.commit(b, &batch([transition(id(2), 1, "b")])).await.expect("commits");
+    assert_eq!(read_on(&store, &mut cursor).await, ["b"]);
+}
+
+#[tokio::test]
+async fn an_execution_that_changes_lanes_does_not_overtake_itself_when_the_clock_goes_back() {
+    let hands = Hands::at(9_000_000);
+    let store = MemoryStore::new(hands.clock());
+    let (a, b) = (join(&store).await, join(&store).await);
+    store.commit(a, &batch([transition(id(1), 1, "1")])).await.expect("commits");
+    hands.set(1000);
+    store.load(b, &[id(1)]).await.expect("loads");
+    store.commit(b, &batch([transition(id(1), 2, "2")])).await.expect("commits");
+    let mut cursor = store.feed_start().await.expect("start");
+    assert_eq!(read_on(&store, &mut cursor).await, ["1", "2"]);
+}
+
+#[tokio::test]
+async fn a_request_id_is_free_again_after_its_day() {
+    let hands = Hands::at(0);
+    let store = MemoryStore::new(hands.clock());
+    let a = join(&store).await;
+    let start = |number, name| {
+        let namespace = "default".into();
+        let request = StartRequest { namespace, request_id: "r".into(), digest: 1 };
+        batch([Transition { request: Some(request), ..transition(id(number), 1, name) }])
+    };
+    assert_eq!(store.commit(a, &start(1, "1")).await.expect("commits"), [Settled::Won]);
+    let taken = Settled::RequestTaken { execution: id(1), digest: 1 };
+    hands.set(24 * 3600 * 1_000_000 - 1);
+    assert_eq!(store.commit(a, &start(2, "2")).await.expect("commits"), [taken]);
+    hands.set(24 * 3600 * 1_000_000);
+    assert_eq!(store.started_by(&"default".into(), "r").await.expect("asks"), None);
+    assert_eq!(store.commit(a, &start(3, "3")).await.expect("commits"), [Settled::Won]);
+    let started = store.started_by(&"default".into(), "r").await.expect("asks");
+    assert_eq!(started, Some((id(3), 1)));
+}

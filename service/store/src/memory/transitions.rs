@@ -1,0 +1,262 @@
+//! Commits, in one step or in two.
+//!
+//! A real transaction takes its feed numbers before it is visible, so that what another node commits
+//! in between is visible earlier with a higher number. [`MemoryStore::begin_commit`] and
+//! [`MemoryStore::finish`] let a simulation do the same.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use recoup_core::id::ExecutionId;
+use recoup_core::key::{self, KeyVerdict};
+use recoup_core::time::Timestamp;
+
+use super::MemoryStore;
+use super::state::{Indexed, Request, State};
+use crate::contract::{
+    Batch, FeedRow, KeySettled, KeyedStart, NodeId, Position, Result, Settled, StoredTransition,
+    Transition, Transitions,
+};
+
+/// A batch whose feed numbers are taken and of which nobody sees anything yet. Dropping it is a
+/// rollback.
+#[derive(Debug)]
+#[must_use = "nothing is written before `finish`"]
+pub struct PendingCommit {
+    node: NodeId,
+    batch: Batch,
+    /// The first of as many numbers as the batch has events.
+    first: i64,
+}
+
+impl PendingCommit {
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+}
+
+impl MemoryStore {
+    /// Opens a transaction: checks the lease and takes feed numbers. Who wins a place is decided by
+    /// [`MemoryStore::finish`]; the order of those calls is the order of the commits.
+    pub fn begin_commit(&self, node: NodeId, batch: &Batch) -> Result<PendingCommit> {
+        let now = self.time();
+        let mut state = self.lock();
+        let first = state.live(node)?.lane.take(event_count(batch), now);
+        Ok(PendingCommit { node, batch: batch.clone(), first })
+    }
+
+    /// Commits. [`crate::Error::LeaseLost`] if the lease was closed since the beginning: closing
+    /// rolls back what is open.
+    pub fn finish(&self, pending: PendingCommit) -> Result<Vec<Settled>> {
+        let PendingCommit { node, batch, mut first } = pending;
+        let now = self.time();
+        let mut state = self.lock();
+        let lane = &mut state.live(node)?.lane;
+        if lane.end() >= first {
+            // A later transaction of this node is visible already. Real ones queue on the lane, so
+            // this one takes its numbers only now.
+            first = lane.take(event_count(&batch), now);
+        }
+        let mut write = Write { state: &mut state, node, now };
+        let mut settled = Vec::with_capacity(batch.transitions.len());
+        for transition in &batch.transitions {
+            let outcome = write.settle(transition, first);
+            if outcome == Settled::Lost && self.options.mutant_companions_for_losers {
+                write.companions(transition, first);
+            }
+            settled.push(outcome);
+            first += len(&transition.feed);
+        }
+        for row in &batch.feed {
+            if !write.state.event_ids.contains_key(&row.id) {
+                write.event(row, first);
+            }
+            first += 1;
+        }
+        Ok(settled)
+    }
+
+    /// Rolls back.
+    pub fn abort(&self, pending: PendingCommit) {
+        drop(pending);
+    }
+}
+
+#[async_trait]
+impl Transitions for MemoryStore {
+    async fn commit(&self, node: NodeId, batch: &Batch) -> Result<Vec<Settled>> {
+        self.finish(self.begin_commit(node, batch)?)
+    }
+
+    async fn start_keyed(&self, node: NodeId, starts: &[KeyedStart]) -> Result<Vec<KeySettled>> {
+        let now = self.time();
+        let mut state = self.lock();
+        let count = starts.iter().map(|start| start.transition.feed.len()).sum();
+        let mut first = state.live(node)?.lane.take(count, now);
+        let mut write = Write { state: &mut state, node, now };
+        let mut settled = Vec::with_capacity(starts.len());
+        for start in starts {
+            settled.push(write.settle_keyed(start, first));
+            first += len(&start.transition.feed);
+        }
+        Ok(settled)
+    }
+}
+
+fn event_count(batch: &Batch) -> usize {
+    batch.transitions.iter().map(|transition| transition.feed.len()).sum::<usize>()
+        + batch.feed.len()
+}
+
+fn len(feed: &[FeedRow]) -> i64 {
+    i64::try_from(feed.len()).unwrap_or(i64::MAX)
+}
+
+/// What one node writes at one moment.
+struct Write<'a> {
+    state: &'a mut State,
+    node: NodeId,
+    now: Timestamp,
+}
+
+impl Write<'_> {
+    fn settle(&mut self, transition: &Transition, first: i64) -> Settled {
+        if let Some(there) = self.at(transition.execution, transition.sequence) {
+            let mine = there.transition_id == transition.transition_id;
+            return if mine { Settled::Won } else { Settled::Lost };
+        }
+        if let Some(taken) = self.taken(transition) {
+            return Settled::RequestTaken { execution: taken.execution, digest: taken.digest };
+        }
+        if let Err(reason) = self.check(transition) {
+            return Settled::Refused(reason);
+        }
+        self.write(transition, first);
+        Settled::Won
+    }
+
+    fn settle_keyed(&mut self, start: &KeyedStart, first: i64) -> KeySettled {
+        let KeyedStart { transition, key, on_running, on_ended } = start;
+        if let Some(there) = self.at(transition.execution, transition.sequence) {
+            return if there.transition_id == transition.transition_id {
+                KeySettled::Won
+            } else {
+                KeySettled::Refused("the execution exists already".into())
+            };
+        }
+        if let Some(taken) = self.taken(transition) {
+            return KeySettled::RequestTaken { execution: taken.execution, digest: taken.digest };
+        }
+        let Some(index) = &transition.index else {
+            return KeySettled::Refused("a start needs an index row".into());
+        };
+        let place = (index.namespace.clone(), key.clone());
+        let holder = self.state.keys.get(&place).and_then(|holder| {
+            let row = &self.state.executions.get(holder)?.row;
+            Some((*holder, row.state, row.compensation))
+        });
+        let standing = holder.map(|(_, state, compensation)| (state, compensation));
+        match (key::decide(standing, *on_running, *on_ended), holder) {
+            (KeyVerdict::UseExisting, Some((execution, ..))) => {
+                self.settle_request(transition, execution);
+                KeySettled::UseExisting { execution }
+            }
+            (KeyVerdict::Reject, Some((execution, state, _))) => {
+                KeySettled::Rejected { execution, state }
+            }
+            // Without a holder there is no other verdict than to take the key.
+            (KeyVerdict::Take, _) | (_, None) => {
+                if transition.sequence != 1 {
+                    return KeySettled::Refused("a start is the first transition".into());
+                }
+                if let Err(reason) = self.check(transition) {
+                    return KeySettled::Refused(reason);
+                }
+                self.state.keys.insert(place, transition.execution);
+                self.write(transition, first);
+                KeySettled::Won
+            }
+        }
+    }
+
+    fn at(&self, execution: ExecutionId, sequence: u64) -> Option<&StoredTransition> {
+        self.state.history.get(&execution)?.get(&sequence)
+    }
+
+    fn taken(&self, transition: &Transition) -> Option<Request> {
+        let request = transition.request.as_ref()?;
+        self.state.request(&request.namespace, &request.request_id, self.now)
+    }
+
+    /// What the tables of a real store refuse.
+    fn check(&self, transition: &Transition) -> Result<(), String> {
+        let Transition { execution, sequence, .. } = *transition;
+        match sequence {
+            0 => return Err("a history begins at sequence 1".into()),
+            1 if transition.index.is_none() => return Err("a start needs an index row".into()),
+            1 => {}
+            _ if self.at(execution, sequence - 1).is_none() => {
+                return Err(format!("sequence {sequence} would leave a gap"));
+            }
+            _ => {}
+        }
+        let mut ids = BTreeSet::new();
+        for row in &transition.feed {
+            if !ids.insert(&row.id) || self.state.event_ids.contains_key(&row.id) {
+                return Err(format!("there is a failure event {} already", row.id));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, transition: &Transition, first: i64) {
+        let stored = StoredTransition {
+            sequence: transition.sequence,
+            transition_id: transition.transition_id,
+            format: transition.format,
+            data: transition.data.clone(),
+        };
+        let history = self.state.history.entry(transition.execution).or_default();
+        history.insert(transition.sequence, stored);
+        self.companions(transition, first);
+    }
+
+    /// What belongs to a transition.
+    fn companions(&mut self, transition: &Transition, first: i64) {
+        if let Some(row) = &transition.index {
+            let indexed = Indexed { row: row.clone(), owner: self.node };
+            self.state.executions.insert(transition.execution, indexed);
+        }
+        self.settle_request(transition, transition.execution);
+        for (number, row) in (first..).zip(&transition.feed) {
+            self.event(row, number);
+        }
+        for task in &transition.overflow_done {
+            self.state.overflow.remove(task);
+        }
+    }
+
+    fn settle_request(&mut self, transition: &Transition, execution: ExecutionId) {
+        if let Some(request) = &transition.request {
+            let place = (request.namespace.clone(), request.request_id.clone());
+            let settled = Request { execution, digest: request.digest, at: self.now };
+            self.state.requests.insert(place, settled);
+        }
+    }
+
+    fn event(&mut self, row: &FeedRow, number: i64) {
+        let position = Position { number, lane: self.node };
+        self.state.event_ids.insert(row.id.clone(), position);
+        if let Some(execution) = row.execution {
+            let last = self.state.last_numbers.entry(execution).or_insert(number);
+            *last = number.max(*last);
+        }
+        if let Some(node) = self.state.nodes.get_mut(&self.node) {
+            node.lane.events.insert(number, row.clone());
+        }
+    }
+}
