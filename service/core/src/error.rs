@@ -5,9 +5,6 @@ use std::time::Duration;
 
 use crate::payload::Payload;
 
-/// How deep causes may nest; the API refuses deeper ones.
-pub const CAUSE_DEPTH_MAX: usize = 20;
-
 /// Types of the service's own errors: everything under `recoup.`.
 pub mod builtin {
     pub const PREFIX: &str = "recoup";
@@ -100,6 +97,21 @@ impl Error {
         self.chain().find_map(|error| error.non_retryable).unwrap_or(false)
     }
 
+    /// Errors in the chain: this one and its causes.
+    pub fn depth(&self) -> usize {
+        self.chain().count()
+    }
+
+    /// Bytes of texts and details of the whole chain, which count against the limit of an error.
+    pub fn size(&self) -> usize {
+        let one = |error: &Error| {
+            let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];
+            texts.map(String::len).iter().sum::<usize>()
+                + error.details.as_ref().map_or(0, Payload::size)
+        };
+        self.chain().map(one).sum()
+    }
+
     /// Whether the service made it, not a user's code.
     pub fn is_builtin(&self) -> bool {
         type_matches(builtin::PREFIX, &self.error_type)
@@ -146,5 +158,17 @@ mod tests {
         assert!(wrapped.is_non_retryable());
         let overridden = Error { non_retryable: Some(false), ..wrapped };
         assert!(!overridden.is_non_retryable());
+    }
+
+    #[test]
+    fn size_and_depth_count_the_whole_chain() {
+        let root = Error { details: Some(Payload::json("1234")), ..Error::new("a", "bc") };
+        let wrapped = Error {
+            stack_trace: "12345".into(),
+            source: "go".into(),
+            cause: Some(Box::new(root)),
+            ..Error::new("type", "é")
+        };
+        assert_eq!((wrapped.size(), wrapped.depth()), (7 + 4 + 2 + 5 + 2, 2));
     }
 }

@@ -164,6 +164,7 @@ pub struct Node {
 }
 
 /// Branches, loops, waits and children become further kinds, some of which hold blocks.
+#[allow(clippy::large_enum_variant, reason = "almost every node is a task")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeKind {
     /// Skipped before it was anything else.

@@ -4,6 +4,11 @@
 //! [`decide`] turns a command into events, [`evolve`] folds events into the state, [`retry`] decides
 //! about an attempt that failed, [`failure_event`] says what of it belongs on the feed.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "a step's error is a value as its output is, and made rarely"
+)]
+
 pub mod command;
 pub mod decide;
 pub mod definition;

@@ -1,17 +1,75 @@
 //! A workflow version made executable: defaults resolved, expressions compiled, every task found by
 //! its path. Made once per version, shared by all its executions.
 
+mod compile;
+mod policy;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::definition::{Delivery, OnError};
+use crate::definition::{self, Delivery, OnError};
 use crate::expression::{Condition, Template};
 use crate::id::{StepId, StepPath, WorkflowName};
 use crate::retry::RetryPolicy;
 
+/// Time of one attempt from its hand-over, where nothing else is said.
 pub const START_TO_CLOSE: Duration = Duration::from_secs(60);
 pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
+/// For compensation and `finally` together.
+pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const QUEUE: &str = "default";
+/// How many delays [`TaskPlan::delay_schedule`] tells at most.
+pub const DELAYS_MAX: usize = 50;
+
+/// One thing that is wrong with a definition.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field_path}: {message}")]
+pub struct Issue {
+    /// Where, by the names of the API: `steps[2].retry.max_attempts`.
+    pub field_path: String,
+    pub code: IssueCode,
+    pub message: String,
+}
+
+/// Kinds of issues. Their names are part of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IssueCode {
+    Required,
+    TooLong,
+    TooMany,
+    NameInvalid,
+    StepIdInvalid,
+    StepIdReserved,
+    StepIdTaken,
+    DurationInvalid,
+    TimeoutsContradict,
+    PriorityOutOfRange,
+    AllowWarningWithoutIgnore,
+    CompensateInFinally,
+    RetryPolicyInvalid,
+    ExpressionInvalid,
+}
+
+impl IssueCode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "REQUIRED",
+            Self::TooLong => "TOO_LONG",
+            Self::TooMany => "TOO_MANY",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::StepIdInvalid => "STEP_ID_INVALID",
+            Self::StepIdReserved => "STEP_ID_RESERVED",
+            Self::StepIdTaken => "STEP_ID_TAKEN",
+            Self::DurationInvalid => "DURATION_INVALID",
+            Self::TimeoutsContradict => "TIMEOUTS_CONTRADICT",
+            Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",
+            Self::AllowWarningWithoutIgnore => "ALLOW_WARNING_WITHOUT_IGNORE",
+            Self::CompensateInFinally => "COMPENSATE_IN_FINALLY",
+            Self::RetryPolicyInvalid => "RETRY_POLICY_INVALID",
+            Self::ExpressionInvalid => "EXPRESSION_INVALID",
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct Plan {
@@ -66,6 +124,15 @@ pub struct CompensationPlan {
 }
 
 impl Plan {
+    /// Resolves defaults, compiles expressions and checks everything that can be checked before an
+    /// execution: what is unset at a step is that of the workflow's defaults, else the built-in value.
+    ///
+    /// # Errors
+    /// All issues, in the order of the definition.
+    pub fn compile(definition: &definition::Workflow, version: u32) -> Result<Self, Vec<Issue>> {
+        compile::compile(definition, version)
+    }
+
     pub fn step(&self, path: &StepPath) -> Option<&StepPlan> {
         let (is_finally, index) = *self.places.get(path)?;
         if is_finally { self.finally.get(index) } else { self.steps.get(index) }
@@ -86,3 +153,28 @@ impl Plan {
         }
     }
 }
+
+impl TaskPlan {
+    /// The delays before the second, third … attempt by the policy's own schedule, without jitter and
+    /// without rules; a random delay counts as the middle of its range. As many as attempts,
+    /// `max_duration` and `schedule_to_close` allow if attempts take no time, and at most
+    /// [`DELAYS_MAX`].
+    pub fn delay_schedule(&self) -> Vec<Duration> {
+        let retries =
+            self.retry.max_attempts().map_or(DELAYS_MAX, |max| max.saturating_sub(1) as usize);
+        let budgets = [self.retry.limits.max_duration, self.schedule_to_close];
+        let budget = budgets.into_iter().flatten().min();
+        let mut elapsed = Duration::ZERO;
+        (0..)
+            .take(retries.min(DELAYS_MAX))
+            .map(|index| self.retry.schedule().delay(index, 0.5))
+            .take_while(|delay| {
+                elapsed = elapsed.saturating_add(*delay);
+                budget.is_none_or(|budget| elapsed < budget)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

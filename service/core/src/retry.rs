@@ -105,7 +105,9 @@ impl Schedule {
                 let factor = backoff_coefficient.powi(i32::try_from(index).unwrap_or(i32::MAX));
                 scale(*initial_interval, factor).min(*max_interval)
             }
-            Self::Random { min, max } => *min + scale(max.saturating_sub(*min), random),
+            Self::Random { min, max } => {
+                min.saturating_add(scale(max.saturating_sub(*min), random))
+            }
             Self::Linear { initial, increment, max } => {
                 initial.saturating_add(increment.saturating_mul(index)).min(*max)
             }

@@ -1,0 +1,338 @@
+//! From a definition to a plan, collecting everything that is wrong on the way.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::{
+    CANCEL_GRACE, CLEANUP_TIMEOUT, CompensationPlan, Issue, IssueCode, Plan, QUEUE, START_TO_CLOSE,
+    StepKind, StepPlan, TaskPlan, policy,
+};
+use crate::definition::{self, Defaults, OnError, Timeouts, Workflow};
+use crate::expression::{CompileError, Condition, Scope, Template};
+use crate::id::{StepId, StepPath};
+use crate::limits::{
+    DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX, PRIORITY_MAX, QUEUE_BYTES_MAX, STEP_ID_BYTES_MAX,
+    STEPS_MAX, TASK_TYPE_BYTES_MAX,
+};
+use crate::retry::RetryPolicy;
+
+/// Words that CEL keeps for itself.
+const RESERVED: &[&str] = &[
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "false",
+    "for",
+    "function",
+    "if",
+    "import",
+    "in",
+    "let",
+    "loop",
+    "namespace",
+    "null",
+    "package",
+    "return",
+    "true",
+    "var",
+    "void",
+    "while",
+];
+
+#[derive(Default)]
+pub(super) struct Issues(Vec<Issue>);
+
+impl Issues {
+    pub(super) fn add(&mut self, field_path: String, code: IssueCode, message: String) {
+        self.0.push(Issue { field_path, code, message });
+    }
+
+    fn expressions<T>(&mut self, path: &str, compiled: Result<T, Vec<CompileError>>) -> Option<T> {
+        let add = |error: CompileError| {
+            self.add(path.to_owned(), IssueCode::ExpressionInvalid, error.to_string());
+        };
+        compiled.map_err(|errors| errors.into_iter().for_each(add)).ok()
+    }
+}
+
+pub(super) fn compile(definition: &Workflow, version: u32) -> Result<Plan, Vec<Issue>> {
+    let mut compiler = Compiler { issues: Issues::default(), defaults: &definition.defaults };
+    let plan = compiler.workflow(definition, version);
+    let issues = compiler.issues.0;
+    if issues.is_empty() { Ok(plan) } else { Err(issues) }
+}
+
+/// What it returns is complete only if it found no issues.
+struct Compiler<'a> {
+    issues: Issues,
+    defaults: &'a Defaults,
+}
+
+impl Compiler<'_> {
+    fn workflow(&mut self, definition: &Workflow, version: u32) -> Plan {
+        let (steps, finally) = (&definition.steps.0, &definition.finally.0);
+        self.name(definition);
+        self.durations(definition);
+        self.defaults();
+        if steps.is_empty() {
+            self.issues.add("steps".into(), IssueCode::Required, "there is no step".into());
+        }
+        let mut plan = Plan {
+            name: definition.name.clone(),
+            version,
+            steps: Vec::new(),
+            finally: Vec::new(),
+            timeout: definition.timeout,
+            cleanup_timeout: Some(definition.cleanup_timeout.unwrap_or(CLEANUP_TIMEOUT)),
+            cancel_grace: definition.cancel_grace.unwrap_or(CANCEL_GRACE),
+            output: None,
+            places: HashMap::new(),
+        };
+        let count = steps.len() + finally.len();
+        if count > STEPS_MAX {
+            let message = format!("{count} steps, at most {STEPS_MAX} are allowed");
+            self.issues.add("steps".into(), IssueCode::TooMany, message);
+            return plan;
+        }
+
+        let mut places = HashMap::new();
+        for (place, (path, step)) in
+            paths("steps", steps).chain(paths("finally", finally)).enumerate()
+        {
+            self.step_id(&path, &step.id);
+            if places.contains_key(&step.id) {
+                let message = format!("another step has the id `{}`", step.id);
+                self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
+            } else {
+                places.insert(&step.id, place);
+            }
+        }
+        let scope = |before, has_error| Scope { places: &places, before, has_error };
+        for (index, (path, step)) in paths("steps", steps).enumerate() {
+            let undo = scope(steps.len(), true);
+            plan.places.insert(StepPath::from(&step.id), (false, index));
+            plan.steps.push(self.step(&path, step, &scope(index, false), &undo));
+        }
+        for (index, (path, step)) in paths("finally", finally).enumerate() {
+            let scope = scope(steps.len() + index, true);
+            if step.compensate.is_some() {
+                let message = "steps of finally are not compensated".to_owned();
+                let path = format!("{path}.compensate");
+                self.issues.add(path, IssueCode::CompensateInFinally, message);
+            }
+            plan.places.insert(StepPath::from(&step.id), (true, index));
+            plan.finally.push(self.step(&path, step, &scope, &scope));
+        }
+        if let Some(output) = &definition.output {
+            let compiled = Template::compile(output, &scope(steps.len(), false));
+            plan.output = self.issues.expressions("output", compiled);
+        }
+        plan
+    }
+
+    fn name(&mut self, definition: &Workflow) {
+        let name = definition.name.as_str();
+        let is_name = name.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && name.len() <= NAME_BYTES_MAX
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));
+        if !is_name {
+            let message = format!(
+                "a name is a letter or digit, then letters, digits, `.`, `_` and `-`, {NAME_BYTES_MAX} at most"
+            );
+            self.issues.add("name".into(), IssueCode::NameInvalid, message);
+        }
+        self.text("description", &definition.description, DESCRIPTION_BYTES_MAX);
+    }
+
+    fn durations(&mut self, definition: &Workflow) {
+        // A grace of zero means that nobody is waited for.
+        self.positive("timeout", definition.timeout);
+        self.positive("cleanup_timeout", definition.cleanup_timeout);
+    }
+
+    fn defaults(&mut self) {
+        let Defaults { queue, retry, timeouts } = self.defaults;
+        if let Some(queue) = queue {
+            self.queue("defaults.queue", queue);
+        }
+        if let Some(retry) = retry {
+            policy::check(retry, "defaults.retry", &mut self.issues);
+        }
+        self.timeouts("defaults", timeouts, &Timeouts::default());
+    }
+
+    fn step_id(&mut self, path: &str, id: &StepId) {
+        let text = id.as_str();
+        let is_id = text.starts_with(|first: char| first.is_ascii_lowercase())
+            && text.len() <= STEP_ID_BYTES_MAX
+            && text.bytes().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        let path = format!("{path}.id");
+        if !is_id {
+            let message = format!(
+                "`{text}` is no step id: a small letter, then small letters, digits and `_`, \
+                 {STEP_ID_BYTES_MAX} at most"
+            );
+            self.issues.add(path, IssueCode::StepIdInvalid, message);
+        } else if RESERVED.contains(&text) {
+            let message = format!("`{text}` is a reserved word of CEL");
+            self.issues.add(path, IssueCode::StepIdReserved, message);
+        }
+    }
+
+    fn step(
+        &mut self,
+        path: &str,
+        step: &definition::Step,
+        scope: &Scope<'_>,
+        undo_scope: &Scope<'_>,
+    ) -> StepPlan {
+        let when = step.when.as_ref().and_then(|when| {
+            self.issues.expressions(&format!("{path}.when"), Condition::compile(when, scope))
+        });
+        if step.allow_warning && step.on_error != OnError::Ignore {
+            let message = "it says something only beside on_error: IGNORE".to_owned();
+            let path = format!("{path}.allow_warning");
+            self.issues.add(path, IssueCode::AllowWarningWithoutIgnore, message);
+        }
+        let definition::StepKind::Task(task) = &step.kind;
+        let retry = self.retry(&format!("{path}.retry"), step.retry.as_ref());
+        let task = self.task(&format!("{path}.task"), task, retry, scope);
+        let compensate = step.compensate.as_ref().map(|compensate| {
+            let path = format!("{path}.compensate");
+            let retry = self.retry(&format!("{path}.retry"), compensate.retry.as_ref());
+            let task = self.task(&format!("{path}.task"), &compensate.task, retry, undo_scope);
+            CompensationPlan { task, only_completed: compensate.only_completed }
+        });
+        StepPlan {
+            id: step.id.clone(),
+            path: StepPath::from(&step.id),
+            kind: StepKind::Task(task),
+            when,
+            on_error: step.on_error,
+            allow_warning: step.allow_warning,
+            compensate,
+        }
+    }
+
+    fn retry(&mut self, path: &str, own: Option<&RetryPolicy>) -> RetryPolicy {
+        if let Some(own) = own {
+            policy::check(own, path, &mut self.issues);
+        }
+        own.or(self.defaults.retry.as_ref()).cloned().unwrap_or_default()
+    }
+
+    fn task(
+        &mut self,
+        path: &str,
+        task: &definition::Task,
+        retry: RetryPolicy,
+        scope: &Scope<'_>,
+    ) -> TaskPlan {
+        if task.task_type.trim().is_empty() {
+            let message = "a task needs a type".to_owned();
+            self.issues.add(format!("{path}.type"), IssueCode::Required, message);
+        }
+        self.text(&format!("{path}.type"), &task.task_type, TASK_TYPE_BYTES_MAX);
+        if let Some(queue) = &task.queue {
+            self.queue(&format!("{path}.queue"), queue);
+        }
+        if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&task.priority) {
+            let message =
+                format!("{} is not from -{PRIORITY_MAX} to {PRIORITY_MAX}", task.priority);
+            let path = format!("{path}.priority");
+            self.issues.add(path, IssueCode::PriorityOutOfRange, message);
+        }
+        let input = task.input.as_ref().and_then(|input| {
+            self.issues.expressions(&format!("{path}.input"), Template::compile(input, scope))
+        });
+        let timeouts = self.timeouts(path, &task.timeouts, &self.defaults.timeouts);
+        let queue = task.queue.as_ref().or(self.defaults.queue.as_ref());
+        TaskPlan {
+            task_type: task.task_type.clone(),
+            queue: queue.map_or(QUEUE, String::as_str).to_owned(),
+            input,
+            schedule_to_start: timeouts.schedule_to_start,
+            start_to_close: timeouts.start_to_close.unwrap_or_else(|| {
+                // The built-in value must not be what contradicts.
+                timeouts.schedule_to_close.map_or(START_TO_CLOSE, |all| all.min(START_TO_CLOSE))
+            }),
+            schedule_to_close: timeouts.schedule_to_close,
+            heartbeat: timeouts.heartbeat,
+            priority: task.priority,
+            delivery: task.delivery,
+            retry,
+        }
+    }
+
+    /// The timeouts with those inherited; the issues are those of its own, and the contradictions
+    /// between any.
+    fn timeouts(&mut self, path: &str, own: &Timeouts, inherited: &Timeouts) -> Timeouts {
+        self.positive(&format!("{path}.schedule_to_start"), own.schedule_to_start);
+        self.positive(&format!("{path}.start_to_close"), own.start_to_close);
+        self.positive(&format!("{path}.schedule_to_close"), own.schedule_to_close);
+        self.positive(&format!("{path}.heartbeat"), own.heartbeat);
+        let all = Timeouts {
+            schedule_to_start: own.schedule_to_start.or(inherited.schedule_to_start),
+            start_to_close: own.start_to_close.or(inherited.start_to_close),
+            schedule_to_close: own.schedule_to_close.or(inherited.schedule_to_close),
+            heartbeat: own.heartbeat.or(inherited.heartbeat),
+        };
+        // What the defaults contradict among themselves has been told there.
+        if own == &Timeouts::default() {
+            return all;
+        }
+        let mut contradiction = |field: &str, message: String| {
+            self.issues.add(format!("{path}.{field}"), IssueCode::TimeoutsContradict, message);
+        };
+        if let (Some(one), Some(whole)) = (all.start_to_close, all.schedule_to_close)
+            && one > whole
+        {
+            let message = format!("one attempt may take {one:?}, all of them {whole:?}");
+            contradiction("start_to_close", message);
+        }
+        if let (Some(wait), Some(whole)) = (all.schedule_to_start, all.schedule_to_close)
+            && wait > whole
+        {
+            let message = format!("the wait for a worker may take {wait:?}, everything {whole:?}");
+            contradiction("schedule_to_start", message);
+        }
+        let start_to_close = all.start_to_close.unwrap_or(START_TO_CLOSE);
+        if let Some(heartbeat) = all.heartbeat.filter(|heartbeat| *heartbeat > start_to_close) {
+            let message = format!("an attempt ends after {start_to_close:?}, before {heartbeat:?}");
+            contradiction("heartbeat", message);
+        }
+        all
+    }
+
+    fn positive(&mut self, path: &str, duration: Option<Duration>) {
+        if duration == Some(Duration::ZERO) {
+            let message = "it must be longer than zero".to_owned();
+            self.issues.add(path.to_owned(), IssueCode::DurationInvalid, message);
+        }
+    }
+
+    fn queue(&mut self, path: &str, queue: &str) {
+        if queue.trim().is_empty() {
+            let message = "the name of a queue is not empty".to_owned();
+            self.issues.add(path.to_owned(), IssueCode::Required, message);
+        }
+        self.text(path, queue, QUEUE_BYTES_MAX);
+    }
+
+    fn text(&mut self, path: &str, text: &str, max: usize) {
+        if text.len() > max {
+            let message = format!("{} bytes, at most {max} are allowed", text.len());
+            self.issues.add(path.to_owned(), IssueCode::TooLong, message);
+        }
+    }
+}
+
+/// Steps with their field paths.
+fn paths<'a>(
+    field: &'static str,
+    steps: &'a [definition::Step],
+) -> impl Iterator<Item = (String, &'a definition::Step)> {
+    steps.iter().enumerate().map(move |(index, step)| (format!("{field}[{index}]"), step))
+}

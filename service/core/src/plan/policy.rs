@@ -1,0 +1,158 @@
+//! Retry policies that cannot work.
+
+use std::time::Duration;
+
+use super::IssueCode;
+use super::compile::Issues;
+use crate::error::{builtin, type_matches};
+use crate::limits::{ERROR_TYPE_BYTES_MAX, ERROR_TYPES_MAX, RETRY_RULES_MAX};
+use crate::retry::{DELAY_MAX, Limits, RetryPolicy, Rule, Schedule};
+
+pub(super) fn check(policy: &RetryPolicy, path: &str, issues: &mut Issues) {
+    let jitter = policy.jitter();
+    if !(0.0..=1.0).contains(&jitter) {
+        wrong(issues, format!("{path}.jitter"), format!("{jitter} is not from 0 to 1"));
+    }
+    limits(&policy.limits, path, issues);
+    types(&policy.non_retryable_error_types, &format!("{path}.non_retryable_error_types"), issues);
+    types(&policy.retryable_error_types, &format!("{path}.retryable_error_types"), issues);
+    let is_endless = policy.max_attempts().is_none();
+    let budget = policy.limits.max_duration;
+    let retries = policy.max_attempts() != Some(1);
+    if let Some(own) = &policy.schedule {
+        schedule(own, path, is_endless, issues);
+    }
+    if retries {
+        first_delay(policy.schedule(), budget, path, issues);
+    }
+    if policy.rules.len() > RETRY_RULES_MAX {
+        let message =
+            format!("{} rules, at most {RETRY_RULES_MAX} are allowed", policy.rules.len());
+        issues.add(format!("{path}.rules"), IssueCode::TooMany, message);
+    }
+    for (index, own) in policy.rules.iter().take(RETRY_RULES_MAX).enumerate() {
+        rule(own, policy, &format!("{path}.rules[{index}]"), issues);
+    }
+}
+
+fn rule(rule: &Rule, policy: &RetryPolicy, path: &str, issues: &mut Issues) {
+    if rule.error_types.is_empty() {
+        let message = "a rule needs at least one error type".to_owned();
+        wrong(issues, format!("{path}.error_types"), message);
+    }
+    types(&rule.error_types, &format!("{path}.error_types"), issues);
+    limits(&rule.limits, path, issues);
+    let is_endless = policy.max_attempts().is_none() && rule.limits.max_attempts.is_none();
+    if let Some(own) = &rule.schedule {
+        schedule(own, path, is_endless, issues);
+    }
+    let retries = policy.max_attempts() != Some(1) && rule.limits.max_attempts != Some(1);
+    let budgets = [rule.limits.max_duration, policy.limits.max_duration];
+    let budget = budgets.into_iter().flatten().min();
+    // Where it takes everything from the policy, the policy has been told already.
+    if retries && (rule.schedule.is_some() || rule.limits.max_duration.is_some()) {
+        let own = rule.schedule.as_ref().unwrap_or(policy.schedule());
+        first_delay(own, budget, path, issues);
+    }
+}
+
+fn limits(limits: &Limits, path: &str, issues: &mut Issues) {
+    if limits.max_attempts == Some(0) {
+        let message = "0 attempts are none at all; 1 is no retry".to_owned();
+        wrong(issues, format!("{path}.max_attempts"), message);
+    }
+    if limits.max_duration == Some(Duration::ZERO) {
+        wrong(issues, format!("{path}.max_duration"), "it must be longer than zero".to_owned());
+    }
+}
+
+/// A schedule that leaves no time for a second attempt was not meant.
+fn first_delay(schedule: &Schedule, budget: Option<Duration>, path: &str, issues: &mut Issues) {
+    let first = schedule.delay(0, 0.0);
+    if let Some(budget) = budget.filter(|budget| !budget.is_zero() && first >= *budget) {
+        let message =
+            format!("the first delay, {first:?}, uses up all of {budget:?}: no retry follows");
+        wrong(issues, format!("{path}.max_duration"), message);
+    }
+}
+
+fn schedule(schedule: &Schedule, path: &str, is_endless: bool, issues: &mut Issues) {
+    let mut wrong = |field: &str, message: &str| {
+        wrong(issues, format!("{path}.{field}"), message.to_owned());
+    };
+    let (first, first_field) = match schedule {
+        Schedule::Constant { interval } => (*interval, "constant.interval"),
+        Schedule::Exponential { initial_interval, backoff_coefficient, max_interval } => {
+            if initial_interval.is_zero() {
+                wrong("exponential.initial_interval", "it must be longer than zero");
+            }
+            if !(backoff_coefficient.is_finite() && *backoff_coefficient >= 1.0) {
+                wrong("exponential.backoff_coefficient", "it must be a finite number from 1 up");
+            }
+            if max_interval < initial_interval {
+                wrong("exponential.max_interval", "it is shorter than the initial interval");
+            }
+            (*initial_interval, "exponential.initial_interval")
+        }
+        Schedule::Random { min, max } => {
+            if max < min {
+                wrong("random.max", "it is shorter than the shortest wait");
+            }
+            (*min, "random.min")
+        }
+        Schedule::Linear { initial, max, .. } => {
+            if max < initial {
+                wrong("linear.max", "it is shorter than the initial wait");
+            }
+            (*initial, "linear.initial")
+        }
+    };
+    if first > DELAY_MAX {
+        wrong(first_field, "it is longer than 30 days, the longest delay there is");
+    }
+    let (longest, longest_field) = match schedule {
+        Schedule::Constant { interval } => (*interval, "constant.interval"),
+        Schedule::Exponential { .. } => return,
+        Schedule::Random { max, .. } => (*max, "random.max"),
+        Schedule::Linear { initial, increment, max } => {
+            (initial.saturating_add(*increment).min(*max), "linear.max")
+        }
+    };
+    if is_endless && longest.is_zero() {
+        wrong(longest_field, "attempts without number need a delay");
+    }
+}
+
+fn types(patterns: &[String], path: &str, issues: &mut Issues) {
+    if patterns.len() > ERROR_TYPES_MAX {
+        let message = format!("{} patterns, at most {ERROR_TYPES_MAX} are allowed", patterns.len());
+        issues.add(path.to_owned(), IssueCode::TooMany, message);
+    }
+    for (index, pattern) in patterns.iter().take(ERROR_TYPES_MAX).enumerate() {
+        let path = format!("{path}[{index}]");
+        let plain = pattern.strip_suffix(".*").unwrap_or(pattern);
+        let is_formed = pattern == "*"
+            || plain.split('.').all(|segment| {
+                !segment.is_empty()
+                    && !segment.contains(|letter: char| {
+                        letter.is_whitespace() || letter.is_control() || letter == '*'
+                    })
+            });
+        if pattern.len() > ERROR_TYPE_BYTES_MAX {
+            let message = format!("a pattern has at most {ERROR_TYPE_BYTES_MAX} bytes");
+            issues.add(path, IssueCode::TooLong, message);
+        } else if !is_formed {
+            let message =
+                format!("`{pattern}` is no pattern: `a.b` takes it and all below, `*` all");
+            wrong(issues, path, message);
+        } else if type_matches(builtin::PREFIX, plain)
+            && !builtin::ALL.iter().any(|known| type_matches(plain, known))
+        {
+            wrong(issues, path, format!("there is no built-in error type `{plain}`"));
+        }
+    }
+}
+
+fn wrong(issues: &mut Issues, path: String, message: String) {
+    issues.add(path, IssueCode::RetryPolicyInvalid, message);
+}
