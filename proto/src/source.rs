@@ -1,1 +1,0 @@
-//! Reads definition files.

@@ -1,0 +1,167 @@
+//! Reads definition files: YAML or JSON text into a [`WorkflowDefinition`], with line, column and
+//! field path for everything that is wrong.
+//!
+//! ```
+//! use recoup_proto::{source, v1::DefinitionFormat};
+//!
+//! let text = "name: greet\nsteps:\n- id: hello\n  task: {type: greet.hello, start_to_close: 5s}\n";
+//! let (definition, positions) = source::parse(text, DefinitionFormat::Yaml)?;
+//! assert_eq!(definition.steps[0].id, "hello");
+//! let place = positions.find("steps[0].task.start_to_close");
+//! assert_eq!((place.line, place.column), (4, 29));
+//! # Ok::<(), source::SourceError>(())
+//! ```
+
+mod positions;
+#[cfg(test)]
+mod tests;
+
+use prost::Message;
+use serde_saphyr::{
+    DefaultMessageFormatter, DuplicateKeyPolicy, MessageFormatter, NonFiniteFloatPolicy,
+};
+
+pub use positions::{Place, Positions};
+
+use crate::v1::{DefinitionFormat, DefinitionSource, ErrorReason, WorkflowDefinition};
+
+/// Largest source and largest definition, in bytes: 1 MiB.
+pub const SOURCE_BYTES_MAX: usize = 1 << 20;
+/// How deep mappings and sequences may nest.
+pub const DEPTH_MAX: usize = 64;
+/// How much the text may grow by its aliases: characters and nodes of the whole, aliases replaced.
+const EXPANDED_WEIGHT_MAX: usize = 4 << 20;
+const NODES_MAX: usize = 250_000;
+
+/// What is wrong with a definition file, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}:{}: {}{message}", .place.line, .place.column, PathPrefix(.field_path))]
+pub struct SourceError {
+    pub place: Place,
+    /// Path in the definition, such as `steps[2].retry.max_attempts`; empty for the whole.
+    pub field_path: String,
+    /// For people; without place and path.
+    pub message: String,
+    /// `DefinitionInvalid` or `DefinitionTooLarge`.
+    pub reason: ErrorReason,
+}
+
+struct PathPrefix<'a>(&'a str);
+
+impl std::fmt::Display for PathPrefix<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            "" => Ok(()),
+            path => write!(formatter, "{path}: "),
+        }
+    }
+}
+
+impl SourceError {
+    fn new(place: Place, field_path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            place,
+            field_path: field_path.into(),
+            message: message.into(),
+            reason: ErrorReason::DefinitionInvalid,
+        }
+    }
+
+    fn too_large(message: &str) -> Self {
+        Self { reason: ErrorReason::DefinitionTooLarge, ..Self::new(Place::START, "", message) }
+    }
+}
+
+impl DefinitionSource {
+    /// Reads the definition.
+    ///
+    /// # Errors
+    /// As [`parse`].
+    pub fn parse(&self) -> Result<(WorkflowDefinition, Positions), SourceError> {
+        parse(&self.text, self.format())
+    }
+}
+
+/// Reads a definition. An unspecified format is YAML.
+///
+/// # Errors
+/// The first thing that is wrong with the text as a text, as YAML or JSON, or as the JSON form of a
+/// definition. Whether the definition can work is for the service to say.
+pub fn parse(
+    text: &str,
+    format: DefinitionFormat,
+) -> Result<(WorkflowDefinition, Positions), SourceError> {
+    if text.len() > SOURCE_BYTES_MAX {
+        return Err(SourceError::too_large("the source is over 1 MiB"));
+    }
+    if format == DefinitionFormat::Json {
+        check_json(text)?;
+    }
+    // JSON is YAML: from here on there is one way, so that both report the same.
+    let positions = Positions::of(text)?;
+    let definition: WorkflowDefinition = serde_saphyr::from_str_with_options(text, options())
+        .map_err(|error| located(&error, &positions))?;
+    // Aliases may make a large definition of a small text.
+    if definition.encoded_len() > SOURCE_BYTES_MAX {
+        return Err(SourceError::too_large("the definition is over 1 MiB"));
+    }
+    Ok((definition, positions))
+}
+
+fn check_json(text: &str) -> Result<(), SourceError> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).map_err(|error| {
+        let place = Place { line: error.line().max(1), column: error.column().max(1) };
+        let message = error.to_string();
+        let end = message.rfind(" at line ").unwrap_or(message.len());
+        SourceError::new(place, "", format!("not JSON: {}", &message[..end]))
+    })
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: DEPTH_MAX,
+            max_documents: 1,
+            max_nodes: NODES_MAX,
+            max_anchors: 1_000,
+            max_aliases: 10_000,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: NODES_MAX,
+        },
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        non_finite_float_policy: NonFiniteFloatPolicy::Reject,
+        // `on` and `no` are words, not truth values.
+        strict_booleans: true,
+        reject_unsupported_tags: true,
+        with_snippet: false,
+    }
+}
+
+/// Which field an error is about follows from its place.
+fn located(error: &serde_saphyr::Error, positions: &Positions) -> SourceError {
+    let location = error.location().map(|location| Place {
+        line: usize::try_from(location.line()).unwrap_or(usize::MAX),
+        column: usize::try_from(location.column()).unwrap_or(usize::MAX),
+    });
+    let place = location.filter(|place| place.line > 0).unwrap_or(Place::START);
+    SourceError::new(place, positions.path_at(place), message(error))
+}
+
+fn message(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match error {
+        Error::AliasError { error, .. } | Error::WithSnippet { error, .. } => message(error),
+        Error::SerdeUnknownField { field, expected, .. } => {
+            // Every field is known under its proto name, most under a second one.
+            let names: Vec<_> = expected
+                .iter()
+                .filter(|name| !name.contains(char::is_uppercase))
+                .copied()
+                .collect();
+            format!("unknown field `{field}`, expected one of {}", names.join(", "))
+        }
+        Error::MultipleDocuments { .. } => "there is more than one YAML document".to_owned(),
+        other => DefaultMessageFormatter.format_message(other).into_owned(),
+    }
+}
