@@ -9,6 +9,8 @@ mod duration;
 mod enumeration;
 pub mod source;
 mod template;
+#[cfg(test)]
+mod tests;
 
 pub use duration::{Duration, DurationError};
 pub use pbjson_types::Timestamp;
@@ -16,7 +18,6 @@ pub use pbjson_types::Timestamp;
 /// Package `recoup.v1`.
 #[expect(
     clippy::allow_attributes_without_reason,
-    clippy::doc_lazy_continuation,
     clippy::large_enum_variant,
     reason = "generated code"
 )]

@@ -138,14 +138,15 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// Which field an error is about follows from its place.
+/// Which field an error is about follows from its place: sometimes that of the value, sometimes that
+/// of the key. The report always has the field's.
 fn located(error: &serde_saphyr::Error, positions: &Positions) -> SourceError {
     let location = error.location().map(|location| Place {
         line: usize::try_from(location.line()).unwrap_or(usize::MAX),
         column: usize::try_from(location.column()).unwrap_or(usize::MAX),
     });
-    let place = location.filter(|place| place.line > 0).unwrap_or(Place::START);
-    SourceError::new(place, positions.path_at(place), message(error))
+    let path = positions.path_at(location.unwrap_or(Place::START));
+    SourceError::new(positions.find(path), path, message(error))
 }
 
 fn message(error: &serde_saphyr::Error) -> String {
@@ -162,6 +163,19 @@ fn message(error: &serde_saphyr::Error) -> String {
             format!("unknown field `{field}`, expected one of {}", names.join(", "))
         }
         Error::MultipleDocuments { .. } => "there is more than one YAML document".to_owned(),
-        other => DefaultMessageFormatter.format_message(other).into_owned(),
+        other => in_our_words(DefaultMessageFormatter.format_message(other).into_owned()),
+    }
+}
+
+/// Some errors of generated code speak of how it is made.
+fn in_our_words(message: String) -> String {
+    let number = ["untagged enum Content", "invalid digit", "invalid float", "too large to fit"];
+    if number.iter().any(|part| message.contains(part)) {
+        return "expected a number within the range of the field".to_owned();
+    }
+    // True duplicates have been refused by the walk.
+    match message.strip_prefix("duplicate field ") {
+        Some(field) => format!("{field} cannot stand beside another choice for the same thing"),
+        None => message,
     }
 }

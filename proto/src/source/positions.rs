@@ -64,12 +64,14 @@ impl Positions {
                 }
             }
         }
+        if walk.positions.entries.is_empty() {
+            return Err(SourceError::new(Place::START, "", "the source is empty"));
+        }
         Ok(walk.positions)
     }
 
     fn add(&mut self, place: Place, path: &str) {
-        // A key that comes twice is refused later; until then the first one has the path.
-        self.index.entry(path.to_owned()).or_insert(self.entries.len());
+        self.index.insert(path.to_owned(), self.entries.len());
         self.entries.push((place, path.to_owned()));
     }
 }
@@ -110,6 +112,10 @@ struct Walk {
 impl Walk {
     fn take(&mut self, event: &Event<'_>, span: Span) -> Result<(), SourceError> {
         let place = place(span.start.line(), span.start.col());
+        let is_other_root = matches!(event, Event::Scalar(..) | Event::SequenceStart(..));
+        if is_other_root && self.open.is_empty() {
+            return Err(SourceError::new(place, "", "a definition must be a mapping"));
+        }
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;
@@ -173,6 +179,10 @@ impl Walk {
                 };
                 *value_is_template = parent.template || matches!(key, "input" | "output");
                 push_key(&mut self.path, key, parent.template);
+                if self.positions.index.contains_key(&self.path) {
+                    let message = format!("duplicate field `{key}`");
+                    return Err(SourceError::new(place, self.path.as_str(), message));
+                }
             }
             // The key has set the path and the position.
             OpenKind::Mapping { expects_key: false, .. } => return Ok(()),

@@ -189,16 +189,17 @@ fn an_unknown_field_is_named_with_its_place() {
 fn bad_values_are_named_with_their_place() {
     let step = |line: &str| format!("name: a\nsteps:\n- id: b\n  {line}\n");
     for (line, column, path, part) in [
-        ("task: {type: c, start_to_close: 20}", 35, "steps[0].task.start_to_close", "20s"),
-        ("task: {type: c, startToClose: 20 sec}", 33, "steps[0].task.start_to_close", "20 sec"),
-        ("on_error: EXPLODE", 13, "steps[0].on_error", "one of FAIL, IGNORE"),
-        ("on_error: 7", 13, "steps[0].on_error", "one of FAIL, IGNORE"),
-        ("retry: {max_attempts: many}", 25, "steps[0].retry.max_attempts", "many"),
-        ("retry: {max_attempts: -1}", 25, "steps[0].retry.max_attempts", ""),
-        ("retry: {max_attempts: 4294967296}", 25, "steps[0].retry.max_attempts", ""),
-        ("allow_warning: yes", 18, "steps[0].allow_warning", "bool"),
-        ("retry: [1]", 10, "steps[0].retry", ""),
-        ("task: !!binary x", 9, "steps[0].task", ""),
+        ("task: {type: c, start_to_close: 20}", 19, "steps[0].task.start_to_close", "20s"),
+        ("task: {type: c, startToClose: 20 sec}", 19, "steps[0].task.start_to_close", "20 sec"),
+        ("on_error: EXPLODE", 3, "steps[0].on_error", "one of FAIL, IGNORE"),
+        ("on_error: 7", 3, "steps[0].on_error", "one of FAIL, IGNORE"),
+        ("retry: {max_attempts: many}", 11, "steps[0].retry.max_attempts", "range"),
+        ("retry: {max_attempts: -1}", 11, "steps[0].retry.max_attempts", "range"),
+        ("retry: {max_attempts: 4294967296}", 11, "steps[0].retry.max_attempts", "range"),
+        ("allow_warning: yes", 3, "steps[0].allow_warning", "boolean"),
+        ("retry: [1]", 3, "steps[0].retry", "mapping"),
+        ("retry: {rules: [{error_types: [a]}, 7]}", 39, "steps[0].retry.rules[1]", "mapping"),
+        ("task: !!binary x", 3, "steps[0].task", ""),
     ] {
         let (at_line, at_column, at_path, message) = yaml_fault(&step(line));
         assert_eq!((at_line, at_column, at_path.as_str()), (4, column, path), "{line}: {message}");
@@ -208,25 +209,28 @@ fn bad_values_are_named_with_their_place() {
 
 #[test]
 fn one_field_cannot_have_two_values() {
-    for text in [
-        "name: a\nname: b\n",
-        "name: a\nsteps:\n- id: b\n  when: 'true'\n  retry: {constant: {interval: 1s}, linear: {}}\n",
-        "name: a\ncancel_grace: 1s\ncancelGrace: 2s\n",
-        "name: a\noutput: {b: 1, b: 2}\n",
+    for (text, line, path) in [
+        ("name: a\nname: b\n", 2, "name"),
+        ("name: a\ncancel_grace: 1s\ncancelGrace: 2s\n", 3, "cancel_grace"),
+        ("name: a\noutput: {b: 1, b: 2}\n", 2, "output.b"),
     ] {
-        let (line, _, _, message) = yaml_fault(text);
-        assert!(line > 1, "{text}");
-        assert!(message.contains("duplicate"), "{message}");
+        let (at_line, _, at_path, message) = yaml_fault(text);
+        assert_eq!((at_line, at_path.as_str()), (line, path));
+        assert!(message.contains("duplicate field"), "{message}");
     }
+    let (line, _, path, message) =
+        yaml_fault("name: a\nsteps:\n- id: b\n  retry: {constant: {interval: 1s}, linear: {}}\n");
+    assert_eq!((line, path.as_str()), (4, "steps[0].retry"));
+    assert!(message.starts_with("`linear` cannot stand beside"), "{message}");
 }
 
 #[test]
 fn broken_text_is_named_with_its_place() {
-    for (text, line) in [("name: a\nsteps: [\n", 3), ("name: a\n\tsteps: b\n", 2), ("a: *b\n", 1)] {
+    for (text, line) in [("name: a\nsteps: [\n", 2), ("name: a\nsteps: 'b\n", 3), ("a: *b\n", 1)] {
         assert_eq!(yaml_fault(text).0, line, "{text}");
     }
     for text in
-        ["", "# nothing\n", "- a\n", "just words", "name: a\n---\nname: b\n", "? [a]\n: b\n"]
+        ["", "# nothing\n", "~\n", "- a\n", "just words", "name: a\n---\nname: b\n", "? [a]\n: b\n"]
     {
         let error = parse(text, DefinitionFormat::Yaml).expect_err(text);
         assert_eq!(error.reason, ErrorReason::DefinitionInvalid);
@@ -237,7 +241,7 @@ fn broken_text_is_named_with_its_place() {
 #[test]
 fn json_is_strict() {
     for (text, line, column) in [
-        ("name: a", 1, 1),
+        ("'a'", 1, 1),
         ("{\"name\": \"a\",}", 1, 14),
         ("{\"name\":\n 'a'}", 2, 2),
         ("{\"name\": \"a\"} # note", 1, 15),
@@ -251,23 +255,35 @@ fn json_is_strict() {
 #[test]
 fn positions_name_fields_elements_and_what_is_around_them() {
     let (_, positions) = parse(ORDER, DefinitionFormat::Yaml).expect("it is right");
-    let at = |path| {
+    for (path, text) in [
+        ("name", "name: order"),
+        ("cancel_grace", "cancelGrace: 0s"),
+        ("steps[0]", "id: reserve"),
+        ("steps[0].task.input.items", "items: "),
+        ("steps[1].allow_warning", "allowWarning: true"),
+        ("steps[1].task.start_to_close", "startToClose: 20s"),
+        ("steps[1].retry.rules[0]", "error_types: [payment.rate_limited]"),
+        ("steps[1].retry.rules[0].max_attempts", "max_attempts: 3"),
+        ("steps[1].retry.non_retryable_error_types[1]", "\"*\"]"),
+        ("output.list[2]", "null, true]"),
+        // Not in the text: the nearest field around it.
+        ("steps[1].retry.max_attempts", "retry:"),
+        ("steps[1].retry.rules[4].error_types[2]", "rules:"),
+        ("steps[7].id", "steps:"),
+        ("cleanup_timeout", "name: order"),
+        ("", "name: order"),
+    ] {
         let Place { line, column } = positions.find(path);
-        (line, column)
-    };
-    assert_eq!(at("name"), (2, 1));
-    assert_eq!(at("cancel_grace"), (8, 1));
-    assert_eq!(at("steps[0]"), (10, 5));
-    assert_eq!(at("steps[0].task.input.items"), (13, 15));
-    assert_eq!(at("steps[1].task.start_to_close"), (32, 7));
-    assert_eq!(at("steps[1].retry.rules[0].max_attempts"), (29, 11));
-    assert_eq!(at("steps[1].retry.non_retryable_error_types[1]"), (25, 53));
-    assert_eq!(at("output.list[2]"), (40, 100));
-    // Not in the text: the nearest field around it.
-    assert_eq!(at("steps[1].retry.max_attempts"), at("steps[1].retry"));
-    assert_eq!(at("steps[7].id"), at("steps"));
-    assert_eq!(at("cleanup_timeout"), (2, 1));
-    assert_eq!(at(""), (2, 1));
+        let line: Vec<char> = ORDER.lines().nth(line - 1).unwrap_or_default().chars().collect();
+        let found: String = line[column - 1..].iter().collect();
+        assert!(found.starts_with(text), "{path}: {found}");
+    }
+}
+
+#[test]
+fn columns_count_characters() {
+    let (line, column, path, _) = yaml_fault("{name: \"\u{1f600}\u{e9}\", tsk: 1}\n");
+    assert_eq!((line, column, path.as_str()), (1, 14, "tsk"));
 }
 
 #[test]
@@ -320,7 +336,21 @@ fn sizes_are_limited() {
         |depth: usize| format!("name: a\noutput: {}{}\n", "[".repeat(depth), "]".repeat(depth));
     assert!(yaml(&nested(DEPTH_MAX - 1)).is_ok());
     assert!(yaml_fault(&nested(DEPTH_MAX)).3.contains("deeper"));
-    assert!(yaml_fault(&nested(100_000)).3.contains("deeper"));
+    assert!(yaml(&nested(100_000)).is_err());
+}
+
+#[test]
+fn a_text_cut_anywhere_is_read_or_refused() {
+    let json =
+        serde_json::to_string(&yaml(ORDER).expect("it is right")).expect("it has a JSON form");
+    let mut refused = 0;
+    for end in 0..ORDER.len() {
+        refused += usize::from(parse(&ORDER[..end], DefinitionFormat::Yaml).is_err());
+    }
+    assert!(refused > 100, "{refused}");
+    for end in 0..json.len() {
+        assert!(parse(&json[..end], DefinitionFormat::Json).is_err(), "{end}");
+    }
 }
 
 #[test]
