@@ -21,6 +21,7 @@ const TEXT_BYTES: usize = 64;
 pub(super) const BUDGET: &str = "@budget";
 pub(super) const CHARGE: &str = "@charge";
 pub(super) const RANGE: &str = "@range";
+pub(super) const ADDEND: &str = "@addend";
 
 /// The standard functions and those that check the budget.
 pub(super) static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
@@ -28,6 +29,7 @@ pub(super) static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let dynamic = || DYN_TYPE.to_owned();
     environment
         .add_overload(CHARGE, "charge", vec![dynamic(), dynamic()], charge)
+        .and_then(|()| environment.add_overload(ADDEND, "addend", vec![dynamic()], addend))
         .and_then(|()| {
             environment.add_overload(RANGE, "range", vec![dynamic(), dynamic(), dynamic()], range)
         })
@@ -76,6 +78,15 @@ impl StaticVal for Budget {}
 /// `@charge(value, budget)` is the value, paid for.
 fn charge<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     pay(&args, weight(&*args[0]))?;
+    Ok(args.swap_remove(0))
+}
+
+/// `@addend(value)` is the value unless it is a map: the interpreter would add a map's keys to a list,
+/// in the order of their hashes.
+fn addend<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
+    if args[0].downcast_ref::<CelMap>().is_some() {
+        return Err(ExecutionError::function_error(ADDEND, "a map cannot be added"));
+    }
     Ok(args.swap_remove(0))
 }
 

@@ -10,7 +10,7 @@ use cel::common::ast::{
 use cel::common::types::CelInt;
 use cel::parser::ParseErrors;
 
-use super::budget::{BUDGET, CHARGE, ENVIRONMENT, RANGE};
+use super::budget::{ADDEND, BUDGET, CHARGE, ENVIRONMENT, RANGE};
 use super::shorten;
 use super::split::string_end;
 use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, Read};
@@ -395,6 +395,12 @@ impl Check<'_> {
         // What comprehensions add to their own result is paid for as it is made.
         let grows = call.func_name == operators::ADD
             && !matches!(&call.args[..], [first, ..] if is_hidden(first));
+        if grows
+            && let [_, addend] = &mut call.args[..]
+            && !matches!(&addend.expr, Expr::Literal(_))
+        {
+            *addend = global(ADDEND, vec![std::mem::take(addend)]);
+        }
         if grows {
             charge(node);
         }

@@ -204,6 +204,7 @@ fn what_fails_at_run_time_is_an_expression_error() {
         ("-(-9223372036854775807 - 1)", "overflows"),
         ("input.items[2]", "out of bounds"),
         ("input.id + 1", "add does not take string and int"),
+        ("[1] + {'a': 1}", "a map cannot be added"),
         ("int('x')", "int: "),
         ("b'x'", "no JSON form"),
         ("1.0 / 0.0", "the number inf has no JSON form"),
@@ -520,11 +521,82 @@ fn source() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.join(" "))
 }
 
+/// Sources that parse, of any types in any places.
+fn well_formed() -> impl Strategy<Value = String> {
+    let leaf = prop::sample::select(vec![
+        "input",
+        "input.n",
+        "input.big",
+        "input.f",
+        "input.id",
+        "input.items",
+        "input.map",
+        "input.none",
+        "steps.charge.output",
+        "error",
+        "execution",
+        "run",
+        "x",
+        "0",
+        "1",
+        "-1",
+        "2u",
+        "0u",
+        "0.5",
+        "-0.0",
+        "1e308",
+        "9223372036854775807",
+        "-9223372036854775807",
+        "18446744073709551615u",
+        "''",
+        "'a'",
+        "'é🦀'",
+        "b'\\xff'",
+        "null",
+        "true",
+        "false",
+        "[]",
+        "{}",
+        "[1, 'a', 2u]",
+        "{'a': 1, 2: 'b', true: null}",
+        "int",
+        "optional.none()",
+    ]);
+    let expression = leaf.prop_map(String::from).prop_recursive(4, 24, 3, |inner| {
+        let operators = vec![
+            "+", "-", "*", "/", "%", "==", "!=", "<", "<=", ">", ">=", "in", "&&", "||",
+        ];
+        let binary = prop::sample::select(operators);
+        let functions =
+            vec!["int", "uint", "double", "string", "bytes", "bool", "type", "dyn", "size", "optional.of"];
+        let function = prop::sample::select(functions);
+        let macros = vec!["map", "filter", "all", "exists", "exists_one"];
+        let methods = vec!["contains", "startsWith", "endsWith", "or", "orValue"];
+        prop_oneof![
+            4 => (inner.clone(), binary, inner.clone()).prop_map(|(a, operator, b)| format!("({a} {operator} {b})")),
+            2 => (function, inner.clone()).prop_map(|(function, a)| format!("{function}({a})")),
+            2 => (inner.clone(), prop::sample::select(macros), inner.clone())
+                .prop_map(|(a, name, b)| format!("({a}).{name}(x, {b})")),
+            1 => (inner.clone(), prop::sample::select(methods), inner.clone())
+                .prop_map(|(a, name, b)| format!("({a}).{name}({b})")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a})[{b}]")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a})[?{b}]")),
+            1 => (inner.clone(), inner.clone(), inner.clone()).prop_map(|(a, b, c)| format!("({a} ? {b} : {c})")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{{{a}: {b}}}")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("[{a}, ?{b}]")),
+            1 => inner.clone().prop_map(|a| format!("-({a})")),
+            1 => inner.clone().prop_map(|a| format!("!({a})")),
+            1 => inner.prop_map(|a| format!("({a}).a")),
+        ]
+    });
+    expression.prop_map(|expression| format!("[1].map(x, {expression})"))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn nothing_panics_and_everything_repeats(source in source()) {
+    fn nothing_panics_and_everything_repeats(source in prop_oneof![source(), well_formed()]) {
         let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
         if let Ok(template) = compile(&json) {
             let execution = execution(INPUT);
