@@ -48,7 +48,7 @@ pub fn fold(
     state.sequence = sequence;
     state.decided_at = transition.decided_at;
     for event in events {
-        evolve(&mut state, event).map_err(|what| misfit(what))?;
+        evolve(&mut state, event).map_err(&misfit)?;
     }
     Ok(state)
 }
