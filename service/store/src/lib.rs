@@ -6,6 +6,7 @@
 
 pub mod contract;
 pub mod cursor;
+pub mod format;
 pub mod memory;
 
 pub use contract::*;

@@ -1,0 +1,322 @@
+//! Transitions: the rows that every step writes.
+
+use recoup_core::error::Error as AttemptError;
+use recoup_core::event::{
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+};
+use recoup_core::execution::{CompensationOutcome, CompensationState, State};
+use recoup_core::id::{Namespace, StepPath, WorkflowName};
+use recoup_core::payload::Payload;
+use recoup_core::time::Timestamp;
+
+use super::value::{
+    Stored, list, malformed, optional, required, stored_enum, to_list, trace_from_wire,
+    trace_to_wire,
+};
+use super::wire::event::Kind;
+use super::{Error, TransitionData, wire};
+
+stored_enum!(AttemptOutcome, wire::AttemptOutcome: Known Unknown NotStarted);
+stored_enum!(StopCause, wire::StopCause: Failed TimedOut Cancelled);
+
+pub fn transition_to_wire(decided_at: Timestamp, events: &[Event]) -> wire::Transition {
+    let events = events
+        .iter()
+        .map(|event| wire::Event { kind: Some(event_to_wire(decided_at, event)) })
+        .collect();
+    wire::Transition { decided_at: decided_at.to_wire(), events }
+}
+
+pub fn transition_from_wire(wire: wire::Transition) -> Result<TransitionData, Error> {
+    let decided_at = Timestamp::from_wire(wire.decided_at)?;
+    let events = wire.events.into_iter().map(|event| match event.kind {
+        Some(kind) => event_from_wire(decided_at, kind),
+        None => malformed("an event of an unknown kind"),
+    });
+    Ok(TransitionData { decided_at, events: events.collect::<Result<_, _>>()? })
+}
+
+// Wrapping both ways gives back every time, however far apart the two are.
+fn after(decided_at: Timestamp, at: Timestamp) -> i64 {
+    at.as_micros().wrapping_sub(decided_at.as_micros())
+}
+
+fn at(decided_at: Timestamp, after: i64) -> Timestamp {
+    Timestamp::from_micros(decided_at.as_micros().wrapping_add(after))
+}
+
+fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
+    match event {
+        Event::ExecutionStarted(started) => Kind::ExecutionStarted(started.to_wire()),
+        Event::RequestRecorded { request_id, digest } => {
+            Kind::RequestRecorded(wire::RequestRecorded {
+                request_id: request_id.clone(),
+                digest: *digest,
+            })
+        }
+        Event::StepStarted { path, generation, input } => Kind::StepStarted(wire::StepStarted {
+            path: path.to_wire(),
+            generation: *generation,
+            input: Some(input.to_wire()),
+        }),
+        Event::StepSkipped { path } => {
+            Kind::StepSkipped(wire::StepSkipped { path: path.to_wire() })
+        }
+        Event::AttemptScheduled { path, attempt, at } => {
+            Kind::AttemptScheduled(wire::AttemptScheduled {
+                path: path.to_wire(),
+                attempt: *attempt,
+                after: after(decided_at, *at),
+            })
+        }
+        Event::AttemptStarted { path, attempt, worker, session, at } => {
+            Kind::AttemptStarted(wire::AttemptStarted {
+                path: path.to_wire(),
+                attempt: *attempt,
+                worker: worker.clone(),
+                session: session.clone(),
+                after: after(decided_at, *at),
+            })
+        }
+        Event::AttemptFailed(failed) => Kind::AttemptFailed(failed.to_wire()),
+        Event::AttemptWithdrawn { path, attempt } => {
+            Kind::AttemptWithdrawn(wire::AttemptWithdrawn {
+                path: path.to_wire(),
+                attempt: *attempt,
+            })
+        }
+        Event::StepCompleted { path, attempt, output, worker } => {
+            Kind::StepCompleted(wire::StepCompleted {
+                path: path.to_wire(),
+                attempt: *attempt,
+                output: Some(output.to_wire()),
+                worker: worker.clone(),
+            })
+        }
+        Event::StepFailed { path, error } => Kind::StepFailed(wire::StepFailed {
+            path: path.to_wire(),
+            error: Some(error.to_wire()),
+        }),
+        Event::StepIgnored { path, error, warning } => Kind::StepIgnored(wire::StepIgnored {
+            path: path.to_wire(),
+            error: Some(error.to_wire()),
+            warning: *warning,
+        }),
+        Event::RunSucceeded { output } => {
+            Kind::RunSucceeded(wire::RunSucceeded { output: Some(output.to_wire()) })
+        }
+        Event::RunStopped { cause, error, step, grace_until, compensation_due } => {
+            Kind::RunStopped(wire::RunStopped {
+                cause: cause.to_wire(),
+                error: Some(error.to_wire()),
+                step: step.as_ref().map(StepPath::to_wire),
+                grace_until: grace_until.to_wire(),
+                compensation_due: *compensation_due,
+            })
+        }
+        Event::CancelRequested { reason } => {
+            Kind::CancelRequested(wire::CancelRequested { reason: reason.clone() })
+        }
+        Event::CompensationStarted { due, cleanup_deadline } => {
+            Kind::CompensationStarted(wire::CompensationStarted {
+                due: to_list(due),
+                cleanup_deadline: cleanup_deadline.as_ref().map(Timestamp::to_wire),
+            })
+        }
+        Event::CompensationParked { path, error } => {
+            Kind::CompensationParked(wire::CompensationParked {
+                path: path.to_wire(),
+                error: Some(error.to_wire()),
+            })
+        }
+        Event::CompensationRetried { path } => {
+            Kind::CompensationRetried(wire::CompensationRetried { path: path.to_wire() })
+        }
+        Event::CompensationSkipped { path, reason } => {
+            Kind::CompensationSkipped(wire::CompensationSkipped {
+                path: path.to_wire(),
+                reason: reason.clone(),
+            })
+        }
+        Event::CompensationEnded { state } => {
+            Kind::CompensationEnded(wire::CompensationEnded { state: state.to_wire() })
+        }
+        Event::FinallyStarted { cleanup_deadline } => Kind::FinallyStarted(wire::FinallyStarted {
+            cleanup_deadline: cleanup_deadline.as_ref().map(Timestamp::to_wire),
+        }),
+        Event::HandlerFailed { path, error } => Kind::HandlerFailed(wire::HandlerFailed {
+            path: path.to_wire(),
+            error: Some(error.to_wire()),
+        }),
+        Event::ExecutionEnded { state, error } => Kind::ExecutionEnded(wire::ExecutionEnded {
+            state: state.to_wire(),
+            error: error.as_ref().map(AttemptError::to_wire),
+        }),
+    }
+}
+
+fn event_from_wire(decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
+    Ok(match kind {
+        Kind::ExecutionStarted(wire) => {
+            Event::ExecutionStarted(Box::new(ExecutionStarted::from_wire(wire)?))
+        }
+        Kind::RequestRecorded(wire) => {
+            Event::RequestRecorded { request_id: wire.request_id, digest: wire.digest }
+        }
+        Kind::StepStarted(wire) => Event::StepStarted {
+            path: StepPath::from_wire(wire.path)?,
+            generation: wire.generation,
+            input: required(wire.input, "the input of a step")?,
+        },
+        Kind::StepSkipped(wire) => Event::StepSkipped { path: StepPath::from_wire(wire.path)? },
+        Kind::AttemptScheduled(wire) => Event::AttemptScheduled {
+            path: StepPath::from_wire(wire.path)?,
+            attempt: wire.attempt,
+            at: at(decided_at, wire.after),
+        },
+        Kind::AttemptStarted(wire) => Event::AttemptStarted {
+            path: StepPath::from_wire(wire.path)?,
+            attempt: wire.attempt,
+            worker: wire.worker,
+            session: wire.session,
+            at: at(decided_at, wire.after),
+        },
+        Kind::AttemptFailed(wire) => {
+            Event::AttemptFailed(Box::new(AttemptFailed::from_wire(wire)?))
+        }
+        Kind::AttemptWithdrawn(wire) => {
+            Event::AttemptWithdrawn { path: StepPath::from_wire(wire.path)?, attempt: wire.attempt }
+        }
+        Kind::StepCompleted(wire) => Event::StepCompleted {
+            path: StepPath::from_wire(wire.path)?,
+            attempt: wire.attempt,
+            output: required(wire.output, "the output of a step")?,
+            worker: wire.worker,
+        },
+        Kind::StepFailed(wire) => Event::StepFailed {
+            path: StepPath::from_wire(wire.path)?,
+            error: required(wire.error, "the error of a step")?,
+        },
+        Kind::StepIgnored(wire) => Event::StepIgnored {
+            path: StepPath::from_wire(wire.path)?,
+            error: required(wire.error, "the error of a step")?,
+            warning: wire.warning,
+        },
+        Kind::RunSucceeded(wire) => {
+            Event::RunSucceeded { output: required(wire.output, "the output of a run")? }
+        }
+        Kind::RunStopped(wire) => Event::RunStopped {
+            cause: StopCause::from_wire(wire.cause)?,
+            error: required(wire.error, "the error of a run")?,
+            step: optional(wire.step)?,
+            grace_until: Timestamp::from_wire(wire.grace_until)?,
+            compensation_due: wire.compensation_due,
+        },
+        Kind::CancelRequested(wire) => Event::CancelRequested { reason: wire.reason },
+        Kind::CompensationStarted(wire) => Event::CompensationStarted {
+            due: list(wire.due)?,
+            cleanup_deadline: optional(wire.cleanup_deadline)?,
+        },
+        Kind::CompensationParked(wire) => Event::CompensationParked {
+            path: StepPath::from_wire(wire.path)?,
+            error: required(wire.error, "the error of a compensation")?,
+        },
+        Kind::CompensationRetried(wire) => {
+            Event::CompensationRetried { path: StepPath::from_wire(wire.path)? }
+        }
+        Kind::CompensationSkipped(wire) => Event::CompensationSkipped {
+            path: StepPath::from_wire(wire.path)?,
+            reason: wire.reason,
+        },
+        Kind::CompensationEnded(wire) => {
+            Event::CompensationEnded { state: CompensationState::from_wire(wire.state)? }
+        }
+        Kind::FinallyStarted(wire) => {
+            Event::FinallyStarted { cleanup_deadline: optional(wire.cleanup_deadline)? }
+        }
+        Kind::HandlerFailed(wire) => Event::HandlerFailed {
+            path: StepPath::from_wire(wire.path)?,
+            error: required(wire.error, "the error of a handler")?,
+        },
+        Kind::ExecutionEnded(wire) => Event::ExecutionEnded {
+            state: State::from_wire(wire.state)?,
+            error: optional(wire.error)?,
+        },
+    })
+}
+
+impl Stored for ExecutionStarted {
+    type Wire = wire::ExecutionStarted;
+
+    fn to_wire(&self) -> wire::ExecutionStarted {
+        wire::ExecutionStarted {
+            namespace: self.namespace.to_wire(),
+            workflow: self.workflow.to_wire(),
+            version: self.version,
+            key: self.key.clone(),
+            input: Some(self.input.to_wire()),
+            deadline: self.deadline.as_ref().map(Timestamp::to_wire),
+            trace: trace_to_wire(&self.trace),
+        }
+    }
+
+    fn from_wire(wire: wire::ExecutionStarted) -> Result<Self, Error> {
+        Ok(Self {
+            namespace: Namespace::from_wire(wire.namespace)?,
+            workflow: WorkflowName::from_wire(wire.workflow)?,
+            version: wire.version,
+            key: wire.key,
+            input: required::<Payload>(wire.input, "the input of an execution")?,
+            deadline: optional(wire.deadline)?,
+            trace: trace_from_wire(wire.trace),
+        })
+    }
+}
+
+impl Stored for AttemptFailed {
+    type Wire = wire::AttemptFailed;
+
+    fn to_wire(&self) -> wire::AttemptFailed {
+        wire::AttemptFailed {
+            path: self.path.to_wire(),
+            attempt: self.attempt,
+            error: Some(self.error.to_wire()),
+            outcome: self.outcome.to_wire(),
+            decision: Some(self.decision.to_wire()),
+            worker: self.worker.clone(),
+            warning: self.warning,
+        }
+    }
+
+    fn from_wire(wire: wire::AttemptFailed) -> Result<Self, Error> {
+        Ok(Self {
+            path: StepPath::from_wire(wire.path)?,
+            attempt: wire.attempt,
+            error: required(wire.error, "the error of an attempt")?,
+            outcome: AttemptOutcome::from_wire(wire.outcome)?,
+            decision: required(wire.decision, "the decision about an attempt")?,
+            worker: wire.worker,
+            warning: wire.warning,
+        })
+    }
+}
+
+impl Stored for DueCompensation {
+    type Wire = wire::DueCompensation;
+
+    fn to_wire(&self) -> wire::DueCompensation {
+        wire::DueCompensation {
+            step: self.step.to_wire(),
+            generation: self.generation,
+            outcome: self.outcome.to_wire(),
+        }
+    }
+
+    fn from_wire(wire: wire::DueCompensation) -> Result<Self, Error> {
+        Ok(Self {
+            step: StepPath::from_wire(wire.step)?,
+            generation: wire.generation,
+            outcome: CompensationOutcome::from_wire(wire.outcome)?,
+        })
+    }
+}

@@ -1,0 +1,189 @@
+use std::mem::{Discriminant, discriminant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use recoup_core::error::Error as AttemptError;
+use recoup_core::payload::Payload;
+
+use super::value::CHAIN_MAX;
+use super::*;
+
+const AT: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
+
+fn decoded(data: &Bytes) -> TransitionData {
+    decode_transition(CURRENT, data).expect("own bytes")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_kind_of_event_comes_back(
+        decided_at in strategy::timestamp(),
+        events in strategy::events_of_each_kind(),
+    ) {
+        let data = encode_transition(decided_at, &events);
+        let back = decoded(&data);
+        prop_assert_eq!(encode_transition(back.decided_at, &back.events), data);
+        prop_assert_eq!(back, TransitionData { decided_at, events });
+    }
+
+    #[test]
+    fn a_definition_comes_back(workflow in strategy::workflow()) {
+        let data = encode_workflow(&workflow);
+        prop_assert_eq!(decode_workflow(CURRENT, &data).expect("own bytes"), workflow);
+    }
+
+    #[test]
+    fn a_failure_event_comes_back(event in strategy::failure_event()) {
+        let data = encode_failure_event(&event);
+        prop_assert_eq!(decode_failure_event(CURRENT, &data).expect("own bytes"), event);
+    }
+
+    #[test]
+    fn damaged_bytes_are_an_error_or_something_else_but_never_a_panic(
+        events in vec(strategy::event(), 1..4),
+        at in any::<prop::sample::Index>(),
+        byte: u8,
+    ) {
+        let mut data = encode_transition(AT, &events).to_vec();
+        let at = at.index(data.len());
+        data[at] = byte;
+        let _ = decode_transition(CURRENT, &data.clone().into());
+        data.truncate(at);
+        let _ = decode_transition(CURRENT, &data.into());
+    }
+
+    #[test]
+    fn garbage_is_never_a_panic(data in vec(any::<u8>(), 0..200)) {
+        let data = Bytes::from(data);
+        let _ = decode_transition(CURRENT, &data);
+        let _ = decode_workflow(CURRENT, &data);
+        let _ = decode_failure_event(CURRENT, &data);
+    }
+}
+
+/// The strategies above are only worth something if they leave no kind out: each is another kind,
+/// and there are as many as the format knows.
+#[test]
+fn the_strategies_cover_every_kind() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut kinds: Vec<Discriminant<Event>> = Vec::new();
+    for strategy in strategy::events_of_each_kind() {
+        let tree = strategy.new_tree(&mut runner).expect("no filter");
+        let kind = discriminant(&proptest::strategy::ValueTree::current(&tree));
+        assert!(!kinds.contains(&kind), "a kind is there twice");
+        kinds.push(kind);
+    }
+    let proto = include_str!("../../proto/recoup/store/v1/transition.proto");
+    let oneof = proto.split("oneof kind {").nth(1).and_then(|rest| rest.split('}').next());
+    let known = oneof.expect("the kinds of events").matches(';').count();
+    assert_eq!(kinds.len(), known);
+}
+
+#[test]
+fn another_format_is_unknown() {
+    let data = encode_transition(AT, &[]);
+    assert_eq!(decode_transition(2, &data), Err(Error::UnknownFormat(2)));
+    assert_eq!(decode_transition(0, &data), Err(Error::UnknownFormat(0)));
+}
+
+#[test]
+fn an_event_of_an_unknown_kind_is_an_error() {
+    // Field 2 of the transition: an event with the unknown field 99, of one byte.
+    let newer = Bytes::from_static(&[0x12, 4, 0x9a, 0x06, 1, 0]);
+    let error = decode_transition(CURRENT, &newer).expect_err("an unknown kind");
+    assert_eq!(error, Error::Malformed("an event of an unknown kind".into()));
+}
+
+#[test]
+fn missing_parts_and_unknown_numbers_are_errors() {
+    use wire::event::Kind;
+    let path = || "charge".to_owned();
+    let cases = [
+        Kind::StepStarted(wire::StepStarted { path: path(), generation: 1, input: None }),
+        Kind::StepSkipped(wire::StepSkipped { path: String::new() }),
+        Kind::StepFailed(wire::StepFailed { path: path(), error: None }),
+        Kind::StepFailed(wire::StepFailed {
+            path: path(),
+            error: Some(wire::Error { chain: Vec::new() }),
+        }),
+        Kind::ExecutionEnded(wire::ExecutionEnded { state: 0, error: None }),
+        Kind::ExecutionEnded(wire::ExecutionEnded { state: 99, error: None }),
+        Kind::CompensationEnded(wire::CompensationEnded { state: 0 }),
+        Kind::AttemptFailed(wire::AttemptFailed {
+            path: path(),
+            attempt: 1,
+            error: Some(AttemptError::new("a", "").to_wire()),
+            outcome: 1,
+            decision: Some(wire::Decision { reason: 1, next_at: Some(5), ..Default::default() }),
+            ..Default::default()
+        }),
+    ];
+    for kind in cases {
+        let transition = wire::Transition {
+            decided_at: 1,
+            events: vec![wire::Event { kind: Some(kind.clone()) }],
+        };
+        let data = Bytes::from(transition.encode_to_vec());
+        let decoded = decode_transition(CURRENT, &data);
+        assert!(matches!(decoded, Err(Error::Malformed(_))), "{kind:?}: {decoded:?}");
+    }
+}
+
+#[test]
+fn payloads_are_slices_of_the_row() {
+    let output = Payload::json(vec![b'1'; 1000]);
+    let data = encode_transition(AT, &[Event::RunSucceeded { output }]);
+    let [Event::RunSucceeded { output }] = &*decoded(&data).events else {
+        panic!("the event that was written");
+    };
+    assert!(data.as_ptr_range().contains(&output.data.as_ptr()), "the payload was copied");
+}
+
+#[test]
+fn what_a_step_writes_is_small() {
+    let path = recoup_core::id::StepPath::from("charge");
+    let events = [
+        Event::StepStarted { path: path.clone(), generation: 1, input: Payload::null() },
+        Event::AttemptScheduled { path, attempt: 1, at: AT },
+    ];
+    let len = encode_transition(AT, &events).len();
+    assert!(len <= 45, "{len} bytes");
+}
+
+fn nested(depth: usize) -> AttemptError {
+    let mut error = AttemptError::new("root", "");
+    for _ in 1..depth {
+        error = AttemptError { cause: Some(Box::new(error)), ..AttemptError::new("wrapped", "") };
+    }
+    error
+}
+
+#[test]
+fn causes_are_bounded_both_ways() {
+    let ended = |error| Event::ExecutionEnded { state: State::Failed, error: Some(error) };
+    use recoup_core::execution::State;
+
+    let deepest = [ended(nested(CHAIN_MAX))];
+    assert_eq!(decoded(&encode_transition(AT, &deepest)).events, deepest);
+    // What is written can always be read again.
+    let too_deep = encode_transition(AT, &[ended(nested(CHAIN_MAX + 50))]);
+    let [Event::ExecutionEnded { error: Some(error), .. }] = &*decoded(&too_deep).events else {
+        panic!("the event that was written");
+    };
+    assert_eq!(error.chain().count(), CHAIN_MAX);
+
+    let link = wire::ErrorLink::default();
+    let hostile = wire::Transition {
+        decided_at: 1,
+        events: vec![wire::Event {
+            kind: Some(wire::event::Kind::StepFailed(wire::StepFailed {
+                path: "charge".into(),
+                error: Some(wire::Error { chain: vec![link; 1_000_000] }),
+            })),
+        }],
+    };
+    let data = Bytes::from(hostile.encode_to_vec());
+    assert!(matches!(decode_transition(CURRENT, &data), Err(Error::Malformed(_))));
+}

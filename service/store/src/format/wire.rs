@@ -1,0 +1,10 @@
+//! The messages of `recoup.store.v1`, as generated.
+
+#![allow(
+    clippy::doc_markdown,
+    clippy::large_enum_variant,
+    clippy::enum_variant_names,
+    reason = "generated code"
+)]
+
+include!(concat!(env!("OUT_DIR"), "/recoup.store.v1.rs"));

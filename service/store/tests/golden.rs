@@ -1,0 +1,357 @@
+//! Bytes that older binaries wrote, and that every later one must read. A file here is never changed:
+//! a change that makes one differ needs a new format.
+//!
+//! `RECOUP_WRITE_GOLDEN=1` writes files that are missing; those that are there it leaves alone.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::definition as def;
+use recoup_core::error::{Category, Error};
+use recoup_core::event::{
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+};
+use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
+use recoup_core::id::ExecutionId;
+use recoup_core::payload::Payload;
+use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
+use recoup_core::time::Timestamp;
+use recoup_store::format;
+
+const DECIDED_AT: Timestamp = Timestamp::from_micros(1_790_000_000_123_456);
+
+fn at(seconds: u64) -> Timestamp {
+    DECIDED_AT + Duration::from_secs(seconds)
+}
+
+macro_rules! kinds {
+    ($($variant:ident $file:literal)+) => {
+        /// The file of an event. A kind without one does not compile.
+        fn file(event: &Event) -> &'static str {
+            match event {
+                $(Event::$variant { .. } => $file,)+
+            }
+        }
+
+        const FILES: &[&str] = &[$($file),+];
+    };
+}
+
+kinds! {
+    ExecutionStarted "execution_started"
+    RequestRecorded "request_recorded"
+    StepStarted "step_started"
+    StepSkipped "step_skipped"
+    AttemptScheduled "attempt_scheduled"
+    AttemptStarted "attempt_started"
+    AttemptFailed "attempt_failed"
+    AttemptWithdrawn "attempt_withdrawn"
+    StepCompleted "step_completed"
+    StepFailed "step_failed"
+    StepIgnored "step_ignored"
+    RunSucceeded "run_succeeded"
+    RunStopped "run_stopped"
+    CancelRequested "cancel_requested"
+    CompensationStarted "compensation_started"
+    CompensationParked "compensation_parked"
+    CompensationRetried "compensation_retried"
+    CompensationSkipped "compensation_skipped"
+    CompensationEnded "compensation_ended"
+    FinallyStarted "finally_started"
+    HandlerFailed "handler_failed"
+    ExecutionEnded "execution_ended"
+}
+
+fn payload() -> Payload {
+    Payload {
+        data: Bytes::from_static(b"\x00\x01\xff"),
+        content_type: "application/octet-stream".into(),
+        metadata: [("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())].into(),
+    }
+}
+
+fn error() -> Error {
+    let root = Error { category: Category::Transient, ..Error::new("io.reset", "reset by peer") };
+    Error {
+        details: Some(payload()),
+        stack_trace: "at charge (pay.py:7)".into(),
+        cause: Some(Box::new(root)),
+        non_retryable: Some(false),
+        category: Category::Permanent,
+        next_retry_delay: Some(Duration::new(90, 5)),
+        source: "sdk-python".into(),
+        ..Error::new("payment.card_declined", "declined: 51")
+    }
+}
+
+fn trace() -> TraceContext {
+    TraceContext {
+        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+        tracestate: "vendor=1".into(),
+    }
+}
+
+fn decision() -> Decision {
+    Decision {
+        verdict: Verdict::Retry { delay: Duration::new(2, 500_000_001), next_at: at(3) },
+        reason: Reason::Rule,
+        rule: Some(0),
+        delay_from_error: true,
+    }
+}
+
+/// Format 1: one event of every kind with everything set. Kinds that change get a second sample in
+/// the format that follows; those below stay.
+fn events() -> Vec<Event> {
+    let path = || "lines[3].reserve".into();
+    vec![
+        Event::ExecutionStarted(Box::new(ExecutionStarted {
+            namespace: "company.team".into(),
+            workflow: "order".into(),
+            version: 7,
+            key: Some("order-4711".into()),
+            input: Payload::json(r#"{"amount":100}"#),
+            deadline: Some(at(3600)),
+            trace: trace(),
+        })),
+        Event::RequestRecorded { request_id: "r-1".into(), digest: 0x0123_4567_89ab_cdef },
+        Event::StepStarted { path: path(), generation: 2, input: payload() },
+        Event::StepSkipped { path: path() },
+        Event::AttemptScheduled { path: path(), attempt: 3, at: at(2) },
+        Event::AttemptStarted {
+            path: path(),
+            attempt: 3,
+            worker: "worker-1".into(),
+            session: "session-1".into(),
+            at: DECIDED_AT - Duration::from_secs(1),
+        },
+        Event::AttemptFailed(Box::new(AttemptFailed {
+            path: path(),
+            attempt: 3,
+            error: error(),
+            outcome: AttemptOutcome::Unknown,
+            decision: decision(),
+            worker: "worker-1".into(),
+            warning: true,
+        })),
+        Event::AttemptWithdrawn { path: path(), attempt: 3 },
+        Event::StepCompleted {
+            path: path(),
+            attempt: 4,
+            output: Payload::json(r#"{"id":"ch_1"}"#),
+            worker: "worker-1".into(),
+        },
+        Event::StepFailed { path: path(), error: error() },
+        Event::StepIgnored { path: path(), error: error(), warning: true },
+        Event::RunSucceeded { output: Payload::null() },
+        Event::RunStopped {
+            cause: StopCause::TimedOut,
+            error: error(),
+            step: Some(path()),
+            grace_until: at(10),
+            compensation_due: true,
+        },
+        Event::CancelRequested { reason: "the customer changed his mind".into() },
+        Event::CompensationStarted {
+            due: vec![
+                DueCompensation {
+                    step: path(),
+                    generation: 2,
+                    outcome: CompensationOutcome::Unknown,
+                },
+                DueCompensation {
+                    step: "charge".into(),
+                    generation: 1,
+                    outcome: CompensationOutcome::Completed,
+                },
+            ],
+            cleanup_deadline: Some(at(600)),
+        },
+        Event::CompensationParked { path: path(), error: error() },
+        Event::CompensationRetried { path: path() },
+        Event::CompensationSkipped { path: path(), reason: "done by hand".into() },
+        Event::CompensationEnded { state: CompensationState::Parked },
+        Event::FinallyStarted { cleanup_deadline: Some(at(600)) },
+        Event::HandlerFailed { path: path(), error: error() },
+        Event::ExecutionEnded { state: State::TimedOut, error: Some(error()) },
+    ]
+}
+
+fn failure_event() -> FailureEvent {
+    FailureEvent {
+        id: "0199-3-step_failed".into(),
+        kind: FailureKind::StepFailed,
+        at: DECIDED_AT,
+        namespace: "company.team".into(),
+        subject: Some(Subject {
+            execution: ExecutionId::new(DECIDED_AT, [7; 10]),
+            key: Some("order-4711".into()),
+            workflow: "order".into(),
+            version: 7,
+            run: 1,
+            step: Some("charge".into()),
+            attempt: 3,
+            max_attempts: Some(5),
+            is_final: true,
+            decision: Some(Decision {
+                verdict: Verdict::Stop,
+                reason: Reason::NonRetryableType,
+                rule: None,
+                delay_from_error: false,
+            }),
+            state: State::Compensating,
+            compensation: CompensationState::Pending,
+            completed: vec![
+                CompletedStep {
+                    step: "reserve".into(),
+                    outcome: CompensationOutcome::Completed,
+                    output: Some(payload()),
+                    compensated: true,
+                },
+                CompletedStep {
+                    step: "charge".into(),
+                    outcome: CompensationOutcome::Unknown,
+                    output: None,
+                    compensated: false,
+                },
+            ],
+            sequence: 9,
+            trace: trace(),
+        }),
+        worker: "worker-1".into(),
+        session: "session-1".into(),
+        error: Some(error()),
+        fingerprint: "9f86d081884c7d65".into(),
+    }
+}
+
+fn workflow() -> def::Workflow {
+    let limits = Limits { max_attempts: Some(3), max_duration: Some(Duration::from_secs(60)) };
+    let second = Duration::from_secs(1);
+    let rule = |schedule| Rule {
+        error_types: vec!["payment".into()],
+        match_on: MatchOn::RootCause,
+        schedule,
+        limits,
+    };
+    let retry = RetryPolicy {
+        schedule: Some(Schedule::BUILT_IN),
+        jitter: Some(0.0),
+        limits,
+        non_retryable_error_types: vec!["payment.card_declined".into()],
+        retryable_error_types: vec!["*".into()],
+        match_on: MatchOn::AnyCause,
+        warning_on_retry: true,
+        rules: vec![
+            rule(Some(Schedule::Constant { interval: second })),
+            rule(Some(Schedule::Random { min: second, max: second * 9 })),
+            rule(Some(Schedule::Linear { initial: second, increment: second, max: second * 9 })),
+            rule(None),
+        ],
+    };
+    let timeouts = def::Timeouts {
+        schedule_to_start: Some(second),
+        start_to_close: Some(second * 2),
+        schedule_to_close: Some(second * 3),
+        heartbeat: Some(Duration::from_millis(1500)),
+    };
+    let task = def::Task {
+        task_type: "charge".into(),
+        queue: Some("payments".into()),
+        input: Some(r#"{"amount":"${input.amount}"}"#.into()),
+        timeouts,
+        priority: -5,
+        delivery: def::Delivery::AtMostOnce,
+    };
+    let step = def::Step {
+        id: def_id("charge"),
+        kind: def::StepKind::Task(task.clone()),
+        when: Some("input.amount > 0".into()),
+        retry: Some(retry.clone()),
+        on_error: def::OnError::Ignore,
+        allow_warning: true,
+        compensate: Some(def::Compensate {
+            task,
+            retry: Some(retry.clone()),
+            only_completed: true,
+        }),
+    };
+    def::Workflow {
+        name: "order".into(),
+        description: "takes an order".into(),
+        defaults: def::Defaults { queue: Some("main".into()), retry: Some(retry), timeouts },
+        steps: def::Block(vec![step.clone()]),
+        finally: def::Block(vec![def::Step { id: def_id("notify"), ..step }]),
+        timeout: Some(second * 3600),
+        cleanup_timeout: Some(second * 600),
+        cancel_grace: Some(second * 5),
+        output: Some(r#"{"id":"${steps.charge.output.id}"}"#.into()),
+    }
+}
+
+fn def_id(text: &str) -> recoup_core::id::StepId {
+    text.into()
+}
+
+/// The bytes of a golden file; `encoded` becomes the file if there is none and one is wanted.
+fn golden(name: &str, encoded: &Bytes) -> Bytes {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1");
+    let path = path.join(format!("{name}.hex"));
+    if !path.exists() && std::env::var_os("RECOUP_WRITE_GOLDEN").is_some() {
+        fs::create_dir_all(path.parent().expect("it was joined")).expect("a folder for the file");
+        fs::write(&path, hex(encoded)).expect("a new golden file");
+    }
+    let text = fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; see the head of this file", path.display()));
+    unhex(&text)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    bytes.chunks(32).map(|chunk| line(chunk) + "\n").collect()
+}
+
+fn unhex(text: &str) -> Bytes {
+    let digits: Vec<u8> = text
+        .chars()
+        .filter_map(|digit| Some(u8::try_from(digit.to_digit(16)?).expect("below 16")))
+        .collect();
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+#[test]
+fn every_event_of_format_1_is_read_and_written_as_ever() {
+    let events = events();
+    let files: Vec<_> = events.iter().map(file).collect();
+    assert_eq!(files, FILES, "one sample of every kind");
+    for event in events {
+        let name = file(&event);
+        let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
+        let golden = golden(name, &encoded);
+        let decoded = format::decode_transition(1, &golden).expect(name);
+        assert_eq!(decoded.decided_at, DECIDED_AT, "{name}");
+        assert_eq!(decoded.events, [event], "{name}");
+        assert_eq!(encoded, golden, "{name}");
+    }
+}
+
+#[test]
+fn a_failure_event_of_format_1_is_read_and_written_as_ever() {
+    let event = failure_event();
+    let encoded = format::encode_failure_event(&event);
+    let golden = golden("failure_event", &encoded);
+    assert_eq!(format::decode_failure_event(1, &golden), Ok(event));
+    assert_eq!(encoded, golden);
+}
+
+#[test]
+fn a_definition_of_format_1_is_read_and_written_as_ever() {
+    let workflow = workflow();
+    let encoded = format::encode_workflow(&workflow);
+    let golden = golden("workflow", &encoded);
+    assert_eq!(format::decode_workflow(1, &golden), Ok(workflow));
+    assert_eq!(encoded, golden);
+}
