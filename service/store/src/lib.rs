@@ -4,6 +4,8 @@
 //! to it by one conformance suite and compared with each other on random operations. [`format`] is
 //! how events become bytes that outlive binaries.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod contract;
 pub mod cursor;
 pub mod format;

@@ -241,3 +241,44 @@ async fn a_request_id_is_free_again_after_its_day() {
     let started = store.started_by(&"default".into(), "r").await.expect("asks");
     assert_eq!(started, Some((id(3), 1)));
 }
+
+mod conformance {
+    use super::*;
+    use crate::conformance::Harness;
+
+    struct Memory;
+
+    #[async_trait::async_trait]
+    impl Harness for Memory {
+        async fn fresh(&self) -> Arc<dyn Store> {
+            Arc::new(MemoryStore::with_system_clock())
+        }
+    }
+
+    crate::conformance!(Memory);
+
+    #[tokio::test]
+    async fn the_model_agrees_with_itself_for_many_seeds() {
+        for seed in 2..10 {
+            crate::conformance::differential::compare(Memory.fresh().await, seed).await;
+        }
+    }
+
+    fn mutant() -> Arc<dyn Store> {
+        let options = Options { mutant_companions_for_losers: true, ..Options::default() };
+        Arc::new(MemoryStore::with_options(Arc::new(crate::memory::system_now), options))
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "assertion")]
+    async fn the_suite_notices_what_losers_write() {
+        let world = crate::conformance::World::open(mutant()).await;
+        crate::conformance::places::a_lost_place_writes_nothing(world).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "the store (left) and the model (right) differ")]
+    async fn the_comparison_notices_what_losers_write() {
+        crate::conformance::differential::compare(mutant(), 1).await;
+    }
+}

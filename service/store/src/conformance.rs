@@ -1,0 +1,144 @@
+//! One suite for every store: what the contract promises, as cases that each get a fresh store.
+//!
+//! A store's tests implement [`Harness`] and call [`crate::conformance!`], which makes every case a
+//! test of its own:
+//!
+//! ```ignore
+//! struct Embedded(TempDir);
+//!
+//! #[async_trait]
+//! impl Harness for Embedded {
+//!     async fn fresh(&self) -> Arc<dyn Store> { … }
+//! }
+//!
+//! recoup_store::conformance!(Embedded(tempdir().expect("a folder")));
+//! ```
+//!
+//! Nothing is assumed about the store's clock but that it goes on: what depends on time uses times
+//! long past, or short leases and asks until they have run out.
+
+pub mod commits;
+pub mod differential;
+pub mod feed;
+pub mod keys;
+pub mod leases;
+pub mod overflow;
+pub mod places;
+pub mod queries;
+pub mod registry;
+pub mod retention;
+mod world;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+pub use world::World;
+
+use crate::contract::Store;
+
+/// Makes stores. It lives as long as the case: what it owns (a folder, a database) may go with it.
+#[async_trait]
+pub trait Harness: Send + Sync {
+    /// A store that nobody has written to.
+    async fn fresh(&self) -> Arc<dyn Store>;
+}
+
+/// Makes a `#[tokio::test]` of every case, and one of the comparison with the model. The argument is
+/// an expression that gives a [`Harness`]; it is evaluated once in every test.
+#[macro_export]
+macro_rules! conformance {
+    ($harness:expr) => {
+        $crate::conformance_cases! { $harness;
+            commits: append_and_load_in_order;
+            commits: the_same_batch_again_is_settled_once;
+            commits: an_old_batch_again_changes_nothing_that_came_after;
+            commits: an_empty_batch_is_nothing;
+            commits: a_request_id_starts_once;
+            commits: two_starts_of_one_batch_may_share_a_request_id;
+            commits: a_duplicate_event_refuses_only_its_transition;
+            commits: a_start_without_an_index_row_is_refused_alone;
+            commits: events_of_no_execution;
+            commits: a_batch_of_two_thousand;
+            commits: a_payload_of_two_mebibytes;
+            commits: a_nul_is_kept_or_refused;
+            places: a_lost_place_writes_nothing;
+            places: a_mixed_batch_is_answered_in_its_order;
+            places: writers_that_race_share_no_place;
+            keys: the_table_of_policies;
+            keys: the_same_keyed_start_again_is_settled_once;
+            keys: a_rejected_start_uses_up_nothing;
+            keys: using_the_existing_settles_the_request_id;
+            keys: keyed_starts_share_request_ids_with_others;
+            keys: a_refused_start_uses_up_nothing;
+            keys: a_key_belongs_to_its_namespace;
+            keys: starts_that_race_for_a_key;
+            queries: an_index_row_comes_back_as_it_was;
+            queries: the_index_follows_transitions_that_carry_a_row;
+            queries: heads_of_many;
+            queries: due_executions_of_the_node;
+            queries: list_takes_every_filter;
+            queries: list_takes_prefixes_literally;
+            queries: list_in_pages;
+            overflow: no_task_is_claimed_twice;
+            overflow: claims_go_by_priority_then_age;
+            overflow: claims_that_race_share_no_task;
+            overflow: a_claim_that_ran_out_is_given_again;
+            overflow: withdrawn_and_ended_tasks_are_gone;
+            overflow: a_task_that_is_there_stays_as_it_is;
+            leases: every_life_has_a_greater_id;
+            leases: a_lease_is_renewed;
+            leases: who_leaves_is_closed;
+            leases: an_expired_lease_is_closed_by_adopt;
+            leases: a_closed_node_writes_nothing;
+            leases: adopted_are_only_the_active_ones;
+            leases: adopt_in_portions;
+            feed: pages_of_one_make_the_whole;
+            feed: events_of_a_transition_keep_their_order;
+            feed: an_execution_that_changes_lanes_never_overtakes_itself;
+            feed: start_and_end;
+            feed: lanes_come_and_go;
+            feed: a_reader_beside_writers_misses_nothing;
+            feed: a_cursor_of_another_store_is_refused;
+            feed: retention_leaves_a_gap;
+            feed: a_failure_by_its_id;
+            feed: failures_by_every_filter;
+            feed: failures_in_pages;
+            registry: namespaces;
+            registry: versions_are_immutable_and_equal_ones_are_one;
+            registry: retired_versions_are_passed_over;
+            registry: workflows_in_pages;
+            registry: subscriptions_are_compared_and_set;
+            registry: subscriptions_in_pages;
+            registry: the_clock_goes_on;
+            retention: what_ended_long_ago_goes;
+            retention: what_is_open_parked_or_recent_stays;
+            retention: retention_is_the_namespaces_own;
+            retention: keys_that_name_expired_executions_go;
+            retention: in_portions;
+        }
+
+        #[tokio::test]
+        async fn agrees_with_the_model() {
+            let harness = $harness;
+            let store = $crate::conformance::Harness::fresh(&harness).await;
+            $crate::conformance::differential::compare(store, 1).await;
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_cases {
+    ($harness:expr; $($module:ident: $case:ident;)*) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                let harness = $harness;
+                let store = $crate::conformance::Harness::fresh(&harness).await;
+                let world = $crate::conformance::World::open(store).await;
+                $crate::conformance::$module::$case(world).await;
+            }
+        )*
+    };
+}

@@ -1,0 +1,235 @@
+//! Appending: what is written, what is refused, and what happens when it is sent again.
+
+use bytes::Bytes;
+use recoup_core::execution::{CompensationState, State};
+
+use super::world::{World, batch};
+use crate::contract::*;
+
+pub async fn append_and_load_in_order(world: World) {
+    let node = world.node().await;
+    let (one, other) = (world.id(), world.id());
+    let mut written = vec![world.start(one)];
+    for sequence in 2..=12 {
+        let format = u16::try_from(sequence).expect("small");
+        written.push(Transition { format, ..world.next(one, sequence) });
+    }
+    for transition in &written {
+        world.won(node, [transition.clone()]).await;
+    }
+    world.won(node, [world.start(other)]).await;
+
+    let asked = [other, world.id(), one];
+    let mut histories = world.store.load(node, &asked).await.expect("loads");
+    histories.sort_by_key(|history| history.execution);
+    assert_eq!(histories.iter().map(|h| h.execution).collect::<Vec<_>>(), [one, other]);
+    assert_eq!(histories[0].owner, Some(node));
+    let expected: Vec<_> = written
+        .into_iter()
+        .map(|t| StoredTransition {
+            sequence: t.sequence,
+            transition_id: t.transition_id,
+            format: t.format,
+            data: t.data,
+        })
+        .collect();
+    assert_eq!(histories[0].transitions, expected);
+    assert_eq!(histories[1].transitions.len(), 1);
+}
+
+pub async fn the_same_batch_again_is_settled_once(world: World) {
+    let node = world.node().await;
+    let id = world.id();
+    let task = world.task(id, "charge");
+    world.store.overflow(node, std::slice::from_ref(&task)).await.expect("overflows");
+    let start = Transition {
+        request: Some(world.request("r", 7)),
+        feed: vec![world.event("e1", id), world.event("e2", id)],
+        overflow_done: vec![task.key()],
+        ..world.start(id)
+    };
+    let same = Batch { transitions: vec![start], feed: vec![world.free_event("free")] };
+    for _ in 0..3 {
+        assert_eq!(world.store.commit(node, &same).await.expect("commits"), [Settled::Won]);
+    }
+    let mut feed = world.feed_ids().await;
+    feed.sort();
+    assert_eq!(feed, ["e1", "e2", "free"]);
+    let started = world.store.started_by(&"default".into(), "r").await.expect("asks");
+    assert_eq!(started, Some((id, 7)));
+    assert_eq!(world.store.overflow_depth().await.expect("depth"), []);
+    let history = world.load(node, id).await.expect("there");
+    assert_eq!(history.transitions.len(), 1);
+}
+
+pub async fn an_old_batch_again_changes_nothing_that_came_after(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    let id = world.id();
+    let first = batch([world.start(id)]);
+    world.store.commit(one, &first).await.expect("commits");
+    let failed = world.in_state(State::Failed, CompensationState::Done);
+    world.won(other, [Transition { index: Some(failed), ..world.next(id, 2) }]).await;
+
+    assert_eq!(world.store.commit(one, &first).await.expect("commits"), [Settled::Won]);
+    let head = world.head(id).await.expect("there");
+    assert_eq!((head.sequence, head.state, head.owner), (2, State::Failed, Some(other)));
+}
+
+pub async fn an_empty_batch_is_nothing(world: World) {
+    let node = world.node().await;
+    assert_eq!(world.store.commit(node, &Batch::default()).await.expect("commits"), []);
+    assert_eq!(world.store.start_keyed(node, &[]).await.expect("commits"), []);
+    assert_eq!(world.store.load(node, &[]).await.expect("loads"), []);
+    assert_eq!(world.store.heads(&[]).await.expect("heads"), []);
+}
+
+pub async fn a_request_id_starts_once(world: World) {
+    let node = world.node().await;
+    let (first, second, elsewhere) = (world.id(), world.id(), world.id());
+    let start = |id, digest| Transition {
+        request: Some(world.request("r", digest)),
+        feed: vec![world.event(&format!("of {id}"), id)],
+        ..world.start(id)
+    };
+    // As large as digests get.
+    world.won(node, [start(first, u64::MAX)]).await;
+    let taken = Settled::RequestTaken { execution: first, digest: u64::MAX };
+    assert_eq!(world.commit(node, [start(second, 9)]).await, [taken]);
+    assert_eq!(world.load(node, second).await, None);
+    assert_eq!(world.head(second).await, None);
+    assert_eq!(world.feed_ids().await, [format!("of {first}")]);
+
+    let other = StartRequest { namespace: "other".into(), ..world.request("r", 9) };
+    world.store.create_namespace(&"other".into(), "", super::world::LONG).await.expect("creates");
+    let index = IndexRow { namespace: "other".into(), ..world.index() };
+    let start = Transition { request: Some(other), index: Some(index), ..world.start(elsewhere) };
+    world.won(node, [start]).await;
+    let started = world.store.started_by(&"other".into(), "r").await.expect("asks");
+    assert_eq!(started, Some((elsewhere, 9)));
+    assert_eq!(world.store.started_by(&"other".into(), "q").await.expect("asks"), None);
+}
+
+pub async fn two_starts_of_one_batch_may_share_a_request_id(world: World) {
+    let node = world.node().await;
+    let (one, other) = (world.id(), world.id());
+    let start = |id| Transition { request: Some(world.request("r", 1)), ..world.start(id) };
+    let settled = world.commit(node, [start(one), start(other), world.start(world.id())]).await;
+    assert_eq!(settled[2], Settled::Won);
+    let (winner, loser, answer) = match settled[0] {
+        Settled::Won => (one, other, &settled[1]),
+        _ => (other, one, &settled[0]),
+    };
+    assert_eq!(*answer, Settled::RequestTaken { execution: winner, digest: 1 });
+    assert!(settled[..2].contains(&Settled::Won), "{settled:?}");
+    assert_eq!(world.load(node, loser).await, None);
+}
+
+pub async fn a_duplicate_event_refuses_only_its_transition(world: World) {
+    let node = world.node().await;
+    let (first, culprit, innocent) = (world.id(), world.id(), world.id());
+    let with = |id, events: &[&str]| Transition {
+        feed: events.iter().map(|event| world.event(event, id)).collect(),
+        ..world.start(id)
+    };
+    world.won(node, [with(first, &["taken"])]).await;
+    let settled =
+        world.commit(node, [with(culprit, &["fresh", "taken"]), with(innocent, &["mine"])]).await;
+    assert!(matches!(settled[0], Settled::Refused(_)), "{settled:?}");
+    assert_eq!(settled[1], Settled::Won);
+    assert_eq!(world.load(node, culprit).await, None);
+    assert_eq!(world.head(culprit).await, None);
+    assert_eq!(world.feed_ids().await, ["taken", "mine"]);
+}
+
+pub async fn a_start_without_an_index_row_is_refused_alone(world: World) {
+    let node = world.node().await;
+    let (culprit, innocent) = (world.id(), world.id());
+    let settled = world.commit(node, [world.next(culprit, 1), world.start(innocent)]).await;
+    assert!(matches!(settled[0], Settled::Refused(_)), "{settled:?}");
+    assert_eq!(settled[1], Settled::Won);
+    assert_eq!(world.load(node, culprit).await, None);
+}
+
+pub async fn events_of_no_execution(world: World) {
+    let (node, other) = (world.node().await, world.node().await);
+    let id = world.id();
+    world.won(node, [world.start(id)]).await;
+    // They do not depend on what becomes of the transitions beside them.
+    let lost = Transition { feed: vec![world.event("lost", id)], ..world.start(id) };
+    let beside = Batch { transitions: vec![lost], feed: vec![world.free_event("session")] };
+    assert_eq!(world.store.commit(other, &beside).await.expect("commits"), [Settled::Lost]);
+
+    let changed = FeedRow { error_type: "another".into(), ..world.free_event("session") };
+    let again = Batch { transitions: vec![], feed: vec![changed, world.free_event("next")] };
+    assert_eq!(world.store.commit(other, &again).await.expect("commits"), []);
+    let feed = world.feed().await;
+    assert_eq!(super::world::ids(&feed), ["session", "next"]);
+    assert_eq!(feed[0].row, world.free_event("session"));
+}
+
+pub async fn a_batch_of_two_thousand(world: World) {
+    let node = world.node().await;
+    let ids: Vec<_> = (0..2000).map(|_| world.id()).collect();
+    let starts = ids.iter().map(|id| Transition {
+        feed: vec![world.event(&format!("of {id}"), *id)],
+        request: Some(world.request(&format!("of {id}"), 1)),
+        ..world.start(*id)
+    });
+    let settled = world.commit(node, starts).await;
+    assert_eq!(settled, vec![Settled::Won; 2000]);
+    // In another order, and with every second one lost.
+    let turned = ids.iter().rev().enumerate();
+    let seconds =
+        turned.map(|(i, id)| if i % 2 == 0 { world.next(*id, 2) } else { world.start(*id) });
+    let settled = world.commit(node, seconds).await;
+    assert_eq!(settled.len(), 2000);
+    for (i, settled) in settled.iter().enumerate() {
+        let expected = if i % 2 == 0 { Settled::Won } else { Settled::Lost };
+        assert_eq!(*settled, expected, "transition {i}");
+    }
+    let heads = world.store.heads(&ids).await.expect("heads");
+    assert_eq!(heads.len(), 2000);
+    assert_eq!(heads.iter().filter(|head| head.sequence == 2).count(), 1000);
+    assert_eq!(world.store.load(node, &ids).await.expect("loads").len(), 2000);
+    assert_eq!(world.feed_ids().await.len(), 2000);
+}
+
+pub async fn a_payload_of_two_mebibytes(world: World) {
+    let node = world.node().await;
+    let id = world.id();
+    // Every byte value, and nothing that compresses to nothing.
+    let bytes = |seed: u32| -> Bytes {
+        let next = |x: &mut u32| {
+            *x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            Some(x.to_be_bytes()[0])
+        };
+        std::iter::repeat_n((), 2 << 20).scan(seed, |x, ()| next(x)).collect()
+    };
+    let event = FeedRow { data: bytes(2), ..world.event("large", id) };
+    world.won(node, [Transition { data: bytes(1), feed: vec![event], ..world.start(id) }]).await;
+    let history = world.load(node, id).await.expect("there");
+    assert!(history.transitions[0].data == bytes(1), "the transition came back otherwise");
+    assert!(world.feed().await[0].row.data == bytes(2), "the event came back otherwise");
+}
+
+pub async fn a_nul_is_kept_or_refused(world: World) {
+    let node = world.node().await;
+    let (odd, plain) = (world.id(), world.id());
+    let index = IndexRow { error_type: Some("a\0b".into()), ..world.index() };
+    let odd_start = Transition { index: Some(index), ..world.start(odd) };
+    let settled = world.commit(node, [odd_start, world.start(plain)]).await;
+    assert_eq!(settled[1], Settled::Won);
+    let listed = world.store.list(&ListFilter::default(), None, 10).await.expect("lists");
+    let listed = listed.into_iter().find(|listed| listed.execution == odd);
+    match &settled[0] {
+        Settled::Won => {
+            let listed = listed.expect("it won");
+            assert_eq!(listed.index.error_type.as_deref(), Some("a\0b"));
+        }
+        Settled::Refused(_) => {
+            assert_eq!(listed, None);
+            assert_eq!(world.load(node, odd).await, None);
+        }
+        other => panic!("neither kept nor refused: {other:?}"),
+    }
+}

@@ -1,0 +1,362 @@
+//! Doing an operation on one of the two stores, and saying what came of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::id::{ExecutionId, Namespace};
+use recoup_core::time::Timestamp;
+
+use super::{Answer, LEASE, Op};
+use crate::contract::*;
+
+/// A store with the names that the operations have for what it made.
+pub(super) struct Side {
+    store: Arc<dyn Store>,
+    nodes: Vec<NodeId>,
+    cursor: Option<Cursor>,
+    subscriptions: BTreeMap<(Namespace, &'static str), SubscriptionRow>,
+}
+
+impl Side {
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, nodes: vec![], cursor: None, subscriptions: BTreeMap::new() }
+    }
+
+    pub async fn apply(&mut self, op: &Op) -> Answer {
+        let store = self.store.clone();
+        let node = |ordinal: &usize| self.nodes[*ordinal];
+        match op {
+            Op::Join { expired } => {
+                let ttl = if *expired { Duration::ZERO } else { LEASE };
+                let joined = store.join("differential:1", ttl).await;
+                self.nodes.extend(joined.as_ref().map(|lease| lease.node));
+                done("join", joined.map(drop))
+            }
+            Op::Renew(n) => done("renew", store.renew(node(n), LEASE).await.map(drop)),
+            Op::Leave(n) => done("leave", store.leave(node(n)).await),
+            Op::Adopt(n) => {
+                let adopted = store.adopt(node(n), 1_000_000).await;
+                let sorted = adopted.map(|mut ids| {
+                    ids.sort();
+                    ids
+                });
+                let mut answer = several("adopt", sorted);
+                answer.kinds.push("adopt".into());
+                answer
+            }
+            Op::Commit(n, batch, again) => commit(store.commit(node(n), batch).await, *again),
+            Op::Keyed(n, starts, again) => keyed(store.start_keyed(node(n), starts).await, *again),
+            Op::Load(n, ids) => {
+                let loaded = store.load(node(n), ids).await.map(|mut histories| {
+                    histories.sort_by_key(|history| history.execution);
+                    let owned = |h: History| (self.ordinal(h.owner), h.execution, h.transitions);
+                    histories.into_iter().map(owned).collect::<Vec<_>>()
+                });
+                done("load", loaded)
+            }
+            Op::Heads(ids) => {
+                let heads = store.heads(ids).await.map(|mut heads| {
+                    heads.sort_by_key(|head| head.execution);
+                    let owned = |h: Head| (self.ordinal(h.owner), h.execution, h.sequence, h.state);
+                    heads.into_iter().map(owned).collect::<Vec<_>>()
+                });
+                done("heads", heads)
+            }
+            Op::Due(n, until, limit) => several("due", store.due(node(n), *until, *limit).await),
+            Op::List(filter, before, limit) => {
+                several("list", store.list(filter, *before, *limit).await)
+            }
+            Op::KeyHolder(namespace, key) => {
+                maybe("key_holder", store.key_holder(namespace, key).await)
+            }
+            Op::StartedBy(namespace, id) => {
+                maybe("started_by", store.started_by(namespace, id).await)
+            }
+            Op::Overflow(n, tasks) => done("overflow", store.overflow(node(n), tasks).await),
+            Op::Claim(n, queues, limit) => {
+                several("claim", store.claim(node(n), queues, *limit, LEASE).await)
+            }
+            Op::Withdraw(tasks) => done("withdraw", store.withdraw(tasks).await),
+            Op::OverflowDepth => {
+                let sorted = store.overflow_depth().await.map(|mut depth| {
+                    depth.sort();
+                    depth
+                });
+                several("overflow_depth", sorted)
+            }
+            Op::ReadFeed(limit) => {
+                let from = match self.cursor.take() {
+                    Some(cursor) => cursor,
+                    None => store.feed_start().await.expect("the feed has a start"),
+                };
+                let (answer, cursor) = self.read("read_feed", from, *limit).await;
+                self.cursor = Some(cursor);
+                answer
+            }
+            Op::FeedStart(limit) => {
+                let from = store.feed_start().await.expect("the feed has a start");
+                // Where lanes lost events between others that stay, a store may report that, or not.
+                let (mut answer, _) = self.read("feed_start", from, *limit).await;
+                answer.kinds.retain(|kind| !kind.ends_with(": gap"));
+                answer
+            }
+            Op::FeedEnd => {
+                let end = store.feed_end().await;
+                self.cursor = end.as_ref().ok().cloned();
+                done("feed_end", end.map(drop))
+            }
+            Op::Failure(id) => {
+                let found = store.failure(id).await;
+                let found = found.map(|found| found.map(|event| self.event(&event)));
+                maybe("failure", found)
+            }
+            Op::ListFailures(filter) => {
+                let listed = store.list_failures(filter, None, 1_000_000).await;
+                several("list_failures", listed.map(|events| self.by_lane(&events)))
+            }
+            Op::CreateNamespace(name) => {
+                let made = store.create_namespace(name, "described", LEASE).await;
+                done("create_namespace", made.map(namespace))
+            }
+            Op::Namespace(name) => {
+                maybe("namespace", store.namespace(name).await.map(|row| row.map(namespace)))
+            }
+            Op::ListNamespaces(after, limit) => {
+                let rows = store.list_namespaces(after.as_ref(), *limit).await;
+                several("list_namespaces", rows.map(|rows| each(rows, namespace)))
+            }
+            Op::Register(new) => match store.register(new).await {
+                Ok((row, true)) => done("register: new", Ok(version(row))),
+                Ok((row, false)) => done("register: same", Ok(version(row))),
+                Err(error) => done::<()>("register", Err(error)),
+            },
+            Op::Workflow(of, name, number) => {
+                let row = store.workflow(of, &(*name).into(), *number).await;
+                maybe("workflow", row.map(|row| row.map(version)))
+            }
+            Op::ListWorkflows(of, after, limit) => {
+                let after = after.map(Into::into);
+                let rows = store.list_workflows(of, after.as_ref(), *limit).await;
+                several("list_workflows", rows.map(|rows| each(rows, version)))
+            }
+            Op::ListVersions(of, name, before, limit) => {
+                let rows = store.list_versions(of, &(*name).into(), *before, *limit).await;
+                several("list_versions", rows.map(|rows| each(rows, version)))
+            }
+            Op::Retire(of, name, number) => {
+                done("retire", store.retire(of, &(*name).into(), *number).await)
+            }
+            Op::CreateSubscription(of, name, byte) => {
+                let state = Bytes::from(vec![*byte]);
+                let made = store.create_subscription(of, name, 1, &state).await;
+                if let Ok(row) = &made {
+                    self.subscriptions.insert((of.clone(), name), row.clone());
+                }
+                done("create_subscription", made.map(subscription))
+            }
+            Op::Subscription(of, name) => {
+                let found = store.subscription(of, name).await;
+                if let Ok(Some(row)) = &found {
+                    self.subscriptions.insert((of.clone(), name), row.clone());
+                }
+                maybe("subscription", found.map(|row| row.map(subscription)))
+            }
+            Op::ListSubscriptions(of, after, limit) => {
+                let rows = store.list_subscriptions(of, *after, *limit).await;
+                several("list_subscriptions", rows.map(|rows| each(rows, subscription)))
+            }
+            Op::UpdateSubscription(of, name, byte) => {
+                let Some(row) = self.subscriptions.get(&(of.clone(), *name)) else {
+                    return done("update_subscription: never read", Ok(()));
+                };
+                let state = Bytes::from(vec![*byte]);
+                let row = SubscriptionRow { state, ..row.clone() };
+                done("update_subscription", store.update_subscription(&row).await.map(drop))
+            }
+            Op::DeleteSubscription(of, name) => {
+                done("delete_subscription", store.delete_subscription(of, name).await)
+            }
+            Op::Expire(portion) => expire(&*store, *portion).await,
+        }
+    }
+
+    fn ordinal(&self, node: Option<NodeId>) -> Option<usize> {
+        let node = node?;
+        let ordinal = self.nodes.iter().position(|joined| *joined == node);
+        Some(ordinal.expect("a node that joined"))
+    }
+
+    fn event(&self, event: &Positioned) -> (Option<usize>, FeedRow) {
+        (self.ordinal(Some(event.position.lane)), event.row.clone())
+    }
+
+    /// Lanes one after the other: how they are merged depends on clocks.
+    fn by_lane(&self, events: &[Positioned]) -> Vec<(Option<usize>, FeedRow)> {
+        let mut events = events.to_vec();
+        events.sort_by_key(|event| (event.position.lane, event.position.number));
+        events.iter().map(|event| self.event(event)).collect()
+    }
+
+    async fn read(&self, what: &str, mut cursor: Cursor, limit: usize) -> (Answer, Cursor) {
+        let (mut events, mut gap) = (Vec::new(), false);
+        loop {
+            let page = self.store.read_feed(&cursor, limit).await.expect("the feed is read");
+            let count = page.events.len();
+            events.extend(page.events);
+            gap |= page.gap.is_some();
+            cursor = page.cursor;
+            if count < limit {
+                break;
+            }
+        }
+        // What must hold across lanes: each execution in its own order.
+        let mut executions: BTreeMap<ExecutionId, Vec<&str>> = BTreeMap::new();
+        for event in &events {
+            if let Some(execution) = event.row.execution {
+                executions.entry(execution).or_default().push(&event.row.id);
+            }
+        }
+        let text = format!("{:#?} {executions:#?}", self.by_lane(&events));
+        let mut kinds = Vec::new();
+        if !events.is_empty() {
+            kinds.push(format!("{what}: some"));
+        }
+        if gap {
+            kinds.push(format!("{what}: gap"));
+        }
+        (Answer { kinds, text, won: vec![] }, cursor)
+    }
+}
+
+fn answer(kind: impl Into<String>, text: String) -> Answer {
+    Answer { kinds: vec![kind.into()], text, won: vec![] }
+}
+
+/// The variant; its words are the store's own.
+fn failed(what: &str, error: &Error) -> Answer {
+    let text = format!("{error:?}");
+    let variant = text.split(['(', ' ']).next().unwrap_or_default();
+    match error {
+        Error::LeaseLost
+        | Error::NotFound
+        | Error::AlreadyExists
+        | Error::Conflict
+        | Error::ForeignCursor
+        | Error::MalformedCursor
+        | Error::Data(_) => answer(format!("{what}: {variant}"), String::new()),
+        Error::Unavailable(_)
+        | Error::OutcomeUnknown(_)
+        | Error::Incompatible(_)
+        | Error::InUse => panic!("{what}: {error}"),
+    }
+}
+
+fn done<T: Debug>(what: &str, result: Result<T>) -> Answer {
+    match result {
+        Ok(value) => answer(what, format!("{value:#?}")),
+        Err(error) => failed(what, &error),
+    }
+}
+
+fn maybe<T: Debug>(what: &str, result: Result<Option<T>>) -> Answer {
+    match result {
+        Ok(Some(value)) => answer(format!("{what}: some"), format!("{value:#?}")),
+        Ok(None) => answer(format!("{what}: none"), String::new()),
+        Err(error) => failed(what, &error),
+    }
+}
+
+fn several<T: Debug>(what: &str, result: Result<Vec<T>>) -> Answer {
+    maybe(what, result.map(|rows| Some(rows).filter(|rows| !rows.is_empty())))
+}
+
+fn each<T, U>(rows: Vec<T>, row: impl Fn(T) -> U) -> Vec<U> {
+    rows.into_iter().map(row).collect()
+}
+
+/// `again`: the first so many were sent before.
+fn commit(result: Result<Vec<Settled>>, again: usize) -> Answer {
+    let settled = match result {
+        Ok(settled) => settled,
+        Err(error) => return failed("commit", &error),
+    };
+    let mut answer = Answer { kinds: vec![], text: String::new(), won: vec![] };
+    for (i, settled) in settled.into_iter().enumerate() {
+        let (kind, text) = match settled {
+            Settled::Won if i < again => ("Won again", String::new()),
+            Settled::Won => ("Won", String::new()),
+            Settled::Lost => ("Lost", String::new()),
+            Settled::RequestTaken { .. } => ("RequestTaken", format!("{settled:?}")),
+            Settled::Refused(_) => ("Refused", String::new()),
+        };
+        if kind == "Won" {
+            answer.won.push(i);
+        }
+        answer.kinds.push(format!("commit: {kind}"));
+        answer.text.push_str(&text);
+    }
+    answer
+}
+
+fn keyed(result: Result<Vec<KeySettled>>, again: usize) -> Answer {
+    let settled = match result {
+        Ok(settled) => settled,
+        Err(error) => return failed("keyed", &error),
+    };
+    let mut answer = Answer { kinds: vec![], text: String::new(), won: vec![] };
+    for (i, settled) in settled.into_iter().enumerate() {
+        let (kind, text) = match settled {
+            KeySettled::Won if i < again => ("Won again", String::new()),
+            KeySettled::Won => ("Won", String::new()),
+            KeySettled::RequestTaken { .. } => ("RequestTaken", format!("{settled:?}")),
+            KeySettled::UseExisting { .. } => ("UseExisting", format!("{settled:?}")),
+            KeySettled::Rejected { .. } => ("Rejected", format!("{settled:?}")),
+            KeySettled::Refused(_) => ("Refused", String::new()),
+        };
+        if kind == "Won" {
+            answer.won.push(i);
+        }
+        answer.kinds.push(format!("keyed: {kind}"));
+        answer.text.push_str(&text);
+    }
+    answer
+}
+
+async fn expire(store: &dyn Store, portion: usize) -> Answer {
+    let (mut executions, mut events, mut requests) = (0, 0, 0);
+    loop {
+        let expired = store.expire(portion).await.expect("expires");
+        executions += expired.executions;
+        events += expired.events;
+        requests += expired.start_requests;
+        if !expired.more {
+            break;
+        }
+    }
+    let mut kinds = Vec::new();
+    if executions > 0 {
+        kinds.push("expire: executions".into());
+    }
+    if events > 0 {
+        kinds.push("expire: events".into());
+    }
+    Answer { kinds, text: format!("{executions} {events} {requests}"), won: vec![] }
+}
+
+fn namespace(row: NamespaceRow) -> NamespaceRow {
+    // How long `default` keeps is the store's own.
+    let retention = if row.name.as_str() == "default" { Duration::ZERO } else { row.retention };
+    NamespaceRow { retention, created_at: Timestamp::default(), ..row }
+}
+
+fn version(row: WorkflowVersion) -> WorkflowVersion {
+    let retired_at = row.retired_at.map(|_| Timestamp::default());
+    WorkflowVersion { created_at: Timestamp::default(), retired_at, ..row }
+}
+
+fn subscription(row: SubscriptionRow) -> SubscriptionRow {
+    SubscriptionRow { version: 0, created_at: Timestamp::default(), ..row }
+}

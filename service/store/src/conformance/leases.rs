@@ -1,0 +1,141 @@
+//! Lives of nodes, and who takes over what they leave behind.
+
+use recoup_core::execution::{CompensationState, State};
+use recoup_core::key::{OnEnded, OnRunning};
+
+use super::world::{LONG, SHORT, World, batch, eventually, queue};
+use crate::contract::*;
+
+pub async fn every_life_has_a_greater_id(world: World) {
+    let mut last = NodeId(0);
+    for _ in 0..5 {
+        let lease = world.store.join("test:1", LONG).await.expect("joins");
+        assert!(lease.node > last, "{:?} after {last:?}", lease.node);
+        last = lease.node;
+        if last.0 % 2 == 0 {
+            world.store.leave(last).await.expect("leaves");
+        }
+    }
+}
+
+pub async fn a_lease_is_renewed(world: World) {
+    let lease = world.store.join("test:1", SHORT).await.expect("joins");
+    assert_eq!(lease.expires_at, lease.now + SHORT);
+    let renewed = world.store.renew(lease.node, LONG).await.expect("renews");
+    assert_eq!(renewed.node, lease.node);
+    assert!(renewed.now >= lease.now);
+    assert_eq!(renewed.expires_at, renewed.now + LONG);
+    assert_eq!(renewed.timeline, lease.timeline);
+    let never = world.store.renew(NodeId(lease.node.0 + 1000), LONG).await;
+    assert!(matches!(never, Err(Error::LeaseLost)), "{never:?}");
+}
+
+pub async fn who_leaves_is_closed(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    let id = world.begun(one, world.index()).await;
+    assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "its owner lives");
+    world.store.leave(one).await.expect("leaves");
+    world.store.leave(one).await.expect("once more changes nothing");
+    assert_eq!(world.head(id).await.expect("there").owner, None);
+    assert_eq!(world.load(other, id).await.expect("there").owner, None);
+    let renewed = world.store.renew(one, LONG).await;
+    assert!(matches!(renewed, Err(Error::LeaseLost)), "{renewed:?}");
+
+    assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [id]);
+    assert_eq!(world.head(id).await.expect("there").owner, Some(other));
+    assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "it has an owner");
+}
+
+pub async fn an_expired_lease_is_closed_by_adopt(world: World) {
+    let one = world.store.join("test:1", SHORT).await.expect("joins").node;
+    let other = world.node().await;
+    let id = world.begun(one, world.index()).await;
+    let adopted = eventually("the lease's end", || async {
+        let adopted = world.store.adopt(other, 10).await.expect("adopts");
+        Some(adopted).filter(|adopted| !adopted.is_empty())
+    });
+    assert_eq!(adopted.await, [id]);
+    let late = world.store.commit(one, &batch([world.next(id, 2)])).await;
+    assert!(matches!(late, Err(Error::LeaseLost)), "{late:?}");
+    let renewed = world.store.renew(one, LONG).await;
+    assert!(matches!(renewed, Err(Error::LeaseLost)), "{renewed:?}");
+    assert_eq!(world.head(id).await.expect("there").sequence, 1);
+}
+
+pub async fn a_closed_node_writes_nothing(world: World) {
+    let (node, other) = (world.node().await, world.node().await);
+    let id = world.begun(node, world.index()).await;
+    let task = world.task(id, "s");
+    world.store.overflow(node, std::slice::from_ref(&task)).await.expect("overflows");
+    world.store.leave(node).await.expect("leaves");
+
+    let late = world.task(id, "late");
+    let event = Batch { transitions: vec![], feed: vec![world.free_event("late")] };
+    let fresh = world.id();
+    let index = IndexRow { key: Some("k".into()), ..world.index() };
+    let keyed = KeyedStart {
+        transition: Transition { index: Some(index), ..world.start(fresh) },
+        key: "k".into(),
+        on_running: OnRunning::Reject,
+        on_ended: OnEnded::Allow,
+    };
+    let store = &world.store;
+    let refused = [
+        ("commit", store.commit(node, &batch([world.next(id, 2)])).await.map(drop)),
+        ("start", store.commit(node, &batch([world.start(fresh)])).await.map(drop)),
+        ("event", store.commit(node, &event).await.map(drop)),
+        ("start_keyed", store.start_keyed(node, &[keyed]).await.map(drop)),
+        ("overflow", store.overflow(node, &[late]).await),
+        ("claim", store.claim(node, &[queue("a")], 1, LONG).await.map(drop)),
+        ("adopt", store.adopt(node, 1).await.map(drop)),
+    ];
+    for (call, answer) in refused {
+        assert!(matches!(answer, Err(Error::LeaseLost)), "{call}: {answer:?}");
+    }
+    assert_eq!(world.head(id).await.expect("there").sequence, 1);
+    assert_eq!(world.load(other, fresh).await, None);
+    assert_eq!(world.store.key_holder(&"default".into(), "k").await.expect("asks"), None);
+    assert!(world.feed_ids().await.is_empty());
+    let claimed = store.claim(other, &[queue("a")], 9, LONG).await.expect("claims");
+    assert_eq!(claimed, [task]);
+}
+
+pub async fn adopted_are_only_the_active_ones(world: World) {
+    use CompensationState as C;
+    let (node, other) = (world.node().await, world.node().await);
+    let mut expected = Vec::new();
+    for state in State::ALL {
+        for compensation in [C::None, C::Pending, C::Running, C::Done, C::Parked] {
+            let index = world.in_state(state, compensation);
+            let active = index.is_active();
+            let id = world.begun(node, index).await;
+            if active {
+                expected.push(id);
+            }
+        }
+    }
+    world.begun(other, world.index()).await;
+    world.store.leave(node).await.expect("leaves");
+    let mut adopted = world.store.adopt(other, 100).await.expect("adopts");
+    adopted.sort();
+    assert_eq!(adopted, expected);
+}
+
+pub async fn adopt_in_portions(world: World) {
+    let (node, one, other) = (world.node().await, world.node().await, world.node().await);
+    let mut ids = Vec::new();
+    for _ in 0..7 {
+        ids.push(world.begun(node, world.index()).await);
+    }
+    world.store.leave(node).await.expect("leaves");
+    let first = world.store.adopt(one, 4).await.expect("adopts");
+    assert_eq!(first.len(), 4);
+    let mut second = world.store.adopt(other, 4).await.expect("adopts");
+    assert_eq!(second.len(), 3);
+    for id in &first {
+        assert_eq!(world.head(*id).await.expect("there").owner, Some(one));
+    }
+    second.extend(first);
+    second.sort();
+    assert_eq!(second, ids);
+}

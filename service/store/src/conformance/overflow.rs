@@ -1,0 +1,133 @@
+//! Tasks that any node may claim.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use recoup_core::time::Timestamp;
+
+use super::world::{LONG, SHORT, World, eventually, queue};
+use crate::contract::*;
+
+async fn claim(world: &World, node: NodeId, limit: usize, lease: Duration) -> Vec<OverflowTask> {
+    world.store.claim(node, &[queue("a")], limit, lease).await.expect("claims")
+}
+
+fn paths(tasks: &[OverflowTask]) -> Vec<&str> {
+    tasks.iter().map(|task| task.task.path.as_str()).collect()
+}
+
+pub async fn no_task_is_claimed_twice(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    let id = world.id();
+    let elsewhere = OverflowTask { queue: queue("b"), ..world.task(id, "elsewhere") };
+    let tomorrow = world.now + Duration::from_secs(24 * 3600);
+    let not_yet = OverflowTask { available_at: tomorrow, ..world.task(id, "not yet") };
+    let mut tasks: Vec<_> = (0..10).map(|i| world.task(id, &format!("s{i}"))).collect();
+    tasks.extend([elsewhere.clone(), not_yet]);
+    world.store.overflow(one, &tasks).await.expect("overflows");
+    let mut depth = world.store.overflow_depth().await.expect("depth");
+    depth.sort();
+    assert_eq!(depth, [(queue("a"), 11), (queue("b"), 1)]);
+
+    let mut claimed = claim(&world, one, 4, LONG).await;
+    assert_eq!(claimed.len(), 4);
+    claimed.extend(claim(&world, other, 100, LONG).await);
+    assert_eq!(claim(&world, one, 100, LONG).await, []);
+    claimed.sort_by_key(OverflowTask::key);
+    tasks.truncate(10);
+    tasks.sort_by_key(OverflowTask::key);
+    assert_eq!(claimed, tasks);
+    let both = [queue("a"), queue("b")];
+    assert_eq!(world.store.claim(one, &both, 9, LONG).await.expect("claims"), [elsewhere]);
+    assert_eq!(world.store.claim(one, &[], 9, LONG).await.expect("claims"), []);
+}
+
+pub async fn claims_go_by_priority_then_age(world: World) {
+    let node = world.node().await;
+    let id = world.id();
+    let task = |path: &str, priority, available: i64| OverflowTask {
+        priority,
+        available_at: Timestamp::from_micros(available),
+        ..world.task(id, path)
+    };
+    let tasks = [
+        task("low", -5, 1_000),
+        task("young", 0, 3_000),
+        task("old", 0, 1_000),
+        task("middle", 0, 2_000),
+        task("high", 7, 9_000),
+    ];
+    world.store.overflow(node, &tasks).await.expect("overflows");
+    assert_eq!(paths(&claim(&world, node, 2, LONG).await), ["high", "old"]);
+    assert_eq!(paths(&claim(&world, node, 9, LONG).await), ["middle", "young", "low"]);
+}
+
+pub async fn claims_that_race_share_no_task(world: World) {
+    let nodes = [world.node().await, world.node().await, world.node().await];
+    let id = world.id();
+    let tasks: Vec<_> = (0..300).map(|i| world.task(id, &format!("s{i}"))).collect();
+    world.store.overflow(nodes[0], &tasks).await.expect("overflows");
+    let racing = nodes.map(|node| {
+        let store = world.store.clone();
+        tokio::spawn(async move {
+            let (mut claimed, mut empty) = (Vec::new(), 0);
+            // A racing claim may find every row locked by another: that is no end yet.
+            while empty < 3 {
+                let some = store.claim(node, &[queue("a")], 7, LONG).await.expect("claims");
+                empty = if some.is_empty() { empty + 1 } else { 0 };
+                claimed.extend(some);
+            }
+            claimed
+        })
+    });
+    let mut claimed = Vec::new();
+    for racer in racing {
+        claimed.extend(racer.await.expect("the racer ends"));
+    }
+    let distinct: BTreeSet<_> = claimed.iter().map(OverflowTask::key).collect();
+    assert_eq!(distinct.len(), claimed.len(), "a task was claimed twice");
+    claimed.extend(claim(&world, nodes[0], 300, LONG).await);
+    assert_eq!(claimed.len(), 300);
+}
+
+pub async fn a_claim_that_ran_out_is_given_again(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    let task = world.task(world.id(), "s");
+    world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
+    assert_eq!(claim(&world, one, 1, SHORT).await, [task.clone()]);
+    let again = eventually("the claim's end", || async {
+        Some(claim(&world, other, 1, LONG).await).filter(|claimed| !claimed.is_empty())
+    });
+    assert_eq!(again.await, [task]);
+    assert_eq!(claim(&world, one, 1, LONG).await, []);
+}
+
+pub async fn withdrawn_and_ended_tasks_are_gone(world: World) {
+    let node = world.node().await;
+    let id = world.id();
+    let tasks = ["kept", "withdrawn", "ended", "claimed"].map(|path| world.task(id, path));
+    let [kept, withdrawn, ended, claimed] = &tasks;
+    let urgent = OverflowTask { priority: 9, ..claimed.clone() };
+    let all = [kept.clone(), withdrawn.clone(), ended.clone(), urgent.clone()];
+    world.store.overflow(node, &all).await.expect("overflows");
+    assert_eq!(claim(&world, node, 1, LONG).await, [urgent]);
+
+    let unknown = world.task(id, "never there").key();
+    let void = [withdrawn.key(), claimed.key(), unknown];
+    world.store.withdraw(&void).await.expect("withdraws");
+    world.won(node, [Transition { overflow_done: vec![ended.key()], ..world.start(id) }]).await;
+    assert_eq!(world.store.overflow_depth().await.expect("depth"), [(queue("a"), 1)]);
+    assert_eq!(claim(&world, node, 9, LONG).await, [kept.clone()]);
+}
+
+pub async fn a_task_that_is_there_stays_as_it_is(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    let task = world.task(world.id(), "s");
+    world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
+    assert_eq!(claim(&world, one, 1, LONG).await, [task.clone()]);
+    // That would otherwise take the claim away.
+    let changed = OverflowTask { priority: 9, ..task.clone() };
+    world.store.overflow(other, &[changed]).await.expect("overflows");
+    assert_eq!(claim(&world, other, 9, LONG).await, []);
+    assert_eq!(world.store.overflow_depth().await.expect("depth"), [(queue("a"), 1)]);
+}

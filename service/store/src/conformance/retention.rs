@@ -1,0 +1,176 @@
+//! What expires and what stays.
+
+use std::time::Duration;
+
+use recoup_core::execution::{CompensationState, State};
+use recoup_core::id::ExecutionId;
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::time::Timestamp;
+
+use super::world::{NAMESPACE, World};
+use crate::contract::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn ended(world: &World, ended_at: Timestamp) -> IndexRow {
+    let row = world.in_state(State::Succeeded, CompensationState::None);
+    IndexRow { started_at: ended_at, ended_at: Some(ended_at), ..row }
+}
+
+fn long_ago() -> Timestamp {
+    Timestamp::from_micros(1_000_000)
+}
+
+async fn is_there(world: &World, node: NodeId, execution: ExecutionId) -> bool {
+    let loaded = world.load(node, execution).await.is_some();
+    assert_eq!(world.head(execution).await.is_some(), loaded, "{execution}: half gone");
+    let listed = world.store.list(&ListFilter::default(), None, 100).await.expect("lists");
+    let listed = listed.iter().any(|listed| listed.execution == execution);
+    assert_eq!(listed, loaded, "{execution}: half gone");
+    loaded
+}
+
+pub async fn what_ended_long_ago_goes(world: World) {
+    let node = world.node().await;
+    let mut gone = Vec::new();
+    for state in State::ALL.into_iter().filter(|state| state.is_ended()) {
+        for compensation in [CompensationState::None, CompensationState::Done] {
+            let index = IndexRow { state, compensation, ..ended(&world, long_ago()) };
+            let id = world.begun(node, index).await;
+            world.won(node, [world.next(id, 2)]).await;
+            gone.push(id);
+        }
+    }
+    let old = FeedRow { at: long_ago(), ..world.event("old", gone[0]) };
+    let feed = vec![old, world.event("new", gone[0])];
+    world.store.commit(node, &Batch { transitions: vec![], feed }).await.expect("commits");
+
+    let expired = world.store.expire(1000).await.expect("expires");
+    assert_eq!((expired.executions, expired.events), (gone.len() as u64, 1));
+    assert_eq!((expired.start_requests, expired.more), (0, false));
+    for id in gone {
+        assert!(!is_there(&world, node, id).await, "{id} stayed");
+    }
+    assert_eq!(world.feed_ids().await, ["new"]);
+    assert_eq!(world.store.expire(1000).await.expect("expires"), Expired::default());
+}
+
+pub async fn what_is_open_parked_or_recent_stays(world: World) {
+    use CompensationState as C;
+    let node = world.node().await;
+    let old = ended(&world, long_ago());
+    let rows = [
+        IndexRow { started_at: long_ago(), ..world.index() },
+        IndexRow { state: State::Compensating, ended_at: None, ..old.clone() },
+        IndexRow { state: State::Terminated, compensation: C::Parked, ..old.clone() },
+        IndexRow { state: State::Failed, compensation: C::Running, ..old.clone() },
+        IndexRow { started_at: long_ago(), ended_at: Some(world.now), ..old },
+    ];
+    let mut kept = Vec::new();
+    for row in rows {
+        let start = Transition {
+            request: Some(world.request(&format!("{}", kept.len()), 1)),
+            index: Some(row.clone()),
+            ..world.start(world.id())
+        };
+        kept.push((start.execution, row));
+        world.won(node, [start]).await;
+    }
+    assert_eq!(world.store.expire(1000).await.expect("expires"), Expired::default());
+    for (id, row) in kept {
+        assert!(is_there(&world, node, id).await, "{row:?}");
+    }
+    assert!(world.store.started_by(&NAMESPACE.into(), "0").await.expect("asks").is_some());
+}
+
+pub async fn retention_is_the_namespaces_own(world: World) {
+    let node = world.node().await;
+    for (name, retention) in [("brief", HOUR), ("long", HOUR * 24 * 365 * 100)] {
+        world.store.create_namespace(&name.into(), "", retention).await.expect("creates");
+    }
+    let mut written = Vec::new();
+    for (namespace, ago, stays) in [
+        ("brief", HOUR * 2, false),
+        ("brief", HOUR / 2, true),
+        ("default", HOUR * 2, true),
+        ("long", HOUR * 24 * 365 * 10, true),
+    ] {
+        let at = world.now - ago;
+        let index = IndexRow { namespace: namespace.into(), ..ended(&world, at) };
+        let event = FeedRow {
+            namespace: namespace.into(),
+            at,
+            ..world.free_event(&format!("{namespace} {ago:?}"))
+        };
+        let id = world.begun(node, index).await;
+        let feed = vec![event.clone()];
+        world.store.commit(node, &Batch { transitions: vec![], feed }).await.expect("commits");
+        written.push((id, event.id, stays));
+    }
+    let expired = world.store.expire(1000).await.expect("expires");
+    assert_eq!((expired.executions, expired.events), (1, 1));
+    for (id, event, stays) in written {
+        assert_eq!(is_there(&world, node, id).await, stays, "{event}");
+        let event_stays = world.store.failure(&event).await.expect("asks").is_some();
+        assert_eq!(event_stays, stays, "{event}");
+    }
+}
+
+pub async fn keys_that_name_expired_executions_go(world: World) {
+    let node = world.node().await;
+    let start = |id, key: &str, index: IndexRow| KeyedStart {
+        transition: Transition {
+            index: Some(IndexRow { key: Some(key.into()), ..index }),
+            ..world.start(id)
+        },
+        key: key.into(),
+        on_running: OnRunning::Reject,
+        on_ended: OnEnded::Allow,
+    };
+    let holder =
+        async |key: &str| world.store.key_holder(&NAMESPACE.into(), key).await.expect("asks");
+    let take = async |id, key: &str, index| {
+        let start = start(id, key, index);
+        let settled = world.store.start_keyed(node, &[start]).await.expect("settles");
+        assert_eq!(settled, [KeySettled::Won]);
+    };
+    let (alone, replaced, successor) = (world.id(), world.id(), world.id());
+    take(alone, "alone", ended(&world, long_ago())).await;
+    take(replaced, "passed on", ended(&world, long_ago())).await;
+    take(successor, "passed on", world.index()).await;
+
+    assert_eq!(world.store.expire(1000).await.expect("expires").executions, 2);
+    assert_eq!(holder("alone").await, None);
+    assert_eq!(holder("passed on").await, Some(successor), "it names another by now");
+    let next = world.id();
+    let rejecting = KeyedStart { on_ended: OnEnded::Reject, ..start(next, "alone", world.index()) };
+    let settled = world.store.start_keyed(node, &[rejecting]).await.expect("settles");
+    assert_eq!(settled, [KeySettled::Won], "nobody ever had the key, as far as one can tell");
+}
+
+pub async fn in_portions(world: World) {
+    let node = world.node().await;
+    let mut gone = Vec::new();
+    for i in 0..7 {
+        gone.push(world.begun(node, ended(&world, long_ago())).await);
+        let old = FeedRow { at: long_ago(), ..world.free_event(&format!("old {i}")) };
+        let batch = Batch { transitions: vec![], feed: vec![old] };
+        world.store.commit(node, &batch).await.expect("commits");
+    }
+    let first = world.store.expire(3).await.expect("expires");
+    assert_eq!((first.executions, first.events, first.more), (3, 3, true));
+    let (mut executions, mut events, mut calls) = (3, 3, 1);
+    loop {
+        let expired = world.store.expire(3).await.expect("expires");
+        assert!(expired.executions <= 3 && expired.events <= 3, "{expired:?}");
+        executions += expired.executions;
+        events += expired.events;
+        calls += 1;
+        assert!(calls < 10, "it never ends");
+        if !expired.more {
+            break;
+        }
+    }
+    assert_eq!((executions, events), (7, 7));
+    assert!(world.store.heads(&gone).await.expect("heads").is_empty());
+}

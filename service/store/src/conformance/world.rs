@@ -1,0 +1,232 @@
+//! What the cases are told with: a fresh store, nodes on it, and rows that differ where they must.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::command::TaskId;
+use recoup_core::execution::{CompensationState, Phase, State};
+use recoup_core::failure_event::FailureKind;
+use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::time::Timestamp;
+use uuid::Uuid;
+
+use crate::contract::*;
+
+/// Longer than any case takes.
+pub const LONG: Duration = Duration::from_secs(600);
+/// Short enough to wait for its end.
+pub const SHORT: Duration = Duration::from_millis(50);
+/// Beyond it, what should happen is held not to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+pub const NAMESPACE: &str = "default";
+
+pub struct World {
+    pub store: Arc<dyn Store>,
+    /// The store's clock when the case began.
+    pub now: Timestamp,
+    made: AtomicU64,
+}
+
+impl World {
+    pub async fn open(store: Arc<dyn Store>) -> Self {
+        let now = store.now().await.expect("the store has a clock");
+        Self { store, now, made: AtomicU64::new(1) }
+    }
+
+    pub async fn node(&self) -> NodeId {
+        self.store.join("test:1", LONG).await.expect("a node joins").node
+    }
+
+    fn number(&self) -> u64 {
+        self.made.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Greater than all before.
+    pub fn id(&self) -> ExecutionId {
+        execution_id(self.now, self.number())
+    }
+
+    pub fn transition_id(&self) -> TransitionId {
+        TransitionId(Uuid::from_u64_pair(0x7261_6e64, self.number()))
+    }
+
+    pub fn index(&self) -> IndexRow {
+        IndexRow {
+            namespace: NAMESPACE.into(),
+            workflow: "order".into(),
+            version: 1,
+            key: None,
+            state: State::Running,
+            phase: Phase::Steps,
+            compensation: CompensationState::None,
+            run: 1,
+            error_type: None,
+            started_at: self.now,
+            ended_at: None,
+            wake_at: None,
+        }
+    }
+
+    pub fn in_state(&self, state: State, compensation: CompensationState) -> IndexRow {
+        let ended_at = state.is_ended().then_some(self.now);
+        IndexRow { state, compensation, ended_at, ..self.index() }
+    }
+
+    /// The first transition of an execution.
+    pub fn start(&self, execution: ExecutionId) -> Transition {
+        Transition { index: Some(self.index()), ..self.next(execution, 1) }
+    }
+
+    pub fn next(&self, execution: ExecutionId, sequence: u64) -> Transition {
+        Transition {
+            execution,
+            sequence,
+            transition_id: self.transition_id(),
+            format: 1,
+            data: Bytes::from(format!("transition {sequence} of {execution}")),
+            index: None,
+            request: None,
+            feed: vec![],
+            overflow_done: vec![],
+        }
+    }
+
+    pub fn event(&self, id: &str, execution: ExecutionId) -> FeedRow {
+        FeedRow { execution: Some(execution), ..self.free_event(id) }
+    }
+
+    /// Of no execution.
+    pub fn free_event(&self, id: &str) -> FeedRow {
+        FeedRow {
+            id: id.into(),
+            namespace: NAMESPACE.into(),
+            kind: FailureKind::AttemptFailed,
+            workflow: "order".into(),
+            error_type: "payment.card_declined".into(),
+            execution: None,
+            fingerprint: "fingerprint".into(),
+            at: self.now,
+            format: 1,
+            data: Bytes::from(format!("event {id}")),
+        }
+    }
+
+    pub fn request(&self, id: &str, digest: u64) -> StartRequest {
+        StartRequest { namespace: NAMESPACE.into(), request_id: id.into(), digest }
+    }
+
+    /// A task of queue `a` that is available.
+    pub fn task(&self, execution: ExecutionId, path: &str) -> OverflowTask {
+        OverflowTask {
+            task: TaskId { execution, run: 1, path: path.into(), attempt: 1, sequence: 1 },
+            queue: queue("a"),
+            task_type: "charge".into(),
+            priority: 0,
+            available_at: Timestamp::from_micros(1_000_000),
+        }
+    }
+
+    pub async fn commit(
+        &self,
+        node: NodeId,
+        transitions: impl IntoIterator<Item = Transition>,
+    ) -> Vec<Settled> {
+        let batch = batch(transitions);
+        self.store.commit(node, &batch).await.expect("the batch is committed")
+    }
+
+    /// Commits what has no reason not to win.
+    pub async fn won(&self, node: NodeId, transitions: impl IntoIterator<Item = Transition>) {
+        for settled in self.commit(node, transitions).await {
+            assert_eq!(settled, Settled::Won);
+        }
+    }
+
+    /// An execution in this state, begun by the node.
+    pub async fn begun(&self, node: NodeId, index: IndexRow) -> ExecutionId {
+        let id = self.id();
+        self.won(node, [Transition { index: Some(index), ..self.start(id) }]).await;
+        id
+    }
+
+    pub async fn load(&self, node: NodeId, execution: ExecutionId) -> Option<History> {
+        let mut histories = self.store.load(node, &[execution]).await.expect("loads");
+        assert!(histories.len() <= 1, "one was asked for");
+        histories.pop()
+    }
+
+    pub async fn head(&self, execution: ExecutionId) -> Option<Head> {
+        self.store.heads(&[execution]).await.expect("heads").pop()
+    }
+
+    pub async fn feed(&self) -> Vec<Positioned> {
+        let start = self.store.feed_start().await.expect("the feed has a start");
+        self.read_on(&start, 1000).await.0
+    }
+
+    /// The ids of everything on the feed, in order.
+    pub async fn feed_ids(&self) -> Vec<String> {
+        ids(&self.feed().await)
+    }
+
+    /// Follows the cursor, as text like a client, until a page is not full. Also says how many events
+    /// were reported as gaps.
+    pub async fn read_on(
+        &self,
+        after: &Cursor,
+        limit: usize,
+    ) -> (Vec<Positioned>, Cursor, Option<u64>) {
+        let (mut events, mut cursor, mut gap) = (Vec::new(), after.clone(), None);
+        loop {
+            let page = self.store.read_feed(&cursor, limit).await.expect("the feed is read");
+            let count = page.events.len();
+            assert!(count <= limit, "{count} events in a page of {limit}");
+            events.extend(page.events);
+            gap = gap.max(page.gap);
+            cursor = Cursor::decode(&page.cursor.encode()).expect("the cursor's own text");
+            assert_eq!(cursor, page.cursor);
+            if count < limit {
+                return (events, cursor, gap);
+            }
+        }
+    }
+}
+
+pub fn execution_id(now: Timestamp, number: u64) -> ExecutionId {
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&number.to_be_bytes());
+    ExecutionId::new(now, random)
+}
+
+pub fn batch(transitions: impl IntoIterator<Item = Transition>) -> Batch {
+    Batch { transitions: transitions.into_iter().collect(), feed: vec![] }
+}
+
+pub fn ids(events: &[Positioned]) -> Vec<String> {
+    events.iter().map(|event| event.row.id.clone()).collect()
+}
+
+pub fn queue(name: &str) -> QueueName {
+    QueueName { namespace: NAMESPACE.into(), queue: name.into() }
+}
+
+/// Asks again until there is an answer. For what comes with time alone.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(answer) => answer,
+        Err(_) => panic!("waited {PATIENCE:?} for {what}"),
+    }
+}
