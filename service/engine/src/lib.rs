@@ -1,1 +1,18 @@
+//! The engine: executions in memory, decided by `recoup-core`, committed in groups, handed out to
+//! workers.
+//!
+//! [`node`] is the engine without I/O: inputs go in, outputs come out, time is an argument. It is what
+//! the simulation runs, several at a time, in virtual time. [`driver`] gives it a clock, a store and
+//! channels; [`Engine`] is the handle that the API holds.
 
+pub mod driver;
+pub mod handle;
+pub mod load;
+pub mod node;
+pub mod options;
+pub mod token;
+mod transition;
+
+pub use handle::{Engine, Started, Worker, WorkerLink};
+pub use node::io::{HandedTask, Refusal, Snapshot, StartSpec, WorkerMessage};
+pub use options::Options;

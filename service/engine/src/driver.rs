@@ -1,0 +1,249 @@
+//! Gives a node its clock, its store and its channels.
+//!
+//! One task owns the node. It takes in whatever has arrived, lets the node decide, and carries out
+//! what comes out: each call of the store is a task of its own whose answer is an input again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use recoup_core::time::Timestamp;
+use recoup_store::Store;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::handle::Engine;
+use crate::load::{self, Plans};
+use crate::node::Node;
+use crate::node::io::{Answer, Input, Offer, Output, Refusal, WorkerKey, WorkerMessage};
+use crate::options::Options;
+
+/// How a caller is answered.
+pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;
+
+/// Requests that wait for the node.
+const REQUESTS_MAX: usize = 8192;
+/// Taken in before the node decides again.
+const DRAIN_MAX: usize = 4096;
+
+pub(crate) enum Request {
+    Input(Input<Reply>),
+    Attach { worker: WorkerKey, offer: Offer, sink: mpsc::UnboundedSender<WorkerMessage> },
+    Stop(oneshot::Sender<()>),
+}
+
+/// Database time: what the last lease said, and what the monotonic clock has added since.
+pub struct Clock {
+    origin: Instant,
+    /// Database time minus the time since `origin`, in microseconds.
+    offset: AtomicI64,
+}
+
+impl Clock {
+    fn new(now: Timestamp) -> Self {
+        Self { origin: Instant::now(), offset: AtomicI64::new(now.as_micros()) }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.offset.load(Ordering::Relaxed) + self.elapsed())
+    }
+
+    fn set(&self, now: Timestamp) {
+        self.offset.store(now.as_micros() - self.elapsed(), Ordering::Relaxed);
+    }
+
+    fn elapsed(&self) -> i64 {
+        i64::try_from(self.origin.elapsed().as_micros()).unwrap_or(i64::MAX / 2)
+    }
+}
+
+/// Begins a life on the store and runs the engine until it is stopped.
+pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Result<Engine> {
+    let clock = Arc::new(Clock::new(store.now().await?));
+    let (requests, queued) = mpsc::channel(REQUESTS_MAX);
+    let (answers, answered) = mpsc::unbounded_channel();
+    let (feed_changed, feed_written) = watch::channel(0);
+    let plans = Arc::new(Plans::default());
+    let seed =
+        u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[7; 8]));
+    let driver = Driver {
+        node: Node::new(options, seed),
+        store: store.clone(),
+        plans: plans.clone(),
+        clock: clock.clone(),
+        queued,
+        answers,
+        answered,
+        feed_changed,
+        sinks: HashMap::new(),
+    };
+    tokio::spawn(driver.run());
+    let next_worker = Arc::new(AtomicU64::new(1));
+    Ok(Engine { requests, store, plans, clock, feed_written, next_worker })
+}
+
+struct Driver {
+    node: Node<Reply>,
+    store: Arc<dyn Store>,
+    plans: Arc<Plans>,
+    clock: Arc<Clock>,
+    queued: mpsc::Receiver<Request>,
+    /// Bounded by what is under way: every message answers one output.
+    answers: mpsc::UnboundedSender<Input<Reply>>,
+    answered: mpsc::UnboundedReceiver<Input<Reply>>,
+    feed_changed: watch::Sender<u64>,
+    sinks: HashMap<WorkerKey, mpsc::UnboundedSender<WorkerMessage>>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let mut stopping: Option<oneshot::Sender<()>> = None;
+        let mut inputs = Vec::new();
+        self.node.begin(self.clock.now());
+        loop {
+            self.node.flush(self.clock.now());
+            self.carry_out();
+            if stopping.is_some() && self.node.is_quiet() {
+                break;
+            }
+            let wait = self.node.next_timer().map(|at| at.since(self.clock.now()));
+            tokio::select! {
+                biased;
+                Some(input) = self.answered.recv() => self.take_answer(input),
+                taken = self.queued.recv_many(&mut inputs, DRAIN_MAX) => {
+                    if taken == 0 && stopping.is_none() {
+                        // Nobody is left who could ask or stop.
+                        break;
+                    }
+                }
+                () = sleep(wait) => {}
+            }
+            // Whoever else is ready to run gets to join this batch.
+            tokio::task::yield_now().await;
+            while let Ok(input) = self.answered.try_recv() {
+                self.take_answer(input);
+            }
+            while inputs.len() < DRAIN_MAX
+                && let Ok(request) = self.queued.try_recv()
+            {
+                inputs.push(request);
+            }
+            for request in inputs.drain(..) {
+                self.take(request, &mut stopping);
+            }
+            self.node.tick(self.clock.now());
+        }
+        if let Some(node) = self.node.node_id()
+            && let Err(error) = self.store.leave(node).await
+        {
+            tracing::warn!(%error, "the lease could not be given back; it will expire");
+        }
+        if let Some(stopped) = stopping {
+            // Who asked may have gone.
+            let _ = stopped.send(());
+        }
+    }
+
+    fn take(&mut self, request: Request, stopping: &mut Option<oneshot::Sender<()>>) {
+        let now = self.clock.now();
+        match request {
+            Request::Input(input) => {
+                if let Input::Detach { worker } = input {
+                    self.sinks.remove(&worker);
+                }
+                self.node.handle(input, now);
+            }
+            Request::Attach { worker, offer, sink } => {
+                self.sinks.insert(worker, sink);
+                self.node.handle(Input::Attach { worker, offer }, now);
+            }
+            Request::Stop(done) => {
+                self.node.stop();
+                *stopping = Some(done);
+            }
+        }
+    }
+
+    fn take_answer(&mut self, input: Input<Reply>) {
+        if let Input::Joined(Ok(lease)) | Input::Renewed(Ok(lease)) = &input {
+            self.clock.set(lease.now);
+        }
+        self.node.handle(input, self.clock.now());
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.node.output() {
+            match output {
+                Output::Reply { reply, answer } => reply(answer),
+                Output::Tell { worker, message } => {
+                    if let Some(sink) = self.sinks.get(&worker) {
+                        // A worker that has gone is detached by its link.
+                        let _ = sink.send(message);
+                    }
+                }
+                Output::FeedWritten => self.feed_changed.send_modify(|count| *count += 1),
+                output => self.call(output),
+            }
+        }
+    }
+
+    /// A call of the store: its answer is an input.
+    fn call(&self, output: Output<Reply>) {
+        let (store, answers) = (self.store.clone(), self.answers.clone());
+        let (plans, options) = (self.plans.clone(), self.node.options().clone());
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let input = match output {
+                Output::Join => {
+                    let joined = store.join(&options.address, options.lease_ttl).await;
+                    Input::Joined(joined.map(|lease| backdate(lease, began)))
+                }
+                Output::Renew(node) => {
+                    let renewed = store.renew(node, options.lease_ttl).await;
+                    Input::Renewed(renewed.map(|lease| backdate(lease, began)))
+                }
+                Output::Commit(node, batch) => Input::Committed(store.commit(node, &batch).await),
+                Output::StartKeyed(node, starts) => {
+                    Input::KeyedStarted(store.start_keyed(node, &starts).await)
+                }
+                Output::Load(node, asked) => {
+                    let loaded = load::load(&*store, &plans, node, &asked).await;
+                    Input::Loaded { asked, loaded }
+                }
+                Output::Adopt(node, limit) => Input::Adopted(store.adopt(node, limit).await),
+                Output::Heads(ids) => Input::Heads(store.heads(&ids).await),
+                Output::Due(node, until, limit) => Input::Due(store.due(node, until, limit).await),
+                Output::Claim { node, queues, limit, lease } => {
+                    Input::Claimed(store.claim(node, &queues, limit, lease).await)
+                }
+                Output::Overflow(node, tasks) => {
+                    let result = store.overflow(node, &tasks).await;
+                    Input::Overflowed { tasks, result }
+                }
+                Output::WithdrawOverflow(keys) => {
+                    if let Err(error) = store.withdraw(&keys).await {
+                        // A row is a hint: whoever claims it finds it void again.
+                        tracing::debug!(%error, "overflow rows stay until they are claimed");
+                    }
+                    return;
+                }
+                Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => return,
+            };
+            // The driver may have ended meanwhile.
+            let _ = answers.send(input);
+        });
+    }
+}
+
+/// The lease was granted somewhere between question and answer: to be safe, at the question.
+fn backdate(mut lease: recoup_store::Lease, began: Instant) -> recoup_store::Lease {
+    lease.expires_at = lease.expires_at - began.elapsed();
+    lease
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}

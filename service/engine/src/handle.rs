@@ -1,0 +1,205 @@
+//! The handle on a running engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::command::{Command, RequestId, TaskId};
+use recoup_core::execution::Execution;
+use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
+use recoup_core::plan::Plan;
+use recoup_core::time::Timestamp;
+use recoup_store::Store;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::driver::{Clock, Reply, Request};
+use crate::load::Plans;
+use crate::node::io::{
+    Answer, Input, Offer, Refusal, Snapshot, StartSpec, WorkerKey, WorkerMessage,
+};
+
+/// Cheap to clone. The engine ends when [`Engine::stop`] is called.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) plans: Arc<Plans>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) feed_written: watch::Receiver<u64>,
+    pub(crate) next_worker: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// What came of a start.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// After the start was committed; of [`Engine::run`], at the end or when the wait was over.
+    pub state: Arc<Execution>,
+    /// False: an earlier call with the same request id, or the key's policy, chose this one.
+    pub is_new: bool,
+}
+
+/// What a worker offers to do; see [`Offer`].
+pub type Worker = Offer;
+
+/// A worker's connection to the engine. Dropping it detaches the worker; what it holds stays with its
+/// session until that ends.
+pub struct WorkerLink {
+    key: WorkerKey,
+    engine: Engine,
+    pub messages: mpsc::UnboundedReceiver<WorkerMessage>,
+}
+
+impl Engine {
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The store's time, followed on the monotonic clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Starts an execution and answers when that is durable.
+    pub async fn start(&self, spec: StartSpec) -> Result<Started, Refusal> {
+        let spec = StartSpec { until: None, ..spec };
+        self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await.map(started)
+    }
+
+    /// Starts an execution and answers when it has ended, or after `wait` with the state it is in.
+    pub async fn run(&self, spec: StartSpec, wait: Duration) -> Result<Started, Refusal> {
+        let spec = StartSpec { until: Some(self.now() + wait), ..spec };
+        self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await.map(started)
+    }
+
+    /// Answers when the execution has ended, or after `wait` with the state it is in.
+    pub async fn await_end(
+        &self,
+        execution: ExecutionId,
+        wait: Duration,
+    ) -> Result<Arc<Execution>, Refusal> {
+        let until = self.now() + wait;
+        let answer = self.ask(|reply| Input::Await { execution, until, reply }).await?;
+        Ok(started(answer).state)
+    }
+
+    /// Decides a command and answers with the state once that is durable.
+    pub async fn command(
+        &self,
+        execution: ExecutionId,
+        command: Command,
+        request: Option<RequestId>,
+    ) -> Result<Arc<Execution>, Refusal> {
+        let answer = self.ask(|reply| Input::Submit { execution, command, request, reply }).await?;
+        Ok(started(answer).state)
+    }
+
+    /// As [`Engine::command`], answered through a callback: for streams that carry many. Waits only
+    /// for room in the engine's queue.
+    pub async fn submit(&self, execution: ExecutionId, command: Command, reply: Reply) {
+        let input = Input::Submit { execution, command, request: None, reply };
+        if let Err(mpsc::error::SendError(Request::Input(Input::Submit { reply, .. }))) =
+            self.requests.send(Request::Input(input)).await
+        {
+            reply(Err(Refusal::Stopping));
+        }
+    }
+
+    pub async fn snapshot(&self, execution: ExecutionId) -> Result<Snapshot, Refusal> {
+        match self.ask(|reply| Input::Get { execution, reply }).await? {
+            Answer::Snapshot(snapshot) => Ok(snapshot),
+            Answer::Done { .. } | Answer::Beat { .. } => Err(Refusal::Stopping),
+        }
+    }
+
+    /// Whether the worker should stop what it does.
+    pub async fn heartbeat(&self, task: TaskId) -> Result<bool, Refusal> {
+        match self.ask(|reply| Input::Heartbeat { task, reply }).await? {
+            Answer::Beat { cancel_requested } => Ok(cancel_requested),
+            Answer::Done { .. } | Answer::Snapshot(_) => Err(Refusal::Stopping),
+        }
+    }
+
+    /// Gives a task back that was not started.
+    pub async fn release(&self, task: TaskId) {
+        self.tell(Input::Release { task }).await;
+    }
+
+    /// A message came from this session: it lives.
+    pub async fn touch(&self, session: String) {
+        self.tell(Input::Touch { session }).await;
+    }
+
+    /// Connects a worker. Tasks arrive on [`WorkerLink::messages`] for as long as there is credit.
+    pub async fn attach(&self, offer: Worker) -> Result<WorkerLink, Refusal> {
+        let key = self.next_worker.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (sink, messages) = mpsc::unbounded_channel();
+        let request = Request::Attach { worker: key, offer, sink };
+        self.requests.send(request).await.map_err(|_| Refusal::Stopping)?;
+        Ok(WorkerLink { key, engine: self.clone(), messages })
+    }
+
+    /// The plan of a workflow version (the latest that is not retired, if none is named).
+    pub async fn plan(
+        &self,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        version: Option<u32>,
+    ) -> Result<Option<Arc<Plan>>, Refusal> {
+        let plan = self.plans.find(&*self.store, namespace, name, version).await;
+        plan.map_err(Refusal::Unavailable)
+    }
+
+    /// Changes whenever this node has committed failure events.
+    pub fn feed_written(&self) -> watch::Receiver<u64> {
+        self.feed_written.clone()
+    }
+
+    /// Takes nothing new, answers what it has, gives its lease back and ends.
+    pub async fn stop(&self) {
+        let (done, stopped) = oneshot::channel();
+        if self.requests.send(Request::Stop(done)).await.is_ok() {
+            // An error is the end of the engine as well.
+            let _ = stopped.await;
+        }
+    }
+
+    async fn tell(&self, input: Input<Reply>) {
+        // An engine that has stopped needs to be told nothing.
+        let _ = self.requests.send(Request::Input(input)).await;
+    }
+
+    async fn ask(&self, input: impl FnOnce(Reply) -> Input<Reply>) -> Result<Answer, Refusal> {
+        let (sender, answer) = oneshot::channel();
+        // The caller may be gone by the time there is an answer.
+        let reply: Reply = Box::new(move |answer| drop(sender.send(answer)));
+        self.requests.send(Request::Input(input(reply))).await.map_err(|_| Refusal::Stopping)?;
+        answer.await.map_err(|_| Refusal::Stopping)?
+    }
+}
+
+fn started(answer: Answer) -> Started {
+    match answer {
+        Answer::Done { state, is_new } => Started { state, is_new },
+        Answer::Snapshot(snapshot) => Started { state: snapshot.state, is_new: false },
+        Answer::Beat { .. } => unreachable!("only heartbeats are answered so"),
+    }
+}
+
+impl WorkerLink {
+    /// The worker takes so many more tasks. A credit is used up by a hand-over.
+    pub async fn add_credit(&self, tasks: u32) {
+        self.engine.tell(Input::Credit { worker: self.key, tasks }).await;
+    }
+}
+
+impl Drop for WorkerLink {
+    fn drop(&mut self) {
+        let (engine, worker) = (self.engine.clone(), self.key);
+        let input = Input::Detach { worker };
+        if let Err(mpsc::error::TrySendError::Full(request)) =
+            engine.requests.try_send(Request::Input(input))
+        {
+            // No room now; wait for it elsewhere.
+            tokio::spawn(async move { drop(engine.requests.send(request).await) });
+        }
+    }
+}

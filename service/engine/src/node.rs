@@ -1,0 +1,240 @@
+//! A node without I/O. Inputs change it, [`Node::flush`] decides what has gathered, outputs say what
+//! is to be done; time is an argument. The same inputs in the same order give the same outputs.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`slots`] | executions in memory: what is committed, what waits, what is under way |
+//! | [`commit`] | deciding, batching, and settling what the store answered |
+//! | [`dispatch`] | open attempts, queues, and handing out |
+//! | [`workers`] | workers, sessions, and what they hold |
+//! | [`ownership`] | the lease, adoption, overflow, and what other nodes did |
+//!
+//! Invariants:
+//!
+//! - Nothing is answered, handed out or decided on before it is committed.
+//! - An execution is in at most one batch under way; at most one batch is.
+//! - What is in memory may be dropped at any time: all of it follows from the store.
+
+pub mod io;
+
+mod commit;
+mod dispatch;
+mod ownership;
+mod slots;
+mod workers;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use recoup_core::command::TaskId;
+use recoup_core::id::ExecutionId;
+use recoup_core::time::Timestamp;
+use recoup_store::{FeedRow, Lease, NodeId, QueueName};
+
+use crate::options::Options;
+use commit::{InFlight, KeyedInFlight};
+use dispatch::Queue;
+use io::{HandedTask, Input, Output, Refusal, WorkerKey};
+use slots::Slot;
+use workers::{Holder, SessionState, WorkerState};
+
+/// When something must be looked at. What is no longer so when the time has come does nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Execution(ExecutionId),
+    Session(String),
+    Queue(QueueName),
+    Renew,
+    Join,
+    Commit,
+    StartKeyed,
+    Load,
+    Adopt,
+    Heads,
+    Due,
+    Claim,
+}
+
+pub struct Node<R> {
+    options: Options,
+    now: Timestamp,
+    random: u64,
+    lease: Option<Lease>,
+    stopping: bool,
+
+    slots: BTreeMap<ExecutionId, Slot<R>>,
+    /// Executions with something to decide.
+    ready: VecDeque<ExecutionId>,
+    to_load: BTreeSet<ExecutionId>,
+    loading: BTreeSet<ExecutionId>,
+    batch: Option<InFlight<R>>,
+    /// Executions whose start wants a key.
+    keyed: VecDeque<ExecutionId>,
+    keyed_batch: Option<KeyedInFlight<R>>,
+    /// Failure events of no execution, for the next batch.
+    loose_events: Vec<FeedRow>,
+
+    queues: BTreeMap<QueueName, Queue>,
+    next_order: u64,
+    workers: BTreeMap<WorkerKey, WorkerState>,
+    sessions: BTreeMap<String, SessionState>,
+    /// What sessions hold. Survives the loss of the lease.
+    held: BTreeMap<TaskId, Holder>,
+    outbox: BTreeMap<WorkerKey, Vec<HandedTask>>,
+    claiming: bool,
+
+    timers: BTreeSet<(Timestamp, Timer)>,
+    outputs: VecDeque<Output<R>>,
+}
+
+impl<R> Node<R> {
+    /// `seed` is the randomness of this life: nothing else in the node is left to chance.
+    pub fn new(options: Options, seed: u64) -> Self {
+        Self {
+            options,
+            now: Timestamp::default(),
+            random: seed,
+            lease: None,
+            stopping: false,
+            slots: BTreeMap::new(),
+            ready: VecDeque::new(),
+            to_load: BTreeSet::new(),
+            loading: BTreeSet::new(),
+            batch: None,
+            keyed: VecDeque::new(),
+            keyed_batch: None,
+            loose_events: Vec::new(),
+            queues: BTreeMap::new(),
+            next_order: 0,
+            workers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            held: BTreeMap::new(),
+            outbox: BTreeMap::new(),
+            claiming: false,
+            timers: BTreeSet::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// This life of the node, once it has begun.
+    pub fn node_id(&self) -> Option<NodeId> {
+        self.lease.as_ref().map(|lease| lease.node)
+    }
+
+    /// Asks for a life.
+    pub fn begin(&mut self, now: Timestamp) {
+        self.now = now;
+        self.outputs.push_back(Output::Join);
+    }
+
+    /// Takes nothing new from now on.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether everything that was taken has been answered or left to other nodes.
+    pub fn is_quiet(&self) -> bool {
+        self.outputs.is_empty()
+            && self.batch.is_none()
+            && self.keyed_batch.is_none()
+            && self.slots.values().all(|slot| slot.inbox.is_empty())
+    }
+
+    pub fn next_timer(&self) -> Option<Timestamp> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    pub fn output(&mut self) -> Option<Output<R>> {
+        self.outputs.pop_front()
+    }
+
+    pub fn handle(&mut self, input: Input<R>, now: Timestamp) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Start { spec, reply } => self.start(*spec, reply),
+            Input::Submit { execution, command, request, reply } => {
+                self.submit(execution, command, request, Some(reply));
+            }
+            Input::Await { execution, until, reply } => self.wait(execution, Some(until), reply),
+            Input::Get { execution, reply } => self.wait(execution, None, reply),
+            Input::Attach { worker, offer } => self.attach(worker, offer),
+            Input::Credit { worker, tasks } => self.credit(worker, tasks),
+            Input::Touch { session } => self.touch(&session),
+            Input::Detach { worker } => self.detach(worker),
+            Input::Heartbeat { task, reply } => self.heartbeat(task, reply),
+            Input::Release { task } => self.release(&task),
+            Input::Joined(joined) => self.joined(joined),
+            Input::Renewed(renewed) => self.renewed(renewed),
+            Input::Committed(settled) => self.committed(settled),
+            Input::KeyedStarted(settled) => self.keyed_started(settled),
+            Input::Loaded { asked, loaded } => self.loaded(&asked, loaded),
+            Input::Adopted(adopted) => self.adopted(adopted),
+            Input::Heads(heads) => self.heads(heads),
+            Input::Due(due) => self.due(due),
+            Input::Claimed(claimed) => self.claimed(claimed),
+            Input::Overflowed { tasks, result } => self.overflowed(&tasks, result),
+        }
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        while let Some((at, _)) = self.timers.first()
+            && *at <= self.now
+        {
+            let Some((_, timer)) = self.timers.pop_first() else {
+                return;
+            };
+            match timer {
+                Timer::Execution(id) => self.wake(id),
+                Timer::Session(id) => self.check_session(&id),
+                Timer::Queue(name) => self.overflow_unserved(&name),
+                Timer::Renew => self.renew(),
+                Timer::Join => self.outputs.push_back(Output::Join),
+                Timer::Commit => self.commit_again(),
+                Timer::StartKeyed => self.start_keyed_again(),
+                // The next flush asks.
+                Timer::Load => {}
+                Timer::Adopt => self.adopt(),
+                Timer::Heads => self.ask_heads(),
+                Timer::Due => self.ask_due(),
+                Timer::Claim => self.claim(),
+            }
+        }
+    }
+
+    /// Decides what has gathered and hands out what may go.
+    pub fn flush(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        if self.lease.is_some() {
+            self.load_wanted();
+            self.commit_ready();
+            self.start_keyed_ready();
+        }
+        for (worker, tasks) in std::mem::take(&mut self.outbox) {
+            self.outputs
+                .push_back(Output::Tell { worker, message: io::WorkerMessage::Tasks(tasks) });
+            self.detach_served(worker);
+        }
+    }
+
+    fn reply(&mut self, reply: R, answer: Result<io::Answer, Refusal>) {
+        self.outputs.push_back(Output::Reply { reply, answer });
+    }
+
+    fn set_timer(&mut self, after: std::time::Duration, timer: Timer) {
+        self.timers.insert((self.now + after, timer));
+    }
+
+    /// The next random number (splitmix64).
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,519 @@
+//! Group commit: what has gathered is decided, goes out as one batch, and is answered when the store
+//! has settled it.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use recoup_core::command::{Command, Rejection};
+use recoup_core::decide::{Decider, next_wake};
+use recoup_core::execution::Execution;
+use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::plan::Plan;
+use recoup_core::time::Timestamp;
+use recoup_store::{
+    Batch, Error, IndexRow, KeySettled, KeyedStart, Settled, StartRequest, TaskKey, Transition,
+    format,
+};
+
+use super::io::{Answer, Output, Refusal};
+use super::slots::{Known, Pending, Waiter};
+use super::{Node, Timer};
+#[cfg(feature = "mutants")]
+use crate::options::Mutant;
+use crate::transition::{feed_rows, index_differs, index_row};
+
+/// The batch under way.
+pub(super) struct InFlight<R> {
+    batch: Arc<Batch>,
+    entries: Vec<Entry<R>>,
+    /// Waits for its time to be sent again.
+    resting: bool,
+}
+
+pub(super) struct KeyedInFlight<R> {
+    starts: Arc<Vec<KeyedStart>>,
+    entries: Vec<Entry<R>>,
+    resting: bool,
+}
+
+/// One execution's part of a batch.
+struct Entry<R> {
+    id: ExecutionId,
+    next: Arc<Execution>,
+    plan: Arc<Plan>,
+    index: Option<IndexRow>,
+    overflow_done: Vec<TaskKey>,
+    decided: Vec<Decided<R>>,
+}
+
+type Decided<R> = (Pending<R>, Result<(), Rejection>);
+
+impl<R> Node<R> {
+    pub(super) fn commit_ready(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        if self.batch.is_some() || (self.ready.is_empty() && self.loose_events.is_empty()) {
+            return;
+        }
+        let mut batch = Batch { feed: std::mem::take(&mut self.loose_events), ..Batch::default() };
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while entries.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(id) = self.ready.pop_front()
+        {
+            if let Some((entry, transition)) = self.decide(id) {
+                bytes += transition.data.len();
+                entries.push(entry);
+                batch.transitions.push(transition);
+            }
+        }
+        if entries.is_empty() && batch.feed.is_empty() {
+            return;
+        }
+        let batch = Arc::new(batch);
+        self.outputs.push_back(Output::Commit(node, batch.clone()));
+        self.batch = Some(InFlight { batch, entries, resting: false });
+    }
+
+    /// Decides everything that waits in a slot. What changes nothing is answered at once.
+    fn decide(&mut self, id: ExecutionId) -> Option<(Entry<R>, Transition)> {
+        let random = self.random();
+        let now = self.now;
+        let slot = self.slots.get_mut(&id)?;
+        if slot.in_flight || slot.inbox.is_empty() {
+            return None;
+        }
+        let (state, plan) = match &slot.known {
+            Known::State(state, plan) => (Some(state.clone()), plan.clone()),
+            Known::New(plan) => (None, plan.clone()),
+            Known::Unread | Known::Quarantined(_) => return None,
+        };
+        let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
+        let decision = catch_unwind(AssertUnwindSafe(|| {
+            let mut decider = Decider::new(state.as_deref(), &plan, now, random);
+            let decide = |one: &Pending<R>| {
+                // A start is recognised by the store, not by the execution.
+                let request = one.request.as_ref().filter(|_| one.until.is_none());
+                let request =
+                    request.filter(|_| !matches!(one.command, Command::StartExecution(_)));
+                decider.decide(one.command.clone(), request)
+            };
+            let verdicts: Vec<_> = pending.iter().map(decide).collect();
+            (verdicts, decider.finish())
+        }));
+        let Ok((verdicts, finished)) = decision else {
+            return self.quarantine(id, pending);
+        };
+        let decided: Vec<Decided<R>> = pending.into_iter().zip(verdicts).collect();
+        let Some((events, next)) = finished else {
+            self.nothing_decided(id, decided, state);
+            return None;
+        };
+        let (entry, transition) = self.entry(id, events, next, plan, decided);
+        #[cfg(feature = "mutants")]
+        let entry = self.reply_before_commit(entry);
+        Some((entry, transition))
+    }
+
+    fn entry(
+        &mut self,
+        id: ExecutionId,
+        events: Vec<recoup_core::event::Event>,
+        next: Execution,
+        plan: Arc<Plan>,
+        decided: Vec<Decided<R>>,
+    ) -> (Entry<R>, Transition) {
+        let transition_id = TransitionId(uuid::Uuid::from_u64_pair(self.random(), self.random()));
+        let wake_at = self.sleeps_until(&next, &plan);
+        let slot = self.slots.get_mut(&id).expect("the slot that was just decided on");
+        slot.in_flight = true;
+        let unchanged = slot.owned
+            && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, wake_at));
+        let index = (!unchanged).then(|| index_row(&next, wake_at));
+        let open: BTreeSet<_> = match slot.overflow.is_empty() {
+            true => BTreeSet::new(),
+            false => {
+                let open = next.open_attempts().filter(|open| open.attempt.started.is_none());
+                open.map(|open| (open.path, open.task.attempt)).collect()
+            }
+        };
+        let is_done = |key: &&TaskKey| !open.contains(&(key.path.clone(), key.attempt));
+        let overflow_done: Vec<_> = slot.overflow.iter().filter(is_done).cloned().collect();
+        let request = decided.iter().find_map(|(one, _)| match (&one.command, &one.request) {
+            (Command::StartExecution(start), Some(request)) => Some(StartRequest {
+                namespace: start.namespace.clone(),
+                request_id: request.id.clone(),
+                digest: request.digest,
+            }),
+            _ => None,
+        });
+        let transition = Transition {
+            execution: id,
+            sequence: next.sequence,
+            transition_id,
+            format: format::CURRENT,
+            data: format::encode_transition(next.decided_at, &events),
+            index: index.clone(),
+            request,
+            feed: feed_rows(&next, &plan, &events),
+            overflow_done: overflow_done.clone(),
+        };
+        let next = Arc::new(next);
+        (Entry { id, next, plan, index, overflow_done, decided }, transition)
+    }
+
+    /// Where the next thing to do is far away: when the execution wants to be read again.
+    fn sleeps_until(&self, next: &Execution, plan: &Plan) -> Option<Timestamp> {
+        if !next.is_active() {
+            return None;
+        }
+        let attempts = next.open_attempts().map(|open| open.attempt.scheduled_at);
+        let earliest = attempts.chain(next_wake(next, plan)).min()?;
+        (earliest > self.now + self.options.sleep_horizon).then_some(earliest)
+    }
+
+    fn nothing_decided(
+        &mut self,
+        id: ExecutionId,
+        decided: Vec<Decided<R>>,
+        state: Option<Arc<Execution>>,
+    ) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            for attempt in &mut slot.attempts {
+                attempt.acting = false;
+            }
+        }
+        for (pending, verdict) in decided {
+            self.after_rejection(&pending.command, verdict.is_err());
+            let Some(reply) = pending.reply else {
+                continue;
+            };
+            let answer = match (verdict, &state) {
+                (Ok(()), Some(state)) => Ok(Answer::Done { state: state.clone(), is_new: false }),
+                (Ok(()), None) => Err(Rejection::NoSuchExecution.into()),
+                (Err(rejection), _) => Err(rejection.into()),
+            };
+            self.reply(reply, answer);
+        }
+        self.settle_slot(id);
+    }
+
+    /// A decision failed in a way that it must not: nobody tries it again until a person has looked.
+    fn quarantine(
+        &mut self,
+        id: ExecutionId,
+        pending: Vec<Pending<R>>,
+    ) -> Option<(Entry<R>, Transition)> {
+        tracing::error!(execution = %id, "a decision panicked; the execution is quarantined");
+        let reason = "a decision failed; see the server's log".to_owned();
+        let refusal = Refusal::Quarantined(reason.clone());
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.known = Known::Quarantined(reason);
+            slot.inbox.extend(pending);
+        }
+        self.refuse_all(id, &refusal);
+        None
+    }
+
+    pub(super) fn committed(&mut self, settled: recoup_store::Result<Vec<Settled>>) {
+        let Some(flight) = &mut self.batch else {
+            return;
+        };
+        #[cfg(feature = "mutants")]
+        let settled = match settled {
+            Err(Error::OutcomeUnknown(_)) if self.options.has(Mutant::UnknownOutcomeNotSettled) => {
+                Ok(vec![Settled::Won; flight.entries.len()])
+            }
+            settled => settled,
+        };
+        let settled = match settled {
+            Ok(settled) => settled,
+            Err(Error::LeaseLost) => {
+                flight.resting = true;
+                return self.lose_life();
+            }
+            Err(error) => {
+                // Known or unknown, the same batch goes again: the store recognises it.
+                tracing::warn!(%error, "a commit is sent again");
+                flight.resting = true;
+                return self.set_timer(self.options.commit_retry, Timer::Commit);
+            }
+        };
+        let Some(InFlight { batch, entries, .. }) = self.batch.take() else {
+            return;
+        };
+        let fed =
+            batch.transitions.iter().zip(&settled).any(|(transition, settled)| {
+                !transition.feed.is_empty() && *settled == Settled::Won
+            });
+        for (entry, settled) in entries.into_iter().zip(settled) {
+            match settled {
+                Settled::Won => self.won(entry),
+                Settled::Lost => self.lost(entry),
+                Settled::RequestTaken { execution, digest } => {
+                    self.request_taken(entry, execution, digest);
+                }
+                Settled::Refused(reason) => self.refused(entry, reason),
+            }
+        }
+        if fed || !batch.feed.is_empty() {
+            self.outputs.push_back(Output::FeedWritten);
+        }
+    }
+
+    pub(super) fn commit_again(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        if let Some(flight) = &mut self.batch
+            && std::mem::take(&mut flight.resting)
+        {
+            self.outputs.push_back(Output::Commit(node, flight.batch.clone()));
+        }
+    }
+
+    fn won(&mut self, entry: Entry<R>) {
+        let Entry { id, next, plan, index, overflow_done, decided } = entry;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.in_flight = false;
+        if matches!(slot.known, Known::Unread) {
+            // The lease was lost meanwhile: what is in the store now is not only this.
+            self.to_load.insert(id);
+        } else {
+            slot.known = Known::State(next.clone(), plan);
+            if let Some(index) = index {
+                slot.owned = true;
+                slot.index = Some(index);
+            }
+            for key in &overflow_done {
+                slot.overflow.remove(key);
+            }
+            self.sync_attempts(id, true);
+        }
+        for (pending, verdict) in decided {
+            self.after_rejection(&pending.command, verdict.is_err());
+            let Some(reply) = pending.reply else {
+                continue;
+            };
+            let is_new = matches!(pending.command, Command::StartExecution(_));
+            match (verdict, pending.until) {
+                (Ok(()), Some(until)) if !next.state.is_ended() => {
+                    let until = Some(until);
+                    let waiter = Waiter { until, reply, is_new, snapshot: false };
+                    if let Some(slot) = self.slots.get_mut(&id) {
+                        slot.waiters.push(waiter);
+                    }
+                }
+                (Ok(()), _) => self.reply(reply, Ok(Answer::Done { state: next.clone(), is_new })),
+                (Err(rejection), _) => self.reply(reply, Err(rejection.into())),
+            }
+        }
+        self.serve_waiters(id);
+        self.touch_slot(id);
+        self.settle_slot(id);
+    }
+
+    /// Another node was first: what was decided is void, what was asked is decided again.
+    fn lost(&mut self, entry: Entry<R>) {
+        let Some(slot) = self.slots.get_mut(&entry.id) else {
+            return;
+        };
+        slot.in_flight = false;
+        let pending = entry.decided.into_iter().map(|(pending, _)| pending);
+        slot.inbox = pending.chain(std::mem::take(&mut slot.inbox)).collect();
+        self.forget(entry.id);
+        self.touch_slot(entry.id);
+    }
+
+    /// Drops what is believed of an execution; what waits in its slot stays.
+    pub(super) fn forget(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.known = Known::Unread;
+        slot.owned = false;
+        slot.index = None;
+        slot.overflow.clear();
+        for attempt in std::mem::take(&mut slot.attempts) {
+            self.unqueue(&attempt);
+        }
+    }
+
+    fn request_taken(&mut self, entry: Entry<R>, execution: ExecutionId, digest: u64) {
+        self.slots.remove(&entry.id);
+        for (pending, _) in entry.decided {
+            let Some(reply) = pending.reply else {
+                continue;
+            };
+            if pending.request.is_some_and(|request| request.digest == digest) {
+                self.use_existing(execution, pending.until, reply);
+            } else {
+                self.reply(reply, Err(Refusal::RequestIdReused));
+            }
+        }
+    }
+
+    /// A start is answered by an execution that is there already.
+    fn use_existing(&mut self, execution: ExecutionId, until: Option<Timestamp>, reply: R) {
+        // Without a wait: as soon as it is read.
+        let until = Some(until.unwrap_or(self.now));
+        self.add_waiter(execution, Waiter { until, reply, is_new: false, snapshot: false });
+    }
+
+    fn refused(&mut self, entry: Entry<R>, reason: String) {
+        tracing::error!(execution = %entry.id, %reason, "the store refused a transition");
+        let Some(slot) = self.slots.get_mut(&entry.id) else {
+            return;
+        };
+        slot.in_flight = false;
+        let own = entry.decided.iter().any(|(pending, _)| pending.reply.is_none());
+        for attempt in &mut slot.attempts {
+            attempt.acting = false;
+        }
+        if own {
+            // It would be decided, and refused, for ever.
+            slot.known = Known::Quarantined(reason.clone());
+        }
+        if matches!(slot.known, Known::New(_)) {
+            slot.known = Known::Unread;
+        }
+        let replies = entry.decided.into_iter().filter_map(|(pending, _)| pending.reply);
+        for reply in replies.collect::<Vec<_>>() {
+            self.reply(reply, Err(Refusal::Refused(reason.clone())));
+        }
+        self.touch_slot(entry.id);
+        self.settle_slot(entry.id);
+    }
+
+    pub(super) fn start_keyed_ready(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        if self.keyed_batch.is_some() || self.keyed.is_empty() {
+            return;
+        }
+        let (mut starts, mut entries) = (Vec::new(), Vec::new());
+        // At most one a key and request id in a call; the others wait for the next.
+        let mut taken = BTreeSet::new();
+        let mut later = Vec::new();
+        while starts.len() < self.options.batch_transitions_max
+            && let Some(id) = self.keyed.pop_front()
+        {
+            let Some(slot) = self.slots.get(&id) else {
+                continue;
+            };
+            let policies = slot.key_policies;
+            let names = slot.inbox.front().and_then(|pending| match &pending.command {
+                Command::StartExecution(start) => {
+                    let request = pending.request.as_ref().map(|request| request.id.clone());
+                    Some((start.namespace.clone(), start.key.clone()?, request))
+                }
+                _ => None,
+            });
+            let Some((namespace, key, request)) = names else {
+                continue;
+            };
+            let request = request.map(|request| (namespace.clone(), None, Some(request)));
+            let name = (namespace, Some(key.clone()), None);
+            if taken.contains(&name) || request.as_ref().is_some_and(|name| taken.contains(name)) {
+                later.push(id);
+                continue;
+            }
+            taken.insert(name);
+            taken.extend(request);
+            if let Some((entry, transition)) = self.decide(id) {
+                let (on_running, on_ended) = policies;
+                starts.push(KeyedStart { transition, key, on_running, on_ended });
+                entries.push(entry);
+            }
+        }
+        self.keyed.extend(later);
+        if starts.is_empty() {
+            return;
+        }
+        let starts = Arc::new(starts);
+        self.outputs.push_back(Output::StartKeyed(node, starts.clone()));
+        self.keyed_batch = Some(KeyedInFlight { starts, entries, resting: false });
+    }
+
+    pub(super) fn keyed_started(&mut self, settled: recoup_store::Result<Vec<KeySettled>>) {
+        let Some(flight) = &mut self.keyed_batch else {
+            return;
+        };
+        let settled = match settled {
+            Ok(settled) => settled,
+            Err(Error::LeaseLost) => {
+                flight.resting = true;
+                return self.lose_life();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "starts with keys are sent again");
+                flight.resting = true;
+                return self.set_timer(self.options.commit_retry, Timer::StartKeyed);
+            }
+        };
+        let Some(KeyedInFlight { entries, .. }) = self.keyed_batch.take() else {
+            return;
+        };
+        for (entry, settled) in entries.into_iter().zip(settled) {
+            match settled {
+                KeySettled::Won => self.won(entry),
+                KeySettled::RequestTaken { execution, digest } => {
+                    self.request_taken(entry, execution, digest);
+                }
+                KeySettled::UseExisting { execution } => {
+                    self.slots.remove(&entry.id);
+                    for (pending, _) in entry.decided {
+                        if let Some(reply) = pending.reply {
+                            self.use_existing(execution, pending.until, reply);
+                        }
+                    }
+                }
+                KeySettled::Rejected { execution, state } => {
+                    self.slots.remove(&entry.id);
+                    for (pending, _) in entry.decided {
+                        if let Some(reply) = pending.reply {
+                            self.reply(reply, Err(Refusal::KeyHeld { execution, state }));
+                        }
+                    }
+                }
+                KeySettled::Refused(reason) => self.refused(entry, reason),
+            }
+        }
+    }
+
+    pub(super) fn start_keyed_again(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        if let Some(flight) = &mut self.keyed_batch
+            && std::mem::take(&mut flight.resting)
+        {
+            self.outputs.push_back(Output::StartKeyed(node, flight.starts.clone()));
+        }
+    }
+
+    #[cfg(feature = "mutants")]
+    fn reply_before_commit(&mut self, mut entry: Entry<R>) -> Entry<R> {
+        if self.options.has(Mutant::ReplyBeforeCommit) {
+            for (pending, verdict) in &mut entry.decided {
+                if pending.until.is_none()
+                    && verdict.is_ok()
+                    && let Some(reply) = pending.reply.take()
+                {
+                    let state = entry.next.clone();
+                    self.outputs.push_back(Output::Reply {
+                        reply,
+                        answer: Ok(Answer::Done { state, is_new: true }),
+                    });
+                }
+            }
+        }
+        entry
+    }
+}

@@ -1,0 +1,580 @@
+//! Open attempts: where each is, and how it gets to a worker. All of it follows from the states of
+//! the executions that this node owns.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use recoup_core::command::{AttemptTimeout, Command, TaskId};
+use recoup_core::definition::Delivery;
+use recoup_core::execution::Phase;
+use recoup_core::id::ExecutionId;
+use recoup_core::plan::TaskPlan;
+use recoup_core::time::Timestamp;
+use recoup_store::{QueueName, TaskKey};
+
+use super::io::{HandedTask, LiveAttempt, WorkerKey, WorkerMessage};
+use super::slots::Known;
+use super::workers::Holder;
+use super::{Node, Output, Timer};
+#[cfg(feature = "mutants")]
+use crate::options::Mutant;
+use crate::options::Options;
+
+/// One open attempt of an execution in memory.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub id: TaskId,
+    pub scheduled_at: Timestamp,
+    pub place: Place,
+    /// A worker had it, or may have had it.
+    pub possibly_started: bool,
+    /// Its start must be durable before the hand-over: it came from the overflow.
+    pub claimed: bool,
+    /// Its result is here, and not yet durable.
+    pub reported: bool,
+    /// A command of the node's own about it is under way.
+    pub acting: bool,
+    pub cancel_told: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Its time has not come.
+    Scheduled,
+    /// A worker that the last owner knew may say that he holds it.
+    Grace {
+        until: Timestamp,
+    },
+    Queued {
+        queue: QueueName,
+        order: Order,
+    },
+    /// Chosen for a worker; the start is on its way into the history.
+    Starting {
+        worker: WorkerKey,
+    },
+    Handed(Handed),
+    /// Any node may claim it.
+    Overflowed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Handed {
+    pub worker: Option<WorkerKey>,
+    pub name: String,
+    pub session: Option<String>,
+    pub since: Timestamp,
+    pub beat_at: Timestamp,
+    /// The history says so.
+    pub recorded: bool,
+}
+
+/// Highest priority first, then first come, first served.
+pub(super) type Order = (i32, u64);
+
+#[derive(Default)]
+pub(super) struct Queue {
+    by_type: BTreeMap<String, BTreeMap<Order, TaskId>>,
+    len: usize,
+    /// Who takes tasks from it, in turn.
+    pub workers: VecDeque<WorkerKey>,
+    /// Somebody looks after the tasks that nobody here takes.
+    watched: bool,
+}
+
+impl Queue {
+    /// The first task that a worker of these types takes; all types if there are none.
+    fn first(&self, task_types: &[String]) -> Option<(Order, TaskId)> {
+        let first = |tasks: &BTreeMap<Order, TaskId>| {
+            tasks.first_key_value().map(|(order, id)| (*order, id.clone()))
+        };
+        if task_types.is_empty() {
+            self.by_type.values().filter_map(first).min()
+        } else {
+            task_types.iter().filter_map(|name| self.by_type.get(name)).filter_map(first).min()
+        }
+    }
+
+    fn insert(&mut self, task_type: &str, order: Order, id: TaskId) {
+        self.len += 1;
+        match self.by_type.get_mut(task_type) {
+            Some(tasks) => {
+                tasks.insert(order, id);
+            }
+            None => {
+                self.by_type.insert(task_type.to_owned(), BTreeMap::from([(order, id)]));
+            }
+        }
+    }
+
+    fn remove(&mut self, order: Order) -> Option<TaskId> {
+        let id = self.by_type.values_mut().find_map(|tasks| tasks.remove(&order))?;
+        self.len -= 1;
+        if self.by_type.len() > 64 {
+            self.by_type.retain(|_, tasks| !tasks.is_empty());
+        }
+        Some(id)
+    }
+}
+
+impl Attempt {
+    pub fn is_handed(&self) -> bool {
+        matches!(self.place, Place::Handed(_) | Place::Starting { .. })
+    }
+
+    pub fn live(&self) -> Option<LiveAttempt> {
+        let Place::Handed(Handed { name, session, since, .. }) = &self.place else {
+            return None;
+        };
+        let (worker, session) = (name.clone(), session.clone());
+        Some(LiveAttempt { task: self.id.clone(), worker, session, since: *since })
+    }
+
+    /// When it must be looked at next.
+    pub fn due(&self, plan: &TaskPlan, options: &Options) -> Option<Timestamp> {
+        if self.acting || self.reported {
+            return None;
+        }
+        match &self.place {
+            Place::Scheduled => Some(self.scheduled_at),
+            Place::Grace { until } => Some(*until),
+            Place::Queued { .. } | Place::Overflowed => {
+                plan.schedule_to_start.map(|timeout| self.scheduled_at + timeout)
+            }
+            Place::Starting { .. } => None,
+            Place::Handed(handed) => {
+                let record = (!handed.recorded).then(|| handed.since + options.record_start_after);
+                let beat = plan.heartbeat.map(|timeout| handed.beat_at + timeout);
+                let close = Some(handed.since + plan.start_to_close);
+                [record, beat, close].into_iter().flatten().min()
+            }
+        }
+    }
+}
+
+impl<R> Node<R> {
+    /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
+    /// work, so an attempt that is new was never with anybody.
+    pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
+        let now = self.now;
+        let grace = self.options.reconnect_grace;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let Known::State(state, _) = &slot.known else {
+            return;
+        };
+        let state = state.clone();
+        let mut known = std::mem::take(&mut slot.attempts);
+        let mut kept = Vec::with_capacity(1);
+        let mut come = Vec::new();
+        for open in state.open_attempts() {
+            let task = state.task_id(&open);
+            let started = open.attempt.started.as_ref();
+            if let Some(at) = known.iter().position(|attempt| attempt.id == task) {
+                let mut attempt = known.swap_remove(at);
+                attempt.acting = false;
+                if let Place::Handed(handed) = &mut attempt.place {
+                    handed.recorded |= started.is_some();
+                }
+                if let (Place::Starting { worker }, Some(_)) = (&attempt.place, started) {
+                    come.push((task, Some(*worker)));
+                }
+                kept.push(attempt);
+                continue;
+            }
+            let scheduled_at = open.attempt.scheduled_at;
+            let is_fresh = committed && open.attempt.sequence == state.sequence;
+            let holder = self.held.get(&task);
+            let claimed = slot.claimed.contains(&key_of(&task));
+            let place = match holder {
+                _ if scheduled_at > now => Place::Scheduled,
+                Some(holder) => Place::Handed(Handed {
+                    worker: holder.worker,
+                    name: holder.name.clone(),
+                    session: Some(holder.session.clone()),
+                    since: now,
+                    beat_at: now,
+                    recorded: started.is_some(),
+                }),
+                // Nobody had it: a claim commits the start first.
+                None if is_fresh || (claimed && started.is_none()) => {
+                    come.push((task.clone(), None));
+                    Place::Scheduled
+                }
+                None => Place::Grace { until: now + grace },
+            };
+            let possibly_started = !is_fresh && !claimed && scheduled_at <= now;
+            kept.push(Attempt {
+                id: task,
+                scheduled_at,
+                place,
+                possibly_started,
+                claimed,
+                reported: false,
+                acting: false,
+                cancel_told: false,
+            });
+        }
+        let claimed = std::mem::take(&mut slot.claimed);
+        let open = |key: &TaskKey| kept.iter().any(|attempt| key_of(&attempt.id) == *key);
+        let void: Vec<_> = claimed.iter().filter(|key| !open(key)).cloned().collect();
+        slot.overflow.extend(claimed.into_iter().filter(|key| open(key)));
+        slot.attempts = kept;
+        let owned = slot.owned;
+        if !void.is_empty() {
+            self.outputs.push_back(Output::WithdrawOverflow(void));
+        }
+        for attempt in known {
+            self.close(&attempt);
+        }
+        for (task, worker) in come {
+            match worker {
+                Some(worker) => self.finish_start(&task, worker),
+                None => self.enqueue(&task),
+            }
+        }
+        if state.is_stopping() && state.phase == Phase::Steps && owned {
+            self.tell_cancelled(id);
+        }
+    }
+
+    /// The attempt is over, whoever has it.
+    fn close(&mut self, attempt: &Attempt) {
+        self.unqueue(attempt);
+        self.held.remove(&attempt.id);
+        if let Place::Handed(Handed { worker: Some(worker), .. }) = &attempt.place
+            && !attempt.reported
+        {
+            let message = WorkerMessage::Closed(attempt.id.clone());
+            self.outputs.push_back(Output::Tell { worker: *worker, message });
+        }
+    }
+
+    pub(super) fn unqueue(&mut self, attempt: &Attempt) {
+        if let Place::Queued { queue, order } = &attempt.place
+            && let Some(queue) = self.queues.get_mut(queue)
+        {
+            queue.remove(*order);
+        }
+    }
+
+    /// The run ends: who works for it is told; what nobody has is taken back.
+    fn tell_cancelled(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let (mut told, mut withdrawn) = (Vec::new(), Vec::new());
+        for attempt in &mut slot.attempts {
+            if attempt.cancel_told || attempt.id.path.compensated().is_some() {
+                continue;
+            }
+            attempt.cancel_told = true;
+            match &attempt.place {
+                Place::Handed(Handed { worker: Some(worker), .. }) => {
+                    told.push((*worker, attempt.id.clone()));
+                }
+                Place::Queued { .. } | Place::Overflowed | Place::Scheduled
+                    if !attempt.possibly_started =>
+                {
+                    withdrawn.push(attempt.id.clone());
+                }
+                _ => {}
+            }
+        }
+        for (worker, task) in told {
+            let message = WorkerMessage::CancelRequested(task);
+            self.outputs.push_back(Output::Tell { worker, message });
+        }
+        for task in withdrawn {
+            if let Some(attempt) = self.attempt_mut(&task) {
+                let attempt = std::mem::replace(&mut attempt.place, Place::Scheduled);
+                if let Place::Queued { queue, order } = attempt
+                    && let Some(queue) = self.queues.get_mut(&queue)
+                {
+                    queue.remove(order);
+                }
+            }
+            if let Some(attempt) = self.attempt_mut(&task) {
+                attempt.acting = true;
+            }
+            self.submit(id, Command::WithdrawTask { task }, None, None);
+        }
+    }
+
+    /// Puts an attempt whose time has come where workers get it.
+    pub(super) fn enqueue(&mut self, task: &TaskId) {
+        let order = self.next_order;
+        self.next_order += 1;
+        let Some(slot) = self.slots.get_mut(&task.execution) else {
+            return;
+        };
+        let Known::State(state, plan) = &slot.known else {
+            return;
+        };
+        let Some(plan) = plan.task(&task.path) else {
+            return;
+        };
+        let name = QueueName { namespace: state.namespace.clone(), queue: plan.queue.clone() };
+        let order = (plan.priority.saturating_neg(), order);
+        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+            return;
+        };
+        attempt.place = Place::Queued { queue: name.clone(), order };
+        let queue = self.queues.entry(name.clone()).or_default();
+        queue.insert(&plan.task_type, order, task.clone());
+        let unserved = queue.workers.is_empty() || queue.len > self.options.queue_max;
+        if unserved && !queue.watched {
+            queue.watched = true;
+            self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
+        }
+        self.dispatch(&name);
+    }
+
+    /// Past its lease a node hands nothing out: another may be doing it.
+    fn may_dispatch(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.expires_at > self.now)
+    }
+
+    /// Hands out what the queue has to workers with credit, in turn.
+    pub(super) fn dispatch(&mut self, name: &QueueName) {
+        if !self.may_dispatch() {
+            return;
+        }
+        loop {
+            let Some(queue) = self.queues.get_mut(name) else {
+                return;
+            };
+            if queue.len == 0 {
+                return;
+            }
+            let mut chosen = None;
+            for _ in 0..queue.workers.len() {
+                queue.workers.rotate_left(1);
+                let Some(key) = queue.workers.back().copied() else {
+                    break;
+                };
+                let Some(worker) = self.workers.get(&key).filter(|worker| worker.credit > 0) else {
+                    continue;
+                };
+                if let Some((order, task)) = queue.first(&worker.task_types) {
+                    chosen = Some((key, order, task));
+                    break;
+                }
+            }
+            let Some((key, order, task)) = chosen else {
+                return;
+            };
+            queue.remove(order);
+            self.hand_over(key, &task);
+        }
+    }
+
+    pub(super) fn dispatch_all(&mut self) {
+        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
+            self.dispatch(&name);
+        }
+    }
+
+    fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {
+        let now = self.now;
+        let Some(worker) = self.workers.get_mut(&key) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(&task.execution) else {
+            return;
+        };
+        let Known::State(_, plan) = &slot.known else {
+            return;
+        };
+        let at_most_once =
+            plan.task(&task.path).is_some_and(|plan| plan.delivery == Delivery::AtMostOnce);
+        let owned = slot.owned;
+        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+            return;
+        };
+        worker.credit -= 1;
+        if at_most_once || attempt.claimed || !owned {
+            attempt.place = Place::Starting { worker: key };
+            attempt.acting = true;
+            let session = worker.session.clone().unwrap_or_default();
+            let (task, worker) = (task.clone(), worker.name.clone());
+            let command = Command::RecordStart { task: task.clone(), worker, session, at: now };
+            return self.submit(task.execution, command, None, None);
+        }
+        self.give(key, task, false);
+    }
+
+    /// The start is durable: now the worker may have it.
+    fn finish_start(&mut self, task: &TaskId, worker: WorkerKey) {
+        if self.workers.contains_key(&worker) && self.may_dispatch() {
+            return self.give(worker, task, true);
+        }
+        // Chosen and gone: it is known not to have started, but the history says it has.
+        let until = self.now + self.options.reconnect_grace;
+        if let Some(attempt) = self.attempt_mut(task) {
+            attempt.place = Place::Grace { until };
+        }
+    }
+
+    fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
+        let now = self.now;
+        let (Some(worker), Some(slot)) =
+            (self.workers.get(&key), self.slots.get_mut(&task.execution))
+        else {
+            return;
+        };
+        let Known::State(state, plan) = &slot.known else {
+            return;
+        };
+        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+            return;
+        };
+        attempt.possibly_started = true;
+        attempt.place = Place::Handed(Handed {
+            worker: Some(key),
+            name: worker.name.clone(),
+            session: worker.session.clone(),
+            since: now,
+            beat_at: now,
+            recorded,
+        });
+        if let Some(session) = &worker.session {
+            let (session, name) = (session.clone(), worker.name.clone());
+            let holder = Holder { session, name, worker: Some(key), since: now };
+            self.held.insert(task.clone(), holder);
+        }
+        let (state, plan) = (state.clone(), plan.clone());
+        let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
+        self.outbox.entry(key).or_default().push(handed);
+        self.settle_slot(task.execution);
+    }
+
+    /// Gives an attempt out once more: the same one, uncounted.
+    pub(super) fn give_back(&mut self, task: &TaskId) {
+        self.held.remove(task);
+        let Some(attempt) = self.attempt_mut(task) else {
+            return;
+        };
+        if !matches!(attempt.place, Place::Handed(_)) || attempt.reported {
+            return;
+        }
+        attempt.place = Place::Scheduled;
+        self.enqueue(task);
+        self.settle_slot(task.execution);
+    }
+
+    /// A command about an attempt was refused: the attempt is where it was.
+    pub(super) fn after_rejection(&mut self, command: &Command, rejected: bool) {
+        let (Command::RecordStart { task, .. }, true) = (command, rejected) else {
+            return;
+        };
+        let until = self.now + self.options.reconnect_grace;
+        if let Some(attempt) = self.attempt_mut(task)
+            && let Place::Starting { worker } = attempt.place
+        {
+            attempt.place = Place::Grace { until };
+            if let Some(worker) = self.workers.get_mut(&worker) {
+                worker.credit += 1;
+            }
+        }
+    }
+
+    /// Does what is due with the attempts of a slot.
+    pub(super) fn check_attempts(&mut self, id: ExecutionId) {
+        let now = self.now;
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
+        let Known::State(state, plan) = &slot.known else {
+            return;
+        };
+        let (state, plan) = (state.clone(), plan.clone());
+        let due = slot.attempts.iter().filter(|attempt| {
+            let task = plan.task(&attempt.id.path);
+            task.and_then(|task| attempt.due(task, &self.options)).is_some_and(|at| at <= now)
+        });
+        for attempt in due.cloned().collect::<Vec<_>>() {
+            let Some(task) = plan.task(&attempt.id.path) else {
+                continue;
+            };
+            match &attempt.place {
+                Place::Scheduled => self.enqueue(&attempt.id),
+                Place::Grace { .. } => {
+                    let open = state.task(&attempt.id.path).and_then(|task| task.open.as_ref());
+                    let started = open.and_then(|open| open.started.as_ref());
+                    let lost = task.delivery == Delivery::AtMostOnce && started.is_some();
+                    #[cfg(feature = "mutants")]
+                    let lost = lost || self.options.has(Mutant::RepeatedHandOutCounts);
+                    if lost {
+                        let worker = started.map_or(String::new(), |by| by.worker.clone());
+                        self.act(Command::LoseWorker { task: attempt.id.clone(), worker });
+                    } else {
+                        self.enqueue(&attempt.id);
+                    }
+                }
+                Place::Queued { .. } | Place::Overflowed => {
+                    self.time_out(&attempt, AttemptTimeout::ScheduleToStart, String::new());
+                }
+                Place::Starting { .. } => {}
+                Place::Handed(handed) => {
+                    let name = handed.name.clone();
+                    let silent =
+                        task.heartbeat.is_some_and(|timeout| handed.beat_at + timeout <= now);
+                    if handed.since + task.start_to_close <= now {
+                        self.time_out(&attempt, AttemptTimeout::StartToClose, name);
+                    } else if silent {
+                        self.time_out(&attempt, AttemptTimeout::Heartbeat, name);
+                    } else {
+                        let session = handed.session.clone().unwrap_or_default();
+                        let (task, at) = (attempt.id.clone(), handed.since);
+                        self.act(Command::RecordStart { task, worker: name, session, at });
+                    }
+                }
+            }
+        }
+    }
+
+    fn time_out(&mut self, attempt: &Attempt, timeout: AttemptTimeout, worker: String) {
+        let possibly_started = attempt.possibly_started;
+        let task = attempt.id.clone();
+        self.act(Command::TimeOutTask { task, timeout, possibly_started, worker });
+    }
+
+    /// Submits a command of the node's own about an attempt.
+    pub(super) fn act(&mut self, command: Command) {
+        let task = match &command {
+            Command::TimeOutTask { task, .. }
+            | Command::LoseWorker { task, .. }
+            | Command::RecordStart { task, .. } => task.clone(),
+            _ => return,
+        };
+        if let Some(attempt) = self.attempt_mut(&task) {
+            attempt.acting = true;
+        }
+        self.submit(task.execution, command, None, None);
+    }
+
+    /// Takes the tasks of a queue that go to the overflow: all if nobody here serves it, else those
+    /// beyond the bound, the last first.
+    pub(super) fn unserved(&mut self, name: &QueueName) -> Vec<TaskId> {
+        let Some(queue) = self.queues.get_mut(name) else {
+            return Vec::new();
+        };
+        queue.watched = false;
+        let keep = if queue.workers.is_empty() { 0 } else { self.options.queue_max };
+        let excess = queue.len.saturating_sub(keep);
+        let mut orders: Vec<Order> =
+            queue.by_type.values().flat_map(|tasks| tasks.keys().copied()).collect();
+        orders.sort_unstable();
+        let taken = orders.iter().rev().take(excess);
+        let taken: Vec<_> = taken.filter_map(|order| queue.remove(*order)).collect();
+        if queue.len == 0 && queue.workers.is_empty() {
+            self.queues.remove(name);
+        }
+        taken
+    }
+}
+
+pub(super) fn key_of(task: &TaskId) -> TaskKey {
+    TaskKey { execution: task.execution, path: task.path.clone(), attempt: task.attempt }
+}

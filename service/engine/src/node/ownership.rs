@@ -1,0 +1,301 @@
+//! The lease, and what several nodes on one store owe each other. Ownership is for speed: whatever
+//! goes wrong here costs time, the lock on the history keeps it correct.
+
+use recoup_core::id::ExecutionId;
+use recoup_store::{Error, Head, Lease, OverflowTask, QueueName};
+
+use super::dispatch::{Place, key_of};
+use super::io::Output;
+use super::slots::{Known, Slot};
+use super::{Node, Timer};
+#[cfg(feature = "mutants")]
+use crate::options::Mutant;
+
+/// Executions taken over, reminded of or claimed in one call.
+const ADOPT_MAX: usize = 500;
+const DUE_MAX: usize = 1000;
+const CLAIM_MAX: usize = 256;
+const HEADS_MAX: usize = 2000;
+
+impl<R> Node<R> {
+    pub(super) fn joined(&mut self, joined: recoup_store::Result<Lease>) {
+        let lease = match joined {
+            Ok(lease) => lease,
+            Err(error) => {
+                tracing::warn!(%error, "no lease yet");
+                return self.set_timer(self.options.commit_retry, Timer::Join);
+            }
+        };
+        self.now = self.now.max(lease.now);
+        self.lease = Some(lease);
+        self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
+        self.set_timer(std::time::Duration::ZERO, Timer::Adopt);
+        self.set_timer(self.options.head_interval, Timer::Heads);
+        self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
+        // What was under way when the last life ended is settled by the store.
+        self.commit_again();
+        self.start_keyed_again();
+    }
+
+    pub(super) fn renew(&mut self) {
+        if let Some(node) = self.node_id() {
+            self.outputs.push_back(Output::Renew(node));
+        }
+    }
+
+    pub(super) fn renewed(&mut self, renewed: recoup_store::Result<Lease>) {
+        let Some(known) = &self.lease else {
+            return;
+        };
+        match renewed {
+            Ok(lease) if lease.node == known.node && lease.timeline == known.timeline => {
+                let was_out = known.expires_at <= self.now;
+                self.lease = Some(lease);
+                self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
+                if was_out {
+                    self.dispatch_all();
+                }
+            }
+            Ok(_) => {
+                tracing::warn!("the database's timeline has changed: everything is read again");
+                self.lose_life();
+            }
+            Err(Error::LeaseLost) => self.lose_life(),
+            Err(error) => {
+                tracing::warn!(%error, "the lease could not be renewed");
+                self.set_timer(self.options.lease_ttl / 10, Timer::Renew);
+            }
+        }
+    }
+
+    /// The lease is gone: others may own what this node has in memory, so nothing of it is believed.
+    /// What was asked stays, and is decided again on what is read.
+    pub(super) fn lose_life(&mut self) {
+        if self.lease.take().is_none() {
+            return;
+        }
+        tracing::warn!("the lease was lost; beginning a new life");
+        self.outputs.push_back(Output::Join);
+        let wanted = |timer: &Timer| matches!(timer, Timer::Session(_) | Timer::Execution(_));
+        self.timers.retain(|(_, timer)| wanted(timer));
+        self.claiming = false;
+        #[cfg(feature = "mutants")]
+        if self.options.has(Mutant::NoReloadAfterLostLease) {
+            return;
+        }
+        for id in self.slots.keys().copied().collect::<Vec<_>>() {
+            let starts = self
+                .slots
+                .get(&id)
+                .is_some_and(|slot| matches!(slot.known, Known::New(_)) && !slot.in_flight);
+            if starts {
+                // Never sent: it starts in the new life.
+                continue;
+            }
+            self.forget(id);
+            self.touch_slot(id);
+            self.settle_slot(id);
+        }
+        // The workers are still there: look for what others have left for them.
+        if !self.workers.is_empty() {
+            self.claiming = true;
+            self.set_timer(self.options.claim_interval, Timer::Claim);
+        }
+    }
+
+    pub(super) fn adopt(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        let room = self.options.executions_max.saturating_sub(self.slots.len());
+        if room == 0 || self.stopping {
+            return self.set_timer(self.options.adopt_interval, Timer::Adopt);
+        }
+        self.outputs.push_back(Output::Adopt(node, room.min(ADOPT_MAX)));
+    }
+
+    pub(super) fn adopted(&mut self, adopted: recoup_store::Result<Vec<ExecutionId>>) {
+        let mut pause = self.options.adopt_interval;
+        match adopted {
+            Ok(ids) => {
+                if ids.len() >= ADOPT_MAX {
+                    pause = std::time::Duration::ZERO;
+                }
+                for id in ids {
+                    self.slots.entry(id).or_insert_with(Slot::unread);
+                    self.to_load.insert(id);
+                }
+            }
+            Err(Error::LeaseLost) => return self.lose_life(),
+            Err(error) => tracing::warn!(%error, "could not look for executions to adopt"),
+        }
+        self.set_timer(pause, Timer::Adopt);
+    }
+
+    /// Asks how far the executions are that other nodes may have moved on.
+    pub(super) fn ask_heads(&mut self) {
+        let doubtful = self.slots.iter().filter(|(_, slot)| {
+            let lent =
+                slot.attempts.iter().any(|attempt| matches!(attempt.place, Place::Overflowed));
+            let foreign = !slot.owned && (!slot.waiters.is_empty() || slot.holds());
+            !slot.in_flight && matches!(slot.known, Known::State(..)) && (lent || foreign)
+        });
+        let ids: Vec<_> = doubtful.map(|(id, _)| *id).take(HEADS_MAX).collect();
+        if ids.is_empty() || self.lease.is_none() {
+            return self.set_timer(self.options.head_interval, Timer::Heads);
+        }
+        self.outputs.push_back(Output::Heads(ids));
+    }
+
+    pub(super) fn heads(&mut self, heads: recoup_store::Result<Vec<Head>>) {
+        match heads {
+            Ok(heads) => {
+                for head in heads {
+                    let Some(slot) = self.slots.get(&head.execution) else {
+                        continue;
+                    };
+                    let behind = slot.state().is_some_and(|state| state.sequence < head.sequence);
+                    if behind && !slot.in_flight {
+                        self.to_load.insert(head.execution);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "could not ask how far executions are"),
+        }
+        self.set_timer(self.options.head_interval, Timer::Heads);
+    }
+
+    pub(super) fn ask_due(&mut self) {
+        if let Some(node) = self.node_id() {
+            let until = self.now + self.options.sleep_horizon / 2;
+            self.outputs.push_back(Output::Due(node, until, DUE_MAX));
+        }
+    }
+
+    pub(super) fn due(&mut self, due: recoup_store::Result<Vec<ExecutionId>>) {
+        match due {
+            Ok(ids) => {
+                for id in ids {
+                    if !self.slots.contains_key(&id) {
+                        self.slots.insert(id, Slot::unread());
+                        self.to_load.insert(id);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "could not ask which executions are due"),
+        }
+        self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
+    }
+
+    /// Looks into the overflow for tasks that workers of this node would take.
+    pub(super) fn claim(&mut self) {
+        let (queues, credit) = self.hungry();
+        let Some(node) = self.node_id().filter(|_| !self.workers.is_empty()) else {
+            self.claiming = false;
+            return;
+        };
+        if queues.is_empty() {
+            return self.set_timer(self.options.claim_interval, Timer::Claim);
+        }
+        let (limit, lease) = (credit.min(CLAIM_MAX), self.options.claim_lease);
+        self.outputs.push_back(Output::Claim { node, queues, limit, lease });
+    }
+
+    pub(super) fn claimed(&mut self, claimed: recoup_store::Result<Vec<OverflowTask>>) {
+        match claimed {
+            Ok(tasks) => {
+                for overflow in tasks {
+                    self.take_claimed(&overflow);
+                }
+            }
+            Err(Error::LeaseLost) => return self.lose_life(),
+            Err(error) => tracing::warn!(%error, "could not claim tasks from the overflow"),
+        }
+        self.set_timer(self.options.claim_interval, Timer::Claim);
+    }
+
+    fn take_claimed(&mut self, overflow: &OverflowTask) {
+        let id = overflow.task.execution;
+        let key = overflow.key();
+        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        if slot.owned && matches!(slot.known, Known::State(..)) {
+            slot.overflow.insert(key);
+            let attempt = slot.attempts.iter_mut().find(|attempt| attempt.id == overflow.task);
+            match attempt {
+                Some(attempt) if matches!(attempt.place, Place::Overflowed) => {
+                    // Nobody else can have it while the claim lasts, but the start goes on record.
+                    attempt.claimed = true;
+                    self.enqueue(&overflow.task);
+                }
+                Some(_) => {}
+                None => {
+                    let key = overflow.key();
+                    if let Some(slot) = self.slots.get_mut(&id) {
+                        slot.overflow.remove(&key);
+                    }
+                    self.outputs.push_back(Output::WithdrawOverflow(vec![key]));
+                }
+            }
+            return;
+        }
+        slot.claimed.insert(key);
+        if !slot.in_flight {
+            self.to_load.insert(id);
+        }
+    }
+
+    /// A queue has tasks that nobody here takes, or too many.
+    pub(super) fn overflow_unserved(&mut self, name: &QueueName) {
+        let Some(node) = self.node_id() else {
+            return self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
+        };
+        let mut tasks = Vec::new();
+        for task in self.unserved(name) {
+            let Some(slot) = self.slots.get_mut(&task.execution) else {
+                continue;
+            };
+            let Known::State(_, plan) = &slot.known else {
+                continue;
+            };
+            let Some(plan) = plan.task(&task.path) else {
+                continue;
+            };
+            let (task_type, priority) = (plan.task_type.clone(), plan.priority);
+            let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == task) else {
+                continue;
+            };
+            attempt.place = Place::Overflowed;
+            slot.overflow.insert(key_of(&task));
+            let available_at = attempt.scheduled_at;
+            tasks.push(OverflowTask {
+                task,
+                queue: name.clone(),
+                task_type,
+                priority,
+                available_at,
+            });
+        }
+        if !tasks.is_empty() {
+            self.outputs.push_back(Output::Overflow(node, tasks));
+        }
+    }
+
+    /// Tasks that could not be written stay here.
+    pub(super) fn overflowed(&mut self, tasks: &[OverflowTask], result: recoup_store::Result<()>) {
+        let Err(error) = result else {
+            return;
+        };
+        tracing::warn!(%error, "tasks could not go to the overflow");
+        for overflow in tasks {
+            let waits = self
+                .attempt_mut(&overflow.task)
+                .is_some_and(|attempt| matches!(attempt.place, Place::Overflowed));
+            if waits {
+                self.enqueue(&overflow.task);
+            }
+        }
+        if matches!(error, Error::LeaseLost) {
+            self.lose_life();
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! Executions in memory.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use recoup_core::command::{Command, Rejection, RequestId, TaskId};
+use recoup_core::decide::next_wake;
+use recoup_core::execution::Execution;
+use recoup_core::id::ExecutionId;
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::plan::Plan;
+use recoup_core::time::Timestamp;
+use recoup_store::{IndexRow, TaskKey};
+
+use super::dispatch::Attempt;
+use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec};
+use super::{Node, Timer};
+
+pub(super) struct Slot<R> {
+    pub known: Known,
+    /// Its transitions carry an index row as long as it is not: the first that wins makes it so.
+    pub owned: bool,
+    /// As last written by this node; none if another wrote last.
+    pub index: Option<IndexRow>,
+    pub inbox: VecDeque<Pending<R>>,
+    /// Decided, and under way to the store.
+    pub in_flight: bool,
+    pub waiters: Vec<Waiter<R>>,
+    pub attempts: Vec<Attempt>,
+    /// Rows in the overflow that this node knows of.
+    pub overflow: BTreeSet<TaskKey>,
+    /// Claimed from the overflow before the execution was loaded.
+    pub claimed: BTreeSet<TaskKey>,
+    pub timer_at: Option<Timestamp>,
+    /// Of a start with a key.
+    pub key_policies: (OnRunning, OnEnded),
+}
+
+/// What is known of an execution.
+#[derive(Clone)]
+pub(super) enum Known {
+    /// Not read yet, or no longer to be believed.
+    Unread,
+    /// About to be started here.
+    New(Arc<Plan>),
+    State(Arc<Execution>, Arc<Plan>),
+    Quarantined(String),
+}
+
+/// A command that has not been decided, or whose decision is not durable.
+pub(super) struct Pending<R> {
+    pub command: Command,
+    pub request: Option<RequestId>,
+    /// The node's own commands have none.
+    pub reply: Option<R>,
+    /// Of a start that waits for the end.
+    pub until: Option<Timestamp>,
+}
+
+pub(super) struct Waiter<R> {
+    /// None: answered as soon as the state is there, with all that is known.
+    pub until: Option<Timestamp>,
+    pub reply: R,
+    pub is_new: bool,
+    /// Wants a snapshot rather than the state alone.
+    pub snapshot: bool,
+}
+
+impl<R> Slot<R> {
+    pub fn unread() -> Self {
+        Self {
+            known: Known::Unread,
+            owned: false,
+            index: None,
+            inbox: VecDeque::new(),
+            in_flight: false,
+            waiters: Vec::new(),
+            attempts: Vec::new(),
+            overflow: BTreeSet::new(),
+            claimed: BTreeSet::new(),
+            timer_at: None,
+            key_policies: Default::default(),
+        }
+    }
+
+    pub fn state(&self) -> Option<&Arc<Execution>> {
+        match &self.known {
+            Known::State(state, _) => Some(state),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody needs it to be here.
+    fn is_idle(&self) -> bool {
+        let needed = match &self.known {
+            Known::State(state, _) => {
+                let sleeps = self.index.as_ref().is_some_and(|row| row.wake_at.is_some());
+                let mine = self.owned && !sleeps;
+                state.is_active() && (mine || !self.claimed.is_empty() || self.holds())
+            }
+            Known::Unread => !self.claimed.is_empty(),
+            Known::New(_) => true,
+            Known::Quarantined(_) => false,
+        };
+        !needed && !self.in_flight && self.inbox.is_empty() && self.waiters.is_empty()
+    }
+
+    /// Whether a worker of this node holds one of its attempts.
+    pub fn holds(&self) -> bool {
+        self.attempts.iter().any(Attempt::is_handed)
+    }
+}
+
+impl<R> Node<R> {
+    pub(super) fn start(&mut self, spec: StartSpec, reply: R) {
+        if self.stopping {
+            return self.reply(reply, Err(Refusal::Stopping));
+        }
+        if self.lease.is_none() || self.slots.len() >= self.options.executions_max {
+            let retry_after = self.options.lease_ttl / 10;
+            return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
+        }
+        let id = spec.start.id;
+        let has_key = spec.start.key.is_some();
+        let mut slot = Slot::unread();
+        slot.known = Known::New(spec.plan);
+        slot.key_policies = (spec.on_running, spec.on_ended);
+        slot.inbox.push_back(Pending {
+            command: Command::StartExecution(Box::new(spec.start)),
+            request: spec.request,
+            reply: Some(reply),
+            until: spec.until,
+        });
+        self.slots.insert(id, slot);
+        if has_key {
+            self.keyed.push_back(id);
+        } else {
+            self.ready.push_back(id);
+        }
+    }
+
+    pub(super) fn submit(
+        &mut self,
+        id: ExecutionId,
+        command: Command,
+        request: Option<RequestId>,
+        reply: Option<R>,
+    ) {
+        // Done work is never turned away; everything else has its bound.
+        let is_result = matches!(command, Command::CompleteTask { .. } | Command::FailTask { .. });
+        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        if let Some(reply) = reply {
+            if slot.inbox.len() >= self.options.inbox_max && !is_result {
+                let retry_after = self.options.commit_retry;
+                return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
+            }
+            if let Command::CompleteTask { task, .. } | Command::FailTask { task, .. } = &command
+                && let Some(attempt) = slot.attempts.iter_mut().find(|known| known.id == *task)
+            {
+                attempt.reported = true;
+            }
+            slot.inbox.push_back(Pending { command, request, reply: Some(reply), until: None });
+        } else {
+            // The node's own commands repeat themselves if they are still due.
+            if slot.inbox.iter().any(|pending| pending.command == command) {
+                return;
+            }
+            slot.inbox.push_back(Pending { command, request, reply: None, until: None });
+        }
+        self.touch_slot(id);
+    }
+
+    /// Waits for the end until a time, or asks for what is known.
+    pub(super) fn wait(&mut self, id: ExecutionId, until: Option<Timestamp>, reply: R) {
+        let snapshot = until.is_none();
+        self.add_waiter(id, Waiter { until, reply, is_new: false, snapshot });
+    }
+
+    pub(super) fn add_waiter(&mut self, id: ExecutionId, waiter: Waiter<R>) {
+        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        // What another node owns may have moved on: ask the store, not the memory.
+        let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::State(..));
+        slot.waiters.push(waiter);
+        if reread {
+            self.to_load.insert(id);
+        } else {
+            self.touch_slot(id);
+            self.serve_waiters(id);
+            self.settle_slot(id);
+        }
+    }
+
+    /// Makes sure that what waits in a slot is looked at.
+    pub(super) fn touch_slot(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
+        match &slot.known {
+            Known::Unread => {
+                if !self.loading.contains(&id) && !slot.in_flight {
+                    self.to_load.insert(id);
+                }
+            }
+            Known::Quarantined(reason) => {
+                let refusal = Refusal::Quarantined(reason.clone());
+                self.refuse_all(id, &refusal);
+            }
+            Known::State(..) | Known::New(_) => {
+                if !slot.in_flight && !slot.inbox.is_empty() {
+                    self.ready.push_back(id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn load_wanted(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        while !self.to_load.is_empty() && self.loading.len() < 4096 {
+            let mut ids = Vec::new();
+            while ids.len() < 512
+                && let Some(id) = self.to_load.pop_first()
+            {
+                if self.loading.insert(id) {
+                    ids.push(id);
+                }
+            }
+            if !ids.is_empty() {
+                self.outputs.push_back(super::Output::Load(node, ids));
+            }
+        }
+    }
+
+    pub(super) fn loaded(&mut self, asked: &[ExecutionId], loaded: Result<Vec<Loaded>, String>) {
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(reason) => {
+                tracing::warn!(%reason, "executions could not be loaded, trying again");
+                for id in asked {
+                    self.loading.remove(id);
+                    self.to_load.insert(*id);
+                }
+                return self.set_timer(self.options.commit_retry, Timer::Load);
+            }
+        };
+        let mut found: Vec<_> = loaded.into_iter().collect();
+        found.sort_by_key(|loaded| loaded.execution);
+        for id in asked {
+            self.loading.remove(id);
+            let one = found.binary_search_by_key(id, |loaded| loaded.execution).ok();
+            match one.map(|at| found[at].clone()) {
+                Some(one) => self.read(one),
+                None => self.absent(*id),
+            }
+        }
+    }
+
+    fn read(&mut self, loaded: Loaded) {
+        let id = loaded.execution;
+        let mine = loaded.owner.is_some() && loaded.owner == self.node_id();
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.in_flight {
+            // What is under way settles first, and reads again if it has to.
+            return;
+        }
+        match loaded.state {
+            Ok((state, plan)) => {
+                let newer = slot.state().is_none_or(|known| state.sequence >= known.sequence);
+                if newer {
+                    slot.known = Known::State(state, plan);
+                    slot.owned = mine;
+                    slot.index = None;
+                    self.sync_attempts(id, false);
+                }
+            }
+            Err(reason) => {
+                tracing::error!(execution = %id, %reason, "the execution is quarantined");
+                slot.known = Known::Quarantined(reason);
+            }
+        }
+        self.touch_slot(id);
+        self.serve_waiters(id);
+        self.settle_slot(id);
+    }
+
+    fn absent(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.in_flight || matches!(slot.known, Known::New(_)) {
+            return;
+        }
+        let claimed = std::mem::take(&mut slot.claimed);
+        if !claimed.is_empty() {
+            self.outputs.push_back(super::Output::WithdrawOverflow(claimed.into_iter().collect()));
+        }
+        self.refuse_all(id, &Refusal::Rejected(Rejection::NoSuchExecution));
+        self.drop_slot(id);
+    }
+
+    /// Answers everything that waits in a slot with a refusal.
+    pub(super) fn refuse_all(&mut self, id: ExecutionId, refusal: &Refusal) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let pending = std::mem::take(&mut slot.inbox).into_iter().filter_map(|one| one.reply);
+        let waiters = std::mem::take(&mut slot.waiters).into_iter().map(|waiter| waiter.reply);
+        for reply in pending.chain(waiters).collect::<Vec<_>>() {
+            self.reply(reply, Err(refusal.clone()));
+        }
+    }
+
+    /// Answers those who wait for what has come.
+    pub(super) fn serve_waiters(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let Known::State(state, plan) = &slot.known else {
+            return;
+        };
+        if slot.waiters.is_empty() {
+            return;
+        }
+        let (state, plan) = (state.clone(), plan.clone());
+        let ended = state.state.is_ended();
+        let now = self.now;
+        let (served, waiting) = std::mem::take(&mut slot.waiters)
+            .into_iter()
+            .partition::<Vec<_>, _>(|waiter| ended || waiter.until.is_none_or(|at| at <= now));
+        slot.waiters = waiting;
+        let live: Vec<LiveAttempt> = match served.iter().any(|waiter| waiter.snapshot) {
+            true => slot.attempts.iter().filter_map(Attempt::live).collect(),
+            false => Vec::new(),
+        };
+        for waiter in served {
+            let answer = if waiter.snapshot {
+                let (state, plan, live) = (state.clone(), plan.clone(), live.clone());
+                Answer::Snapshot(Snapshot { state, plan, live })
+            } else {
+                Answer::Done { state: state.clone(), is_new: waiter.is_new }
+            };
+            self.reply(waiter.reply, Ok(answer));
+        }
+    }
+
+    /// After any change: sets the slot's timer, or lets go of a slot that nobody needs.
+    pub(super) fn settle_slot(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
+        if slot.is_idle() {
+            return self.drop_slot(id);
+        }
+        let due = self.slot_due(slot);
+        self.arm(id, due);
+    }
+
+    fn arm(&mut self, id: ExecutionId, due: Option<Timestamp>) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.timer_at == due {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut slot.timer_at, due) {
+            self.timers.remove(&(at, Timer::Execution(id)));
+        }
+        if let Some(at) = due {
+            self.timers.insert((at, Timer::Execution(id)));
+        }
+    }
+
+    pub(super) fn drop_slot(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.remove(&id) else {
+            return;
+        };
+        if let Some(at) = slot.timer_at {
+            self.timers.remove(&(at, Timer::Execution(id)));
+        }
+        for attempt in &slot.attempts {
+            self.unqueue(attempt);
+        }
+    }
+
+    /// When this slot must be looked at next.
+    fn slot_due(&self, slot: &Slot<R>) -> Option<Timestamp> {
+        let waiters = slot.waiters.iter().filter_map(|waiter| waiter.until);
+        let Known::State(state, plan) = &slot.known else {
+            return waiters.min();
+        };
+        if !slot.owned {
+            return waiters.min();
+        }
+        let attempts = slot
+            .attempts
+            .iter()
+            .filter_map(|attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options));
+        // While its own command to wake is under way, it needs no other.
+        let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);
+        let wake = next_wake(state, plan).filter(|_| !waking);
+        waiters.chain(attempts).chain(wake).min()
+    }
+
+    /// A slot's time has come.
+    pub(super) fn wake(&mut self, id: ExecutionId) {
+        let now = self.now;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.timer_at = None;
+        if slot.owned
+            && let Known::State(state, plan) = &slot.known
+        {
+            let wake = next_wake(state, plan).is_some_and(|at| at <= now);
+            if wake && !slot.in_flight {
+                self.submit(id, Command::Wake, None, None);
+            }
+            self.check_attempts(id);
+        }
+        self.serve_waiters(id);
+        self.settle_slot(id);
+    }
+
+    /// Where an attempt is known.
+    pub(super) fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
+        let slot = self.slots.get_mut(&task.execution)?;
+        slot.attempts.iter_mut().find(|attempt| attempt.id == *task)
+    }
+}

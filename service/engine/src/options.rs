@@ -1,0 +1,84 @@
+//! What can be set, with its default.
+
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where other nodes will reach this one.
+    pub address: String,
+    /// How long a lease lasts; renewed after a third of it.
+    pub lease_ttl: Duration,
+    /// How long an attempt that may be with a worker waits for him to say so, after its execution got
+    /// another owner.
+    pub reconnect_grace: Duration,
+    /// An attempt that has been with a worker for this long is recorded as started.
+    pub record_start_after: Duration,
+    /// A task for which this node has no worker goes to the overflow after this time.
+    pub overflow_after: Duration,
+    /// How often a node with free workers looks into the overflow.
+    pub claim_interval: Duration,
+    /// How long a claimed task is this node's alone.
+    pub claim_lease: Duration,
+    /// How often executions that others may have moved on are looked at.
+    pub head_interval: Duration,
+    /// How often executions of nodes that died are looked for.
+    pub adopt_interval: Duration,
+    /// Waits that are longer leave memory.
+    pub sleep_horizon: Duration,
+    /// Transitions in one commit.
+    pub batch_transitions_max: usize,
+    /// Bytes of history in one commit.
+    pub batch_bytes_max: usize,
+    /// Executions in memory; starts beyond are refused for the moment.
+    pub executions_max: usize,
+    /// Commands that wait for one execution.
+    pub inbox_max: usize,
+    /// Tasks of one queue in memory; more go to the overflow.
+    pub queue_max: usize,
+    /// Pause before a commit is sent again that failed or whose outcome is unknown.
+    pub commit_retry: Duration,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<Mutant>,
+}
+
+/// Defects that the simulation must find.
+#[cfg(feature = "mutants")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    ReplyBeforeCommit,
+    NoReloadAfterLostLease,
+    UnknownOutcomeNotSettled,
+    RepeatedHandOutCounts,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            address: String::new(),
+            lease_ttl: Duration::from_secs(10),
+            reconnect_grace: Duration::from_secs(5),
+            record_start_after: Duration::from_secs(1),
+            overflow_after: Duration::from_millis(500),
+            claim_interval: Duration::from_millis(200),
+            claim_lease: Duration::from_secs(10),
+            head_interval: Duration::from_millis(200),
+            adopt_interval: Duration::from_secs(1),
+            sleep_horizon: Duration::from_secs(60),
+            batch_transitions_max: 2000,
+            batch_bytes_max: 16 << 20,
+            executions_max: 200_000,
+            inbox_max: 1000,
+            queue_max: 20_000,
+            commit_retry: Duration::from_millis(50),
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
+    }
+}
+
+#[cfg(feature = "mutants")]
+impl Options {
+    pub(crate) fn has(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+}

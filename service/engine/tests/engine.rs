@@ -1,0 +1,244 @@
+//! The driven engine on the model store: the way of an execution from its start to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::command::{Command, RequestId, StartExecution};
+use recoup_core::definition::{
+    Block, Compensate, Defaults, OnError, Step, StepKind, Task, Workflow,
+};
+use recoup_core::error::Error;
+use recoup_core::execution::{CompensationState, State, TraceContext};
+use recoup_core::id::{ExecutionId, Namespace, StepId};
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::payload::Payload;
+use recoup_core::plan::Plan;
+use recoup_core::retry::{Limits, RetryPolicy, Schedule};
+use recoup_engine::{
+    Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
+};
+use recoup_store::memory::MemoryStore;
+use recoup_store::{NewVersion, QueueName, Registry, Store, format};
+
+fn step(id: &str) -> Step {
+    let task = |task_type: &str| Task { task_type: task_type.into(), ..Task::default() };
+    let interval = Duration::from_millis(1);
+    Step {
+        id: StepId::from(id),
+        kind: StepKind::Task(task(id)),
+        when: None,
+        retry: Some(RetryPolicy {
+            schedule: Some(Schedule::Constant { interval }),
+            limits: Limits { max_attempts: Some(3), max_duration: None },
+            ..RetryPolicy::default()
+        }),
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: Some(Compensate {
+            task: task(&format!("undo_{id}")),
+            retry: None,
+            only_completed: false,
+        }),
+    }
+}
+
+fn order() -> Workflow {
+    Workflow {
+        name: "order".into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block(vec![step("reserve"), step("charge")]),
+        finally: Block::default(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: None,
+        output: None,
+    }
+}
+
+struct Rig {
+    engine: Engine,
+    plan: Arc<Plan>,
+    next_id: u8,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let store = MemoryStore::with_system_clock();
+        let version = NewVersion {
+            namespace: Namespace::from("default"),
+            name: "order".into(),
+            digest: [1; 32],
+            format: format::CURRENT,
+            definition: format::encode_workflow(&order()),
+        };
+        store.register(&version).await.expect("the model registers");
+        let store: Arc<dyn Store> = Arc::new(store);
+        let options = Options { overflow_after: Duration::from_millis(20), ..Options::default() };
+        let engine = recoup_engine::driver::start(store, options).await.expect("the engine starts");
+        let plan = engine.plan(&Namespace::from("default"), &"order".into(), None).await;
+        let plan = plan.expect("the plan is found").expect("the workflow is registered");
+        Self { engine, plan, next_id: 0 }
+    }
+
+    fn spec(&mut self, key: Option<&str>, request: Option<(&str, u64)>) -> StartSpec {
+        self.next_id += 1;
+        StartSpec {
+            start: StartExecution {
+                id: ExecutionId::new(self.engine.now(), [self.next_id; 10]),
+                namespace: Namespace::from("default"),
+                key: key.map(str::to_owned),
+                input: Payload::json("{\"order\":1}"),
+                timeout: None,
+                trace: TraceContext::default(),
+            },
+            plan: self.plan.clone(),
+            on_running: OnRunning::Reject,
+            on_ended: OnEnded::Reject,
+            request: request.map(|(id, digest)| RequestId { id: id.to_owned(), digest }),
+            until: None,
+        }
+    }
+
+    async fn worker(&self) -> WorkerLink {
+        let namespace = Namespace::from("default");
+        let queues = vec![QueueName { namespace, queue: "default".into() }];
+        let worker = Worker {
+            queues,
+            task_types: Vec::new(),
+            credit: 100,
+            session: None,
+            worker: "w".into(),
+            held: Vec::new(),
+            once: false,
+        };
+        self.engine.attach(worker).await.expect("the engine takes workers")
+    }
+}
+
+async fn next_task(worker: &mut WorkerLink) -> HandedTask {
+    loop {
+        match worker.messages.recv().await.expect("the engine runs") {
+            WorkerMessage::Tasks(mut tasks) => {
+                assert_eq!(tasks.len(), 1, "steps run one after the other");
+                return tasks.remove(0);
+            }
+            _ => continue,
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_steps_succeed() {
+    let mut rig = Rig::new().await;
+    let mut worker = rig.worker().await;
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    let started = rig.engine.start(spec).await.expect("it starts");
+    assert!(started.is_new);
+    for (path, output) in [("reserve", "1"), ("charge", "2")] {
+        let task = next_task(&mut worker).await;
+        assert_eq!(task.id.path.as_str(), path);
+        let output = Payload::json(output);
+        let complete = Command::CompleteTask { task: task.id, output, worker: "w".into() };
+        rig.engine.command(id, complete, None).await.expect("the result is taken");
+    }
+    let ended = rig.engine.await_end(id, Duration::from_secs(10)).await.expect("it is known");
+    assert_eq!(ended.state, State::Succeeded);
+    assert_eq!(ended.output, Some(Payload::json("2")));
+}
+
+#[tokio::test]
+async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
+    let mut rig = Rig::new().await;
+    let mut worker = rig.worker().await;
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    let engine = rig.engine.clone();
+    let run = tokio::spawn(async move { engine.run(spec, Duration::from_secs(20)).await });
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        let task = next_task(&mut worker).await;
+        seen.push(format!("{}#{}", task.id.path, task.id.attempt));
+        let worker = "w".to_owned();
+        let command = if task.id.path.as_str() == "charge" {
+            Command::FailTask { task: task.id, error: Error::new("card", "declined"), worker }
+        } else {
+            Command::CompleteTask { task: task.id, output: Payload::null(), worker }
+        };
+        rig.engine.command(id, command, None).await.expect("the result is taken");
+    }
+    let ended = run.await.expect("no panic").expect("it ran").state;
+    assert_eq!(seen, ["reserve#1", "charge#1", "charge#2", "charge#3", "reserve/compensate#1"]);
+    assert_eq!((ended.state, ended.compensation), (State::Failed, CompensationState::Done));
+    let feed = rig.engine.store().feed_start().await.expect("the feed is read");
+    let page = rig.engine.store().read_feed(&feed, 100).await.expect("the feed is read");
+    let kinds: Vec<_> = page.events.iter().map(|event| format!("{:?}", event.row.kind)).collect();
+    assert_eq!(
+        kinds,
+        [
+            "AttemptFailed",
+            "AttemptFailed",
+            "StepFailed",
+            "CompensationStarted",
+            "CompensationDone",
+            "ExecutionFailed"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_second_result_of_an_attempt_is_stale_and_the_same_one_is_not() {
+    let mut rig = Rig::new().await;
+    let mut worker = rig.worker().await;
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    let task = next_task(&mut worker).await.id;
+    let complete = |output: &'static str| Command::CompleteTask {
+        task: task.clone(),
+        output: Payload::json(output),
+        worker: "w".into(),
+    };
+    rig.engine.command(id, complete("1"), None).await.expect("the first is taken");
+    rig.engine.command(id, complete("1"), None).await.expect("the same again changes nothing");
+    let other = rig.engine.command(id, complete("2"), None).await;
+    assert!(matches!(other, Err(Refusal::Rejected(_))), "{other:?}");
+}
+
+#[tokio::test]
+async fn request_ids_and_keys_name_one_execution() {
+    let mut rig = Rig::new().await;
+    let (one, two, three) = (
+        rig.spec(None, Some(("r", 1))),
+        rig.spec(None, Some(("r", 1))),
+        rig.spec(None, Some(("r", 2))),
+    );
+    let first = rig.engine.start(one).await.expect("it starts").state.id;
+    let again = rig.engine.start(two).await.expect("the same request");
+    assert_eq!((again.state.id, again.is_new), (first, false));
+    assert_eq!(rig.engine.start(three).await.err(), Some(Refusal::RequestIdReused));
+
+    let (one, two) = (rig.spec(Some("k"), None), rig.spec(Some("k"), None));
+    let holder = rig.engine.start(one).await.expect("the key is free").state.id;
+    let held = rig.engine.start(two).await.err();
+    assert_eq!(held, Some(Refusal::KeyHeld { execution: holder, state: State::Running }));
+}
+
+#[tokio::test]
+async fn a_task_without_a_worker_goes_to_the_overflow_and_comes_back() {
+    let mut rig = Rig::new().await;
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    let store = rig.engine.store().clone();
+    while store.overflow_depth().await.expect("it is read").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let mut worker = rig.worker().await;
+    let task = next_task(&mut worker).await;
+    assert_eq!((task.id.execution, task.id.attempt), (id, 1));
+    let open = task.state.open_attempts().next().map(|open| open.attempt.started.is_some());
+    assert_eq!(open, Some(true), "the start is on record before the hand-over");
+    assert!(store.overflow_depth().await.expect("it is read").is_empty());
+}
