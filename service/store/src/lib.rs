@@ -10,5 +10,6 @@ pub mod contract;
 pub mod cursor;
 pub mod format;
 pub mod memory;
+pub mod postgres;
 
 pub use contract::*;

@@ -1,0 +1,15 @@
+-- One row: which life of which database this is. A restored dump has another oid of the table, or
+-- another system identifier, and gets a new incarnation from the first node that looks.
+create table store (
+    only_row boolean not null default true,
+    incarnation uuid not null,
+    system_identifier bigint not null,
+    database_oid bigint not null,
+    table_oid bigint not null,
+    constraint store_pk primary key (only_row),
+    constraint store_is_one_row check (only_row)
+);
+
+-- Never equal to a real place: the first connection gives the incarnation.
+insert into store (incarnation, system_identifier, database_oid, table_oid)
+values ('00000000-0000-0000-0000-000000000000', 0, 0, 0);

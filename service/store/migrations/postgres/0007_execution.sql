@@ -1,0 +1,39 @@
+-- The index of executions: written at the start, at the end, and when something in it changes.
+create table execution (
+    id uuid not null,
+    namespace text collate "C" not null,
+    workflow text collate "C" not null,
+    version bigint not null,
+    key text collate "C",
+    state text collate "C" not null,
+    phase text collate "C" not null,
+    compensation text collate "C" not null,
+    run bigint not null,
+    -- Something remains to be done: what nodes own and adopt.
+    active boolean not null,
+    error_type text collate "C",
+    started_at timestamptz not null,
+    ended_at timestamptz,
+    wake_at timestamptz,
+    -- The node whose transition wrote this row last.
+    owner bigint not null,
+    constraint execution_pk primary key (id),
+    constraint execution_state_is_known check (state in ('RUNNING', 'RETRYING', 'PAUSED',
+        'COMPENSATING', 'CANCELLING', 'SUCCEEDED', 'WARNING', 'FAILED', 'TIMED_OUT', 'CANCELLED',
+        'TERMINATED')),
+    constraint execution_phase_is_known check (phase in ('STEPS', 'COMPENSATION', 'ON_FAILURE',
+        'FINALLY')),
+    constraint execution_compensation_is_known check (compensation in ('NONE', 'PENDING', 'RUNNING',
+        'DONE', 'PARKED')),
+    constraint execution_version_is_32_bits check (version between 0 and 4294967295),
+    constraint execution_run_is_32_bits check (run between 0 and 4294967295),
+    constraint execution_is_active_until_nothing_remains check (active = (compensation = 'RUNNING'
+        or state in ('RUNNING', 'RETRYING', 'PAUSED', 'COMPENSATING', 'CANCELLING')))
+);
+
+create index execution_list on execution (namespace, id);
+-- A success writes none of these three but the entry of its start.
+create index execution_owned on execution (owner, id) where active;
+create index execution_failed on execution (namespace, id)
+    where state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED');
+create index execution_due on execution (owner, wake_at, id) where wake_at is not null;

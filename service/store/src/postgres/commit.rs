@@ -1,0 +1,445 @@
+//! Committing a batch: first as if nothing stood in its way, in one round trip; if something does,
+//! by settling each transition, in one transaction of several.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::error::{Failure, Refusal, text};
+use super::lane::Held;
+use super::rows::{Events, Requests, Rows};
+use super::session::{Call, Session};
+use super::{Inner, PostgresStore};
+use crate::contract::{
+    Batch, Error, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
+};
+
+pub(super) const BEGIN: &str = "begin isolation level read committed";
+/// Divides by zero, and so fails the transaction, if the node's lease was closed. Who closes it waits
+/// for those that passed here: after that they are visible, and no later one passes. `renew` does not
+/// wait.
+pub(super) const FENCE: &str = "
+    select 1 / count(*)
+    from (select from node where id = $1 and closed_at is null for key share) as held";
+pub(super) const COMMIT: &str = "commit";
+/// How often a transaction that met a deadlock is sent before the caller hears of it.
+pub(super) const SENT_MAX: usize = 8;
+
+const THERE: &str = "
+    select history.execution_id, history.transition_id
+    from unnest($1::uuid[], $2::int8[]) as asked (execution_id, sequence)
+    join history on history.execution_id = asked.execution_id
+        and history.sequence = asked.sequence";
+const REQUESTS: &str = "
+    select asked.transition_id, request.execution_id, request.digest, request.transition_id
+    from unnest($1::text[], $2::text[], $3::uuid[]) as asked (namespace, request_id, transition_id)
+    join start_request as request on request.namespace = asked.namespace
+        and request.request_id = asked.request_id";
+const RELEASE_REQUESTS: &str = "
+    delete from start_request
+    using unnest($1::text[], $2::text[], $3::uuid[]) as asked (namespace, request_id, transition_id)
+    where start_request.namespace = asked.namespace
+        and start_request.request_id = asked.request_id
+        and start_request.transition_id = asked.transition_id";
+
+#[async_trait]
+impl Transitions for PostgresStore {
+    async fn commit(&self, node: NodeId, batch: &Batch) -> Result<Vec<Settled>> {
+        let mut held = self.inner.hold(node).await?;
+        let within = self.inner.options.commit_timeout;
+        let outcome = tokio::time::timeout(within, self.inner.commit(&mut held, batch)).await;
+        held.done(outcome)
+    }
+
+    async fn start_keyed(&self, node: NodeId, starts: &[KeyedStart]) -> Result<Vec<KeySettled>> {
+        let mut held = self.inner.hold(node).await?;
+        let within = self.inner.options.commit_timeout;
+        let outcome = tokio::time::timeout(within, self.inner.start_keyed(&mut held, starts)).await;
+        held.done(outcome)
+    }
+}
+
+impl Inner {
+    async fn commit(&self, held: &mut Held, batch: &Batch) -> Result<Vec<Settled>, Failure> {
+        let counts = &self.counts;
+        let numbers = Numbers::new(held, batch.transitions.iter(), batch.feed.len());
+        let is_sound = batch.transitions.iter().all(|transition| flaw(transition).is_none());
+        for _ in 0..if is_sound { SENT_MAX } else { 0 } {
+            match commit_at_once(held, batch, &numbers).await {
+                Ok(settled) => {
+                    counts.at_once.fetch_add(1, Ordering::Relaxed);
+                    if held.after_unknown {
+                        counts.written_again.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return Ok(settled);
+                }
+                Err(failure) => match failure.refusal() {
+                    Some(Refusal::Taken | Refusal::Data) => break,
+                    Some(Refusal::Again) => {}
+                    _ => return Err(failure),
+                },
+            }
+        }
+        let mut sent = 1;
+        loop {
+            match settle(held, batch, &numbers).await {
+                Err(failure) if failure.refusal() == Some(Refusal::Again) && sent < SENT_MAX => {
+                    sent += 1;
+                }
+                Err(failure) => return Err(failure),
+                Ok((settled, found)) => {
+                    counts.settled.fetch_add(1, Ordering::Relaxed);
+                    counts.found_committed.fetch_add(found, Ordering::Relaxed);
+                    return Ok(settled);
+                }
+            }
+        }
+    }
+}
+
+/// What no constraint of a single table can refuse.
+pub(super) fn flaw(transition: &Transition) -> Option<&'static str> {
+    let is_start = transition.sequence == 1;
+    (is_start && transition.index.is_none()).then_some("a start needs an index row")
+}
+
+/// The number of the first event of each transition, and of the batch's own events.
+pub(super) struct Numbers {
+    pub transitions: Vec<i64>,
+    pub rest: i64,
+}
+
+impl Numbers {
+    pub fn new<'a>(
+        held: &Held,
+        transitions: impl Iterator<Item = &'a Transition> + Clone,
+        rest: usize,
+    ) -> Self {
+        let count = transitions.clone().map(|transition| transition.feed.len()).sum::<usize>();
+        let mut next = held.lane.numbers(count + rest);
+        let mut take = |transition: &Transition| {
+            let first = next;
+            next += super::value::limit(transition.feed.len());
+            first
+        };
+        let transitions = transitions.map(&mut take).collect();
+        Self { transitions, rest: next }
+    }
+}
+
+async fn commit_at_once(
+    held: &mut Held,
+    batch: &Batch,
+    numbers: &Numbers,
+) -> Result<Vec<Settled>, Failure> {
+    let node = held.lane.node;
+    let transitions = batch.transitions.iter().zip(numbers.transitions.iter().copied());
+    let mut rows = Rows::new(node, transitions);
+    for (number, event) in (numbers.rest..).zip(&batch.feed) {
+        rows.feed.push(number, event);
+    }
+    let mut calls: Vec<Call<'_>> = vec![(BEGIN, vec![]), (FENCE, vec![&node.0])];
+    calls.extend(rows.insert());
+    calls.push((COMMIT, vec![]));
+    held.session.prepare_all(&calls).await?;
+    held.session.pipeline(&calls).await?;
+    Ok(vec![Settled::Won; batch.transitions.len()])
+}
+
+/// Begins a transaction and passes the fence.
+pub(super) async fn begin(session: &mut Session, node: NodeId) -> Result<(), Failure> {
+    let calls: [Call<'_>; 2] = [(BEGIN, vec![]), (FENCE, vec![&node.0])];
+    session.prepare_all(&calls).await?;
+    session.pipeline(&calls).await?;
+    Ok(())
+}
+
+/// Ends the transaction as its work ended. A rollback that fails is no news: the connection is lost,
+/// and with it the transaction.
+pub(super) async fn end<T>(
+    session: &mut Session,
+    outcome: Result<T, Failure>,
+) -> Result<T, Failure> {
+    match outcome {
+        Ok(value) => {
+            session.query(COMMIT, &[]).await?;
+            Ok(value)
+        }
+        Err(failure @ Failure::Lost(_)) => Err(failure),
+        Err(failure) => {
+            session.run("rollback").await?;
+            Err(failure)
+        }
+    }
+}
+
+/// Says how each ended, and how many had been committed before.
+async fn settle(
+    held: &mut Held,
+    batch: &Batch,
+    numbers: &Numbers,
+) -> Result<(Vec<Settled>, u64), Failure> {
+    let node = held.lane.node;
+    let opened = begin(&mut held.session, node).await;
+    let outcome = match opened {
+        Ok(()) => settle_all(&mut held.session, node, batch, numbers).await,
+        Err(failure) => Err(failure),
+    };
+    end(&mut held.session, outcome).await
+}
+
+async fn settle_all(
+    session: &mut Session,
+    node: NodeId,
+    batch: &Batch,
+    numbers: &Numbers,
+) -> Result<(Vec<Settled>, u64), Failure> {
+    let mut settled: Vec<Option<Settled>> = vec![None; batch.transitions.len()];
+    let all: Vec<usize> = (0..batch.transitions.len()).collect();
+    let there = read_places(session, &batch.transitions, &all).await?;
+    let mut found = 0;
+    for &at in &all {
+        let transition = &batch.transitions[at];
+        if let Some(winner) = there.get(&transition.execution.0) {
+            let mine = *winner == transition.transition_id.0;
+            found += u64::from(mine);
+            settled[at] = Some(if mine { Settled::Won } else { Settled::Lost });
+        }
+    }
+    let open = all.into_iter().filter(|&at| settled[at].is_none());
+    let request = |at: usize| {
+        let request = batch.transitions[at].request.as_ref()?;
+        Some((request.namespace.as_str(), request.request_id.as_str()))
+    };
+    let mut groups = rounds(open, request);
+    while let Some(group) = groups.pop() {
+        session.run("savepoint attempted").await?;
+        let attempted = settle_group(session, node, batch, numbers, &group).await;
+        match bisect(session, attempted, &group, &mut groups).await? {
+            Attempted::Done(outcomes) => {
+                for (at, outcome) in outcomes {
+                    settled[at] = Some(outcome);
+                }
+            }
+            Attempted::Refused(at, reason) => settled[at] = Some(Settled::Refused(reason)),
+            Attempted::Split => {}
+        }
+    }
+    offer_feed(session, node, batch, numbers).await?;
+    let settled = settled.into_iter().map(|outcome| outcome.expect("every group was settled"));
+    Ok((settled.collect(), found))
+}
+
+/// Groups without two of one identity, the first to be popped first: of several with one identity
+/// each sees how those before it ended.
+pub(super) fn rounds<K: std::hash::Hash + Eq>(
+    open: impl IntoIterator<Item = usize>,
+    identity: impl Fn(usize) -> Option<K>,
+) -> Vec<Vec<usize>> {
+    let mut seen: HashMap<K, usize> = HashMap::new();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for at in open {
+        let round = identity(at).map_or(0, |identity| {
+            let next = seen.entry(identity).or_insert(0);
+            *next += 1;
+            *next - 1
+        });
+        groups.resize_with(groups.len().max(round + 1), Vec::new);
+        groups[round].push(at);
+    }
+    groups.reverse();
+    groups
+}
+
+pub(super) enum Attempted<T> {
+    Done(T),
+    /// The one that the group consists of.
+    Refused(usize, String),
+    /// Its halves were put on the stack.
+    Split,
+}
+
+/// Keeps what a group wrote; or takes it back, and halves the group until the culprit is alone.
+pub(super) async fn bisect<T>(
+    session: &mut Session,
+    attempted: Result<T, Failure>,
+    group: &[usize],
+    groups: &mut Vec<Vec<usize>>,
+) -> Result<Attempted<T>, Failure> {
+    let reason = match attempted {
+        Ok(outcome) => {
+            session.run("release attempted").await?;
+            return Ok(Attempted::Done(outcome));
+        }
+        Err(Failure::Refused(error)) => {
+            let failure = Failure::Refused(error);
+            match (failure.refusal(), failure) {
+                (Some(Refusal::Data | Refusal::Taken), Failure::Refused(error)) => text(&error),
+                (_, failure) => return Err(failure),
+            }
+        }
+        Err(Failure::Store(Error::Data(reason))) => reason,
+        Err(failure) => return Err(failure),
+    };
+    session.run("rollback to attempted; release attempted").await?;
+    if let [at] = group {
+        return Ok(Attempted::Refused(*at, reason));
+    }
+    let (first, second) = group.split_at(group.len() / 2);
+    groups.push(second.to_vec());
+    groups.push(first.to_vec());
+    Ok(Attempted::Split)
+}
+
+async fn settle_group(
+    session: &mut Session,
+    node: NodeId,
+    batch: &Batch,
+    numbers: &Numbers,
+    group: &[usize],
+) -> Result<Vec<(usize, Settled)>, Failure> {
+    let transition = |at: usize| &batch.transitions[at];
+    let mut settled = Vec::with_capacity(group.len());
+    let taken = claim_requests(session, group.iter().map(|at| transition(*at))).await?;
+    let mut open = Vec::with_capacity(group.len());
+    for &at in group {
+        match taken.get(&transition(at).transition_id.0) {
+            Some(&(execution, digest, _)) => {
+                let execution = recoup_core::id::ExecutionId(execution);
+                settled.push((at, Settled::RequestTaken { execution, digest }));
+            }
+            None => open.push(at),
+        }
+    }
+    if open.is_empty() {
+        return Ok(settled);
+    }
+    if let Some(reason) = open.iter().find_map(|at| flaw(transition(*at))) {
+        return Err(Error::Data(reason.into()).into());
+    }
+    let rows = |chosen: &[usize]| {
+        Rows::new(node, chosen.iter().map(|&at| (transition(at), numbers.transitions[at])))
+    };
+    let won = returned(session, rows(&open).history.append()).await?;
+    let (won, lost): (Vec<usize>, Vec<usize>) =
+        open.into_iter().partition(|at| won.contains(&transition(*at).transition_id.0));
+    if !lost.is_empty() {
+        let there = read_places(session, &batch.transitions, &lost).await?;
+        for &at in &lost {
+            let winner = there.get(&transition(at).execution.0).ok_or_else(vanished)?;
+            let mine = *winner == transition(at).transition_id.0;
+            settled.push((at, if mine { Settled::Won } else { Settled::Lost }));
+        }
+        // The request rows of losers point at nothing of theirs.
+        release_requests(session, lost.iter().map(|at| transition(*at))).await?;
+    }
+    let written = rows(&won);
+    let calls = written.companions();
+    session.prepare_all(&calls).await?;
+    session.pipeline(&calls).await?;
+    settled.extend(won.into_iter().map(|at| (at, Settled::Won)));
+    Ok(settled)
+}
+
+/// Events of no execution: an event that the store refuses is dropped, for there is nobody to tell.
+async fn offer_feed(
+    session: &mut Session,
+    node: NodeId,
+    batch: &Batch,
+    numbers: &Numbers,
+) -> Result<(), Failure> {
+    let all: Vec<usize> = (0..batch.feed.len()).collect();
+    let mut groups = if all.is_empty() { vec![] } else { vec![all] };
+    while let Some(group) = groups.pop() {
+        let mut events = Events::of(node);
+        for &at in &group {
+            events.push(numbers.rest + super::value::limit(at), &batch.feed[at]);
+        }
+        session.run("savepoint attempted").await?;
+        let (sql, parameters) = events.offer();
+        let attempted = session.query(sql, &parameters).await;
+        if let Attempted::Refused(at, reason) =
+            bisect(session, attempted, &group, &mut groups).await?
+        {
+            tracing::warn!(event = batch.feed[at].id, reason, "a failure event was refused");
+        }
+    }
+    Ok(())
+}
+
+/// Whose transition is at the place of each; those whose place is free are left out.
+pub(super) async fn read_places(
+    session: &mut Session,
+    transitions: &[Transition],
+    chosen: &[usize],
+) -> Result<HashMap<Uuid, Uuid>, Failure> {
+    let executions: Vec<Uuid> = chosen.iter().map(|at| transitions[*at].execution.0).collect();
+    let sequences: Vec<i64> =
+        chosen.iter().map(|at| transitions[*at].sequence.cast_signed()).collect();
+    let rows = session.query(THERE, &[&executions, &sequences]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// What a request id that was taken has settled: execution, digest and by whose transition.
+pub(super) type Taken = (Uuid, u64, Uuid);
+
+/// Claims the request ids of those that carry one; returns the others' holders by transition.
+pub(super) async fn claim_requests<'a>(
+    session: &mut Session,
+    transitions: impl Iterator<Item = &'a Transition>,
+) -> Result<HashMap<Uuid, Taken>, Failure> {
+    let mut asked = Requests::default();
+    transitions.for_each(|transition| asked.push(transition));
+    if asked.transition.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let claimed = returned(session, asked.claim()).await?;
+    if claimed.len() == asked.transition.len() {
+        return Ok(HashMap::new());
+    }
+    let parameters: [&(dyn ToSql + Sync); 3] =
+        [&asked.namespace, &asked.request_id, &asked.transition];
+    let mut taken = HashMap::new();
+    for row in session.query(REQUESTS, &parameters).await? {
+        let asked: Uuid = row.try_get(0)?;
+        let digest: i64 = row.try_get(2)?;
+        if !claimed.contains(&asked) {
+            taken.insert(asked, (row.try_get(1)?, digest.cast_unsigned(), row.try_get(3)?));
+        }
+    }
+    if claimed.len() + taken.len() < asked.transition.len() {
+        return Err(vanished());
+    }
+    Ok(taken)
+}
+
+pub(super) async fn release_requests<'a>(
+    session: &mut Session,
+    transitions: impl Iterator<Item = &'a Transition>,
+) -> Result<(), Failure> {
+    let mut asked = Requests::default();
+    transitions.for_each(|transition| asked.push(transition));
+    if !asked.transition.is_empty() {
+        let parameters: [&(dyn ToSql + Sync); 3] =
+            [&asked.namespace, &asked.request_id, &asked.transition];
+        session.execute(RELEASE_REQUESTS, &parameters).await?;
+    }
+    Ok(())
+}
+
+/// The ids that a statement returned.
+pub(super) async fn returned(
+    session: &mut Session,
+    (sql, parameters): Call<'_>,
+) -> Result<HashSet<Uuid>, Failure> {
+    let rows = session.query(sql, &parameters).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
+/// A row stood in the way and was deleted before it could be read: the next try finds neither.
+pub(super) fn vanished() -> Failure {
+    Failure::Again
+}

@@ -1,0 +1,202 @@
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use recoup_core::id::{ExecutionId, Namespace, TransitionId};
+use recoup_core::time::Timestamp;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::PostgresStore;
+use super::error::Failure;
+use super::filtered::Filtered;
+use super::value::{self, At};
+use crate::contract::{
+    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Result, StoredTransition,
+};
+
+/// One snapshot of both: a history whose index row retention took is gone.
+const LOAD: &str = "
+    select history.execution_id, history.sequence, history.transition_id, history.format,
+        history.data, history.feed_number, owner.id
+    from execution
+    join history on history.execution_id = execution.id
+    left join node as owner on owner.id = execution.owner and owner.closed_at is null
+    where execution.id = any($1) and history.execution_id = any($1)
+    order by history.execution_id, history.sequence";
+const HEADS: &str = "
+    select execution.id, head.sequence, execution.state, owner.id
+    from unnest($1::uuid[]) with ordinality as asked (id, place)
+    join execution on execution.id = asked.id
+    cross join lateral (
+        select sequence from history where history.execution_id = asked.id
+        order by sequence desc limit 1) as head
+    left join node as owner on owner.id = execution.owner and owner.closed_at is null
+    order by asked.place";
+const DUE: &str = "
+    select id from execution
+    where owner = $1 and wake_at is not null and wake_at <= $2
+    order by wake_at, id limit $3";
+const KEY_HOLDER: &str = "
+    select execution_id from execution_key where namespace = $1 and key = $2";
+const STARTED_BY: &str = "
+    select execution_id, digest from start_request
+    where namespace = $1 and request_id = $2
+        and created_at > clock_timestamp() - interval '1 day'";
+
+#[async_trait]
+impl Executions for PostgresStore {
+    async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
+        let ids = uuids(executions);
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(LOAD, &[&ids]).await?;
+        drop(session);
+        let mut found: HashMap<Uuid, History> = HashMap::with_capacity(executions.len());
+        let mut highest = None;
+        for row in rows {
+            let id = row.try_get(0)?;
+            let owner: Option<i64> = row.try_get(6)?;
+            highest = highest.max(row.try_get::<_, Option<i64>>(5)?);
+            let history = found.entry(id).or_insert_with(|| History {
+                execution: ExecutionId(id),
+                owner: owner.map(NodeId),
+                transitions: Vec::new(),
+            });
+            history.transitions.push(stored(&row)?);
+        }
+        if let Some(highest) = highest {
+            self.inner.lane(node).pass(highest);
+        }
+        Ok(executions.iter().filter_map(|id| found.remove(&id.0)).collect())
+    }
+
+    async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>> {
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(HEADS, &[&uuids(executions)]).await?;
+        rows.iter().map(|row| Ok(head(row)?)).collect()
+    }
+
+    async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>> {
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(DUE, &[&node.0, &At(until), &value::limit(limit)]).await?;
+        rows.iter().map(|row| Ok(ExecutionId(row.try_get(0)?))).collect()
+    }
+
+    async fn list(
+        &self,
+        filter: &ListFilter,
+        before: Option<ExecutionId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
+        let states: Vec<&str> = filter.states.iter().map(|s| value::state_name(*s)).collect();
+        let limit = value::limit(limit);
+        let namespace = filter.namespace.as_ref().map(Namespace::as_str);
+        let workflow = filter.workflow.as_ref().map(|workflow| workflow.as_str());
+        let (after, until) = (filter.started_after.map(At), filter.started_before.map(At));
+        let before = before.map(|before| before.0);
+
+        let mut query = Filtered::new(
+            "select id, namespace, workflow, version, key, state, phase, compensation, run,
+                error_type, started_at, ended_at, wake_at
+            from execution where true",
+        );
+        if let Some(namespace) = &namespace {
+            query.and("namespace = ?", namespace);
+        }
+        if !states.is_empty() {
+            query.and("state = any(?)", &states);
+            if filter.states.iter().all(|state| state.is_failure()) {
+                // Words of the index `execution_failed`, which the planner needs to see.
+                query.and_literally("state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')");
+            }
+        }
+        if let Some(workflow) = &workflow {
+            query.and("workflow = ?", workflow);
+        }
+        if let Some(error_type) = &filter.error_type {
+            query.and("(error_type = ? or starts_with(error_type, ?::text || '.'))", error_type);
+        }
+        if let Some(prefix) = &filter.key_prefix {
+            query.and("starts_with(key, ?)", prefix);
+        }
+        if let Some(after) = &after {
+            query.and("started_at >= ?", after);
+        }
+        if let Some(until) = &until {
+            query.and("started_at < ?", until);
+        }
+        if let Some(before) = &before {
+            query.and("id < ?", before);
+        }
+        let (sql, parameters) = query.ending("order by id desc limit ?", &limit);
+
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(sql, &parameters).await?;
+        rows.iter().map(|row| Ok(listed(row)?)).collect()
+    }
+
+    async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>> {
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(KEY_HOLDER, &[&namespace.as_str(), &key]).await?;
+        rows.first().map(|row| Ok(ExecutionId(row.try_get(0)?))).transpose()
+    }
+
+    async fn started_by(
+        &self,
+        namespace: &Namespace,
+        request_id: &str,
+    ) -> Result<Option<(ExecutionId, u64)>> {
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(STARTED_BY, &[&namespace.as_str(), &request_id]).await?;
+        let started = rows.first().map(|row| {
+            let digest: i64 = row.try_get(1)?;
+            Ok((ExecutionId(row.try_get(0)?), digest.cast_unsigned()))
+        });
+        started.transpose()
+    }
+}
+
+fn uuids(executions: &[ExecutionId]) -> Vec<Uuid> {
+    executions.iter().map(|execution| execution.0).collect()
+}
+
+fn stored(row: &Row) -> Result<StoredTransition, Failure> {
+    let format: i32 = row.try_get(3)?;
+    Ok(StoredTransition {
+        sequence: value::unsigned(row.try_get(1)?),
+        transition_id: TransitionId(row.try_get(2)?),
+        format: value::format(format)?,
+        data: Bytes::copy_from_slice(row.try_get(4)?),
+    })
+}
+
+fn head(row: &Row) -> Result<Head, Failure> {
+    Ok(Head {
+        execution: ExecutionId(row.try_get(0)?),
+        sequence: value::unsigned(row.try_get(1)?),
+        state: value::state(row.try_get(2)?)?,
+        owner: row.try_get::<_, Option<i64>>(3)?.map(NodeId),
+    })
+}
+
+fn listed(row: &Row) -> Result<Listed, Failure> {
+    let time = |at: usize| -> Result<Option<Timestamp>, Failure> {
+        Ok(row.try_get::<_, Option<At>>(at)?.map(|at| at.0))
+    };
+    let text = |at: usize| -> Result<&str, Failure> { Ok(row.try_get(at)?) };
+    let index = IndexRow {
+        namespace: text(1)?.into(),
+        workflow: text(2)?.into(),
+        version: value::count(row.try_get(3)?)?,
+        key: row.try_get(4)?,
+        state: value::state(text(5)?)?,
+        phase: value::phase(text(6)?)?,
+        compensation: value::compensation(text(7)?)?,
+        run: value::count(row.try_get(8)?)?,
+        error_type: row.try_get(9)?,
+        started_at: row.try_get::<_, At>(10)?.0,
+        ended_at: time(11)?,
+        wake_at: time(12)?,
+    };
+    Ok(Listed { execution: ExecutionId(row.try_get(0)?), index })
+}

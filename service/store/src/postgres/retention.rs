@@ -1,0 +1,159 @@
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::error::Failure;
+use super::partition::{self, Range};
+use super::{Inner, PostgresStore, value};
+use crate::contract::{Expired, Result, Retention};
+
+/// Of rows whose namespace does not exist: as long as `default` keeps them at first.
+const RETENTION_DEFAULT_US: i64 = 30 * 24 * 3600 * 1_000_000;
+
+/// Ended longer ago than its namespace keeps it. Ages are compared, for the sum of a time and a long
+/// retention need not be a time.
+const DUE_EXECUTIONS: &str = "
+    select execution.id
+    from execution
+    left join namespace on namespace.name = execution.namespace
+    where not execution.active and execution.compensation <> 'PARKED'
+        and extract(epoch from clock_timestamp() - execution.ended_at) * 1000000
+            > coalesce(namespace.retention_us, $2::int8)
+    order by execution.id limit $1";
+const DELETE_KEYS: &str = "delete from execution_key where execution_id = any($1)";
+const DELETE_EXECUTIONS: &str = "delete from execution where id = any($1) returning id";
+const DELETE_HISTORIES: &str = "delete from history where execution_id = any($1)";
+const DEFER_HISTORIES: &str = "
+    insert into history_range as there (partition, expired_executions)
+    select * from unnest($1::text[], $2::int8[]) as gone (partition, expired_executions)
+    order by partition
+    on conflict (partition) do update
+        set expired_executions = there.expired_executions + excluded.expired_executions";
+
+const DUE_EVENTS: &str = "
+    select feed.lane, feed.number
+    from feed
+    left join namespace on namespace.name = feed.namespace
+    where extract(epoch from clock_timestamp() - feed.at) * 1000000
+        > coalesce(namespace.retention_us, $2::int8)
+    order by feed.at limit $1";
+const DELETE_EVENTS: &str = "
+    delete from feed using unnest($1::int8[], $2::int8[]) as due (lane, number)
+    where feed.lane = due.lane and feed.number = due.number
+    returning feed.lane, feed.number";
+/// A run ends at the next event that is kept.
+const RECORD_RUNS: &str = "
+    insert into feed_removed (lane, last_number, first_number, events)
+    select lane, max(number), min(number), count(*)
+    from (
+        select gone.lane, gone.number, (
+            select min(feed.number) from feed
+            where feed.lane = gone.lane and feed.number > gone.number) as next
+        from unnest($1::int8[], $2::int8[]) as gone (lane, number)) as gone
+    group by lane, next";
+const RECORD_LANES: &str = "
+    update node set feed_removed_to = greatest(feed_removed_to, gone.number)
+    from (
+        select lane, max(number) as number
+        from unnest($1::int8[], $2::int8[]) as gone (lane, number) group by lane) as gone
+    where node.id = gone.lane";
+
+const DELETE_REQUESTS: &str = "
+    delete from start_request
+    using (
+        select namespace, request_id from start_request
+        where created_at <= clock_timestamp() - interval '1 day'
+        order by created_at limit $1
+        for update skip locked) as due
+    where start_request.namespace = due.namespace and start_request.request_id = due.request_id";
+const REQUEST_DUE: &str = "
+    select from start_request where created_at <= clock_timestamp() - interval '1 day' limit 1";
+
+#[async_trait]
+impl Retention for PostgresStore {
+    async fn expire(&self, limit: usize) -> Result<Expired> {
+        let inner = &self.inner;
+        inner.make_partitions().await?;
+        let mut expired = Expired::default();
+        inner.expire_executions(limit, &mut expired).await?;
+        inner.expire_events(limit, &mut expired).await?;
+        inner.expire_requests(limit, &mut expired).await?;
+        expired.more |= inner.replace_range().await?;
+        Ok(expired)
+    }
+}
+
+impl Inner {
+    async fn expire_executions(&self, limit: usize, expired: &mut Expired) -> Result<()> {
+        let mut session = self.pool.take().await?;
+        let now = partition::now(&mut session).await?;
+        let ranges = partition::ranges(&mut session).await?;
+        let width = self.options.partition_width;
+        let old: Vec<Range> = ranges.into_iter().filter(|range| range.is_old(now, width)).collect();
+
+        session.begin().await?;
+        let parameters: [&(dyn ToSql + Sync); 2] =
+            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US];
+        let due = session.query(DUE_EXECUTIONS, &parameters).await?;
+        expired.more |= due.len() > limit;
+        let due: Vec<Uuid> =
+            due.iter().take(limit).map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        if due.is_empty() {
+            return session.committed().await;
+        }
+        session.execute(DELETE_KEYS, &[&due]).await?;
+        let gone = session.query(DELETE_EXECUTIONS, &[&due]).await?;
+        let gone: Vec<Uuid> = gone.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        let mut deferred: HashMap<&str, i64> = HashMap::new();
+        let mut deleted = Vec::new();
+        for &id in &gone {
+            match old.iter().find(|range| range.holds(id)) {
+                Some(range) => *deferred.entry(&range.name).or_insert(0) += 1,
+                None => deleted.push(id),
+            }
+        }
+        session.execute(DELETE_HISTORIES, &[&deleted]).await?;
+        let (names, counts): (Vec<&str>, Vec<i64>) = deferred.into_iter().unzip();
+        session.execute(DEFER_HISTORIES, &[&names, &counts]).await?;
+        session.committed().await?;
+        expired.executions = gone.len() as u64;
+        Ok(())
+    }
+
+    async fn expire_events(&self, limit: usize, expired: &mut Expired) -> Result<()> {
+        let mut session = self.pool.take().await?;
+        session.begin().await?;
+        let parameters: [&(dyn ToSql + Sync); 2] =
+            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US];
+        let due = session.query(DUE_EVENTS, &parameters).await?;
+        expired.more |= due.len() > limit;
+        let pairs = |rows: &[tokio_postgres::Row]| -> Result<(Vec<i64>, Vec<i64>), Failure> {
+            let mut columns = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+            for row in rows {
+                columns.0.push(row.try_get(0)?);
+                columns.1.push(row.try_get(1)?);
+            }
+            Ok(columns)
+        };
+        let (lanes, numbers) = pairs(&due[..due.len().min(limit)])?;
+        if !lanes.is_empty() {
+            let gone = session.query(DELETE_EVENTS, &[&lanes, &numbers]).await?;
+            let (lanes, numbers) = pairs(&gone)?;
+            session.execute(RECORD_RUNS, &[&lanes, &numbers]).await?;
+            session.execute(RECORD_LANES, &[&lanes, &numbers]).await?;
+            expired.events = gone.len() as u64;
+        }
+        session.committed().await
+    }
+
+    async fn expire_requests(&self, limit: usize, expired: &mut Expired) -> Result<()> {
+        let mut session = self.pool.take().await?;
+        expired.start_requests = session.execute(DELETE_REQUESTS, &[&value::limit(limit)]).await?;
+        if expired.start_requests >= limit as u64 {
+            expired.more |= !session.query(REQUEST_DUE, &[]).await?.is_empty();
+        }
+        Ok(())
+    }
+}

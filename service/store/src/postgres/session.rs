@@ -1,0 +1,209 @@
+//! One connection, with the statements that it has prepared.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use recoup_core::time::Timestamp;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+
+use super::error::Failure;
+use super::value::At;
+use crate::contract::{Error, Result};
+
+/// Of every connection. A transaction whose client went silent must not hold its locks: the batch
+/// that is sent again waits for them.
+const SETTINGS: &str = "
+    set search_path = recoup;
+    set default_transaction_isolation = 'read committed';
+    set default_transaction_read_only = off;
+    set synchronous_commit = on;
+    set idle_in_transaction_session_timeout = '2s';
+    set tcp_keepalives_idle = 5;
+    set tcp_keepalives_interval = 2;
+    set tcp_keepalives_count = 3;
+    set client_min_messages = warning;
+    set jit = off";
+
+/// Of the connection that commits: plans that are made once and go by index, whatever is known of
+/// tables that start empty.
+const COMMIT_SETTINGS: &str = "
+    set plan_cache_mode = force_generic_plan;
+    set enable_seqscan = off;
+    set enable_hashjoin = off;
+    set enable_mergejoin = off;
+    set enable_bitmapscan = off";
+
+/// Statements of our own text are few; those that are put together from filters are not.
+const STATEMENTS_MAX: usize = 256;
+
+/// Says which server process a connection has, for as long as that process lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Backend {
+    pub pid: i32,
+    pub started_at: At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Commit,
+    Other,
+}
+
+pub(super) struct Session {
+    client: Client,
+    statements: HashMap<Cow<'static, str>, Statement>,
+    backend: Backend,
+    opened_at: Timestamp,
+    /// Ends the connection even if the server has stopped answering.
+    driver: JoinHandle<()>,
+}
+
+/// A statement and its parameters.
+pub(super) type Call<'a> = (&'static str, Vec<&'a (dyn ToSql + Sync)>);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Reads a connection string and adds what we want of every connection.
+pub(super) fn config(url: &str, timeout: Duration) -> Result<Config> {
+    let mut config: Config =
+        url.parse().map_err(|error| Error::Incompatible(format!("connection string: {error}")))?;
+    if matches!(config.get_ssl_mode(), SslMode::Require) {
+        let reason = "sslmode=require: connections to Postgres are not encrypted yet";
+        return Err(Error::Incompatible(reason.into()));
+    }
+    config
+        .application_name("recoup")
+        .connect_timeout(timeout)
+        .tcp_user_timeout(timeout)
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(5))
+        .keepalives_interval(Duration::from_secs(2))
+        .keepalives_retries(3);
+    Ok(config)
+}
+
+impl Session {
+    pub async fn open(
+        config: &Config,
+        purpose: Purpose,
+        lock_timeout: Duration,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let opened = tokio::time::timeout(timeout, Self::connect(config, purpose, lock_timeout));
+        match opened.await {
+            Ok(opened) => Ok(opened?),
+            Err(_) => Err(Error::Unavailable("no connection to Postgres in time".into())),
+        }
+    }
+
+    async fn connect(
+        config: &Config,
+        purpose: Purpose,
+        lock_timeout: Duration,
+    ) -> Result<Self, Failure> {
+        let (client, connection) = config.connect(NoTls).await?;
+        let driver = tokio::spawn(async move {
+            // Whoever waits for an answer is told; this is for those who read logs.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to Postgres ended");
+            }
+        });
+        let mut session = Self {
+            client,
+            statements: HashMap::new(),
+            backend: Backend { pid: 0, started_at: At(Timestamp::default()) },
+            opened_at: Timestamp::default(),
+            driver,
+        };
+        let lock_timeout_ms = lock_timeout.as_millis();
+        session.client.batch_execute(SETTINGS).await?;
+        session.client.batch_execute(&format!("set lock_timeout = {lock_timeout_ms}")).await?;
+        if purpose == Purpose::Commit {
+            session.client.batch_execute(COMMIT_SETTINGS).await?;
+        }
+        const IDENTITY: &str = "
+            select pid, backend_start, clock_timestamp() from pg_stat_activity
+            where pid = pg_backend_pid()";
+        let row = session.client.query_one(IDENTITY, &[]).await?;
+        session.backend = Backend { pid: row.try_get(0)?, started_at: row.try_get(1)? };
+        session.opened_at = row.try_get::<_, At>(2)?.0;
+        Ok(session)
+    }
+
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// The database's clock when the connection was opened.
+    pub fn opened_at(&self) -> Timestamp {
+        self.opened_at
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// For statements that are run once: no parameters, several at a time.
+    pub async fn run(&self, sql: &str) -> Result<(), Failure> {
+        Ok(self.client.batch_execute(sql).await?)
+    }
+
+    pub async fn query(
+        &mut self,
+        sql: impl Into<Cow<'static, str>>,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        let sql = sql.into();
+        self.prepare(&sql).await?;
+        Ok(self.client.query(&self.statements[&sql], parameters).await?)
+    }
+
+    pub async fn execute(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, Failure> {
+        let sql = Cow::Borrowed(sql);
+        self.prepare(&sql).await?;
+        Ok(self.client.execute(&self.statements[&sql], parameters).await?)
+    }
+
+    /// Prepares what is not prepared yet.
+    pub async fn prepare_all(&mut self, calls: &[Call<'_>]) -> Result<(), Failure> {
+        for (sql, _) in calls {
+            self.prepare(&Cow::Borrowed(*sql)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends all calls, in their order, before it awaits the answers: one round trip. They must be
+    /// prepared.
+    pub async fn pipeline(&self, calls: &[Call<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
+        // Each is sent when its future is first polled.
+        let answers = calls.iter().map(|(sql, parameters)| {
+            self.client.query(&self.statements[&Cow::Borrowed(*sql)], parameters)
+        });
+        Ok(try_join_all(answers).await?)
+    }
+
+    async fn prepare(&mut self, sql: &Cow<'static, str>) -> Result<(), Failure> {
+        if self.statements.contains_key(sql) {
+            return Ok(());
+        }
+        let statement = self.client.prepare(sql).await?;
+        if self.statements.len() >= STATEMENTS_MAX {
+            self.statements.clear();
+        }
+        self.statements.insert(sql.clone(), statement);
+        Ok(())
+    }
+}

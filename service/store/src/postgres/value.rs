@@ -1,0 +1,148 @@
+//! How values of the contract look in columns.
+
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use recoup_core::execution::{CompensationState, Phase, State};
+use recoup_core::failure_event::FailureKind;
+use recoup_core::time::Timestamp;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+
+use crate::contract::{Error, Result};
+
+/// Microseconds from 1970 to 2000, where Postgres begins to count.
+const EPOCH_US: i64 = 946_684_800_000_000;
+/// The first point in time that a `timestamptz` holds: 4714 BC, in microseconds since 2000.
+const FIRST_US: i64 = -211_813_488_000_000_000;
+
+/// A point in time as `timestamptz`: exact, and readable in SQL. Those before 4714 BC are taken as
+/// that year.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct At(pub Timestamp);
+
+impl ToSql for At {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.put_i64(self.0.as_micros().saturating_sub(EPOCH_US).max(FIRST_US));
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for At {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        let micros = i64::from_be_bytes(raw.try_into()?);
+        Ok(Self(Timestamp::from_micros(micros.saturating_add(EPOCH_US))))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
+}
+
+/// Whole microseconds; those beyond 292,000 years are taken as that.
+pub(super) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// For a time to live or a lease, which is added to a point in time: a century is for ever.
+pub(super) fn ttl_us(duration: Duration) -> i64 {
+    const CENTURY_US: i64 = 100 * 366 * 24 * 3600 * 1_000_000;
+    micros(duration).min(CENTURY_US)
+}
+
+pub(super) fn limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// Counters and sequences are never negative.
+pub(super) fn unsigned(number: i64) -> u64 {
+    number.max(0).unsigned_abs()
+}
+
+/// The names of a column and what they stand for, both ways.
+macro_rules! names {
+    ($write:ident, $read:ident, $type:ty, { $($variant:ident => $name:literal,)* }) => {
+        pub(super) fn $write(value: $type) -> &'static str {
+            match value {
+                $(<$type>::$variant => $name,)*
+            }
+        }
+
+        pub(super) fn $read(name: &str) -> Result<$type> {
+            match name {
+                $($name => Ok(<$type>::$variant),)*
+                other => Err(Error::Incompatible(format!(
+                    concat!(stringify!($type), " has no name {:?}"), other
+                ))),
+            }
+        }
+    };
+}
+
+names!(state_name, state, State, {
+    Running => "RUNNING",
+    Retrying => "RETRYING",
+    Paused => "PAUSED",
+    Compensating => "COMPENSATING",
+    Cancelling => "CANCELLING",
+    Succeeded => "SUCCEEDED",
+    Warning => "WARNING",
+    Failed => "FAILED",
+    TimedOut => "TIMED_OUT",
+    Cancelled => "CANCELLED",
+    Terminated => "TERMINATED",
+});
+
+names!(phase_name, phase, Phase, {
+    Steps => "STEPS",
+    Compensation => "COMPENSATION",
+    OnFailure => "ON_FAILURE",
+    Finally => "FINALLY",
+});
+
+names!(compensation_name, compensation, CompensationState, {
+    None => "NONE",
+    Pending => "PENDING",
+    Running => "RUNNING",
+    Done => "DONE",
+    Parked => "PARKED",
+});
+
+names!(kind_name, kind, FailureKind, {
+    AttemptFailed => "attempt_failed",
+    StepFailed => "step_failed",
+    StepIgnored => "step_ignored",
+    ExecutionFailed => "execution_failed",
+    ExecutionTimedOut => "execution_timed_out",
+    ExecutionWarning => "execution_warning",
+    ExecutionCancelled => "execution_cancelled",
+    ExecutionTerminated => "execution_terminated",
+    CompensationStarted => "compensation_started",
+    CompensationDone => "compensation_done",
+    CompensationParked => "compensation_parked",
+    HandlerFailed => "handler_failed",
+    WorkerLost => "worker_lost",
+    QueueUnserved => "queue_unserved",
+    DeliveryFailed => "delivery_failed",
+    Recovered => "recovered",
+    FeedGap => "feed_gap",
+});
+
+/// Held to 16 bits by a constraint.
+pub(super) fn format(format: i32) -> Result<u16> {
+    u16::try_from(format).map_err(|_| Error::Incompatible(format!("format {format}")))
+}
+
+/// Held to 32 bits by a constraint.
+pub(super) fn count(count: i64) -> Result<u32> {
+    u32::try_from(count).map_err(|_| Error::Incompatible(format!("count {count}")))
+}

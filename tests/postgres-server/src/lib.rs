@@ -1,0 +1,307 @@
+//! Private Postgres servers for tests: each in a folder of its own, on a free port of 127.0.0.1, with
+//! fsync on. A server ends with the process that started it, however that ends, and takes its folder
+//! along.
+//!
+//! The binaries are those of `$RECOUP_TEST_POSTGRES_BIN`, or the newest below `/usr/lib/postgresql`.
+//! Postgres refuses to run as root: then it runs as `postgres`, or as `nobody`.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::NoTls;
+
+/// How long a server may take to accept connections.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How often another port is tried, if somebody took the free one first.
+const PORTS_TRIED: usize = 5;
+
+/// The end of its input says that whoever started it is gone: then it stops the server.
+const WATCHDOG: &str = r#"
+    trap '' INT TERM HUP
+    folder=$1; shift
+    "$@" </dev/null &
+    cat >/dev/null
+    kill -INT $! 2>/dev/null
+    wait $!
+    rm -rf "$folder"
+"#;
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct Server {
+    bin: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    databases: AtomicU32,
+    watchdog: Child,
+}
+
+/// A database that nobody else uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Database {
+    pub name: String,
+    pub port: u16,
+}
+
+impl Database {
+    /// A connection string.
+    pub fn url(&self) -> String {
+        self.url_through(self.port)
+    }
+
+    /// The same database through a proxy on another port.
+    pub fn url_through(&self, port: u16) -> String {
+        format!("postgres://recoup@127.0.0.1:{port}/{}", self.name)
+    }
+}
+
+impl Server {
+    /// The one server of this process, started by its first user.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started: no test can go on without.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(&[]))
+    }
+
+    /// A server of its own, with further settings of `postgresql.conf`.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let bin = binaries();
+        let folder = make_folder();
+        let data = folder.join("data");
+        let init = as_user(bin.join("initdb"))
+            .args(["--auth=trust", "--username=recoup", "--encoding=UTF8", "--no-locale"])
+            .args(["--no-sync", "--no-instructions", "--pgdata"])
+            .arg(&data)
+            .output();
+        succeed("initdb", init);
+        for _ in 0..PORTS_TRIED {
+            let port = free_port();
+            let watchdog = spawn(&bin, &folder, &data, port, settings);
+            let mut server = Self {
+                bin: bin.clone(),
+                folder: folder.clone(),
+                port,
+                databases: AtomicU32::new(0),
+                watchdog,
+            };
+            if server.is_ready() {
+                return server;
+            }
+            // The folder goes with the watchdog: keep it for the next try.
+            server.watchdog.kill().expect("our own child can be killed");
+        }
+        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        panic!("no Postgres server could be started:\n{log}");
+    }
+
+    /// Where `pg_dump`, `psql` and the like are.
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes an empty database.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses.
+    pub async fn database(&self) -> Database {
+        let number = self.databases.fetch_add(1, Ordering::Relaxed);
+        let database = Database { name: format!("test_{number}"), port: self.port };
+        let maintenance = Database { name: "postgres".into(), port: self.port };
+        let (client, connection) = tokio_postgres::connect(&maintenance.url(), NoTls)
+            .await
+            .expect("the test server accepts connections");
+        let driver = tokio::spawn(connection);
+        let create = format!("create database {} template template0", database.name);
+        client.batch_execute(&create).await.expect("a new name is free");
+        drop(client);
+        driver.await.expect("the driver does not panic").expect("the connection ends in peace");
+        database
+    }
+
+    fn is_ready(&mut self) -> bool {
+        let log = self.folder.join("log");
+        let deadline = Instant::now() + READY_WITHIN;
+        while Instant::now() < deadline {
+            let port = self.port.to_string();
+            let asked = Command::new(self.bin.join("pg_isready"))
+                .args(["--quiet", "--host=127.0.0.1", "--username=recoup", "--port", &port])
+                .status();
+            if asked.is_ok_and(|status| status.success()) {
+                return true;
+            }
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            if log.contains("FATAL") && !log.contains("the database system is") {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The end of its input.
+        drop(self.watchdog.stdin.take());
+        if let Err(error) = self.watchdog.wait() {
+            eprintln!("the test server was not waited for: {error}");
+        }
+    }
+}
+
+fn spawn(bin: &Path, folder: &Path, data: &Path, port: u16, settings: &[(&str, &str)]) -> Child {
+    let log = std::fs::File::create(folder.join("log")).expect("the folder is ours");
+    let mut server = as_user("sh");
+    server.args(["-c", WATCHDOG, "watchdog"]).arg(folder);
+    server.arg(bin.join("postgres")).arg("-D").arg(data);
+    let mut all = vec![
+        ("listen_addresses", "127.0.0.1"),
+        ("unix_socket_directories", ""),
+        ("max_connections", "200"),
+        ("shared_buffers", "64MB"),
+        ("max_wal_size", "256MB"),
+        ("fsync", "on"),
+        ("autovacuum_naptime", "10s"),
+    ];
+    all.extend_from_slice(settings);
+    let mut port_setting = String::from("port=");
+    write!(port_setting, "{port}").expect("a string takes everything");
+    server.arg("-c").arg(port_setting);
+    for (name, value) in all {
+        server.arg("-c").arg(format!("{name}={value}"));
+    }
+    let copy = log.try_clone().expect("a file handle can be copied");
+    server.stdin(Stdio::piped()).stdout(log).stderr(copy).spawn().expect("a shell can be started")
+}
+
+fn binaries() -> PathBuf {
+    if let Some(bin) = std::env::var_os("RECOUP_TEST_POSTGRES_BIN") {
+        return bin.into();
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .max();
+    newest
+        .expect("Postgres is installed, or RECOUP_TEST_POSTGRES_BIN says where it is")
+        .1
+        .join("bin")
+}
+
+/// A program as the user that Postgres runs as.
+fn as_user(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = match user() {
+        None => Command::new(program),
+        Some((uid, gid)) => {
+            let mut command = Command::new("setpriv");
+            command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
+            command.arg("--clear-groups").arg(program);
+            command
+        }
+    };
+    // A setting of the caller's shell must not reach the server.
+    for name in ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGDATABASE", "PGOPTIONS"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Whom root runs Postgres as: user and group.
+fn user() -> Option<(u32, u32)> {
+    static USER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    *USER.get_or_init(|| {
+        let id = succeed("id", Command::new("id").arg("-u").output());
+        if id.trim() != "0" {
+            return None;
+        }
+        let users = std::fs::read_to_string("/etc/passwd").expect("every system has users");
+        let find = |name: &str| {
+            let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+            let mut fields = line.split(':').skip(2);
+            Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+        };
+        find("postgres").or_else(|| find("nobody")).or(Some((65534, 65534)))
+    })
+}
+
+/// Below the target directory, where the test binary is; or where temporary files go, if the user of
+/// the server cannot get there.
+fn make_folder() -> PathBuf {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let name = format!("postgres-{}-{number}", std::process::id());
+    let binary = std::env::current_exe().ok();
+    let target = binary.as_deref().and_then(|path| {
+        let debug = path.ancestors().find(|folder| folder.join("deps").is_dir())?;
+        Some(debug.parent()?.join("tmp"))
+    });
+    let places = target.into_iter().chain([std::env::temp_dir()]);
+    for place in places {
+        let folder = place.join(&name);
+        if std::fs::create_dir_all(&folder).is_err() {
+            continue;
+        }
+        if let Some((uid, gid)) = user() {
+            std::os::unix::fs::chown(&folder, Some(uid), Some(gid)).expect("root may");
+        }
+        let reached = as_user("test").arg("-w").arg(&folder).status();
+        if reached.is_ok_and(|status| status.success()) {
+            return folder;
+        }
+        std::fs::remove_dir(&folder).expect("we just made it");
+    }
+    panic!("there is no folder that the user of the server can write to");
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+fn succeed(program: &str, output: io::Result<Output>) -> String {
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{program}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_accepts_connections_and_leaves_nothing_behind() {
+        let server = Server::start(&[("work_mem", "1MB")]);
+        let database = server.database().await;
+        let (client, connection) =
+            tokio_postgres::connect(&database.url(), NoTls).await.expect("it is ready");
+        let driver = tokio::spawn(connection);
+        for (setting, wanted) in [("fsync", "on"), ("work_mem", "1MB")] {
+            let row = client.query_one(&format!("show {setting}"), &[]).await.expect("it answers");
+            assert_eq!(row.get::<_, &str>(0), wanted);
+        }
+        let folder = server.folder.clone();
+        assert!(folder.is_dir());
+        drop(server);
+        assert!(driver.await.expect("no panic").is_err(), "the connection outlived the server");
+        assert!(!folder.exists());
+    }
+}
