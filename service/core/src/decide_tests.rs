@@ -1,1 +1,711 @@
+//! The failure path, row by row, and what holds for any sequence of commands.
 
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::Decider;
+use crate::command::{AttemptTimeout, Command, Rejection, RequestId, StartExecution, TaskId};
+use crate::decide::next_wake;
+use crate::definition::{
+    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+};
+use crate::error::{Error, builtin};
+use crate::event::Event;
+use crate::evolve::{Transition, fold};
+use crate::execution::{
+    CompensationOutcome, CompensationState, Execution, NodeState, Phase, State, TraceContext,
+};
+use crate::failure_event::{FailureKind, failure_events};
+use crate::id::{ExecutionId, StepId};
+use crate::payload::Payload;
+use crate::plan::Plan;
+use crate::retry::{Limits, Reason, RetryPolicy, Schedule, Verdict};
+use crate::time::Timestamp;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn step(id: &str, max_attempts: u32) -> Step {
+    let retry = RetryPolicy {
+        schedule: Some(Schedule::Constant { interval: SECOND }),
+        jitter: Some(0.0),
+        limits: Limits { max_attempts: Some(max_attempts), max_duration: None },
+        ..RetryPolicy::default()
+    };
+    Step {
+        id: StepId::from(id),
+        kind: StepKind::Task(Task { task_type: id.into(), ..Task::default() }),
+        when: None,
+        retry: Some(retry.clone()),
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: Some(Compensate {
+            task: Task { task_type: format!("undo_{id}"), ..Task::default() },
+            retry: Some(retry),
+            only_completed: false,
+        }),
+    }
+}
+
+fn workflow(steps: Vec<Step>) -> Workflow {
+    Workflow {
+        name: "order".into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block(steps),
+        finally: Block::default(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: Some(10 * SECOND),
+        output: None,
+    }
+}
+
+fn finally(id: &str) -> Step {
+    Step { compensate: None, ..step(id, 1) }
+}
+
+/// Runs one execution by hand; every transition is folded beside, and must give the same state.
+struct Rig {
+    plan: Plan,
+    state: Option<Execution>,
+    folded: Option<Execution>,
+    now: Timestamp,
+    events: Vec<Event>,
+    kinds: Vec<FailureKind>,
+}
+
+impl Rig {
+    fn new(workflow: &Workflow) -> Self {
+        let plan = Plan::compile(workflow, 1).expect("the test's workflow is valid");
+        let now = Timestamp::from_micros(1_000_000);
+        let (events, kinds) = (Vec::new(), Vec::new());
+        let mut rig = Self { plan, state: None, folded: None, now, events, kinds };
+        rig.submit(Command::StartExecution(Box::new(StartExecution {
+            id: ExecutionId::new(now, [7; 10]),
+            namespace: "default".into(),
+            key: None,
+            input: Payload::json("{\"amount\":5}"),
+            timeout: None,
+            trace: TraceContext::default(),
+        })))
+        .expect("a start is never rejected");
+        rig
+    }
+
+    fn state(&self) -> &Execution {
+        self.state.as_ref().expect("it was started")
+    }
+
+    fn submit(&mut self, command: Command) -> Result<(), Rejection> {
+        self.submit_as(command, None)
+    }
+
+    fn submit_as(
+        &mut self,
+        command: Command,
+        request: Option<&RequestId>,
+    ) -> Result<(), Rejection> {
+        let mut decider = Decider::new(self.state.as_ref(), &self.plan, self.now, 42);
+        let verdict = decider.decide(command, request);
+        if let Some((events, state)) = decider.finish() {
+            assert!(verdict.is_ok(), "a rejected command changes nothing");
+            let transition = Transition {
+                sequence: state.sequence,
+                decided_at: state.decided_at,
+                events: events.clone(),
+            };
+            let folded = fold(self.folded.take(), state.id, &transition).expect("it folds");
+            assert_eq!(folded, state, "folding gives the state that was decided");
+            self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
+            self.folded = Some(folded);
+            self.state = Some(state);
+            self.events.extend(events);
+        }
+        verdict
+    }
+
+    /// The only open attempt that may run.
+    fn open(&self) -> TaskId {
+        let mut open = self.state().open_attempts();
+        let task = self.state().task_id(&open.next().expect("an attempt is open"));
+        assert!(open.next().is_none(), "one attempt is open");
+        task
+    }
+
+    fn complete(&mut self, path: &str) {
+        let task = self.open();
+        assert_eq!(task.path.as_str(), path);
+        self.pass_to_schedule();
+        let output = Payload::json(format!("\"{path}\""));
+        let complete = Command::CompleteTask { task, output, worker: "w".into() };
+        self.submit(complete).expect("the attempt is open");
+    }
+
+    fn fail(&mut self, path: &str, error: Error) {
+        let task = self.open();
+        assert_eq!(task.path.as_str(), path);
+        self.pass_to_schedule();
+        let fail = Command::FailTask { task, error, worker: "w".into() };
+        self.submit(fail).expect("the attempt is open");
+    }
+
+    fn lose(&mut self) {
+        self.pass_to_schedule();
+        let task = self.open();
+        self.submit(Command::LoseWorker { task, worker: "w".into() }).expect("the attempt is open");
+    }
+
+    fn pass_to_schedule(&mut self) {
+        let at = self.state().open_attempts().map(|open| open.attempt.scheduled_at).max();
+        self.now = self.now.max(at.unwrap_or(self.now));
+    }
+
+    fn wake(&mut self) {
+        let at = next_wake(self.state(), &self.plan).expect("a deadline is set");
+        self.now = self.now.max(at);
+        self.submit(Command::Wake).expect("the deadline has passed");
+    }
+
+    fn ended(&self) -> (State, CompensationState) {
+        assert!(self.state().state.is_ended(), "{:?}", self.state().state);
+        (self.state().state, self.state().compensation)
+    }
+
+    fn started(&self) -> Vec<String> {
+        let started = self.events.iter().filter_map(|event| match event {
+            Event::StepStarted { path, .. } => Some(path.to_string()),
+            _ => None,
+        });
+        started.collect()
+    }
+}
+
+fn declined() -> Error {
+    Error::new("payment.card_declined", "no")
+}
+
+fn final_error() -> Error {
+    Error { non_retryable: Some(true), ..declined() }
+}
+
+#[test]
+fn steps_run_in_order_and_the_last_output_is_the_result() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    rig.complete("b");
+    assert_eq!(rig.ended(), (State::Succeeded, CompensationState::None));
+    assert_eq!(rig.state().output, Some(Payload::json("\"b\"")));
+    assert!(rig.kinds.is_empty(), "a success is nothing for the failure feed");
+}
+
+#[test]
+fn an_error_is_retried_by_policy_and_every_decision_is_recorded() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
+    rig.fail("a", declined());
+    rig.fail("a", declined());
+    let decisions: Vec<_> = rig
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::AttemptFailed(failed) => Some((failed.attempt, failed.decision)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(decisions.len(), 2);
+    for (attempt, decision) in decisions {
+        assert_eq!(decision.reason, Reason::Policy, "attempt {attempt}");
+        assert!(matches!(decision.verdict, Verdict::Retry { delay, .. } if delay == SECOND));
+    }
+    rig.complete("a");
+    assert_eq!(rig.ended().0, State::Succeeded);
+    assert_eq!(rig.kinds, [FailureKind::AttemptFailed, FailureKind::AttemptFailed]);
+}
+
+#[test]
+fn what_completed_is_undone_in_reverse_order() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1), step("c", 1)]));
+    rig.complete("a");
+    rig.complete("b");
+    rig.fail("c", declined());
+    assert_eq!(rig.state().state, State::Compensating);
+    rig.complete("b/compensate");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+    assert_eq!(rig.state().error.as_ref().map(|e| &*e.error_type), Some("payment.card_declined"));
+    let kinds = [
+        FailureKind::StepFailed,
+        FailureKind::CompensationStarted,
+        FailureKind::CompensationDone,
+        FailureKind::ExecutionFailed,
+    ];
+    assert_eq!(rig.kinds, kinds);
+}
+
+#[test]
+fn an_unknown_outcome_is_undone_too_unless_the_step_opts_out() {
+    for only_completed in [false, true] {
+        let mut charge = step("charge", 1);
+        if let Some(compensate) = &mut charge.compensate {
+            compensate.only_completed = only_completed;
+        }
+        let mut rig = Rig::new(&workflow(vec![charge]));
+        rig.lose();
+        if only_completed {
+            assert_eq!(rig.ended(), (State::Failed, CompensationState::None));
+            continue;
+        }
+        let outcome = rig.state().compensations[0].outcome;
+        assert_eq!(outcome, CompensationOutcome::Unknown);
+        rig.complete("charge/compensate");
+        assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+    }
+}
+
+#[test]
+fn an_error_that_a_worker_reported_is_a_known_outcome() {
+    let mut rig = Rig::new(&workflow(vec![step("charge", 1)]));
+    rig.fail("charge", declined());
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::None));
+}
+
+#[test]
+fn unknown_once_is_unknown_whatever_the_last_attempt_says() {
+    let mut rig = Rig::new(&workflow(vec![step("charge", 2)]));
+    rig.lose();
+    rig.fail("charge", final_error());
+    assert_eq!(rig.state().compensations.len(), 1);
+}
+
+#[test]
+fn a_compensation_that_fails_parks_and_the_others_go_on() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1), step("c", 1)]));
+    rig.complete("a");
+    rig.complete("b");
+    rig.fail("c", declined());
+    rig.fail("b/compensate", final_error());
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked));
+    assert!(rig.kinds.contains(&FailureKind::CompensationParked));
+    assert!(!rig.kinds.contains(&FailureKind::CompensationDone));
+
+    // A person wants it tried again: the number goes on, the policy starts anew.
+    let retry = Command::RetryCompensation { step: Some("b".into()) };
+    rig.submit(retry.clone()).expect("it is parked");
+    assert_eq!(rig.open().attempt, 2);
+    assert!(rig.state().is_active(), "an ended execution is compensating again");
+    rig.complete("b/compensate");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+    assert_eq!(rig.submit(retry), Err(Rejection::NotParked));
+}
+
+#[test]
+fn a_parked_compensation_can_be_skipped() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    rig.fail("b", declined());
+    rig.fail("a/compensate", final_error());
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked));
+    let skip = |step: &str| Command::SkipCompensation { step: step.into(), reason: "paid".into() };
+    assert_eq!(rig.submit(skip("b")), Err(Rejection::NotParked));
+    rig.submit(skip("a")).expect("it is parked");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+}
+
+#[test]
+fn a_tolerated_error_leaves_a_warning_unless_allowed() {
+    for (allow_warning, ended) in [(false, State::Warning), (true, State::Succeeded)] {
+        let tolerant = Step { on_error: OnError::Ignore, allow_warning, ..step("a", 1) };
+        let mut rig = Rig::new(&workflow(vec![tolerant, step("b", 1)]));
+        rig.fail("a", declined());
+        rig.complete("b");
+        assert_eq!(rig.ended().0, ended);
+        assert!(rig.kinds.contains(&FailureKind::StepIgnored));
+        assert_eq!(rig.kinds.contains(&FailureKind::ExecutionWarning), !allow_warning);
+    }
+}
+
+#[test]
+fn finally_runs_once_after_every_end_but_a_termination() {
+    type Script = fn(&mut Rig);
+    let table: [(&str, Script, State, bool); 5] = [
+        ("success", |rig| rig.complete("a"), State::Succeeded, true),
+        ("failure", |rig| rig.fail("a", declined()), State::Failed, true),
+        (
+            "timeout",
+            |rig| {
+                rig.wake();
+                rig.wake();
+                rig.complete("a/compensate");
+            },
+            State::TimedOut,
+            true,
+        ),
+        (
+            "cancel",
+            |rig| {
+                rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+                rig.complete("a");
+                rig.complete("a/compensate");
+            },
+            State::Cancelled,
+            true,
+        ),
+        (
+            "termination",
+            |rig| {
+                let reason = "stop".to_owned();
+                rig.submit(Command::TerminateExecution { reason }).expect("it runs");
+            },
+            State::Terminated,
+            false,
+        ),
+    ];
+    for (name, script, ended, runs) in table {
+        let mut workflow = workflow(vec![step("a", 1)]);
+        workflow.finally = Block(vec![finally("tidy")]);
+        workflow.timeout = Some(60 * SECOND);
+        let mut rig = Rig::new(&workflow);
+        script(&mut rig);
+        if runs {
+            assert_eq!(rig.state().phase, Phase::Finally, "{name}");
+            rig.complete("tidy");
+        }
+        assert_eq!(rig.ended().0, ended, "{name}");
+        let times = rig.started().iter().filter(|path| *path == "tidy").count();
+        assert_eq!(times, usize::from(runs), "{name}");
+    }
+}
+
+#[test]
+fn a_finally_that_fails_makes_a_success_a_warning_and_a_failure_stays_what_it_was() {
+    for fails in [false, true] {
+        let mut workflow = workflow(vec![step("a", 1)]);
+        workflow.finally = Block(vec![finally("tidy")]);
+        let mut rig = Rig::new(&workflow);
+        if fails {
+            rig.fail("a", declined())
+        } else {
+            rig.complete("a")
+        }
+        rig.fail("tidy", Error::new("mail.down", "no"));
+        let expected = if fails { State::Failed } else { State::Warning };
+        assert_eq!(rig.ended().0, expected);
+        assert!(rig.kinds.contains(&FailureKind::HandlerFailed));
+        if fails {
+            let error = rig.state().error.as_ref().map(|error| &*error.error_type);
+            assert_eq!(error, Some("payment.card_declined"));
+        }
+    }
+}
+
+#[test]
+fn a_cancel_waits_for_the_live_attempt_and_a_success_in_the_grace_counts() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    let cancel = Command::CancelExecution { reason: "stop".into() };
+    rig.submit(cancel.clone()).expect("it runs");
+    rig.submit(cancel).expect("once more changes nothing");
+    assert_eq!(rig.state().state, State::Cancelling);
+    rig.complete("b");
+    rig.complete("b/compensate");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Done));
+    assert_eq!(rig.kinds.last(), Some(&FailureKind::ExecutionCancelled));
+}
+
+#[test]
+fn an_attempt_that_outlives_the_grace_is_unknown() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
+    rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+    let task = rig.open();
+    rig.wake();
+    assert_eq!(rig.state().compensations[0].outcome, CompensationOutcome::Unknown);
+    let late = Command::CompleteTask { task, output: Payload::null(), worker: "w".into() };
+    assert_eq!(rig.submit(late), Err(Rejection::AttemptClosed));
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Done));
+}
+
+#[test]
+fn a_cancel_between_attempts_ends_at_once_and_one_that_nobody_had_is_withdrawn() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
+    rig.fail("a", declined());
+    rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+    assert_eq!(rig.ended(), (State::Cancelled, CompensationState::None));
+
+    let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
+    let task = rig.open();
+    let withdraw = Command::WithdrawTask { task };
+    assert_eq!(rig.submit(withdraw.clone()), Err(Rejection::NothingDue));
+    rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+    rig.submit(withdraw).expect("the run ends");
+    assert_eq!(rig.ended(), (State::Cancelled, CompensationState::None));
+}
+
+#[test]
+fn a_cancel_during_the_cleanup_is_recorded_and_changes_nothing() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    rig.fail("b", declined());
+    rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+    assert_eq!(rig.state().cancel_reason.as_deref(), Some("stop"));
+}
+
+#[test]
+fn a_termination_parks_what_was_due() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    rig.submit(Command::TerminateExecution { reason: "stop".into() }).expect("it runs");
+    assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
+    assert_eq!(rig.state().compensations.len(), 2, "a completed, b may have run");
+    assert!(rig.state().open_attempts().next().is_none());
+    let again = rig.submit(Command::TerminateExecution { reason: "again".into() });
+    assert_eq!(again, Err(Rejection::ExecutionEnded(State::Terminated)));
+    rig.submit(Command::RetryCompensation { step: None }).expect("two are parked");
+    rig.complete("b/compensate");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Terminated, CompensationState::Done));
+}
+
+#[test]
+fn the_cleanup_timeout_parks_what_is_left() {
+    let mut workflow = workflow(vec![step("a", 1), step("b", 1), step("c", 1)]);
+    workflow.cleanup_timeout = Some(5 * SECOND);
+    workflow.finally = Block(vec![finally("tidy")]);
+    let mut rig = Rig::new(&workflow);
+    rig.complete("a");
+    rig.complete("b");
+    rig.fail("c", declined());
+    rig.wake();
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked));
+    assert_eq!(rig.kinds.iter().filter(|k| **k == FailureKind::CompensationParked).count(), 2);
+}
+
+#[test]
+fn every_clock_of_an_attempt_takes_the_failure_path() {
+    for (timeout, possibly_started, error_type, retried) in [
+        (AttemptTimeout::StartToClose, true, builtin::START_TO_CLOSE, true),
+        (AttemptTimeout::Heartbeat, true, builtin::HEARTBEAT, true),
+        (AttemptTimeout::ScheduleToStart, false, builtin::SCHEDULE_TO_START, false),
+    ] {
+        let mut rig = Rig::new(&workflow(vec![step("a", 2)]));
+        let task = rig.open();
+        let worker = "w".to_owned();
+        rig.submit(Command::TimeOutTask { task, timeout, possibly_started, worker })
+            .expect("the attempt is open");
+        let failed = rig.events.iter().find_map(|event| match event {
+            Event::AttemptFailed(failed) => Some(failed.clone()),
+            _ => None,
+        });
+        let failed = failed.expect("it is recorded");
+        assert_eq!(failed.error.error_type, error_type);
+        assert_eq!(failed.decision.is_retry(), retried, "{error_type}");
+        assert_eq!(rig.state().state.is_ended(), !retried);
+    }
+}
+
+#[test]
+fn schedule_to_close_spans_all_attempts() {
+    let mut slow = step("a", 100);
+    let StepKind::Task(task) = &mut slow.kind;
+    task.timeouts = Timeouts { schedule_to_close: Some(3 * SECOND), ..Timeouts::default() };
+    let mut rig = Rig::new(&workflow(vec![slow]));
+    rig.fail("a", declined());
+    rig.wake();
+    let error = rig.state().error.as_ref().or(rig.state().stop.as_ref().map(|stop| &stop.error));
+    assert_eq!(error.map(|error| &*error.error_type), Some(builtin::SCHEDULE_TO_CLOSE));
+}
+
+#[test]
+fn an_attempt_delivered_at_most_once_that_is_lost_is_never_tried_again() {
+    let mut once = step("a", 5);
+    let StepKind::Task(task) = &mut once.kind;
+    task.delivery = Delivery::AtMostOnce;
+    let mut rig = Rig::new(&workflow(vec![once]));
+    let task = rig.open();
+    let record = |session: &str| Command::RecordStart {
+        task: task.clone(),
+        worker: "w".into(),
+        session: session.into(),
+        at: Timestamp::from_micros(1_000_000),
+    };
+    rig.submit(record("s")).expect("nobody has it");
+    rig.submit(record("s")).expect("the same session again changes nothing");
+    assert_eq!(rig.submit(record("t")), Err(Rejection::AttemptClosed));
+    rig.lose();
+    let error = rig.state().stop.as_ref().map(|stop| &stop.error);
+    assert_eq!(error.map(|error| &*error.error_type), Some(builtin::OUTCOME_UNKNOWN));
+    let cause = error.and_then(|error| error.cause.as_deref());
+    assert_eq!(cause.map(|error| &*error.error_type), Some(builtin::WORKER_LOST));
+}
+
+#[test]
+fn an_expression_that_fails_at_run_time_takes_the_ordinary_path() {
+    let mut bad = step("b", 3);
+    bad.when = Some("steps.a.output.missing > 1".into());
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), bad]));
+    rig.complete("a");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+    let error = rig.state().error.as_ref().map(|error| &*error.error_type);
+    assert_eq!(error, Some(builtin::EXPRESSION));
+}
+
+#[test]
+fn a_step_is_skipped_where_its_condition_is_false() {
+    let mut skipped = step("a", 1);
+    skipped.when = Some("input.amount > 100".into());
+    let mut rig = Rig::new(&workflow(vec![skipped, step("b", 1)]));
+    assert!(matches!(rig.state().steps.nodes[0].state, NodeState::Skipped));
+    rig.complete("b");
+    assert_eq!(rig.ended().0, State::Succeeded);
+}
+
+#[test]
+fn a_thousand_tolerated_failures_in_a_row_are_no_deep_recursion() {
+    let steps = (0..1000).map(|n| Step {
+        on_error: OnError::Ignore,
+        when: Some("input.missing == 1".into()),
+        ..step(&format!("s{n}"), 1)
+    });
+    let rig = Rig::new(&workflow(steps.collect()));
+    assert_eq!(rig.ended().0, State::Warning);
+}
+
+#[test]
+fn a_request_id_is_honoured_once_and_refused_with_another_body() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1)]));
+    let cancel = || Command::CancelExecution { reason: "stop".into() };
+    let request = |digest| RequestId { id: "r".into(), digest };
+    rig.submit_as(cancel(), Some(&request(1))).expect("it runs");
+    let events = rig.events.len();
+    rig.submit_as(cancel(), Some(&request(1))).expect("the same again");
+    assert_eq!(rig.events.len(), events);
+    let other = rig.submit_as(cancel(), Some(&request(2)));
+    assert_eq!(other, Err(Rejection::RequestIdReused));
+}
+
+#[test]
+fn a_token_of_another_attempt_is_told_apart() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
+    let first = rig.open();
+    rig.fail("a", declined());
+    let complete =
+        |task: TaskId| Command::CompleteTask { task, output: Payload::null(), worker: "w".into() };
+    assert_eq!(rig.submit(complete(first.clone())), Err(Rejection::AttemptClosed));
+    let future = TaskId { attempt: 9, ..first.clone() };
+    assert_eq!(rig.submit(complete(future)), Err(Rejection::NoSuchAttempt));
+    let foreign = TaskId { path: "zzz".into(), ..first };
+    assert_eq!(rig.submit(complete(foreign)), Err(Rejection::NoSuchAttempt));
+}
+
+/// What may happen to an execution, whether it fits or not.
+#[derive(Clone, Debug)]
+enum Move {
+    Complete,
+    Fail { non_retryable: bool },
+    Lose,
+    TimeOut,
+    Cancel,
+    Terminate,
+    RetryCompensation,
+    Wake { seconds: u64 },
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        6 => Just(Move::Complete),
+        4 => any::<bool>().prop_map(|non_retryable| Move::Fail { non_retryable }),
+        2 => Just(Move::Lose),
+        1 => Just(Move::TimeOut),
+        1 => Just(Move::Cancel),
+        1 => Just(Move::Terminate),
+        1 => Just(Move::RetryCompensation),
+        2 => (0..100_u64).prop_map(|seconds| Move::Wake { seconds }),
+    ];
+    proptest::collection::vec(one, 0..60)
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_invariants_hold(moves in moves(), ignore in any::<bool>()) {
+        let mut workflow = workflow(vec![step("a", 2), step("b", 3), step("c", 1)]);
+        if ignore {
+            workflow.steps.0[1].on_error = OnError::Ignore;
+        }
+        workflow.finally = Block(vec![finally("tidy")]);
+        workflow.timeout = Some(300 * SECOND);
+        workflow.cleanup_timeout = Some(200 * SECOND);
+        let mut rig = Rig::new(&workflow);
+        for one in moves {
+            let open = rig.state().open_attempts().next().map(|open| rig.state().task_id(&open));
+            rig.now = rig.now + Duration::from_millis(10);
+            let worker = "w".to_owned();
+            let command = match (one, open) {
+                (Move::Complete, Some(task)) => {
+                    Command::CompleteTask { task, output: Payload::null(), worker }
+                }
+                (Move::Fail { non_retryable }, Some(task)) => {
+                    let error = if non_retryable { final_error() } else { declined() };
+                    Command::FailTask { task, error, worker }
+                }
+                (Move::Lose, Some(task)) => Command::LoseWorker { task, worker },
+                (Move::TimeOut, Some(task)) => {
+                    let timeout = AttemptTimeout::StartToClose;
+                    Command::TimeOutTask { task, timeout, possibly_started: true, worker }
+                }
+                (Move::Cancel, _) => Command::CancelExecution { reason: "x".into() },
+                (Move::Terminate, _) => Command::TerminateExecution { reason: "x".into() },
+                (Move::RetryCompensation, _) => Command::RetryCompensation { step: None },
+                (Move::Wake { seconds }, _) => {
+                    rig.now = rig.now + Duration::from_secs(seconds);
+                    Command::Wake
+                }
+                (_, None) => continue,
+            };
+            // A rejection is an answer as good as any.
+            let _ = rig.submit(command);
+        }
+        // Let everything come to its end.
+        for _ in 0..100 {
+            if !rig.state().is_active() {
+                break;
+            }
+            let open = rig.state().open_attempts().next().map(|open| rig.state().task_id(&open));
+            match open {
+                Some(task) => {
+                    rig.pass_to_schedule();
+                    let worker = "w".to_owned();
+                    let complete = Command::CompleteTask { task, output: Payload::null(), worker };
+                    let _ = rig.submit(complete);
+                }
+                None => rig.wake(),
+            }
+        }
+        let (state, compensation) = rig.ended();
+        let settled = [CompensationState::None, CompensationState::Done, CompensationState::Parked];
+        prop_assert!(settled.contains(&compensation));
+        let ends = rig.events.iter().filter(|e| matches!(e, Event::ExecutionEnded { .. })).count();
+        prop_assert_eq!(ends, 1, "one end");
+        let started = rig.started();
+        prop_assert!(started.iter().filter(|path| *path == "tidy").count() <= 1);
+        if state == State::Terminated {
+            prop_assert!(rig.kinds.contains(&FailureKind::ExecutionTerminated));
+        }
+        for (path, max) in [("a", 2), ("b", 3), ("c", 1)] {
+            let attempts = rig.events.iter().filter(|event| matches!(
+                event, Event::AttemptScheduled { path: p, .. } if p.as_str() == path));
+            prop_assert!(attempts.count() <= max, "{} has at most {} attempts", path, max);
+        }
+        if compensation == CompensationState::Done && state.is_failure() {
+            for node in &rig.state().steps.nodes {
+                let undone = rig.state().compensation_of(&node.path).is_some();
+                let took_effect = matches!(node.state, NodeState::Completed { .. });
+                prop_assert!(undone || !took_effect, "{} completed and was not undone", node.path);
+            }
+        }
+    }
+}

@@ -1,11 +1,15 @@
 //! The failure feed's records: complete in themselves, derived from transitions by one pure
 //! function.
 
-use crate::error::Error;
-use crate::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use crate::error::{Error, builtin, type_matches};
+use crate::event::{AttemptFailed, AttemptOutcome, Event};
+use crate::execution::{
+    CompensationOutcome, CompensationState, Execution, NodeState, State, TraceContext,
+};
 use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
-use crate::retry::Decision;
+use crate::plan::Plan;
+use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -76,4 +80,190 @@ pub enum FailureKind {
     DeliveryFailed,
     Recovered,
     FeedGap,
+}
+
+/// What a transition has to say on the feed. `state` is the one after it.
+pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<FailureEvent> {
+    let mut found = Vec::new();
+    // The decision that a step's failure follows from stands in the same transition, before it.
+    let mut last: Option<&AttemptFailed> = None;
+    for event in events {
+        match event {
+            Event::AttemptFailed(failed) => {
+                last = Some(failed);
+                if failed.decision.is_retry() {
+                    found.push(of_attempt(state, plan, FailureKind::AttemptFailed, failed));
+                } else if failed.decision.reason == Reason::Cancelled
+                    && failed.outcome == AttemptOutcome::Known
+                {
+                    // Reported while the run was ending: nothing else follows from it.
+                    found.push(of_attempt(state, plan, FailureKind::StepFailed, failed));
+                }
+            }
+            Event::StepFailed { path, error } => {
+                found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
+            }
+            Event::StepIgnored { path, error, .. } => {
+                found.push(of_step(state, plan, FailureKind::StepIgnored, path, error, last));
+            }
+            Event::CompensationParked { path, error } => {
+                let (kind, path) = (FailureKind::CompensationParked, path.compensation());
+                found.push(of_step(state, plan, kind, &path, error, last));
+            }
+            Event::HandlerFailed { path, error } => {
+                found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, last));
+            }
+            Event::CompensationStarted { .. } => {
+                found.push(of_execution(state, FailureKind::CompensationStarted));
+            }
+            Event::CompensationEnded { state: CompensationState::Done } => {
+                found.push(of_execution(state, FailureKind::CompensationDone));
+            }
+            Event::ExecutionEnded { state: ended, .. } => {
+                found.extend(end_kind(*ended).map(|kind| of_execution(state, kind)));
+            }
+            _ => {}
+        }
+    }
+    for (index, event) in found.iter_mut().enumerate() {
+        event.id = format!("{}-{}-{index}", state.id, state.sequence);
+    }
+    found
+}
+
+/// A session ended while it held attempts: one event beside those of the attempts.
+pub fn worker_lost(
+    namespace: Namespace,
+    worker: String,
+    session: String,
+    attempts: usize,
+    at: Timestamp,
+) -> FailureEvent {
+    let message = format!("the session ended while it held {attempts} attempts");
+    let error = Error::builtin(builtin::WORKER_LOST, message);
+    FailureEvent {
+        id: format!("session-{session}"),
+        kind: FailureKind::WorkerLost,
+        at,
+        fingerprint: fingerprint(&[builtin::WORKER_LOST, &worker]),
+        namespace,
+        subject: None,
+        worker,
+        session,
+        error: Some(error),
+    }
+}
+
+fn end_kind(ended: State) -> Option<FailureKind> {
+    match ended {
+        State::Warning => Some(FailureKind::ExecutionWarning),
+        State::Failed => Some(FailureKind::ExecutionFailed),
+        State::TimedOut => Some(FailureKind::ExecutionTimedOut),
+        State::Cancelled => Some(FailureKind::ExecutionCancelled),
+        State::Terminated => Some(FailureKind::ExecutionTerminated),
+        _ => None,
+    }
+}
+
+fn of_attempt(
+    state: &Execution,
+    plan: &Plan,
+    kind: FailureKind,
+    failed: &AttemptFailed,
+) -> FailureEvent {
+    of_step(state, plan, kind, &failed.path, &failed.error, Some(failed))
+}
+
+fn of_step(
+    state: &Execution,
+    plan: &Plan,
+    kind: FailureKind,
+    path: &StepPath,
+    error: &Error,
+    failed: Option<&AttemptFailed>,
+) -> FailureEvent {
+    let failed = failed.filter(|failed| failed.path == *path);
+    let mut event = of_execution(state, kind);
+    event.error = Some(error.clone());
+    event.fingerprint = fingerprint(&[&error.error_type, path.as_str(), state.workflow.as_str()]);
+    event.worker = failed.map_or(String::new(), |failed| failed.worker.clone());
+    if let Some(subject) = &mut event.subject {
+        subject.step = Some(path.clone());
+        subject.attempt = failed.map_or(0, |failed| failed.attempt);
+        subject.max_attempts = plan.task(path).and_then(|task| task.retry.max_attempts());
+        subject.is_final = kind != FailureKind::AttemptFailed;
+        subject.decision = failed.map(|failed| failed.decision);
+        subject.completed = Vec::new();
+    }
+    event
+}
+
+fn of_execution(state: &Execution, kind: FailureKind) -> FailureEvent {
+    let error = state.error.clone().or_else(|| state.stop.as_ref().map(|stop| stop.error.clone()));
+    let step = state.stop.as_ref().and_then(|stop| stop.step.clone());
+    let error_type = error.as_ref().map_or("", |error| &error.error_type);
+    let path = step.as_ref().map_or("", StepPath::as_str);
+    FailureEvent {
+        id: String::new(),
+        kind,
+        at: state.decided_at,
+        namespace: state.namespace.clone(),
+        fingerprint: fingerprint(&[error_type, path, state.workflow.as_str()]),
+        worker: String::new(),
+        session: String::new(),
+        subject: Some(Subject {
+            execution: state.id,
+            key: state.key.clone(),
+            workflow: state.workflow.clone(),
+            version: state.version,
+            run: state.run,
+            step,
+            attempt: 0,
+            max_attempts: None,
+            is_final: true,
+            decision: None,
+            state: state.state,
+            compensation: state.compensation,
+            completed: completed(state),
+            sequence: state.sequence,
+            trace: state.trace.clone(),
+        }),
+        error,
+    }
+}
+
+/// The steps that took effect, or may have.
+fn completed(state: &Execution) -> Vec<CompletedStep> {
+    let completed = state.steps.nodes.iter().filter_map(|node| {
+        let (outcome, output) = match &node.state {
+            NodeState::Completed { output } => {
+                (CompensationOutcome::Completed, Some(output.clone()))
+            }
+            _ if node.task().is_some_and(|task| task.unknown) => {
+                (CompensationOutcome::Unknown, None)
+            }
+            _ => return None,
+        };
+        let compensated = state.compensation_of(&node.path).is_some_and(|compensation| {
+            compensation.state == crate::execution::CompensationStepState::Done
+        });
+        Some(CompletedStep { step: node.path.clone(), outcome, output, compensated })
+    });
+    completed.collect()
+}
+
+/// FNV-1a over the parts: equal for failures of one kind, on every machine.
+fn fingerprint(parts: &[&str]) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for part in parts {
+        for byte in part.bytes().chain([0]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    format!("{hash:016x}")
+}
+
+/// Whether an error type is taken by one of the patterns; no patterns take everything.
+pub fn takes_error_type(patterns: &[String], error_type: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| type_matches(pattern, error_type))
 }
