@@ -1,0 +1,181 @@
+//! `recoup serve` and `recoup dev`: a store, an engine on it, and the API on a port.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use recoup_engine::Engine;
+use recoup_store::Store;
+use recoup_store::postgres::PostgresStore;
+use recoup_store::sqlite::SqliteStore;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// How often what has outlived its retention is looked for.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
+const EXPIRE_BATCH: usize = 1000;
+/// How long streams may take to end when the server stops.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// A silent connection is asked for a sign of life after this time, and cut after as much again.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+#[derive(Args, Clone, Debug)]
+pub struct ServeOptions {
+    /// Where to listen. Port 0 takes a free one.
+    #[arg(long, env = "RECOUP_LISTEN", default_value = "127.0.0.1:7430")]
+    pub listen: SocketAddr,
+
+    /// Listen on an address that other machines can reach, without keys and without TLS.
+    #[arg(long, env = "RECOUP_INSECURE_LISTEN")]
+    pub insecure_listen: bool,
+
+    /// Where everything is kept.
+    #[arg(long, env = "RECOUP_STORE", value_enum, default_value = "sqlite")]
+    pub store: StoreKind,
+
+    /// Folder of the embedded database; made if it is not there.
+    #[arg(long, env = "RECOUP_DATA_DIR", default_value = "recoup-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE, for `--store postgres`.
+    #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<String>,
+
+    /// Start although the database does not flush what it acknowledges.
+    #[arg(long, env = "RECOUP_ALLOW_UNSAFE_DURABILITY")]
+    pub allow_unsafe_durability: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StoreKind {
+    /// Embedded: no set-up, one process.
+    Sqlite,
+    /// Any number of servers on one database.
+    Postgres,
+}
+
+/// A server that runs until it is stopped.
+pub struct Running {
+    pub address: SocketAddr,
+    engine: Engine,
+    shutdown: watch::Sender<bool>,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    expiring: JoinHandle<()>,
+}
+
+/// Serves until a signal asks it to stop.
+pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    let running = start(&options).await?;
+    eprintln!("recoup listens on http://{}", running.address);
+    if !running.address.ip().is_loopback() {
+        eprintln!("warning: other machines can reach this server, and it asks nobody for a key");
+    }
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping: what runs is brought to its answer");
+    running.stop().await
+}
+
+/// Opens the store, begins a life on it and listens.
+pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
+    if !options.listen.ip().is_loopback() && !options.insecure_listen {
+        bail!(
+            "{} can be reached from other machines, and there are no keys yet: \
+             say --insecure-listen if that is what you want",
+            options.listen
+        );
+    }
+    let store = open_store(options).await?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", options.listen))?;
+    let address = listener.local_addr()?;
+    let engine_options =
+        recoup_engine::Options { address: address.to_string(), ..recoup_engine::Options::default() };
+    let engine = recoup_engine::driver::start(store.clone(), engine_options).await?;
+
+    let (shutdown, stopping) = watch::channel(false);
+    let routes = recoup_api::router(engine.clone(), recoup_api::ApiOptions::new(stopping.clone()));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let mut stopped = stopping.clone();
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(10_000)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, async move {
+            // An error is the end of whoever could stop it.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        });
+    let serving = tokio::spawn(serving);
+    let expiring = tokio::spawn(expire(store, stopping));
+    Ok(Running { address, engine, shutdown, serving, expiring })
+}
+
+impl Running {
+    /// Ends streams politely, answers what is under way, and gives the lease back.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.send_replace(true);
+        let mut serving = self.serving;
+        match tokio::time::timeout(DRAIN_MAX, &mut serving).await {
+            Ok(served) => served??,
+            Err(_) => {
+                tracing::warn!("connections that did not end in time are cut");
+                serving.abort();
+            }
+        }
+        self.engine.stop().await;
+        self.expiring.abort();
+        Ok(())
+    }
+}
+
+async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
+    match options.store {
+        StoreKind::Sqlite => {
+            let folder = &options.data_dir;
+            let store = SqliteStore::open(folder)
+                .with_context(|| format!("cannot open the database in {}", folder.display()))?;
+            Ok(Arc::new(store))
+        }
+        StoreKind::Postgres => {
+            let url = options.database_url.as_deref();
+            let url = url.context("--store postgres needs --database-url or RECOUP_DATABASE_URL")?;
+            let store_options = recoup_store::postgres::Options {
+                allow_unsafe_durability: options.allow_unsafe_durability,
+                ..Default::default()
+            };
+            let store = PostgresStore::connect(url, store_options).await;
+            Ok(Arc::new(store.context("cannot open the database")?))
+        }
+    }
+}
+
+/// Lets go of what has outlived its retention, for as long as the server runs.
+async fn expire(store: Arc<dyn Store>, mut stopping: watch::Receiver<bool>) {
+    loop {
+        let more = match store.expire(EXPIRE_BATCH).await {
+            Ok(expired) => expired.more,
+            Err(error) => {
+                tracing::warn!(%error, "what has outlived its retention could not be deleted");
+                false
+            }
+        };
+        let pause = if more { Duration::from_millis(100) } else { EXPIRE_INTERVAL };
+        tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
