@@ -24,4 +24,5 @@ pub mod limits;
 pub mod payload;
 pub mod plan;
 pub mod retry;
+pub mod subscription;
 pub mod time;

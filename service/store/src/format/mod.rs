@@ -10,7 +10,8 @@ mod event;
 mod failure;
 #[cfg(test)]
 pub mod strategy;
-mod value;
+mod subscription;
+pub(crate) mod value;
 mod wire;
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use prost::Message;
 use recoup_core::definition::Workflow;
 use recoup_core::event::Event;
 use recoup_core::failure_event::FailureEvent;
+use recoup_core::subscription::Subscription;
 use recoup_core::time::Timestamp;
 
 use value::Stored;
@@ -68,6 +70,15 @@ pub fn encode_failure_event(event: &FailureEvent) -> Bytes {
 /// Payloads of the result are slices of `data`.
 pub fn decode_failure_event(format: u16, data: &Bytes) -> Result<FailureEvent, Error> {
     FailureEvent::from_wire(decode(format, data)?)
+}
+
+/// The state of a durable reader of the feed, in [`CURRENT`].
+pub fn encode_subscription(subscription: &Subscription) -> Bytes {
+    subscription.to_wire().encode_to_vec().into()
+}
+
+pub fn decode_subscription(format: u16, data: &Bytes) -> Result<Subscription, Error> {
+    Subscription::from_wire(decode(format, data)?)
 }
 
 fn decode<M: Message + Default>(format: u16, data: &Bytes) -> Result<M, Error> {

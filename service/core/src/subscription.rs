@@ -1,0 +1,302 @@
+//! A durable reader of the failure feed: what it has been given, what it has acknowledged, what comes
+//! again. Pure: a state and a time go in, the next state comes out; the store keeps it by
+//! compare-and-set, so that two servers never both win a delivery.
+//!
+//! | entry | by | becomes |
+//! | --- | --- | --- |
+//! | not there | [`Subscription::admit`] | waiting |
+//! | waiting, due | [`Subscription::fetch`] | delivered, due again after the ack deadline |
+//! | delivered | [`Subscription::ack`] | gone |
+//! | delivered | [`Subscription::nack`] | returned, due after the delay |
+//! | delivered, due | [`Subscription::fetch`] | delivered once more: the token before it is void |
+//!
+//! Events of one execution come in order: while one of them is returned or due again, later ones of
+//! that execution wait.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::error::type_matches;
+use crate::failure_event::FailureKind;
+use crate::id::{ExecutionId, namespace_matches};
+use crate::time::Timestamp;
+
+/// How long a delivery may go unacknowledged, where nothing else is said.
+pub const ACK_DEADLINE: Duration = Duration::from_secs(30);
+/// Deliveries outstanding, where nothing else is said.
+pub const WINDOW: u32 = 1_000;
+pub const WINDOW_MAX: u32 = 10_000;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subscription {
+    pub filter: Filter,
+    /// Where it was asked to start, as it was asked: tells a repeated creation from another one.
+    pub start: String,
+    pub ack_deadline: Duration,
+    pub window: u32,
+    /// Feed cursor: everything up to here is acknowledged or not asked for.
+    pub watermark: String,
+    /// Feed cursor: everything up to here is acknowledged, outstanding or not asked for.
+    pub read: String,
+    /// In the order of the feed.
+    pub outstanding: Vec<Entry>,
+    pub consumer: Option<Consumer>,
+    /// Rises with each new consumer: a late one finds out that it is late.
+    pub epoch: u64,
+}
+
+/// Which events a reader wants. What is empty takes all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Pattern: see [`namespace_matches`].
+    pub namespace: String,
+    pub workflows: Vec<String>,
+    pub kinds: Vec<FailureKind>,
+    /// Patterns: see [`type_matches`].
+    pub error_types: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Id of the failure event.
+    pub event: String,
+    pub execution: Option<ExecutionId>,
+    /// Where the event stands on the feed.
+    pub position: Position,
+    /// How often it was delivered.
+    pub delivery: u32,
+    /// When it is delivered, or delivered again.
+    pub due_at: Timestamp,
+    /// It was given back, or its deadline passed: those behind it wait.
+    pub returned: bool,
+    /// Stands for events that are no longer there: the cursors around them.
+    pub gap: Option<Gap>,
+}
+
+/// Lane and number, as the store has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    pub lane: i64,
+    pub number: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub from: String,
+    pub to: String,
+}
+
+/// Who reads. It must come again before `until`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    pub name: String,
+    pub epoch: u64,
+    pub until: Timestamp,
+}
+
+/// An event that a page of the feed brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub event: String,
+    pub execution: Option<ExecutionId>,
+    pub position: Position,
+    pub gap: Option<Gap>,
+}
+
+/// One entry that is delivered now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    pub event: String,
+    pub position: Position,
+    pub number: u32,
+    pub due_at: Timestamp,
+    pub gap: Option<Gap>,
+}
+
+/// What became of an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acked {
+    /// Done, now or before.
+    Accepted,
+    /// The event has been delivered again: that delivery's token counts.
+    Expired,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another consumer reads the subscription")]
+pub struct InUse;
+
+impl Filter {
+    /// Whether the filter wants an event. [`FailureKind::FeedGap`] always passes.
+    pub fn takes(
+        &self,
+        namespace: &str,
+        workflow: &str,
+        kind: FailureKind,
+        error_type: &str,
+    ) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|own| type_matches(own, error_type));
+        kind == FailureKind::FeedGap
+            || (namespace_matches(&self.namespace, namespace)
+                && (self.workflows.is_empty() || self.workflows.iter().any(|own| own == workflow))
+                && (self.kinds.is_empty() || self.kinds.contains(&kind))
+                && (self.error_types.is_empty()
+                    || (!error_type.is_empty() && any(&self.error_types))))
+    }
+}
+
+impl Subscription {
+    pub fn new(filter: Filter, start: String, cursor: String) -> Self {
+        Self {
+            filter,
+            start,
+            ack_deadline: ACK_DEADLINE,
+            window: WINDOW,
+            watermark: cursor.clone(),
+            read: cursor,
+            outstanding: Vec::new(),
+            consumer: None,
+            epoch: 0,
+        }
+    }
+
+    /// Makes somebody the consumer until `now + lease`. A consumer with the same name, if it has one,
+    /// takes over at once: it has come back.
+    ///
+    /// # Errors
+    /// While another one reads.
+    pub fn open(&mut self, name: &str, now: Timestamp, lease: Duration) -> Result<u64, InUse> {
+        if self.is_read_by_another(name, now) {
+            return Err(InUse);
+        }
+        self.epoch += 1;
+        let consumer = Consumer { name: name.to_owned(), epoch: self.epoch, until: now + lease };
+        self.consumer = Some(consumer);
+        Ok(self.epoch)
+    }
+
+    /// Whether a consumer that is not called so reads now. One without a name is never the same.
+    pub fn is_read_by_another(&self, name: &str, now: Timestamp) -> bool {
+        self.consumer.as_ref().is_some_and(|consumer| {
+            consumer.until > now && (name.is_empty() || consumer.name != name)
+        })
+    }
+
+    /// The consumer of `epoch` is still there.
+    ///
+    /// # Errors
+    /// If another one has taken its place.
+    pub fn renew(&mut self, epoch: u64, now: Timestamp, lease: Duration) -> Result<(), InUse> {
+        match &mut self.consumer {
+            Some(consumer) if consumer.epoch == epoch => consumer.until = now + lease,
+            _ => return Err(InUse),
+        }
+        Ok(())
+    }
+
+    /// The consumer of `epoch` has left.
+    pub fn close(&mut self, epoch: u64) {
+        self.consumer.take_if(|consumer| consumer.epoch == epoch);
+    }
+
+    /// How many more entries the window takes.
+    pub fn room(&self) -> usize {
+        (self.window as usize).saturating_sub(self.outstanding.len())
+    }
+
+    /// Takes events that follow `read` and match the filter; `read` is the cursor behind them.
+    pub fn admit(&mut self, events: Vec<Candidate>, read: String, now: Timestamp) {
+        self.outstanding.extend(events.into_iter().map(|event| Entry {
+            event: event.event,
+            execution: event.execution,
+            position: event.position,
+            delivery: 0,
+            due_at: now,
+            returned: false,
+            gap: event.gap,
+        }));
+        self.read = read;
+        self.settle();
+    }
+
+    /// What is to be delivered now, in order, at most `limit`. With `alone`, an event also waits
+    /// while an earlier delivery of its execution is not acknowledged, whoever has it: for readers
+    /// that pull beside each other.
+    pub fn fetch(&mut self, now: Timestamp, limit: usize, alone: bool) -> Vec<Delivery> {
+        let mut held: HashSet<ExecutionId> = HashSet::new();
+        let mut deliveries = Vec::new();
+        for entry in &mut self.outstanding {
+            if deliveries.len() >= limit {
+                break;
+            }
+            let is_held = entry.execution.is_some_and(|execution| held.contains(&execution));
+            let is_due = entry.due_at <= now;
+            if is_due && !is_held {
+                entry.returned = entry.delivery > 0;
+                entry.delivery = entry.delivery.saturating_add(1);
+                entry.due_at = now + self.ack_deadline;
+                deliveries.push(Delivery {
+                    event: entry.event.clone(),
+                    position: entry.position,
+                    number: entry.delivery,
+                    due_at: entry.due_at,
+                    gap: entry.gap.clone(),
+                });
+                if !entry.returned {
+                    continue;
+                }
+            }
+            if is_due || entry.returned || alone {
+                held.extend(entry.execution);
+            }
+        }
+        deliveries
+    }
+
+    /// When [`Subscription::fetch`] next has something without a new event.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.outstanding.iter().map(|entry| entry.due_at).min()
+    }
+
+    /// An entry that is no longer there has been acknowledged before. True in the end for all tokens
+    /// of one event: none brings it back.
+    pub fn ack(&mut self, event: &str, delivery: u32) -> Acked {
+        let Some(index) = self.index(event) else {
+            return Acked::Accepted;
+        };
+        if self.outstanding[index].delivery != delivery {
+            return Acked::Expired;
+        }
+        self.outstanding.remove(index);
+        Acked::Accepted
+    }
+
+    /// Gives a delivery back; it comes again after `delay`.
+    pub fn nack(&mut self, event: &str, delivery: u32, now: Timestamp, delay: Duration) -> Acked {
+        let index = self.index(event);
+        let Some(entry) = index.map(|index| &mut self.outstanding[index]) else {
+            return Acked::Expired;
+        };
+        if entry.delivery != delivery {
+            return Acked::Expired;
+        }
+        entry.returned = true;
+        entry.due_at = now + delay;
+        Acked::Accepted
+    }
+
+    /// Sets the watermark where nothing is outstanding.
+    pub fn settle(&mut self) {
+        if self.outstanding.is_empty() {
+            self.watermark.clone_from(&self.read);
+        }
+    }
+
+    fn index(&self, event: &str) -> Option<usize> {
+        self.outstanding.iter().position(|entry| entry.event == event)
+    }
+}
+
+#[cfg(test)]
+#[path = "subscription_tests.rs"]
+mod tests;
