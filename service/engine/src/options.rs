@@ -55,7 +55,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             address: String::new(),
-            lease_ttl: Duration::from_secs(10),
+            lease_ttl: Duration::from_secs(6),
             reconnect_grace: Duration::from_secs(5),
             record_start_after: Duration::from_secs(1),
             overflow_after: Duration::from_millis(500),

@@ -80,11 +80,13 @@ impl Decider<'_> {
         self.check_open(task)?;
         let started = self.state().task(&task.path).and_then(|task| task.open.as_ref());
         if let Some(started) = started.and_then(|open| open.started.as_ref()) {
-            if started.session == session {
+            // The same session once more, at another time: its worker has come to another node,
+            // and with this transition that one becomes the owner.
+            if started.session == session && started.at == at {
                 return Ok(());
             }
             let delivery = self.plan.task(&task.path).map(|plan| plan.delivery);
-            if delivery == Some(Delivery::AtMostOnce) {
+            if delivery == Some(Delivery::AtMostOnce) && started.session != session {
                 return Err(Rejection::AttemptClosed);
             }
         }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
-use recoup_core::execution::Phase;
-use recoup_core::id::ExecutionId;
+use recoup_core::execution::{Execution, Phase};
+use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::plan::TaskPlan;
 use recoup_core::time::Timestamp;
 use recoup_store::{QueueName, TaskKey};
@@ -227,6 +227,9 @@ impl<R> Node<R> {
         for attempt in known {
             self.close(&attempt);
         }
+        if !committed {
+            self.release_closed(&state);
+        }
         for (task, worker) in come {
             match worker {
                 Some(worker) => self.finish_start(&task, worker),
@@ -247,6 +250,23 @@ impl<R> Node<R> {
         {
             let message = WorkerMessage::Closed(attempt.id.clone());
             self.outputs.push_back(Output::Tell { worker: *worker, message });
+        }
+    }
+
+    /// What workers of this node hold, and another node has closed meanwhile.
+    fn release_closed(&mut self, state: &Execution) {
+        let of_execution = self.held.range(first_task(state.id)..);
+        let of_execution = of_execution.take_while(|(task, _)| task.execution == state.id);
+        let is_open =
+            |task: &TaskId| state.open_attempts().any(|open| state.task_id(&open) == *task);
+        let closed = of_execution.filter(|(task, _)| !is_open(task));
+        let closed: Vec<_> = closed.map(|(task, holder)| (task.clone(), holder.worker)).collect();
+        for (task, worker) in closed {
+            self.held.remove(&task);
+            if let Some(worker) = worker {
+                let message = WorkerMessage::Closed(task);
+                self.outputs.push_back(Output::Tell { worker, message });
+            }
         }
     }
 
@@ -573,6 +593,11 @@ impl<R> Node<R> {
         }
         taken
     }
+}
+
+/// Before every task of an execution.
+fn first_task(execution: ExecutionId) -> TaskId {
+    TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }
 }
 
 pub(super) fn key_of(task: &TaskId) -> TaskKey {

@@ -32,6 +32,10 @@ impl<R> Node<R> {
         self.set_timer(std::time::Duration::ZERO, Timer::Adopt);
         self.set_timer(self.options.head_interval, Timer::Heads);
         self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
+        // What workers of this node hold goes on here, whoever owns it now.
+        for task in self.held.keys().cloned().collect::<Vec<_>>() {
+            self.hold(&task);
+        }
         // What was under way when the last life ended is settled by the store.
         self.commit_again();
         self.start_keyed_again();

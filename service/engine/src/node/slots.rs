@@ -273,6 +273,13 @@ impl<R> Node<R> {
                     slot.known = Known::State(state, plan);
                     slot.owned = mine;
                     slot.index = None;
+                    if !mine {
+                        // Clocks and losses are its owner's to judge.
+                        slot.inbox.retain(|one| {
+                            one.reply.is_some()
+                                || matches!(one.command, Command::RecordStart { .. })
+                        });
+                    }
                     self.sync_attempts(id, false);
                 }
             }

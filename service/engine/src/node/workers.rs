@@ -107,7 +107,7 @@ impl<R> Node<R> {
     }
 
     /// A worker of this node says that he holds an attempt.
-    fn hold(&mut self, task: &TaskId) {
+    pub(super) fn hold(&mut self, task: &TaskId) {
         let now = self.now;
         let Some(holder) = self.held.get(task).cloned() else {
             return;
