@@ -21,6 +21,9 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often another port is tried, if somebody took the free one first.
 const PORTS_TRIED: usize = 5;
 
+/// Settings of the caller's shell that must not reach the server.
+const FOREIGN: [&str; 6] = ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGDATABASE", "PGOPTIONS"];
+
 /// The end of its input says that whoever started it is gone: then it stops the server.
 const WATCHDOG: &str = r#"
     trap '' INT TERM HUP
@@ -79,31 +82,25 @@ impl Server {
     /// If it cannot be started.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let bin = binaries();
-        let folder = make_folder();
-        let data = folder.join("data");
-        let init = as_user(bin.join("initdb"))
-            .args(["--auth=trust", "--username=recoup", "--encoding=UTF8", "--no-locale"])
-            .args(["--no-sync", "--no-instructions", "--pgdata"])
-            .arg(&data)
-            .output();
-        succeed("initdb", init);
+        let mut log = String::new();
         for _ in 0..PORTS_TRIED {
+            let folder = make_folder();
+            let data = folder.join("data");
+            let init = as_user(bin.join("initdb"))
+                .args(["--auth=trust", "--username=recoup", "--encoding=UTF8", "--no-locale"])
+                .args(["--no-sync", "--no-instructions", "--pgdata"])
+                .arg(&data)
+                .output();
+            succeed("initdb", init);
             let port = free_port();
             let watchdog = spawn(&bin, &folder, &data, port, settings);
-            let mut server = Self {
-                bin: bin.clone(),
-                folder: folder.clone(),
-                port,
-                databases: AtomicU32::new(0),
-                watchdog,
-            };
+            let databases = AtomicU32::new(0);
+            let server = Self { bin: bin.clone(), folder, port, databases, watchdog };
             if server.is_ready() {
                 return server;
             }
-            // The folder goes with the watchdog: keep it for the next try.
-            server.watchdog.kill().expect("our own child can be killed");
+            log = std::fs::read_to_string(server.folder.join("log")).unwrap_or_default();
         }
-        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
         panic!("no Postgres server could be started:\n{log}");
     }
 
@@ -136,7 +133,7 @@ impl Server {
         database
     }
 
-    fn is_ready(&mut self) -> bool {
+    fn is_ready(&self) -> bool {
         let log = self.folder.join("log");
         let deadline = Instant::now() + READY_WITHIN;
         while Instant::now() < deadline {
@@ -169,9 +166,14 @@ impl Drop for Server {
 
 fn spawn(bin: &Path, folder: &Path, data: &Path, port: u16, settings: &[(&str, &str)]) -> Child {
     let log = std::fs::File::create(folder.join("log")).expect("the folder is ours");
-    let mut server = as_user("sh");
+    // The watchdog is ours, so that it can take the folder away.
+    let postgres = as_user(bin.join("postgres"));
+    let mut server = Command::new("sh");
     server.args(["-c", WATCHDOG, "watchdog"]).arg(folder);
-    server.arg(bin.join("postgres")).arg("-D").arg(data);
+    server.arg(postgres.get_program()).args(postgres.get_args()).arg("-D").arg(data);
+    for name in FOREIGN {
+        server.env_remove(name);
+    }
     let mut all = vec![
         ("listen_addresses", "127.0.0.1"),
         ("unix_socket_directories", ""),
@@ -217,8 +219,7 @@ fn as_user(program: impl AsRef<std::ffi::OsStr>) -> Command {
             command
         }
     };
-    // A setting of the caller's shell must not reach the server.
-    for name in ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGDATABASE", "PGOPTIONS"] {
+    for name in FOREIGN {
         command.env_remove(name);
     }
     command

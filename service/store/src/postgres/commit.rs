@@ -144,7 +144,6 @@ async fn commit_at_once(
     let mut calls: Vec<Call<'_>> = vec![(BEGIN, vec![]), (FENCE, vec![&node.0])];
     calls.extend(rows.insert());
     calls.push((COMMIT, vec![]));
-    held.session.prepare_all(&calls).await?;
     held.session.pipeline(&calls).await?;
     Ok(vec![Settled::Won; batch.transitions.len()])
 }
@@ -152,7 +151,6 @@ async fn commit_at_once(
 /// Begins a transaction and passes the fence.
 pub(super) async fn begin(session: &mut Session, node: NodeId) -> Result<(), Failure> {
     let calls: [Call<'_>; 2] = [(BEGIN, vec![]), (FENCE, vec![&node.0])];
-    session.prepare_all(&calls).await?;
     session.pipeline(&calls).await?;
     Ok(())
 }
@@ -338,7 +336,6 @@ async fn settle_group(
     }
     let written = rows(&won);
     let calls = written.companions();
-    session.prepare_all(&calls).await?;
     session.pipeline(&calls).await?;
     settled.extend(won.into_iter().map(|at| (at, Settled::Won)));
     Ok(settled)

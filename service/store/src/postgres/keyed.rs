@@ -192,7 +192,6 @@ async fn settle_group(
             return Err(Error::Data("the execution exists already".into()).into());
         }
         let calls = rows.companions();
-        session.prepare_all(&calls).await?;
         session.pipeline(&calls).await?;
     }
     settled.extend(won.into_iter().map(|at| (at, KeySettled::Won)));

@@ -22,7 +22,7 @@ const MIGRATIONS: [(&str, &str); 12] = [
 ];
 
 /// Any number that nothing else on the server locks: "recoup" and a one.
-const LOCK: i64 = 0x7265_636f_7570_01;
+const LOCK: i64 = 0x0072_6563_6f75_7001;
 
 const TABLE: &str = "
     create table if not exists migration (

@@ -95,6 +95,8 @@ pub struct Counts {
     pub backends_terminated: u64,
     /// …or was gone already.
     pub backends_gone: u64,
+    /// Ranges of histories that were replaced by what must stay.
+    pub ranges_replaced: u64,
     /// The longest time that the tables of histories were locked to replace one, in microseconds.
     pub replace_us_max: u64,
 }
@@ -107,6 +109,7 @@ struct Counters {
     written_again: AtomicU64,
     backends_terminated: AtomicU64,
     backends_gone: AtomicU64,
+    ranges_replaced: AtomicU64,
     replace_us_max: AtomicU64,
 }
 
@@ -153,6 +156,7 @@ impl PostgresStore {
             written_again: read(&counts.written_again),
             backends_terminated: read(&counts.backends_terminated),
             backends_gone: read(&counts.backends_gone),
+            ranges_replaced: read(&counts.ranges_replaced),
             replace_us_max: read(&counts.replace_us_max),
         }
     }

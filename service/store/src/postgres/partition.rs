@@ -269,6 +269,7 @@ impl Inner {
             ))
             .await?;
         let stalled = u64::try_from(locked.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.counts.ranges_replaced.fetch_add(1, Ordering::Relaxed);
         self.counts.replace_us_max.fetch_max(stalled, Ordering::Relaxed);
         Ok(())
     }

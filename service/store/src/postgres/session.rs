@@ -1,6 +1,5 @@
 //! One connection, with the statements that it has prepared.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -56,7 +55,7 @@ pub(super) enum Purpose {
 
 pub(super) struct Session {
     client: Client,
-    statements: HashMap<Cow<'static, str>, Statement>,
+    statements: HashMap<String, Statement>,
     backend: Backend,
     opened_at: Timestamp,
     /// Ends the connection even if the server has stopped answering.
@@ -159,51 +158,46 @@ impl Session {
 
     pub async fn query(
         &mut self,
-        sql: impl Into<Cow<'static, str>>,
+        sql: impl AsRef<str>,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        let sql = sql.into();
-        self.prepare(&sql).await?;
-        Ok(self.client.query(&self.statements[&sql], parameters).await?)
+        let statement = self.prepare(sql.as_ref()).await?;
+        Ok(self.client.query(&statement, parameters).await?)
     }
 
     pub async fn execute(
         &mut self,
-        sql: &'static str,
+        sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, Failure> {
-        let sql = Cow::Borrowed(sql);
-        self.prepare(&sql).await?;
-        Ok(self.client.execute(&self.statements[&sql], parameters).await?)
+        let statement = self.prepare(sql).await?;
+        Ok(self.client.execute(&statement, parameters).await?)
     }
 
-    /// Prepares what is not prepared yet.
-    pub async fn prepare_all(&mut self, calls: &[Call<'_>]) -> Result<(), Failure> {
+    /// Sends all calls, in their order, before it awaits the answers: one round trip, but that a
+    /// statement's first use prepares it.
+    pub async fn pipeline(&mut self, calls: &[Call<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
+        let mut statements = Vec::with_capacity(calls.len());
         for (sql, _) in calls {
-            self.prepare(&Cow::Borrowed(*sql)).await?;
+            statements.push(self.prepare(sql).await?);
         }
-        Ok(())
-    }
-
-    /// Sends all calls, in their order, before it awaits the answers: one round trip. They must be
-    /// prepared.
-    pub async fn pipeline(&self, calls: &[Call<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
         // Each is sent when its future is first polled.
-        let answers = calls.iter().map(|(sql, parameters)| {
-            self.client.query(&self.statements[&Cow::Borrowed(*sql)], parameters)
-        });
+        let answers = calls
+            .iter()
+            .zip(&statements)
+            .map(|((_, parameters), statement)| self.client.query(statement, parameters));
         Ok(try_join_all(answers).await?)
     }
 
-    async fn prepare(&mut self, sql: &Cow<'static, str>) -> Result<(), Failure> {
-        if self.statements.contains_key(sql) {
-            return Ok(());
+    async fn prepare(&mut self, sql: &str) -> Result<Statement, Failure> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
         }
         let statement = self.client.prepare(sql).await?;
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
         }
-        self.statements.insert(sql.clone(), statement);
-        Ok(())
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
     }
 }

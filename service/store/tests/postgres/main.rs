@@ -1,3 +1,8 @@
 //! The store on a real Postgres server.
 
 mod conformance;
+mod cut;
+mod feed;
+mod opening;
+mod proxy;
+mod ranges;

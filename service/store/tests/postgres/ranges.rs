@@ -1,0 +1,206 @@
+//! Ranges of histories are replaced under load, with executions in them that must stay.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use recoup_core::execution::{CompensationState, State};
+use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::time::Timestamp;
+use recoup_store::conformance::World;
+use recoup_store::postgres::{Options, PostgresStore};
+use recoup_store::{
+    Batch, Executions, IndexRow, NodeId, Registry, Retention, Settled, Transition, Transitions,
+};
+use recoup_test_postgres::Server;
+
+const WIDTH: Duration = Duration::from_millis(1500);
+const RANGES_WANTED: u64 = 4;
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fate {
+    /// Ends at once, in a namespace that keeps it for a moment: what ranges are dropped for.
+    Forgotten,
+    /// Ends at once, in a namespace that keeps it.
+    Recent,
+    /// Ends with a parked compensation, in the same namespace.
+    Parked,
+    /// Goes on to the end of the test.
+    Open,
+}
+
+struct Load {
+    world: World,
+    store: PostgresStore,
+    node: NodeId,
+    /// Tells its ids from the other's.
+    number: u8,
+    /// The store's clock at the latest id.
+    now: Timestamp,
+    kept: BTreeMap<ExecutionId, (Fate, Vec<TransitionId>)>,
+    forgotten: Vec<ExecutionId>,
+    made: u64,
+    stall_us_max: Arc<AtomicU64>,
+}
+
+impl Load {
+    /// With an id of now.
+    async fn id(&mut self) -> ExecutionId {
+        self.made += 1;
+        self.now = self.store.now().await.expect("answers");
+        let mut random = [0; 10];
+        random[1] = self.number;
+        random[2..].copy_from_slice(&self.made.to_be_bytes());
+        ExecutionId::new(self.now, random)
+    }
+
+    fn ended(&self, fate: Fate) -> IndexRow {
+        let (state, compensation, namespace) = match fate {
+            Fate::Forgotten => (State::Succeeded, CompensationState::None, "brief"),
+            Fate::Recent => (State::Failed, CompensationState::Done, "default"),
+            Fate::Parked => (State::Failed, CompensationState::Parked, "brief"),
+            Fate::Open => (State::Running, CompensationState::None, "brief"),
+        };
+        let (namespace, ended_at) = (namespace.into(), state.is_ended().then_some(self.now));
+        IndexRow { namespace, ended_at, ..self.world.in_state(state, compensation) }
+    }
+
+    /// Starts some, ends some, and adds to all that are open.
+    async fn round(&mut self) {
+        let mut batch = Batch::default();
+        let open = self.kept.iter().filter(|(_, (fate, _))| *fate == Fate::Open);
+        for (id, (_, history)) in open {
+            batch.transitions.push(self.world.next(*id, history.len() as u64 + 1));
+        }
+        self.commit(&batch).await;
+
+        let rare = if self.made.is_multiple_of(100) { Fate::Open } else { Fate::Forgotten };
+        let fates = [Fate::Forgotten, Fate::Forgotten, rare, Fate::Recent, Fate::Parked];
+        let fates = fates.into_iter().chain([Fate::Forgotten; 8]);
+        let (mut starts, mut ends, mut new) = (Batch::default(), Batch::default(), Vec::new());
+        for fate in fates {
+            let id = self.id().await;
+            let index = Some(self.ended(Fate::Open));
+            starts.transitions.push(Transition { index, ..self.world.start(id) });
+            let index = Some(self.ended(fate));
+            ends.transitions.push(Transition { index, ..self.world.next(id, 2) });
+            new.push((id, fate));
+        }
+        self.commit(&starts).await;
+        for (id, fate) in new {
+            match fate {
+                Fate::Forgotten => self.forgotten.push(id),
+                fate => {
+                    let started = starts.transitions.iter().find(|start| start.execution == id);
+                    let started = started.expect("just started").transition_id;
+                    self.kept.insert(id, (fate, vec![started]));
+                }
+            }
+        }
+        self.commit(&ends).await;
+    }
+
+    async fn commit(&mut self, batch: &Batch) {
+        let began = Instant::now();
+        let settled = self.store.commit(self.node, batch).await.expect("commits");
+        let took = u64::try_from(began.elapsed().as_micros()).expect("short");
+        self.stall_us_max.fetch_max(took, Ordering::Relaxed);
+        assert_eq!(settled, vec![Settled::Won; batch.transitions.len()]);
+        for transition in &batch.transitions {
+            if transition.sequence > 1
+                && let Some((_, history)) = self.kept.get_mut(&transition.execution)
+            {
+                history.push(transition.transition_id);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
+    let database = Server::shared().database().await;
+    let options = Options { partition_width: WIDTH, partitions_ahead: 4, ..Options::default() };
+    let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
+    store.create_namespace(&"brief".into(), "", WIDTH * 3).await.expect("is new");
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let stall_us_max = Arc::new(AtomicU64::new(0));
+    let mut loads = Vec::new();
+    for number in 0..2 {
+        let world = World::open(Arc::new(store.clone())).await;
+        let node = world.node().await;
+        let mut load = Load {
+            now: world.now,
+            world,
+            store: store.clone(),
+            node,
+            number,
+            kept: BTreeMap::new(),
+            forgotten: Vec::new(),
+            made: 0,
+            stall_us_max: Arc::clone(&stall_us_max),
+        };
+        let stop = Arc::clone(&stop);
+        loads.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                load.round().await;
+            }
+            load
+        }));
+    }
+
+    let began = Instant::now();
+    let mut expired = 0;
+    while store.counts().ranges_replaced < RANGES_WANTED && began.elapsed() < GIVE_UP_AFTER {
+        expired += store.expire(10_000).await.expect("expires").executions;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut done = Vec::new();
+    for load in loads {
+        done.push(load.await.expect("no panic"));
+    }
+
+    let counts = store.counts();
+    let mut fates: BTreeMap<Fate, usize> = BTreeMap::new();
+    for load in &done {
+        let ids: Vec<ExecutionId> = load.kept.keys().copied().collect();
+        let histories = store.load(load.node, &ids).await.expect("loads");
+        assert_eq!(histories.len(), ids.len(), "a history is gone");
+        for history in histories {
+            let (fate, written) = &load.kept[&history.execution];
+            let found: Vec<TransitionId> =
+                history.transitions.iter().map(|stored| stored.transition_id).collect();
+            assert_eq!(found, *written, "{fate:?} {}", history.execution);
+            *fates.entry(*fate).or_default() += 1;
+        }
+        let heads = store.heads(&load.forgotten).await.expect("reads");
+        *fates.entry(Fate::Forgotten).or_default() += load.forgotten.len() - heads.len();
+    }
+    let stall_us_max = stall_us_max.load(Ordering::Relaxed);
+    println!(
+        "{} ranges replaced under load, {expired} executions expired; kept whole: {fates:?}; the \
+         longest stall of a commit was {:.1} ms, the longest lock {:.1} ms",
+        counts.ranges_replaced,
+        stall_us_max as f64 / 1000.0,
+        counts.replace_us_max as f64 / 1000.0,
+    );
+    assert!(counts.ranges_replaced >= RANGES_WANTED, "{counts:?}");
+    for fate in [Fate::Forgotten, Fate::Recent, Fate::Parked, Fate::Open] {
+        assert!(fates.get(&fate).is_some_and(|count| *count > 0), "none {fate:?}: {fates:?}");
+    }
+    // Beyond it, a commit would be given up.
+    assert!(stall_us_max < 2_000_000, "a commit stalled for {stall_us_max} µs");
+
+    let client = {
+        let (client, connection) = tokio_postgres::connect(&database.url(), tokio_postgres::NoTls)
+            .await
+            .expect("connects");
+        tokio::spawn(connection);
+        client
+    };
+    let default = client.query_one("select count(*) from recoup.history_default", &[]).await;
+    assert_eq!(default.expect("counts").get::<_, i64>(0), 0, "rows outside of all ranges");
+}
