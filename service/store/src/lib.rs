@@ -11,5 +11,6 @@ pub mod cursor;
 pub mod format;
 pub mod memory;
 pub mod postgres;
+pub mod sqlite;
 
 pub use contract::*;

@@ -1,0 +1,13 @@
+-- One row: which life of which database this is. A restored copy gets a new incarnation when it is
+-- opened, so that cursors of the life before are recognised as foreign.
+create table store (
+    only_row integer not null default 1,
+    incarnation blob not null,
+    -- Counts how often the database was opened.
+    session integer not null default 0,
+    constraint store_pk primary key (only_row),
+    constraint store_is_one_row check (only_row = 1),
+    constraint store_incarnation_is_a_uuid check (length(incarnation) = 16)
+) strict, without rowid;
+
+insert into store (incarnation) values (randomblob(16));

@@ -1,0 +1,41 @@
+-- The index of executions: written at the start, at the end, and when something in it changes.
+-- `state` and `compensation` have the numbers of recoup.store.v1: states from 6 on are ends, from 8
+-- on failures; compensation 3 is RUNNING, 5 is PARKED. `phase` is 1 steps, 2 compensation,
+-- 3 on_failure, 4 finally.
+create table execution (
+    id blob not null,
+    namespace text not null,
+    workflow text not null,
+    version integer not null,
+    key text,
+    state integer not null,
+    phase integer not null,
+    compensation integer not null,
+    run integer not null,
+    -- Something remains to be done: what nodes own and adopt.
+    active integer not null,
+    error_type text,
+    started_at integer not null,
+    ended_at integer,
+    wake_at integer,
+    -- The node whose transition wrote this row last.
+    owner integer not null,
+    constraint execution_pk primary key (id),
+    constraint execution_id_is_a_uuid check (length(id) = 16),
+    constraint execution_state_is_known check (state between 1 and 11),
+    constraint execution_phase_is_known check (phase between 1 and 4),
+    constraint execution_compensation_is_known check (compensation between 1 and 5),
+    constraint execution_version_is_32_bits check (version between 0 and 4294967295),
+    constraint execution_run_is_32_bits check (run between 0 and 4294967295),
+    constraint execution_is_active_until_nothing_remains check (active = (state < 6 or compensation = 3))
+) strict, without rowid;
+
+create index execution_list on execution (namespace, id);
+-- A success adds an entry here at its start and takes it away at its end.
+create index execution_owned on execution (owner, id) where active = 1;
+-- In the order of ends: what retention looks through.
+create index execution_ended on execution (namespace, ended_at)
+    where ended_at is not null and active = 0 and compensation <> 5;
+-- A success writes none of these two.
+create index execution_failed on execution (namespace, id) where state >= 8;
+create index execution_due on execution (owner, wake_at, id) where wake_at is not null;

@@ -1,0 +1,378 @@
+//! Appending to histories.
+//!
+//! A transition with nothing unusual about it is two or three inserts that say themselves whether
+//! they found their place. Where one did not, what was written is taken back and every question is
+//! asked one by one, in the order in which the contract wants the answers.
+
+use async_trait::async_trait;
+use recoup_core::execution::{CompensationState, State};
+use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::key::{self, KeyVerdict};
+use rusqlite::{OptionalExtension, params};
+
+use super::error::Failure;
+use super::writer::Write;
+use super::{REQUEST_KEPT, SqliteStore, value};
+use crate::contract::{
+    Batch, FeedRow, IndexRow, KeySettled, KeyedStart, NodeId, Result, Settled, StartRequest,
+    Transition, Transitions,
+};
+
+/// Wants the place before it to be taken.
+const APPEND: &str = "
+    insert into history (execution_id, sequence, transition_id, format, data)
+    select ?1, ?2, ?3, ?4, ?5
+    where ?2 = 1
+        or exists (select 1 from history where execution_id = ?1 and sequence = ?2 - 1)
+    on conflict do nothing";
+const TAKE_REQUEST: &str = "
+    insert into start_request (namespace, request_id, execution_id, digest, created_at)
+    values (?1, ?2, ?3, ?4, ?5) on conflict do nothing";
+/// What happens as a rule: an index that holds none of these columns is not touched.
+const UPDATE_INDEX: &str = "
+    update execution set state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10,
+        error_type = ?11, ended_at = ?13, wake_at = ?14, owner = ?15
+    where id = ?1 and namespace = ?2 and workflow = ?3 and version = ?4 and key is ?5
+        and started_at = ?12";
+const WRITE_INDEX: &str = "
+    insert into execution (id, namespace, workflow, version, key, state, phase, compensation, run,
+        active, error_type, started_at, ended_at, wake_at, owner)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+    on conflict (id) do update set namespace = ?2, workflow = ?3, version = ?4, key = ?5,
+        state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10, error_type = ?11,
+        started_at = ?12, ended_at = ?13, wake_at = ?14, owner = ?15";
+const ADD_EVENT: &str = "
+    insert into feed (number, lane, id, namespace, kind, workflow, error_type, execution_id,
+        fingerprint, at, format, data)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+
+#[async_trait]
+impl Transitions for SqliteStore {
+    async fn commit(&self, node: NodeId, batch: &Batch) -> Result<Vec<Settled>> {
+        let batch = batch.clone();
+        self.write(move |write| {
+            write.live(node)?;
+            let mut append = Append { write, node };
+            let mut settled = Vec::with_capacity(batch.transitions.len());
+            for transition in &batch.transitions {
+                settled.push(append.settle(transition)?);
+            }
+            for row in &batch.feed {
+                if !append.is_event(&row.id)? {
+                    append.event(row)?;
+                }
+            }
+            Ok(settled)
+        })
+        .await
+    }
+
+    async fn start_keyed(&self, node: NodeId, starts: &[KeyedStart]) -> Result<Vec<KeySettled>> {
+        let starts = starts.to_vec();
+        self.write(move |write| {
+            write.live(node)?;
+            let mut append = Append { write, node };
+            starts.iter().map(|start| append.settle_keyed(start)).collect()
+        })
+        .await
+    }
+}
+
+/// What one node writes in one transaction.
+struct Append<'a, 'c> {
+    write: &'a mut Write<'c>,
+    node: NodeId,
+}
+
+/// What a request id means already.
+struct Taken {
+    execution: ExecutionId,
+    digest: u64,
+}
+
+impl Append<'_, '_> {
+    fn settle(&mut self, transition: &Transition) -> Result<Settled, Failure> {
+        if self.settle_at_once(transition)? {
+            return Ok(Settled::Won);
+        }
+        if let Some(there) = self.at(transition)? {
+            let mine = there == transition.transition_id;
+            return Ok(if mine { Settled::Won } else { Settled::Lost });
+        }
+        if let Some(Taken { execution, digest }) = self.taken(transition)? {
+            return Ok(Settled::RequestTaken { execution, digest });
+        }
+        Ok(match self.try_write(transition)? {
+            Ok(()) => Settled::Won,
+            Err(reason) => Settled::Refused(reason),
+        })
+    }
+
+    /// The ordinary case. False if it is none: then nothing is written.
+    fn settle_at_once(&mut self, transition: &Transition) -> Result<bool, Failure> {
+        let is_start = transition.sequence == 1;
+        let ordinary = transition.feed.is_empty()
+            && (!is_start || transition.index.is_some())
+            && (1..=i64::MAX.unsigned_abs()).contains(&transition.sequence);
+        if !ordinary {
+            return Ok(false);
+        }
+        let written = self.write.guarded(|write| {
+            let append = Append { write, node: self.node };
+            if let Some(request) = &transition.request
+                && !append.take_request(request, transition.execution)?
+            {
+                return Ok(false);
+            }
+            if !append.append(transition)? {
+                if let Some(request) = &transition.request {
+                    append.release_request(request)?;
+                }
+                return Ok(false);
+            }
+            append.index_and_overflow(transition)?;
+            Ok(true)
+        })?;
+        // What a constraint refuses is refused again, with its reason, on the slow way.
+        Ok(written.unwrap_or(false))
+    }
+
+    fn settle_keyed(&mut self, start: &KeyedStart) -> Result<KeySettled, Failure> {
+        let KeyedStart { transition, key, on_running, on_ended } = start;
+        if let Some(there) = self.at(transition)? {
+            return Ok(if there == transition.transition_id {
+                KeySettled::Won
+            } else {
+                KeySettled::Refused("the execution exists already".into())
+            });
+        }
+        if let Some(Taken { execution, digest }) = self.taken(transition)? {
+            return Ok(KeySettled::RequestTaken { execution, digest });
+        }
+        let Some(index) = &transition.index else {
+            return Ok(KeySettled::Refused("a start needs an index row".into()));
+        };
+        let holder = self.holder(index, key)?;
+        let standing = holder.map(|(_, state, compensation)| (state, compensation));
+        match (key::decide(standing, *on_running, *on_ended), holder) {
+            (KeyVerdict::UseExisting, Some((execution, ..))) => {
+                if let Some(request) = &transition.request {
+                    self.put_request(request, execution)?;
+                }
+                Ok(KeySettled::UseExisting { execution })
+            }
+            (KeyVerdict::Reject, Some((execution, state, _))) => {
+                Ok(KeySettled::Rejected { execution, state })
+            }
+            // Without a holder there is no other verdict than to take the key.
+            (KeyVerdict::Take, _) | (_, None) => {
+                if transition.sequence != 1 {
+                    return Ok(KeySettled::Refused("a start is the first transition".into()));
+                }
+                if let Err(reason) = self.check(transition)? {
+                    return Ok(KeySettled::Refused(reason));
+                }
+                let node = self.node;
+                let written = self.write.guarded(|write| {
+                    const TAKE: &str = "
+                        insert or replace into execution_key (namespace, key, execution_id)
+                        values (?1, ?2, ?3)";
+                    let holder = transition.execution.0.as_bytes();
+                    write.execute(TAKE, params![index.namespace.as_str(), key, holder])?;
+                    Append { write, node }.write_all(transition)
+                })?;
+                Ok(written.map_or_else(KeySettled::Refused, |()| KeySettled::Won))
+            }
+        }
+    }
+
+    /// Who holds the key, and how it stands.
+    fn holder(
+        &self,
+        index: &IndexRow,
+        key: &str,
+    ) -> Result<Option<(ExecutionId, State, CompensationState)>, Failure> {
+        const HOLDER: &str = "
+            select execution.id, execution.state, execution.compensation
+            from execution_key join execution on execution.id = execution_key.execution_id
+            where execution_key.namespace = ?1 and execution_key.key = ?2";
+        let mut statement = self.write.prepare(HOLDER)?;
+        let mut rows = statement.query(params![index.namespace.as_str(), key])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let (state, compensation) = (row.get(1)?, row.get(2)?);
+        let standing = (value::state(state)?, value::compensation(compensation)?);
+        Ok(Some((value::execution(row, 0)?, standing.0, standing.1)))
+    }
+
+    /// Writes a transition whose place and request id are free.
+    fn try_write(&mut self, transition: &Transition) -> Result<Result<(), String>, Failure> {
+        if let Err(reason) = self.check(transition)? {
+            return Ok(Err(reason));
+        }
+        let node = self.node;
+        self.write.guarded(|write| Append { write, node }.write_all(transition))
+    }
+
+    /// What would leave a history with a hole, or an event twice.
+    fn check(&self, transition: &Transition) -> Result<Result<(), String>, Failure> {
+        let Transition { execution, sequence, feed, .. } = transition;
+        let refused = |reason: String| Ok(Err(reason));
+        match *sequence {
+            0 => return refused("a history begins at sequence 1".into()),
+            1 if transition.index.is_none() => return refused("a start needs an index row".into()),
+            1 => {}
+            sequence if self.place(*execution, sequence - 1)?.is_none() => {
+                return refused(format!("sequence {sequence} would leave a gap"));
+            }
+            _ => {}
+        }
+        for (i, row) in feed.iter().enumerate() {
+            if feed[..i].iter().any(|other| other.id == row.id) || self.is_event(&row.id)? {
+                return refused(format!("there is a failure event {} already", row.id));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn write_all(&mut self, transition: &Transition) -> Result<(), Failure> {
+        self.append(transition)?;
+        if let Some(request) = &transition.request {
+            self.put_request(request, transition.execution)?;
+        }
+        self.index_and_overflow(transition)?;
+        for row in &transition.feed {
+            self.event(row)?;
+        }
+        Ok(())
+    }
+
+    /// False if the place is taken, or the one before is not.
+    fn append(&self, transition: &Transition) -> Result<bool, Failure> {
+        let Transition { execution, sequence, transition_id, format, data, .. } = transition;
+        let (execution, transition_id) = (execution.0.as_bytes(), transition_id.0.as_bytes());
+        let sequence = value::signed(*sequence);
+        let row = params![execution, sequence, transition_id, format, &data[..]];
+        Ok(self.write.execute(APPEND, row)? == 1)
+    }
+
+    fn index_and_overflow(&self, transition: &Transition) -> Result<(), Failure> {
+        if let Some(index) = &transition.index {
+            self.index(transition, index)?;
+        }
+        for task in &transition.overflow_done {
+            super::overflow::remove(self.write, task)?;
+        }
+        Ok(())
+    }
+
+    fn index(&self, transition: &Transition, index: &IndexRow) -> Result<(), Failure> {
+        let row = params![
+            transition.execution.0.as_bytes(),
+            index.namespace.as_str(),
+            index.workflow.as_str(),
+            index.version,
+            index.key,
+            value::state_number(index.state),
+            value::phase_number(index.phase),
+            value::compensation_number(index.compensation),
+            index.run,
+            index.is_active(),
+            index.error_type,
+            index.started_at.as_micros(),
+            index.ended_at.map(|at| at.as_micros()),
+            index.wake_at.map(|at| at.as_micros()),
+            self.node.0,
+        ];
+        if transition.sequence == 1 || self.write.execute(UPDATE_INDEX, row)? == 0 {
+            self.write.execute(WRITE_INDEX, row)?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, row: &FeedRow) -> Result<(), Failure> {
+        let number = self.write.feed_number();
+        let row = params![
+            number,
+            self.node.0,
+            row.id,
+            row.namespace.as_str(),
+            value::kind_number(row.kind),
+            row.workflow,
+            row.error_type,
+            row.execution.as_ref().map(|execution| execution.0.as_bytes()),
+            row.fingerprint,
+            row.at.as_micros(),
+            row.format,
+            &row.data[..],
+        ];
+        self.write.execute(ADD_EVENT, row)?;
+        Ok(())
+    }
+
+    fn is_event(&self, id: &str) -> Result<bool, Failure> {
+        Ok(self.write.prepare("select 1 from feed where id = ?1")?.exists([id])?)
+    }
+
+    fn at(&self, transition: &Transition) -> Result<Option<TransitionId>, Failure> {
+        self.place(transition.execution, transition.sequence)
+    }
+
+    fn place(
+        &self,
+        execution: ExecutionId,
+        sequence: u64,
+    ) -> Result<Option<TransitionId>, Failure> {
+        const AT: &str =
+            "select transition_id from history where execution_id = ?1 and sequence = ?2";
+        // No row is above what a column holds.
+        let Ok(sequence) = i64::try_from(sequence) else { return Ok(None) };
+        let mut statement = self.write.prepare(AT)?;
+        let found =
+            statement.query_row(params![execution.0.as_bytes(), sequence], |row| row.get(0));
+        let found: Option<[u8; 16]> = found.optional()?;
+        Ok(found.map(|id| TransitionId(uuid::Uuid::from_bytes(id))))
+    }
+
+    fn taken(&self, transition: &Transition) -> Result<Option<Taken>, Failure> {
+        const TAKEN: &str = "
+            select execution_id, digest, created_at from start_request
+            where namespace = ?1 and request_id = ?2";
+        let Some(request) = &transition.request else { return Ok(None) };
+        let mut statement = self.write.prepare(TAKEN)?;
+        let mut rows = statement.query(params![request.namespace.as_str(), request.request_id])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        if value::at(row, 2)? + REQUEST_KEPT <= self.write.now {
+            return Ok(None);
+        }
+        let digest: i64 = row.get(1)?;
+        Ok(Some(Taken { execution: value::execution(row, 0)?, digest: digest.cast_unsigned() }))
+    }
+
+    /// False if somebody has it, be it longer ago than a day.
+    fn take_request(
+        &self,
+        request: &StartRequest,
+        execution: ExecutionId,
+    ) -> Result<bool, Failure> {
+        let StartRequest { namespace, request_id, digest } = request;
+        let (execution, digest) = (execution.0.as_bytes(), digest.cast_signed());
+        let now = self.write.now.as_micros();
+        let row = params![namespace.as_str(), request_id, execution, digest, now];
+        Ok(self.write.execute(TAKE_REQUEST, row)? == 1)
+    }
+
+    fn release_request(&self, request: &StartRequest) -> Result<(), Failure> {
+        const RELEASE: &str = "delete from start_request where namespace = ?1 and request_id = ?2";
+        self.write.execute(RELEASE, params![request.namespace.as_str(), request.request_id])?;
+        Ok(())
+    }
+
+    /// Where only one of more than a day ago may stand: the new one goes to the end.
+    fn put_request(&self, request: &StartRequest, execution: ExecutionId) -> Result<(), Failure> {
+        if !self.take_request(request, execution)? {
+            self.release_request(request)?;
+            self.take_request(request, execution)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! What SQLite says, in the words of the contract.
+
+use rusqlite::ErrorCode;
+
+use crate::contract::Error;
+
+/// Why a piece of work stopped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The answer. Nothing was written before it was found.
+    #[error(transparent)]
+    Answer(#[from] Error),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl From<rusqlite::types::FromSqlError> for Failure {
+    fn from(error: rusqlite::types::FromSqlError) -> Self {
+        Self::Sqlite(error.into())
+    }
+}
+
+impl Failure {
+    /// The value itself is refused, if it is.
+    pub fn refused(&self) -> Option<String> {
+        match self {
+            Self::Answer(_) => None,
+            Self::Sqlite(error) => match error.sqlite_error_code() {
+                Some(
+                    ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch,
+                ) => Some(error.to_string()),
+                _ => match error {
+                    rusqlite::Error::ToSqlConversionFailure(error) => Some(error.to_string()),
+                    _ => None,
+                },
+            },
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        if let Some(reason) = failure.refused() {
+            return Self::Data(reason);
+        }
+        match failure {
+            Failure::Answer(error) => error,
+            Failure::Sqlite(error) => match error.sqlite_error_code() {
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => {
+                    Self::Incompatible(error.to_string())
+                }
+                Some(_) => Self::Unavailable(error.to_string()),
+            },
+        }
+    }
+}

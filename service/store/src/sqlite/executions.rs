@@ -1,0 +1,226 @@
+//! Whole histories, and the index.
+
+use async_trait::async_trait;
+use recoup_core::id::{ExecutionId, Namespace, TransitionId};
+use recoup_core::time::Timestamp;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+
+use super::error::Failure;
+use super::{REQUEST_KEPT, SqliteStore, value};
+use crate::contract::{
+    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Result, StoredTransition,
+};
+
+const HISTORY: &str = "
+    select sequence, transition_id, format, data from history
+    where execution_id = ?1 order by sequence";
+const OWNER: &str = "
+    select node.id from execution join node on node.id = execution.owner
+    where execution.id = ?1 and node.closed_at is null";
+const HEAD: &str = "
+    select execution.state, (select max(sequence) from history where execution_id = execution.id)
+    from execution where id = ?1";
+const INDEX: &str = "id, namespace, workflow, version, key, state, phase, compensation, run,
+    error_type, started_at, ended_at, wake_at";
+
+#[async_trait]
+impl Executions for SqliteStore {
+    /// Numbers of the feed grow over all lanes: who loads has nothing to remember.
+    async fn load(&self, _node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
+        let executions = executions.to_vec();
+        self.read(move |connection| {
+            let mut histories = Vec::with_capacity(executions.len());
+            for execution in executions {
+                let transitions = transitions(connection, execution)?;
+                if !transitions.is_empty() {
+                    let owner = owner(connection, execution)?;
+                    histories.push(History { execution, owner, transitions });
+                }
+            }
+            Ok(histories)
+        })
+        .await
+    }
+
+    async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>> {
+        let executions = executions.to_vec();
+        self.read(move |connection| {
+            let mut heads = Vec::with_capacity(executions.len());
+            let mut statement = connection.prepare_cached(HEAD)?;
+            for execution in executions {
+                let mut rows = statement.query([execution.0.as_bytes()])?;
+                if let Some(row) = rows.next()? {
+                    let (state, sequence) = (row.get(0)?, value::sequence(row, 1)?);
+                    let owner = owner(connection, execution)?;
+                    heads.push(Head { execution, sequence, state: value::state(state)?, owner });
+                }
+            }
+            Ok(heads)
+        })
+        .await
+    }
+
+    async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>> {
+        const DUE: &str = "
+            select id from execution
+            where owner = ?1 and wake_at is not null and wake_at <= ?2
+            order by wake_at, id limit ?3";
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(DUE)?;
+            let mut rows =
+                statement.query(params![node.0, until.as_micros(), value::limit(limit)])?;
+            let mut due = Vec::new();
+            while let Some(row) = rows.next()? {
+                due.push(value::execution(row, 0)?);
+            }
+            Ok(due)
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        filter: &ListFilter,
+        before: Option<ExecutionId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
+        let (sql, parameters) = listing(filter, before, limit);
+        self.read(move |connection| {
+            let mut statement = connection.prepare(&sql)?;
+            let mut rows = statement.query(params_from_iter(parameters))?;
+            let mut listed = Vec::new();
+            while let Some(row) = rows.next()? {
+                let index = index(row)?;
+                listed.push(Listed { execution: value::execution(row, 0)?, index });
+            }
+            Ok(listed)
+        })
+        .await
+    }
+
+    async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>> {
+        const HOLDER: &str =
+            "select execution_id from execution_key where namespace = ?1 and key = ?2";
+        let (namespace, key) = (namespace.clone(), key.to_owned());
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(HOLDER)?;
+            let mut rows = statement.query(params![namespace.as_str(), key])?;
+            rows.next()?.map(|row| value::execution(row, 0)).transpose()
+        })
+        .await
+    }
+
+    async fn started_by(
+        &self,
+        namespace: &Namespace,
+        request_id: &str,
+    ) -> Result<Option<(ExecutionId, u64)>> {
+        const STARTED: &str = "
+            select execution_id, digest from start_request
+            where namespace = ?1 and request_id = ?2 and created_at > ?3";
+        let (namespace, request_id) = (namespace.clone(), request_id.to_owned());
+        let kept_since = self.time() - REQUEST_KEPT;
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(STARTED)?;
+            let wanted = params![namespace.as_str(), request_id, kept_since.as_micros()];
+            let mut rows = statement.query(wanted)?;
+            let Some(row) = rows.next()? else { return Ok(None) };
+            let digest: i64 = row.get(1)?;
+            Ok(Some((value::execution(row, 0)?, digest.cast_unsigned())))
+        })
+        .await
+    }
+}
+
+fn transitions(
+    connection: &Connection,
+    execution: ExecutionId,
+) -> Result<Vec<StoredTransition>, Failure> {
+    let mut statement = connection.prepare_cached(HISTORY)?;
+    let mut rows = statement.query([execution.0.as_bytes()])?;
+    let mut transitions = Vec::new();
+    while let Some(row) = rows.next()? {
+        transitions.push(StoredTransition {
+            sequence: value::sequence(row, 0)?,
+            transition_id: TransitionId(value::uuid(row, 1)?),
+            format: value::format(row, 2)?,
+            data: value::bytes(row, 3)?,
+        });
+    }
+    Ok(transitions)
+}
+
+fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeId>, Failure> {
+    let mut statement = connection.prepare_cached(OWNER)?;
+    let owner = statement.query_row([execution.0.as_bytes()], |row| row.get(0).map(NodeId));
+    Ok(owner.optional()?)
+}
+
+fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
+    Ok(IndexRow {
+        namespace: value::text(row, 1)?.into(),
+        workflow: value::text(row, 2)?.into(),
+        version: value::count(row, 3)?,
+        key: value::optional_text(row, 4)?,
+        state: value::state(row.get(5)?)?,
+        phase: value::phase(row.get(6)?)?,
+        compensation: value::compensation(row.get(7)?)?,
+        run: value::count(row, 8)?,
+        error_type: value::optional_text(row, 9)?,
+        started_at: value::at(row, 10)?,
+        ended_at: value::optional_at(row, 11)?,
+        wake_at: value::optional_at(row, 12)?,
+    })
+}
+
+/// The statement for a filter: only what is asked for stands in it, so that it can go by an index.
+fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (String, Vec<Value>) {
+    let mut sql = format!("select {INDEX} from execution where true");
+    let mut parameters = Vec::new();
+    let mut and = |condition: &str, values: Vec<Value>| {
+        sql.push_str(" and ");
+        sql.push_str(condition);
+        parameters.extend(values);
+    };
+    if let Some(namespace) = &filter.namespace {
+        and("namespace = ?", vec![namespace.to_string().into()]);
+    }
+    if !filter.states.is_empty() {
+        let numbers = filter.states.iter().map(|state| value::state_number(*state).to_string());
+        let numbers: Vec<_> = numbers.collect();
+        and(&format!("state in ({})", numbers.join(", ")), vec![]);
+        if filter.states.iter().all(|state| state.is_failure()) {
+            // In the words of the index of failures.
+            and("state >= 8", vec![]);
+        }
+    }
+    if let Some(workflow) = &filter.workflow {
+        and("workflow = ?", vec![workflow.to_string().into()]);
+    }
+    // Compared as bytes: functions of text stop at a NUL, and patterns have letters of their own.
+    const BEGINS: &str = "substr(cast(COLUMN as blob), 1, ?) = ?";
+    let begins = |column: &str| BEGINS.replace("COLUMN", column);
+    let prefix =
+        |text: &str| vec![value::limit(text.len()).into(), text.as_bytes().to_vec().into()];
+    if let Some(error_type) = &filter.error_type {
+        let mut values = vec![error_type.clone().into()];
+        values.extend(prefix(&format!("{error_type}.")));
+        and(&format!("(error_type = ? or {})", begins("error_type")), values);
+    }
+    if let Some(key) = &filter.key_prefix {
+        and(&format!("key is not null and {}", begins("key")), prefix(key));
+    }
+    if let Some(after) = filter.started_after {
+        and("started_at >= ?", vec![after.as_micros().into()]);
+    }
+    if let Some(before) = filter.started_before {
+        and("started_at < ?", vec![before.as_micros().into()]);
+    }
+    if let Some(before) = before {
+        and("id < ?", vec![before.0.as_bytes().to_vec().into()]);
+    }
+    sql.push_str(" order by id desc limit ?");
+    parameters.push(value::limit(limit).into());
+    (sql, parameters)
+}

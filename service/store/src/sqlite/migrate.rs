@@ -1,0 +1,139 @@
+//! Brings the schema up to what this binary knows, in one transaction. A file that was applied is
+//! never edited: its checksum is kept.
+
+use recoup_core::time::Timestamp;
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::error::Failure;
+use crate::contract::Error;
+
+/// Name and text of each migration; its place gives its version, from 1 on.
+const MIGRATIONS: [(&str, &str); 11] = [
+    ("store", include_str!("../../migrations/sqlite/0001_store.sql")),
+    ("node", include_str!("../../migrations/sqlite/0002_node.sql")),
+    ("namespace", include_str!("../../migrations/sqlite/0003_namespace.sql")),
+    ("workflow_version", include_str!("../../migrations/sqlite/0004_workflow_version.sql")),
+    ("subscription", include_str!("../../migrations/sqlite/0005_subscription.sql")),
+    ("history", include_str!("../../migrations/sqlite/0006_history.sql")),
+    ("execution", include_str!("../../migrations/sqlite/0007_execution.sql")),
+    ("start_request", include_str!("../../migrations/sqlite/0008_start_request.sql")),
+    ("execution_key", include_str!("../../migrations/sqlite/0009_execution_key.sql")),
+    ("feed", include_str!("../../migrations/sqlite/0010_feed.sql")),
+    ("overflow_task", include_str!("../../migrations/sqlite/0011_overflow_task.sql")),
+];
+
+/// "Rcup": tells our files from other people's databases.
+const APPLICATION_ID: i32 = 0x5263_7570;
+
+const TABLE: &str = "
+    create table if not exists migration (
+        version integer not null,
+        name text not null,
+        checksum text not null,
+        applied_at integer not null,
+        constraint migration_pk primary key (version)
+    ) strict";
+
+pub(super) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(), Failure> {
+    let application: i32 = connection.pragma_query_value(None, "application_id", |r| r.get(0))?;
+    let tables: i64 =
+        connection.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION_ID && tables > 0 {
+        return incompatible("the file is a database of something else".into());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(TABLE)?;
+    let applied = {
+        let mut statement = transaction
+            .prepare("select version, name, checksum from migration order by version")?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, u32>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+        })?;
+        rows.collect::<Result<Vec<_>, _>>()?
+    };
+    for ((at, (version, name, applied)), expected) in applied.iter().enumerate().zip(1..) {
+        if *version != expected {
+            return incompatible(format!("migration {expected} is missing"));
+        }
+        let Some((_, text)) = MIGRATIONS.get(at) else {
+            return incompatible(format!(
+                "migration {version} ({name}) is of a newer version of recoup"
+            ));
+        };
+        if checksum(text) != *applied {
+            return incompatible(format!(
+                "migration {version} ({name}) is not the one that was applied"
+            ));
+        }
+    }
+    let ahead = MIGRATIONS.iter().zip(1_i64..).skip(applied.len());
+    for ((name, text), version) in ahead {
+        transaction.execute_batch(text)?;
+        const APPLIED: &str = "
+            insert into migration (version, name, checksum, applied_at) values (?1, ?2, ?3, ?4)";
+        transaction.execute(APPLIED, (version, name, checksum(text), now.as_micros()))?;
+        transaction.pragma_update(None, "user_version", version)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    Ok(transaction.commit()?)
+}
+
+fn incompatible<T>(reason: String) -> Result<T, Failure> {
+    Err(Error::Incompatible(reason).into())
+}
+
+/// FNV-1a of 64 bits: it is there to notice an edited file, not an enemy.
+fn checksum(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> Connection {
+        let mut connection = Connection::open_in_memory().expect("in memory");
+        migrate(&mut connection, Timestamp::default()).expect("a fresh schema");
+        connection
+    }
+
+    fn refused(mut connection: Connection) -> String {
+        match migrate(&mut connection, Timestamp::default()) {
+            Err(Failure::Answer(Error::Incompatible(reason))) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn again_changes_nothing() {
+        let mut connection = fresh();
+        migrate(&mut connection, Timestamp::from_micros(9)).expect("the same schema");
+        let version: i64 =
+            connection.pragma_query_value(None, "user_version", |r| r.get(0)).expect("a version");
+        assert_eq!(version, 11);
+        let again: i64 = connection
+            .query_row("select count(*) from migration where applied_at <> 0", [], |r| r.get(0))
+            .expect("a count");
+        assert_eq!(again, 0);
+    }
+
+    #[test]
+    fn what_is_newer_edited_or_not_ours_is_refused() {
+        let newer = fresh();
+        newer
+            .execute("insert into migration values (12, 'later', 'x', 0)", [])
+            .expect("a newer migration");
+        assert!(refused(newer).contains("newer"));
+
+        let edited = fresh();
+        edited.execute("update migration set checksum = 'x' where version = 3", []).expect("edits");
+        assert!(refused(edited).contains("migration 3 (namespace) is not the one"));
+
+        let foreign = Connection::open_in_memory().expect("in memory");
+        foreign.execute_batch("create table other (id integer)").expect("a table");
+        assert!(refused(foreign).contains("something else"));
+    }
+}

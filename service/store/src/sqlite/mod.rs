@@ -1,0 +1,180 @@
+//! The embedded store: one SQLite database in a folder of its own, which one process has open.
+//!
+//! One thread writes. Whatever queued while the last transaction ran goes into the next one, which is
+//! synced once: that is the group commit. Two more threads read from snapshots of their own, so that
+//! no read waits behind a commit and no commit behind a read.
+//!
+//! What is answered is on disk: `synchronous = full`, and no answer before `commit` returned.
+
+mod commit;
+mod error;
+mod executions;
+mod feed;
+mod folder;
+mod migrate;
+mod nodes;
+mod overflow;
+mod reader;
+mod registry;
+mod retention;
+#[cfg(test)]
+mod tests;
+mod value;
+mod writer;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use recoup_core::time::Timestamp;
+use rusqlite::{Connection, OpenFlags};
+use uuid::Uuid;
+
+use crate::contract::Result;
+use error::Failure;
+use folder::Folder;
+use reader::Readers;
+use writer::{Write, Writer};
+
+/// Tells the store its time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// How long a request id of a start is remembered.
+const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Of rows whose namespace does not exist.
+const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Pages of 4 KiB in the write-ahead log before they are copied into the database.
+const CHECKPOINT_PAGES: i64 = 4000;
+
+/// A handle; clones share the same store. The last one that goes waits until what was queued is
+/// written.
+#[derive(Clone)]
+pub struct SqliteStore {
+    inner: Arc<Inner>,
+}
+
+/// Fields go in this order: the writer comes last to the database, so that it finds nobody else when
+/// it copies the log into it, and the folder is released when nothing uses it any more.
+struct Inner {
+    readers: Readers,
+    writer: Writer,
+    clock: Clock,
+    incarnation: Uuid,
+    _folder: Folder,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore")
+            .field("incarnation", &self.inner.incarnation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store in a folder, which is made, for its owner alone, if there is none.
+    ///
+    /// [`crate::Error::InUse`] if another process, or another handle that is no clone, has it open;
+    /// [`crate::Error::Incompatible`] if a newer binary wrote it, or it is damaged. All leases of earlier
+    /// processes are closed: nobody else can be alive.
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_with_clock(folder, Arc::new(system_now))
+    }
+
+    /// The same on another clock, for tests. It is never seen to go back.
+    pub fn open_with_clock(folder: &Path, clock: Clock) -> Result<Self> {
+        let clock = never_back(clock);
+        let folder = Folder::open(folder)?;
+        let mut connection = connect(&folder.database(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let opened = prepare(&mut connection, &folder, clock())?;
+        let readers = Readers::start(&folder.database())?;
+        let writer = Writer::start(connection, opened.last_number, clock.clone())?;
+        let incarnation = opened.incarnation;
+        Ok(Self { inner: Arc::new(Inner { readers, writer, clock, incarnation, _folder: folder }) })
+    }
+
+    fn time(&self) -> Timestamp {
+        (self.inner.clock)()
+    }
+
+    /// In the next transaction. `work` may be run more than once, each time from the beginning: what
+    /// it wrote before was rolled back.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut Write<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T> {
+        self.inner.writer.write(work).await
+    }
+
+    /// In one snapshot of what is committed.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T> {
+        self.inner.readers.read(work).await
+    }
+}
+
+struct Opened {
+    incarnation: Uuid,
+    /// The greatest feed number that was ever given out.
+    last_number: i64,
+}
+
+fn connect(database: &Path, flags: OpenFlags) -> Result<Connection, Failure> {
+    // Every connection belongs to one thread.
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(database, flags)?;
+    connection.set_prepared_statement_cache_capacity(128);
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.execute_batch("pragma temp_store = memory; pragma mmap_size = 268435456;")?;
+    Ok(connection)
+}
+
+fn prepare(connection: &mut Connection, folder: &Folder, now: Timestamp) -> Result<Opened> {
+    let mut prepared = || -> Result<Opened, Failure> {
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "cache_size", -131_072)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        migrate::migrate(connection, now)?;
+        let session = folder.session();
+        let transaction = connection.transaction()?;
+        let before: i64 =
+            transaction.query_row("select session from store", [], |row| row.get(0))?;
+        let is_the_same = before == 0
+            || session
+                .is_some_and(|session| session == before || session.saturating_add(1) == before);
+        if !is_the_same {
+            transaction.execute("update store set incarnation = randomblob(16)", [])?;
+        }
+        transaction.execute("update store set session = session + 1", [])?;
+        const CLOSE: &str = "update node set closed_at = ?1 where closed_at is null";
+        transaction.execute(CLOSE, [now.as_micros()])?;
+        let incarnation: [u8; 16] =
+            transaction.query_row("select incarnation from store", [], |row| row.get(0))?;
+        const LAST: &str = "
+            select max(coalesce((select max(number) from feed), 0),
+                coalesce((select max(last_number) from feed_removed), 0))";
+        let last_number = transaction.query_row(LAST, [], |row| row.get(0))?;
+        transaction.commit()?;
+        folder.note_session(before + 1)?;
+        Ok(Opened { incarnation: Uuid::from_bytes(incarnation), last_number })
+    };
+    Ok(prepared()?)
+}
+
+fn system_now() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
+}
+
+fn never_back(clock: Clock) -> Clock {
+    let latest = AtomicI64::new(i64::MIN);
+    Arc::new(move || {
+        let now = clock().as_micros();
+        Timestamp::from_micros(now.max(latest.fetch_max(now, Ordering::Relaxed)))
+    })
+}

@@ -1,0 +1,350 @@
+//! Namespaces, workflow versions, subscriptions.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use recoup_core::id::{Namespace, WorkflowName};
+use recoup_core::time::Timestamp;
+use rusqlite::{Connection, Params, Row, params};
+
+use super::error::Failure;
+use super::writer::Write;
+use super::{SqliteStore, value};
+use crate::contract::{
+    Error, NamespaceRow, NewVersion, Registry, Result, SubscriptionRow, WorkflowVersion,
+};
+
+const NAMESPACE: &str = "select name, description, retention_us, created_at from namespace";
+const VERSION: &str = "
+    select namespace, name, version, digest, format, definition, created_at, retired_at
+    from workflow_version";
+const SUBSCRIPTION: &str = "
+    select namespace, name, version, format, state, created_at from subscription";
+
+#[async_trait]
+impl Registry for SqliteStore {
+    async fn now(&self) -> Result<Timestamp> {
+        Ok(self.time())
+    }
+
+    async fn create_namespace(
+        &self,
+        name: &Namespace,
+        description: &str,
+        retention: Duration,
+    ) -> Result<NamespaceRow> {
+        const CREATE: &str = "
+            insert into namespace (name, description, retention_us, created_at)
+            values (?1, ?2, ?3, ?4) on conflict do nothing";
+        let (name, description) = (name.clone(), description.to_owned());
+        self.write(move |write| {
+            let (created_at, retention_us) = (write.now, value::micros(retention));
+            let row = params![name.as_str(), description, retention_us, created_at.as_micros()];
+            if write.execute(CREATE, row)? == 0 {
+                return Err(Error::AlreadyExists.into());
+            }
+            let retention = value::duration(retention_us);
+            let (name, description) = (name.clone(), description.clone());
+            Ok(NamespaceRow { name, description, retention, created_at })
+        })
+        .await
+    }
+
+    async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>> {
+        let name = name.clone();
+        self.read(move |connection| {
+            one(connection, &format!("{NAMESPACE} where name = ?1"), [name.as_str()], namespace)
+        })
+        .await
+    }
+
+    async fn list_namespaces(
+        &self,
+        after: Option<&Namespace>,
+        limit: usize,
+    ) -> Result<Vec<NamespaceRow>> {
+        // No name is empty: every one is above it.
+        let after = after.map_or_else(String::new, ToString::to_string);
+        self.read(move |connection| {
+            let sql = format!("{NAMESPACE} where name > ?1 order by name limit ?2");
+            many(connection, &sql, params![after, value::limit(limit)], namespace)
+        })
+        .await
+    }
+
+    async fn register(&self, new: &NewVersion) -> Result<(WorkflowVersion, bool)> {
+        let new = new.clone();
+        self.write(move |write| register(write, &new)).await
+    }
+
+    async fn workflow(
+        &self,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        number: Option<u32>,
+    ) -> Result<Option<WorkflowVersion>> {
+        let (namespace, name) = (namespace.clone(), name.clone());
+        self.read(move |connection| {
+            let which = match number {
+                Some(_) => "version = ?3",
+                None => "retired_at is null and ?3 is null order by version desc limit 1",
+            };
+            let sql = format!("{VERSION} where namespace = ?1 and name = ?2 and {which}");
+            one(connection, &sql, params![namespace.as_str(), name.as_str(), number], version)
+        })
+        .await
+    }
+
+    async fn list_workflows(
+        &self,
+        namespace: &Namespace,
+        after: Option<&WorkflowName>,
+        limit: usize,
+    ) -> Result<Vec<WorkflowVersion>> {
+        let namespace = namespace.clone();
+        let after = after.map_or_else(String::new, ToString::to_string);
+        self.read(move |connection| {
+            let sql = format!(
+                "{VERSION} as this where namespace = ?1 and name > ?2 and version =
+                    (select max(version) from workflow_version as other
+                        where other.namespace = this.namespace and other.name = this.name)
+                order by name limit ?3"
+            );
+            let wanted = params![namespace.as_str(), after, value::limit(limit)];
+            many(connection, &sql, wanted, version)
+        })
+        .await
+    }
+
+    async fn list_versions(
+        &self,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        before: Option<u32>,
+        limit: usize,
+    ) -> Result<Vec<WorkflowVersion>> {
+        let (namespace, name) = (namespace.clone(), name.clone());
+        let before = before.map_or(i64::MAX, i64::from);
+        self.read(move |connection| {
+            let sql = format!(
+                "{VERSION} where namespace = ?1 and name = ?2 and version < ?3
+                order by version desc limit ?4"
+            );
+            let wanted = params![namespace.as_str(), name.as_str(), before, value::limit(limit)];
+            many(connection, &sql, wanted, version)
+        })
+        .await
+    }
+
+    async fn retire(
+        &self,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        number: Option<u32>,
+    ) -> Result<()> {
+        const RETIRE: &str = "
+            update workflow_version set retired_at = coalesce(retired_at, ?4)
+            where namespace = ?1 and name = ?2 and (?3 is null or version = ?3)";
+        let (namespace, name) = (namespace.clone(), name.clone());
+        self.write(move |write| {
+            let now = write.now.as_micros();
+            let retired =
+                write.execute(RETIRE, params![namespace.as_str(), name.as_str(), number, now])?;
+            if retired == 0 { Err(Error::NotFound.into()) } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn create_subscription(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        format: u16,
+        state: &Bytes,
+    ) -> Result<SubscriptionRow> {
+        const CREATE: &str = "
+            insert into subscription (namespace, name, format, state, created_at)
+            values (?1, ?2, ?3, ?4, ?5) on conflict do nothing";
+        let (namespace, name, state) = (namespace.clone(), name.to_owned(), state.clone());
+        self.write(move |write| {
+            let created_at = write.now;
+            let at = created_at.as_micros();
+            let row = params![namespace.as_str(), name, format, &state[..], at];
+            if write.execute(CREATE, row)? == 0 {
+                return Err(Error::AlreadyExists.into());
+            }
+            let (namespace, name, state) = (namespace.clone(), name.clone(), state.clone());
+            Ok(SubscriptionRow { namespace, name, version: 1, format, state, created_at })
+        })
+        .await
+    }
+
+    async fn subscription(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+    ) -> Result<Option<SubscriptionRow>> {
+        let (namespace, name) = (namespace.clone(), name.to_owned());
+        self.read(move |connection| {
+            let sql = format!("{SUBSCRIPTION} where namespace = ?1 and name = ?2");
+            one(connection, &sql, params![namespace.as_str(), name], subscription)
+        })
+        .await
+    }
+
+    async fn list_subscriptions(
+        &self,
+        namespace: &Namespace,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<SubscriptionRow>> {
+        let (namespace, after) = (namespace.clone(), after.map(str::to_owned));
+        self.read(move |connection| {
+            let sql = format!(
+                "{SUBSCRIPTION} where namespace = ?1 and (?2 is null or name > ?2)
+                order by name limit ?3"
+            );
+            let wanted = params![namespace.as_str(), after, value::limit(limit)];
+            many(connection, &sql, wanted, subscription)
+        })
+        .await
+    }
+
+    async fn update_subscription(&self, row: &SubscriptionRow) -> Result<u64> {
+        const THERE: &str = "select version from subscription where namespace = ?1 and name = ?2";
+        const UPDATE: &str = "
+            update subscription set version = version + 1, format = ?3, state = ?4
+            where namespace = ?1 and name = ?2";
+        let row = row.clone();
+        self.write(move |write| {
+            let place = params![row.namespace.as_str(), row.name];
+            let there = {
+                let mut statement = write.prepare(THERE)?;
+                let mut rows = statement.query(place)?;
+                rows.next()?.map(|row| value::sequence(row, 0)).transpose()?
+            };
+            match there {
+                None => Err(Error::NotFound.into()),
+                Some(version) if version != row.version => Err(Error::Conflict.into()),
+                Some(version) => {
+                    let state = &row.state[..];
+                    let new = params![row.namespace.as_str(), row.name, row.format, state];
+                    write.execute(UPDATE, new)?;
+                    Ok(version + 1)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn delete_subscription(&self, namespace: &Namespace, name: &str) -> Result<()> {
+        const DELETE: &str = "delete from subscription where namespace = ?1 and name = ?2";
+        let (namespace, name) = (namespace.clone(), name.to_owned());
+        self.write(move |write| {
+            let deleted = write.execute(DELETE, params![namespace.as_str(), name])?;
+            if deleted == 0 { Err(Error::NotFound.into()) } else { Ok(()) }
+        })
+        .await
+    }
+}
+
+fn register(write: &Write<'_>, new: &NewVersion) -> Result<(WorkflowVersion, bool), Failure> {
+    const LAST: &str =
+        "select coalesce(max(version), 0) from workflow_version where namespace = ?1 and name = ?2";
+    const ADD: &str = "
+        insert into workflow_version (namespace, name, version, digest, format, definition,
+            created_at)
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    let (namespace, name) = (new.namespace.as_str(), new.name.as_str());
+    if !write.prepare("select 1 from namespace where name = ?1")?.exists([namespace])? {
+        return Err(Error::NotFound.into());
+    }
+    let latest = format!(
+        "{VERSION} where namespace = ?1 and name = ?2 and retired_at is null
+        order by version desc limit 1"
+    );
+    let latest = {
+        let mut statement = write.prepare(&latest)?;
+        let mut rows = statement.query([namespace, name])?;
+        rows.next()?.map(version).transpose()?
+    };
+    if let Some(latest) = latest.filter(|latest| latest.digest == new.digest) {
+        return Ok((latest, false));
+    }
+    let last: u32 = write.prepare(LAST)?.query_row([namespace, name], |row| row.get(0))?;
+    let row = WorkflowVersion {
+        namespace: new.namespace.clone(),
+        name: new.name.clone(),
+        version: last.saturating_add(1),
+        digest: new.digest,
+        format: new.format,
+        definition: new.definition.clone(),
+        created_at: write.now,
+        retired_at: None,
+    };
+    let (definition, created_at) = (&row.definition[..], row.created_at.as_micros());
+    let values =
+        params![namespace, name, row.version, row.digest, row.format, definition, created_at];
+    write.execute(ADD, values)?;
+    Ok((row, true))
+}
+
+fn one<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    read: fn(&Row<'_>) -> Result<T, Failure>,
+) -> Result<Option<T>, Failure> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(parameters)?;
+    rows.next()?.map(read).transpose()
+}
+
+fn many<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    read: fn(&Row<'_>) -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(parameters)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
+fn namespace(row: &Row<'_>) -> Result<NamespaceRow, Failure> {
+    Ok(NamespaceRow {
+        name: value::text(row, 0)?.into(),
+        description: value::text(row, 1)?.into(),
+        retention: value::duration(row.get(2)?),
+        created_at: value::at(row, 3)?,
+    })
+}
+
+fn version(row: &Row<'_>) -> Result<WorkflowVersion, Failure> {
+    Ok(WorkflowVersion {
+        namespace: value::text(row, 0)?.into(),
+        name: value::text(row, 1)?.into(),
+        version: value::count(row, 2)?,
+        digest: row.get(3)?,
+        format: value::format(row, 4)?,
+        definition: value::bytes(row, 5)?,
+        created_at: value::at(row, 6)?,
+        retired_at: value::optional_at(row, 7)?,
+    })
+}
+
+fn subscription(row: &Row<'_>) -> Result<SubscriptionRow, Failure> {
+    Ok(SubscriptionRow {
+        namespace: value::text(row, 0)?.into(),
+        name: value::text(row, 1)?.into(),
+        version: value::sequence(row, 2)?,
+        format: value::format(row, 3)?,
+        state: value::bytes(row, 4)?,
+        created_at: value::at(row, 5)?,
+    })
+}

@@ -1,0 +1,256 @@
+//! The one thread that writes, and its transactions.
+//!
+//! | a piece of work | then |
+//! | --- | --- |
+//! | succeeds, or finds its answer before it writes | the next one goes into the same transaction |
+//! | is refused by a constraint | everything is rolled back and run again, each piece and each transition under a savepoint: only the culprit is refused |
+//! | meets a full disk or another failure of the machine | everything is rolled back and answered with it |
+
+use std::thread::JoinHandle;
+
+use recoup_core::time::Timestamp;
+use rusqlite::{CachedStatement, Connection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Clock;
+use super::error::Failure;
+use crate::contract::{Error, NodeId, Result};
+
+/// Pieces of work that wait; who comes when they are that many waits too.
+const QUEUE_MAX: usize = 1024;
+/// Pieces of work in one transaction.
+const GROUP_MAX: usize = 256;
+
+pub(super) struct Writer {
+    queue: Option<mpsc::Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What one transaction has, while it runs.
+pub(super) struct Write<'a> {
+    connection: &'a Connection,
+    /// The same for the whole transaction.
+    pub now: Timestamp,
+    last_number: &'a mut i64,
+    careful: bool,
+}
+
+impl Writer {
+    pub fn start(connection: Connection, last_number: i64, clock: Clock) -> Result<Self> {
+        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        let run = move || Thread { connection, last_number, clock }.run(jobs);
+        let thread = std::thread::Builder::new().name("recoup-writer".into()).spawn(run);
+        let thread = thread.map_err(|error| Error::Unavailable(error.to_string()))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut Write<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T> {
+        let stopped = || Error::Unavailable("the writer has stopped".into());
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(Work { work, outcome: None, reply });
+        let queue = self.queue.as_ref().ok_or_else(stopped)?;
+        queue.send(job).await.map_err(|_| stopped())?;
+        // The thread may have gone while the work was in its hands.
+        answer.await.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the writer stopped".into())))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // It panicked: whoever waited was told.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A piece of work with its type hidden.
+trait Job: Send {
+    /// Keeps its own answer. An error is one that it can not answer by itself.
+    fn run(&mut self, write: &mut Write<'_>) -> Result<(), Failure>;
+
+    fn refuse(&mut self, error: Error);
+
+    /// After the commit, or with why there was none.
+    fn answer(self: Box<Self>, committed: Result<()>);
+}
+
+struct Work<T, F> {
+    work: F,
+    outcome: Option<Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T: Send, F: FnMut(&mut Write<'_>) -> Result<T, Failure> + Send> Job for Work<T, F> {
+    fn run(&mut self, write: &mut Write<'_>) -> Result<(), Failure> {
+        self.outcome = Some(match (self.work)(write) {
+            Ok(value) => Ok(value),
+            Err(Failure::Answer(error)) => Err(error),
+            Err(failure) => return Err(failure),
+        });
+        Ok(())
+    }
+
+    fn refuse(&mut self, error: Error) {
+        self.outcome = Some(Err(error));
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
+        let outcome = self.outcome.expect("whatever is committed was run");
+        // Who asked may have gone.
+        let _ = self.reply.send(committed.and(outcome));
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    last_number: i64,
+    clock: Clock,
+}
+
+impl Thread {
+    fn run(mut self, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
+        let mut group = Vec::new();
+        while jobs.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+            let committed = self.transaction(&mut group);
+            for mut job in group.drain(..) {
+                let committed = match &committed {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        job.refuse(copy(error));
+                        Err(copy(error))
+                    }
+                };
+                job.answer(committed);
+            }
+        }
+        let checkpointed = self.connection.pragma_update(None, "wal_checkpoint", "truncate");
+        if let Err(error) = checkpointed {
+            tracing::warn!(%error, "the log was not copied into the database; the next start does it");
+        }
+    }
+
+    fn transaction(&mut self, group: &mut [Box<dyn Job>]) -> Result<()> {
+        let done = match self.attempt(group, false) {
+            Err(Stopped::Before(failure)) if failure.refused().is_some() => {
+                self.attempt(group, true)
+            }
+            done => done,
+        };
+        done.map_err(|stopped| {
+            let (Stopped::Before(failure) | Stopped::AtCommit(failure)) = &stopped;
+            tracing::warn!(error = %failure, "a transaction failed");
+            match stopped {
+                // What reached the disk of the log is decided when it is read the next time.
+                Stopped::AtCommit(failure) => Error::OutcomeUnknown(failure.to_string()),
+                Stopped::Before(failure) => failure.into(),
+            }
+        })
+    }
+
+    fn attempt(&mut self, group: &mut [Box<dyn Job>], careful: bool) -> Result<(), Stopped> {
+        let mut write = Write {
+            connection: &self.connection,
+            now: (self.clock)(),
+            last_number: &mut self.last_number,
+            careful,
+        };
+        let done = write.all(group);
+        let done = done.map_err(Stopped::Before).and_then(|()| {
+            write.execute("commit", ()).map(drop).map_err(|failure| {
+                if is_io(&failure) { Stopped::AtCommit(failure) } else { Stopped::Before(failure) }
+            })
+        });
+        // Some errors have rolled back already.
+        if done.is_err()
+            && !self.connection.is_autocommit()
+            && let Err(error) = self.connection.execute_batch("rollback")
+        {
+            tracing::error!(%error, "a transaction could not be rolled back");
+        }
+        done
+    }
+}
+
+enum Stopped {
+    Before(Failure),
+    AtCommit(Failure),
+}
+
+fn is_io(failure: &Failure) -> bool {
+    let Failure::Sqlite(error) = failure else { return false };
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
+}
+
+/// Everybody in the transaction gets the same answer.
+fn copy(error: &Error) -> Error {
+    match error {
+        Error::OutcomeUnknown(reason) => Error::OutcomeUnknown(reason.clone()),
+        Error::Incompatible(reason) => Error::Incompatible(reason.clone()),
+        Error::Unavailable(reason) => Error::Unavailable(reason.clone()),
+        other => Error::Unavailable(other.to_string()),
+    }
+}
+
+impl<'a> Write<'a> {
+    fn all(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+        self.execute("begin immediate", ())?;
+        for job in group {
+            let done = self.guarded(|write| job.run(write))?;
+            if let Err(reason) = done {
+                job.refuse(Error::Data(reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a part that a constraint may refuse: then nothing of it stays, and the reason is the
+    /// answer. On the first attempt there are no savepoints, and the refusal ends the transaction.
+    pub fn guarded<T>(
+        &mut self,
+        part: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<Result<T, String>, Failure> {
+        if !self.careful {
+            return part(self).map(Ok);
+        }
+        self.execute("savepoint part", ())?;
+        let done = match part(self) {
+            Ok(value) => Ok(value),
+            Err(failure) => match failure.refused() {
+                Some(reason) => {
+                    self.execute("rollback to part", ())?;
+                    Err(reason)
+                }
+                None => return Err(failure),
+            },
+        };
+        self.execute("release part", ())?;
+        Ok(done)
+    }
+
+    /// A number for the next event of the feed: greater than all before, on whatever lane, and near
+    /// the clock.
+    pub fn feed_number(&mut self) -> i64 {
+        *self.last_number = self.last_number.saturating_add(1).max(self.now.as_micros());
+        *self.last_number
+    }
+
+    pub fn prepare(&self, sql: &str) -> Result<CachedStatement<'a>, Failure> {
+        Ok(self.connection.prepare_cached(sql)?)
+    }
+
+    pub fn execute(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<usize, Failure> {
+        Ok(self.prepare(sql)?.execute(parameters)?)
+    }
+
+    /// [`Error::LeaseLost`] unless the node is there and not closed. That its lease has expired does
+    /// not matter: nobody can have adopted anything without closing it.
+    pub fn live(&self, node: NodeId) -> Result<(), Failure> {
+        const LIVE: &str = "select 1 from node where id = ?1 and closed_at is null";
+        if self.prepare(LIVE)?.exists([node.0])? { Ok(()) } else { Err(Error::LeaseLost.into()) }
+    }
+}
