@@ -21,7 +21,7 @@ use draw::Draw;
 /// Operations of a comparison, if every kind of answer came by then.
 pub const OPERATIONS_MIN: usize = 2000;
 /// If it did not come by then, it never will.
-const OPERATIONS_MAX: usize = 50_000;
+const OPERATIONS_MAX: usize = 10_000;
 
 /// What must have happened before a comparison says anything.
 const KINDS: &[&str] = &[

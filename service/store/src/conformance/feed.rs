@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use recoup_core::failure_event::FailureKind;
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
+use super::Harness;
 use super::world::{LONG, World, ids};
 use crate::contract::*;
 
@@ -81,6 +83,28 @@ pub async fn an_execution_that_changes_lanes_never_overtakes_itself(world: World
     assert_eq!(ids(&feed), written);
     let start = world.store.feed_start().await.expect("start");
     assert_eq!(ids(&world.read_on(&start, 17).await.0), written);
+}
+
+/// A fast clock, or one that was set back: loading is what makes a node follow.
+pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn Harness) {
+    let nodes = [world.node().await, world.node().await];
+    let ahead = world.now + Duration::from_secs(3600);
+    if !harness.set_lane(nodes[0], ahead.as_micros()).await {
+        return;
+    }
+    let id = world.id();
+    let names = ["1", "2", "3", "4", "5"];
+    for (sequence, name) in (1..).zip(names) {
+        let node = nodes[usize::from(sequence % 2 == 0)];
+        if sequence > 1 {
+            world.load(node, id).await.expect("there");
+        }
+        let feed = vec![world.event(name, id)];
+        let index = Some(world.index());
+        world.won(node, [Transition { index, feed, ..world.next(id, sequence) }]).await;
+    }
+    assert!(world.feed().await[0].position.number > ahead.as_micros(), "the lane was not set");
+    assert_eq!(world.feed_ids().await, names);
 }
 
 pub async fn start_and_end(world: World) {
@@ -206,6 +230,28 @@ pub async fn retention_leaves_a_gap(world: World) {
     let (events, _, gap) = world.read_on(&start, 10).await;
     assert_eq!((ids(&events), gap), (vec!["new".to_owned()], None), "it begins behind them");
     assert_eq!(world.store.failure("old 1").await.expect("asks"), None);
+}
+
+pub async fn a_gap_with_nothing_behind_it_is_said_once(world: World) {
+    let nodes = [world.node().await, world.node().await];
+    let early = world.store.feed_start().await.expect("start");
+    for node in nodes {
+        let name = format!("old {}", node.0);
+        let old = FeedRow { at: Timestamp::from_micros(1), ..world.free_event(&name) };
+        let batch = Batch { transitions: vec![], feed: vec![old] };
+        world.store.commit(node, &batch).await.expect("commits");
+    }
+    assert_eq!(world.store.expire(100).await.expect("expires").events, 2);
+    let (events, end, gap) = world.read_on(&early, 10).await;
+    assert_eq!((events.len(), gap.is_some()), (0, true));
+    assert_eq!(world.read_on(&end, 10).await.2, None, "said once");
+    let start = world.store.feed_start().await.expect("start");
+    assert_eq!(world.read_on(&start, 10).await.2, None, "it begins behind them");
+    write(&world, nodes[0], &["new"]).await;
+    for cursor in [end, start] {
+        let (events, _, gap) = world.read_on(&cursor, 10).await;
+        assert_eq!((ids(&events), gap), (vec!["new".to_owned()], None));
+    }
 }
 
 pub async fn a_failure_by_its_id(world: World) {

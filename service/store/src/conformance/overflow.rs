@@ -72,7 +72,7 @@ pub async fn claims_that_race_share_no_task(world: World) {
         tokio::spawn(async move {
             let (mut claimed, mut empty) = (Vec::new(), 0);
             // A racing claim may find every row locked by another: that is no end yet.
-            while empty < 3 {
+            while empty < 3 && claimed.len() <= 300 {
                 let some = store.claim(node, &[queue("a")], 7, LONG).await.expect("claims");
                 empty = if some.is_empty() { empty + 1 } else { 0 };
                 claimed.extend(some);
@@ -94,7 +94,7 @@ pub async fn a_claim_that_ran_out_is_given_again(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let task = world.task(world.id(), "s");
     world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
-    assert_eq!(claim(&world, one, 1, SHORT).await, [task.clone()]);
+    assert_eq!(paths(&claim(&world, one, 1, SHORT).await), ["s"]);
     let again = eventually("the claim's end", || async {
         Some(claim(&world, other, 1, LONG).await).filter(|claimed| !claimed.is_empty())
     });
@@ -117,14 +117,14 @@ pub async fn withdrawn_and_ended_tasks_are_gone(world: World) {
     world.store.withdraw(&void).await.expect("withdraws");
     world.won(node, [Transition { overflow_done: vec![ended.key()], ..world.start(id) }]).await;
     assert_eq!(world.store.overflow_depth().await.expect("depth"), [(queue("a"), 1)]);
-    assert_eq!(claim(&world, node, 9, LONG).await, [kept.clone()]);
+    assert_eq!(paths(&claim(&world, node, 9, LONG).await), ["kept"]);
 }
 
 pub async fn a_task_that_is_there_stays_as_it_is(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let task = world.task(world.id(), "s");
     world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
-    assert_eq!(claim(&world, one, 1, LONG).await, [task.clone()]);
+    assert_eq!(paths(&claim(&world, one, 1, LONG).await), ["s"]);
     // That would otherwise take the claim away.
     let changed = OverflowTask { priority: 9, ..task.clone() };
     world.store.overflow(other, &[changed]).await.expect("overflows");

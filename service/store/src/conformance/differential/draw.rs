@@ -311,7 +311,7 @@ impl Draw {
             }
             _ => CompensationState::Done,
         };
-        let ended_at = state.is_ended().then(|| if old { LONG_AGO } else { self.now });
+        let ended_at = state.is_ended().then_some(if old { LONG_AGO } else { self.now });
         let number = self.next_number();
         let wake_at = Timestamp::from_micros(WAKE.as_micros() + i64::try_from(number).unwrap_or(0));
         let error_type = self.pick(&ERROR_TYPES);
