@@ -19,3 +19,11 @@ impl Harness for Postgres {
 }
 
 recoup_store::conformance!(Postgres);
+
+/// Other orders of operations than the one that every store is compared with.
+#[tokio::test]
+async fn agrees_with_the_model_in_other_orders() {
+    for seed in 2..=5 {
+        recoup_store::conformance::differential::compare(Postgres.fresh().await, seed).await;
+    }
+}
