@@ -18,6 +18,7 @@ use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subje
 use recoup_core::id::ExecutionId;
 use recoup_core::payload::Payload;
 use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
+use recoup_core::subscription::{Consumer, Entry, Filter, Gap, Position, Subscription};
 use recoup_core::time::Timestamp;
 use recoup_store::format;
 
@@ -296,6 +297,38 @@ fn def_id(text: &str) -> recoup_core::id::StepId {
     text.into()
 }
 
+fn subscription() -> Subscription {
+    let entry = Entry {
+        event: "0199-3-0".into(),
+        execution: Some(ExecutionId::new(DECIDED_AT, [7; 10])),
+        position: Position { lane: 3, number: 1_790_000_000_123_456 },
+        delivery: 2,
+        due_at: at(30),
+        returned: true,
+        gap: None,
+    };
+    let gap = Gap { from: "AQID".into(), to: "AQIE".into() };
+    Subscription {
+        filter: Filter {
+            namespace: "company.*".into(),
+            workflows: vec!["order".into()],
+            kinds: vec![FailureKind::StepFailed, FailureKind::FeedGap],
+            error_types: vec!["payment".into()],
+        },
+        start: "beginning".into(),
+        ack_deadline: Duration::from_millis(1500),
+        window: 7,
+        watermark: "AQIC".into(),
+        read: "AQIF".into(),
+        outstanding: vec![
+            entry.clone(),
+            Entry { execution: None, gap: Some(gap), returned: false, ..entry },
+        ],
+        consumer: Some(Consumer { name: "pager-1".into(), epoch: 4, until: at(60) }),
+        epoch: 5,
+    }
+}
+
 /// The bytes of a golden file; `encoded` becomes the file if there is none and one is wanted.
 fn golden(name: &str, encoded: &Bytes) -> Bytes {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1");
@@ -353,5 +386,14 @@ fn a_definition_of_format_1_is_read_and_written_as_ever() {
     let encoded = format::encode_workflow(&workflow);
     let golden = golden("workflow", &encoded);
     assert_eq!(format::decode_workflow(1, &golden), Ok(workflow));
+    assert_eq!(encoded, golden);
+}
+
+#[test]
+fn a_subscription_of_format_1_is_read_and_written_as_ever() {
+    let subscription = subscription();
+    let encoded = format::encode_subscription(&subscription);
+    let golden = golden("subscription", &encoded);
+    assert_eq!(format::decode_subscription(1, &golden), Ok(subscription));
     assert_eq!(encoded, golden);
 }

@@ -60,6 +60,7 @@ proptest! {
         let _ = decode_transition(CURRENT, &data);
         let _ = decode_workflow(CURRENT, &data);
         let _ = decode_failure_event(CURRENT, &data);
+        let _ = decode_subscription(CURRENT, &data);
     }
 }
 

@@ -176,6 +176,22 @@ async fn a_restored_copy_is_another_incarnation() {
     assert!(matches!(copied.read_feed(&cursor, 1).await, Err(Error::ForeignCursor)));
 }
 
+/// No answer before the log is on disk: not that it was made so once, but that the writer has it so.
+#[tokio::test]
+async fn the_writer_syncs_every_commit() {
+    let folder = folder();
+    let store = open(folder.path());
+    let pragma = |sql: &'static str| {
+        store.write(move |write| {
+            let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+            Ok(write.prepare(sql)?.query_row([], value)?)
+        })
+    };
+    assert_eq!(pragma("pragma synchronous").await.expect("a setting"), 2_i64.into());
+    let journal = pragma("pragma journal_mode").await.expect("a setting");
+    assert_eq!(journal, "wal".to_owned().into());
+}
+
 /// What queues together is committed together, and each caller gets his own answer.
 #[tokio::test]
 async fn many_callers_share_transactions() {
