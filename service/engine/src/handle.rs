@@ -148,6 +148,11 @@ impl Engine {
         plan.map_err(Refusal::Unavailable)
     }
 
+    /// A version was registered or retired here: the next start sees it at once.
+    pub fn forget_latest(&self, namespace: &Namespace, name: &WorkflowName) {
+        self.plans.forget_latest(namespace, name);
+    }
+
     /// Changes whenever this node has committed failure events.
     pub fn feed_written(&self) -> watch::Receiver<u64> {
         self.feed_written.clone()

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::Execution;
@@ -17,12 +18,14 @@ const PLANS_MAX: usize = 10_000;
 const LATEST_MILLIS: u128 = 1_000;
 
 type VersionKey = (Namespace, WorkflowName, u32);
+/// The latest plan of a workflow, and when it was found to be that.
+type Latest = HashMap<(Namespace, WorkflowName), (Instant, Arc<Plan>)>;
 
 /// Plans by version, each compiled once: a version never changes.
 #[derive(Default)]
 pub struct Plans {
     plans: Mutex<HashMap<VersionKey, Arc<Plan>>>,
-    latest: Mutex<HashMap<(Namespace, WorkflowName), (std::time::Instant, Arc<Plan>)>>,
+    latest: Mutex<Latest>,
 }
 
 impl Plans {
@@ -61,7 +64,7 @@ impl Plans {
             if latest.len() >= PLANS_MAX {
                 latest.clear();
             }
-            latest.insert(name_key, (std::time::Instant::now(), plan.clone()));
+            latest.insert(name_key, (Instant::now(), plan.clone()));
         }
         Ok(Some(plan))
     }

@@ -124,6 +124,15 @@ impl<R> Node<R> {
         self.lease.as_ref().map(|lease| lease.node)
     }
 
+    /// What this node believes of the executions in its memory.
+    #[cfg(feature = "mutants")]
+    pub fn cached(
+        &self,
+    ) -> impl Iterator<Item = (ExecutionId, &std::sync::Arc<recoup_core::execution::Execution>)>
+    {
+        self.slots.iter().filter_map(|(id, slot)| Some((*id, slot.state()?)))
+    }
+
     /// Asks for a life.
     pub fn begin(&mut self, now: Timestamp) {
         self.now = now;

@@ -1,6 +1,8 @@
 //! The lease, and what several nodes on one store owe each other. Ownership is for speed: whatever
 //! goes wrong here costs time, the lock on the history keeps it correct.
 
+use std::collections::btree_map::Entry;
+
 use recoup_core::id::ExecutionId;
 use recoup_store::{Error, Head, Lease, OverflowTask, QueueName};
 
@@ -180,8 +182,8 @@ impl<R> Node<R> {
         match due {
             Ok(ids) => {
                 for id in ids {
-                    if !self.slots.contains_key(&id) {
-                        self.slots.insert(id, Slot::unread());
+                    if let Entry::Vacant(place) = self.slots.entry(id) {
+                        place.insert(Slot::unread());
                         self.to_load.insert(id);
                     }
                 }
