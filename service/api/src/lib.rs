@@ -1,1 +1,89 @@
+//! The services of `recoup.v1` over an engine: messages in, messages out, reasons for what is refused.
+//!
+//! One file per service. [`convert`] stands between the messages and the types of core, [`status`]
+//! says how errors look on the wire. Nothing here decides about executions: that is core's, through
+//! the engine.
 
+mod ack_token;
+mod context;
+pub mod convert;
+mod digest;
+mod durable;
+mod execution_service;
+mod failure_service;
+mod feed;
+mod health;
+mod metadata;
+mod namespace_service;
+mod page;
+pub mod status;
+mod subscriptions;
+mod task_stream;
+mod worker_service;
+mod workflow_service;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_engine::Engine;
+use recoup_proto::v1::execution_service_server::ExecutionServiceServer;
+use recoup_proto::v1::failure_service_server::FailureServiceServer;
+use recoup_proto::v1::namespace_service_server::NamespaceServiceServer;
+use recoup_proto::v1::worker_service_server::WorkerServiceServer;
+use recoup_proto::v1::workflow_service_server::WorkflowServiceServer;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use context::Context;
+
+/// Bytes of one message, either way: 4 MiB.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// What this service puts into one message of many items, at most: leaves room for the frame.
+pub(crate) const BATCH_BYTES_MAX: usize = 3 << 20 | 512 << 10;
+/// Of namespaces that name none: 7 days.
+pub const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+#[derive(Clone, Debug)]
+pub struct ApiOptions {
+    /// Turns true when the server is going to stop: streams say so and end when they are idle, long
+    /// polls answer at once.
+    pub shutdown: watch::Receiver<bool>,
+    /// Retention of namespaces that name none. Default: [`RETENTION`].
+    pub retention: Duration,
+}
+
+impl ApiOptions {
+    pub fn new(shutdown: watch::Receiver<bool>) -> Self {
+        Self { shutdown, retention: RETENTION }
+    }
+}
+
+/// All services, with grpc.health.v1 and server reflection. Must be called within a Tokio runtime:
+/// the health of the store is watched by a task, until the shutdown.
+pub fn router(engine: Engine, options: ApiOptions) -> Routes {
+    let health = health::service(engine.clone(), options.shutdown.clone());
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(recoup_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors are those that this binary was built with");
+    let context = Arc::new(Context::new(engine, options));
+    macro_rules! limited {
+        ($server:ident, $service:expr) => {
+            $server::new($service)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX)
+        };
+    }
+    Routes::new(limited!(ExecutionServiceServer, execution_service::Service::new(context.clone())))
+        .add_service(limited!(WorkerServiceServer, worker_service::Service::new(context.clone())))
+        .add_service(limited!(
+            WorkflowServiceServer,
+            workflow_service::Service::new(context.clone())
+        ))
+        .add_service(limited!(FailureServiceServer, failure_service::Service::new(context.clone())))
+        .add_service(limited!(NamespaceServiceServer, namespace_service::Service::new(context)))
+        .add_service(health)
+        .add_service(reflection)
+        .prepare()
+}

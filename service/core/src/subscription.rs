@@ -253,9 +253,18 @@ impl Subscription {
         deliveries
     }
 
-    /// When [`Subscription::fetch`] next has something without a new event.
+    /// When [`Subscription::fetch`] next has something without a new event: what waits behind an
+    /// earlier one of its execution does not count.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.outstanding.iter().map(|entry| entry.due_at).min()
+        let mut held: HashSet<ExecutionId> = HashSet::new();
+        let free = self.outstanding.iter().filter(|entry| {
+            let is_held = entry.execution.is_some_and(|execution| held.contains(&execution));
+            if entry.returned {
+                held.extend(entry.execution);
+            }
+            !is_held
+        });
+        free.map(|entry| entry.due_at).min()
     }
 
     /// An entry that is no longer there has been acknowledged before. True in the end for all tokens

@@ -77,6 +77,7 @@ fn what_is_given_back_comes_after_its_delay_and_holds_up_its_execution_alone() {
     // A later event of the execution waits as well.
     subscription.admit(vec![candidate("a3", b'a'.into())], "c2".into(), at(3));
     assert_eq!(fetch(&mut subscription, 4), []);
+    assert_eq!(subscription.next_due(), Some(at(11)), "what waits behind a1 is not due");
     assert_eq!(fetch(&mut subscription, 11), events(&[("a1", 2)]));
     assert_eq!(subscription.ack("a1", 2), Acked::Accepted);
     assert_eq!(fetch(&mut subscription, 12), events(&[("a2", 2)]));

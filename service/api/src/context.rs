@@ -1,0 +1,284 @@
+//! What the services share.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::Message;
+use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
+use recoup_core::plan::Plan;
+use recoup_engine::Engine;
+use recoup_proto::v1::ErrorReason;
+use recoup_store::Store;
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use crate::ApiOptions;
+use crate::status::{Error, Result};
+
+/// How long a namespace that was seen counts as there.
+const NAMESPACE_SEEN: Duration = Duration::from_secs(10);
+/// How long a version that was not retired counts as such.
+const VERSION_SEEN: Duration = Duration::from_secs(1);
+const SEEN_MAX: usize = 10_000;
+/// Request ids of registry mutations that this process remembers.
+const REQUESTS_MAX: usize = 10_000;
+
+pub struct Context {
+    pub engine: Engine,
+    pub shutdown: watch::Receiver<bool>,
+    pub retention: Duration,
+    pub requests: Requests,
+    pub sessions: Sessions,
+    /// Changes with every acknowledgement that this server takes.
+    pub acknowledged: watch::Sender<u64>,
+    namespaces: Seen<Namespace>,
+    versions: Seen<(Namespace, WorkflowName, u32)>,
+}
+
+impl Context {
+    pub fn new(engine: Engine, options: ApiOptions) -> Self {
+        Self {
+            engine,
+            shutdown: options.shutdown,
+            retention: options.retention,
+            requests: Requests::default(),
+            sessions: Sessions::default(),
+            acknowledged: watch::Sender::new(0),
+            namespaces: Seen::new(NAMESPACE_SEEN),
+            versions: Seen::new(VERSION_SEEN),
+        }
+    }
+
+    pub fn store(&self) -> &dyn Store {
+        &**self.engine.store()
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        *self.shutdown.borrow()
+    }
+
+    /// Ends when the server is going to stop.
+    pub async fn stopping(&self) {
+        // An error is the end of whoever could stop the server.
+        let _ = self.shutdown.clone().wait_for(|stop| *stop).await;
+    }
+
+    pub fn new_execution_id(&self) -> ExecutionId {
+        // Byte 6 and 8 of a UUID v4 hold its version and variant.
+        let [a, b, c, d, e, f, _, _, _, g, h, i, j, ..] = *Uuid::new_v4().as_bytes();
+        ExecutionId::new(self.engine.now(), [a, b, c, d, e, f, g, h, i, j])
+    }
+
+    /// Refuses a namespace that does not exist.
+    pub async fn check_namespace(&self, namespace: &Namespace) -> Result<()> {
+        if self.namespaces.has(namespace) {
+            return Ok(());
+        }
+        if self.store().namespace(namespace).await?.is_none() {
+            return Err(no_namespace(namespace));
+        }
+        self.namespaces.add(namespace.clone());
+        Ok(())
+    }
+
+    /// The plan that a start follows.
+    pub async fn plan(
+        &self,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        version: Option<u32>,
+    ) -> Result<Arc<Plan>> {
+        let Some(version) = version else {
+            let plan = self.engine.plan(namespace, name, None).await?;
+            return match plan {
+                Some(plan) => Ok(plan),
+                None => Err(self.why_no_workflow(namespace, name).await?),
+            };
+        };
+        let key = (namespace.clone(), name.clone(), version);
+        if !self.versions.has(&key) {
+            match self.store().workflow(namespace, name, Some(version)).await? {
+                None => return Err(self.why_no_version(namespace, name, version).await?),
+                Some(row) if row.retired_at.is_some() => {
+                    let message = format!("version {version} of `{name}` is retired");
+                    return Err(Error::new(ErrorReason::WorkflowRetired, message));
+                }
+                Some(_) => self.versions.add(key),
+            }
+        }
+        let plan = self.engine.plan(namespace, name, Some(version)).await?;
+        plan.ok_or_else(|| no_version(name, version))
+    }
+
+    async fn why_no_workflow(&self, namespace: &Namespace, name: &WorkflowName) -> Result<Error> {
+        self.check_namespace(namespace).await?;
+        let versions = self.store().list_versions(namespace, name, None, 1).await?;
+        Ok(if versions.is_empty() {
+            no_workflow(name)
+        } else {
+            let message = format!("all versions of `{name}` are retired");
+            Error::new(ErrorReason::WorkflowRetired, message)
+        })
+    }
+
+    pub async fn why_no_version(
+        &self,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        version: u32,
+    ) -> Result<Error> {
+        self.check_namespace(namespace).await?;
+        let versions = self.store().list_versions(namespace, name, None, 1).await?;
+        Ok(if versions.is_empty() { no_workflow(name) } else { no_version(name, version) })
+    }
+
+    /// A workflow was registered or retired here.
+    pub fn forget(&self, namespace: &Namespace, name: &WorkflowName) {
+        self.versions.clear();
+        self.engine.forget_latest(namespace, name);
+    }
+}
+
+pub fn no_namespace(namespace: &Namespace) -> Error {
+    Error::new(ErrorReason::NamespaceNotFound, format!("there is no namespace `{namespace}`"))
+}
+
+pub fn no_workflow(name: &WorkflowName) -> Error {
+    let message = format!("there is no workflow `{name}` in the namespace");
+    Error::new(ErrorReason::WorkflowNotFound, message)
+}
+
+fn no_version(name: &WorkflowName, version: u32) -> Error {
+    let message = format!("the workflow `{name}` has no version {version}");
+    Error::new(ErrorReason::WorkflowVersionNotFound, message)
+}
+
+/// No panic leaves these maps half changed, so a poisoned lock is as good as a whole one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What was there a moment ago. Only presence is remembered, so nothing new is missed.
+struct Seen<K> {
+    ttl: Duration,
+    at: Mutex<HashMap<K, Instant>>,
+}
+
+impl<K: Eq + Hash> Seen<K> {
+    fn new(ttl: Duration) -> Self {
+        Self { ttl, at: Mutex::default() }
+    }
+
+    fn has(&self, key: &K) -> bool {
+        lock(&self.at).get(key).is_some_and(|at| at.elapsed() < self.ttl)
+    }
+
+    fn add(&self, key: K) {
+        let mut seen = lock(&self.at);
+        if seen.len() >= SEEN_MAX {
+            seen.clear();
+        }
+        seen.insert(key, Instant::now());
+    }
+
+    fn clear(&self) {
+        lock(&self.at).clear();
+    }
+}
+
+/// Answers to mutations of the registry, by request id. They are idempotent by their content anyway;
+/// this makes a repetition through the same server answer as the first call did, and finds ids that
+/// are used twice. Kept in memory.
+#[derive(Default)]
+pub struct Requests {
+    inner: Mutex<RequestsInner>,
+}
+
+type RequestKey = (&'static str, String, String);
+
+#[derive(Default)]
+struct RequestsInner {
+    answers: HashMap<RequestKey, (u64, Bytes)>,
+    order: VecDeque<RequestKey>,
+}
+
+/// The identity of one mutation.
+pub struct RequestKeyed {
+    key: Option<RequestKey>,
+    digest: u64,
+}
+
+impl Requests {
+    /// `digest` is that of the body without the id. No id, no memory.
+    pub fn key(
+        rpc: &'static str,
+        scope: &str,
+        request_id: String,
+        digest: impl FnOnce() -> u64,
+    ) -> RequestKeyed {
+        if request_id.is_empty() {
+            return RequestKeyed { key: None, digest: 0 };
+        }
+        RequestKeyed { key: Some((rpc, scope.to_owned(), request_id)), digest: digest() }
+    }
+
+    pub fn recall<M: Message + Default>(&self, keyed: &RequestKeyed) -> Result<Option<M>> {
+        let Some(key) = &keyed.key else {
+            return Ok(None);
+        };
+        let Some((digest, answer)) = lock(&self.inner).answers.get(key).cloned() else {
+            return Ok(None);
+        };
+        if digest != keyed.digest {
+            let message = "the request id was used with another body";
+            return Err(Error::field(ErrorReason::RequestIdReused, "request_id", message));
+        }
+        let answer = M::decode(answer);
+        answer.map(Some).map_err(|error| Error::internal("a remembered answer", &error))
+    }
+
+    pub fn remember(&self, keyed: RequestKeyed, answer: &impl Message) {
+        let Some(key) = keyed.key else {
+            return;
+        };
+        let mut inner = lock(&self.inner);
+        if inner.order.len() >= REQUESTS_MAX
+            && let Some(oldest) = inner.order.pop_front()
+        {
+            inner.answers.remove(&oldest);
+        }
+        let answer = (keyed.digest, answer.encode_to_vec().into());
+        if inner.answers.insert(key.clone(), answer).is_none() {
+            inner.order.push_back(key);
+        }
+    }
+}
+
+/// The streams that are open, by session: one each.
+#[derive(Default)]
+pub struct Sessions {
+    open: Mutex<HashMap<String, (u64, oneshot::Sender<()>)>>,
+    next: AtomicU64,
+}
+
+impl Sessions {
+    /// Makes a stream the session's. The receiver ends when another stream takes its place.
+    pub fn open(self: &Sessions, session: &str) -> (u64, oneshot::Receiver<()>) {
+        let (superseder, superseded) = oneshot::channel();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        // Whoever had it finds its sender dropped.
+        lock(&self.open).insert(session.to_owned(), (number, superseder));
+        (number, superseded)
+    }
+
+    pub fn close(&self, session: &str, number: u64) {
+        let mut open = lock(&self.open);
+        if open.get(session).is_some_and(|(own, _)| *own == number) {
+            open.remove(session);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Definitions.
+
+use std::time::Duration;
+
+use recoup_core::definition::{
+    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+};
+use recoup_core::limits::clean;
+use recoup_core::plan::{Issue, IssueCode};
+use recoup_proto as proto;
+use recoup_proto::v1;
+
+use super::{retry, time};
+
+super::to_proto!(on_error: OnError => v1::OnError: Fail Ignore);
+super::to_proto!(delivery: Delivery => v1::Delivery: AtLeastOnce AtMostOnce);
+
+/// Reads a definition. Issues are those of values that core's types cannot hold; the definition is
+/// complete only without them.
+pub fn from_proto(definition: &v1::WorkflowDefinition) -> (Workflow, Vec<Issue>) {
+    let mut reader = Reader::default();
+    let workflow = reader.workflow(definition);
+    (workflow, reader.issues)
+}
+
+#[derive(Default)]
+pub struct Reader {
+    issues: Vec<Issue>,
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| clean(text).into_owned())
+}
+
+fn template(template: Option<&v1::Template>) -> Option<String> {
+    template.map(|template| template.json.clone())
+}
+
+impl Reader {
+    pub fn issue(&mut self, field_path: String, code: IssueCode, message: &str) {
+        self.issues.push(Issue { field_path, code, message: message.to_owned() });
+    }
+
+    /// A duration at `path.field`; at `field` if the path is empty.
+    pub fn duration(
+        &mut self,
+        given: Option<proto::Duration>,
+        path: &str,
+        field: &str,
+    ) -> Option<Duration> {
+        let read = Duration::try_from(given?);
+        if let Err(error) = &read {
+            let dot = if path.is_empty() { "" } else { "." };
+            let path = format!("{path}{dot}{field}");
+            self.issue(path, IssueCode::DurationInvalid, &error.to_string());
+        }
+        read.ok()
+    }
+
+    fn workflow(&mut self, definition: &v1::WorkflowDefinition) -> Workflow {
+        let defaults = definition.defaults.as_ref();
+        Workflow {
+            name: definition.name.as_str().into(),
+            description: clean(&definition.description).into_owned(),
+            defaults: defaults.map(|defaults| self.defaults(defaults)).unwrap_or_default(),
+            steps: self.block(&definition.steps, "steps"),
+            finally: self.block(&definition.finally, "finally"),
+            timeout: self.duration(definition.timeout, "", "timeout"),
+            cleanup_timeout: self.duration(definition.cleanup_timeout, "", "cleanup_timeout"),
+            cancel_grace: self.duration(definition.cancel_grace, "", "cancel_grace"),
+            output: template(definition.output.as_ref()),
+        }
+    }
+
+    fn defaults(&mut self, defaults: &v1::WorkflowDefaults) -> Defaults {
+        let path = "defaults";
+        let retry = defaults.retry.as_ref();
+        Defaults {
+            queue: some(&defaults.queue),
+            retry: retry.map(|retry| self.policy(retry, "defaults.retry")),
+            timeouts: Timeouts {
+                schedule_to_start: self.duration(
+                    defaults.schedule_to_start,
+                    path,
+                    "schedule_to_start",
+                ),
+                start_to_close: self.duration(defaults.start_to_close, path, "start_to_close"),
+                schedule_to_close: self.duration(
+                    defaults.schedule_to_close,
+                    path,
+                    "schedule_to_close",
+                ),
+                heartbeat: self.duration(defaults.heartbeat, path, "heartbeat"),
+            },
+        }
+    }
+
+    fn block(&mut self, steps: &[v1::Step], path: &str) -> Block {
+        let steps = steps.iter().enumerate();
+        Block(steps.map(|(index, step)| self.step(step, &format!("{path}[{index}]"))).collect())
+    }
+
+    fn step(&mut self, step: &v1::Step, path: &str) -> Step {
+        let kind = match &step.kind {
+            Some(v1::step::Kind::Task(task)) => self.task(task, &format!("{path}.task")),
+            None => {
+                self.issue(format!("{path}.task"), IssueCode::Required, "a step does something");
+                Task::default()
+            }
+        };
+        let retry = step.retry.as_ref();
+        let compensate = step.compensate.as_ref();
+        Step {
+            id: step.id.as_str().into(),
+            kind: StepKind::Task(kind),
+            when: some(&step.when),
+            retry: retry.map(|retry| self.policy(retry, &format!("{path}.retry"))),
+            on_error: match v1::OnError::try_from(step.on_error) {
+                Ok(v1::OnError::Unspecified | v1::OnError::Fail) => OnError::Fail,
+                Ok(v1::OnError::Ignore) => OnError::Ignore,
+                Err(_) => {
+                    self.unknown(format!("{path}.on_error"), step.on_error);
+                    OnError::Fail
+                }
+            },
+            allow_warning: step.allow_warning,
+            compensate: compensate
+                .map(|compensate| self.compensate(compensate, &format!("{path}.compensate"))),
+        }
+    }
+
+    /// Registration takes only what this service knows: a newer value would be silently dropped.
+    fn unknown(&mut self, path: String, value: i32) {
+        self.issue(path, IssueCode::Required, &format!("{value} is not a known value"));
+    }
+
+    fn compensate(&mut self, compensate: &v1::Compensate, path: &str) -> Compensate {
+        let task = match &compensate.kind {
+            Some(v1::compensate::Kind::Task(task)) => self.task(task, &format!("{path}.task")),
+            None => {
+                let message = "a compensation does something";
+                self.issue(format!("{path}.task"), IssueCode::Required, message);
+                Task::default()
+            }
+        };
+        let retry = compensate.retry.as_ref();
+        Compensate {
+            task,
+            retry: retry.map(|retry| self.policy(retry, &format!("{path}.retry"))),
+            only_completed: compensate.only_completed,
+        }
+    }
+
+    fn task(&mut self, task: &v1::TaskStep, path: &str) -> Task {
+        Task {
+            task_type: clean(&task.r#type).into_owned(),
+            queue: some(&task.queue),
+            input: template(task.input.as_ref()),
+            timeouts: Timeouts {
+                schedule_to_start: self.duration(task.schedule_to_start, path, "schedule_to_start"),
+                start_to_close: self.duration(task.start_to_close, path, "start_to_close"),
+                schedule_to_close: self.duration(task.schedule_to_close, path, "schedule_to_close"),
+                heartbeat: self.duration(task.heartbeat, path, "heartbeat"),
+            },
+            priority: task.priority,
+            delivery: match v1::Delivery::try_from(task.delivery) {
+                Ok(v1::Delivery::Unspecified | v1::Delivery::AtLeastOnce) => Delivery::AtLeastOnce,
+                Ok(v1::Delivery::AtMostOnce) => Delivery::AtMostOnce,
+                Err(_) => {
+                    self.unknown(format!("{path}.delivery"), task.delivery);
+                    Delivery::AtLeastOnce
+                }
+            },
+        }
+    }
+}
+
+/// A stored definition. Schedules come with the values that they left unset.
+pub fn to_proto(workflow: &Workflow) -> v1::WorkflowDefinition {
+    let has_defaults = workflow.defaults != Defaults::default();
+    v1::WorkflowDefinition {
+        name: workflow.name.as_str().to_owned(),
+        description: workflow.description.clone(),
+        defaults: has_defaults.then(|| defaults(&workflow.defaults)),
+        steps: workflow.steps.0.iter().map(step).collect(),
+        finally: workflow.finally.0.iter().map(step).collect(),
+        timeout: workflow.timeout.map(time::duration),
+        cleanup_timeout: workflow.cleanup_timeout.map(time::duration),
+        cancel_grace: workflow.cancel_grace.map(time::duration),
+        output: workflow.output.clone().map(|json| v1::Template { json }),
+    }
+}
+
+fn defaults(defaults: &Defaults) -> v1::WorkflowDefaults {
+    v1::WorkflowDefaults {
+        queue: defaults.queue.clone().unwrap_or_default(),
+        retry: defaults.retry.as_ref().map(retry::to_proto),
+        schedule_to_start: defaults.timeouts.schedule_to_start.map(time::duration),
+        start_to_close: defaults.timeouts.start_to_close.map(time::duration),
+        schedule_to_close: defaults.timeouts.schedule_to_close.map(time::duration),
+        heartbeat: defaults.timeouts.heartbeat.map(time::duration),
+    }
+}
+
+fn step(step: &Step) -> v1::Step {
+    let StepKind::Task(own) = &step.kind;
+    v1::Step {
+        id: step.id.as_str().to_owned(),
+        when: step.when.clone().unwrap_or_default(),
+        retry: step.retry.as_ref().map(retry::to_proto),
+        on_error: match step.on_error {
+            OnError::Fail => v1::OnError::Unspecified.into(),
+            other => on_error(other).into(),
+        },
+        allow_warning: step.allow_warning,
+        compensate: step.compensate.as_ref().map(|compensate| v1::Compensate {
+            kind: Some(v1::compensate::Kind::Task(task(&compensate.task))),
+            retry: compensate.retry.as_ref().map(retry::to_proto),
+            only_completed: compensate.only_completed,
+        }),
+        description: String::new(),
+        kind: Some(v1::step::Kind::Task(task(own))),
+    }
+}
+
+fn task(task: &Task) -> v1::TaskStep {
+    v1::TaskStep {
+        r#type: task.task_type.clone(),
+        queue: task.queue.clone().unwrap_or_default(),
+        input: task.input.clone().map(|json| v1::Template { json }),
+        schedule_to_start: task.timeouts.schedule_to_start.map(time::duration),
+        start_to_close: task.timeouts.start_to_close.map(time::duration),
+        schedule_to_close: task.timeouts.schedule_to_close.map(time::duration),
+        heartbeat: task.timeouts.heartbeat.map(time::duration),
+        priority: task.priority,
+        delivery: match task.delivery {
+            Delivery::AtLeastOnce => v1::Delivery::Unspecified.into(),
+            other => delivery(other).into(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use recoup_proto::{source, v1::DefinitionFormat};
+
+    use super::*;
+
+    fn parsed(text: &str) -> v1::WorkflowDefinition {
+        source::parse(text, DefinitionFormat::Yaml).expect("it is well formed").0
+    }
+
+    #[test]
+    fn a_definition_comes_back_as_it_was_given() {
+        let given = parsed(
+            r"
+name: order
+description: buys
+timeout: 1h
+cancel_grace: 0s
+defaults: {queue: shop, start_to_close: 20s, retry: {constant: {interval: 1s}, jitter: 0}}
+output: {total: '${input.total}'}
+steps:
+- id: charge
+  when: input.total > 0
+  on_error: IGNORE
+  allow_warning: true
+  task: {type: payment.charge, input: {amount: 18446744073709551615}, priority: -3, delivery: AT_MOST_ONCE, heartbeat: 5s}
+  retry:
+    exponential: {initial_interval: 1s, backoff_coefficient: 3, max_interval: 50s}
+    max_attempts: 7
+    match_on: ANY_CAUSE
+    non_retryable_error_types: [payment.declined]
+    rules:
+    - {error_types: [payment.busy], linear: {initial: 1s, increment: 2s, max: 9s}, max_attempts: 2}
+    - {error_types: [payment.slow], random: {min: 1s, max: 2s}, match_on: ROOT_CAUSE}
+  compensate: {task: {type: payment.refund}, only_completed: true}
+finally:
+- {id: tell, task: {type: mail.send}}
+",
+        );
+        let (workflow, issues) = from_proto(&given);
+        assert_eq!(issues, []);
+        assert_eq!(to_proto(&workflow), given);
+    }
+
+    #[test]
+    fn what_core_cannot_hold_is_an_issue_with_its_path() {
+        let mut given = parsed("name: a\nsteps:\n- {id: s, task: {type: t}}\n");
+        given.timeout = Some(proto::Duration { seconds: -1, nanos: 0 });
+        given.steps.push(v1::Step { on_error: 99, ..v1::Step::default() });
+        let constant = v1::retry_policy::Schedule::Constant(v1::ConstantSchedule::default());
+        let retry = v1::RetryPolicy { schedule: Some(constant), ..v1::RetryPolicy::default() };
+        given.steps[0].retry = Some(retry);
+        let (_, issues) = from_proto(&given);
+        let mut paths: Vec<_> = issues.iter().map(|issue| issue.field_path.as_str()).collect();
+        paths.sort_unstable();
+        let expected =
+            ["steps[0].retry.constant.interval", "steps[1].on_error", "steps[1].task", "timeout"];
+        assert_eq!(paths, expected);
+    }
+}

@@ -1,0 +1,200 @@
+//! Errors of attempts.
+
+use recoup_core::error::{Category, Error, builtin, type_matches};
+use recoup_core::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, clean};
+use recoup_proto::v1::{self, ErrorReason};
+
+use super::{payload, time};
+use crate::status;
+
+/// The type of an error that has none.
+pub const UNKNOWN: &str = "unknown";
+/// Built-in types that a worker may report itself.
+const OF_WORKERS: &[&str] = &[
+    builtin::NO_SUCH_TASK,
+    builtin::PAYLOAD_TOO_LARGE,
+    builtin::INPUT_INVALID,
+    builtin::CANCELLED,
+];
+const SOURCE_BYTES_MAX: usize = 255;
+/// Bytes of the text of an error that is told of one that is too large.
+const EXCERPT_BYTES_MAX: usize = 1024;
+
+super::to_proto!(category: Category => v1::ErrorCategory:
+    Unspecified Transient Intermittent Permanent Benign);
+super::from_proto!(category_from: v1::ErrorCategory => Category:
+    Unspecified Transient Intermittent Permanent Benign);
+
+pub fn to_proto(error: &Error) -> v1::Error {
+    v1::Error {
+        r#type: error.error_type.clone(),
+        message: error.message.clone(),
+        details: error.details.as_ref().map(payload::to_proto),
+        stack_trace: error.stack_trace.clone(),
+        cause: error.cause.as_deref().map(|cause| Box::new(to_proto(cause))),
+        non_retryable: error.non_retryable,
+        category: category(error.category).into(),
+        next_retry_delay: error.next_retry_delay.map(time::duration),
+        source: error.source.clone(),
+    }
+}
+
+/// Without details, stack trace and causes: for lists.
+pub fn summary(error: &Error) -> v1::Error {
+    v1::Error {
+        r#type: error.error_type.clone(),
+        message: error.message.clone(),
+        non_retryable: error.non_retryable,
+        category: category(error.category).into(),
+        source: error.source.clone(),
+        ..v1::Error::default()
+    }
+}
+
+/// What a worker reports. `field` is the path of the error in the request.
+pub fn from_proto(error: v1::Error, field: &str) -> status::Result<Error> {
+    let read = link(error, field, 1)?;
+    if read.size() > ERROR_BYTES_MAX {
+        let message = format!("{} bytes, at most {ERROR_BYTES_MAX} are allowed", read.size());
+        return Err(status::Error::field(ErrorReason::ErrorTooLarge, field, message));
+    }
+    Ok(read)
+}
+
+fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<Error> {
+    if depth > CAUSE_DEPTH_MAX {
+        let message = format!("causes nest deeper than {CAUSE_DEPTH_MAX}");
+        return Err(status::Error::field(ErrorReason::ErrorTooLarge, field, message));
+    }
+    let category = category_from(error.category()).unwrap_or_default();
+    let error_type = match error.r#type.as_str() {
+        "" => UNKNOWN.to_owned(),
+        _ => checked_type(error.r#type, field)?,
+    };
+    let is_short = error.source.len() <= SOURCE_BYTES_MAX;
+    if !is_short {
+        let message = format!("at most {SOURCE_BYTES_MAX} bytes are allowed");
+        return Err(status::Error::invalid(format!("{field}.source"), message));
+    }
+    let details = error.details.map(|details| payload::from_proto(details, field));
+    let details = details.transpose().map_err(|refused| status::Error {
+        reason: match refused.reason {
+            ErrorReason::PayloadTooLarge => ErrorReason::ErrorTooLarge,
+            other => other,
+        },
+        ..refused
+    })?;
+    let cause = error.cause.map(|cause| link(*cause, field, depth + 1)).transpose()?;
+    let wish = time::duration_from(error.next_retry_delay, &format!("{field}.next_retry_delay"))?;
+    Ok(Error {
+        error_type,
+        message: clean(&error.message).into_owned(),
+        details,
+        stack_trace: clean(&error.stack_trace).into_owned(),
+        cause: cause.map(Box::new),
+        non_retryable: error.non_retryable,
+        category,
+        next_retry_delay: wish,
+        source: clean(&error.source).into_owned(),
+    })
+}
+
+fn checked_type(text: String, field: &str) -> status::Result<String> {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    let is_segment = |segment: &str| !segment.is_empty() && segment.bytes().all(is_letter);
+    if text.len() > ERROR_TYPE_BYTES_MAX || !text.split('.').all(is_segment) {
+        let message =
+            "a type has segments `[A-Za-z0-9_-]+` with dots between them, 255 bytes in all";
+        return Err(status::Error::invalid(format!("{field}.type"), message));
+    }
+    if type_matches(builtin::PREFIX, &text) && !OF_WORKERS.contains(&text.as_str()) {
+        let message = "types under `recoup.` are the service's own";
+        return Err(status::Error::invalid(format!("{field}.type"), message));
+    }
+    Ok(text)
+}
+
+/// What is recorded for an error that is too large: done work is told, never dropped.
+pub fn too_large(error_type: &str, message: &str) -> Error {
+    let mut excerpt: String = clean(error_type).chars().take(ERROR_TYPE_BYTES_MAX).collect();
+    if !message.is_empty() {
+        excerpt.push_str(": ");
+        let mut end = message.len().min(EXCERPT_BYTES_MAX);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        excerpt.push_str(&clean(&message[..end]));
+    }
+    let text = format!("the error that the worker reported is over a limit; it was {excerpt}");
+    Error::builtin(builtin::PAYLOAD_TOO_LARGE, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(depth: usize) -> v1::Error {
+        let mut error = v1::Error { r#type: "root".into(), ..v1::Error::default() };
+        for _ in 1..depth {
+            let cause = Some(Box::new(error));
+            error = v1::Error { r#type: "wrap".into(), cause, ..v1::Error::default() };
+        }
+        error
+    }
+
+    #[test]
+    fn an_error_comes_back_whole() {
+        let mut error = nested(3);
+        error.message = "declined".into();
+        error.non_retryable = Some(false);
+        error.category = v1::ErrorCategory::Transient.into();
+        error.next_retry_delay = Some(std::time::Duration::from_millis(1500).into());
+        error.source = "sdk-rust".into();
+        error.stack_trace = "at pay".into();
+        let core = from_proto(error.clone(), "error").expect("within the limits");
+        assert_eq!(core.depth(), 3);
+        assert_eq!(to_proto(&core), error);
+    }
+
+    #[test]
+    fn limits_hold_at_their_edge() {
+        assert!(from_proto(nested(20), "error").is_ok());
+        let error = from_proto(nested(21), "error").expect_err("too deep");
+        assert_eq!(error.reason, ErrorReason::ErrorTooLarge);
+        let sized = |bytes| v1::Error { message: "m".repeat(bytes), ..v1::Error::default() };
+        let most = ERROR_BYTES_MAX - UNKNOWN.len();
+        assert!(from_proto(sized(most), "error").is_ok());
+        let error = from_proto(sized(most + 1), "error").expect_err("too large");
+        assert_eq!(error.reason, ErrorReason::ErrorTooLarge);
+    }
+
+    #[test]
+    fn the_types_of_the_service_are_its_own_but_for_what_workers_find_out() {
+        for (error_type, accepted) in [
+            ("payment.card-declined_2", true),
+            ("recoup.no_such_task", true),
+            ("recoup.timeout.heartbeat", false),
+            ("recoup", false),
+            ("a..b", false),
+            ("a b", false),
+            ("a.", false),
+        ] {
+            let error = v1::Error { r#type: error_type.into(), ..v1::Error::default() };
+            let read = from_proto(error, "results[3].failed");
+            assert_eq!(read.is_ok(), accepted, "{error_type}");
+            if let Err(error) = read {
+                assert_eq!(error.violations[0].field, "results[3].failed.type");
+            }
+        }
+        let untyped = from_proto(v1::Error::default(), "error").expect("a default");
+        assert_eq!(untyped.error_type, UNKNOWN);
+    }
+
+    #[test]
+    fn what_is_too_large_keeps_its_type_in_the_text_and_is_small() {
+        let error = too_large("payment.declined", &"ü".repeat(100_000));
+        assert_eq!(error.error_type, builtin::PAYLOAD_TOO_LARGE);
+        assert!(error.message.contains("payment.declined: ü"));
+        assert!(error.size() < 4096 && error.is_non_retryable());
+    }
+}

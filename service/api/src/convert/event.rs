@@ -1,0 +1,201 @@
+//! Entries of a history.
+
+use recoup_core::event::{AttemptOutcome, Event, StopCause};
+use recoup_core::id::StepPath;
+use recoup_core::time::Timestamp;
+use recoup_proto::v1::{self, history_entry::Event as Proto};
+
+use super::{decision, error, execution, payload, time};
+
+super::to_proto!(attempt_outcome: AttemptOutcome => v1::AttemptOutcome: Known Unknown NotStarted);
+super::to_proto!(stop_cause: StopCause => v1::StopCause: Failed TimedOut Cancelled);
+
+/// A compensation is named by the step that it undoes.
+pub fn step_ref(path: &StepPath) -> v1::StepRef {
+    let (step_path, compensation) = split(path);
+    v1::StepRef { step_path, compensation }
+}
+
+/// The step's path, and whether the path is that of its compensation.
+pub fn split(path: &StepPath) -> (String, bool) {
+    match path.compensated() {
+        Some(step) => (step.as_str().to_owned(), true),
+        None => (path.as_str().to_owned(), false),
+    }
+}
+
+pub fn to_proto(sequence: u64, index: usize, at: Timestamp, event: &Event) -> v1::HistoryEntry {
+    v1::HistoryEntry {
+        sequence,
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+        time: Some(time::timestamp(at)),
+        // Whole-run retries are not built yet: every event is of the first run.
+        run: 1,
+        event: Some(convert(event)),
+    }
+}
+
+fn convert(event: &Event) -> Proto {
+    match event {
+        Event::ExecutionStarted(started) => Proto::ExecutionStarted(v1::ExecutionStarted {
+            namespace: started.namespace.as_str().to_owned(),
+            workflow: started.workflow.as_str().to_owned(),
+            workflow_version: started.version,
+            execution_key: started.key.clone().unwrap_or_default(),
+            input: Some(payload::to_proto(&started.input)),
+            deadline: started.deadline.map(time::timestamp),
+            traceparent: started.trace.traceparent.clone(),
+            tracestate: started.trace.tracestate.clone(),
+        }),
+        Event::RequestRecorded { request_id, .. } => {
+            Proto::RequestRecorded(v1::RequestRecorded { request_id: request_id.clone() })
+        }
+        Event::StepStarted { path, generation, input } => Proto::StepStarted(v1::StepStarted {
+            step: Some(step_ref(path)),
+            input: Some(payload::to_proto(input)),
+            generation: *generation,
+        }),
+        Event::StepSkipped { path } => {
+            Proto::StepSkipped(v1::StepSkipped { step: Some(step_ref(path)) })
+        }
+        Event::AttemptScheduled { path, attempt, at } => {
+            Proto::AttemptScheduled(v1::AttemptScheduled {
+                step: Some(step_ref(path)),
+                attempt: *attempt,
+                due_at: Some(time::timestamp(*at)),
+            })
+        }
+        Event::AttemptStarted { path, attempt, worker, session, at } => {
+            Proto::AttemptStarted(v1::AttemptStarted {
+                step: Some(step_ref(path)),
+                attempt: *attempt,
+                worker: worker.clone(),
+                session_id: session.clone(),
+                started_at: Some(time::timestamp(*at)),
+            })
+        }
+        Event::AttemptFailed(failed) => Proto::AttemptFailed(v1::AttemptFailed {
+            step: Some(step_ref(&failed.path)),
+            attempt: failed.attempt,
+            error: Some(error::to_proto(&failed.error)),
+            decision: Some(decision::to_proto(&failed.decision)),
+            outcome: attempt_outcome(failed.outcome).into(),
+            worker: failed.worker.clone(),
+        }),
+        Event::AttemptWithdrawn { path, attempt } => {
+            Proto::AttemptWithdrawn(v1::AttemptWithdrawn {
+                step: Some(step_ref(path)),
+                attempt: *attempt,
+            })
+        }
+        Event::StepCompleted { path, attempt, output, worker } => {
+            Proto::StepCompleted(v1::StepCompleted {
+                step: Some(step_ref(path)),
+                attempt: *attempt,
+                output: Some(payload::to_proto(output)),
+                worker: worker.clone(),
+            })
+        }
+        other => convert_ending(other),
+    }
+}
+
+/// What happens when steps fail and runs end.
+fn convert_ending(event: &Event) -> Proto {
+    match event {
+        Event::StepFailed { path, error } => Proto::StepFailed(v1::StepFailed {
+            step: Some(step_ref(path)),
+            error: Some(error::to_proto(error)),
+        }),
+        Event::StepIgnored { path, error, warning } => Proto::StepIgnored(v1::StepIgnored {
+            step: Some(step_ref(path)),
+            error: Some(error::to_proto(error)),
+            warning: *warning,
+        }),
+        Event::RunSucceeded { output } => {
+            Proto::RunSucceeded(v1::RunSucceeded { output: Some(payload::to_proto(output)) })
+        }
+        Event::RunStopped { cause, error, step, grace_until, .. } => {
+            Proto::RunStopped(v1::RunStopped {
+                cause: stop_cause(*cause).into(),
+                error: Some(error::to_proto(error)),
+                step_path: step.as_ref().map(|step| step.as_str().to_owned()).unwrap_or_default(),
+                grace_until: Some(time::timestamp(*grace_until)),
+            })
+        }
+        Event::CancelRequested { reason } => {
+            Proto::CancelRequested(v1::CancelRequested { reason: reason.clone() })
+        }
+        Event::CompensationStarted { due, cleanup_deadline } => {
+            let due = due.iter().map(|due| v1::DueCompensation {
+                step_path: due.step.as_str().to_owned(),
+                outcome: execution::step_outcome(due.outcome).into(),
+            });
+            Proto::CompensationStarted(v1::CompensationStarted {
+                due: due.collect(),
+                cleanup_deadline: cleanup_deadline.map(time::timestamp),
+            })
+        }
+        Event::CompensationParked { path, error } => {
+            Proto::CompensationParked(v1::CompensationParked {
+                step_path: split(path).0,
+                error: Some(error::to_proto(error)),
+            })
+        }
+        Event::CompensationRetried { path } => {
+            Proto::CompensationRetried(v1::CompensationRetried {
+                step_path: split(path).0,
+                reason: String::new(),
+            })
+        }
+        Event::CompensationSkipped { path, reason } => {
+            Proto::CompensationSkipped(v1::CompensationSkipped {
+                step_path: split(path).0,
+                reason: reason.clone(),
+            })
+        }
+        Event::CompensationEnded { state } => Proto::CompensationEnded(v1::CompensationEnded {
+            state: execution::compensation_state(*state).into(),
+        }),
+        Event::FinallyStarted { cleanup_deadline } => Proto::FinallyStarted(v1::FinallyStarted {
+            cleanup_deadline: cleanup_deadline.map(time::timestamp),
+        }),
+        Event::HandlerFailed { path, error } => Proto::HandlerFailed(v1::HandlerFailed {
+            step: Some(step_ref(path)),
+            error: Some(error::to_proto(error)),
+        }),
+        Event::ExecutionEnded { state, error } => Proto::ExecutionEnded(v1::ExecutionEnded {
+            state: execution::state(*state).into(),
+            error: error.as_ref().map(error::to_proto),
+            reason: String::new(),
+        }),
+        Event::ExecutionStarted(_)
+        | Event::RequestRecorded { .. }
+        | Event::StepStarted { .. }
+        | Event::StepSkipped { .. }
+        | Event::AttemptScheduled { .. }
+        | Event::AttemptStarted { .. }
+        | Event::AttemptFailed(_)
+        | Event::AttemptWithdrawn { .. }
+        | Event::StepCompleted { .. } => unreachable!("converted by the caller"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use recoup_core::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_compensation_is_named_by_its_step() {
+        let path = StepPath::from("charge/compensate");
+        let reference = step_ref(&path);
+        assert_eq!((reference.step_path.as_str(), reference.compensation), ("charge", true));
+        let event = Event::StepFailed { path, error: Error::new("a", "b") };
+        let entry = to_proto(7, 2, Timestamp::from_micros(1), &event);
+        assert_eq!((entry.sequence, entry.index), (7, 2));
+        let Some(Proto::StepFailed(failed)) = entry.event else { panic!("{entry:?}") };
+        assert!(failed.step.is_some_and(|step| step.compensation));
+    }
+}

@@ -1,0 +1,245 @@
+//! Executions: what they are doing and how they ended.
+
+use recoup_core::execution::{
+    CompensationOutcome, CompensationState, CompensationStepState, Execution, Node, NodeState,
+    Phase, State, Warning, WarningKind,
+};
+use recoup_core::id::StepPath;
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::time::Timestamp;
+use recoup_engine::Snapshot;
+use recoup_proto::v1;
+use recoup_store::Listed;
+
+use super::event::split;
+use super::{error, payload, time};
+
+/// Warnings in one message.
+const WARNINGS_MAX: usize = 1_000;
+
+super::to_proto!(state: State => v1::ExecutionState:
+    Running Retrying Paused Compensating Cancelling
+    Succeeded Warning Failed TimedOut Cancelled Terminated);
+super::from_proto!(state_from: v1::ExecutionState => State:
+    Running Retrying Paused Compensating Cancelling
+    Succeeded Warning Failed TimedOut Cancelled Terminated);
+super::to_proto!(phase: Phase => v1::ExecutionPhase: Steps Compensation OnFailure Finally);
+super::to_proto!(compensation_state: CompensationState => v1::CompensationState:
+    None Pending Running Done Parked);
+super::from_proto!(compensation_state_from: v1::CompensationState => CompensationState:
+    None Pending Running Done Parked);
+super::to_proto!(step_outcome: CompensationOutcome => v1::StepOutcome: Completed Unknown);
+super::to_proto!(warning_kind: WarningKind => v1::WarningKind:
+    ErrorIgnored Retried HandlerFailed);
+super::from_proto!(on_running: v1::OnRunning => OnRunning: Reject UseExisting);
+super::from_proto!(on_ended: v1::OnEnded => OnEnded: Allow AllowAfterFailure Reject UseExisting);
+
+/// How an ended execution ended.
+pub fn outcome(execution: &Execution) -> v1::Outcome {
+    v1::Outcome {
+        state: state(execution.state).into(),
+        output: execution.output.as_ref().map(payload::to_proto),
+        error: execution.error.as_ref().map(error::to_proto),
+        failed_step: failed_step(execution),
+        compensation_state: compensation_state(execution.compensation).into(),
+        warnings: warnings(execution),
+        run: execution.run,
+        ended_at: execution.ended_at.map(time::timestamp),
+    }
+}
+
+fn failed_step(execution: &Execution) -> String {
+    let step = execution.stop.as_ref().and_then(|stop| stop.step.as_ref());
+    step.map(|step| step.as_str().to_owned()).unwrap_or_default()
+}
+
+fn warnings(execution: &Execution) -> Vec<v1::Warning> {
+    let convert = |warning: &Warning| v1::Warning {
+        step_path: warning.path.as_str().to_owned(),
+        kind: warning_kind(warning.kind).into(),
+        error: execution.node(&warning.path).and_then(node_error).map(error::to_proto),
+    };
+    execution.warnings.iter().take(WARNINGS_MAX).map(convert).collect()
+}
+
+fn node_error(node: &Node) -> Option<&recoup_core::error::Error> {
+    match &node.state {
+        NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
+        NodeState::Running
+        | NodeState::Skipped
+        | NodeState::Completed { .. }
+        | NodeState::Cancelled => None,
+    }
+}
+
+/// All that is known.
+pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
+    let execution = &*snapshot.state;
+    let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
+    v1::ExecutionInfo {
+        execution_id: execution.id.to_string(),
+        execution_key: execution.key.clone().unwrap_or_default(),
+        namespace: execution.namespace.as_str().to_owned(),
+        workflow: execution.workflow.as_str().to_owned(),
+        workflow_version: execution.version,
+        state: state(execution.state).into(),
+        phase: phase(execution.phase).into(),
+        compensation_state: compensation_state(execution.compensation).into(),
+        run: execution.run,
+        started_at: Some(time::timestamp(execution.started_at)),
+        ended_at: execution.ended_at.map(time::timestamp),
+        deadline: execution.deadline.map(time::timestamp),
+        input: Some(payload::to_proto(&execution.input)),
+        output: execution.output.as_ref().map(payload::to_proto),
+        error: execution.error.as_ref().or(stop_error).map(error::to_proto),
+        failed_step: failed_step(execution),
+        warnings: warnings(execution),
+        pending_attempts: pending(snapshot, now),
+        compensations: execution.compensations.iter().map(compensation).collect(),
+        completed_steps: completed(execution),
+        reason: execution.cancel_reason.clone().unwrap_or_default(),
+        quarantined: false,
+        traceparent: execution.trace.traceparent.clone(),
+    }
+}
+
+/// Most attempts, counted as the attempts are: those that a person asked for come on top.
+pub fn max_attempts(plan: &recoup_core::plan::Plan, path: &StepPath, before: u32) -> u32 {
+    let policy = plan.task(path).and_then(|task| task.retry.max_attempts());
+    policy.map_or(0, |max| max.saturating_add(before))
+}
+
+fn pending(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::PendingAttempt> {
+    let execution = &*snapshot.state;
+    let convert = |open: recoup_core::execution::Open<'_>| {
+        let task_id = execution.task_id(&open);
+        let live = snapshot.live.iter().find(|live| live.task == task_id);
+        let started = open.attempt.started.as_ref();
+        let waits = open.attempt.scheduled_at > now;
+        let attempt_state = match (live.is_some() || started.is_some(), waits) {
+            (true, _) => v1::AttemptState::Running,
+            (false, true) => v1::AttemptState::Waiting,
+            (false, false) => v1::AttemptState::Scheduled,
+        };
+        let worker = live.map(|live| &live.worker).or(started.map(|started| &started.worker));
+        let session = match live {
+            Some(live) => live.session.as_ref(),
+            None => started.map(|started| &started.session),
+        };
+        let plan = snapshot.plan.task(&open.path);
+        let (step_path, compensation) = split(&open.path);
+        v1::PendingAttempt {
+            step_path,
+            compensation,
+            attempt: open.task.attempt,
+            max_attempts: max_attempts(&snapshot.plan, &open.path, open.task.attempts_before),
+            state: attempt_state.into(),
+            task_type: plan.map(|task| task.task_type.clone()).unwrap_or_default(),
+            queue: plan.map(|task| task.queue.clone()).unwrap_or_default(),
+            worker: worker.cloned().unwrap_or_default(),
+            session_id: session.cloned().unwrap_or_default(),
+            scheduled_at: Some(time::timestamp(open.attempt.scheduled_at)),
+            started_at: live
+                .map(|live| live.since)
+                .or(started.map(|started| started.at))
+                .map(time::timestamp),
+            next_retry_at: waits.then(|| time::timestamp(open.attempt.scheduled_at)),
+            last_error: open.task.last_error.as_ref().map(error::to_proto),
+            heartbeat_details: None,
+        }
+    };
+    execution.open_attempts().map(convert).collect()
+}
+
+fn compensation(own: &recoup_core::execution::Compensation) -> v1::CompensationInfo {
+    use CompensationStepState as Core;
+    use v1::CompensationStepState as Proto;
+    let (step_state, parked, skip_reason) = match &own.state {
+        Core::Due => (Proto::Due, None, ""),
+        Core::Running => (Proto::Running, None, ""),
+        Core::Done => (Proto::Done, None, ""),
+        Core::Parked { error } => (Proto::Parked, Some(error), ""),
+        Core::Skipped { reason } => (Proto::Skipped, None, reason.as_str()),
+    };
+    v1::CompensationInfo {
+        step_path: own.step.as_str().to_owned(),
+        state: step_state.into(),
+        outcome: step_outcome(own.outcome).into(),
+        error: parked.map(error::to_proto),
+        skip_reason: skip_reason.to_owned(),
+    }
+}
+
+fn completed(execution: &Execution) -> Vec<v1::CompletedStep> {
+    let mut nodes: Vec<_> = execution
+        .steps
+        .nodes
+        .iter()
+        .filter_map(|node| match &node.state {
+            NodeState::Completed { output } => {
+                Some((node, CompensationOutcome::Completed, Some(output)))
+            }
+            _ if node.task().is_some_and(|task| task.unknown) => {
+                Some((node, CompensationOutcome::Unknown, None))
+            }
+            _ => None,
+        })
+        .collect();
+    nodes.sort_by_key(|(node, ..)| node.closing);
+    let is_undone = |node: &Node| {
+        execution
+            .compensation_of(&node.path)
+            .is_some_and(|own| own.state == CompensationStepState::Done)
+    };
+    let convert = |(node, outcome, output): (&Node, _, Option<&_>)| v1::CompletedStep {
+        step_path: node.path.as_str().to_owned(),
+        outcome: step_outcome(outcome).into(),
+        output: output.map(payload::to_proto),
+        compensated: is_undone(node),
+    };
+    nodes.into_iter().map(convert).collect()
+}
+
+/// A line of a list.
+pub fn listed(listed: &Listed) -> v1::ExecutionInfo {
+    let index = &listed.index;
+    let error = index.error_type.as_ref().filter(|error_type| !error_type.is_empty());
+    v1::ExecutionInfo {
+        execution_id: listed.execution.to_string(),
+        execution_key: index.key.clone().unwrap_or_default(),
+        namespace: index.namespace.as_str().to_owned(),
+        workflow: index.workflow.as_str().to_owned(),
+        workflow_version: index.version,
+        state: state(index.state).into(),
+        phase: phase(index.phase).into(),
+        compensation_state: compensation_state(index.compensation).into(),
+        run: index.run,
+        started_at: Some(time::timestamp(index.started_at)),
+        ended_at: index.ended_at.map(time::timestamp),
+        error: error
+            .map(|error_type| v1::Error { r#type: error_type.clone(), ..v1::Error::default() }),
+        ..v1::ExecutionInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_has_its_name_on_both_sides() {
+        for own in State::ALL {
+            assert_eq!(state_from(state(own)), Some(own));
+        }
+        assert_eq!(state_from(v1::ExecutionState::Unspecified), None);
+    }
+
+    #[test]
+    fn unset_policies_are_the_defaults_of_core() {
+        assert_eq!(on_running(v1::OnRunning::Unspecified), None);
+        assert_eq!(OnRunning::default(), OnRunning::Reject);
+        assert_eq!(on_ended(v1::OnEnded::Unspecified), None);
+        assert_eq!(OnEnded::default(), OnEnded::Allow);
+        assert_eq!(on_ended(v1::OnEnded::AllowAfterFailure), Some(OnEnded::AllowAfterFailure));
+    }
+}

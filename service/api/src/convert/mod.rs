@@ -1,0 +1,39 @@
+//! Between the messages of `recoup.v1` and the types of core, one file per subject.
+
+pub mod decision;
+pub mod definition;
+pub mod error;
+pub mod event;
+pub mod execution;
+pub mod failure;
+pub mod payload;
+pub mod retry;
+pub mod task;
+pub mod text;
+pub mod time;
+
+/// A function from an enum of core to one of the proto whose variants have the same names.
+macro_rules! to_proto {
+    ($name:ident: $core:ty => $proto:ty: $($variant:ident)+) => {
+        pub fn $name(value: $core) -> $proto {
+            match value {
+                $(<$core>::$variant => <$proto>::$variant,)+
+            }
+        }
+    };
+}
+pub(crate) use to_proto;
+
+/// The way back. What has no such variant, the unspecified value among them, is none.
+macro_rules! from_proto {
+    ($name:ident: $proto:ty => $core:ty: $($variant:ident)+) => {
+        pub fn $name(value: $proto) -> Option<$core> {
+            match value {
+                $(<$proto>::$variant => Some(<$core>::$variant),)+
+                #[allow(unreachable_patterns, reason = "where both have an unspecified value")]
+                _ => None,
+            }
+        }
+    };
+}
+pub(crate) use from_proto;

@@ -1,0 +1,159 @@
+//! Payloads. JSON text stays JSON text, data stays data, whatever its media type.
+
+use recoup_core::limits::{PAYLOAD_BYTES_MAX, clean};
+use recoup_core::payload::Payload;
+use recoup_proto::v1::{self, ErrorReason, payload::Content};
+
+use crate::status::{Error, Result};
+
+/// Media type of data that has none.
+pub const OCTETS: &str = "application/octet-stream";
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+pub const METADATA_ENTRIES_MAX: usize = 64;
+pub const METADATA_NAME_BYTES_MAX: usize = 128;
+pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
+
+/// JSON text has an empty media type in core. Data of type `application/json` keeps that type, so
+/// that it comes back as data.
+pub fn from_proto(payload: v1::Payload, field: &str) -> Result<Payload> {
+    let (data, content_type) = match payload.content {
+        None => (bytes::Bytes::new(), payload.content_type),
+        Some(Content::Json(json)) => {
+            let is_plain = payload.content_type == recoup_core::payload::JSON;
+            let content_type = if is_plain { String::new() } else { payload.content_type };
+            (json.into(), content_type)
+        }
+        Some(Content::Data(data)) if payload.content_type.is_empty() => (data, OCTETS.to_owned()),
+        Some(Content::Data(data)) => (data, payload.content_type),
+        Some(Content::Reference(_)) => {
+            let message = "a reference is not a payload: send the content";
+            return Err(Error::field(ErrorReason::PayloadInvalid, field, message));
+        }
+    };
+    let read = Payload { data, content_type, metadata: payload.metadata };
+    if read.size() > PAYLOAD_BYTES_MAX {
+        let message = format!("{} bytes, at most {PAYLOAD_BYTES_MAX} are allowed", read.size());
+        return Err(Error::field(ErrorReason::PayloadTooLarge, field, message));
+    }
+    let is_simple = read.metadata.is_empty() && read.content_type.is_empty();
+    if is_simple { Ok(read) } else { annotated(read, field) }
+}
+
+fn annotated(mut payload: Payload, field: &str) -> Result<Payload> {
+    if payload.content_type.len() > CONTENT_TYPE_BYTES_MAX {
+        let message = format!("at most {CONTENT_TYPE_BYTES_MAX} bytes are allowed");
+        return Err(Error::invalid(format!("{field}.content_type"), message));
+    }
+    let is_within = |(name, value): (&String, &String)| {
+        name.len() <= METADATA_NAME_BYTES_MAX && value.len() <= METADATA_VALUE_BYTES_MAX
+    };
+    if payload.metadata.len() > METADATA_ENTRIES_MAX || !payload.metadata.iter().all(is_within) {
+        let message = "at most 64 entries are allowed, with names of 128 and values of 1024 bytes";
+        return Err(Error::invalid(format!("{field}.metadata"), message));
+    }
+    let has_nul = |text: &String| text.contains('\0');
+    if has_nul(&payload.content_type) {
+        payload.content_type = clean(&payload.content_type).into_owned();
+    }
+    if payload.metadata.iter().any(|(name, value)| has_nul(name) || has_nul(value)) {
+        let entries = payload.metadata.iter();
+        let cleaned =
+            entries.map(|(name, value)| (clean(name).into_owned(), clean(value).into_owned()));
+        payload.metadata = cleaned.collect();
+    }
+    Ok(payload)
+}
+
+/// No message is no value.
+pub fn optional_from_proto(payload: Option<v1::Payload>, field: &str) -> Result<Payload> {
+    payload.map_or_else(|| Ok(Payload::default()), |payload| from_proto(payload, field))
+}
+
+pub fn to_proto(payload: &Payload) -> v1::Payload {
+    let metadata = payload.metadata.clone();
+    if payload.content_type.is_empty() {
+        // An empty payload is no value.
+        let json = (!payload.data.is_empty()).then(|| text(payload));
+        return v1::Payload { content: json, content_type: String::new(), metadata };
+    }
+    let content = Some(Content::Data(payload.data.clone()));
+    v1::Payload { content, content_type: payload.content_type.clone(), metadata }
+}
+
+fn text(payload: &Payload) -> Content {
+    match std::str::from_utf8(&payload.data) {
+        Ok(text) => Content::Json(text.to_owned()),
+        Err(_) => Content::Data(payload.data.clone()),
+    }
+}
+
+/// Bytes that the message of a payload takes, or a little less.
+pub fn size(payload: &Payload) -> usize {
+    payload.size() + 16 + 8 * payload.metadata.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(text: &str) -> v1::Payload {
+        let content = Some(Content::Json(text.into()));
+        v1::Payload { content, ..v1::Payload::default() }
+    }
+
+    fn data(bytes: Vec<u8>, content_type: &str) -> v1::Payload {
+        let content = Some(Content::Data(bytes.into()));
+        v1::Payload { content, content_type: content_type.into(), ..v1::Payload::default() }
+    }
+
+    #[test]
+    fn every_form_comes_back_as_it_was_sent() {
+        let mut annotated = json("{}");
+        annotated.metadata.insert("key".into(), "blue".into());
+        for payload in [
+            v1::Payload::default(),
+            json("18446744073709551615"),
+            annotated,
+            data(vec![0, 255], "application/protobuf"),
+            data(b"{}".to_vec(), "application/json"),
+            data(vec![], "text/plain"),
+        ] {
+            let core = from_proto(payload.clone(), "input").expect("within the limits");
+            assert_eq!(to_proto(&core), payload);
+        }
+        let octets = from_proto(data(vec![1], ""), "input").expect("within the limits");
+        assert_eq!(octets.content_type, OCTETS);
+    }
+
+    #[test]
+    fn json_is_json_to_core_with_or_without_its_media_type() {
+        let typed = v1::Payload { content_type: "application/json".into(), ..json("1") };
+        for payload in [typed, json("1")] {
+            assert_eq!(from_proto(payload, "input").expect("small"), Payload::json("1"));
+        }
+    }
+
+    #[test]
+    fn the_limit_is_two_mebibytes_to_the_byte() {
+        let exactly = from_proto(json(&"1".repeat(PAYLOAD_BYTES_MAX)), "execution.input");
+        assert!(exactly.is_ok());
+        let over = from_proto(json(&"1".repeat(PAYLOAD_BYTES_MAX + 1)), "execution.input");
+        let error = over.expect_err("a byte too many");
+        assert_eq!(error.reason, ErrorReason::PayloadTooLarge);
+        assert_eq!(error.violations[0].field, "execution.input");
+    }
+
+    #[test]
+    fn references_and_oversized_annotations_are_refused() {
+        let content = Some(Content::Reference(v1::PayloadReference::default()));
+        let reference = v1::Payload { content, ..v1::Payload::default() };
+        let error = from_proto(reference, "output").expect_err("a reference");
+        assert_eq!(error.reason, ErrorReason::PayloadInvalid);
+        let mut many = json("1");
+        many.metadata = (0..65).map(|n| (n.to_string(), String::new())).collect();
+        let error = from_proto(many, "output").expect_err("65 entries");
+        assert_eq!(error.violations[0].field, "output.metadata");
+        let error = from_proto(data(vec![], &"x".repeat(256)), "output").expect_err("256 bytes");
+        assert_eq!(error.violations[0].field, "output.content_type");
+    }
+}

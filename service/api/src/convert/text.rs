@@ -1,0 +1,138 @@
+//! Names and texts of requests: their limits, and their cleaning of NUL.
+
+use recoup_core::id::{ExecutionId, Namespace, StepPath, WorkflowName};
+use recoup_core::limits::{self, clean};
+
+use crate::status::{Error, Result};
+
+/// Where a request names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// Bytes of a namespace.
+pub const NAMESPACE_BYTES_MAX: usize = 128;
+pub const NAMESPACE_SEGMENTS_MAX: usize = 8;
+/// Bytes of the name of a worker, a consumer or whoever else is named for people.
+pub const LABEL_BYTES_MAX: usize = 255;
+/// Bytes of a session id.
+pub const SESSION_BYTES_MAX: usize = 64;
+/// Bytes of a step path.
+pub const STEP_PATH_BYTES_MAX: usize = 1024;
+
+fn is_segment(segment: &str) -> bool {
+    segment.starts_with(|first: char| first.is_ascii_lowercase())
+        && segment
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte))
+}
+
+fn is_namespace(name: &str) -> bool {
+    name.len() <= NAMESPACE_BYTES_MAX
+        && name.split('.').count() <= NAMESPACE_SEGMENTS_MAX
+        && name.split('.').all(is_segment)
+}
+
+/// The namespace of a request; empty is `default`.
+pub fn namespace(name: &str, field: &str) -> Result<Namespace> {
+    let name = if name.is_empty() { DEFAULT_NAMESPACE } else { name };
+    if is_namespace(name) {
+        return Ok(name.into());
+    }
+    let message = "a namespace has segments `[a-z][a-z0-9_-]*` with dots between them, at most 8 \
+                   and 128 bytes";
+    Err(Error::invalid(field, message))
+}
+
+/// A pattern of namespaces: a name, `company.*` or `*`; empty is `default`.
+pub fn namespace_pattern(pattern: &str, field: &str) -> Result<String> {
+    let pattern = if pattern.is_empty() { DEFAULT_NAMESPACE } else { pattern };
+    if pattern == "*" || is_namespace(pattern.strip_suffix(".*").unwrap_or(pattern)) {
+        return Ok(pattern.to_owned());
+    }
+    Err(Error::invalid(field, "a pattern is a namespace, `company.*` for those below it, or `*`"))
+}
+
+/// Text that may be empty, cleaned.
+pub fn optional(text: String, field: &str, bytes_max: usize) -> Result<String> {
+    if text.len() > bytes_max {
+        let message = format!("{} bytes, at most {bytes_max} are allowed", text.len());
+        return Err(Error::invalid(field, message));
+    }
+    Ok(match clean(&text) {
+        std::borrow::Cow::Borrowed(_) => text,
+        std::borrow::Cow::Owned(cleaned) => cleaned,
+    })
+}
+
+/// Text that must be there, cleaned.
+pub fn required(text: String, field: &str, bytes_max: usize) -> Result<String> {
+    if text.is_empty() {
+        return Err(Error::required(field));
+    }
+    optional(text, field, bytes_max)
+}
+
+pub fn workflow(name: &str, field: &str) -> Result<WorkflowName> {
+    if name.is_empty() {
+        return Err(Error::required(field));
+    }
+    if name.len() > limits::NAME_BYTES_MAX || name.contains('\0') {
+        let max = limits::NAME_BYTES_MAX;
+        return Err(Error::invalid(field, format!("a name has at most {max} bytes and no NUL")));
+    }
+    Ok(name.into())
+}
+
+pub fn execution_id(text: &str, field: &str) -> Result<ExecutionId> {
+    if text.is_empty() {
+        return Err(Error::required(field));
+    }
+    text.parse().map_err(|_| Error::invalid(field, "an execution id is a UUID"))
+}
+
+pub fn step_path(text: String, field: &str) -> Result<StepPath> {
+    required(text, field, STEP_PATH_BYTES_MAX).map(StepPath::from)
+}
+
+pub fn request_id(text: String) -> Result<String> {
+    optional(text, "request_id", limits::REQUEST_ID_BYTES_MAX)
+}
+
+/// The reason a person gives.
+pub fn reason(text: String) -> Result<String> {
+    optional(text, "reason", limits::DESCRIPTION_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_checked_and_has_a_default() {
+        assert_eq!(namespace("", "namespace").expect("the default").as_str(), "default");
+        for good in ["a", "company.team-1", "a.b.c.d.e.f.g.h"] {
+            assert_eq!(namespace(good, "namespace").expect(good).as_str(), good);
+        }
+        let long = "a".repeat(129);
+        for bad in ["A", "1a", "a..b", ".a", "a.", "a b", "a.*", "a.b.c.d.e.f.g.h.i", "a\0", &long]
+        {
+            let error = namespace(bad, "spec.namespace").expect_err(bad);
+            assert_eq!(error.violations[0].field, "spec.namespace");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_one_namespace_those_below_it_or_all() {
+        for good in ["a", "a.*", "a.b.*", "*"] {
+            assert_eq!(namespace_pattern(good, "f").expect(good), good);
+        }
+        for bad in ["a*", "*.a", "a.*.b", ".*", "**"] {
+            assert!(namespace_pattern(bad, "f").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn text_is_bounded_and_free_of_nul() {
+        assert_eq!(optional("a\0b".into(), "f", 3).expect("short enough"), "a\u{fffd}b");
+        assert!(optional("abcd".into(), "f", 3).is_err());
+        assert!(required(String::new(), "f", 3).is_err());
+    }
+}

@@ -1,0 +1,448 @@
+//! ExecutionService.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use recoup_core::command::{Command, Rejection, RequestId, StartExecution};
+use recoup_core::error::type_matches;
+use recoup_core::execution::{Execution, TraceContext};
+use recoup_core::id::{ExecutionId, StepPath, namespace_matches};
+use recoup_core::limits::{ERROR_TYPE_BYTES_MAX, KEY_BYTES_MAX};
+use recoup_engine::{Refusal, StartSpec, Started};
+use recoup_proto::v1::execution_service_server::ExecutionService;
+use recoup_proto::v1::{self, ErrorReason};
+use recoup_store::{History, ListFilter, Listed, NodeId, format};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::BATCH_BYTES_MAX;
+use crate::context::Context;
+use crate::convert::{event, execution, payload, text, time};
+use crate::page::{Page, SCAN_MAX, SIZE_MAX};
+use crate::status::{Error, Result};
+use crate::{digest, metadata};
+
+/// Readers that are no node.
+const NOBODY: NodeId = NodeId(0);
+
+pub struct Service {
+    context: Arc<Context>,
+}
+
+impl Service {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    /// What a start asks for, and the id of the execution that it makes if it makes one.
+    async fn spec(
+        &self,
+        spec: Option<v1::ExecutionSpec>,
+        request_id: String,
+        trace: TraceContext,
+    ) -> Result<StartSpec> {
+        let spec = spec.ok_or_else(|| Error::required("execution"))?;
+        // Taken before anything is filled in or cleaned: the same message has the same digest.
+        let request = match request_id.is_empty() {
+            true => None,
+            false => {
+                let digest = digest::of_message(&spec);
+                Some(RequestId { id: text::request_id(request_id)?, digest })
+            }
+        };
+        let namespace = text::namespace(&spec.namespace, "execution.namespace")?;
+        let workflow = text::workflow(&spec.workflow, "execution.workflow")?;
+        let on_running = policy(spec.on_running, "execution.on_running", execution::on_running)?;
+        let on_ended = policy(spec.on_ended, "execution.on_ended", execution::on_ended)?;
+        let key = text::optional(spec.execution_key, "execution.execution_key", KEY_BYTES_MAX)?;
+        let timeout = time::duration_from(spec.timeout, "execution.timeout")?;
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(Error::invalid("execution.timeout", "it must be longer than zero"));
+        }
+        let input = payload::optional_from_proto(spec.input, "execution.input")?;
+        let plan = self.context.plan(&namespace, &workflow, spec.workflow_version).await?;
+        Ok(StartSpec {
+            start: StartExecution {
+                id: self.context.new_execution_id(),
+                namespace,
+                key: (!key.is_empty()).then_some(key),
+                input,
+                timeout,
+                trace,
+            },
+            plan,
+            on_running,
+            on_ended,
+            request,
+            until: None,
+        })
+    }
+
+    async fn history(&self, id: ExecutionId) -> Result<History> {
+        let mut histories = self.context.store().load(NOBODY, &[id]).await?;
+        histories.pop().ok_or_else(|| no_execution(id))
+    }
+
+    async fn entries(
+        &self,
+        request: &v1::ListExecutionHistoryRequest,
+    ) -> Result<v1::ListExecutionHistoryResponse> {
+        let id = text::execution_id(&request.execution_id, "execution_id")?;
+        let filter = digest::of(id.0.as_bytes());
+        let page = Page::read(request.page_size, &request.page_token, filter)?;
+        let after = page.after_exactly::<16>()?.map(u128::from_be_bytes);
+        let history = self.history(id).await?;
+        let mut entries: Vec<v1::HistoryEntry> = Vec::new();
+        let mut bytes = 0;
+        for row in &history.transitions {
+            let sequence_of = |place: u128| u64::try_from(place >> 64).unwrap_or(u64::MAX);
+            if after.is_some_and(|after| row.sequence < sequence_of(after)) {
+                continue;
+            }
+            let data = format::decode_transition(row.format, &row.data)
+                .map_err(|error| quarantined(id, &error.to_string()))?;
+            for (index, own) in data.events.iter().enumerate() {
+                let place = (u128::from(row.sequence) << 64) | index as u128;
+                if after.is_some_and(|after| place <= after) {
+                    continue;
+                }
+                let entry = event::to_proto(row.sequence, index, data.decided_at, own);
+                bytes += entry.encoded_len() + 8;
+                let is_full = entries.len() == page.size || bytes > BATCH_BYTES_MAX;
+                if let (true, Some(last)) = (is_full, entries.last()) {
+                    let place = (u128::from(last.sequence) << 64) | u128::from(last.index);
+                    let next_page_token = page.token(&place.to_be_bytes());
+                    return Ok(v1::ListExecutionHistoryResponse { entries, next_page_token });
+                }
+                entries.push(entry);
+            }
+        }
+        Ok(v1::ListExecutionHistoryResponse { entries, next_page_token: String::new() })
+    }
+
+    async fn list(&self, request: v1::ListExecutionsRequest) -> Result<v1::ListExecutionsResponse> {
+        let pattern = text::namespace_pattern(&request.namespace, "namespace")?;
+        let given = request.filter.clone().unwrap_or_default();
+        let filter = filter(&pattern, &given)?;
+        if let Some(namespace) = &filter.namespace {
+            self.context.check_namespace(namespace).await?;
+        }
+        let compensations = compensations(&given)?;
+        let takes = |listed: &Listed| {
+            let index = &listed.index;
+            let error_type = index.error_type.as_deref().unwrap_or_default();
+            namespace_matches(&pattern, index.namespace.as_str())
+                && (compensations.is_empty() || compensations.contains(&index.compensation))
+                && (given.error_type.is_empty()
+                    || (!error_type.is_empty() && type_matches(&given.error_type, error_type)))
+        };
+        let identity = digest::of_message(&v1::ListExecutionsRequest {
+            page_size: 0,
+            page_token: String::new(),
+            namespace: pattern.clone(),
+            ..request.clone()
+        });
+        let page = Page::read(request.page_size, &request.page_token, identity)?;
+        let mut before = page.after_exactly()?.map(|bytes| ExecutionId(Uuid::from_bytes(bytes)));
+        let mut executions = Vec::new();
+        let mut scanned = 0;
+        while scanned < SCAN_MAX {
+            let limit = if scanned == 0 { page.size + 1 } else { SIZE_MAX };
+            let rows = self.context.store().list(&filter, before, limit).await?;
+            let is_last = rows.len() < limit;
+            scanned += rows.len().max(1);
+            for row in rows {
+                if takes(&row) {
+                    if executions.len() == page.size {
+                        let before = before.map_or(row.execution, |before| before);
+                        let next_page_token = page.token(before.0.as_bytes());
+                        return Ok(v1::ListExecutionsResponse { executions, next_page_token });
+                    }
+                    executions.push(execution::listed(&row));
+                }
+                before = Some(row.execution);
+            }
+            if is_last {
+                return Ok(v1::ListExecutionsResponse { executions, ..Default::default() });
+            }
+        }
+        let next_page_token = before.map_or(String::new(), |at| page.token(at.0.as_bytes()));
+        Ok(v1::ListExecutionsResponse { executions, next_page_token })
+    }
+
+    async fn command(
+        &self,
+        execution: ExecutionId,
+        command: Command,
+        request: Option<RequestId>,
+    ) -> Result<Arc<Execution>> {
+        Ok(self.context.engine.command(execution, command, request).await?)
+    }
+
+    /// As [`Service::command`], but tells a step that does not exist from one that is not parked.
+    async fn command_on(
+        &self,
+        id: ExecutionId,
+        step: Option<&StepPath>,
+        command: Command,
+        request: Option<RequestId>,
+    ) -> Result<Arc<Execution>> {
+        let refusal = match self.context.engine.command(id, command, request).await {
+            Ok(state) => return Ok(state),
+            Err(refusal) => refusal,
+        };
+        if let (Refusal::Rejected(Rejection::NotParked), Some(step)) = (&refusal, step) {
+            let snapshot = self.context.engine.snapshot(id).await?;
+            if snapshot.plan.step(step).is_none() {
+                let message = format!("the execution has no step `{step}`");
+                return Err(Error::field(ErrorReason::StepNotFound, "step_path", message));
+            }
+        }
+        Err(refusal.into())
+    }
+}
+
+fn no_execution(id: ExecutionId) -> Error {
+    Error::new(ErrorReason::ExecutionNotFound, format!("there is no execution {id}"))
+}
+
+fn quarantined(id: ExecutionId, why: &str) -> Error {
+    let message = format!("the history of {id} cannot be read: {why}");
+    Error::new(ErrorReason::ExecutionQuarantined, message)
+}
+
+/// A policy that is unset has its default; one that is unknown is refused.
+fn policy<P: TryFrom<i32> + PartialEq + Default, C: Default>(
+    number: i32,
+    field: &str,
+    from: impl Fn(P) -> Option<C>,
+) -> Result<C> {
+    let known = P::try_from(number).ok();
+    let known =
+        known.ok_or_else(|| Error::invalid(field, format!("{number} is no known value")))?;
+    Ok(if known == P::default() { C::default() } else { from(known).unwrap_or_default() })
+}
+
+/// What of the filter the store applies.
+fn filter(pattern: &str, given: &v1::ExecutionFilter) -> Result<ListFilter> {
+    let mut states = Vec::new();
+    for (index, number) in given.states.iter().enumerate() {
+        let known = v1::ExecutionState::try_from(*number).ok().and_then(execution::state_from);
+        states.push(known.ok_or_else(|| {
+            Error::invalid(format!("filter.states[{index}]"), format!("{number} is no known state"))
+        })?);
+    }
+    let field = "filter.error_type";
+    let error_type = text::optional(given.error_type.clone(), field, ERROR_TYPE_BYTES_MAX)?;
+    let error_type = Some(error_type.strip_suffix(".*").unwrap_or(&error_type).to_owned());
+    let field = "filter.execution_key_prefix";
+    let prefix = text::optional(given.execution_key_prefix.clone(), field, KEY_BYTES_MAX)?;
+    let workflow = given.workflow.as_str();
+    let workflow = match workflow {
+        "" => None,
+        name => Some(text::workflow(name, "filter.workflow")?),
+    };
+    Ok(ListFilter {
+        namespace: (!pattern.contains('*')).then(|| pattern.into()),
+        states,
+        workflow,
+        error_type: error_type.filter(|text| !text.is_empty() && text != "*"),
+        key_prefix: (!prefix.is_empty()).then_some(prefix),
+        started_after: given.started_after.as_ref().map(time::timestamp_from),
+        started_before: given.started_before.as_ref().map(time::timestamp_from),
+    })
+}
+
+fn compensations(
+    given: &v1::ExecutionFilter,
+) -> Result<Vec<recoup_core::execution::CompensationState>> {
+    let states = given.compensation_states.iter().enumerate();
+    states
+        .map(|(index, number)| {
+            let known = v1::CompensationState::try_from(*number).ok();
+            known.and_then(execution::compensation_state_from).ok_or_else(|| {
+                let field = format!("filter.compensation_states[{index}]");
+                Error::invalid(field, format!("{number} is no known state"))
+            })
+        })
+        .collect()
+}
+
+/// The identity of a mutation of an execution.
+fn request(id: String, body: impl FnOnce() -> u64) -> Result<Option<RequestId>> {
+    if id.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(RequestId { id: text::request_id(id)?, digest: body() }))
+}
+
+/// Whether this request started the execution, now or when it was first sent. With a key, an
+/// execution that is not new counts as one that has the key.
+fn is_started(started: &Started, asked: ExecutionId, has_key: bool) -> bool {
+    started.is_new || started.state.id == asked || !has_key
+}
+
+fn still_running(state: &Execution) -> v1::StillRunning {
+    v1::StillRunning { state: execution::state(state.state).into() }
+}
+
+#[tonic::async_trait]
+impl ExecutionService for Service {
+    async fn start_execution(
+        &self,
+        request: Request<v1::StartExecutionRequest>,
+    ) -> Result<Response<v1::StartExecutionResponse>, Status> {
+        let trace = metadata::trace(request.metadata());
+        let request = request.into_inner();
+        let spec = self.spec(request.execution, request.request_id, trace).await?;
+        let (asked, has_key) = (spec.start.id, spec.start.key.is_some());
+        let started = self.context.engine.start(spec).await.map_err(Error::from)?;
+        Ok(Response::new(v1::StartExecutionResponse {
+            execution_id: started.state.id.to_string(),
+            workflow_version: started.state.version,
+            started: is_started(&started, asked, has_key),
+        }))
+    }
+
+    async fn run_execution(
+        &self,
+        request: Request<v1::RunExecutionRequest>,
+    ) -> Result<Response<v1::RunExecutionResponse>, Status> {
+        use v1::run_execution_response::Result as Outcome;
+        let trace = metadata::trace(request.metadata());
+        let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
+        let request = request.into_inner();
+        let spec = self.spec(request.execution, request.request_id, trace).await?;
+        let (asked, has_key) = (spec.start.id, spec.start.key.is_some());
+        let started = self.context.engine.run(spec, wait).await.map_err(Error::from)?;
+        let state = &started.state;
+        let result = match state.state.is_ended() {
+            true => Outcome::Ended(execution::outcome(state)),
+            false => Outcome::StillRunning(still_running(state)),
+        };
+        Ok(Response::new(v1::RunExecutionResponse {
+            execution_id: state.id.to_string(),
+            result: Some(result),
+            workflow_version: state.version,
+            started: is_started(&started, asked, has_key),
+        }))
+    }
+
+    async fn get_execution(
+        &self,
+        request: Request<v1::GetExecutionRequest>,
+    ) -> Result<Response<v1::GetExecutionResponse>, Status> {
+        let id = text::execution_id(&request.get_ref().execution_id, "execution_id")?;
+        let snapshot = self.context.engine.snapshot(id).await.map_err(Error::from)?;
+        let info = execution::info(&snapshot, self.context.engine.now());
+        Ok(Response::new(v1::GetExecutionResponse { execution: Some(info) }))
+    }
+
+    async fn await_execution(
+        &self,
+        request: Request<v1::AwaitExecutionRequest>,
+    ) -> Result<Response<v1::AwaitExecutionResponse>, Status> {
+        use v1::await_execution_response::Result as Outcome;
+        let wait: Duration = metadata::wait(request.get_ref().wait, request.metadata())?;
+        let id = text::execution_id(&request.get_ref().execution_id, "execution_id")?;
+        let state = self.context.engine.await_end(id, wait).await.map_err(Error::from)?;
+        let result = match state.state.is_ended() {
+            true => Outcome::Ended(execution::outcome(&state)),
+            false => Outcome::StillRunning(still_running(&state)),
+        };
+        Ok(Response::new(v1::AwaitExecutionResponse {
+            execution_id: id.to_string(),
+            result: Some(result),
+        }))
+    }
+
+    async fn list_executions(
+        &self,
+        request: Request<v1::ListExecutionsRequest>,
+    ) -> Result<Response<v1::ListExecutionsResponse>, Status> {
+        Ok(Response::new(self.list(request.into_inner()).await?))
+    }
+
+    async fn list_execution_history(
+        &self,
+        request: Request<v1::ListExecutionHistoryRequest>,
+    ) -> Result<Response<v1::ListExecutionHistoryResponse>, Status> {
+        Ok(Response::new(self.entries(request.get_ref()).await?))
+    }
+
+    async fn cancel_execution(
+        &self,
+        request: Request<v1::CancelExecutionRequest>,
+    ) -> Result<Response<v1::CancelExecutionResponse>, Status> {
+        let body = request.into_inner();
+        let id = text::execution_id(&body.execution_id, "execution_id")?;
+        let identity = self::request(body.request_id, || {
+            digest::of(format!("cancel\0{id}\0{}", body.reason).as_bytes())
+        })?;
+        let command = Command::CancelExecution { reason: text::reason(body.reason)? };
+        let state = self.command(id, command, identity).await?;
+        let state = execution::state(state.state).into();
+        Ok(Response::new(v1::CancelExecutionResponse { state }))
+    }
+
+    async fn terminate_execution(
+        &self,
+        request: Request<v1::TerminateExecutionRequest>,
+    ) -> Result<Response<v1::TerminateExecutionResponse>, Status> {
+        let body = request.into_inner();
+        let id = text::execution_id(&body.execution_id, "execution_id")?;
+        if body.reason.is_empty() {
+            return Err(Error::required("reason").into());
+        }
+        let identity = self::request(body.request_id, || {
+            digest::of(format!("terminate\0{id}\0{}", body.reason).as_bytes())
+        })?;
+        let command = Command::TerminateExecution { reason: text::reason(body.reason)? };
+        let state = self.command(id, command, identity).await?;
+        Ok(Response::new(v1::TerminateExecutionResponse {
+            state: execution::state(state.state).into(),
+            compensation_state: execution::compensation_state(state.compensation).into(),
+        }))
+    }
+
+    async fn retry_compensation(
+        &self,
+        request: Request<v1::RetryCompensationRequest>,
+    ) -> Result<Response<v1::RetryCompensationResponse>, Status> {
+        let body = request.into_inner();
+        let id = text::execution_id(&body.execution_id, "execution_id")?;
+        let identity = self::request(body.request_id, || {
+            digest::of(format!("retry\0{id}\0{}\0{}", body.step_path, body.reason).as_bytes())
+        })?;
+        text::reason(body.reason)?;
+        let step = match body.step_path.as_str() {
+            "" => None,
+            _ => Some(text::step_path(body.step_path, "step_path")?),
+        };
+        let command = Command::RetryCompensation { step: step.clone() };
+        let state = self.command_on(id, step.as_ref(), command, identity).await?;
+        let compensation_state = execution::compensation_state(state.compensation).into();
+        Ok(Response::new(v1::RetryCompensationResponse { compensation_state }))
+    }
+
+    async fn skip_compensation(
+        &self,
+        request: Request<v1::SkipCompensationRequest>,
+    ) -> Result<Response<v1::SkipCompensationResponse>, Status> {
+        let body = request.into_inner();
+        let id = text::execution_id(&body.execution_id, "execution_id")?;
+        if body.reason.is_empty() {
+            return Err(Error::required("reason").into());
+        }
+        let identity = self::request(body.request_id, || {
+            digest::of(format!("skip\0{id}\0{}\0{}", body.step_path, body.reason).as_bytes())
+        })?;
+        let step = text::step_path(body.step_path, "step_path")?;
+        let reason = text::reason(body.reason)?;
+        let command = Command::SkipCompensation { step: step.clone(), reason };
+        let state = self.command_on(id, Some(&step), command, identity).await?;
+        let compensation_state = execution::compensation_state(state.compensation).into();
+        Ok(Response::new(v1::SkipCompensationResponse { compensation_state }))
+    }
+}

@@ -1,0 +1,247 @@
+//! Reading the failure feed: pages, filtered, with a cursor behind every event; and the stream of
+//! readers that keep their cursor themselves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::subscription::{Filter, Gap};
+use recoup_engine::Refusal;
+use recoup_proto::v1;
+use recoup_store::{Cursor, Position, Positioned};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::BATCH_BYTES_MAX;
+use crate::context::Context;
+use crate::convert::{failure, time};
+use crate::status::{Error, Result};
+
+/// Events that are read at once.
+pub const PAGE: usize = 128;
+/// Events of other nodes are looked for this often.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Events that come one after the other are gathered for this long.
+const GATHER: Duration = Duration::from_millis(2);
+/// Half of what the protocol promises, twice.
+pub const KEEPALIVE: Duration = Duration::from_secs(4);
+/// A reader that takes nothing for so long is cut off.
+pub const SEND_WITHIN: Duration = Duration::from_secs(60);
+
+pub type Responses = mpsc::Sender<Result<v1::SubscribeFailuresResponse, Status>>;
+
+/// A page of the feed.
+pub struct Page {
+    pub gap: Option<Gap>,
+    /// With the cursor behind each.
+    pub events: Vec<(Positioned, Cursor)>,
+    /// Behind the whole page.
+    pub read: Cursor,
+    /// More may follow at once.
+    pub is_full: bool,
+}
+
+/// Reads what follows a cursor.
+pub async fn page(context: &Context, after: &Cursor, filter: &Filter) -> Result<Page> {
+    let page = context.store().read_feed(after, PAGE).await?;
+    let gap = page.gap.map(|_| Gap { from: after.encode(), to: page.cursor.encode() });
+    let is_full = page.events.len() >= PAGE;
+    let mut reached = after.clone();
+    let mut events = Vec::new();
+    for event in page.events {
+        advance(&mut reached, event.position);
+        let row = &event.row;
+        if filter.takes(row.namespace.as_str(), &row.workflow, row.kind, &row.error_type) {
+            events.push((event, reached.clone()));
+        }
+    }
+    Ok(Page { gap, events, read: page.cursor, is_full })
+}
+
+/// Moves a cursor behind an event.
+pub fn advance(cursor: &mut Cursor, position: Position) {
+    match cursor.lanes.binary_search_by_key(&position.lane, |(lane, _)| *lane) {
+        Ok(index) => cursor.lanes[index].1 = cursor.lanes[index].1.max(position.number),
+        Err(index) => cursor.lanes.insert(index, (position.lane, position.number)),
+    }
+}
+
+/// Waits until there may be more, `until` at the latest.
+pub async fn changed(written: &mut watch::Receiver<u64>, until: Instant) {
+    let poll = Instant::now() + POLL_INTERVAL;
+    tokio::select! {
+        changed = written.changed() => match changed {
+            Ok(()) => tokio::time::sleep(GATHER).await,
+            // The engine is gone: its store may still be read.
+            Err(_) => tokio::time::sleep_until(poll.min(until)).await,
+        },
+        () = tokio::time::sleep_until(poll.min(until)) => {}
+    }
+}
+
+/// Deliveries of a page to a reader without a subscription.
+pub fn deliveries(page: Page, now: recoup_core::time::Timestamp) -> Result<Vec<Sized>> {
+    let mut all = Vec::with_capacity(page.events.len());
+    if let Some(gap) = &page.gap {
+        let event = failure::gap(gap, now);
+        let bytes = gap.from.len() + gap.to.len() + 256;
+        all.push(Sized { delivery: delivery(event, gap.from.clone()), bytes });
+    }
+    for (event, cursor) in page.events {
+        let (event, bytes) = failure::to_proto(&failure::stored(&event.row)?);
+        let cursor = cursor.encode();
+        let bytes = bytes + cursor.len() + 64;
+        all.push(Sized { delivery: delivery(event, cursor), bytes });
+    }
+    Ok(all)
+}
+
+/// A delivery, and about how many bytes it takes.
+pub struct Sized {
+    pub delivery: v1::FailureDelivery,
+    pub bytes: usize,
+}
+
+fn delivery(event: v1::FailureEvent, cursor: String) -> v1::FailureDelivery {
+    v1::FailureDelivery {
+        event: Some(event),
+        cursor,
+        ack_token: String::new(),
+        delivery: 1,
+        ack_deadline: None,
+    }
+}
+
+/// Cut into messages. The deliveries of a message are never none.
+pub fn chunks(all: Vec<Sized>) -> Vec<Vec<v1::FailureDelivery>> {
+    let mut chunks: Vec<Vec<_>> = Vec::new();
+    let mut bytes = 0;
+    for Sized { delivery, bytes: own } in all {
+        match chunks.last_mut() {
+            Some(chunk) if bytes + own <= BATCH_BYTES_MAX => {
+                bytes += own;
+                chunk.push(delivery);
+            }
+            _ => {
+                bytes = own;
+                chunks.push(vec![delivery]);
+            }
+        }
+    }
+    chunks
+}
+
+/// Streams to a reader that keeps its cursor itself, until it leaves or the server stops.
+pub async fn stream(context: Arc<Context>, filter: Filter, cursor: Cursor, responses: Responses) {
+    let ended = tokio::select! {
+        ended = follow(&context, &filter, cursor, &responses) => ended,
+        () = responses.closed() => return,
+        () = context.stopping() => Err(Refusal::Stopping.into()),
+    };
+    if let Err(error) = ended {
+        // Who does not take even this has no use for it.
+        let _ = responses.send_timeout(Err(error.into()), SEND_WITHIN).await;
+    }
+}
+
+/// Ends without an error when the reader takes nothing.
+async fn follow(
+    context: &Context,
+    filter: &Filter,
+    mut cursor: Cursor,
+    responses: &Responses,
+) -> Result<()> {
+    let mut written = context.engine.feed_written();
+    // The first says where the reader stands, and that it is heard.
+    let mut keepalive_at = Instant::now();
+    loop {
+        written.borrow_and_update();
+        let page = page(context, &cursor, filter).await?;
+        let (read, is_full) = (page.read.clone(), page.is_full);
+        for deliveries in chunks(deliveries(page, context.engine.now())?) {
+            let behind = deliveries.last().map_or(String::new(), |last| last.cursor.clone());
+            if !send(context, responses, deliveries, behind).await {
+                return Ok(());
+            }
+            keepalive_at = Instant::now() + KEEPALIVE;
+        }
+        cursor = read;
+        if Instant::now() >= keepalive_at {
+            if !send(context, responses, Vec::new(), cursor.encode()).await {
+                return Ok(());
+            }
+            keepalive_at = Instant::now() + KEEPALIVE;
+        }
+        if !is_full {
+            changed(&mut written, keepalive_at).await;
+        }
+    }
+}
+
+/// False: the reader is gone, or takes nothing.
+pub async fn send(
+    context: &Context,
+    responses: &Responses,
+    deliveries: Vec<v1::FailureDelivery>,
+    cursor: String,
+) -> bool {
+    let time = Some(time::timestamp(context.engine.now()));
+    let response = v1::SubscribeFailuresResponse { deliveries, cursor, time };
+    responses.send_timeout(Ok(response), SEND_WITHIN).await.is_ok()
+}
+
+/// Where a reader starts.
+pub async fn position(context: &Context, position: i32, field: &str) -> Result<Cursor> {
+    match v1::FeedPosition::try_from(position) {
+        Ok(v1::FeedPosition::Unspecified | v1::FeedPosition::Now) => {
+            Ok(context.store().feed_end().await?)
+        }
+        Ok(v1::FeedPosition::Beginning) => Ok(context.store().feed_start().await?),
+        Err(_) => Err(Error::invalid(field, format!("{position} is no known position"))),
+    }
+}
+
+/// A cursor from outside, found to be of this store.
+pub async fn cursor(context: &Context, text: &str, field: &str) -> Result<Cursor> {
+    let told = |error: recoup_store::Error| match error {
+        recoup_store::Error::MalformedCursor | recoup_store::Error::ForeignCursor => {
+            let error = Error::from(error);
+            Error::field(error.reason, field, error.message)
+        }
+        other => other.into(),
+    };
+    let cursor = Cursor::decode(text).map_err(told)?;
+    context.store().read_feed(&cursor, 1).await.map_err(told)?;
+    Ok(cursor)
+}
+
+#[cfg(test)]
+mod tests {
+    use recoup_store::NodeId;
+
+    use super::*;
+
+    #[test]
+    fn a_cursor_moves_behind_an_event_and_never_back() {
+        let mut cursor = Cursor {
+            incarnation: uuid::Uuid::nil(),
+            floor: NodeId(1),
+            lanes: vec![(NodeId(1), 5), (NodeId(4), 2)],
+        };
+        advance(&mut cursor, Position { number: 9, lane: NodeId(3) });
+        advance(&mut cursor, Position { number: 7, lane: NodeId(1) });
+        advance(&mut cursor, Position { number: 1, lane: NodeId(4) });
+        assert_eq!(cursor.lanes, [(NodeId(1), 7), (NodeId(3), 9), (NodeId(4), 2)]);
+    }
+
+    #[test]
+    fn messages_are_cut_by_bytes() {
+        let sized = |bytes| Sized { delivery: v1::FailureDelivery::default(), bytes };
+        let cut = chunks(vec![sized(1), sized(BATCH_BYTES_MAX), sized(BATCH_BYTES_MAX), sized(1)]);
+        let lengths: Vec<_> = cut.iter().map(Vec::len).collect();
+        assert_eq!(lengths, [1, 1, 1, 1]);
+        let cut = chunks(vec![sized(1), sized(BATCH_BYTES_MAX - 1), sized(1), sized(1)]);
+        assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
+        assert!(chunks(Vec::new()).is_empty());
+    }
+}

@@ -1,0 +1,51 @@
+//! grpc.health.v1: SERVING only while the store answers.
+
+use std::time::Duration;
+
+use recoup_engine::Engine;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+/// The whole server, and each service.
+const SERVICES: [&str; 6] = [
+    "",
+    "recoup.v1.ExecutionService",
+    "recoup.v1.FailureService",
+    "recoup.v1.NamespaceService",
+    "recoup.v1.WorkerService",
+    "recoup.v1.WorkflowService",
+];
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A store that takes longer does not answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthServer<impl Health> {
+    let (reporter, server) = tonic_health::server::health_reporter();
+    tokio::spawn(async move {
+        let mut was: Option<bool> = None;
+        loop {
+            let answer = tokio::time::timeout(TIMEOUT, engine.store().now()).await;
+            let is_up = matches!(answer, Ok(Ok(_))) && !*shutdown.borrow();
+            if was != Some(is_up) {
+                if was.is_some() {
+                    tracing::info!(is_up, "readiness changed");
+                }
+                let status = if is_up { ServingStatus::Serving } else { ServingStatus::NotServing };
+                for name in SERVICES {
+                    reporter.set_service_status(name, status).await;
+                }
+                was = Some(is_up);
+            }
+            if *shutdown.borrow() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                // An error is the end of whoever could stop the server.
+                _ = shutdown.wait_for(|stop| *stop) => {}
+            }
+        }
+    });
+    server
+}

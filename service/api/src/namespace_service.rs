@@ -1,0 +1,142 @@
+//! NamespaceService.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::id::{Namespace, namespace_matches};
+use recoup_core::limits::DESCRIPTION_BYTES_MAX;
+use recoup_proto::v1::namespace_service_server::NamespaceService;
+use recoup_proto::v1::{self, ErrorReason};
+use recoup_store::NamespaceRow;
+use tonic::{Request, Response, Status};
+
+use crate::context::{Context, Requests, no_namespace};
+use crate::convert::{text, time};
+use crate::digest;
+use crate::page::{Page, SCAN_MAX, SIZE_MAX};
+use crate::status::{Error, Result};
+
+const RETENTION_MIN: Duration = Duration::from_secs(60);
+
+pub struct Service {
+    context: Arc<Context>,
+}
+
+impl Service {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    async fn create(&self, request: v1::CreateNamespaceRequest) -> Result<v1::Namespace> {
+        let given = request.namespace.ok_or_else(|| Error::required("namespace"))?;
+        if given.name.is_empty() {
+            return Err(Error::required("namespace.name"));
+        }
+        let name = text::namespace(&given.name, "namespace.name")?;
+        let body = v1::Namespace { created_at: None, ..given };
+        let digest = || digest::of_message(&body);
+        let request_id = text::request_id(request.request_id)?;
+        let keyed = Requests::key("CreateNamespace", name.as_str(), request_id.clone(), digest);
+        if let Some(answer) = self.context.requests.recall(&keyed)? {
+            return Ok(answer);
+        }
+        let field = "namespace.retention";
+        let retention = time::duration_between(
+            body.retention,
+            field,
+            self.context.retention,
+            RETENTION_MIN..=Duration::from_secs(100 * 365 * 24 * 3600),
+        )?;
+        let field = "namespace.description";
+        let description = text::optional(body.description, field, DESCRIPTION_BYTES_MAX)?;
+        let created = self.context.store().create_namespace(&name, &description, retention).await;
+        let row = match created {
+            Ok(row) => row,
+            Err(recoup_store::Error::AlreadyExists) => {
+                // A repeated call that another process, or an earlier life, has answered.
+                let there = self.context.store().namespace(&name).await?;
+                let same = there.filter(|row| {
+                    !request_id.is_empty()
+                        && row.description == description
+                        && row.retention == retention
+                });
+                same.ok_or_else(|| {
+                    let message = format!("the namespace `{name}` exists");
+                    Error::new(ErrorReason::NamespaceExists, message)
+                })?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let answer = namespace(&row);
+        self.context.requests.remember(keyed, &answer);
+        Ok(answer)
+    }
+
+    async fn list(&self, request: v1::ListNamespacesRequest) -> Result<v1::ListNamespacesResponse> {
+        let pattern = match request.pattern.as_str() {
+            "" => "*".to_owned(),
+            pattern => text::namespace_pattern(pattern, "pattern")?,
+        };
+        let filter = digest::of(pattern.as_bytes());
+        let page = Page::read(request.page_size, &request.page_token, filter)?;
+        let mut after = page.after_text()?.map(Namespace::from);
+        let mut namespaces: Vec<v1::Namespace> = Vec::new();
+        for _ in 0..SCAN_MAX / SIZE_MAX {
+            let rows = self.context.store().list_namespaces(after.as_ref(), SIZE_MAX).await?;
+            let is_last = rows.len() < SIZE_MAX;
+            for row in rows {
+                if namespace_matches(&pattern, row.name.as_str()) {
+                    if namespaces.len() == page.size {
+                        let last = namespaces.last().map_or("", |last| &last.name);
+                        let next_page_token = page.token(last.as_bytes());
+                        return Ok(v1::ListNamespacesResponse { namespaces, next_page_token });
+                    }
+                    namespaces.push(namespace(&row));
+                }
+                after = Some(row.name);
+            }
+            if is_last {
+                return Ok(v1::ListNamespacesResponse { namespaces, ..Default::default() });
+            }
+        }
+        let next_page_token = after.map_or(String::new(), |at| page.token(at.as_str().as_bytes()));
+        Ok(v1::ListNamespacesResponse { namespaces, next_page_token })
+    }
+}
+
+fn namespace(row: &NamespaceRow) -> v1::Namespace {
+    v1::Namespace {
+        name: row.name.as_str().to_owned(),
+        description: row.description.clone(),
+        retention: Some(time::duration(row.retention)),
+        created_at: Some(time::timestamp(row.created_at)),
+    }
+}
+
+#[tonic::async_trait]
+impl NamespaceService for Service {
+    async fn create_namespace(
+        &self,
+        request: Request<v1::CreateNamespaceRequest>,
+    ) -> Result<Response<v1::CreateNamespaceResponse>, Status> {
+        let namespace = self.create(request.into_inner()).await?;
+        Ok(Response::new(v1::CreateNamespaceResponse { namespace: Some(namespace) }))
+    }
+
+    async fn get_namespace(
+        &self,
+        request: Request<v1::GetNamespaceRequest>,
+    ) -> Result<Response<v1::GetNamespaceResponse>, Status> {
+        let name = text::namespace(&request.get_ref().name, "name")?;
+        let row = self.context.store().namespace(&name).await.map_err(Error::from)?;
+        let row = row.ok_or_else(|| no_namespace(&name))?;
+        Ok(Response::new(v1::GetNamespaceResponse { namespace: Some(namespace(&row)) }))
+    }
+
+    async fn list_namespaces(
+        &self,
+        request: Request<v1::ListNamespacesRequest>,
+    ) -> Result<Response<v1::ListNamespacesResponse>, Status> {
+        Ok(Response::new(self.list(request.into_inner()).await?))
+    }
+}

@@ -1,0 +1,365 @@
+//! Why a call is refused, and how that looks on the wire: a canonical code, `google.rpc.ErrorInfo`
+//! with a reason of [`ErrorReason`], `BadRequest` for fields, `RetryInfo` for load.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use recoup_core::command::Rejection;
+use recoup_core::plan::{Issue, IssueCode};
+use recoup_engine::Refusal;
+use recoup_proto::source::SourceError;
+use recoup_proto::v1::{DefinitionIssue, ErrorReason};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "recoup";
+const PREFIX: &str = "ERROR_REASON_";
+/// Texts in a status travel in headers, which transports bound: no message is longer.
+const MESSAGE_BYTES_MAX: usize = 1024;
+/// More violations than this are counted, not listed.
+const VIOLATIONS_MAX: usize = 20;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A refused call. Nothing was done, unless the reason says otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    pub reason: ErrorReason,
+    pub message: String,
+    pub violations: Vec<Violation>,
+    pub metadata: Vec<(&'static str, String)>,
+    pub retry_after: Option<Duration>,
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Path in the request: `execution.input`.
+    pub field: String,
+    pub message: String,
+}
+
+impl Error {
+    pub fn new(reason: ErrorReason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            violations: Vec::new(),
+            metadata: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    /// About one field of the request.
+    pub fn field(
+        reason: ErrorReason,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        let violation = Violation { field: field.into(), message: message.into() };
+        let text = format!("{}: {}", violation.field, violation.message);
+        Self { violations: vec![violation], ..Self::new(reason, text) }
+    }
+
+    /// A field that is missing, malformed or over its limit.
+    pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::field(ErrorReason::FieldInvalid, field, message)
+    }
+
+    pub fn required(field: &str) -> Self {
+        Self::invalid(field, "it is required")
+    }
+
+    /// A defect: logged here, told without its details.
+    pub fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(what, %error, "a call failed that should not");
+        Self::new(ErrorReason::Internal, format!("internal error: {what}"))
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.metadata.push((name, value.into()));
+        self
+    }
+
+    /// What exists is limited, and the limit is reached.
+    pub fn limit_reached(limit: &str, max: usize) -> Self {
+        Self::new(ErrorReason::LimitReached, format!("at most {max} {limit} are allowed"))
+            .with("limit", limit)
+    }
+
+    /// A definition that is refused; `issues` is not empty.
+    pub fn definition(issues: &[DefinitionIssue]) -> Self {
+        let worst = issues.first();
+        let reason = worst.map_or(ErrorReason::DefinitionInvalid, DefinitionIssue::reason);
+        let first = worst.map(describe).unwrap_or_default();
+        let message = match issues.len() {
+            0 | 1 => first,
+            count => format!("{first} (and {} more)", count - 1),
+        };
+        let violations = issues
+            .iter()
+            .map(|issue| Violation { field: issue.field_path.clone(), message: described(issue) });
+        let mut error = Self { violations: violations.collect(), ..Self::new(reason, message) };
+        if let Some(issue) = worst.filter(|issue| issue.line > 0) {
+            error =
+                error.with("line", issue.line.to_string()).with("column", issue.column.to_string());
+        }
+        error
+    }
+}
+
+fn described(issue: &DefinitionIssue) -> String {
+    match issue.line {
+        0 => issue.message.clone(),
+        line => format!("{line}:{}: {}", issue.column, issue.message),
+    }
+}
+
+fn describe(issue: &DefinitionIssue) -> String {
+    match issue.field_path.as_str() {
+        "" => described(issue),
+        path => format!("{path}: {}", described(issue)),
+    }
+}
+
+/// The reason's name as clients see it.
+pub fn name(reason: ErrorReason) -> &'static str {
+    reason.as_str_name().trim_start_matches(PREFIX)
+}
+
+/// One canonical code per reason; the same table as in `error_reason.proto`.
+pub fn code(reason: ErrorReason) -> Code {
+    use ErrorReason as R;
+    match reason {
+        R::FieldInvalid
+        | R::DefinitionInvalid
+        | R::DefinitionTooLarge
+        | R::RetryPolicyInvalid
+        | R::ExpressionInvalid
+        | R::PayloadInvalid
+        | R::PayloadTooLarge
+        | R::ErrorTooLarge
+        | R::PageTokenInvalid
+        | R::TaskTokenInvalid
+        | R::CursorInvalid
+        | R::AckTokenInvalid => Code::InvalidArgument,
+        R::RequestIdReused | R::NamespaceExists | R::ExecutionKeyTaken | R::SubscriptionExists => {
+            Code::AlreadyExists
+        }
+        R::NamespaceNotFound
+        | R::WorkflowNotFound
+        | R::WorkflowVersionNotFound
+        | R::ExecutionNotFound
+        | R::StepNotFound
+        | R::SubscriptionNotFound
+        | R::FailureNotFound
+        | R::PayloadNotFound => Code::NotFound,
+        R::WorkflowRetired
+        | R::ExecutionEnded
+        | R::ExecutionQuarantined
+        | R::CompensationNotParked
+        | R::AttemptClosed
+        | R::AttemptNotHeld
+        | R::SessionNotOpen
+        | R::SubscriptionInUse
+        | R::CursorForeign
+        | R::AckExpired => Code::FailedPrecondition,
+        R::SessionSuperseded => Code::Aborted,
+        R::CursorBehindRetention => Code::OutOfRange,
+        R::StoreUnavailable | R::ShuttingDown | R::OutcomeUnknown => Code::Unavailable,
+        R::Overloaded | R::LimitReached => Code::ResourceExhausted,
+        R::Unspecified | R::Internal => Code::Internal,
+    }
+}
+
+fn bounded(mut text: String) -> String {
+    if text.len() > MESSAGE_BYTES_MAX {
+        let mut end = MESSAGE_BYTES_MAX;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let metadata: HashMap<String, String> = error
+            .metadata
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), bounded(value)))
+            .collect();
+        let mut details = ErrorDetails::with_error_info(name(error.reason), DOMAIN, metadata);
+        if !error.violations.is_empty() {
+            let listed = error.violations.into_iter().take(VIOLATIONS_MAX);
+            let violations: Vec<_> = listed
+                .map(|violation| {
+                    FieldViolation::new(bounded(violation.field), bounded(violation.message))
+                })
+                .collect();
+            details.set_bad_request(violations);
+        }
+        if error.retry_after.is_some() {
+            details.set_retry_info(error.retry_after);
+        }
+        Status::with_error_details(code(error.reason), bounded(error.message), details)
+    }
+}
+
+/// The reason of a command that does not fit the state.
+pub fn rejection_reason(rejection: &Rejection) -> ErrorReason {
+    match rejection {
+        Rejection::NoSuchExecution => ErrorReason::ExecutionNotFound,
+        Rejection::AlreadyStarted => ErrorReason::ExecutionKeyTaken,
+        Rejection::ExecutionEnded(_) => ErrorReason::ExecutionEnded,
+        Rejection::AttemptClosed => ErrorReason::AttemptClosed,
+        Rejection::NoSuchAttempt => ErrorReason::TaskTokenInvalid,
+        Rejection::NotParked => ErrorReason::CompensationNotParked,
+        Rejection::RequestIdReused => ErrorReason::RequestIdReused,
+        Rejection::NothingDue => ErrorReason::Internal,
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::Rejected(rejection) => Self::new(rejection_reason(&rejection), message),
+            Refusal::RequestIdReused => Self::new(ErrorReason::RequestIdReused, message),
+            Refusal::KeyHeld { execution, .. } => {
+                Self::new(ErrorReason::ExecutionKeyTaken, message)
+                    .with("execution_id", execution.to_string())
+            }
+            Refusal::Overloaded { retry_after } => Self {
+                retry_after: Some(retry_after),
+                ..Self::new(ErrorReason::Overloaded, message)
+            },
+            Refusal::Refused(_) => Self::new(ErrorReason::FieldInvalid, message),
+            Refusal::Quarantined(_) => Self::new(ErrorReason::ExecutionQuarantined, message),
+            Refusal::Unavailable(_) => Self::new(ErrorReason::StoreUnavailable, message),
+            Refusal::Stopping => Self::new(ErrorReason::ShuttingDown, message),
+        }
+    }
+}
+
+impl From<recoup_store::Error> for Error {
+    /// Where `NotFound`, `AlreadyExists` or `Conflict` mean something, the caller has looked first.
+    fn from(error: recoup_store::Error) -> Self {
+        use recoup_store::Error as Store;
+        let message = error.to_string();
+        match error {
+            Store::Unavailable(_) | Store::LeaseLost | Store::Conflict | Store::InUse => {
+                Self::new(ErrorReason::StoreUnavailable, message)
+            }
+            Store::OutcomeUnknown(_) => Self::new(ErrorReason::OutcomeUnknown, message),
+            Store::ForeignCursor => Self::new(ErrorReason::CursorForeign, message),
+            Store::MalformedCursor => Self::new(ErrorReason::CursorInvalid, message),
+            Store::Data(_) => Self::new(ErrorReason::FieldInvalid, message),
+            Store::NotFound | Store::AlreadyExists | Store::Incompatible(_) => {
+                Self::internal("the store answered what it should not", &message)
+            }
+        }
+    }
+}
+
+/// The reason of an issue of a definition.
+pub fn issue_reason(issue: &Issue) -> ErrorReason {
+    match issue.code {
+        IssueCode::RetryPolicyInvalid => ErrorReason::RetryPolicyInvalid,
+        IssueCode::ExpressionInvalid => ErrorReason::ExpressionInvalid,
+        IssueCode::TooMany if issue.field_path == "steps" => ErrorReason::DefinitionTooLarge,
+        _ => ErrorReason::DefinitionInvalid,
+    }
+}
+
+/// A definition file that cannot be read.
+pub fn source_issue(error: &SourceError) -> DefinitionIssue {
+    DefinitionIssue {
+        severity: recoup_proto::v1::IssueSeverity::Error.into(),
+        field_path: error.field_path.clone(),
+        line: u32::try_from(error.place.line).unwrap_or(u32::MAX),
+        column: u32::try_from(error.place.column).unwrap_or(u32::MAX),
+        message: error.message.clone(),
+        reason: error.reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use recoup_core::id::ExecutionId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn every_reason() -> impl Iterator<Item = ErrorReason> {
+        (1..).map_while(|number| ErrorReason::try_from(number).ok())
+    }
+
+    #[test]
+    fn the_codes_are_those_that_the_proto_file_documents() {
+        let proto = include_str!("../../../proto/recoup/v1/error_reason.proto");
+        let mut seen = 0;
+        for reason in every_reason() {
+            let place = proto
+                .find(&format!("  {} =", reason.as_str_name()))
+                .unwrap_or_else(|| panic!("{reason:?} is in the file"));
+            let comment: Vec<_> = proto[..place]
+                .lines()
+                .rev()
+                .take_while(|line| line.trim_start().starts_with("//"))
+                .collect();
+            let first = comment.last().expect("each reason has a comment").trim_start();
+            let code = format!("{:?}", code(reason)).to_lowercase();
+            let documented = first.trim_start_matches("// ").split(':').next().expect("a code");
+            assert_eq!(documented.replace('_', "").to_lowercase(), code, "{reason:?}");
+            seen += 1;
+        }
+        assert!(seen >= 42, "{seen} reasons");
+    }
+
+    #[test]
+    fn a_status_carries_reason_fields_and_metadata() {
+        let error = Error::invalid("execution.workflow", "it is required");
+        let status = Status::from(error);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_error_details();
+        let info = details.error_info().expect("always there");
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("FIELD_INVALID", "recoup"));
+        let violations = &details.bad_request().expect("a field is wrong").field_violations;
+        assert_eq!(violations[0].field, "execution.workflow");
+    }
+
+    #[test]
+    fn a_taken_key_names_its_holder() {
+        let execution = ExecutionId(Uuid::from_u128(5));
+        let state = recoup_core::execution::State::Running;
+        let status = Status::from(Error::from(Refusal::KeyHeld { execution, state }));
+        assert_eq!(status.code(), Code::AlreadyExists);
+        let details = status.get_error_details();
+        let info = details.error_info().expect("always there");
+        assert_eq!(info.metadata.get("execution_id"), Some(&execution.to_string()));
+    }
+
+    #[test]
+    fn overload_says_when_to_come_again() {
+        let retry_after = Duration::from_millis(250);
+        let status = Status::from(Error::from(Refusal::Overloaded { retry_after }));
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let details = status.get_error_details();
+        let retry = details.retry_info().expect("it is load");
+        assert_eq!(retry.retry_delay, Some(retry_after));
+    }
+
+    #[test]
+    fn a_long_text_does_not_break_the_transport() {
+        let error = Error::invalid("ä".repeat(5_000), "ö".repeat(5_000));
+        let status =
+            Status::from(Error { violations: vec![error.violations[0].clone(); 1_000], ..error });
+        assert!(status.message().len() <= MESSAGE_BYTES_MAX + 3);
+        assert!(status.details().len() < 64 * 1024, "{}", status.details().len());
+    }
+}

@@ -1,0 +1,406 @@
+//! WorkerService: the unary calls; [`crate::task_stream`] has the stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::command::{Command, Rejection, TaskId};
+use recoup_core::error::{Error as AttemptError, builtin};
+use recoup_core::event::Event;
+use recoup_core::id::Namespace;
+use recoup_core::limits::{QUEUE_BYTES_MAX, TASK_TYPE_BYTES_MAX};
+use recoup_core::payload::Payload;
+use recoup_core::plan::QUEUE;
+use recoup_engine::node::io::Session;
+use recoup_engine::{HandedTask, Refusal, Worker, WorkerLink, WorkerMessage, token};
+use recoup_proto as proto;
+use recoup_proto::v1::worker_service_server::WorkerService;
+use recoup_proto::v1::{self, ErrorReason, TaskCancellationReason as Reason};
+use recoup_store::{NodeId, QueueName, format};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::context::Context;
+use crate::convert::{decision, error, payload, task, text, time};
+use crate::status::{Error, Result};
+use crate::{BATCH_BYTES_MAX, metadata, task_stream};
+
+/// Queues of one session.
+const QUEUES_MAX: usize = 100;
+/// Task types of one session.
+const TASK_TYPES_MAX: usize = 1_000;
+/// Tokens that a session may say it holds, and credit that it may have.
+pub const HELD_MAX: usize = 10_000;
+/// Tasks in one answer to a poll.
+const POLL_TASKS_MAX: u32 = 1_000;
+const POLL_TTL: Duration = Duration::from_secs(90);
+pub const SESSION_TTL: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(600);
+/// Bytes of what a heartbeat says.
+pub const BEAT_BYTES_MAX: usize = 4 * 1024;
+/// Responses on their way to one stream; a reader that takes none stops its stream here.
+const RESPONSES_MAX: usize = 2;
+
+pub struct Service {
+    context: Arc<Context>,
+}
+
+impl Service {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    async fn poll(
+        &self,
+        request: v1::PollTasksRequest,
+        wait: Duration,
+    ) -> Result<v1::PollTasksResponse> {
+        let deadline = Instant::now() + wait;
+        let namespace = text::namespace(&request.namespace, "namespace")?;
+        self.context.check_namespace(&namespace).await?;
+        let max_tasks = match request.max_tasks {
+            0 => 1,
+            max if max <= POLL_TASKS_MAX => max,
+            max => {
+                let message = format!("{max} is not from 1 to {POLL_TASKS_MAX}");
+                return Err(Error::invalid("max_tasks", message));
+            }
+        };
+        let field = "session_id";
+        let session_id = text::optional(request.session_id, field, text::SESSION_BYTES_MAX)?;
+        let ttl =
+            time::duration_between(request.session_ttl, "session_ttl", POLL_TTL, SESSION_TTL)?;
+        let has_session = !session_id.is_empty();
+        let (held, garbage) = held(&request.held_task_tokens, "held_task_tokens")?;
+        let offer = Worker {
+            queues: vec![queue(&namespace, request.queue, "queue")?],
+            task_types: task_types(request.task_types, "task_types")?,
+            credit: max_tasks,
+            session: has_session.then_some(Session { id: session_id, ttl }),
+            worker: text::optional(request.worker, "worker", text::LABEL_BYTES_MAX)?,
+            held: if has_session { held.clone() } else { Vec::new() },
+            once: true,
+        };
+        let mut cancellations: Vec<_> = garbage.into_iter().map(closed).collect();
+        for task in held.iter().filter(|_| has_session) {
+            cancellations.extend(self.beat(task.clone()).await);
+        }
+        let mut poll =
+            Poll { link: self.context.engine.attach(offer).await?, context: &self.context };
+        let mut tasks = Vec::new();
+        let mut bytes = 0;
+        while tasks.is_empty() {
+            // What is known already is answered at once.
+            let until = if cancellations.is_empty() { deadline } else { Instant::now() };
+            let message = tokio::select! {
+                biased;
+                message = poll.link.messages.recv() => message,
+                () = tokio::time::sleep_until(until) => break,
+                () = self.context.stopping() => break,
+            };
+            match message {
+                Some(WorkerMessage::Tasks(handed)) => {
+                    let rest = collect(handed, &mut tasks, &mut bytes);
+                    poll.give_back(rest);
+                }
+                Some(WorkerMessage::CancelRequested(task)) => {
+                    cancellations.push(task::cancellation(&task, Reason::CancelRequested));
+                }
+                Some(WorkerMessage::Closed(task)) => {
+                    cancellations.push(task::cancellation(&task, Reason::AttemptClosed));
+                }
+                Some(WorkerMessage::Detached) | None => break,
+            }
+        }
+        // What was handed over while the wait ended is answered as well.
+        for message in poll.last() {
+            if let WorkerMessage::Tasks(handed) = message {
+                let rest = collect(handed, &mut tasks, &mut bytes);
+                poll.give_back(rest);
+            }
+        }
+        Ok(v1::PollTasksResponse { tasks, cancellations })
+    }
+
+    /// What a task that is held should know, if anything.
+    async fn beat(&self, task: TaskId) -> Option<v1::TaskCancellation> {
+        beat(&self.context, task).await
+    }
+
+    async fn complete(&self, request: v1::CompleteTaskRequest) -> Result<()> {
+        let task = decode(&request.task_token)?;
+        let result = v1::task_result::Result::Completed(request.output.unwrap_or_default());
+        let (command, refusal) = command(task.clone(), result, "", "output")?;
+        self.context.engine.command(task.execution, command, None).await.map_err(of_worker)?;
+        refusal.map_or(Ok(()), Err)
+    }
+
+    async fn fail(&self, request: v1::FailTaskRequest) -> Result<v1::FailTaskResponse> {
+        let task = decode(&request.task_token)?;
+        let error = request.error.ok_or_else(|| Error::required("error"))?;
+        let result = v1::task_result::Result::Failed(error);
+        let (command, refusal) = command(task.clone(), result, "", "error")?;
+        self.context.engine.command(task.execution, command, None).await.map_err(of_worker)?;
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        Ok(v1::FailTaskResponse { decision: self.decision(&task).await })
+    }
+
+    /// What was decided about an attempt. It is durable whether or not it can be read now.
+    async fn decision(&self, task: &TaskId) -> Option<v1::RetryDecision> {
+        let load = self.context.store().load(NodeId(0), &[task.execution]).await;
+        let history = load.ok()?.pop()?;
+        history.transitions.iter().rev().find_map(|row| {
+            let data = format::decode_transition(row.format, &row.data).ok()?;
+            data.events.iter().find_map(|event| match event {
+                Event::AttemptFailed(failed)
+                    if failed.path == task.path && failed.attempt == task.attempt =>
+                {
+                    Some(decision::to_proto(&failed.decision))
+                }
+                _ => None,
+            })
+        })
+    }
+}
+
+/// A poll that is going on. Dropped with its caller, it loses nothing that was handed over.
+struct Poll<'a> {
+    link: WorkerLink,
+    context: &'a Arc<Context>,
+}
+
+impl Poll<'_> {
+    /// No more is handed over; what was is returned.
+    fn last(&mut self) -> Vec<WorkerMessage> {
+        self.link.messages.close();
+        std::iter::from_fn(|| self.link.messages.try_recv().ok()).collect()
+    }
+
+    fn give_back(&self, handed: Vec<HandedTask>) {
+        if handed.is_empty() {
+            return;
+        }
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            for handed in handed {
+                context.engine.release(handed.id).await;
+            }
+        });
+    }
+}
+
+impl Drop for Poll<'_> {
+    fn drop(&mut self) {
+        for message in self.last() {
+            if let WorkerMessage::Tasks(handed) = message {
+                self.give_back(handed);
+            }
+        }
+    }
+}
+
+/// As many as fit into one message; at least one. Returns the rest.
+fn collect(
+    handed: Vec<HandedTask>,
+    tasks: &mut Vec<v1::Task>,
+    bytes: &mut usize,
+) -> Vec<HandedTask> {
+    let mut rest = Vec::new();
+    for handed in handed {
+        match task::to_proto(&handed) {
+            Some((task, size)) if tasks.is_empty() || *bytes + size <= BATCH_BYTES_MAX => {
+                *bytes += size;
+                tasks.push(task);
+            }
+            _ => rest.push(handed),
+        }
+    }
+    rest
+}
+
+/// Says that a task is worked on. Answers with what its worker should know, if anything.
+pub async fn beat(context: &Context, task: TaskId) -> Option<v1::TaskCancellation> {
+    match context.engine.heartbeat(task.clone()).await {
+        Ok(true) => Some(task::cancellation(&task, Reason::CancelRequested)),
+        Err(Refusal::Rejected(_)) => Some(task::cancellation(&task, Reason::AttemptClosed)),
+        Ok(false) | Err(_) => None,
+    }
+}
+
+pub fn decode(token: &[u8]) -> Result<TaskId> {
+    token::decode(token).map_err(|error| {
+        Error::field(ErrorReason::TaskTokenInvalid, "task_token", error.to_string())
+    })
+}
+
+/// A refusal, told to a worker: an execution that is gone has closed all its attempts.
+pub fn of_worker(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Rejected(Rejection::NoSuchExecution | Rejection::ExecutionEnded(_)) => {
+            Error::new(ErrorReason::AttemptClosed, refusal.to_string())
+        }
+        other => other.into(),
+    }
+}
+
+pub fn closed(token: bytes::Bytes) -> v1::TaskCancellation {
+    v1::TaskCancellation { task_token: token, reason: Reason::AttemptClosed.into() }
+}
+
+/// What a result asks of the engine. Work that was done but is over a limit is recorded as the error
+/// `recoup.payload_too_large`; the refusal that comes with it is told once that is durable.
+pub fn command(
+    task: TaskId,
+    result: v1::task_result::Result,
+    worker: &str,
+    field: &str,
+) -> Result<(Command, Option<Error>)> {
+    use v1::task_result::Result as Proto;
+    let worker = worker.to_owned();
+    let too_large =
+        |reason| matches!(reason, ErrorReason::PayloadTooLarge | ErrorReason::ErrorTooLarge);
+    let (error, refusal): (AttemptError, _) = match result {
+        Proto::Completed(output) => match payload::from_proto(output, field) {
+            Ok(output) => return Ok((Command::CompleteTask { task, output, worker }, None)),
+            Err(refusal) if too_large(refusal.reason) => {
+                let message = format!("the output of the task is too large: {refusal}");
+                (AttemptError::builtin(builtin::PAYLOAD_TOO_LARGE, message), Some(refusal))
+            }
+            Err(refusal) => return Err(refusal),
+        },
+        Proto::Failed(reported) => {
+            let told = (reported.r#type.clone(), excerpt(&reported.message));
+            match error::from_proto(reported, field) {
+                Ok(error) => (error, None),
+                Err(refusal) if too_large(refusal.reason) => {
+                    (error::too_large(&told.0, &told.1), Some(refusal))
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Proto::Released(_) => return Err(Error::required(field)),
+    };
+    Ok((Command::FailTask { task, error, worker }, refusal))
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(1_024).collect()
+}
+
+pub fn queue(namespace: &Namespace, name: String, field: &str) -> Result<QueueName> {
+    let name = if name.is_empty() { QUEUE.to_owned() } else { name };
+    let queue = text::optional(name, field, QUEUE_BYTES_MAX)?;
+    Ok(QueueName { namespace: namespace.clone(), queue })
+}
+
+pub fn queues(namespace: &Namespace, names: Vec<String>, field: &str) -> Result<Vec<QueueName>> {
+    if names.len() > QUEUES_MAX {
+        return Err(Error::invalid(field, format!("at most {QUEUES_MAX} queues are allowed")));
+    }
+    let names = if names.is_empty() { vec![QUEUE.to_owned()] } else { names };
+    let mut queues = Vec::with_capacity(names.len());
+    for (index, name) in names.into_iter().enumerate() {
+        let queue = queue(namespace, name, &format!("{field}[{index}]"))?;
+        if !queues.contains(&queue) {
+            queues.push(queue);
+        }
+    }
+    Ok(queues)
+}
+
+pub fn task_types(types: Vec<String>, field: &str) -> Result<Vec<String>> {
+    if types.len() > TASK_TYPES_MAX {
+        return Err(Error::invalid(field, format!("at most {TASK_TYPES_MAX} types are allowed")));
+    }
+    let types = types.into_iter().enumerate();
+    types
+        .map(|(index, own)| text::required(own, &format!("{field}[{index}]"), TASK_TYPE_BYTES_MAX))
+        .collect()
+}
+
+/// Tasks that a worker says it holds, and the tokens that name none.
+pub fn held(tokens: &[bytes::Bytes], field: &str) -> Result<(Vec<TaskId>, Vec<bytes::Bytes>)> {
+    if tokens.len() > HELD_MAX {
+        return Err(Error::invalid(field, format!("at most {HELD_MAX} tokens are allowed")));
+    }
+    let mut tasks = Vec::with_capacity(tokens.len());
+    let mut garbage = Vec::new();
+    for own in tokens {
+        match token::decode(own) {
+            Ok(task) => tasks.push(task),
+            Err(_) => garbage.push(own.clone()),
+        }
+    }
+    Ok((tasks, garbage))
+}
+
+pub fn beat_details(details: Option<v1::Payload>, field: &str) -> Result<Option<Payload>> {
+    let Some(details) = details else {
+        return Ok(None);
+    };
+    let details = payload::from_proto(details, field)?;
+    if details.size() > BEAT_BYTES_MAX {
+        return Err(Error::invalid(field, format!("at most {BEAT_BYTES_MAX} bytes are allowed")));
+    }
+    Ok(Some(details))
+}
+
+#[tonic::async_trait]
+impl WorkerService for Service {
+    type StreamTasksStream = ReceiverStream<Result<v1::StreamTasksResponse, Status>>;
+
+    async fn stream_tasks(
+        &self,
+        request: Request<Streaming<v1::StreamTasksRequest>>,
+    ) -> Result<Response<Self::StreamTasksStream>, Status> {
+        if self.context.is_stopping() {
+            return Err(Error::from(Refusal::Stopping).into());
+        }
+        let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        tokio::spawn(task_stream::serve(self.context.clone(), request.into_inner(), responses));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn poll_tasks(
+        &self,
+        request: Request<v1::PollTasksRequest>,
+    ) -> Result<Response<v1::PollTasksResponse>, Status> {
+        let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
+        Ok(Response::new(self.poll(request.into_inner(), wait).await?))
+    }
+
+    async fn complete_task(
+        &self,
+        request: Request<v1::CompleteTaskRequest>,
+    ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
+        self.complete(request.into_inner()).await?;
+        Ok(Response::new(v1::CompleteTaskResponse {}))
+    }
+
+    async fn fail_task(
+        &self,
+        request: Request<v1::FailTaskRequest>,
+    ) -> Result<Response<v1::FailTaskResponse>, Status> {
+        Ok(Response::new(self.fail(request.into_inner()).await?))
+    }
+
+    async fn heartbeat_task(
+        &self,
+        request: Request<v1::HeartbeatTaskRequest>,
+    ) -> Result<Response<v1::HeartbeatTaskResponse>, Status> {
+        let request = request.into_inner();
+        let task = decode(&request.task_token)?;
+        beat_details(request.details, "details")?;
+        let beat = self.context.engine.heartbeat(task).await;
+        let cancel_requested = beat.map_err(of_worker)?;
+        Ok(Response::new(v1::HeartbeatTaskResponse { cancel_requested }))
+    }
+}
+
+/// A time to live, as the protocol has it.
+pub fn ttl(given: Option<proto::Duration>, field: &str, default: Duration) -> Result<Duration> {
+    time::duration_between(given, field, default, SESSION_TTL)
+}
