@@ -1,1 +1,69 @@
-fn main() {}
+//! `recoup`: the server, and the command line that speaks to it.
+
+mod serve;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Durable workflows whose subject is failure.
+///
+/// Recoup retries what fails by the policies that you choose, undoes what was done when nothing helps,
+/// and streams every failure to those who must know.
+#[derive(Parser)]
+#[command(name = "recoup", version, max_term_width = 100)]
+struct Arguments {
+    /// What to log, in the syntax of RUST_LOG.
+    #[arg(long, global = true, env = "RECOUP_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+
+    /// How to log.
+    #[arg(long, global = true, env = "RECOUP_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: telemetry::LogFormat,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a server
+    Serve(serve::ServeOptions),
+    /// Run a server for development: embedded store, loopback only
+    Dev(serve::DevOptions),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = telemetry::init(arguments.log_format, &arguments.log) {
+        eprintln!("error: {error:#}");
+        return ExitCode::from(2);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime could not be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(run(arguments.command))
+}
+
+async fn run(command: Command) -> ExitCode {
+    let done = match command {
+        Command::Serve(options) => serve::serve(options).await,
+        Command::Dev(options) => serve::serve(options.into()).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

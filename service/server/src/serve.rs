@@ -53,6 +53,37 @@ pub struct ServeOptions {
     pub allow_unsafe_durability: bool,
 }
 
+#[derive(Args, Clone, Debug)]
+pub struct DevOptions {
+    /// Port on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value = "7430")]
+    port: u16,
+
+    /// Folder of the embedded database; made if it is not there.
+    #[arg(long, default_value = "recoup-data", value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+impl From<DevOptions> for ServeOptions {
+    fn from(DevOptions { port, data_dir }: DevOptions) -> Self {
+        Self::embedded(port, data_dir)
+    }
+}
+
+impl ServeOptions {
+    /// On loopback, with the embedded database.
+    pub fn embedded(port: u16, data_dir: PathBuf) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], port)),
+            insecure_listen: false,
+            store: StoreKind::Sqlite,
+            data_dir,
+            database_url: None,
+            allow_unsafe_durability: false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
     /// Embedded: no set-up, one process.
@@ -73,7 +104,7 @@ pub struct Running {
 /// Serves until a signal asks it to stop.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let running = start(&options).await?;
-    eprintln!("recoup listens on http://{}", running.address);
+    println!("recoup listens on http://{}", running.address);
     if !running.address.ip().is_loopback() {
         eprintln!("warning: other machines can reach this server, and it asks nobody for a key");
     }

@@ -1,0 +1,183 @@
+//! `recoup bench`: how fast this machine runs three durable steps, on the way that users take.
+//!
+//! A server, a worker and a client, three processes on loopback. The client keeps executions in
+//! flight: each call is the SDK's `run` with a request id, the definition is a YAML file that the
+//! client registers, the feed is on. Each step is durable before the next begins.
+
+mod client;
+mod process;
+mod worker;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::serve::StoreKind;
+use process::Process;
+
+/// The definition that is measured.
+pub const WORKFLOW: &str = include_str!("bench/bench.yaml");
+/// About 100 bytes of JSON: the input, and the result of every step.
+pub const PAYLOAD: &str = r#"{"order":"ord-000123","amount":1999,"currency":"EUR","state":"ok","note":"abcdefghijklmnopqrstuvwx"}"#;
+
+#[derive(Args, Clone, Debug)]
+pub struct BenchOptions {
+    /// What makes each transition durable.
+    #[arg(long, value_enum, default_value = "sqlite")]
+    store: StoreKind,
+
+    /// For postgres: a database of its own, which is filled.
+    #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    database_url: Option<String>,
+
+    /// For sqlite: a folder that is made for the run, and removed [default: in the current folder].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// How workers get their tasks.
+    #[arg(long, value_enum, default_value = "stream")]
+    mode: Mode,
+
+    /// Executions in flight; with --rate, the most that may be.
+    #[arg(long, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    clients: u32,
+
+    /// Connections of the worker.
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    workers: u32,
+
+    /// Tasks that each of these connections has at a time.
+    #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    slots: u32,
+
+    /// Measured after two seconds of warm-up.
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+
+    /// Open loop: starts per second, whether earlier ones have ended or not [default: closed loop].
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<f64>,
+
+    /// Share of attempts that fail and are retried, 0 to 1.
+    #[arg(long, default_value = "0")]
+    fail_share: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// One bidirectional stream for each connection.
+    Stream,
+    /// A call for each task and each result.
+    Unary,
+}
+
+/// The two child processes that are not a server.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Role {
+    Worker {
+        #[arg(long)]
+        address: String,
+        #[command(flatten)]
+        options: BenchOptions,
+    },
+    Client {
+        #[arg(long)]
+        address: String,
+        #[command(flatten)]
+        options: BenchOptions,
+    },
+}
+
+/// Runs one of the children until its parent ends.
+pub async fn run_role(role: Role) -> Result<()> {
+    process::end_with_parent();
+    match role {
+        Role::Worker { address, options } => worker::run(&address, &options).await,
+        Role::Client { address, options } => client::run(&address, &options).await,
+    }
+}
+
+/// Measures once and prints a line.
+pub async fn run(options: BenchOptions) -> Result<()> {
+    let base = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
+    let folder = tempfile::Builder::new().prefix("recoup-bench-").tempdir_in(&base);
+    let folder = folder.with_context(|| format!("cannot make a folder in {}", base.display()))?;
+    let mut arguments = vec!["serve".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
+    match options.store {
+        StoreKind::Sqlite => {
+            arguments.extend(["--store".into(), "sqlite".into(), "--data-dir".into()]);
+            arguments.push(folder.path().display().to_string());
+        }
+        StoreKind::Postgres => {
+            let url = options.database_url.clone();
+            let url = url.context("--store postgres needs --database-url")?;
+            arguments.extend(["--store".into(), "postgres".into(), "--database-url".into(), url]);
+        }
+    }
+    let mut server = Process::spawn("server", &arguments)?;
+    let line = server.line().await?;
+    let address = line.rsplit(' ').next().context("the server says where it listens")?.to_owned();
+
+    let role = |name: &str| {
+        let own = std::env::args().skip(2);
+        let mut arguments = vec!["bench-role".to_owned(), name.to_owned(), "--address".into()];
+        arguments.push(address.clone());
+        arguments.extend(own);
+        arguments
+    };
+    let mut client = Process::spawn("client", &role("client"))?;
+    // The client registers the workflow before anything else.
+    client.line().await?;
+    let mut worker = Process::spawn("worker", &role("worker"))?;
+    worker.line().await?;
+
+    client.line().await?;
+    let began = Instant::now();
+    let cpu = [server.cpu_seconds()?, worker.cpu_seconds()?, client.cpu_seconds()?];
+    let written = written(&options, &server).await?;
+    let measured = client.line().await?;
+    let seconds = began.elapsed().as_secs_f64();
+    let after = [server.cpu_seconds()?, worker.cpu_seconds()?, client.cpu_seconds()?];
+    let bytes = self::written(&options, &server).await?.saturating_sub(written);
+
+    let ended = measured.split_whitespace().find_map(|field| field.strip_prefix("ended="));
+    let ended: f64 = ended.and_then(|count| count.parse().ok()).unwrap_or(0.0);
+    let [server_cpu, worker_cpu, client_cpu] =
+        std::array::from_fn(|index| (after[index] - cpu[index]) / seconds);
+    println!(
+        "recoup store={} mode={} clients={} {measured} server_cpu={server_cpu:.2} \
+         worker_cpu={worker_cpu:.2} client_cpu={client_cpu:.2} bytes_per_execution={:.0}",
+        name(options.store),
+        name(options.mode),
+        options.clients,
+        bytes as f64 / ended.max(1.0),
+    );
+    // In this order nobody is left to complain about the server's end.
+    drop(client);
+    drop(worker);
+    drop(server);
+    Ok(())
+}
+
+/// Bytes that the store has written so far: of the embedded one what the process wrote, of Postgres
+/// its write-ahead log.
+async fn written(options: &BenchOptions, server: &Process) -> Result<u64> {
+    match (options.store, &options.database_url) {
+        (StoreKind::Postgres, Some(url)) => {
+            let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+            let connection = tokio::spawn(connection);
+            let sql = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8";
+            let bytes: i64 = client.query_one(sql, &[]).await?.get(0);
+            connection.abort();
+            Ok(bytes.unsigned_abs())
+        }
+        _ => server.bytes_written(),
+    }
+}
+
+/// As on the command line.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+}
