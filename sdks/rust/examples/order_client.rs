@@ -1,0 +1,50 @@
+//! Registers the order workflow and runs one order, as a service that sells things would: with a key, so
+//! that an order is never started twice, and with an eye on how it ended.
+//!
+//! ```sh
+//! cargo run -p recoup-sdk --example order_client -- 7
+//! ```
+
+use recoup_sdk::proto::{CompensationState, OnEnded, OnRunning};
+use recoup_sdk::{Client, Error};
+
+const WORKFLOW: &str = include_str!("../../../examples/order/order.yaml");
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let address = std::env::var("RECOUP_ADDRESS").unwrap_or("http://127.0.0.1:7430".to_owned());
+    let order = std::env::args().nth(1).unwrap_or("7".to_owned());
+    let client = Client::connect(address).await?;
+    let registered = client.register_workflow(WORKFLOW).await?;
+    println!("{} is at version {}", registered.name, registered.version);
+
+    let input = serde_json::json!({
+        "id": order,
+        "customer": "ada@example.com",
+        "items": [{"sku": "mug", "quantity": 2}],
+        "amount_cents": 2_400,
+    });
+    let ended = client
+        .run("order")
+        .input(&input)
+        .key(format!("order-{order}"))
+        .on_running(OnRunning::UseExisting)
+        .on_ended(OnEnded::AllowAfterFailure)
+        .send()
+        .await?;
+
+    println!("execution {} ended as {:?}", ended.execution_id, ended.outcome.state());
+    if ended.succeeded() {
+        println!("{}", ended.output::<serde_json::Value>()?);
+        return Ok(());
+    }
+    if let Some(error) = &ended.outcome.error {
+        println!("because of {}: {}", error.r#type, error.message);
+    }
+    match ended.outcome.compensation_state() {
+        CompensationState::Done => println!("what was done is undone"),
+        CompensationState::Parked => println!("a person must act: see `recoup show`"),
+        _ => {}
+    }
+    Ok(())
+}

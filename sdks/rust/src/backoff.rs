@@ -1,0 +1,66 @@
+//! Waits between tries to reach the service: exponential, jittered, bounded.
+
+use std::time::Duration;
+
+/// How long to wait before the service is asked again. This is about the connection alone: how a
+/// failed attempt of a step is retried is the workflow's policy, and decided by the service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Backoff {
+    pub(crate) initial: Duration,
+    pub(crate) max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_millis(50), max: Duration::from_secs(5) }
+    }
+}
+
+impl Backoff {
+    /// The wait before try `retry`, from 1. `random` is from 0 up to 1: half of the wait is fixed,
+    /// half is drawn, so that many clients of a server that went away do not come back at once.
+    pub(crate) fn delay(self, retry: u32, random: f64) -> Duration {
+        let doublings = retry.saturating_sub(1).min(31);
+        let full = self.initial.saturating_mul(1 << doublings).min(self.max);
+        full.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
+    }
+
+    /// [`Self::delay`] with a random draw, and never shorter than what the service asked for.
+    pub(crate) fn next(self, retry: u32, asked: Option<Duration>) -> Duration {
+        self.delay(retry, fastrand::f64()).max(asked.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKOFF: Backoff =
+        Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(10) };
+
+    #[test]
+    fn doubles_up_to_its_bound() {
+        let waits: Vec<u64> = [1, 2, 3, 7, 8, 9, 1_000, u32::MAX]
+            .into_iter()
+            .map(|retry| BACKOFF.delay(retry, 1.0).as_millis() as u64)
+            .collect();
+        assert_eq!(waits, [100, 200, 400, 6_400, 10_000, 10_000, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn draws_the_upper_half() {
+        assert_eq!(BACKOFF.delay(1, 0.0), Duration::from_millis(50));
+        assert_eq!(BACKOFF.delay(1, 0.5), Duration::from_millis(75));
+        for retry in 1..20 {
+            let wait = BACKOFF.next(retry, None);
+            assert!(wait >= BACKOFF.delay(retry, 0.0) && wait <= BACKOFF.delay(retry, 1.0));
+        }
+    }
+
+    #[test]
+    fn waits_as_long_as_the_service_asks() {
+        let asked = Duration::from_secs(60);
+        assert_eq!(BACKOFF.next(1, Some(asked)), asked);
+        assert!(BACKOFF.next(8, Some(Duration::from_millis(1))) >= Duration::from_secs(5));
+    }
+}

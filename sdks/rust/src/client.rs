@@ -1,0 +1,289 @@
+//! The client: every RPC of the service, with retries of the transport and typed errors.
+
+mod execution;
+mod failure;
+mod namespace;
+mod pages;
+mod start;
+mod trace;
+mod workflow;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+use crate::Error;
+use crate::backoff::Backoff;
+
+pub use self::failure::AckOutcome;
+pub use self::pages::Pages;
+pub use self::start::{Ended, Run, Start, Started};
+pub use self::trace::TraceContext;
+pub use self::workflow::WorkflowSource;
+
+/// The longest that the service waits in one call, in `RunExecution` and the like.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
+/// What a call may take beside the wait that it asks for.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Room for a message at its limit of 4 MiB and what is around it.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A connection to the service, in one namespace. Cheap to clone; clones share the connection.
+///
+/// Every call is idempotent: it carries a request id where the service takes one, and is repeated with
+/// the same id while the service cannot be reached, until the retry timeout is over.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), recoup_sdk::Error> {
+/// use recoup_sdk::Client;
+///
+/// let client = Client::connect("http://127.0.0.1:7430").await?;
+/// let ended = client.run("order").input(&serde_json::json!({"id": 7})).key("order-7").send().await?;
+/// println!("{:?}", ended.outcome.state());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    channel: Channel,
+    namespace: Arc<str>,
+    retry_timeout: Duration,
+    backoff: Backoff,
+}
+
+/// Sets up a [`Client`].
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    address: String,
+    namespace: String,
+    connect_timeout: Duration,
+    retry_timeout: Duration,
+}
+
+impl ClientBuilder {
+    /// The namespace of all calls. Default: `default`.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// How long one try to connect may take. Default: 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long a call is repeated while the service is away or overloaded, from its first try. Default:
+    /// 30 s; zero repeats nothing.
+    #[must_use]
+    pub fn retry_timeout(mut self, timeout: Duration) -> Self {
+        self.retry_timeout = timeout;
+        self
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`Error::Address`] for an address that is none, [`Error::Unavailable`] when nothing answers
+    /// there; this one is not repeated.
+    pub async fn connect(self) -> Result<Client, Error> {
+        let channel = self
+            .endpoint()?
+            .connect()
+            .await
+            .map_err(|error| Error::from(Status::from_error(Box::new(error))))?;
+        Ok(self.client(channel))
+    }
+
+    /// Connects with the first call. Wants to be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Address`] for an address that is none.
+    pub fn connect_lazy(self) -> Result<Client, Error> {
+        let channel = self.endpoint()?.connect_lazy();
+        Ok(self.client(channel))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Error> {
+        let wrong = |message: String| Error::Address { address: self.address.clone(), message };
+        let endpoint = Endpoint::from_shared(self.address.clone())
+            .map_err(|error| wrong(error.to_string()))?;
+        if endpoint.uri().scheme_str() != Some("http") {
+            return Err(wrong("it must begin with http://".to_owned()));
+        }
+        Ok(endpoint
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(4 * 1024 * 1024)
+            .initial_connection_window_size(8 * 1024 * 1024))
+    }
+
+    fn client(self, channel: Channel) -> Client {
+        Client {
+            channel,
+            namespace: self.namespace.into(),
+            retry_timeout: self.retry_timeout,
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl Client {
+    /// Connects to a server, such as `http://127.0.0.1:7430`, in the namespace `default`.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::connect`].
+    pub async fn connect(address: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(address).connect().await
+    }
+
+    /// Sets up a client of the server at `address`.
+    pub fn builder(address: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            address: address.into(),
+            namespace: "default".to_owned(),
+            connect_timeout: Duration::from_secs(5),
+            retry_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// The same connection in another namespace.
+    #[must_use]
+    pub fn in_namespace(&self, namespace: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), ..self.clone() }
+    }
+
+    /// The namespace of this client's calls.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The connection, for the generated clients of [`crate::proto`]. Their calls are not repeated.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Calls until there is an answer that is not transient, or the retry timeout is over.
+    pub(crate) async fn call<Q, R, F>(
+        &self,
+        request: Q,
+        options: CallOptions<'_>,
+        call: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<R, Error>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let began = Instant::now();
+        let mut retry = 0;
+        loop {
+            let mut attempt = Request::new(request.clone());
+            attempt.set_timeout(CALL_TIMEOUT + options.wait);
+            if let Some(trace) = options.trace {
+                trace.write(attempt.metadata_mut());
+            }
+            let error = match call(self.channel.clone(), attempt).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => Error::from(status),
+            };
+            retry += 1;
+            let wait = self.backoff.next(retry, error.retry_after());
+            if !error.is_transient() || began.elapsed() + wait > self.retry_timeout + options.wait {
+                return Err(error);
+            }
+            tracing::debug!(%error, retry, "the call is repeated");
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// What is particular to one call.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CallOptions<'a> {
+    /// How long the service was asked to wait.
+    pub(crate) wait: Duration,
+    pub(crate) trace: Option<&'a TraceContext>,
+}
+
+/// `rpc!(client, Service.method(request))`: one call of a generated client through [`Client::call`].
+macro_rules! rpc {
+    ($client:expr, $service:ident . $method:ident ($request:expr)) => {
+        $crate::client::rpc!(
+            $client,
+            $service.$method($request),
+            $crate::client::CallOptions::default()
+        )
+    };
+    ($client:expr, $service:ident . $method:ident ($request:expr), $options:expr) => {
+        $client.call($request, $options, |channel, request| async move {
+            $service::new(channel)
+                .max_decoding_message_size($crate::client::MESSAGE_BYTES_MAX)
+                .$method(request)
+                .await
+        })
+    };
+}
+pub(crate) use rpc;
+
+/// A new request id, a UUID of version 4.
+pub(crate) fn new_request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+impl TraceContext {
+    fn write(&self, metadata: &mut MetadataMap) {
+        for (name, value) in [("traceparent", &self.traceparent), ("tracestate", &self.tracestate)]
+        {
+            // What is no header value is not worth a failed call.
+            if let (false, Ok(value)) = (value.is_empty(), value.parse()) {
+                metadata.insert(name, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_wants_a_scheme() {
+        for address in ["127.0.0.1:7430", "", "https://127.0.0.1:7430", "http://a b"] {
+            let error = Client::connect(address).await.err().expect(address);
+            assert!(matches!(error, Error::Address { .. }), "{address}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_unavailable() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+        drop(listener);
+        let error = Client::connect(address.clone()).await.err().expect("nobody listens");
+        assert!(error.is_transient(), "{error:?}");
+
+        let client = Client::builder(address).retry_timeout(Duration::ZERO).connect_lazy();
+        let error = client.expect("an address").execution("x").await.expect_err("nobody listens");
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn trace_context_goes_into_the_headers() {
+        let mut metadata = MetadataMap::new();
+        TraceContext::new("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "bad\nvalue")
+            .write(&mut metadata);
+        assert_eq!(
+            metadata.get("traceparent").and_then(|value| value.to_str().ok()),
+            Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+        );
+        assert!(metadata.get("tracestate").is_none());
+    }
+}

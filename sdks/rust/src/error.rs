@@ -1,0 +1,255 @@
+//! What can go wrong when the service is called.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use recoup_proto::v1::{ErrorReason, ExecutionState, Outcome};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Why a call of this crate did not do what was asked.
+///
+/// What an attempt of a task reports is not this but a [`TaskError`](crate::TaskError).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The service refused the call and said why.
+    #[error("{message}")]
+    Service {
+        /// The canonical code.
+        code: Code,
+        /// Why. `Unspecified` for a reason that this version of the SDK does not know: go by `code`.
+        reason: ErrorReason,
+        /// Text for people.
+        message: String,
+        /// The fields that are wrong, of an `InvalidArgument`.
+        field_violations: Vec<FieldViolation>,
+        /// When to come again, where the service said so.
+        retry_after: Option<Duration>,
+        /// Further facts, such as `execution_id` beside `ExecutionKeyTaken`.
+        metadata: BTreeMap<String, String>,
+    },
+    /// The service could not be reached, or the connection broke, and the time for further tries ran
+    /// out. Whether the call took effect is not known; it carried a request id, so that a call with
+    /// the same id is safe.
+    #[error("the service cannot be reached: {message}")]
+    Unavailable {
+        /// The canonical code that the transport gave.
+        code: Code,
+        /// Text for people.
+        message: String,
+    },
+    /// The address is none: it wants a scheme, host and port, like `http://127.0.0.1:7430`.
+    #[error("`{address}` is no address: {message}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A value cannot be written as JSON, or a payload does not hold the JSON that was expected.
+    #[error("the payload is not as expected: {0}")]
+    Payload(#[source] serde_json::Error),
+    /// A payload is over 2 MiB.
+    #[error("the payload has {size} bytes, the limit is 2097152")]
+    PayloadTooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// A payload was too large to stand in a failure event; read it with
+    /// [`Client::read_payload`](crate::Client::read_payload).
+    #[error("the payload stands elsewhere, under the id {payload_id}")]
+    PayloadReference {
+        /// Its id.
+        payload_id: String,
+    },
+    /// The wait that the caller set is over and the execution goes on.
+    #[error("execution {execution_id} has not ended")]
+    StillRunning {
+        /// Id of the execution.
+        execution_id: String,
+        /// Its state when the wait was over.
+        state: ExecutionState,
+    },
+    /// The execution ended otherwise than by success; only where the caller asked for its output.
+    #[error("execution {execution_id} ended as {}", outcome.state().as_str_name().trim_start_matches("EXECUTION_STATE_"))]
+    Ended {
+        /// Id of the execution.
+        execution_id: String,
+        /// How it ended.
+        outcome: Box<Outcome>,
+    },
+    /// A worker or subscriber was set up in a way that cannot work.
+    #[error("{0}")]
+    Setup(String),
+    /// The service sent something that this version of the SDK cannot make sense of.
+    #[error("the service sent an answer without {0}")]
+    Incomplete(&'static str),
+}
+
+/// One field of a request that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// Path of the field, such as `steps[2].retry.max_attempts`.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+impl Error {
+    /// Why the service refused the call; `Unspecified` for everything else.
+    pub fn reason(&self) -> ErrorReason {
+        match self {
+            Self::Service { reason, .. } => *reason,
+            _ => ErrorReason::Unspecified,
+        }
+    }
+
+    /// The canonical code, of what came from the service or the transport.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Service { code, .. } | Self::Unavailable { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// True when the same call may succeed a little later, unchanged: the service is away, stopping or
+    /// overloaded. Every call of this crate is idempotent, so it is safe to repeat.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } => true,
+            Self::Service { code, reason, .. } => match code {
+                Code::Unavailable => true,
+                Code::ResourceExhausted => *reason == ErrorReason::Overloaded,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// When the service asked to come again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Service { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info();
+        // Only the service says a reason. Without one these codes are what tonic makes of a connection
+        // that failed or broke; with another code it was some server, if not ours.
+        let from_transport = info.is_none()
+            && (std::error::Error::source(&status).is_some()
+                || matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded
+                ));
+        if from_transport {
+            return Self::Unavailable { code: status.code(), message: root_message(&status) };
+        }
+        let reason = info
+            .and_then(|info| ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)))
+            .unwrap_or_default();
+        let field_violations = details.bad_request().map_or_else(Vec::new, |request| {
+            let violations = request.field_violations.iter();
+            violations
+                .map(|violation| FieldViolation {
+                    field: violation.field.clone(),
+                    description: violation.description.clone(),
+                })
+                .collect()
+        });
+        Self::Service {
+            code: status.code(),
+            reason,
+            message: status.message().to_owned(),
+            field_violations,
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            metadata: info
+                .map(|info| info.metadata.clone().into_iter().collect())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// What the innermost cause says: tonic's own text is only `transport error`.
+fn root_message(status: &Status) -> String {
+    let mut message = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        message = error.to_string();
+        source = error.source();
+    }
+    if message.is_empty() { status.code().description().to_owned() } else { message }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn because(reason: &str) -> ErrorDetails {
+        ErrorDetails::with_error_info(reason, "recoup", HashMap::new())
+    }
+
+    #[test]
+    fn a_refusal_keeps_everything_the_service_said() {
+        let mut details = ErrorDetails::with_error_info(
+            "EXECUTION_KEY_TAKEN",
+            "recoup",
+            HashMap::from([("execution_id".to_owned(), "e1".to_owned())]),
+        );
+        details.add_bad_request_violation("execution.execution_key", "taken");
+        details.set_retry_info(Some(Duration::from_millis(250)));
+        let status = Status::with_error_details(Code::AlreadyExists, "the key is taken", details);
+
+        let error = Error::from(status);
+        assert_eq!(error.to_string(), "the key is taken");
+        assert_eq!(error.reason(), ErrorReason::ExecutionKeyTaken);
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(250)));
+        assert!(!error.is_transient());
+        let Error::Service { code, field_violations, metadata, .. } = error else {
+            panic!("not a refusal: {error}");
+        };
+        assert_eq!(code, Code::AlreadyExists);
+        assert_eq!(field_violations.len(), 1);
+        assert_eq!(field_violations[0].field, "execution.execution_key");
+        assert_eq!(metadata["execution_id"], "e1");
+    }
+
+    #[test]
+    fn an_unknown_reason_leaves_the_code() {
+        let details = because("FROM_A_LATER_VERSION");
+        let error = Error::from(Status::with_error_details(Code::NotFound, "gone", details));
+        assert_eq!(error.reason(), ErrorReason::Unspecified);
+        assert_eq!(error.code(), Some(Code::NotFound));
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_transient() {
+        let refused =
+            |code, reason| Error::from(Status::with_error_details(code, "", because(reason)));
+        assert!(refused(Code::Unavailable, "STORE_UNAVAILABLE").is_transient());
+        assert!(refused(Code::Unavailable, "FROM_A_LATER_VERSION").is_transient());
+        assert!(refused(Code::ResourceExhausted, "OVERLOADED").is_transient());
+        assert!(!refused(Code::ResourceExhausted, "LIMIT_REACHED").is_transient());
+        assert!(!refused(Code::Internal, "INTERNAL").is_transient());
+        assert!(Error::from(Status::unavailable("connection refused")).is_transient());
+        assert!(!Error::from(Status::unimplemented("no such method")).is_transient());
+    }
+
+    #[test]
+    fn a_broken_connection_says_what_broke_it() {
+        let broken = std::io::Error::other("connection reset by peer");
+        let error = Error::from(Status::from_error(Box::new(broken)));
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+        assert_eq!(error.to_string(), "the service cannot be reached: connection reset by peer");
+    }
+}

@@ -1,0 +1,357 @@
+//! The error that an attempt of a task reports.
+
+use std::fmt;
+use std::time::Duration;
+
+use prost::Message;
+use recoup_proto::v1;
+use serde::Serialize;
+
+pub use recoup_proto::v1::ErrorCategory;
+
+use crate::payload::to_payload;
+
+/// What an error may take on the wire, in bytes: 64 KiB in all.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// How deep causes may be.
+const CAUSES_MAX: usize = 20;
+/// What is left of a text when an error is over its limit, in bytes.
+const SHORT_TEXT_BYTES_MAX: usize = 512;
+
+/// What one attempt of a task reports when it does not succeed. The workflow's retry policy decides
+/// on it, mostly by its type; what no retry takes fails the step.
+///
+/// `?` turns any [`std::error::Error`] into one of type `rust.<path of the type>`, with its sources as
+/// causes. Wrapping keeps what was said before: a `TaskError` given as a cause, directly or inside
+/// other errors by [`TaskError::into_source`], stays whole, and its `non_retryable` holds for the
+/// outer error unless that one says otherwise.
+///
+/// ```
+/// use recoup_sdk::TaskError;
+///
+/// let declined = TaskError::new("payment.card_declined")
+///     .message("the bank said no")
+///     .details(&serde_json::json!({"code": 51}))
+///     .non_retryable();
+/// let wrapped = TaskError::new("order.unpaid").cause(declined);
+/// assert!(wrapped.is_non_retryable());
+/// ```
+#[derive(Clone, PartialEq)]
+pub struct TaskError {
+    error: Box<v1::Error>,
+}
+
+impl TaskError {
+    /// An error of a dotted, language-neutral type, such as `payment.card_declined`: segments of
+    /// `[A-Za-z0-9_-]`, 255 bytes at most. Types under `recoup.` are the service's own.
+    pub fn new(error_type: impl Into<String>) -> Self {
+        let error = v1::Error {
+            r#type: error_type.into(),
+            source: "sdk-rust".to_owned(),
+            ..v1::Error::default()
+        };
+        Self { error: Box::new(error) }
+    }
+
+    /// The text for people. Default: empty.
+    #[must_use]
+    pub fn message(mut self, message: impl Into<String>) -> Self {
+        self.error.message = message.into();
+        self
+    }
+
+    /// No retry, whatever the policy says. Default: as the nearest cause that says something, else the
+    /// policy decides.
+    #[must_use]
+    pub fn non_retryable(mut self) -> Self {
+        self.error.non_retryable = Some(true);
+        self
+    }
+
+    /// The policy decides, even where a cause said that there is no retry.
+    #[must_use]
+    pub fn retryable(mut self) -> Self {
+        self.error.non_retryable = Some(false);
+        self
+    }
+
+    /// Structured details, for handlers of the failure. A value without a JSON form becomes a text that
+    /// says so: an error is never lost over its details. Default: none.
+    #[must_use]
+    pub fn details<T: Serialize + ?Sized>(mut self, details: &T) -> Self {
+        let payload = to_payload(details)
+            .or_else(|error| to_payload(&format!("details that cannot be written: {error}")));
+        self.error.details = payload.ok();
+        self
+    }
+
+    /// The kind of trouble: chooses a named retry schedule where no rule of the policy matches.
+    /// Default: unspecified.
+    #[must_use]
+    pub fn category(mut self, category: ErrorCategory) -> Self {
+        self.error.set_category(category);
+        self
+    }
+
+    /// The error that this one wraps. Default: none.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<TaskError>) -> Self {
+        self.error.cause = Some(cause.into().error);
+        self
+    }
+
+    /// Wait this long before the next attempt, instead of what the policy computes. Over 30 days is cut
+    /// to 30 days by the service. Default: unset, the policy computes.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.error.next_retry_delay = Some(delay.into());
+        self
+    }
+
+    /// A stack trace as the language prints it. Default: empty.
+    #[must_use]
+    pub fn stack_trace(mut self, trace: impl fmt::Display) -> Self {
+        self.error.stack_trace = trace.to_string();
+        self
+    }
+
+    /// What `error` and its sources say, for errors that `?` does not take, such as `&*anyhow_error`.
+    /// Of type `rust.error`; a `TaskError` among the sources stays whole.
+    pub fn from_std(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::from_chain("rust.error".to_owned(), error)
+    }
+
+    fn from_chain(error_type: String, error: &(dyn std::error::Error + 'static)) -> Self {
+        if let Some(AsSource(inner)) = error.downcast_ref::<AsSource>() {
+            return inner.clone();
+        }
+        let mut wrapped = Self::new(error_type).message(error.to_string());
+        if let Some(source) = error.source() {
+            wrapped.error.cause = Some(Self::from_std(source).error);
+        }
+        wrapped
+    }
+
+    /// This error in a form that implements [`std::error::Error`], to be the source of an error of your
+    /// own. When that one becomes a `TaskError` again, this one is its cause, whole.
+    pub fn into_source(self) -> impl std::error::Error + Send + Sync + 'static {
+        AsSource(self)
+    }
+
+    /// The type.
+    pub fn error_type(&self) -> &str {
+        &self.error.r#type
+    }
+
+    /// True when the error, or the nearest of its causes that says something, allows no retry.
+    pub fn is_non_retryable(&self) -> bool {
+        let mut error = Some(&self.error);
+        while let Some(current) = error {
+            if let Some(said) = current.non_retryable {
+                return said;
+            }
+            error = current.cause.as_ref();
+        }
+        false
+    }
+
+    /// The message of the protocol, within its limits: over 64 KiB or 20 causes the least important
+    /// parts go (stack traces, details, long texts, deep causes) and the message says so.
+    pub fn into_proto(self) -> v1::Error {
+        let mut error = *self.error;
+        let mut dropped = Vec::new();
+        if cut_causes(&mut error) {
+            dropped.push("causes over 20 deep");
+        }
+        for (part, drop_part) in SHRINKING {
+            // Room is left for the note.
+            if error.encoded_len() + 256 <= ERROR_BYTES_MAX {
+                break;
+            }
+            let mut current = Some(&mut error);
+            while let Some(link) = current {
+                drop_part(link);
+                current = link.cause.as_deref_mut();
+            }
+            dropped.push(part);
+        }
+        if !dropped.is_empty() {
+            let note = format!(" [over the limits of an error; dropped: {}]", dropped.join(", "));
+            error.message.push_str(&note);
+        }
+        error
+    }
+}
+
+type DropPart = fn(&mut v1::Error);
+
+/// What goes first when an error is too large.
+const SHRINKING: [(&str, DropPart); 3] = [
+    ("stack traces", |error| error.stack_trace.clear()),
+    ("details", |error| error.details = None),
+    ("ends of texts", |error| {
+        shorten(&mut error.message, SHORT_TEXT_BYTES_MAX);
+        shorten(&mut error.r#type, 255);
+        shorten(&mut error.source, 255);
+    }),
+];
+
+fn shorten(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let mut end = bytes_max;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+}
+
+/// Drops causes beyond the limit; what they said about retries moves to the last one that stays.
+fn cut_causes(error: &mut v1::Error) -> bool {
+    let mut last = error;
+    for _ in 0..CAUSES_MAX {
+        match last.cause {
+            Some(ref mut cause) => last = cause,
+            None => return false,
+        }
+    }
+    let Some(deeper) = last.cause.take() else { return false };
+    if last.non_retryable.is_none() && (TaskError { error: deeper }).is_non_retryable() {
+        last.non_retryable = Some(true);
+    }
+    true
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(formatter)
+    }
+}
+
+impl fmt::Display for TaskError {
+    /// `type: message`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.error.r#type, self.error.message)
+    }
+}
+
+/// As with `anyhow::Error`, this conversion is why `TaskError` is no [`std::error::Error`] itself.
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        Self::from_chain(format!("rust.{}", dotted(std::any::type_name::<E>())), &error)
+    }
+}
+
+/// A Rust path as a dotted type: without type arguments, each segment of allowed characters.
+fn dotted(path: &str) -> String {
+    let path = path.split('<').next().unwrap_or(path);
+    let segments = path.split("::").map(|segment| {
+        let clean = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+        segment.chars().map(clean).collect::<String>()
+    });
+    let mut dotted = segments.filter(|segment| !segment.is_empty()).collect::<Vec<_>>().join(".");
+    shorten(&mut dotted, 240);
+    dotted
+}
+
+#[derive(Debug)]
+struct AsSource(TaskError);
+
+impl fmt::Display for AsSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl std::error::Error for AsSource {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("charging order 7 failed")]
+    struct Charging(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+    fn fails() -> Result<(), TaskError> {
+        std::fs::read("/nonexistent/file")?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_question_mark_takes_any_error() {
+        let error = fails().expect_err("there is no such file").into_proto();
+        assert_eq!(error.r#type, "rust.std.io.error.Error");
+        assert!(error.message.contains("No such file"), "{}", error.message);
+        assert_eq!(error.non_retryable, None);
+        assert_eq!(error.source, "sdk-rust");
+    }
+
+    #[test]
+    fn sources_become_causes() {
+        let error = TaskError::from(Charging("the line is dead".into())).into_proto();
+        assert!(error.r#type.ends_with("tests.Charging"), "{}", error.r#type);
+        assert_eq!(error.message, "charging order 7 failed");
+        let cause = error.cause.expect("the source");
+        assert_eq!(cause.message, "the line is dead");
+    }
+
+    #[test]
+    fn wrapping_keeps_type_flag_details_and_causes() {
+        let inner = TaskError::new("payment.card_declined")
+            .message("no")
+            .details(&[51])
+            .category(ErrorCategory::Permanent)
+            .retry_after(Duration::from_millis(1_500))
+            .non_retryable()
+            .cause(TaskError::new("bank.refused"));
+        let kept = inner.clone().into_proto();
+        let wrapped = TaskError::from(Charging(Box::new(inner.into_source())));
+        assert!(wrapped.is_non_retryable());
+        let wrapped = TaskError::new("order.unpaid").cause(wrapped).into_proto();
+        assert_eq!(wrapped.non_retryable, None, "inherited, not said again");
+        let charging = wrapped.cause.expect("the first cause");
+        assert_eq!(*charging.cause.expect("the second cause"), kept);
+    }
+
+    #[test]
+    fn only_the_author_makes_it_retryable_again() {
+        let inner = TaskError::new("a").non_retryable();
+        assert!(TaskError::new("b").cause(inner.clone()).is_non_retryable());
+        assert!(!TaskError::new("b").cause(inner).retryable().is_non_retryable());
+    }
+
+    #[test]
+    fn an_error_fits_its_limits_and_says_what_it_lost() {
+        let mut error = TaskError::new("deep").non_retryable();
+        for depth in 0..30 {
+            error =
+                TaskError::new(format!("level{depth}")).cause(error).stack_trace("x".repeat(4_000));
+        }
+        let error = error.details(&"y".repeat(60_000)).message("z".repeat(70_000)).into_proto();
+        assert!(error.encoded_len() <= ERROR_BYTES_MAX, "{} bytes", error.encoded_len());
+        for part in ["causes over 20 deep", "stack traces", "details", "ends of texts"] {
+            assert!(error.message.contains(part), "{part} is not named");
+        }
+        let mut depth = 0;
+        let mut last = &error;
+        while let Some(cause) = &last.cause {
+            last = cause;
+            depth += 1;
+        }
+        assert_eq!(depth, CAUSES_MAX);
+        assert!(TaskError { error: Box::new(error) }.is_non_retryable(), "the flag moved up");
+    }
+
+    #[test]
+    fn within_the_limits_nothing_is_touched() {
+        let error = TaskError::new("a.b").message("m").details(&1).stack_trace("at line 1");
+        assert_eq!(error.clone().into_proto(), *error.error);
+    }
+
+    #[test]
+    fn types_are_dotted_and_clean() {
+        assert_eq!(dotted("alloc::boxed::Box<dyn core::error::Error>"), "alloc.boxed.Box");
+        assert_eq!(dotted("a::{{closure}}::B"), "a.__closure__.B");
+    }
+}

@@ -1,0 +1,329 @@
+//! The worker's side of a session, without I/O: what is held, what is to be sent, what is not
+//! acknowledged yet. It outlives the streams that serve it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use recoup_proto::v1::{
+    ErrorReason, OpenSession, ResultAck, StreamTasksRequest, TaskCancellation,
+    TaskCancellationReason, TaskHeartbeat, TaskReleased, task_result,
+};
+use tokio::task::AbortHandle;
+
+use super::context::{Attempt, CancelReason};
+use super::message::{self, Outgoing};
+use crate::TaskError;
+
+/// A message is at most 4 MiB; a batch ends before that. One result alone is below it by its limits.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+const BATCH_RESULTS_MAX: usize = 1_000;
+/// How long a result waits that the service could not store.
+const RESEND_AFTER: Duration = Duration::from_millis(200);
+
+pub(super) struct Session {
+    open: OpenSession,
+    slots: u32,
+    running: HashMap<Bytes, Running>,
+    unacked: HashMap<Bytes, Unacked>,
+    /// Tokens of results to send, oldest first. Some may be settled meanwhile.
+    queue: VecDeque<Bytes>,
+    /// Results that could not be stored, with the time to send them again.
+    later: VecDeque<(Instant, Bytes)>,
+    heartbeats: HashSet<Bytes>,
+    /// Tasks that the service may still send on this stream.
+    outstanding: u32,
+    opened: bool,
+    draining: bool,
+    drain_sent: bool,
+    server_draining: bool,
+}
+
+struct Running {
+    attempt: Arc<Attempt>,
+    abort: AbortHandle,
+}
+
+struct Unacked {
+    encoded: Bytes,
+    /// It stands for a result that was refused: when it is refused too, there is nothing more to say.
+    last_resort: bool,
+}
+
+/// What to do with a task that came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Start it.
+    Start,
+    /// It is being worked on, its result is on the way, or it was given back.
+    Known,
+}
+
+impl Session {
+    pub(super) fn new(open: OpenSession, slots: u32) -> Self {
+        Self {
+            open,
+            slots,
+            running: HashMap::new(),
+            unacked: HashMap::new(),
+            queue: VecDeque::new(),
+            later: VecDeque::new(),
+            heartbeats: HashSet::new(),
+            outstanding: 0,
+            opened: false,
+            draining: false,
+            drain_sent: false,
+            server_draining: false,
+        }
+    }
+
+    /// The first message of a new stream: everything that is not settled is held, and will be sent again.
+    pub(super) fn open_message(&mut self) -> Outgoing {
+        self.opened = false;
+        self.drain_sent = self.draining;
+        self.server_draining = false;
+        self.later.clear();
+        self.queue = self.unacked.keys().cloned().collect();
+        self.outstanding = self.grant(0);
+        let held = self.running.keys().chain(self.unacked.keys()).cloned().collect();
+        let open = OpenSession { held_task_tokens: held, ..self.open.clone() };
+        let head = StreamTasksRequest {
+            open: Some(open),
+            credit: self.outstanding,
+            draining: self.draining,
+            ..StreamTasksRequest::default()
+        };
+        Outgoing { head, results: Vec::new() }
+    }
+
+    /// The service knows the session; these of the held tokens are closed.
+    pub(super) fn opened(&mut self, closed: &[Bytes]) {
+        self.opened = true;
+        for token in closed {
+            self.close(token);
+        }
+    }
+
+    pub(super) fn admit(&mut self, token: &Bytes) -> Admission {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        if self.running.contains_key(token) {
+            return Admission::Known;
+        }
+        if self.unacked.contains_key(token) {
+            self.queue.push_back(token.clone());
+            return Admission::Known;
+        }
+        if self.draining {
+            let released = task_result::Result::Released(TaskReleased {});
+            self.finish(token.clone(), message::result(token.clone(), released));
+            return Admission::Known;
+        }
+        Admission::Start
+    }
+
+    pub(super) fn started(&mut self, attempt: Arc<Attempt>, abort: AbortHandle) {
+        self.running.insert(attempt.token().clone(), Running { attempt, abort });
+    }
+
+    /// An attempt ended here; its encoded result goes with the next message.
+    pub(super) fn finish(&mut self, token: Bytes, encoded: Bytes) {
+        self.running.remove(&token);
+        self.heartbeats.remove(&token);
+        self.queue.push_back(token.clone());
+        self.unacked.insert(token, Unacked { encoded, last_resort: false });
+    }
+
+    /// A handler was stopped because its attempt is closed: nothing is to be said.
+    pub(super) fn abandon(&mut self, token: &Bytes) {
+        self.running.remove(token);
+        self.heartbeats.remove(token);
+    }
+
+    pub(super) fn heartbeat(&mut self, token: Bytes) {
+        if self.running.contains_key(&token) {
+            self.heartbeats.insert(token);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, cancellation: &TaskCancellation) {
+        match cancellation.reason() {
+            TaskCancellationReason::AttemptClosed => self.close(&cancellation.task_token),
+            TaskCancellationReason::Unspecified | TaskCancellationReason::CancelRequested => {
+                if let Some(running) = self.running.get(&cancellation.task_token) {
+                    running.attempt.cancel(CancelReason::Requested);
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, token: &Bytes) {
+        self.unacked.remove(token);
+        if let Some(running) = self.running.get(token) {
+            running.attempt.cancel(CancelReason::Closed);
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, ack: ResultAck, now: Instant) {
+        let token = &ack.task_token;
+        match ack.reason() {
+            ErrorReason::Unspecified if ack.reason == 0 => {
+                self.unacked.remove(token);
+            }
+            ErrorReason::StoreUnavailable
+            | ErrorReason::OutcomeUnknown
+            | ErrorReason::Overloaded
+            | ErrorReason::ShuttingDown => {
+                if self.unacked.contains_key(token) {
+                    self.later.push_back((now + RESEND_AFTER, token.clone()));
+                }
+            }
+            reason @ (ErrorReason::AttemptClosed
+            | ErrorReason::AttemptNotHeld
+            | ErrorReason::TaskTokenInvalid) => {
+                tracing::debug!(?reason, message = ack.message, "a result came too late");
+                self.unacked.remove(token);
+            }
+            reason => self.refused(ack, reason),
+        }
+    }
+
+    /// The attempt is open and wants a result that the service takes.
+    fn refused(&mut self, ack: ResultAck, reason: ErrorReason) {
+        let Some(unacked) = self.unacked.get_mut(&ack.task_token) else { return };
+        tracing::warn!(?reason, message = ack.message, "the service refused a result");
+        if unacked.last_resort {
+            self.unacked.remove(&ack.task_token);
+            return;
+        }
+        let error_type = match reason {
+            ErrorReason::PayloadTooLarge => "recoup.payload_too_large",
+            _ => "rust.result_refused",
+        };
+        let error = TaskError::new(error_type).message(ack.message).non_retryable();
+        let failed = task_result::Result::Failed(error.into_proto());
+        unacked.encoded = message::result(ack.task_token.clone(), failed);
+        unacked.last_resort = true;
+        self.queue.push_back(ack.task_token);
+    }
+
+    /// Moves what has waited long enough into the queue.
+    pub(super) fn tick(&mut self, now: Instant) {
+        while self.later.front().is_some_and(|(due, _)| *due <= now) {
+            self.queue.extend(self.later.pop_front().map(|(_, token)| token));
+        }
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    pub(super) fn server_drains(&mut self) {
+        self.server_draining = true;
+    }
+
+    /// The service wants to stop, and has everything that we had for it.
+    pub(super) fn may_leave(&self) -> bool {
+        self.server_draining && self.is_idle()
+    }
+
+    /// Nothing runs and nothing waits for an acknowledgement.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.unacked.is_empty()
+    }
+
+    /// Nothing is left to do or to say.
+    pub(super) fn is_drained(&self) -> bool {
+        self.draining && self.drain_sent && self.is_idle()
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Whether a message is worth sending now.
+    pub(super) fn has_message(&self) -> bool {
+        self.opened
+            && (!self.queue.is_empty()
+                || !self.heartbeats.is_empty()
+                || (self.draining && !self.drain_sent)
+                || self.wants_credit())
+    }
+
+    /// Credit alone is sent when half the slots could be filled, not for each.
+    fn wants_credit(&self) -> bool {
+        let grant = self.grant(self.outstanding);
+        grant > 0 && (self.outstanding == 0 || grant >= self.slots.div_ceil(2))
+    }
+
+    fn grant(&self, outstanding: u32) -> u32 {
+        // A service that acknowledges nothing gets no more to do: what waits here is bounded.
+        let unacked_max = 4 * (self.slots as usize).max(BATCH_RESULTS_MAX);
+        if self.draining || self.server_draining || self.unacked.len() >= unacked_max {
+            return 0;
+        }
+        let busy = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        self.slots.saturating_sub(busy.saturating_add(outstanding))
+    }
+
+    /// Everything that has accumulated, up to the limits of a batch. Empty when there is nothing: that
+    /// renews the session.
+    pub(super) fn next_message(&mut self) -> Outgoing {
+        let mut results = Vec::with_capacity(self.queue.len().min(BATCH_RESULTS_MAX));
+        let mut bytes = 0;
+        while let Some(token) = self.queue.front() {
+            let Some(unacked) = self.unacked.get(token) else {
+                self.queue.pop_front();
+                continue;
+            };
+            bytes += unacked.encoded.len();
+            if !results.is_empty()
+                && (bytes > BATCH_BYTES_MAX || results.len() == BATCH_RESULTS_MAX)
+            {
+                break;
+            }
+            results.push(unacked.encoded.clone());
+            self.queue.pop_front();
+        }
+        let credit = self.grant(self.outstanding);
+        self.outstanding += credit;
+        self.drain_sent = self.draining;
+        let head = StreamTasksRequest {
+            credit,
+            heartbeats: self.take_heartbeats(),
+            draining: self.draining,
+            ..StreamTasksRequest::default()
+        };
+        Outgoing { head, results }
+    }
+
+    fn take_heartbeats(&mut self) -> Vec<TaskHeartbeat> {
+        let running = &self.running;
+        let heartbeat = |token: Bytes| {
+            let heartbeat = running.get(&token)?.attempt.take_heartbeat()?;
+            Some(TaskHeartbeat { task_token: token, details: heartbeat.details })
+        };
+        // At most 100 of 4 KiB with a batch of results stay below the limit of a message.
+        let tokens: Vec<_> = self.heartbeats.iter().take(100).cloned().collect();
+        for token in &tokens {
+            self.heartbeats.remove(token);
+        }
+        tokens.into_iter().filter_map(heartbeat).collect()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.abort.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

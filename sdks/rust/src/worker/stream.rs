@@ -1,0 +1,309 @@
+//! The loop that serves a session by stream. One loop reads, starts handlers, gathers what they give and
+//! writes; nothing is spawned but handlers.
+
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use recoup_proto::v1::{ErrorReason, OpenSession, StreamTasksResponse};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::Streaming;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, GrpcMethod, Request, Status};
+
+use super::Worker;
+use super::context::{Attempt, Event, TaskContext};
+use super::handler::{self, Handler, RawTask};
+use super::message::{self, Outgoing, StreamCodec};
+use super::session::{Admission, Session};
+use crate::Error;
+use crate::backoff::Backoff;
+use crate::client::MESSAGE_BYTES_MAX;
+
+/// How long a stream may take to open.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a drained worker waits for the service to end the stream: tasks may be on their way still.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How many events of handlers are taken at once.
+const EVENTS_MAX: usize = 1_024;
+
+struct Stream {
+    outgoing: mpsc::Sender<Outgoing>,
+    incoming: Streaming<StreamTasksResponse>,
+}
+
+struct Loop {
+    worker: Arc<Worker>,
+    session: Session,
+    events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    ttl: Duration,
+    /// When the drain must be over. None: not draining.
+    drain_until: Option<Instant>,
+}
+
+pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let ttl = worker.session_ttl();
+    let open = OpenSession {
+        namespace: worker.client.namespace().to_owned(),
+        queues: worker.queues(),
+        task_types: worker.task_types(),
+        session_id: uuid::Uuid::new_v4().to_string(),
+        worker: worker.name.clone(),
+        held_task_tokens: Vec::new(),
+        session_ttl: Some(ttl.into()),
+    };
+    let (sender, events) = mpsc::unbounded_channel();
+    let session = Session::new(open, worker.slots);
+    let mut state =
+        Loop { worker: Arc::new(worker), session, events, sender, ttl, drain_until: None };
+    let mut shutdown = std::pin::pin!(shutdown);
+    let backoff = Backoff::default();
+    let mut retry = 0;
+    loop {
+        let opened_at = Instant::now();
+        let error = match state.serve(shutdown.as_mut()).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if !passes(&error) {
+            return Err(error);
+        }
+        // A stream that lived a while was a good one: the next trouble is another.
+        retry = if opened_at.elapsed() > ttl { 1 } else { retry + 1 };
+        let wait = backoff.next(retry, error.retry_after());
+        tracing::info!(%error, wait_ms = wait.as_millis() as u64, "the worker's stream broke");
+        if state.pause(wait, shutdown.as_mut()).await.is_break() {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether another stream may fare better.
+fn passes(error: &Error) -> bool {
+    error.is_transient()
+        || matches!(
+            error.reason(),
+            // Of our own older stream, or of a limit that others may leave.
+            ErrorReason::SessionSuperseded | ErrorReason::LimitReached | ErrorReason::Overloaded
+        )
+        // A proxy or a server that fell over in the middle.
+        || matches!(error.code(), Some(Code::Internal | Code::Unknown | Code::Aborted))
+}
+
+fn lost(message: &str) -> Error {
+    Error::Unavailable { code: Code::Unavailable, message: message.to_owned() }
+}
+
+impl Loop {
+    /// Serves one stream. `Ok`: the worker is done.
+    async fn serve(
+        &mut self,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Error> {
+        let opening = tokio::time::timeout(OPEN_TIMEOUT, self.open()).await;
+        let mut stream = opening.map_err(|_| lost("the stream did not open"))??;
+        let mut gathered = Vec::with_capacity(EVENTS_MAX);
+        let mut heard_at = Instant::now();
+        let mut said_at = heard_at;
+        // One coarse clock for all that waits: cheaper than a timer of its own for each.
+        let mut ticks = tokio::time::interval((self.ttl / 12).min(Duration::from_millis(250)));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut idle_since = None;
+        loop {
+            tokio::select! {
+                biased;
+                message = stream.incoming.message() => match message {
+                    Ok(Some(message)) => {
+                        heard_at = Instant::now();
+                        self.receive(message, heard_at);
+                    }
+                    // A drained session is ended by the service.
+                    Ok(None) if self.session.is_drained() => return Ok(()),
+                    Ok(None) => return Err(lost("the service ended the stream")),
+                    Err(_) if self.session.is_drained() => return Ok(()),
+                    Err(status) => return Err(status.into()),
+                },
+                _ = self.events.recv_many(&mut gathered, EVENTS_MAX) => {
+                    self.gather(&mut gathered);
+                    // Handlers that are about to end get to: their results go in the same message.
+                    tokio::task::yield_now().await;
+                    while let Ok(event) = self.events.try_recv() {
+                        gathered.push(event);
+                    }
+                    self.gather(&mut gathered);
+                }
+                permit = stream.outgoing.reserve(), if self.session.has_message() => {
+                    let permit = permit.map_err(|_| lost("the stream was closed"))?;
+                    permit.send(self.session.next_message());
+                    said_at = Instant::now();
+                }
+                () = shutdown.as_mut(), if !self.session.is_draining() => self.drain(),
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    self.session.tick(now);
+                    if now - heard_at > self.ttl {
+                        return Err(lost("the service fell silent"));
+                    }
+                    if now - said_at > self.ttl / 3
+                        && let Ok(permit) = stream.outgoing.try_reserve()
+                    {
+                        permit.send(self.session.next_message());
+                        said_at = now;
+                    }
+                    if self.is_overdue(now) {
+                        return Ok(());
+                    }
+                    if self.session.is_drained() {
+                        let since = *idle_since.get_or_insert(now);
+                        if now - since > FAREWELL {
+                            return Ok(());
+                        }
+                    } else {
+                        idle_since = None;
+                    }
+                }
+            }
+            if self.session.may_leave() && !self.session.is_draining() {
+                return Err(lost("the service is draining"));
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Stream, Error> {
+        // One message waits while another is written: what comes meanwhile makes the next batch.
+        let (outgoing, messages) = mpsc::channel(1);
+        let first = outgoing.try_send(self.session.open_message());
+        first.map_err(|_| lost("the stream was closed"))?;
+        let mut service = tonic::client::Grpc::new(self.worker.client.channel())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let unready = |error: tonic::transport::Error| Status::from_error(Box::new(error));
+        service.ready().await.map_err(unready)?;
+        let mut request = Request::new(ReceiverStream::new(messages));
+        request.extensions_mut().insert(GrpcMethod::new("recoup.v1.WorkerService", "StreamTasks"));
+        let path = PathAndQuery::from_static("/recoup.v1.WorkerService/StreamTasks");
+        let response = service.streaming(request, path, StreamCodec::default()).await?;
+        Ok(Stream { outgoing, incoming: response.into_inner() })
+    }
+
+    fn receive(&mut self, message: StreamTasksResponse, now: Instant) {
+        if let Some(opened) = message.opened {
+            self.session.opened(&opened.closed_task_tokens);
+            // The service may have shortened it.
+            if let Some(ttl) = opened.session_ttl.and_then(|ttl| Duration::try_from(ttl).ok())
+                && !ttl.is_zero()
+            {
+                self.ttl = ttl;
+            }
+        }
+        if message.draining {
+            self.session.server_drains();
+        }
+        for ack in message.acks {
+            self.session.acknowledge(ack, now);
+        }
+        for cancellation in &message.cancellations {
+            self.session.cancel(cancellation);
+        }
+        for task in message.tasks {
+            if self.session.admit(&task.task_token) == Admission::Start {
+                self.start(task);
+            }
+        }
+    }
+
+    fn start(&mut self, mut task: RawTask) {
+        let token = task.task_token.clone();
+        let outcome = match self.worker.handlers.get(&task.r#type) {
+            Some(Handler::Spawned(_)) => {
+                let input = task.input.take();
+                let attempt = Attempt::new(task, self.sender.clone());
+                let running = run_handler(self.worker.clone(), attempt.clone(), input);
+                let abort = tokio::spawn(running).abort_handle();
+                self.session.started(attempt, abort);
+                return;
+            }
+            Some(Handler::Inline(handler)) => handler::call_inline(&**handler, task),
+            None => Err(handler::no_such_task(&task.r#type)),
+        };
+        let result = message::result(token.clone(), message::proto_result(outcome));
+        self.session.finish(token, result);
+    }
+
+    fn gather(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            match event {
+                Event::Finished { token, result } if result.is_empty() => {
+                    self.session.abandon(&token)
+                }
+                Event::Finished { token, result } => self.session.finish(token, result),
+                Event::Heartbeat { token } => self.session.heartbeat(token),
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.session.drain();
+        self.drain_until = Some(Instant::now() + self.worker.drain_timeout);
+        tracing::info!(running = self.session.running(), "the worker drains");
+    }
+
+    fn is_overdue(&self, now: Instant) -> bool {
+        let overdue = self.drain_until.is_some_and(|until| now >= until);
+        if overdue {
+            let running = self.session.running();
+            tracing::warn!(running, "the drain timeout is over, what runs is stopped");
+        }
+        overdue
+    }
+
+    /// Waits before the next stream. Handlers go on; what they give waits in the channel, which their
+    /// number bounds. `Break`: the worker is done.
+    async fn pause(
+        &mut self,
+        wait: Duration,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> ControlFlow<()> {
+        let until = Instant::now() + wait;
+        while !self.session.is_draining() {
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => return ControlFlow::Continue(()),
+                () = shutdown.as_mut() => self.drain(),
+            }
+        }
+        while let Ok(event) = self.events.try_recv() {
+            self.gather(&mut vec![event]);
+        }
+        // Nobody is there to hear that nothing is held.
+        if self.session.is_idle() || self.is_overdue(until) {
+            return ControlFlow::Break(());
+        }
+        tokio::time::sleep_until(until.into()).await;
+        ControlFlow::Continue(())
+    }
+}
+
+/// One attempt, from its input to its result.
+async fn run_handler(
+    worker: Arc<Worker>,
+    attempt: Arc<Attempt>,
+    input: Option<recoup_proto::v1::Payload>,
+) {
+    let context = TaskContext::new(attempt.clone());
+    let Some(Handler::Spawned(handler)) = worker.handlers.get(&context.task().r#type) else {
+        return;
+    };
+    let token = attempt.token().clone();
+    let result = tokio::select! {
+        biased;
+        outcome = handler::call(&**handler, context.clone(), input) => {
+            message::result(token.clone(), message::proto_result(outcome))
+        }
+        // Nobody wants the result any more; an empty one says so.
+        () = attempt.closed_for(worker.closed_grace) => bytes::Bytes::new(),
+    };
+    context.finished(token, result);
+}

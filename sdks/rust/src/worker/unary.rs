@@ -1,0 +1,259 @@
+//! The loops that serve queues by unary calls: per queue one long poll at a time, and a call per result.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use recoup_proto::v1::worker_service_client::WorkerServiceClient;
+use recoup_proto::v1::{
+    CompleteTaskRequest, ErrorReason, FailTaskRequest, HeartbeatTaskRequest, Payload,
+    PollTasksRequest, TaskCancellationReason, task_result,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use super::Worker;
+use super::context::{Attempt, CancelReason, Event, TaskContext};
+use super::handler::{self, Handler, Outcome, RawTask};
+use super::message;
+use crate::Error;
+use crate::backoff::Backoff;
+use crate::client::{CallOptions, rpc};
+
+/// The most tasks that one poll may give.
+const POLL_TASKS_MAX: u32 = 1_000;
+
+/// Tokens in hand, with what their handlers listen to.
+type Held = Arc<Mutex<HashMap<Bytes, Arc<Attempt>>>>;
+
+pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let queues = worker.queues();
+    let worker = Arc::new(worker);
+    let (stop, stopped) = watch::channel(false);
+    let pollers = queues.into_iter().map(|queue| {
+        let poller = Poller {
+            worker: worker.clone(),
+            queue,
+            // A session per queue: a poll tells what its session does not hold, so polls must not cross.
+            session_id: uuid::Uuid::new_v4().to_string(),
+            held: Held::default(),
+            stopped: stopped.clone(),
+        };
+        poller.run()
+    });
+    let mut serving = std::pin::pin!(try_join_all(pollers));
+    tokio::select! {
+        done = &mut serving => return done.map(drop),
+        () = shutdown => {}
+    }
+    // Every poller holds a receiver; one that ended with an error ends `serving` below.
+    let _ = stop.send(true);
+    serving.await.map(drop)
+}
+
+struct Poller {
+    worker: Arc<Worker>,
+    queue: String,
+    session_id: String,
+    held: Held,
+    stopped: watch::Receiver<bool>,
+}
+
+fn locked(held: &Held) -> MutexGuard<'_, HashMap<Bytes, Arc<Attempt>>> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Poller {
+    async fn run(mut self) -> Result<(), Error> {
+        let ttl = self.worker.session_ttl();
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let mut running = JoinSet::new();
+        let mut renewals = tokio::time::interval(ttl / 3);
+        let backoff = Backoff::default();
+        let mut retry = 0;
+        let mut poll_at = Instant::now();
+        let mut stopped = self.stopped.clone();
+        while !*self.stopped.borrow_and_update() {
+            let free = self.worker.slots as usize - running.len();
+            let due_at = poll_at;
+            let poll = async {
+                tokio::time::sleep_until(due_at.into()).await;
+                self.poll(free, ttl).await
+            };
+            // The poll alone may be dropped half-way: what it was handed and we never saw is handed out
+            // again by the next one, which does not list it.
+            let mut poll = std::pin::pin!(poll);
+            let polled = loop {
+                tokio::select! {
+                    polled = &mut poll, if free > 0 => break Some(polled),
+                    _ = running.join_next(), if !running.is_empty() => if free == 0 { break None },
+                    _ = renewals.tick() => self.renew(),
+                    Some(event) = events.recv() => self.heartbeat(event),
+                    _ = stopped.changed() => break None,
+                }
+            };
+            match polled {
+                None => {}
+                Some(Ok(tasks)) => {
+                    retry = 0;
+                    for task in tasks {
+                        self.start(task, &sender, &mut running);
+                    }
+                }
+                Some(Err(error))
+                    if error.is_transient() || error.code() == Some(Code::Internal) =>
+                {
+                    retry += 1;
+                    let wait = backoff.next(retry, error.retry_after());
+                    tracing::info!(%error, queue = self.queue, "the poll failed");
+                    poll_at = Instant::now() + wait;
+                }
+                Some(Err(error)) => return Err(error),
+            }
+        }
+        let finish = async {
+            loop {
+                tokio::select! {
+                    done = running.join_next() => if done.is_none() { break },
+                    _ = renewals.tick() => self.renew(),
+                    Some(event) = events.recv() => self.heartbeat(event),
+                }
+            }
+        };
+        if tokio::time::timeout(self.worker.drain_timeout, finish).await.is_err() {
+            tracing::warn!("the drain timeout is over, what runs is stopped");
+        }
+        Ok(())
+    }
+
+    async fn poll(&self, free: usize, ttl: Duration) -> Result<Vec<RawTask>, Error> {
+        let wait = ttl / 3;
+        let request = PollTasksRequest {
+            namespace: self.worker.client.namespace().to_owned(),
+            queue: self.queue.clone(),
+            task_types: self.worker.task_types(),
+            max_tasks: u32::try_from(free).unwrap_or(u32::MAX).min(POLL_TASKS_MAX),
+            wait: Some(wait.into()),
+            session_id: self.session_id.clone(),
+            worker: self.worker.name.clone(),
+            held_task_tokens: locked(&self.held).keys().cloned().collect(),
+            session_ttl: Some(ttl.into()),
+        };
+        let options = CallOptions { wait, trace: None };
+        let response =
+            rpc!(self.worker.client, WorkerServiceClient.poll_tasks(request), options).await?;
+        for cancellation in &response.cancellations {
+            if let Some(attempt) = locked(&self.held).get(&cancellation.task_token) {
+                attempt.cancel(match cancellation.reason() {
+                    TaskCancellationReason::AttemptClosed => CancelReason::Closed,
+                    TaskCancellationReason::Unspecified
+                    | TaskCancellationReason::CancelRequested => CancelReason::Requested,
+                });
+            }
+        }
+        Ok(response.tasks)
+    }
+
+    fn start(
+        &self,
+        mut task: RawTask,
+        sender: &mpsc::UnboundedSender<Event>,
+        running: &mut JoinSet<()>,
+    ) {
+        let input = task.input.take();
+        let attempt = Attempt::new(task, sender.clone());
+        let token = attempt.token().clone();
+        if locked(&self.held).insert(token, attempt.clone()).is_none() {
+            running.spawn(work(self.worker.clone(), attempt, input, self.held.clone()));
+        }
+    }
+
+    /// Any message about a task renews the session: one heartbeat, for one of the tasks, is enough, and
+    /// polls do the same while there are free slots.
+    fn renew(&self) {
+        let attempt = locked(&self.held).values().next().cloned();
+        if let Some(attempt) = attempt {
+            tokio::spawn(beat(self.worker.clone(), attempt, None));
+        }
+    }
+
+    fn heartbeat(&self, event: Event) {
+        let Event::Heartbeat { token } = event else { return };
+        let attempt = locked(&self.held).get(&token).cloned();
+        if let Some(attempt) = attempt {
+            let details = attempt.take_heartbeat().and_then(|heartbeat| heartbeat.details);
+            tokio::spawn(beat(self.worker.clone(), attempt, details));
+        }
+    }
+}
+
+async fn beat(worker: Arc<Worker>, attempt: Arc<Attempt>, details: Option<Payload>) {
+    let request = HeartbeatTaskRequest { task_token: attempt.token().clone(), details };
+    match rpc!(worker.client, WorkerServiceClient.heartbeat_task(request)).await {
+        Ok(response) if response.cancel_requested => attempt.cancel(CancelReason::Requested),
+        Ok(_) => {}
+        Err(error) if error.reason() == ErrorReason::AttemptClosed => {
+            attempt.cancel(CancelReason::Closed);
+        }
+        // The next one says the same.
+        Err(error) => tracing::debug!(%error, "a heartbeat was not taken"),
+    }
+}
+
+async fn work(worker: Arc<Worker>, attempt: Arc<Attempt>, input: Option<Payload>, held: Held) {
+    let outcome = tokio::select! {
+        biased;
+        outcome = outcome(&worker, &attempt, input) => Some(outcome),
+        // Nobody wants the result any more.
+        () = attempt.closed_for(worker.closed_grace) => None,
+    };
+    if let Some(outcome) = outcome
+        && let Err(error) = report(&worker, attempt.token(), outcome).await
+    {
+        let step_path = TaskContext::new(attempt.clone()).step_path().to_owned();
+        tracing::warn!(%error, step_path, "a result was not taken");
+    }
+    locked(&held).remove(attempt.token());
+}
+
+async fn outcome(worker: &Worker, attempt: &Arc<Attempt>, input: Option<Payload>) -> Outcome {
+    let context = TaskContext::new(attempt.clone());
+    match worker.handlers.get(&context.task().r#type) {
+        Some(Handler::Spawned(handler)) => handler::call(&**handler, context, input).await,
+        Some(Handler::Inline(handler)) => {
+            handler::call_inline(&**handler, RawTask { input, ..context.task().clone() })
+        }
+        None => Err(handler::no_such_task(&context.task().r#type)),
+    }
+}
+
+/// Reports a result; one that the service refuses becomes an error in its place.
+async fn report(worker: &Worker, token: &Bytes, outcome: Outcome) -> Result<(), Error> {
+    let error = match message::proto_result(outcome) {
+        task_result::Result::Completed(output) => {
+            let request = CompleteTaskRequest { task_token: token.clone(), output: Some(output) };
+            match rpc!(worker.client, WorkerServiceClient.complete_task(request)).await {
+                Ok(_) => return Ok(()),
+                Err(refused)
+                    if matches!(
+                        refused.reason(),
+                        ErrorReason::PayloadInvalid | ErrorReason::PayloadTooLarge
+                    ) =>
+                {
+                    let refusal = crate::TaskError::new("rust.result_refused");
+                    refusal.message(refused.to_string()).non_retryable().into_proto()
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        task_result::Result::Failed(error) => error,
+        task_result::Result::Released(_) => return Ok(()),
+    };
+    let request = FailTaskRequest { task_token: token.clone(), error: Some(error) };
+    rpc!(worker.client, WorkerServiceClient.fail_task(request)).await?;
+    Ok(())
+}
