@@ -1,0 +1,426 @@
+//! The store's side of what nodes call: when a call takes effect, what answer it gets, and what can
+//! go wrong between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::id::ExecutionId;
+use recoup_core::time::Timestamp;
+use recoup_engine::load::load;
+use recoup_engine::node::io::{Input, Output};
+use recoup_store::memory::PendingCommit;
+use recoup_store::{
+    Batch, Error, Executions, KeySettled, KeyedStart, NodeId, Nodes, Overflow, Settled,
+    Transitions,
+};
+
+use crate::faults::{Moment, Site};
+use crate::machines::ReplyId;
+use crate::wait::ready;
+use crate::world::{Event, World};
+
+pub type CallId = u64;
+
+/// A call of the store under way.
+pub struct Call {
+    machine: usize,
+    life: u64,
+    site: Site,
+    asked_at: Timestamp,
+    progress: Progress,
+}
+
+enum Progress {
+    Asked(Output<ReplyId>),
+    /// A transaction is open.
+    Open(PendingCommit, Reported),
+    Answered(Input<ReplyId>),
+    Taken,
+}
+
+/// What the node is told about a commit that took effect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reported {
+    Truth,
+    Unknown,
+}
+
+/// A commit whose node has been told that its outcome is unknown, and that is still to land. Whatever
+/// the same life of the node commits next waits for it.
+pub struct Late {
+    node: NodeId,
+    what: LateWork,
+}
+
+enum LateWork {
+    Open(PendingCommit),
+    Batch(Arc<Batch>),
+    Keyed(Arc<Vec<KeyedStart>>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Unavailable,
+    /// Done, and the answer is lost.
+    UnknownDone,
+    /// Not done.
+    UnknownNotDone,
+    /// Not done yet.
+    UnknownLate,
+    /// Begun, and not finished yet.
+    UnknownOpen,
+}
+
+impl World<'_> {
+    pub fn call(&mut self, machine: usize, output: Output<ReplyId>) {
+        let Some(site) = Site::of(&output) else {
+            return;
+        };
+        let (life, asked_at) = (self.machines[machine].life, self.now());
+        let id = self.id();
+        let call = Call { machine, life, site, asked_at, progress: Progress::Asked(output) };
+        self.calls.insert(id, call);
+        let delay = self.store_delay();
+        self.after(delay, Event::Effect(id));
+        self.crash_point(machine, site, Moment::BeforeEffect);
+    }
+
+    fn store_delay(&mut self) -> Duration {
+        let late = self.profile.late;
+        if self.random.permille(late) {
+            return self.random.millis(50, 1_500);
+        }
+        Duration::from_micros(self.random.between(200, 4_000))
+    }
+
+    fn fault(&mut self, site: Site) -> Option<Fault> {
+        let (unavailable, unknown) = (self.profile.unavailable, self.profile.unknown);
+        if self.random.permille(unavailable) {
+            return Some(Fault::Unavailable);
+        }
+        let commits = matches!(site, Site::Commit | Site::StartKeyed);
+        if !commits || !self.random.permille(unknown) {
+            return None;
+        }
+        let kinds =
+            [Fault::UnknownDone, Fault::UnknownNotDone, Fault::UnknownLate, Fault::UnknownOpen];
+        let kind = *self.random.pick(&kinds);
+        if kind == Fault::UnknownOpen && site == Site::StartKeyed {
+            return Some(Fault::UnknownLate);
+        }
+        Some(kind)
+    }
+
+    /// A call has reached the store.
+    pub fn effect(&mut self, id: CallId) {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        let (machine, life, site) = (call.machine, call.life, call.site);
+        let Progress::Asked(output) = std::mem::replace(&mut call.progress, Progress::Taken) else {
+            return;
+        };
+        let orphan = !self.machines[machine].is_up(life);
+        if orphan && self.random.below(2) == 0 {
+            // It died with its sender.
+            self.calls.remove(&id);
+            return;
+        }
+        let fault = if orphan { None } else { self.fault(site) };
+        let unavailable = || Error::Unavailable("simulated".into());
+        let unknown = || Error::OutcomeUnknown("simulated".into());
+        if fault == Some(Fault::Unavailable) {
+            match refused(output, unavailable) {
+                Some(input) => self.answer_later(id, input),
+                None => drop(self.calls.remove(&id)),
+            }
+            return;
+        }
+        let input = match output {
+            Output::Join => {
+                let ttl = self.machines[machine].options().lease_ttl;
+                let joined = ready(self.store.join("", ttl));
+                Input::Joined(joined)
+            }
+            Output::Renew(node) => {
+                let ttl = self.machines[machine].options().lease_ttl;
+                Input::Renewed(ready(self.store.renew(node, ttl)))
+            }
+            Output::Commit(node, batch) => return self.commit(id, node, batch, fault),
+            Output::StartKeyed(node, starts) => {
+                self.land_all_of(node);
+                match fault {
+                    Some(Fault::UnknownNotDone) => Input::KeyedStarted(Err(unknown())),
+                    Some(Fault::UnknownLate) => {
+                        self.land_later(node, LateWork::Keyed(starts));
+                        Input::KeyedStarted(Err(unknown()))
+                    }
+                    fault => {
+                        let settled = ready(self.store.start_keyed(node, &starts));
+                        self.keyed(node, &starts, &settled);
+                        match fault {
+                            Some(Fault::UnknownDone) => Input::KeyedStarted(Err(unknown())),
+                            _ => Input::KeyedStarted(settled),
+                        }
+                    }
+                }
+            }
+            Output::Load(node, asked) => {
+                self.ledger.read_in_life.extend(asked.iter().map(|id| (node, *id)));
+                let loaded = ready(load(&self.store, &self.catalog.cache, node, &asked));
+                Input::Loaded { asked, loaded }
+            }
+            Output::Adopt(node, limit) => {
+                let adopted = ready(self.store.adopt(node, limit));
+                if let Ok(adopted) = &adopted
+                    && !adopted.is_empty()
+                {
+                    let count = adopted.len();
+                    self.note(format_args!("machine {machine} as {node:?} adopts {count}"));
+                }
+                Input::Adopted(adopted)
+            }
+            Output::Heads(ids) => Input::Heads(ready(self.store.heads(&ids))),
+            Output::Due(node, until, limit) => {
+                Input::Due(ready(self.store.due(node, until, limit)))
+            }
+            Output::Claim { node, queues, limit, lease } => {
+                let claimed = ready(self.store.claim(node, &queues, limit, lease));
+                if let Ok(claimed) = &claimed
+                    && !claimed.is_empty()
+                {
+                    let count = claimed.len();
+                    self.note(format_args!("machine {machine} as {node:?} claims {count}"));
+                }
+                Input::Claimed(claimed)
+            }
+            Output::Overflow(node, tasks) => {
+                let result = ready(self.store.overflow(node, &tasks));
+                let count = tasks.len();
+                self.note(format_args!("machine {machine} as {node:?} overflows {count}"));
+                Input::Overflowed { tasks, result }
+            }
+            Output::WithdrawOverflow(keys) => {
+                // The model does not fail here, and nobody waits for an answer.
+                let _ = ready(self.store.withdraw(&keys));
+                self.calls.remove(&id);
+                self.crash_at(machine, life, site, Moment::BeforeAnswer);
+                return;
+            }
+            Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => return,
+        };
+        self.answer_later(id, input);
+    }
+
+    fn commit(&mut self, id: CallId, node: NodeId, batch: Arc<Batch>, fault: Option<Fault>) {
+        self.land_all_of(node);
+        let unknown = || Input::Committed(Err(Error::OutcomeUnknown("simulated".into())));
+        match fault {
+            Some(Fault::UnknownNotDone) => return self.answer_later(id, unknown()),
+            Some(Fault::UnknownLate) => {
+                self.land_later(node, LateWork::Batch(batch));
+                return self.answer_later(id, unknown());
+            }
+            _ => {}
+        }
+        let pending = match self.store.begin_commit(node, &batch) {
+            Ok(pending) => pending,
+            Err(error) => return self.answer_later(id, Input::Committed(Err(error))),
+        };
+        if fault == Some(Fault::UnknownOpen) {
+            self.land_later(node, LateWork::Open(pending));
+            return self.answer_later(id, unknown());
+        }
+        let reported = match fault {
+            Some(Fault::UnknownDone) => Reported::Unknown,
+            _ => Reported::Truth,
+        };
+        if let Some(call) = self.calls.get_mut(&id) {
+            call.progress = Progress::Open(pending, reported);
+        }
+        let slow = self.profile.slow_commit;
+        let open = match self.random.permille(slow) {
+            true => self.random.millis(20, 1_200),
+            false => Duration::from_micros(self.random.between(50, 3_000)),
+        };
+        self.after(open, Event::Finish(id));
+    }
+
+    /// A transaction ends.
+    pub fn finish(&mut self, id: CallId) {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        let (machine, life) = (call.machine, call.life);
+        let progress = std::mem::replace(&mut call.progress, Progress::Taken);
+        let Progress::Open(pending, reported) = progress else {
+            return;
+        };
+        let orphan = !self.machines[machine].is_up(life);
+        if orphan && self.random.below(3) == 0 {
+            self.note(format_args!("a transaction of {:?} is rolled back", pending.node()));
+            self.store.abort(pending);
+            self.calls.remove(&id);
+            return;
+        }
+        let settled = self.finish_commit(pending);
+        let input = match reported {
+            Reported::Truth => Input::Committed(settled),
+            Reported::Unknown => {
+                Input::Committed(Err(Error::OutcomeUnknown("simulated".into())))
+            }
+        };
+        self.answer_later(id, input);
+    }
+
+    fn finish_commit(&mut self, pending: PendingCommit) -> recoup_store::Result<Vec<Settled>> {
+        let (node, batch) = (pending.node(), pending.batch().clone());
+        let settled = self.store.finish(pending);
+        match &settled {
+            Ok(settled) => {
+                for (transition, settled) in batch.transitions.iter().zip(settled) {
+                    let (id, sequence) = (transition.execution, transition.sequence);
+                    match settled {
+                        Settled::Won => {
+                            self.ledger.read_in_life.insert((node, id));
+                            self.advance_mirror(id);
+                            let events = self.ledger.described(id, sequence);
+                            self.note(format_args!("{node:?} wins {} #{sequence}: {events}", short(&id)));
+                        }
+                        settled => {
+                            self.note(format_args!("{node:?} at {} #{sequence}: {settled:?}", short(&id)));
+                        }
+                    }
+                }
+                for row in &batch.feed {
+                    self.note(format_args!("{node:?} tells of {}", row.id));
+                    self.check_lost_session(node, row);
+                }
+            }
+            Err(error) => self.note(format_args!("{node:?} commits nothing: {error}")),
+        }
+        settled
+    }
+
+    fn keyed(
+        &mut self,
+        node: NodeId,
+        starts: &[KeyedStart],
+        settled: &recoup_store::Result<Vec<KeySettled>>,
+    ) {
+        let Ok(settled) = settled else {
+            return;
+        };
+        for (start, settled) in starts.iter().zip(settled) {
+            let (id, key) = (start.transition.execution, &start.key);
+            self.note(format_args!("{node:?} starts {} with {key}: {settled:?}", short(&id)));
+            if *settled == KeySettled::Won {
+                self.ledger.read_in_life.insert((node, id));
+                self.advance_mirror(id);
+                self.check_key(key);
+            }
+        }
+    }
+
+    fn land_later(&mut self, node: NodeId, what: LateWork) {
+        let id = self.id();
+        self.late.insert(id, Late { node, what });
+        let after = self.random.millis(1, 400);
+        self.after(after, Event::Late(id));
+    }
+
+    pub fn land(&mut self, id: u64) {
+        let Some(Late { node, what }) = self.late.remove(&id) else {
+            return;
+        };
+        self.note(format_args!("a commit of {node:?} lands late"));
+        match what {
+            LateWork::Open(pending) => drop(self.finish_commit(pending)),
+            LateWork::Batch(batch) => {
+                if let Ok(pending) = self.store.begin_commit(node, &batch) {
+                    drop(self.finish_commit(pending));
+                }
+            }
+            LateWork::Keyed(starts) => {
+                let settled = ready(self.store.start_keyed(node, &starts));
+                self.keyed(node, &starts, &settled);
+            }
+        }
+    }
+
+    /// One life of a node commits one after the other.
+    fn land_all_of(&mut self, node: NodeId) {
+        let of = self.late.iter().filter(|(_, late)| late.node == node).map(|(id, _)| *id);
+        for id in of.collect::<Vec<_>>() {
+            self.land(id);
+        }
+    }
+
+    fn answer_later(&mut self, id: CallId, input: Input<ReplyId>) {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        call.progress = Progress::Answered(input);
+        let (machine, life, site) = (call.machine, call.life, call.site);
+        let delay = self.store_delay();
+        self.after(delay, Event::Answer(id));
+        self.crash_at(machine, life, site, Moment::BeforeAnswer);
+    }
+
+    fn crash_at(&mut self, machine: usize, life: u64, site: Site, moment: Moment) {
+        if self.machines[machine].is_up(life) {
+            self.crash_point(machine, site, moment);
+        }
+    }
+
+    pub fn answer(&mut self, id: CallId) {
+        let Some(Call { machine, life, site, asked_at, progress }) = self.calls.remove(&id) else {
+            return;
+        };
+        let Progress::Answered(mut input) = progress else {
+            return;
+        };
+        if !self.machines[machine].is_up(life) {
+            return;
+        }
+        // The lease was granted somewhere between question and answer: at the question, to be safe.
+        let under_way = self.now().since(asked_at);
+        match &mut input {
+            Input::Joined(Ok(lease)) | Input::Renewed(Ok(lease)) => {
+                lease.expires_at = lease.expires_at - under_way;
+            }
+            _ => {}
+        }
+        if let Input::Joined(Ok(lease)) = &input {
+            let node = lease.node;
+            self.note(format_args!("machine {machine} is {node:?}"));
+        }
+        self.put(machine, input, Some(site));
+    }
+}
+
+/// The answer to a call that did not get through; nobody waits for that of some.
+fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<ReplyId>> {
+    Some(match output {
+        Output::Join => Input::Joined(Err(error())),
+        Output::Renew(_) => Input::Renewed(Err(error())),
+        Output::Commit(..) => Input::Committed(Err(error())),
+        Output::StartKeyed(..) => Input::KeyedStarted(Err(error())),
+        Output::Load(_, asked) => Input::Loaded { asked, loaded: Err(error().to_string()) },
+        Output::Adopt(..) => Input::Adopted(Err(error())),
+        Output::Heads(_) => Input::Heads(Err(error())),
+        Output::Due(..) => Input::Due(Err(error())),
+        Output::Claim { .. } => Input::Claimed(Err(error())),
+        Output::Overflow(_, tasks) => Input::Overflowed { tasks, result: Err(error()) },
+        Output::WithdrawOverflow(_)
+        | Output::Reply { .. }
+        | Output::Tell { .. }
+        | Output::FeedWritten => return None,
+    })
+}
+
+/// Enough of an id to tell it from others in a trace.
+pub fn short(id: &ExecutionId) -> String {
+    let text = id.to_string();
+    text[text.len() - 6..].to_owned()
+}

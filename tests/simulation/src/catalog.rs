@@ -1,0 +1,223 @@
+//! The workflows that run: between them they use all that a definition can say so far.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::definition::{
+    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+};
+use recoup_core::id::{Namespace, StepId};
+use recoup_core::plan::Plan;
+use recoup_core::retry::{Limits, RetryPolicy, Schedule};
+use recoup_store::memory::MemoryStore;
+use recoup_store::{NewVersion, QueueName, Registry, format};
+
+use crate::wait::ready;
+
+pub const NAMESPACE: &str = "default";
+pub const QUEUES: [&str; 2] = ["a", "b"];
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub fn queue(name: &str) -> QueueName {
+    QueueName { namespace: Namespace::from(NAMESPACE), queue: name.into() }
+}
+
+/// All workflows, compiled once for all seeds.
+pub struct Catalog {
+    definitions: Vec<Workflow>,
+    pub plans: Vec<Arc<Plan>>,
+    /// What nodes find versions by when they load executions.
+    pub cache: recoup_engine::load::Plans,
+}
+
+impl Catalog {
+    pub fn new() -> Self {
+        let definitions = definitions();
+        let plans = definitions.iter().map(|definition| {
+            Arc::new(Plan::compile(definition, 1).expect("the catalog's definitions are sound"))
+        });
+        let plans = plans.collect();
+        Self { definitions, plans, cache: recoup_engine::load::Plans::default() }
+    }
+
+    pub fn register(&self, store: &MemoryStore) {
+        for (index, definition) in self.definitions.iter().enumerate() {
+            let version = NewVersion {
+                namespace: Namespace::from(NAMESPACE),
+                name: definition.name.clone(),
+                digest: [u8::try_from(index).unwrap_or(0); 32],
+                format: format::CURRENT,
+                definition: format::encode_workflow(definition),
+            };
+            ready(store.register(&version)).expect("the model registers what is new");
+        }
+    }
+
+    pub fn plan(&self, name: &str) -> Option<&Arc<Plan>> {
+        self.plans.iter().find(|plan| plan.name.as_str() == name)
+    }
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn retry(attempts: u32, interval: Duration) -> Option<RetryPolicy> {
+    Some(RetryPolicy {
+        schedule: Some(Schedule::Constant { interval }),
+        limits: Limits { max_attempts: Some(attempts), max_duration: None },
+        non_retryable_error_types: vec!["user.declined".into()],
+        ..RetryPolicy::default()
+    })
+}
+
+fn task(task_type: &str) -> Task {
+    let timeouts = Timeouts { start_to_close: Some(ms(2500)), ..Timeouts::default() };
+    Task { task_type: task_type.into(), queue: Some("a".into()), timeouts, ..Task::default() }
+}
+
+fn step(id: &str, attempts: u32) -> Step {
+    Step {
+        id: StepId::from(id),
+        kind: StepKind::Task(task(id)),
+        when: None,
+        retry: retry(attempts, ms(60)),
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: None,
+    }
+}
+
+fn undone(id: &str, attempts: u32) -> Step {
+    let undo = Task { queue: Some("b".into()), ..task(&format!("undo_{id}")) };
+    let compensate = Compensate { task: undo, retry: retry(2, ms(40)), only_completed: false };
+    Step { compensate: Some(compensate), ..step(id, attempts) }
+}
+
+fn with_task(mut step: Step, change: impl FnOnce(&mut Task)) -> Step {
+    let StepKind::Task(task) = &mut step.kind;
+    change(task);
+    step
+}
+
+fn workflow(name: &str, steps: Vec<Step>) -> Workflow {
+    Workflow {
+        name: name.into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block(steps),
+        finally: Block::default(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: Some(ms(700)),
+        output: None,
+    }
+}
+
+fn definitions() -> Vec<Workflow> {
+    let once = |step| with_task(step, |task| task.delivery = Delivery::AtMostOnce);
+    let ignored = Step { on_error: OnError::Ignore, ..step("soft", 2) };
+    let quiet =
+        Step { on_error: OnError::Ignore, allow_warning: true, ..step("quiet", 1) };
+    let mut parks = undone("parks", 1);
+    if let Some(compensate) = &mut parks.compensate {
+        compensate.task.task_type = "undo_mostly_fails".into();
+    }
+    let mut known = undone("known", 2);
+    if let Some(compensate) = &mut known.compensate {
+        compensate.only_completed = true;
+    }
+    let exponential = RetryPolicy {
+        schedule: Some(Schedule::Exponential {
+            initial_interval: ms(50),
+            backoff_coefficient: 3.0,
+            max_interval: ms(400),
+        }),
+        limits: Limits { max_attempts: Some(3), max_duration: Some(ms(5000)) },
+        warning_on_retry: true,
+        ..RetryPolicy::default()
+    };
+    let b = |task: &mut Task| {
+        task.queue = Some("b".into());
+        task.priority = 3;
+    };
+    vec![
+        workflow("one", vec![step("only", 3)]),
+        Workflow {
+            finally: Block(vec![step("tidy", 2)]),
+            ..workflow("saga", vec![undone("reserve", 2), undone("charge", 2), undone("ship", 1)])
+        },
+        workflow("soft", vec![ignored, quiet, step("last", 2)]),
+        Workflow {
+            timeout: Some(ms(3000)),
+            cancel_grace: Some(ms(400)),
+            finally: Block(vec![step("sweep", 1)]),
+            ..workflow("timed", vec![undone("first", 2), undone("second", 2), step("third", 2)])
+        },
+        workflow("once", vec![once(undone("pay", 2)), once(step("post", 1)), step("tell", 2)]),
+        workflow(
+            "bounded",
+            vec![
+                undone("begun", 2),
+                with_task(step("soon", 2), |task| {
+                    task.timeouts.schedule_to_start = Some(ms(1500));
+                    b(task);
+                }),
+                with_task(step("closed", 3), |task| {
+                    task.timeouts.schedule_to_close = Some(ms(2600));
+                    task.timeouts.start_to_close = Some(ms(900));
+                }),
+            ],
+        ),
+        workflow(
+            "beats",
+            vec![
+                with_task(undone("beat", 3), |task| {
+                    task.timeouts.heartbeat = Some(ms(900));
+                    task.timeouts.start_to_close = Some(ms(6000));
+                }),
+                step("after", 2),
+            ],
+        ),
+        Workflow {
+            output: Some("{\"n\": \"${steps.ask.output.n}\"}".into()),
+            ..workflow(
+                "asks",
+                vec![
+                    step("ask", 2),
+                    Step { when: Some("steps.ask.output.n % 2 == 0".into()), ..undone("even", 2) },
+                    with_task(step("use", 2), |task| {
+                        task.input = Some("{\"seen\": \"${steps.ask.output.n}\"}".into());
+                    }),
+                ],
+            )
+        },
+        Workflow {
+            finally: Block(vec![step("close", 2), with_task(step("report", 1), b)]),
+            cleanup_timeout: Some(ms(8000)),
+            ..workflow(
+                "long",
+                vec![
+                    undone("s1", 2),
+                    with_task(undone("s2", 3), b),
+                    known,
+                    with_task(
+                        Step { retry: Some(exponential), ..undone("s4", 3) },
+                        b,
+                    ),
+                    step("s5", 1),
+                ],
+            )
+        },
+        workflow("parks", vec![parks, undone("next", 1), step("fails_often", 1)]),
+        workflow(
+            "sleeps",
+            vec![undone("start", 2), Step { retry: retry(3, ms(7000)), ..step("fails_often", 3) }],
+        ),
+    ]
+}

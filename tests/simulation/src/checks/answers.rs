@@ -1,0 +1,220 @@
+//! What nodes answer and hand out, compared with the histories at that moment.
+
+use recoup_core::command::{Rejection, TaskId};
+use recoup_core::definition::Delivery;
+use recoup_core::error::Error;
+use recoup_core::event::Event;
+use recoup_core::execution::State;
+use recoup_core::id::ExecutionId;
+use recoup_engine::node::Node;
+use recoup_engine::node::io::{Answer, HandedTask, Refusal};
+
+use crate::calls::short;
+use crate::clients::{Op, Wish};
+use crate::machines::ReplyId;
+use crate::workers::Report;
+use crate::world::World;
+
+const LOST: &str = "nothing acknowledged is lost";
+
+impl World<'_> {
+    pub fn check_client_answer(
+        &mut self,
+        machine: usize,
+        op: &Op,
+        answer: &Result<Answer, Refusal>,
+    ) {
+        match answer {
+            Ok(Answer::Done { state, is_new }) => {
+                self.check_state(machine, state);
+                self.ledger.known.insert(state.id);
+                let id = state.id;
+                let happened = |world: &Self, is: &dyn Fn(&Event) -> bool| {
+                    world.ledger.events(id).any(is)
+                };
+                let fits = match &op.wish {
+                    Wish::Start { .. } => {
+                        if let Some(request) = &op.request {
+                            let started = &mut self.ledger.started;
+                            let first = *started.entry(request.id.clone()).or_insert(id);
+                            if first != id {
+                                let what = format!("{first} and {id} of {}", request.id);
+                                self.violate("a request id starts one execution", what);
+                            }
+                        }
+                        // What is new was started by this very request.
+                        let own = format!("{{\"op\":{}}}", op.number);
+                        !is_new || state.input.data == own.as_bytes()
+                    }
+                    Wish::Await(asked, _) => *asked == id,
+                    Wish::Get(_) => false,
+                    Wish::Cancel(_) => happened(self, &|event| {
+                        matches!(event, Event::CancelRequested { .. })
+                    }),
+                    Wish::Terminate(_) => state.state == State::Terminated,
+                    Wish::RetryCompensation(..) => happened(self, &|event| {
+                        matches!(event, Event::CompensationRetried { .. })
+                    }),
+                    Wish::SkipCompensation(_, step) => happened(self, &|event| {
+                        matches!(event, Event::CompensationSkipped { path, .. } if path == step)
+                    }),
+                };
+                if !fits {
+                    self.violate(LOST, format!("{op:?} was answered with {state:?}"));
+                }
+                if let (Some(request), false) = (&op.request, matches!(op.wish, Wish::Start { .. }))
+                    && !happened(self, &|event| {
+                        matches!(event, Event::RequestRecorded { request_id, .. }
+                            if *request_id == request.id)
+                    })
+                {
+                    self.violate(LOST, format!("{op:?} is not on record"));
+                }
+            }
+            Ok(Answer::Snapshot(snapshot)) => {
+                self.check_state(machine, &snapshot.state);
+                for live in &snapshot.live {
+                    let open = snapshot.state.open_attempts();
+                    let is_open = open.into_iter().any(|open| {
+                        snapshot.state.task_id(&open) == live.task
+                    });
+                    if !is_open {
+                        self.violate("live attempts are open", format!("{live:?}"));
+                    }
+                }
+            }
+            Ok(Answer::Beat { .. }) => {
+                self.violate("answers fit their questions", format!("{op:?}: a beat"));
+            }
+            Err(refusal) => self.check_refusal(op, refusal),
+        }
+    }
+
+    fn check_refusal(&mut self, op: &Op, refusal: &Refusal) {
+        let target = match &op.wish {
+            Wish::Start { .. } => None,
+            Wish::Await(id, _)
+            | Wish::Get(id)
+            | Wish::Cancel(id)
+            | Wish::Terminate(id)
+            | Wish::RetryCompensation(id, _)
+            | Wish::SkipCompensation(id, _) => Some(*id),
+        };
+        let is_so = match (refusal, target) {
+            (Refusal::Rejected(Rejection::ExecutionEnded(state)), Some(id)) => {
+                self.ledger.latest(id).is_some_and(|latest| latest.state == *state)
+            }
+            (Refusal::Rejected(Rejection::NotParked), Some(_)) => true,
+            (Refusal::Rejected(_) | Refusal::RequestIdReused, _) => false,
+            (Refusal::KeyHeld { execution, .. }, None) => {
+                self.ledger.latest(*execution).is_some()
+            }
+            (Refusal::KeyHeld { .. }, Some(_)) => false,
+            (Refusal::Refused(_) | Refusal::Quarantined(_), _) => false,
+            (Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping, _) => true,
+        };
+        if !is_so {
+            self.violate("refusals are true", format!("{op:?}: {refusal}"));
+        }
+    }
+
+    pub fn check_worker_answer(
+        &mut self,
+        machine: usize,
+        report: &Report,
+        answer: &Result<Answer, Refusal>,
+    ) {
+        let task = report.task().clone();
+        match (report, answer) {
+            (_, Ok(Answer::Snapshot(_))) => {
+                self.violate("answers fit their questions", format!("{report:?}"));
+            }
+            (Report::Complete { output, .. }, Ok(Answer::Done { state, .. })) => {
+                self.check_state(machine, state);
+                let recorded = self.ledger.events(task.execution).any(|event| {
+                    matches!(event, Event::StepCompleted { path, attempt, output: recorded, .. }
+                        if *path == task.path && *attempt == task.attempt
+                            && (recorded == output || path.compensated().is_some()))
+                });
+                if !recorded {
+                    self.violate(LOST, format!("{report:?}"));
+                }
+                // Of what undoes a step no output is kept, so any two are the same.
+                if task.path.compensated().is_none() {
+                    let place = (task.execution, task.run, task.path.clone());
+                    let first = self.ledger.completed.entry(place).or_insert(output.clone());
+                    if first != output {
+                        let what = format!("{first:?} and {report:?}");
+                        self.violate("one acknowledged completion of a step", what);
+                    }
+                }
+            }
+            (Report::Fail { error, .. }, Ok(Answer::Done { state, .. })) => {
+                self.check_state(machine, state);
+                let recorded = self.ledger.events(task.execution).any(|event| {
+                    matches!(event, Event::AttemptFailed(failed)
+                        if failed.path == task.path && failed.attempt == task.attempt
+                            && is_cause(&failed.error, &error.error_type))
+                });
+                if !recorded {
+                    self.violate(LOST, format!("{report:?}"));
+                }
+            }
+            (Report::Beat { .. }, Ok(Answer::Done { .. } | Answer::Beat { .. })) => {}
+            (_, Ok(Answer::Beat { .. })) => {
+                self.violate("answers fit their questions", format!("{report:?}"));
+            }
+            (_, Err(Refusal::Rejected(Rejection::AttemptClosed))) => {
+                if self.is_open(&task) {
+                    self.violate("refusals are true", format!("{report:?} is open"));
+                }
+            }
+            (
+                _,
+                Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping),
+            ) => {}
+            (_, Err(refusal)) => {
+                self.violate("refusals are true", format!("{report:?}: {refusal}"));
+            }
+        }
+    }
+
+    fn is_open(&self, task: &TaskId) -> bool {
+        let open = |id: ExecutionId| {
+            let state = self.ledger.latest(id)?;
+            Some(state.open_attempts().any(|open| state.task_id(&open) == *task))
+        };
+        open(task.execution).unwrap_or(false)
+    }
+
+    /// A task leaves a node.
+    pub fn check_hand_out(&mut self, machine: usize, node: &Node<ReplyId>, handed: &HandedTask) {
+        self.check_state(machine, &handed.state);
+        let task = &handed.id;
+        let open = handed.state.open_attempts().find(|open| handed.state.task_id(open) == *task);
+        let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
+        if open.is_none_or(|open| open.attempt.scheduled_at > handed.handed_at) {
+            self.violate("only due attempts are handed out", place.clone());
+        }
+        let read = node.node_id().is_some_and(|id| {
+            self.ledger.read_in_life.contains(&(id, task.execution))
+        });
+        if !read {
+            let what = format!("{place} by machine {machine} as {:?}", node.node_id());
+            self.violate("a new life hands out only what it has read", what);
+        }
+        let once = handed.plan.task(&task.path);
+        if once.is_some_and(|plan| plan.delivery == Delivery::AtMostOnce) {
+            let count = self.ledger.handed_once.entry(task.clone()).or_insert(0);
+            *count += 1;
+            if *count > 1 {
+                self.violate("at most once is handed out once", place);
+            }
+        }
+    }
+}
+
+fn is_cause(error: &Error, error_type: &str) -> bool {
+    error.error_type == error_type
+        || error.cause.as_deref().is_some_and(|cause| is_cause(cause, error_type))
+}

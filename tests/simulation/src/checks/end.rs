@@ -1,0 +1,382 @@
+//! What must hold when all is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use recoup_core::definition::Delivery;
+use recoup_core::event::{AttemptOutcome, DueCompensation, Event};
+use recoup_core::execution::{
+    CompensationOutcome, CompensationState, CompensationStepState, Execution, State,
+};
+use recoup_core::failure_event::{FailureEvent, failure_events};
+use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::plan::Plan;
+use recoup_store::{Executions, FeedRow, IndexRow, ListFilter, Overflow};
+
+use super::{NOBODY, describe};
+use crate::calls::short;
+use crate::wait::ready;
+use crate::world::World;
+
+impl World<'_> {
+    pub fn check_end(&mut self) {
+        self.check_that_all_is_known();
+        let ids: Vec<_> = self.ledger.histories.keys().copied().collect();
+        for id in ids {
+            if let Err((invariant, what)) = self.check_history(id) {
+                let what = format!("{}: {what}\n{}", short(&id), self.history_text(id));
+                return self.violate(invariant, what);
+            }
+        }
+        self.check_feed();
+        self.check_nodes();
+    }
+
+    pub fn history_text(&self, id: ExecutionId) -> String {
+        let rows = self.ledger.histories.get(&id);
+        let lines = rows.into_iter().flatten().map(|row| {
+            let events: Vec<_> = row.events.iter().map(describe).collect();
+            format!("    #{} {}", row.state.sequence, events.join(", "))
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn check_that_all_is_known(&mut self) {
+        let listed = ready(self.store.list(&ListFilter::default(), None, 100_000));
+        let listed = listed.unwrap_or_default();
+        for one in &listed {
+            let rows = ready(self.store.load(NOBODY, &[one.execution])).unwrap_or_default();
+            let stored = rows.first().map_or(0, |history| history.transitions.len());
+            let seen = self.ledger.histories.get(&one.execution).map_or(0, Vec::len);
+            if stored != seen {
+                let what = format!("{}: {stored} rows, {seen} seen", one.execution);
+                self.violate("every row was won by somebody", what);
+            }
+            let state = self.ledger.latest(one.execution).cloned();
+            if let Some(state) = state
+                && let Some(differs) = index_differs(&one.index, &state)
+            {
+                let what = format!("{}: {differs}", one.execution);
+                self.violate("the index row is that of the state", what);
+            }
+        }
+        let there: BTreeSet<_> = listed.iter().map(|one| one.execution).collect();
+        let lost: Vec<_> = self.ledger.known.difference(&there).copied().collect();
+        if !lost.is_empty() {
+            self.violate("nothing acknowledged is lost", format!("{lost:?} were started"));
+        }
+    }
+
+    fn check_history(&self, id: ExecutionId) -> Result<(), (&'static str, String)> {
+        let (Some(rows), Some(state)) = (self.ledger.histories.get(&id), self.ledger.latest(id))
+        else {
+            return Ok(());
+        };
+        let plan = self.catalog.plan(state.workflow.as_str());
+        let plan = plan.ok_or(("executions have a plan", state.workflow.to_string()))?;
+        let events: Vec<_> = rows.iter().flat_map(|row| &row.events).collect();
+        ends_once(&events, state)?;
+        attempts_are_bounded(&events, plan)?;
+        at_most_once(&events, plan)?;
+        finally_once(&events, state, plan)?;
+        compensated_in_order(&events, state, plan)
+    }
+
+    /// The subscriber must have got what the histories say, no more and no less.
+    fn check_feed(&mut self) {
+        let mut due: BTreeMap<String, FailureEvent> = BTreeMap::new();
+        for rows in self.ledger.histories.values() {
+            for row in rows {
+                let Some(plan) = self.catalog.plan(row.state.workflow.as_str()) else {
+                    continue;
+                };
+                let events = failure_events(&row.state, plan, &row.events);
+                due.extend(events.into_iter().map(|event| (event.id.clone(), event)));
+            }
+        }
+        let mut wrong = None;
+        let mut got = BTreeSet::new();
+        let mut last: BTreeMap<ExecutionId, (u64, u64)> = BTreeMap::new();
+        for event in &self.subscriber.got {
+            let row = &event.row;
+            if !got.insert(row.id.clone()) {
+                wrong = Some(("each event is there once", row.id.clone()));
+            }
+            let Some(execution) = row.execution else {
+                if !self.ledger.sessions_lost.contains(row.id.trim_start_matches("session-")) {
+                    wrong = Some(("the feed holds only what happened", row.id.clone()));
+                }
+                continue;
+            };
+            match due.get(&row.id) {
+                None => wrong = Some(("the feed holds only what happened", row.id.clone())),
+                Some(event) if !same(row, event) => {
+                    wrong = Some(("the feed says what the history says", format!("{row:?}")));
+                }
+                Some(_) => {}
+            }
+            let place = place(&row.id);
+            let before = last.insert(execution, place);
+            if before.is_some_and(|before| before >= place) {
+                wrong = Some(("the feed is in order for each execution", row.id.clone()));
+            }
+        }
+        let skipped: Vec<_> = due.keys().filter(|id| !got.contains(*id)).collect();
+        let sessions = self.ledger.sessions_lost.iter().map(|name| format!("session-{name}"));
+        let silent: Vec<_> = sessions.filter(|id| !got.contains(id)).collect();
+        if !skipped.is_empty() || !silent.is_empty() {
+            wrong = Some(("the feed skips nothing", format!("{skipped:?} {silent:?}")));
+        }
+        if let Some((invariant, what)) = wrong {
+            self.violate(invariant, what);
+        }
+    }
+
+    fn check_nodes(&mut self) {
+        let depth = ready(self.store.overflow_depth()).unwrap_or_default();
+        if !depth.is_empty() {
+            self.violate("overflow rows of ended attempts disappear", format!("{depth:?}"));
+        }
+        for machine in 0..self.machines.len() {
+            let Some(node) = self.machines[machine].node.take() else {
+                continue;
+            };
+            for (id, cached) in node.cached() {
+                self.check_state(machine, cached);
+                let latest = self.ledger.latest(id).map(|state| state.sequence);
+                if latest != Some(cached.sequence) {
+                    let what = format!(
+                        "machine {machine} has {} #{}, the history #{latest:?}",
+                        short(&id),
+                        cached.sequence
+                    );
+                    self.violate("what nodes have in memory is the fold of the history", what);
+                }
+            }
+            self.machines[machine].node = Some(node);
+        }
+    }
+}
+
+type Checked = Result<(), (&'static str, String)>;
+
+fn index_differs(row: &IndexRow, state: &Execution) -> Option<String> {
+    let error = state.error.as_ref().or(state.stop.as_ref().map(|stop| &stop.error));
+    let error_type = error.map(|error| error.error_type.clone());
+    let differs = row.namespace != state.namespace
+        || row.workflow != state.workflow
+        || row.version != state.version
+        || row.key != state.key
+        || row.state != state.state
+        || row.phase != state.phase
+        || row.compensation != state.compensation
+        || row.run != state.run
+        || row.error_type != error_type
+        || row.started_at != state.started_at
+        || row.ended_at != state.ended_at;
+    differs.then(|| format!("{row:?} of {state:?}"))
+}
+
+fn same(row: &FeedRow, event: &FailureEvent) -> bool {
+    let error_type = event.error.as_ref().map_or("", |error| &error.error_type);
+    row.kind == event.kind
+        && row.at == event.at
+        && row.error_type == error_type
+        && row.fingerprint == event.fingerprint
+}
+
+/// Sequence and index of an event of an execution.
+fn place(id: &str) -> (u64, u64) {
+    let mut parts = id.rsplit('-');
+    let mut next = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
+    let index = next();
+    (next(), index)
+}
+
+fn ends_once(events: &[&Event], state: &Execution) -> Checked {
+    let ends = events.iter().filter(|event| matches!(event, Event::ExecutionEnded { .. })).count();
+    if ends != 1 || !state.state.is_ended() {
+        return Err(("one end event for each run", format!("{ends}, {:?}", state.state)));
+    }
+    let after = events.iter().skip_while(|event| !matches!(event, Event::ExecutionEnded { .. }));
+    let late = after.filter(|event| {
+        let path = match event {
+            Event::AttemptScheduled { path, .. } | Event::StepCompleted { path, .. } => path,
+            Event::FinallyStarted { .. } | Event::RunStopped { .. } => return true,
+            _ => return false,
+        };
+        path.compensated().is_none()
+    });
+    if late.count() > 0 {
+        return Err(("nothing runs after the end", String::new()));
+    }
+    Ok(())
+}
+
+/// Distinct numbers of attempts, against the policy; a person's wish to try again begins anew.
+fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
+    let mut numbers: BTreeMap<StepPath, BTreeSet<u32>> = BTreeMap::new();
+    let mut completed: BTreeMap<StepPath, u32> = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::AttemptScheduled { path, attempt, .. } => {
+                let of_step = numbers.entry(path.clone()).or_default();
+                let max = plan.task(path).and_then(|task| task.retry.max_attempts());
+                if !of_step.insert(*attempt) {
+                    let what = format!("{path}:{attempt} is scheduled twice");
+                    return Err(("attempts have numbers of their own", what));
+                }
+                if max.is_some_and(|max| of_step.len() > max as usize) {
+                    let what = format!("{path}: {of_step:?} of {max:?}");
+                    return Err(("attempts never exceed the policy", what));
+                }
+            }
+            Event::CompensationRetried { path } => {
+                numbers.remove(&path.compensation());
+                completed.remove(&path.compensation());
+            }
+            Event::StepCompleted { path, attempt, .. } => {
+                if completed.insert(path.clone(), *attempt).is_some() {
+                    let what = format!("{path} completes twice");
+                    return Err(("one completion of a step in a run", what));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn at_most_once(events: &[&Event], plan: &Plan) -> Checked {
+    let mut started: BTreeSet<(StepPath, u32)> = BTreeSet::new();
+    for event in events {
+        let Event::AttemptStarted { path, attempt, .. } = event else {
+            continue;
+        };
+        let once = plan.task(path).is_some_and(|task| task.delivery == Delivery::AtMostOnce);
+        if !started.insert((path.clone(), *attempt)) && once {
+            let what = format!("{path}:{attempt} starts twice");
+            return Err(("at most once starts once", what));
+        }
+    }
+    Ok(())
+}
+
+fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
+    let begun = events.iter().filter(|event| matches!(event, Event::FinallyStarted { .. })).count();
+    let due = !plan.finally.is_empty() && state.state != State::Terminated;
+    let cut = events.iter().any(|event| matches!(event, Event::HandlerFailed { .. }));
+    let mut steps = BTreeSet::new();
+    for event in events {
+        if let Event::StepStarted { path, .. } = event
+            && plan.is_finally(path)
+            && !steps.insert(path.clone())
+        {
+            return Err(("`finally` runs once", format!("{path} begins twice")));
+        }
+    }
+    if begun > 1 || (due && begun == 0 && !cut) {
+        return Err(("`finally` runs once", format!("it began {begun} times")));
+    }
+    let complete = plan.finally.iter().all(|step| state.finally.node(&step.path).is_some());
+    if due && begun == 1 && !cut && !complete {
+        return Err(("`finally` runs whole", format!("{:?}", state.finally)));
+    }
+    Ok(())
+}
+
+/// Compensation follows from the order in which steps ended, which is read here from the events
+/// alone.
+fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
+    const ORDER: &str = "compensation is complete and in reverse order";
+    let mut ends: Vec<(StepPath, CompensationOutcome)> = Vec::new();
+    let mut planned: Option<Vec<DueCompensation>> = None;
+    let mut begun: Vec<StepPath> = Vec::new();
+    for event in events {
+        match event {
+            Event::StepCompleted { path, .. }
+                if path.compensated().is_none() && !plan.is_finally(path) =>
+            {
+                ends.retain(|(other, _)| other != path);
+                ends.push((path.clone(), CompensationOutcome::Completed));
+            }
+            Event::AttemptFailed(failed)
+                if failed.outcome == AttemptOutcome::Unknown
+                    && failed.path.compensated().is_none()
+                    && !plan.is_finally(&failed.path) =>
+            {
+                ends.retain(|(other, _)| *other != failed.path);
+                ends.push((failed.path.clone(), CompensationOutcome::Unknown));
+            }
+            Event::CompensationStarted { due, .. } => {
+                if planned.is_some() {
+                    return Err((ORDER, "it begins twice".into()));
+                }
+                let expected: Vec<_> = ends
+                    .iter()
+                    .rev()
+                    .filter(|(path, outcome)| {
+                        let undo = plan.step(path).and_then(|step| step.compensate.as_ref());
+                        undo.is_some_and(|undo| {
+                            *outcome == CompensationOutcome::Completed || !undo.only_completed
+                        })
+                    })
+                    .cloned()
+                    .collect();
+                let found: Vec<_> =
+                    due.iter().map(|due| (due.step.clone(), due.outcome)).collect();
+                if found != expected {
+                    return Err((ORDER, format!("planned {found:?}, due {expected:?}")));
+                }
+                planned = Some(due.clone());
+            }
+            Event::StepStarted { path, .. } => {
+                if let Some(step) = path.compensated()
+                    && !begun.contains(&step)
+                {
+                    begun.push(step);
+                }
+            }
+            _ => {}
+        }
+    }
+    let succeeded = matches!(state.state, State::Succeeded | State::Warning);
+    let due: Vec<_> = planned.iter().flatten().map(|due| due.step.clone()).collect();
+    if succeeded && !due.is_empty() {
+        return Err((ORDER, "a success is compensated".into()));
+    }
+    let any_due = ends.iter().any(|(path, outcome)| {
+        let undo = plan.step(path).and_then(|step| step.compensate.as_ref());
+        undo.is_some_and(|undo| {
+            *outcome == CompensationOutcome::Completed || !undo.only_completed
+        })
+    });
+    if !succeeded && any_due && planned.is_none() {
+        return Err((ORDER, format!("never planned: {ends:?}")));
+    }
+    // What never began was parked by the end of the cleanup or by a person.
+    let in_order: Vec<_> = due.iter().filter(|step| begun.contains(step)).cloned().collect();
+    let person = events.iter().any(|event| matches!(event, Event::CompensationRetried { .. }));
+    if begun != in_order && !person {
+        return Err((ORDER, format!("ran {begun:?}, due {due:?}")));
+    }
+    for compensation in &state.compensations {
+        let open =
+            matches!(compensation.state, CompensationStepState::Due | CompensationStepState::Running);
+        if open {
+            return Err((ORDER, format!("{} was left", compensation.step)));
+        }
+    }
+    let parked = state
+        .compensations
+        .iter()
+        .any(|one| matches!(one.state, CompensationStepState::Parked { .. }));
+    let says = match (due.is_empty(), parked) {
+        (true, _) => CompensationState::None,
+        (false, true) => CompensationState::Parked,
+        (false, false) => CompensationState::Done,
+    };
+    if state.compensation != says {
+        return Err((ORDER, format!("{:?}, and it is {says:?}", state.compensation)));
+    }
+    Ok(())
+}

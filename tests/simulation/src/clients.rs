@@ -1,0 +1,312 @@
+//! Clients: they start executions, wait, cancel, terminate, resolve parked compensations; when no
+//! answer comes they ask again, any node, with the same request id.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use recoup_core::command::{Command, RequestId, StartExecution};
+use recoup_core::execution::{CompensationState, CompensationStepState, TraceContext};
+use recoup_core::id::{ExecutionId, Namespace, StepPath};
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::payload::Payload;
+use recoup_engine::node::io::{Answer, Input, Refusal, StartSpec};
+
+use crate::calls::short;
+use crate::catalog::NAMESPACE;
+use crate::machines::{Asker, ReplyId, Request};
+use crate::world::{Event, Stage, World};
+
+pub type OpId = u64;
+
+#[derive(Clone, Debug)]
+pub enum Wish {
+    Start {
+        workflow: usize,
+        key: Option<String>,
+        on_running: OnRunning,
+        on_ended: OnEnded,
+        /// Wait for the end.
+        wait: Option<Duration>,
+    },
+    Await(ExecutionId, Duration),
+    Get(ExecutionId),
+    Cancel(ExecutionId),
+    Terminate(ExecutionId),
+    RetryCompensation(ExecutionId, Option<StepPath>),
+    SkipCompensation(ExecutionId, StepPath),
+}
+
+#[derive(Clone, Debug)]
+pub struct Op {
+    pub number: OpId,
+    pub wish: Wish,
+    pub request: Option<RequestId>,
+    pub done: bool,
+    tries: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Wake {
+    Ask(OpId),
+    /// No answer has come.
+    Again(OpId, u32),
+    Operator,
+}
+
+#[derive(Default)]
+pub struct Clients {
+    pub ops: BTreeMap<OpId, Op>,
+}
+
+impl Clients {
+    /// An op that still waits for its answer.
+    pub fn waiting(&self) -> Option<String> {
+        let waiting = self.ops.iter().find(|(_, op)| !op.done);
+        waiting.map(|(id, op)| format!("op {id}: {op:?}"))
+    }
+}
+
+const TRIES_MAX: u32 = 40;
+
+impl World<'_> {
+    pub fn begin_clients(&mut self) {
+        let phase = u64::try_from(self.profile.phase.as_millis()).unwrap_or(0);
+        for _ in 0..self.profile.starts {
+            let workflow = self.random.index(self.catalog.plans.len());
+            let key = (self.random.below(3) == 0).then(|| format!("key-{}", self.random.below(3)));
+            let on_running = *self.random.pick(&[OnRunning::Reject, OnRunning::UseExisting]);
+            let on_ended = *self.random.pick(&[
+                OnEnded::Allow,
+                OnEnded::AllowAfterFailure,
+                OnEnded::Reject,
+                OnEnded::UseExisting,
+            ]);
+            let waits = self.random.below(3) == 0;
+            let wait = waits.then(|| self.random.millis(500, 6_000));
+            let wish = Wish::Start { workflow, key, on_running, on_ended, wait };
+            let has_request = self.random.below(5) > 0;
+            let after = self.random.millis(0, phase * 3 / 4);
+            self.wish(wish, has_request, after);
+        }
+        self.after(Duration::from_secs(2), Event::Client(Wake::Operator));
+    }
+
+    fn wish(&mut self, wish: Wish, has_request: bool, after: Duration) {
+        let id = self.id();
+        let request = has_request.then(|| RequestId { id: format!("request-{id}"), digest: id });
+        self.clients.ops.insert(id, Op { number: id, wish, request, done: false, tries: 0 });
+        self.after(after, Event::Client(Wake::Ask(id)));
+    }
+
+    pub fn heal_clients(&mut self) {
+        let known: Vec<_> = self.ledger.histories.keys().copied().collect();
+        for id in known {
+            let wait = self.random.millis(5_000, 30_000);
+            self.wish(Wish::Await(id, wait), false, Duration::from_millis(500));
+        }
+    }
+
+    pub fn client(&mut self, wake: Wake) {
+        match wake {
+            Wake::Ask(op) => self.send_wish(op),
+            Wake::Again(id, tries) => {
+                let again = self.clients.ops.get(&id);
+                if again.is_some_and(|op| !op.done && op.tries == tries) {
+                    self.send_wish(id);
+                }
+            }
+            Wake::Operator => self.operate(),
+        }
+    }
+
+    fn send_wish(&mut self, id: OpId) {
+        let Some(op) = self.clients.ops.get_mut(&id) else {
+            return;
+        };
+        op.tries += 1;
+        let tries = op.tries;
+        let safe = op.request.is_some() || !matches!(op.wish, Wish::Start { .. });
+        if (tries > 1 && !safe) || tries > TRIES_MAX {
+            // Asked again it might start a second one: who needs to know gives a request id.
+            op.done = true;
+            return;
+        }
+        let patience = match &op.wish {
+            Wish::Start { wait, .. } => wait.unwrap_or_default(),
+            Wish::Await(_, wait) => *wait,
+            _ => Duration::ZERO,
+        };
+        let text = format!("{:?}", op.wish);
+        let machine = self.random.index(self.machines.len());
+        self.note(format_args!("op {id} try {tries} asks machine {machine}: {text}"));
+        self.send(machine, None, Request::Client(id));
+        let doubled = self.profile.doubled;
+        if safe && self.random.permille(doubled) {
+            let machine = self.random.index(self.machines.len());
+            self.send(machine, None, Request::Client(id));
+        }
+        let healing = if self.is_faulty() { 0 } else { 20_000 };
+        let after = patience + self.random.millis(1_500 + healing, 4_000 + healing);
+        self.after(after, Event::Client(Wake::Again(id, tries)));
+    }
+
+    /// Sends something that may be lost or late.
+    pub fn send(&mut self, machine: usize, life: Option<u64>, request: Request) {
+        let lost = self.profile.lost;
+        if self.random.permille(lost) {
+            return self.note(format_args!("lost on the way to machine {machine}"));
+        }
+        let delay = self.network_delay();
+        self.after(delay, Event::Deliver { machine, life, request });
+    }
+
+    pub fn network_delay(&mut self) -> Duration {
+        let late = self.profile.late;
+        if self.random.permille(late) {
+            return self.random.millis(100, 3_000);
+        }
+        Duration::from_micros(self.random.between(100, 5_000))
+    }
+
+    /// What the API makes of a request: every copy of a start gets an id of its own.
+    pub fn client_input(&mut self, id: OpId) -> Option<Input<ReplyId>> {
+        let op = self.clients.ops.get(&id)?.clone();
+        let reply = self.ask(Asker::Client(id));
+        let request = op.request;
+        let submit = |execution, command| Input::Submit { execution, command, request, reply };
+        let now = self.now();
+        Some(match op.wish {
+            Wish::Start { workflow, key, on_running, on_ended, wait } => {
+                let start = StartExecution {
+                    id: self.new_execution_id(),
+                    namespace: Namespace::from(NAMESPACE),
+                    key,
+                    input: Payload::json(format!("{{\"op\":{id}}}")),
+                    timeout: None,
+                    trace: TraceContext::default(),
+                };
+                let plan = self.catalog.plans[workflow].clone();
+                let until = wait.map(|wait| now + wait);
+                let request = self.clients.ops.get(&id).and_then(|op| op.request.clone());
+                let spec = StartSpec { start, plan, on_running, on_ended, request, until };
+                Input::Start { spec: Box::new(spec), reply }
+            }
+            Wish::Await(execution, wait) => Input::Await { execution, until: now + wait, reply },
+            Wish::Get(execution) => Input::Get { execution, reply },
+            Wish::Cancel(execution) => {
+                submit(execution, Command::CancelExecution { reason: "a client".into() })
+            }
+            Wish::Terminate(execution) => {
+                submit(execution, Command::TerminateExecution { reason: "a client".into() })
+            }
+            Wish::RetryCompensation(execution, step) => {
+                submit(execution, Command::RetryCompensation { step })
+            }
+            Wish::SkipCompensation(execution, step) => {
+                let reason = "done by hand".into();
+                submit(execution, Command::SkipCompensation { step, reason })
+            }
+        })
+    }
+
+    /// A node has answered: what it says must be so, whether or not the answer arrives.
+    pub fn client_answered(&mut self, machine: usize, id: OpId, answer: Result<Answer, Refusal>) {
+        let Some(op) = self.clients.ops.get(&id).cloned() else {
+            return;
+        };
+        let text = match &answer {
+            Ok(Answer::Done { state, is_new }) => {
+                format!("{} {:?} #{} new {is_new}", short(&state.id), state.state, state.sequence)
+            }
+            Ok(Answer::Snapshot(snapshot)) => format!("snapshot #{}", snapshot.state.sequence),
+            Ok(Answer::Beat { .. }) => "beat".to_owned(),
+            Err(refusal) => refusal.to_string(),
+        };
+        self.note(format_args!("machine {machine} answers op {id}: {text}"));
+        self.check_client_answer(machine, &op, &answer);
+        let lost = self.profile.lost;
+        if self.random.permille(lost) {
+            return;
+        }
+        let retry = matches!(
+            answer,
+            Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping)
+        );
+        if retry {
+            let after = self.random.millis(50, 400);
+            let tries = self.clients.ops.get(&id).map_or(0, |op| op.tries);
+            return self.after(after, Event::Client(Wake::Again(id, tries)));
+        }
+        let Some(op) = self.clients.ops.get_mut(&id) else {
+            return;
+        };
+        if std::mem::replace(&mut op.done, true) {
+            return;
+        }
+        let starts = matches!(op.wish, Wish::Start { .. });
+        if let (true, Ok(Answer::Done { state, .. })) = (starts, &answer) {
+            let state = state.clone();
+            self.follow_up(state.id);
+        }
+    }
+
+    /// What clients do with an execution that they have started.
+    fn follow_up(&mut self, id: ExecutionId) {
+        if self.stage != Stage::Faults {
+            return;
+        }
+        match self.random.below(12) {
+            0..=3 => {
+                let (wait, after) =
+                    (self.random.millis(1_000, 8_000), self.random.millis(0, 2_000));
+                self.wish(Wish::Await(id, wait), false, after);
+            }
+            4 | 5 => {
+                let after = self.random.millis(0, 2_500);
+                let has_request = self.random.below(2) == 0;
+                self.wish(Wish::Cancel(id), has_request, after);
+            }
+            6 => {
+                let after = self.random.millis(0, 2_500);
+                let has_request = self.random.below(2) == 0;
+                self.wish(Wish::Terminate(id), has_request, after);
+            }
+            7 => {
+                let after = self.random.millis(0, 1_500);
+                self.wish(Wish::Get(id), false, after);
+            }
+            _ => {}
+        }
+    }
+
+    /// A person looks for parked compensations.
+    fn operate(&mut self) {
+        let mut wishes = Vec::new();
+        let histories = self.ledger.histories.iter();
+        let parked = histories.filter_map(|(id, rows)| {
+            let state = &rows.last()?.state;
+            (state.compensation == CompensationState::Parked).then_some((*id, state))
+        });
+        for (id, state) in parked {
+            let steps = state.compensations.iter();
+            let step = steps.filter(|one| matches!(one.state, CompensationStepState::Parked { .. }));
+            if let Some(step) = step.map(|one| one.step.clone()).next() {
+                wishes.push((id, step));
+            }
+        }
+        for (id, step) in wishes {
+            let wish = match self.random.below(6) {
+                0 => Wish::RetryCompensation(id, None),
+                1 => Wish::RetryCompensation(id, Some(step)),
+                2 => Wish::SkipCompensation(id, step),
+                _ => continue,
+            };
+            let has_request = self.random.below(2) == 0;
+            self.wish(wish, has_request, Duration::ZERO);
+        }
+        if self.stage != Stage::Settling {
+            self.after(Duration::from_secs(3), Event::Client(Wake::Operator));
+        }
+    }
+}
+

@@ -1,0 +1,261 @@
+//! What goes wrong in a run: chosen by the seed at its beginning, and where nodes crash.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use recoup_engine::Options;
+use recoup_engine::node::io::Output;
+use recoup_engine::options::Mutant;
+
+use crate::random::Random;
+
+/// Defects that the simulation must find, each behind a switch for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Defect {
+    ReplyBeforeCommit,
+    CompanionsForLosers,
+    NoReloadAfterLostLease,
+    UnknownOutcomeNotSettled,
+    ScalarCursor,
+    RepeatedHandOutCounts,
+}
+
+impl Defect {
+    pub const ALL: [Self; 6] = [
+        Self::ReplyBeforeCommit,
+        Self::CompanionsForLosers,
+        Self::NoReloadAfterLostLease,
+        Self::UnknownOutcomeNotSettled,
+        Self::ScalarCursor,
+        Self::RepeatedHandOutCounts,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReplyBeforeCommit => "reply-before-commit",
+            Self::CompanionsForLosers => "companions-for-losers",
+            Self::NoReloadAfterLostLease => "no-reload-after-lost-lease",
+            Self::UnknownOutcomeNotSettled => "unknown-outcome-not-settled",
+            Self::ScalarCursor => "scalar-cursor",
+            Self::RepeatedHandOutCounts => "repeated-hand-out-counts",
+        }
+    }
+
+    pub fn of_engine(self) -> Option<Mutant> {
+        match self {
+            Self::ReplyBeforeCommit => Some(Mutant::ReplyBeforeCommit),
+            Self::NoReloadAfterLostLease => Some(Mutant::NoReloadAfterLostLease),
+            Self::UnknownOutcomeNotSettled => Some(Mutant::UnknownOutcomeNotSettled),
+            Self::RepeatedHandOutCounts => Some(Mutant::RepeatedHandOutCounts),
+            Self::CompanionsForLosers | Self::ScalarCursor => None,
+        }
+    }
+}
+
+impl std::str::FromStr for Defect {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|defect| defect.name() == text);
+        found.ok_or_else(|| format!("no mutant `{text}`; there are {}", known()))
+    }
+}
+
+/// A call of the store: where a node waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Site {
+    Join,
+    Renew,
+    Commit,
+    StartKeyed,
+    Load,
+    Adopt,
+    Heads,
+    Due,
+    Claim,
+    Overflow,
+    WithdrawOverflow,
+}
+
+impl Site {
+    pub const ALL: [Self; 11] = [
+        Self::Join,
+        Self::Renew,
+        Self::Commit,
+        Self::StartKeyed,
+        Self::Load,
+        Self::Adopt,
+        Self::Heads,
+        Self::Due,
+        Self::Claim,
+        Self::Overflow,
+        Self::WithdrawOverflow,
+    ];
+
+    pub fn of<R>(output: &Output<R>) -> Option<Self> {
+        match output {
+            Output::Join => Some(Self::Join),
+            Output::Renew(_) => Some(Self::Renew),
+            Output::Commit(..) => Some(Self::Commit),
+            Output::StartKeyed(..) => Some(Self::StartKeyed),
+            Output::Load(..) => Some(Self::Load),
+            Output::Adopt(..) => Some(Self::Adopt),
+            Output::Heads(_) => Some(Self::Heads),
+            Output::Due(..) => Some(Self::Due),
+            Output::Claim { .. } => Some(Self::Claim),
+            Output::Overflow(..) => Some(Self::Overflow),
+            Output::WithdrawOverflow(_) => Some(Self::WithdrawOverflow),
+            Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Moment {
+    BeforeEffect,
+    BeforeAnswer,
+    AfterAnswer,
+}
+
+impl Moment {
+    pub const ALL: [Self; 3] = [Self::BeforeEffect, Self::BeforeAnswer, Self::AfterAnswer];
+}
+
+/// How often a node crashed where.
+#[derive(Clone, Debug, Default)]
+pub struct CrashPoints(pub BTreeMap<(Site, Moment), u64>);
+
+impl CrashPoints {
+    pub fn add(&mut self, other: &Self) {
+        for (point, count) in &other.0 {
+            *self.0.entry(*point).or_insert(0) += count;
+        }
+    }
+
+    pub fn at(&self, site: Site, moment: Moment) -> u64 {
+        self.0.get(&(site, moment)).copied().unwrap_or(0)
+    }
+}
+
+impl fmt::Display for CrashPoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "crashes at       before effect  before answer   after answer")?;
+        for site in Site::ALL {
+            write!(f, "{:<16}", format!("{site:?}"))?;
+            for moment in Moment::ALL {
+                write!(f, " {:>14}", self.at(site, moment))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// The faults of one run. Chances are in a thousand.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// How long faults last.
+    pub phase: Duration,
+    /// Crashes still to come: at a site, after so many passes of it.
+    pub crashes: Vec<(Site, Moment, u32)>,
+    pub unavailable: u32,
+    pub unknown: u32,
+    /// A commit stays open for long.
+    pub slow_commit: u32,
+    pub lost: u32,
+    pub doubled: u32,
+    pub late: u32,
+    /// A worker's connection breaks, for each message on it.
+    pub broken: u32,
+    /// Between pauses of a node, in milliseconds; 0 is never.
+    pub pause_every: u64,
+    /// A pause is at most so long, in milliseconds.
+    pub pause_max: u64,
+    pub starts: u64,
+    pub stream_workers: usize,
+    pub poll_workers: usize,
+}
+
+impl Profile {
+    pub fn draw(random: &mut Random) -> Self {
+        let one_of = |random: &mut Random, values: &[u32]| *random.pick(values);
+        let crashes = match random.below(4) {
+            0 => 0,
+            1 => 1,
+            _ => random.between(2, 5),
+        };
+        let crashes = (0..crashes).map(|_| {
+            let (site, moment) = (*random.pick(&Site::ALL), *random.pick(&Moment::ALL));
+            let passes = match site {
+                Site::Commit | Site::Heads | Site::Claim => random.between(1, 60),
+                _ => random.between(1, 5),
+            };
+            (site, moment, u32::try_from(passes).unwrap_or(1))
+        });
+        let crashes = crashes.collect();
+        let calm = random.below(8) == 0;
+        let chance = |random: &mut Random, values: &[u32]| match calm {
+            true => 0,
+            false => one_of(random, values),
+        };
+        Self {
+            phase: random.millis(8_000, 30_000),
+            crashes,
+            unavailable: chance(random, &[0, 10, 50]),
+            unknown: chance(random, &[0, 20, 120]),
+            slow_commit: chance(random, &[0, 30, 150]),
+            lost: chance(random, &[0, 10, 60]),
+            doubled: chance(random, &[0, 10, 60]),
+            late: chance(random, &[0, 20, 100]),
+            broken: chance(random, &[0, 5, 30]),
+            pause_every: u64::from(chance(random, &[0, 4_000, 9_000])),
+            pause_max: u64::from(one_of(random, &[300, 3_000, 9_000])),
+            starts: random.between(4, 16),
+            stream_workers: random.index(4),
+            poll_workers: random.index(3),
+        }
+    }
+
+    /// After the faults: whatever still happens happens well.
+    pub fn heal(&mut self) {
+        let starts = self.starts;
+        *self = Self {
+            phase: self.phase,
+            crashes: Vec::new(),
+            unavailable: 0,
+            unknown: 0,
+            slow_commit: 0,
+            lost: 0,
+            doubled: 0,
+            late: 0,
+            broken: 0,
+            pause_every: 0,
+            pause_max: 0,
+            starts,
+            stream_workers: self.stream_workers,
+            poll_workers: self.poll_workers,
+        };
+    }
+}
+
+/// Clocks of a node, shorter than they are in earnest so that a run meets all of them.
+pub fn node_options(random: &mut Random, defect: Option<Defect>) -> Options {
+    Options {
+        lease_ttl: random.millis(1_500, 4_000),
+        reconnect_grace: random.millis(500, 2_000),
+        record_start_after: random.millis(100, 1_000),
+        overflow_after: random.millis(50, 500),
+        claim_interval: random.millis(50, 200),
+        claim_lease: random.millis(1_000, 4_000),
+        head_interval: random.millis(100, 300),
+        adopt_interval: random.millis(200, 1_000),
+        sleep_horizon: random.millis(2_000, 10_000),
+        batch_transitions_max: if random.below(4) == 0 { 2 } else { 2000 },
+        queue_max: if random.below(4) == 0 { 1 } else { 1000 },
+        commit_retry: random.millis(20, 80),
+        mutant: defect.and_then(Defect::of_engine),
+        ..Options::default()
+    }
+}

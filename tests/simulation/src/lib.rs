@@ -1,0 +1,68 @@
+//! Two nodes on one store, in virtual time, under every fault that a seed chooses: crashes between
+//! any two calls of the store, messages lost, doubled and late, commits whose outcome is unknown,
+//! leases that expire while their node sleeps. Afterwards all is well for a while, and then everything
+//! that was promised must hold.
+//!
+//! One thread, one queue of events, one source of chance: the same seed gives the same run, line by
+//! line, in any process.
+
+#![allow(
+    clippy::result_large_err,
+    reason = "a step's error is a value as its output is, and made rarely"
+)]
+
+pub mod catalog;
+pub mod faults;
+
+mod calls;
+mod checks;
+mod clients;
+mod machines;
+mod random;
+mod subscriber;
+mod trace;
+mod wait;
+mod workers;
+mod world;
+
+pub use catalog::Catalog;
+pub use faults::{CrashPoints, Defect, Moment, Site};
+pub use trace::{FNV_OFFSET, fnv};
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Something that must hold, and did not.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub invariant: &'static str,
+    pub what: String,
+}
+
+/// One run.
+pub struct Outcome {
+    pub seed: u64,
+    /// Of all lines of its trace.
+    pub hash: u64,
+    pub crash_points: CrashPoints,
+    pub executions: usize,
+    pub violation: Option<Violation>,
+    /// The end of the trace.
+    pub last_lines: Vec<String>,
+}
+
+/// Runs one seed, with a defect or as it is meant. `print` writes the whole trace to stdout.
+pub fn simulate(catalog: &Catalog, seed: u64, defect: Option<Defect>, print: bool) -> Outcome {
+    let mut world = world::World::new(catalog, seed, defect, print);
+    let ran = catch_unwind(AssertUnwindSafe(|| world.run()));
+    if ran.is_err() {
+        world.violate("nothing panics", "see above".into());
+    }
+    Outcome {
+        seed,
+        hash: world.trace.hash(),
+        crash_points: world.crash_points.clone(),
+        executions: world.ledger.histories.len(),
+        violation: world.violation.clone(),
+        last_lines: world.trace.last().map(str::to_owned).collect(),
+    }
+}

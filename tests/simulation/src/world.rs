@@ -1,0 +1,270 @@
+//! The world of one run: its clock, its queue of events, and everybody in it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use recoup_core::id::ExecutionId;
+use recoup_core::time::Timestamp;
+use recoup_store::memory::{self, MemoryStore};
+use uuid::Uuid;
+
+use crate::Violation;
+use crate::catalog::Catalog;
+use crate::checks::Ledger;
+use crate::clients::Clients;
+use crate::faults::{CrashPoints, Defect, Profile};
+use crate::calls::{Call, CallId, Late};
+use crate::machines::{Machine, Request};
+use crate::random::Random;
+use crate::subscriber::Subscriber;
+use crate::trace::Trace;
+use crate::workers::Workers;
+
+/// When runs begin, in the store's time.
+pub const EPOCH_MICROS: i64 = 1_700_000_000_000_000;
+/// In healing everything has to come to its end within this time.
+const HEALING_MAX: Duration = Duration::from_secs(300);
+/// After everything has ended: what is left over is tidied up.
+const SETTLING: Duration = Duration::from_secs(15);
+/// Events in a run; more is a world that spins.
+const EVENTS_MAX: u64 = 2_000_000;
+
+pub enum Event {
+    /// A machine takes in what has arrived.
+    Step { machine: usize },
+    Boot { machine: usize },
+    Pause { machine: usize },
+    /// A machine crashes for no reason of its own.
+    PowerCut { machine: usize },
+    Effect(CallId),
+    Finish(CallId),
+    Answer(CallId),
+    /// The effect of a commit whose outcome its node does not know.
+    Late(u64),
+    Deliver { machine: usize, life: Option<u64>, request: Request },
+    Client(crate::clients::Wake),
+    Worker(crate::workers::Wake),
+    Read,
+    Heal,
+    Look,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Stage {
+    Faults,
+    Healing,
+    Settling,
+    Done,
+}
+
+pub struct World<'a> {
+    pub catalog: &'a Catalog,
+    clock: Arc<AtomicI64>,
+    pub store: MemoryStore,
+    pub random: Random,
+    pub trace: Trace,
+    pub profile: Profile,
+    pub stage: Stage,
+    queue: BTreeMap<(Timestamp, u64), Event>,
+    next_event: u64,
+    pub machines: Vec<Machine>,
+    pub calls: BTreeMap<CallId, Call>,
+    pub late: BTreeMap<u64, Late>,
+    pub next_id: u64,
+    pub clients: Clients,
+    pub workers: Workers,
+    pub subscriber: Subscriber,
+    pub ledger: Ledger,
+    pub crash_points: CrashPoints,
+    pub violation: Option<Violation>,
+    healed_at: Timestamp,
+    settled_at: Timestamp,
+}
+
+impl<'a> World<'a> {
+    pub fn new(catalog: &'a Catalog, seed: u64, defect: Option<Defect>, print: bool) -> Self {
+        let clock = Arc::new(AtomicI64::new(EPOCH_MICROS));
+        let tell = clock.clone();
+        let options = memory::Options {
+            incarnation: Some(Uuid::from_u128(1)),
+            mutant_scalar_cursor: defect == Some(Defect::ScalarCursor),
+            mutant_companions_for_losers: defect == Some(Defect::CompanionsForLosers),
+        };
+        let store = MemoryStore::with_options(
+            Arc::new(move || Timestamp::from_micros(tell.load(Ordering::Relaxed))),
+            options,
+        );
+        catalog.register(&store);
+        let mut random = Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(seed));
+        let profile = Profile::draw(&mut random);
+        let subscriber = Subscriber::new(&store);
+        let machines =
+            (0..2).map(|_| Machine::new(crate::faults::node_options(&mut random, defect)));
+        let machines = machines.collect();
+        let workers = Workers::new(&profile, &mut random);
+        let mut world = Self {
+            catalog,
+            clock,
+            store,
+            random,
+            trace: Trace::new(print),
+            profile,
+            stage: Stage::Faults,
+            queue: BTreeMap::new(),
+            next_event: 0,
+            machines,
+            calls: BTreeMap::new(),
+            late: BTreeMap::new(),
+            next_id: 1,
+            clients: Clients::default(),
+            workers,
+            subscriber,
+            ledger: Ledger::default(),
+            crash_points: CrashPoints::default(),
+            violation: None,
+            healed_at: Timestamp::MAX,
+            settled_at: Timestamp::MAX,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let profile = format!("{:?}", self.profile);
+        self.note(format_args!("{profile}"));
+        for machine in 0..self.machines.len() {
+            let after = self.random.millis(0, 500);
+            self.after(after, Event::Boot { machine });
+            self.plan_pause(machine);
+            if self.random.permille(300) {
+                let after = self.random.millis(1_000, 12_000);
+                self.after(after, Event::PowerCut { machine });
+            }
+        }
+        self.begin_clients();
+        self.begin_workers();
+        self.after(Duration::from_millis(5), Event::Read);
+        let phase = self.profile.phase;
+        self.after(phase, Event::Heal);
+    }
+
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.clock.load(Ordering::Relaxed))
+    }
+
+    pub fn after(&mut self, delay: Duration, event: Event) {
+        self.at(self.now() + delay, event);
+    }
+
+    pub fn at(&mut self, at: Timestamp, event: Event) {
+        self.next_event += 1;
+        self.queue.insert((at.max(self.now()), self.next_event), event);
+    }
+
+    pub fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub fn is_faulty(&self) -> bool {
+        self.stage == Stage::Faults
+    }
+
+    pub fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let at = Timestamp::from_micros(self.now().as_micros() - EPOCH_MICROS);
+        self.trace.line(at, what);
+    }
+
+    pub fn violate(&mut self, invariant: &'static str, what: String) {
+        self.note(format_args!("VIOLATED {invariant}: {what}"));
+        self.violation.get_or_insert(Violation { invariant, what });
+    }
+
+    pub fn new_execution_id(&mut self) -> ExecutionId {
+        let (high, low) = (self.random.next().to_be_bytes(), self.random.next().to_be_bytes());
+        let mut bytes = [0; 10];
+        bytes[..8].copy_from_slice(&high);
+        bytes[8..].copy_from_slice(&low[..2]);
+        ExecutionId::new(self.now(), bytes)
+    }
+
+    /// Runs to the end, or to the first violation.
+    pub fn run(&mut self) {
+        let mut events = 0_u64;
+        while self.violation.is_none() && self.stage != Stage::Done {
+            let Some(((at, _), event)) = self.queue.pop_first() else {
+                self.violate("the world goes on", "nothing is going to happen".into());
+                return;
+            };
+            self.clock.store(at.as_micros(), Ordering::Relaxed);
+            events += 1;
+            if events > EVENTS_MAX {
+                self.violate("no spinning", format!("{EVENTS_MAX} events without an end"));
+                return;
+            }
+            self.happen(event);
+        }
+        if self.violation.is_none() {
+            self.check_end();
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Step { machine } => self.step(machine),
+            Event::Boot { machine } => self.boot(machine),
+            Event::Pause { machine } => self.pause(machine),
+            Event::PowerCut { machine } => self.power_cut(machine),
+            Event::Effect(call) => self.effect(call),
+            Event::Finish(call) => self.finish(call),
+            Event::Answer(call) => self.answer(call),
+            Event::Late(late) => self.land(late),
+            Event::Deliver { machine, life, request } => self.deliver(machine, life, request),
+            Event::Client(wake) => self.client(wake),
+            Event::Worker(wake) => self.worker(wake),
+            Event::Read => self.read_feed(),
+            Event::Heal => self.heal(),
+            Event::Look => self.look(),
+        }
+    }
+
+    fn heal(&mut self) {
+        self.stage = Stage::Healing;
+        self.healed_at = self.now();
+        self.note(format_args!("HEALING"));
+        self.profile.heal();
+        self.heal_machines();
+        self.heal_workers();
+        self.heal_clients();
+        self.after(Duration::from_secs(1), Event::Look);
+    }
+
+    /// Is everything over?
+    fn look(&mut self) {
+        let now = self.now();
+        match self.stage {
+            Stage::Healing => {
+                let open = self.open_executions();
+                let waiting = self.clients.waiting();
+                if open.is_empty() && waiting.is_none() {
+                    self.note(format_args!("SETTLING"));
+                    self.stage = Stage::Settling;
+                    self.settled_at = now;
+                } else if now > self.healed_at + HEALING_MAX {
+                    if let Some(id) = open.first() {
+                        let state = self.ledger.latest(*id).map(|state| format!("{state:?}"));
+                        let state = state.unwrap_or_default();
+                        self.violate("no execution is stuck", format!("{open:?}: {state}"));
+                    } else if let Some(waiting) = waiting {
+                        self.violate("every request is answered", waiting);
+                    }
+                }
+            }
+            Stage::Settling if now > self.settled_at + SETTLING => self.stage = Stage::Done,
+            _ => {}
+        }
+        self.after(Duration::from_secs(1), Event::Look);
+    }
+}
