@@ -396,7 +396,8 @@ impl<R> Node<R> {
     fn slot_due(&self, slot: &Slot<R>) -> Option<Timestamp> {
         let waiters = slot.waiters.iter().filter_map(|waiter| waiter.until);
         let Known::State(state, plan) = &slot.known else {
-            return waiters.min();
+            // Whoever waits is answered when it is read; before that no time is the time to look.
+            return None;
         };
         if !slot.owned {
             return waiters.min();
