@@ -1,0 +1,278 @@
+//! Whatever comes in: a canonical code with a reason and a field path, no panic, nothing lost.
+
+use recoup_proto::v1;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::Code;
+
+use crate::server::{
+    ORDER, PATIENCE, Server, TaskStream, assert_refused, completed, json, permanent, refusal,
+    session, source, spec, start,
+};
+
+const NO_ID: &str = "0199aaaa-0000-7000-8000-000000000000";
+
+#[tokio::test]
+async fn definitions_that_cannot_work() {
+    let server = Server::start().await;
+    let step = "steps:\n- id: s\n  task: {type: t}\n";
+    for (text, reason, field) in [
+        ("name: a\nstepz: []\n".to_owned(), "DEFINITION_INVALID", "stepz"),
+        ("name: a\nsteps: []\n".to_owned(), "DEFINITION_INVALID", "steps"),
+        ("name: a\nsteps:\n- id: s\n".to_owned(), "DEFINITION_INVALID", "steps[0].task"),
+        (format!("name: a\n{step}  when: nosuch.x > 1\n"), "EXPRESSION_INVALID", "steps[0].when"),
+        (format!("name: a\n{step}  when: '1 +'\n"), "EXPRESSION_INVALID", "steps[0].when"),
+        (
+            format!("name: a\n{step}  retry: {{max_attempts: 0}}\n"),
+            "RETRY_POLICY_INVALID",
+            "steps[0].retry.max_attempts",
+        ),
+        (
+            format!("name: a\n{step}  retry: {{exponential: {{backoff_coefficient: 0.5}}}}\n"),
+            "RETRY_POLICY_INVALID",
+            "steps[0].retry.exponential.backoff_coefficient",
+        ),
+        ("x: ".to_owned() + &"y".repeat(1 << 20), "DEFINITION_TOO_LARGE", ""),
+    ] {
+        let refused = server.workflows().register_workflow(source(&text)).await;
+        let (code, own, fields) = refusal(refused);
+        assert_eq!((code, own.as_str()), (Code::InvalidArgument, reason), "{text:.80}");
+        assert_eq!(fields.first().map(String::as_str), Some(field), "{text:.80}");
+    }
+    let request = v1::RegisterWorkflowRequest::default();
+    let nothing = server.workflows().register_workflow(request).await;
+    assert_refused(nothing, Code::InvalidArgument, "FIELD_INVALID", &["workflow"]);
+}
+
+#[tokio::test]
+async fn names_and_ids_that_do_not_exist() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let mut executions = server.executions();
+    let unknown = executions.start_execution(start("nosuch", "")).await;
+    assert_refused(unknown, Code::NotFound, "WORKFLOW_NOT_FOUND", &[]);
+    let mut request = start("order", "");
+    request.execution = Some(v1::ExecutionSpec { namespace: "nosuch".into(), ..spec("order") });
+    let unknown = executions.start_execution(request).await;
+    assert_refused(unknown, Code::NotFound, "NAMESPACE_NOT_FOUND", &[]);
+    let mut request = start("order", "");
+    request.execution = Some(v1::ExecutionSpec { workflow_version: Some(9), ..spec("order") });
+    let unknown = executions.start_execution(request).await;
+    assert_refused(unknown, Code::NotFound, "WORKFLOW_VERSION_NOT_FOUND", &[]);
+
+    let id = || NO_ID.to_owned();
+    let get = executions.get_execution(v1::GetExecutionRequest { execution_id: id() }).await;
+    assert_refused(get, Code::NotFound, "EXECUTION_NOT_FOUND", &[]);
+    let request = v1::CancelExecutionRequest { execution_id: id(), ..Default::default() };
+    let cancel = executions.cancel_execution(request).await;
+    assert_refused(cancel, Code::NotFound, "EXECUTION_NOT_FOUND", &[]);
+    let request = v1::ListExecutionHistoryRequest { execution_id: id(), ..Default::default() };
+    let history = executions.list_execution_history(request).await;
+    assert_refused(history, Code::NotFound, "EXECUTION_NOT_FOUND", &[]);
+    let request = v1::GetExecutionRequest { execution_id: "garbage".into() };
+    let garbage = executions.get_execution(request).await;
+    assert_refused(garbage, Code::InvalidArgument, "FIELD_INVALID", &["execution_id"]);
+
+    let name = || "nosuch".to_owned();
+    let request = v1::GetNamespaceRequest { name: name() };
+    let namespace = server.namespaces().get_namespace(request).await;
+    assert_refused(namespace, Code::NotFound, "NAMESPACE_NOT_FOUND", &[]);
+    let request = v1::GetFailureRequest { id: name() };
+    let failure = server.failures().get_failure(request).await;
+    assert_refused(failure, Code::NotFound, "FAILURE_NOT_FOUND", &[]);
+    let request = v1::ReadPayloadRequest { payload_id: name() };
+    let payload = server.failures().read_payload(request).await;
+    assert_refused(payload, Code::NotFound, "PAYLOAD_NOT_FOUND", &[]);
+    let reference = v1::SubscriptionRef { name: name(), ..Default::default() };
+    let request = v1::GetSubscriptionRequest { subscription: Some(reference) };
+    let subscription = server.failures().get_subscription(request).await;
+    assert_refused(subscription, Code::NotFound, "SUBSCRIPTION_NOT_FOUND", &[]);
+    let poll = v1::PollTasksRequest { namespace: name(), ..Default::default() };
+    let poll = server.workers().poll_tasks(poll).await;
+    assert_refused(poll, Code::NotFound, "NAMESPACE_NOT_FOUND", &[]);
+}
+
+#[tokio::test]
+async fn a_retired_workflow_starts_nothing() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let id = server.begin("order").await;
+    let request = v1::RetireWorkflowRequest { name: "order".into(), ..Default::default() };
+    let retired = server.workflows().retire_workflow(request.clone()).await.expect("it exists");
+    let again = server.workflows().retire_workflow(request).await.expect("it is idempotent");
+    assert_eq!(retired.into_inner().retired_at, again.into_inner().retired_at);
+    let refused = server.executions().start_execution(start("order", "")).await;
+    assert_refused(refused, Code::FailedPrecondition, "WORKFLOW_RETIRED", &[]);
+    let mut request = start("order", "");
+    request.execution = Some(v1::ExecutionSpec { workflow_version: Some(1), ..spec("order") });
+    let refused = server.executions().start_execution(request).await;
+    assert_refused(refused, Code::FailedPrecondition, "WORKFLOW_RETIRED", &[]);
+    // What runs goes on.
+    let task = server.poll().await;
+    server.complete(&task, "1").await.expect("it is open");
+    assert_eq!(server.outcome(&id).await.state(), v1::ExecutionState::Succeeded);
+    assert_eq!(server.register(ORDER).await, 2);
+    server.begin("order").await;
+}
+
+#[tokio::test]
+async fn payloads_over_the_limit() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let input = Some(json(&"1".repeat((2 << 20) + 1)));
+    let mut request = start("order", "");
+    request.execution = Some(v1::ExecutionSpec { input, ..spec("order") });
+    let refused = server.executions().start_execution(request).await;
+    let field = ["execution.input"];
+    assert_refused(refused, Code::InvalidArgument, "PAYLOAD_TOO_LARGE", &field);
+
+    // Done work is told, never dropped: the attempt fails with a type of its own.
+    let id = server.begin("order").await;
+    let task = server.poll().await;
+    let refused = server.complete(&task, &"1".repeat((2 << 20) + 1)).await;
+    assert_refused(refused, Code::InvalidArgument, "PAYLOAD_TOO_LARGE", &["output"]);
+    let outcome = server.outcome(&id).await;
+    assert_eq!(outcome.state(), v1::ExecutionState::Failed);
+    assert_eq!(outcome.error.expect("why").r#type, "recoup.payload_too_large");
+
+    let id = server.begin("order").await;
+    let task = server.poll().await;
+    let stack_trace = "x".repeat(65 * 1024);
+    let error = v1::Error { r#type: "big.bang".into(), stack_trace, ..Default::default() };
+    let refused = server.fail(&task, error).await;
+    assert_refused(refused, Code::InvalidArgument, "ERROR_TOO_LARGE", &["error"]);
+    let error = server.outcome(&id).await.error.expect("why");
+    assert_eq!(error.r#type, "recoup.payload_too_large");
+    assert!(error.message.contains("big.bang"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_request_id_with_another_body() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let mut executions = server.executions();
+    let first = executions.start_execution(start("order", "r1")).await.expect("it starts");
+    let again = executions.start_execution(start("order", "r1")).await.expect("it repeats");
+    assert_eq!(first.into_inner(), again.into_inner());
+    let mut other = start("order", "r1");
+    other.execution = Some(v1::ExecutionSpec { input: Some(json("2")), ..spec("order") });
+    let refused = executions.start_execution(other).await;
+    let (code, reason, _) = refusal(refused);
+    assert_eq!((code, reason.as_str()), (Code::AlreadyExists, "REQUEST_ID_REUSED"));
+
+    let execution_id = server.begin("order").await;
+    let cancel = |reason: &str| v1::CancelExecutionRequest {
+        execution_id: execution_id.clone(),
+        reason: reason.into(),
+        request_id: "c1".into(),
+    };
+    executions.cancel_execution(cancel("a")).await.expect("it is open");
+    executions.cancel_execution(cancel("a")).await.expect("it repeats");
+    let (code, reason, _) = refusal(executions.cancel_execution(cancel("b")).await);
+    assert_eq!((code, reason.as_str()), (Code::AlreadyExists, "REQUEST_ID_REUSED"));
+
+    let namespace = |retention| v1::CreateNamespaceRequest {
+        namespace: Some(v1::Namespace {
+            name: "team".into(),
+            retention: Some(std::time::Duration::from_secs(retention).into()),
+            ..Default::default()
+        }),
+        request_id: "n1".into(),
+    };
+    let mut namespaces = server.namespaces();
+    let first = namespaces.create_namespace(namespace(600)).await.expect("it is new");
+    let again = namespaces.create_namespace(namespace(600)).await.expect("it repeats");
+    assert_eq!(first.into_inner(), again.into_inner());
+    let (code, reason, _) = refusal(namespaces.create_namespace(namespace(700)).await);
+    assert_eq!((code, reason.as_str()), (Code::AlreadyExists, "REQUEST_ID_REUSED"));
+    let unnamed = v1::CreateNamespaceRequest { request_id: String::new(), ..namespace(600) };
+    let taken = namespaces.create_namespace(unnamed).await;
+    assert_refused(taken, Code::AlreadyExists, "NAMESPACE_EXISTS", &[]);
+}
+
+#[tokio::test]
+async fn page_tokens_of_others() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    server.begin("order").await;
+    server.begin("order").await;
+    let mut executions = server.executions();
+    let list = |filter: &str, page_token: &str| v1::ListExecutionsRequest {
+        filter: Some(v1::ExecutionFilter { workflow: filter.into(), ..Default::default() }),
+        page_size: 1,
+        page_token: page_token.into(),
+        ..Default::default()
+    };
+    let first = executions.list_executions(list("order", "")).await.expect("a page").into_inner();
+    assert_eq!(first.executions.len(), 1);
+    let token = first.next_page_token;
+    let second = executions.list_executions(list("order", &token)).await.expect("the next page");
+    assert_ne!(second.into_inner().executions, first.executions);
+    for request in [list("other", &token), list("order", "garbage"), list("order", &token[2..])] {
+        let refused = executions.list_executions(request).await;
+        assert_refused(refused, Code::InvalidArgument, "PAGE_TOKEN_INVALID", &["page_token"]);
+    }
+    let request = v1::ListFailuresRequest { page_token: token, ..Default::default() };
+    let refused = server.failures().list_failures(request).await;
+    assert_refused(refused, Code::InvalidArgument, "PAGE_TOKEN_INVALID", &["page_token"]);
+}
+
+#[tokio::test]
+async fn cursors_of_others() {
+    let (server, other) = (Server::start().await, Server::start().await);
+    let cursor = |cursor: &str| {
+        let start = v1::pull_failures_request::Start::Cursor(cursor.into());
+        let wait = Some(std::time::Duration::ZERO.into());
+        v1::PullFailuresRequest { start: Some(start), wait, ..Default::default() }
+    };
+    let refused = server.failures().pull_failures(cursor("garbage")).await;
+    assert_refused(refused, Code::InvalidArgument, "CURSOR_INVALID", &["cursor"]);
+    let wait = Some(std::time::Duration::ZERO.into());
+    let request = v1::PullFailuresRequest { wait, ..Default::default() };
+    let foreign = other.failures().pull_failures(request).await.expect("now").into_inner().cursor;
+    let refused = server.failures().pull_failures(cursor(&foreign)).await;
+    assert_refused(refused, Code::FailedPrecondition, "CURSOR_FOREIGN", &["cursor"]);
+    other.failures().pull_failures(cursor(&foreign)).await.expect("its own");
+}
+
+#[tokio::test]
+async fn results_that_come_twice_too_late_or_with_garbage() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    server.begin("order").await;
+    let task = server.poll().await;
+    server.complete(&task, "1").await.expect("it is open");
+    // The same result again is accepted or called closed; another one is not taken.
+    let late = server.fail(&task, permanent("a.b")).await;
+    assert_refused(late, Code::FailedPrecondition, "ATTEMPT_CLOSED", &[]);
+
+    let garbage = v1::Task { task_token: vec![1, 2, 3].into(), ..Default::default() };
+    let refused = server.complete(&garbage, "1").await;
+    assert_refused(refused, Code::InvalidArgument, "TASK_TOKEN_INVALID", &["task_token"]);
+
+    let mut stream = TaskStream::open(&server, session("s1"), 0).await;
+    let results = vec![completed(&garbage, json("1")), completed(&task, json("2"))];
+    stream.send(results).await;
+    let mut reasons = Vec::new();
+    while reasons.len() < 2 {
+        let response = stream.next().await.expect("the stream goes on");
+        reasons.extend(response.acks.iter().map(v1::ResultAck::reason));
+    }
+    assert!(reasons.contains(&v1::ErrorReason::TaskTokenInvalid), "{reasons:?}");
+    assert!(reasons.contains(&v1::ErrorReason::AttemptClosed), "{reasons:?}");
+}
+
+#[tokio::test]
+async fn garbage_on_the_port() {
+    let server = Server::start().await;
+    let uri = server.address;
+    for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 4096][..], b"PRI * HTTP/2.0\r\n"] {
+        let mut socket = tokio::net::TcpStream::connect(uri).await.expect("it listens");
+        socket.write_all(garbage).await.expect("it is sent");
+        socket.shutdown().await.expect("it is closed");
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
+        // An answer or an end, but no hanging.
+        let _ = read.expect("the server lets go");
+    }
+    server.register(ORDER).await;
+}

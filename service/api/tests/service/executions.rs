@@ -1,0 +1,219 @@
+//! Starting, watching and steering executions.
+
+use std::time::Duration;
+
+use recoup_proto::v1;
+use tonic::Code;
+
+use crate::server::{ORDER, Server, assert_refused, json, permanent, refusal, spec, start};
+
+#[tokio::test]
+async fn an_execution_runs_from_start_to_end_and_its_history_says_how() {
+    let server = Server::start().await;
+    server
+        .register("name: pair\nsteps:\n- {id: a, task: {type: t}}\n- {id: b, task: {type: u, input: {n: '${steps.a.output}'}}}\n")
+        .await;
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mut request = tonic::Request::new(start("pair", ""));
+    request.metadata_mut().insert("traceparent", traceparent.parse().expect("ASCII"));
+    let started = server.executions().start_execution(request).await.expect("it starts");
+    let id = started.into_inner().execution_id;
+
+    let task = server.poll().await;
+    assert_eq!((task.r#type.as_str(), task.attempt, task.max_attempts), ("t", 1, 5));
+    assert_eq!(task.traceparent, traceparent);
+    assert_eq!(task.idempotency_key, format!("{id}/a/0"));
+    let request = v1::GetExecutionRequest { execution_id: id.clone() };
+    let info = server.executions().get_execution(request).await.expect("it exists").into_inner();
+    let info = info.execution.expect("always set");
+    assert_eq!(info.state(), v1::ExecutionState::Running);
+    assert_eq!(info.pending_attempts[0].step_path, "a");
+    assert_eq!(info.pending_attempts[0].state(), v1::AttemptState::Running);
+
+    server.complete(&task, "18446744073709551615").await.expect("it is open");
+    let task = server.poll().await;
+    assert_eq!(task.input, Some(json(r#"{"n":18446744073709551615}"#)));
+    server.complete(&task, "\"done\"").await.expect("it is open");
+    let outcome = server.outcome(&id).await;
+    assert_eq!(outcome.state(), v1::ExecutionState::Succeeded);
+    assert_eq!(outcome.output, Some(json("\"done\"")));
+
+    let mut entries = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let execution_id = id.clone();
+        let request = v1::ListExecutionHistoryRequest { execution_id, page_size: 2, page_token };
+        let page = server.executions().list_execution_history(request).await.expect("a page");
+        let page = page.into_inner();
+        assert!(page.entries.len() <= 2);
+        entries.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    use v1::history_entry::Event;
+    assert!(matches!(entries[0].event, Some(Event::ExecutionStarted(_))));
+    let last = entries.last().and_then(|entry| entry.event.clone());
+    assert!(matches!(last, Some(Event::ExecutionEnded(_))), "{last:?}");
+    let mut places: Vec<_> = entries.iter().map(|entry| (entry.sequence, entry.index)).collect();
+    places.dedup();
+    assert!(places.is_sorted() && places.len() == entries.len(), "{places:?}");
+}
+
+#[tokio::test]
+async fn run_answers_before_the_callers_deadline_and_then_with_the_outcome() {
+    use v1::run_execution_response::Result as Outcome;
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let body = v1::RunExecutionRequest {
+        execution: Some(spec("order")),
+        request_id: "run-1".into(),
+        wait: None,
+    };
+    let mut request = tonic::Request::new(body.clone());
+    request.set_timeout(Duration::from_millis(300));
+    let response = server.executions().run_execution(request).await.expect("in time").into_inner();
+    assert!(matches!(response.result, Some(Outcome::StillRunning(_))), "{response:?}");
+
+    let task = server.poll().await;
+    let failed = server.fail(&task, permanent("payment.declined")).await.expect("it is open");
+    let decision = failed.decision.expect("it was decided");
+    assert_eq!(decision.verdict(), v1::RetryVerdict::Stop);
+    assert_eq!(decision.reason(), v1::RetryReason::NonRetryable);
+
+    // The same request goes on with the same execution, and is OK however it ended.
+    let again = server.executions().run_execution(body).await.expect("it ended").into_inner();
+    assert_eq!((&again.execution_id, again.started), (&response.execution_id, true));
+    let Some(Outcome::Ended(outcome)) = again.result else { panic!("{again:?}") };
+    assert_eq!(outcome.state(), v1::ExecutionState::Failed);
+    assert_eq!(outcome.failed_step, "charge");
+    assert_eq!(outcome.error.expect("why").r#type, "payment.declined");
+}
+
+#[tokio::test]
+async fn a_key_is_taken_used_or_free() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let with = |on_running: v1::OnRunning| v1::StartExecutionRequest {
+        execution: Some(v1::ExecutionSpec {
+            execution_key: "k".into(),
+            on_running: on_running.into(),
+            ..spec("order")
+        }),
+        request_id: String::new(),
+    };
+    let mut executions = server.executions();
+    let first = executions.start_execution(with(v1::OnRunning::Unspecified)).await;
+    let first = first.expect("the key is free").into_inner();
+    assert!(first.started);
+    let taken = executions.start_execution(with(v1::OnRunning::Reject)).await;
+    assert_refused(taken, Code::AlreadyExists, "EXECUTION_KEY_TAKEN", &[]);
+    let used = executions.start_execution(with(v1::OnRunning::UseExisting)).await;
+    let used = used.expect("the holder is the answer").into_inner();
+    assert_eq!((used.execution_id, used.started), (first.execution_id, false));
+    let mut unknown = with(v1::OnRunning::Unspecified);
+    unknown.execution.as_mut().expect("set").on_ended = 77;
+    let refused = executions.start_execution(unknown).await;
+    assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID", &["execution.on_ended"]);
+}
+
+#[tokio::test]
+async fn an_end_is_final() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let execution_id = server.begin("order").await;
+    let mut executions = server.executions();
+    let terminate = |reason: &str| v1::TerminateExecutionRequest {
+        execution_id: execution_id.clone(),
+        reason: reason.into(),
+        ..Default::default()
+    };
+    let refused = executions.terminate_execution(terminate("")).await;
+    assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID", &["reason"]);
+    let ended = executions.terminate_execution(terminate("enough")).await.expect("it is open");
+    assert_eq!(ended.into_inner().state(), v1::ExecutionState::Terminated);
+    let request =
+        v1::CancelExecutionRequest { execution_id: execution_id.clone(), ..Default::default() };
+    let (code, reason, _) = refusal(executions.cancel_execution(request).await);
+    assert_eq!((code, reason.as_str()), (Code::FailedPrecondition, "EXECUTION_ENDED"));
+    let retry = |step: &str| v1::RetryCompensationRequest {
+        execution_id: execution_id.clone(),
+        step_path: step.into(),
+        ..Default::default()
+    };
+    let refused = executions.retry_compensation(retry("nosuch")).await;
+    assert_refused(refused, Code::NotFound, "STEP_NOT_FOUND", &["step_path"]);
+    let refused = executions.retry_compensation(retry("charge")).await;
+    assert_refused(refused, Code::FailedPrecondition, "COMPENSATION_NOT_PARKED", &[]);
+}
+
+#[tokio::test]
+async fn a_list_is_filtered_also_by_what_the_store_does_not_know() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let failed = server.failed_execution().await;
+    let open = server.begin("order").await;
+    let list = async |namespace: &str, error_type: &str, states: Vec<i32>| {
+        let request = v1::ListExecutionsRequest {
+            namespace: namespace.into(),
+            filter: Some(v1::ExecutionFilter {
+                error_type: error_type.into(),
+                states,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let listed = server.executions().list_executions(request).await.expect("a page");
+        let ids = listed.into_inner().executions.into_iter().map(|info| info.execution_id);
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(list("", "", vec![]).await, [open.clone(), failed.clone()]);
+    assert_eq!(list("*", "", vec![]).await, [open.clone(), failed.clone()]);
+    assert_eq!(list("other.*", "", vec![]).await, [] as [String; 0]);
+    assert_eq!(list("", "payment.*", vec![]).await, [failed.clone()]);
+    assert_eq!(list("", "*", vec![]).await, [failed.clone()]);
+    assert_eq!(list("", "stock", vec![]).await, [] as [String; 0]);
+    let running = v1::ExecutionState::Running.into();
+    assert_eq!(list("", "", vec![running]).await, [open]);
+}
+
+#[tokio::test]
+async fn a_definition_is_validated_with_its_waits_and_comes_back() {
+    let server = Server::start().await;
+    let text = "name: slow\nsteps:\n- id: s\n  task: {type: t}\n  retry: {constant: {interval: 3s}, max_attempts: 3}\n";
+    let source = v1::DefinitionSource { text: text.into(), ..Default::default() };
+    let workflow = Some(v1::validate_workflow_request::Workflow::Source(source));
+    let request = v1::ValidateWorkflowRequest { workflow, ..Default::default() };
+    let answer = server.workflows().validate_workflow(request).await.expect("it answers");
+    let answer = answer.into_inner();
+    assert!(answer.valid, "{:?}", answer.issues);
+    let waits: Vec<_> = answer.schedules[0].delays.iter().map(|delay| delay.seconds).collect();
+    assert_eq!(waits, [3, 3]);
+
+    assert_eq!(server.register(text).await, 1);
+    assert_eq!(server.register(text).await, 1, "an equal definition makes no version");
+    assert_eq!(server.register(&text.replace("3s", "4s")).await, 2);
+    let request =
+        v1::GetWorkflowRequest { name: "slow".into(), version: Some(1), ..Default::default() };
+    let got = server.workflows().get_workflow(request).await.expect("it exists").into_inner();
+    assert_eq!(got.workflow.and_then(|version| version.definition), answer.definition);
+}
+
+#[tokio::test]
+async fn health_and_reflection_are_served() {
+    let server = Server::start().await;
+    let mut health = tonic_health::pb::health_client::HealthClient::new(server.channel.clone());
+    let request = tonic_health::pb::HealthCheckRequest::default();
+    let mut watch = health.watch(request).await.expect("it is served").into_inner();
+    let serving = i32::from(tonic_health::ServingStatus::Serving as u8);
+    loop {
+        let next = watch.message().await.expect("the stream goes on").expect("a status");
+        if next.status == serving {
+            break;
+        }
+    }
+    server.shutdown.send_replace(true);
+    let next = watch.message().await.expect("the stream goes on").expect("a status");
+    assert_ne!(next.status, serving, "a server that stops takes no new work");
+}

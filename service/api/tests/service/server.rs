@@ -1,0 +1,230 @@
+//! A server of its own for each test, and what tests ask of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_api::ApiOptions;
+use recoup_proto::v1::execution_service_client::ExecutionServiceClient;
+use recoup_proto::v1::failure_service_client::FailureServiceClient;
+use recoup_proto::v1::namespace_service_client::NamespaceServiceClient;
+use recoup_proto::v1::worker_service_client::WorkerServiceClient;
+use recoup_proto::v1::workflow_service_client::WorkflowServiceClient;
+use recoup_proto::v1::{self, register_workflow_request::Workflow};
+use recoup_store::memory::MemoryStore;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Channel, Server as Transport};
+use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
+
+/// No test waits longer for anything.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Server {
+    pub address: std::net::SocketAddr,
+    pub channel: Channel,
+    pub shutdown: watch::Sender<bool>,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        let store = Arc::new(MemoryStore::with_system_clock());
+        let options = recoup_engine::Options::default();
+        let engine = recoup_engine::driver::start(store, options).await.expect("a fresh store");
+        let (shutdown, stopping) = watch::channel(false);
+        let routes = recoup_api::router(engine, ApiOptions::new(stopping));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let incoming = TcpListenerStream::new(listener);
+        tokio::spawn(Transport::builder().add_routes(routes).serve_with_incoming(incoming));
+        let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
+        Self { address, channel: endpoint.connect().await.expect("it listens"), shutdown }
+    }
+
+    pub fn workflows(&self) -> WorkflowServiceClient<Channel> {
+        WorkflowServiceClient::new(self.channel.clone())
+    }
+
+    pub fn executions(&self) -> ExecutionServiceClient<Channel> {
+        ExecutionServiceClient::new(self.channel.clone())
+            .max_encoding_message_size(64 << 20)
+            .max_decoding_message_size(64 << 20)
+    }
+
+    pub fn workers(&self) -> WorkerServiceClient<Channel> {
+        WorkerServiceClient::new(self.channel.clone())
+    }
+
+    pub fn failures(&self) -> FailureServiceClient<Channel> {
+        FailureServiceClient::new(self.channel.clone())
+    }
+
+    pub fn namespaces(&self) -> NamespaceServiceClient<Channel> {
+        NamespaceServiceClient::new(self.channel.clone())
+    }
+
+    pub async fn register(&self, text: &str) -> u32 {
+        let response = self.workflows().register_workflow(source(text)).await;
+        response.expect("a good definition").into_inner().version
+    }
+
+    pub async fn begin(&self, workflow: &str) -> String {
+        let started = self.executions().start_execution(start(workflow, "")).await;
+        started.expect("it starts").into_inner().execution_id
+    }
+
+    /// Waits for the end.
+    pub async fn outcome(&self, execution_id: &str) -> v1::Outcome {
+        use v1::await_execution_response::Result as Outcome;
+        let execution_id = execution_id.to_owned();
+        let request = v1::AwaitExecutionRequest { execution_id, wait: None };
+        let call = self.executions();
+        let mut call = call;
+        let response = tokio::time::timeout(PATIENCE, call.await_execution(request)).await;
+        match response.expect("in time").expect("it exists").into_inner().result {
+            Some(Outcome::Ended(outcome)) => outcome,
+            other => panic!("it has not ended: {other:?}"),
+        }
+    }
+
+    /// Polls one task.
+    pub async fn poll(&self) -> v1::Task {
+        let poll = self.workers().poll_tasks(v1::PollTasksRequest::default()).await;
+        poll.expect("it polls").into_inner().tasks.pop().expect("a task waits")
+    }
+
+    pub async fn complete(&self, task: &v1::Task, output: &str) -> Result<(), Status> {
+        let request = v1::CompleteTaskRequest {
+            task_token: task.task_token.clone(),
+            output: Some(json(output)),
+        };
+        self.workers().complete_task(request).await.map(drop)
+    }
+
+    pub async fn fail(
+        &self,
+        task: &v1::Task,
+        error: v1::Error,
+    ) -> Result<v1::FailTaskResponse, Status> {
+        let task_token = task.task_token.clone();
+        let request = v1::FailTaskRequest { task_token, error: Some(error) };
+        Ok(self.workers().fail_task(request).await?.into_inner())
+    }
+
+    /// Fails one execution of `order` for good, and returns its id.
+    pub async fn failed_execution(&self) -> String {
+        let id = self.begin("order").await;
+        let task = self.poll().await;
+        self.fail(&task, permanent("payment.declined")).await.expect("it is open");
+        assert_eq!(self.outcome(&id).await.state(), v1::ExecutionState::Failed);
+        id
+    }
+}
+
+/// A stream of a worker.
+pub struct TaskStream {
+    pub requests: mpsc::Sender<v1::StreamTasksRequest>,
+    pub responses: Streaming<v1::StreamTasksResponse>,
+}
+
+impl TaskStream {
+    pub async fn open(server: &Server, open: v1::OpenSession, credit: u32) -> Self {
+        let (requests, outgoing) = mpsc::channel(16);
+        let first = v1::StreamTasksRequest { open: Some(open), credit, ..Default::default() };
+        requests.send(first).await.expect("there is room");
+        let responses = server.workers().stream_tasks(ReceiverStream::new(outgoing)).await;
+        Self { requests, responses: responses.expect("it opens").into_inner() }
+    }
+
+    pub async fn next(&mut self) -> Result<v1::StreamTasksResponse, Status> {
+        let next = tokio::time::timeout(PATIENCE, self.responses.message()).await;
+        next.expect("in time")?.ok_or_else(|| Status::unknown("the stream ended"))
+    }
+
+    /// The next response that has what is asked for.
+    pub async fn until<T>(
+        &mut self,
+        mut wanted: impl FnMut(v1::StreamTasksResponse) -> Option<T>,
+    ) -> T {
+        loop {
+            let response = self.next().await.expect("the stream goes on");
+            if let Some(found) = wanted(response) {
+                return found;
+            }
+        }
+    }
+
+    pub async fn task(&mut self) -> v1::Task {
+        self.until(|mut response| response.tasks.pop()).await
+    }
+
+    pub async fn ack(&mut self) -> v1::ResultAck {
+        self.until(|mut response| response.acks.pop()).await
+    }
+
+    pub async fn send(&self, results: Vec<v1::TaskResult>) {
+        let request = v1::StreamTasksRequest { results, ..Default::default() };
+        self.requests.send(request).await.expect("the stream is open");
+    }
+}
+
+pub fn session(id: &str) -> v1::OpenSession {
+    v1::OpenSession { session_id: id.into(), worker: "w".into(), ..Default::default() }
+}
+
+pub fn completed(task: &v1::Task, output: v1::Payload) -> v1::TaskResult {
+    let result = Some(v1::task_result::Result::Completed(output));
+    v1::TaskResult { task_token: task.task_token.clone(), result }
+}
+
+pub const ORDER: &str = "
+name: order
+steps:
+- {id: charge, task: {type: payment.charge}}
+";
+
+pub fn source(text: &str) -> v1::RegisterWorkflowRequest {
+    let source = v1::DefinitionSource { text: text.into(), ..Default::default() };
+    v1::RegisterWorkflowRequest { workflow: Some(Workflow::Source(source)), ..Default::default() }
+}
+
+pub fn spec(workflow: &str) -> v1::ExecutionSpec {
+    v1::ExecutionSpec { workflow: workflow.into(), ..Default::default() }
+}
+
+pub fn start(workflow: &str, request_id: &str) -> v1::StartExecutionRequest {
+    v1::StartExecutionRequest { execution: Some(spec(workflow)), request_id: request_id.into() }
+}
+
+pub fn json(text: &str) -> v1::Payload {
+    let content = Some(v1::payload::Content::Json(text.into()));
+    v1::Payload { content, ..Default::default() }
+}
+
+pub fn permanent(error_type: &str) -> v1::Error {
+    v1::Error { r#type: error_type.into(), non_retryable: Some(true), ..Default::default() }
+}
+
+/// Code, reason and the fields that are named.
+#[track_caller]
+pub fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String, Vec<String>) {
+    let status = result.expect_err("it is refused");
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    let violations = details.bad_request().map(|bad| bad.field_violations.clone());
+    let fields = violations.unwrap_or_default().into_iter().map(|violation| violation.field);
+    (status.code(), reason, fields.collect())
+}
+
+#[track_caller]
+pub fn assert_refused<T: std::fmt::Debug>(
+    result: Result<T, Status>,
+    code: Code,
+    reason: &str,
+    fields: &[&str],
+) {
+    let (own_code, own_reason, own_fields) = refusal(result);
+    assert_eq!((own_code, own_reason.as_str()), (code, reason));
+    assert_eq!(own_fields, fields);
+}
