@@ -185,7 +185,7 @@ impl<R> Node<R> {
             let scheduled_at = open.attempt.scheduled_at;
             let is_fresh = committed && open.attempt.sequence == state.sequence;
             let holder = self.held.get(&task);
-            let claimed = slot.claimed.contains(&key_of(&task));
+            let claimed = slot.claimed.contains_key(&key_of(&task));
             let place = match holder {
                 _ if scheduled_at > now => Place::Scheduled,
                 Some(holder) => Place::Handed(Handed {
@@ -217,8 +217,17 @@ impl<R> Node<R> {
         }
         let claimed = std::mem::take(&mut slot.claimed);
         let open = |key: &TaskKey| kept.iter().any(|attempt| key_of(&attempt.id) == *key);
-        let void: Vec<_> = claimed.iter().filter(|key| !open(key)).cloned().collect();
-        slot.overflow.extend(claimed.into_iter().filter(|key| open(key)));
+        let (found, missing): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            claimed.into_iter().partition(|(key, _)| open(key));
+        slot.overflow.extend(found.into_keys());
+        // What was scheduled behind this state is not void: it is the state that is old.
+        let (ahead, void): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            missing.into_iter().partition(|(_, scheduled_in)| *scheduled_in > state.sequence);
+        if !ahead.is_empty() {
+            slot.claimed = ahead;
+            self.to_load.insert(id);
+        }
+        let void: Vec<_> = void.into_keys().collect();
         slot.attempts = kept;
         let owned = slot.owned;
         if !void.is_empty() {

@@ -224,7 +224,10 @@ impl<R> Node<R> {
         let id = overflow.task.execution;
         let key = overflow.key();
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
-        if slot.owned && matches!(slot.known, Known::State(..)) {
+        let scheduled_in = overflow.task.sequence;
+        // Another node may have moved it on since this one owned it.
+        let current = slot.state().is_some_and(|state| state.sequence >= scheduled_in);
+        if slot.owned && current {
             slot.overflow.insert(key);
             let attempt = slot.attempts.iter_mut().find(|attempt| attempt.id == overflow.task);
             match attempt {
@@ -244,7 +247,7 @@ impl<R> Node<R> {
             }
             return;
         }
-        slot.claimed.insert(key);
+        slot.claimed.insert(key, scheduled_in);
         if !slot.in_flight {
             self.to_load.insert(id);
         }

@@ -1,6 +1,6 @@
 //! Executions in memory.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection, RequestId, TaskId};
@@ -30,7 +30,8 @@ pub(super) struct Slot<R> {
     /// Rows in the overflow that this node knows of.
     pub overflow: BTreeSet<TaskKey>,
     /// Claimed from the overflow before the execution was loaded.
-    pub claimed: BTreeSet<TaskKey>,
+    /// Each with the sequence of the transition that scheduled its attempt.
+    pub claimed: BTreeMap<TaskKey, u64>,
     pub timer_at: Option<Timestamp>,
     /// Of a start with a key.
     pub key_policies: (OnRunning, OnEnded),
@@ -77,7 +78,7 @@ impl<R> Slot<R> {
             waiters: Vec::new(),
             attempts: Vec::new(),
             overflow: BTreeSet::new(),
-            claimed: BTreeSet::new(),
+            claimed: BTreeMap::new(),
             timer_at: None,
             key_policies: Default::default(),
         }
@@ -302,7 +303,7 @@ impl<R> Node<R> {
         }
         let claimed = std::mem::take(&mut slot.claimed);
         if !claimed.is_empty() {
-            self.outputs.push_back(super::Output::WithdrawOverflow(claimed.into_iter().collect()));
+            self.outputs.push_back(super::Output::WithdrawOverflow(claimed.into_keys().collect()));
         }
         self.refuse_all(id, &Refusal::Rejected(Rejection::NoSuchExecution));
         self.drop_slot(id);
