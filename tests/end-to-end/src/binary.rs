@@ -1,0 +1,73 @@
+//! Finds `recoup` beside the test's own executable, and builds it when it is missing or older than
+//! its sources.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// What the binary is made of.
+const SOURCES: [&str; 5] = ["Cargo.lock", "proto", "service", "sdks/rust", "examples"];
+
+/// The binary to test: `$RECOUP_TEST_BINARY`, or the one of the target folder this test is in.
+pub(crate) fn recoup() -> &'static Path {
+    static RECOUP: OnceLock<PathBuf> = OnceLock::new();
+    RECOUP.get_or_init(|| {
+        if let Some(chosen) = std::env::var_os("RECOUP_TEST_BINARY") {
+            return chosen.into();
+        }
+        let path = profile_folder().join("recoup");
+        let built = path.metadata().and_then(|data| data.modified()).ok();
+        let sources = SOURCES.iter().filter_map(|source| newest(&repository().join(source)));
+        if built.is_none_or(|built| sources.max().is_some_and(|newest| newest > built)) {
+            build();
+        }
+        assert!(path.is_file(), "{} was not built", path.display());
+        path
+    })
+}
+
+/// The folder for what tests leave: logs, databases, records of workers.
+pub(crate) fn scratch() -> PathBuf {
+    let target = profile_folder().parent().map(Path::to_path_buf).expect("it is in a target folder");
+    let folder = target.join("tmp").join("end-to-end");
+    std::fs::create_dir_all(&folder).expect("the target folder can be written to");
+    folder
+}
+
+/// The worker of this crate, which cargo builds with the tests.
+pub(crate) fn load_worker() -> PathBuf {
+    profile_folder().join("load-worker")
+}
+
+fn profile_folder() -> PathBuf {
+    let own = std::env::current_exe().expect("the system knows what it runs");
+    let found = own.ancestors().find(|folder| folder.join("deps").is_dir());
+    found.expect("cargo puts tests beside a folder `deps`").to_path_buf()
+}
+
+fn repository() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).expect("this crate is two folders below the root")
+}
+
+fn build() {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(repository()).args(["build", "--package", "recoup-server", "--bin", "recoup"]);
+    if profile_folder().ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo can be started");
+    assert!(status.success(), "the server does not build");
+}
+
+/// When the youngest file below a path was changed.
+fn newest(path: &Path) -> Option<SystemTime> {
+    if !path.is_dir() {
+        return path.metadata().ok()?.modified().ok();
+    }
+    // Tests are not part of the binary.
+    let entries = std::fs::read_dir(path).ok()?.flatten();
+    let parts = entries.filter(|entry| entry.file_name() != "tests");
+    parts.filter_map(|entry| newest(&entry.path())).max()
+}

@@ -1,0 +1,17 @@
+//! The binary `recoup` as users run it: real processes, real sockets, real databases.
+//!
+//! `tests/kill.rs` ends processes and connections under load and reads from histories, from what the
+//! workers wrote down and from what a subscriber received that nothing was lost. `tests/bad_input.rs`
+//! sends what must be refused.
+
+mod binary;
+pub mod connect;
+pub mod invariants;
+pub mod load;
+pub mod order;
+pub mod process;
+pub mod record;
+pub mod server;
+pub mod subscriber;
+pub mod worker;
+pub mod workers;

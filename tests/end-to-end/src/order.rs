@@ -1,0 +1,109 @@
+//! The workflow under load, and the fates an order may have.
+
+use recoup_proto::v1::{Error, ExecutionState};
+
+/// Attempts of a step, and of a compensation.
+pub const ATTEMPTS_MAX: u32 = 8;
+pub const COMPENSATION_ATTEMPTS_MAX: u32 = 50;
+pub const WORKFLOW: &str = "order";
+/// Steps with a compensation, in their order.
+pub const COMPENSATED_STEPS: [&str; 2] = ["reserve", "charge"];
+pub const STEPS: [&str; 3] = ["reserve", "charge", "ship"];
+
+/// Three steps, two of which can be undone. Retries are quick, so that faults meet them in all stages.
+pub const DEFINITION: &str = "
+name: order
+defaults:
+  start_to_close: 20s
+  retry:
+    constant: { interval: 50ms }
+    max_attempts: 8
+    non_retryable_error_types: [payment.declined, shipping.refused]
+steps:
+  - id: reserve
+    task: { type: stock.reserve }
+    compensate:
+      task: { type: stock.release, input: { order: '${input.order}', fate: '${input.fate}' } }
+      retry: { constant: { interval: 50ms }, max_attempts: 50 }
+  - id: charge
+    task: { type: payment.charge }
+    compensate:
+      task: { type: payment.refund, input: { order: '${input.order}', fate: '${input.fate}' } }
+      retry: { constant: { interval: 50ms }, max_attempts: 50 }
+  - id: ship
+    task: { type: shipping.ship }
+";
+
+/// What becomes of an order; part of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// Every step succeeds at once.
+    Plain,
+    /// The payment cannot be reached twice.
+    Flaky,
+    /// The payment is declined: the reservation is released.
+    Declined,
+    /// Nobody ships it: the payment is refunded, the reservation released; both after an error.
+    Refused,
+    /// The payment can never be reached: all attempts are used up.
+    Exhausted,
+}
+
+impl Fate {
+    /// Half of all orders need nothing.
+    pub fn of(order: u64) -> Self {
+        match order % 10 {
+            1 | 6 => Self::Flaky,
+            3 => Self::Declined,
+            5 => Self::Refused,
+            8 => Self::Exhausted,
+            _ => Self::Plain,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Flaky => "flaky",
+            Self::Declined => "declined",
+            Self::Refused => "refused",
+            Self::Exhausted => "exhausted",
+        }
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        let all = [Self::Plain, Self::Flaky, Self::Declined, Self::Refused, Self::Exhausted];
+        all.into_iter().find(|fate| fate.name() == name)
+    }
+
+    /// How the execution ends.
+    pub fn end(self) -> ExecutionState {
+        match self {
+            Self::Plain | Self::Flaky => ExecutionState::Succeeded,
+            Self::Declined | Self::Refused | Self::Exhausted => ExecutionState::Failed,
+        }
+    }
+
+    /// The step that fails for good.
+    pub fn failed_step(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Flaky => "",
+            Self::Declined | Self::Exhausted => "charge",
+            Self::Refused => "ship",
+        }
+    }
+
+    /// What the worker reports of an attempt: nothing is success.
+    pub fn error(self, task_type: &str, attempt: u32) -> Option<Error> {
+        let kind = match (self, task_type) {
+            (Self::Flaky, "payment.charge") if attempt <= 2 => "payment.unreachable",
+            (Self::Exhausted, "payment.charge") => "payment.unreachable",
+            (Self::Declined, "payment.charge") => "payment.declined",
+            (Self::Refused, "shipping.ship") => "shipping.refused",
+            (Self::Refused, "payment.refund") if attempt == 1 => "payment.unreachable",
+            _ => return None,
+        };
+        let message = format!("as its fate {} wants it", self.name());
+        Some(Error { r#type: kind.to_owned(), message, ..Error::default() })
+    }
+}

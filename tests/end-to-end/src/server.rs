@@ -1,0 +1,125 @@
+//! `recoup serve` as a process, on a port and in a folder of its own.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::binary;
+use crate::process::Process;
+
+/// How long a server may take until it listens. A debug build beside other tests takes its time.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// A server that is started, killed and started again on the same port.
+#[derive(Debug)]
+pub struct Server {
+    pub process: Process,
+    address: SocketAddr,
+    arguments: Vec<String>,
+    log: PathBuf,
+    starts: usize,
+}
+
+impl Server {
+    /// On an embedded database below `folder`.
+    pub fn embedded(folder: &Path) -> Self {
+        let data = folder.join("data").display().to_string();
+        Self::start(folder, &["--store", "sqlite", "--data-dir", &data])
+    }
+
+    /// On a database of Postgres.
+    pub fn on_postgres(folder: &Path, url: &str) -> Self {
+        Self::start(folder, &["--store", "postgres", "--database-url", url])
+    }
+
+    fn start(folder: &Path, store: &[&str]) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let mut arguments = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
+        arguments.extend(store.iter().map(|&argument| argument.to_owned()));
+        let log = folder.join(format!("server-{}.log", address.port()));
+        let process = Process::start(binary::recoup(), &arguments, &log);
+        let server = Self { process, address, arguments, log, starts: 1 };
+        server.until_it_listens();
+        server
+    }
+
+    /// Starts it again, after it was killed or ended.
+    pub fn restart(&mut self) {
+        self.process = Process::start(binary::recoup(), &self.arguments, &self.log);
+        self.starts += 1;
+        self.until_it_listens();
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        assert!(self.process.is_alive(), "the server ended by itself:\n{}", self.process.log());
+        self.process.kill();
+    }
+
+    /// `http://ADDRESS`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How often it was started.
+    pub fn starts(&self) -> usize {
+        self.starts
+    }
+
+    fn until_it_listens(&self) {
+        let line = self.process.line(READY_WITHIN);
+        let wanted = format!("recoup listens on {}", self.url());
+        assert_eq!(line, Some(wanted), "{}", self.process.log());
+    }
+}
+
+/// Runs `recoup` with any arguments.
+pub fn recoup(arguments: &[&str], log: &Path) -> Process {
+    let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    Process::start(binary::recoup(), &arguments, log)
+}
+
+/// A folder that goes with the test, unless the test fails: then its logs are worth reading.
+#[derive(Debug)]
+pub struct Folder(Option<TempDir>);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let made = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(binary::scratch());
+        Self(Some(made.expect("the target folder can be written to")))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.as_ref().expect("it is there until it is dropped").path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(folder) = self.0.take()
+        {
+            eprintln!("logs and data stay in {}", folder.keep().display());
+        }
+    }
+}
+
+/// A free port below those that the system gives to clients: a client that looks for a server which
+/// is down must not get its port.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = (std::process::id() % 1000) as u16 * 11;
+    loop {
+        let port = 20_000 + (spread + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}

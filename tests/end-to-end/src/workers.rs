@@ -1,0 +1,71 @@
+//! Worker processes, killed and started again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::binary;
+use crate::process::Process;
+use crate::record::{self, Entry};
+
+/// Some workers of the order workflow.
+#[derive(Debug)]
+pub struct Workers {
+    folder: PathBuf,
+    urls: Vec<String>,
+    running: Vec<(Process, String)>,
+    kills: usize,
+}
+
+impl Workers {
+    /// Starts them. Each prefers another of the servers.
+    pub fn start(folder: &Path, urls: &[String], count: usize) -> Self {
+        let (folder, urls) = (folder.to_path_buf(), urls.to_vec());
+        let mut workers = Self { folder, urls, running: Vec::new(), kills: 0 };
+        for number in 0..count {
+            let session = Uuid::new_v4().to_string();
+            let process = workers.spawn(number, &session);
+            workers.running.push((process, session));
+        }
+        workers
+    }
+
+    /// Kills one after the other, and starts it again: by turns as a new session, which leaves what
+    /// the old one held to its time to live, and as the same one, which says that it holds nothing.
+    pub fn kill_next(&mut self) {
+        let number = self.kills % self.running.len();
+        let keeps_session = (self.kills / self.running.len()).is_multiple_of(2);
+        self.kills += 1;
+        let (process, session) = &mut self.running[number];
+        assert!(process.is_alive(), "a worker ended by itself:\n{}", process.log());
+        process.kill();
+        let session =
+            if keeps_session { session.clone() } else { Uuid::new_v4().to_string() };
+        let process = self.spawn(number, &session);
+        self.running[number] = (process, session);
+    }
+
+    /// What each has written down, by name.
+    pub fn records(&self) -> BTreeMap<String, Vec<Entry>> {
+        let all = 0..self.running.len();
+        all.map(|number| (name(number), record::read(&self.record(number)))).collect()
+    }
+
+    fn spawn(&self, number: usize, session: &str) -> Process {
+        let mut arguments = vec![name(number), session.to_owned()];
+        arguments.push(self.record(number).display().to_string());
+        let count = self.urls.len();
+        arguments.extend((0..count).map(|turn| self.urls[(number + turn) % count].clone()));
+        let log = self.folder.join(format!("{}.log", name(number)));
+        Process::start(&binary::load_worker(), &arguments, &log)
+    }
+
+    fn record(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{}.record", name(number)))
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("worker-{number}")
+}

@@ -1,0 +1,145 @@
+//! Faults on real processes under load, twenty of a kind in each run. When they are over everything
+//! must end, and histories, what the workers wrote down and what the subscriber received must agree.
+//!
+//! Long, so ignored by default: `tests/steps/70-kill` runs them. `RECOUP_KILL_HITS` says how many
+//! faults strike in a run (20).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use recoup_end_to_end::connect;
+use recoup_end_to_end::invariants::{
+    self, Evidence, Violations, listed_failures, starts_again, until_all_ended,
+};
+use recoup_end_to_end::load::Load;
+use recoup_end_to_end::order;
+use recoup_end_to_end::server::{Folder, Server};
+use recoup_end_to_end::subscriber::Subscriber;
+use recoup_end_to_end::workers::Workers;
+
+const CLIENTS: usize = 12;
+const WORKERS: usize = 4;
+/// Between two faults so many starts must have been acknowledged: each strikes under load.
+const STARTS_BETWEEN: usize = 15;
+/// And so much time passed, for what was held up to go on.
+const TIME_BETWEEN: Duration = Duration::from_millis(1500);
+/// Without a start in this time the service is not available any more.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// A lease (6 s), a grace (5 s), the longest attempt (20 s), a few times over.
+const END_WITHIN: Duration = Duration::from_secs(120);
+const FEED_WITHIN: Duration = Duration::from_secs(30);
+/// Of the starts, so many are sent again in the end.
+const SENT_AGAIN: usize = 300;
+
+/// Load on some servers.
+struct Run {
+    name: &'static str,
+    urls: Vec<String>,
+    load: Load,
+    workers: Workers,
+    subscriber: Subscriber,
+    hits: usize,
+    began: Instant,
+}
+
+impl Run {
+    async fn start(name: &'static str, folder: &Folder, servers: &[Server]) -> Self {
+        let urls: Vec<String> = servers.iter().map(Server::url).collect();
+        connect::register(connect::channel(&urls[0]), order::DEFINITION).await;
+        let workers = Workers::start(folder.path(), &urls, WORKERS);
+        let subscriber = Subscriber::start(&urls);
+        let load = Load::start(&urls, CLIENTS);
+        Self { name, urls, load, workers, subscriber, hits: 0, began: Instant::now() }
+    }
+
+    /// Waits until the next fault may strike. False: there were enough.
+    async fn next_hit(&mut self) -> bool {
+        if self.hits == hits() {
+            self.until_started().await;
+            return false;
+        }
+        self.until_started().await;
+        self.hits += 1;
+        true
+    }
+
+    async fn until_started(&self) {
+        let before = self.load.acknowledged();
+        let began = Instant::now();
+        tokio::time::sleep(TIME_BETWEEN).await;
+        while self.load.acknowledged() < before + STARTS_BETWEEN {
+            assert!(began.elapsed() < STARTS_WITHIN, "no starts are acknowledged any more");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Lets everything end, and checks.
+    async fn finish(self) {
+        let faults_over = Instant::now();
+        let channel = connect::channel(&self.urls[0]);
+        let repeated = self.load.repeated();
+        let started = self.load.stop().await;
+        until_all_ended(channel.clone(), END_WITHIN).await;
+        let settled = faults_over.elapsed();
+
+        let listed = listed_failures(channel.clone()).await;
+        let deadline = Instant::now() + FEED_WITHIN;
+        while !self.subscriber.ids().is_superset(&listed) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let executions = invariants::executions(channel.clone(), &[]).await;
+        let mut histories = BTreeMap::new();
+        for info in &executions {
+            let history = invariants::history(channel.clone(), &info.execution_id).await;
+            histories.insert(info.execution_id.clone(), history);
+        }
+        let mut violations = Violations::default();
+        let sample = &started[..started.len().min(SENT_AGAIN)];
+        starts_again(channel, sample, &mut violations).await;
+        let records = self.workers.records();
+        let received = self.subscriber.stop();
+        let evidence = Evidence { started, executions, histories, records, received, listed };
+        println!(
+            "{}: {} hits in {:.0} s, everything ended {:.1} s after the last; {repeated} calls sent \
+             again; {}",
+            self.name,
+            self.hits,
+            (faults_over - self.began).as_secs_f64(),
+            settled.as_secs_f64(),
+            evidence.summary(),
+        );
+        evidence.check(&mut violations);
+        violations.assert_none();
+    }
+}
+
+fn hits() -> usize {
+    let chosen = std::env::var("RECOUP_KILL_HITS").ok();
+    chosen.map_or(20, |text| text.parse().expect("RECOUP_KILL_HITS is a number"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn killing_the_embedded_server_loses_nothing() {
+    let folder = Folder::new("kill-server");
+    let mut servers = [Server::embedded(folder.path())];
+    let mut run = Run::start("kill -9 of the server, SQLite", &folder, &servers).await;
+    while run.next_hit().await {
+        servers[0].kill();
+        servers[0].restart();
+    }
+    run.finish().await;
+    assert_eq!(servers[0].starts(), hits() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn killing_workers_loses_nothing() {
+    let folder = Folder::new("kill-workers");
+    let servers = [Server::embedded(folder.path())];
+    let mut run = Run::start("kill -9 of workers, SQLite", &folder, &servers).await;
+    while run.next_hit().await {
+        run.workers.kill_next();
+    }
+    run.finish().await;
+}
