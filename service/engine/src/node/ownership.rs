@@ -144,7 +144,8 @@ impl<R> Node<R> {
             let lent =
                 slot.attempts.iter().any(|attempt| matches!(attempt.place, Place::Overflowed));
             let foreign = !slot.owned && (!slot.waiters.is_empty() || slot.holds());
-            !slot.in_flight && matches!(slot.known, Known::State(..)) && (lent || foreign)
+            let doubtful = lent || foreign || slot.has_parted();
+            !slot.in_flight && matches!(slot.known, Known::State(..)) && doubtful
         });
         let ids: Vec<_> = doubtful.map(|(id, _)| *id).take(HEADS_MAX).collect();
         if ids.is_empty() || self.lease.is_none() {

@@ -12,7 +12,7 @@ use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_store::{IndexRow, TaskKey};
 
-use super::dispatch::Attempt;
+use super::dispatch::{Attempt, Place};
 use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec};
 use super::{Node, Timer};
 
@@ -109,6 +109,16 @@ impl<R> Slot<R> {
     /// Whether a worker of this node holds one of its attempts.
     pub fn holds(&self) -> bool {
         self.attempts.iter().any(Attempt::is_handed)
+    }
+
+    /// Whether the connection is gone over which an attempt was handed out: its worker may have
+    /// taken it to another node.
+    pub fn has_parted(&self) -> bool {
+        let parted = |attempt: &Attempt| match &attempt.place {
+            Place::Handed(handed) => handed.worker.is_none(),
+            _ => false,
+        };
+        self.attempts.iter().any(parted)
     }
 }
 

@@ -8,7 +8,7 @@ use recoup_core::id::Namespace;
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
-use super::dispatch::{Handed, Place};
+use super::dispatch::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, WorkerKey, WorkerMessage};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
@@ -191,8 +191,14 @@ impl<R> Node<R> {
         for handed in self.outbox.remove(&key).unwrap_or_default() {
             self.give_back(&handed.id);
         }
-        for holder in self.held.values_mut().filter(|holder| holder.worker == Some(key)) {
+        let parted = self.held.iter_mut().filter(|(_, holder)| holder.worker == Some(key));
+        for (task, holder) in parted {
             holder.worker = None;
+            let slot = self.slots.get_mut(&task.execution);
+            let attempt = slot.and_then(|slot| slot.attempts.iter_mut().find(|a| a.id == *task));
+            if let Some(Attempt { place: Place::Handed(handed), .. }) = attempt {
+                handed.worker = None;
+            }
         }
     }
 
@@ -275,6 +281,15 @@ impl<R> Node<R> {
             self.detach(key);
             let message = WorkerMessage::Detached;
             self.outputs.push_back(Output::Tell { worker: key, message });
+        }
+        // What the worker took to another node is that one's to judge.
+        let (lost, moved): (Vec<_>, Vec<_>) = lost.into_iter().partition(|task| {
+            self.slots
+                .get(&task.execution)
+                .is_some_and(|slot| slot.owned || !matches!(slot.known, Known::State(..)))
+        });
+        for task in moved {
+            self.held.remove(&task);
         }
         if lost.is_empty() {
             return;
