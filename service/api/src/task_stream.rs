@@ -194,7 +194,7 @@ impl Stream {
     ) -> Result<(), Ended> {
         self.take(first).await?;
         let context = self.context.clone();
-        let mut keepalive = tokio::time::interval(self.ttl / 3);
+        let mut keepalive = tokio::time::interval_at(Instant::now() + self.ttl / 3, self.ttl / 3);
         keepalive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut told_draining = false;
         loop {

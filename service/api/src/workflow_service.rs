@@ -31,7 +31,7 @@ pub struct Service {
 
 /// A definition as it came.
 enum Given {
-    Message(v1::WorkflowDefinition),
+    Message(Box<v1::WorkflowDefinition>),
     Source(v1::DefinitionSource),
 }
 
@@ -50,7 +50,7 @@ async fn check(given: Given) -> Result<Checked> {
 
 fn check_now(given: Given) -> Checked {
     let (proto, positions) = match given {
-        Given::Message(proto) => (proto, None),
+        Given::Message(proto) => (*proto, None),
         Given::Source(source) => match source.parse() {
             Ok((proto, positions)) => (proto, Some(positions)),
             Err(error) => return Checked { read: None, issues: vec![source_issue(&error)] },
@@ -195,7 +195,7 @@ impl Service {
         }
         self.context.check_namespace(&namespace).await?;
         let given = match request.workflow {
-            Some(Proto::Definition(definition)) => Given::Message(definition),
+            Some(Proto::Definition(definition)) => Given::Message(Box::new(definition)),
             Some(Proto::Source(source)) => Given::Source(source),
             None => return Err(Error::required("workflow")),
         };
@@ -234,7 +234,7 @@ impl Service {
         let namespace = text::namespace(&request.namespace, "namespace")?;
         self.context.check_namespace(&namespace).await?;
         let given = match request.workflow {
-            Some(Proto::Definition(definition)) => Given::Message(definition),
+            Some(Proto::Definition(definition)) => Given::Message(Box::new(definition)),
             Some(Proto::Source(source)) => Given::Source(source),
             None => return Err(Error::required("workflow")),
         };

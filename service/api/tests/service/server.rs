@@ -1,5 +1,6 @@
 //! A server of its own for each test, and what tests ask of it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,9 @@ impl Server {
 pub struct TaskStream {
     pub requests: mpsc::Sender<v1::StreamTasksRequest>,
     pub responses: Streaming<v1::StreamTasksResponse>,
+    /// What came beside what was asked for.
+    tasks: VecDeque<v1::Task>,
+    acks: VecDeque<v1::ResultAck>,
 }
 
 impl TaskStream {
@@ -134,7 +138,8 @@ impl TaskStream {
         let first = v1::StreamTasksRequest { open: Some(open), credit, ..Default::default() };
         requests.send(first).await.expect("there is room");
         let responses = server.workers().stream_tasks(ReceiverStream::new(outgoing)).await;
-        Self { requests, responses: responses.expect("it opens").into_inner() }
+        let responses = responses.expect("it opens").into_inner();
+        Self { requests, responses, tasks: VecDeque::new(), acks: VecDeque::new() }
     }
 
     pub async fn next(&mut self) -> Result<v1::StreamTasksResponse, Status> {
@@ -145,22 +150,44 @@ impl TaskStream {
     /// The next response that has what is asked for.
     pub async fn until<T>(
         &mut self,
-        mut wanted: impl FnMut(v1::StreamTasksResponse) -> Option<T>,
+        mut wanted: impl FnMut(&v1::StreamTasksResponse) -> Option<T>,
     ) -> T {
         loop {
             let response = self.next().await.expect("the stream goes on");
-            if let Some(found) = wanted(response) {
+            let found = wanted(&response);
+            self.tasks.extend(response.tasks);
+            self.acks.extend(response.acks);
+            if let Some(found) = found {
                 return found;
             }
         }
     }
 
     pub async fn task(&mut self) -> v1::Task {
-        self.until(|mut response| response.tasks.pop()).await
+        loop {
+            if let Some(task) = self.tasks.pop_front() {
+                return task;
+            }
+            self.gather().await;
+        }
     }
 
     pub async fn ack(&mut self) -> v1::ResultAck {
-        self.until(|mut response| response.acks.pop()).await
+        loop {
+            if let Some(ack) = self.acks.pop_front() {
+                return ack;
+            }
+            self.gather().await;
+        }
+    }
+
+    async fn gather(&mut self) {
+        self.until(|_| Some(())).await;
+    }
+
+    /// Tasks that came and were not asked for yet.
+    pub fn tasks_left(&self) -> usize {
+        self.tasks.len()
     }
 
     pub async fn send(&self, results: Vec<v1::TaskResult>) {

@@ -16,18 +16,14 @@ async fn a_stream_hands_out_as_much_as_there_is_credit() {
     let ids =
         [server.begin("order").await, server.begin("order").await, server.begin("order").await];
     let mut stream = TaskStream::open(&server, session("s1"), 2).await;
-    let opened = stream.until(|response| response.opened).await;
+    let opened = stream.until(|response| response.opened.clone()).await;
     assert_eq!(opened.session_id, "s1");
     let first = stream.task().await;
     let second = stream.task().await;
     // No credit is left: a result is acknowledged without another task.
     stream.send(vec![completed(&first, json("1")), completed(&second, json("2"))]).await;
-    let mut acks = Vec::new();
-    while acks.len() < 2 {
-        let response = stream.next().await.expect("the stream goes on");
-        assert_eq!(response.tasks, []);
-        acks.extend(response.acks);
-    }
+    let acks = [stream.ack().await, stream.ack().await];
+    assert_eq!(stream.tasks_left(), 0);
     assert!(acks.iter().all(|ack| ack.reason() == v1::ErrorReason::Unspecified), "{acks:?}");
     let credit = v1::StreamTasksRequest { credit: 1, ..Default::default() };
     stream.requests.send(credit).await.expect("the stream is open");
@@ -49,7 +45,7 @@ async fn a_session_goes_on_over_a_new_stream() {
     let held_task_tokens = vec![task.task_token.clone(), vec![9].into()];
     let again = v1::OpenSession { held_task_tokens, ..session("s1") };
     let mut next = TaskStream::open(&server, again, 1).await;
-    let opened = next.until(|response| response.opened).await;
+    let opened = next.until(|response| response.opened.clone()).await;
     assert_eq!(opened.closed_task_tokens, [vec![9]], "garbage is nothing that goes on");
     // The one before it ends, and says why.
     let ended = loop {
