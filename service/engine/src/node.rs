@@ -219,9 +219,10 @@ impl<R> Node<R> {
     pub fn flush(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
         if self.lease.is_some() {
-            self.load_wanted();
             self.commit_ready();
             self.start_keyed_ready();
+            // Deciding may find that memory is old.
+            self.load_wanted();
         }
         for (worker, tasks) in std::mem::take(&mut self.outbox) {
             self.outputs

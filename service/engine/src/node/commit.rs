@@ -83,7 +83,7 @@ impl<R> Node<R> {
         let random = self.random();
         let now = self.now;
         let slot = self.slots.get_mut(&id)?;
-        if slot.in_flight || slot.inbox.is_empty() {
+        if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
             return None;
         }
         let (state, plan) = match &slot.known {
@@ -91,6 +91,16 @@ impl<R> Node<R> {
             Known::New(plan) => (None, plan.clone()),
             Known::Unread | Known::Quarantined(_) => return None,
         };
+        if let Some(state) = &state {
+            let doubted = slot.inbox.iter_mut().filter(|one| !one.verified);
+            let ahead = doubted.filter(|one| one.is_ahead_of(state));
+            if ahead.map(|one| one.verified = true).count() > 0 {
+                // Nothing is refused because memory is old: it is read again first.
+                slot.doubted = true;
+                self.to_load.insert(id);
+                return None;
+            }
+        }
         let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
         let decision = catch_unwind(AssertUnwindSafe(|| {
             let mut decider = Decider::new(state.as_deref(), &plan, now, random);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection, RequestId, TaskId};
 use recoup_core::decide::next_wake;
-use recoup_core::execution::Execution;
+use recoup_core::execution::{CompensationState, Execution};
 use recoup_core::id::ExecutionId;
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::plan::Plan;
@@ -16,6 +16,10 @@ use super::dispatch::{Attempt, Place};
 use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec};
 use super::{Node, Timer};
 
+/// Executions read in one call, and in all calls under way.
+const LOAD_MAX: usize = 512;
+const LOADING_MAX: usize = 4096;
+
 pub(super) struct Slot<R> {
     pub known: Known,
     /// Its transitions carry an index row as long as it is not: the first that wins makes it so.
@@ -25,6 +29,8 @@ pub(super) struct Slot<R> {
     pub inbox: VecDeque<Pending<R>>,
     /// Decided, and under way to the store.
     pub in_flight: bool,
+    /// Memory may be old: nothing is decided before it has been read again.
+    pub doubted: bool,
     pub waiters: Vec<Waiter<R>>,
     pub attempts: Vec<Attempt>,
     /// Rows in the overflow that this node knows of.
@@ -56,6 +62,24 @@ pub(super) struct Pending<R> {
     pub reply: Option<R>,
     /// Of a start that waits for the end.
     pub until: Option<Timestamp>,
+    /// The store has been asked since it came whether memory is old.
+    pub verified: bool,
+}
+
+impl<R> Pending<R> {
+    /// Whether it speaks of something that the state does not know: of another node's doing, if it
+    /// is no mistake.
+    pub fn is_ahead_of(&self, state: &Execution) -> bool {
+        match &self.command {
+            Command::CompleteTask { task, .. }
+            | Command::FailTask { task, .. }
+            | Command::RecordStart { task, .. } => task.sequence > state.sequence,
+            Command::RetryCompensation { .. } | Command::SkipCompensation { .. } => {
+                state.compensation != CompensationState::Parked
+            }
+            _ => false,
+        }
+    }
 }
 
 pub(super) struct Waiter<R> {
@@ -75,6 +99,7 @@ impl<R> Slot<R> {
             index: None,
             inbox: VecDeque::new(),
             in_flight: false,
+            doubted: false,
             waiters: Vec::new(),
             attempts: Vec::new(),
             overflow: BTreeSet::new(),
@@ -141,6 +166,7 @@ impl<R> Node<R> {
             request: spec.request,
             reply: Some(reply),
             until: spec.until,
+            verified: false,
         });
         self.slots.insert(id, slot);
         if has_key {
@@ -170,13 +196,25 @@ impl<R> Node<R> {
             {
                 attempt.reported = true;
             }
-            slot.inbox.push_back(Pending { command, request, reply: Some(reply), until: None });
+            slot.inbox.push_back(Pending {
+                command,
+                request,
+                reply: Some(reply),
+                until: None,
+                verified: false,
+            });
         } else {
             // The node's own commands repeat themselves if they are still due.
             if slot.inbox.iter().any(|pending| pending.command == command) {
                 return;
             }
-            slot.inbox.push_back(Pending { command, request, reply: None, until: None });
+            slot.inbox.push_back(Pending {
+                command,
+                request,
+                reply: None,
+                until: None,
+                verified: false,
+            });
         }
         self.touch_slot(id);
     }
@@ -228,18 +266,18 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        while !self.to_load.is_empty() && self.loading.len() < 4096 {
-            let mut ids = Vec::new();
-            while ids.len() < 512
-                && let Some(id) = self.to_load.pop_first()
-            {
-                if self.loading.insert(id) {
-                    ids.push(id);
-                }
+        // What is on its way was asked for before it was wanted once more: it is asked for again.
+        while self.loading.len() < LOADING_MAX {
+            let wanted = self.to_load.difference(&self.loading).copied();
+            let ids: Vec<_> = wanted.take(LOAD_MAX).collect();
+            if ids.is_empty() {
+                return;
             }
-            if !ids.is_empty() {
-                self.outputs.push_back(super::Output::Load(node, ids));
+            for id in &ids {
+                self.to_load.remove(id);
+                self.loading.insert(*id);
             }
+            self.outputs.push_back(super::Output::Load(node, ids));
         }
     }
 
@@ -273,6 +311,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
+        slot.doubted = false;
         if slot.in_flight {
             // What is under way settles first, and reads again if it has to.
             return;
