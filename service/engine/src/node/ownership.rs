@@ -82,7 +82,10 @@ impl<R> Node<R> {
         }
         tracing::warn!("the lease was lost; beginning a new life");
         self.outputs.push_back(Output::Join);
-        let wanted = |timer: &Timer| matches!(timer, Timer::Session(_) | Timer::Execution(_));
+        let wanted = |timer: &Timer| {
+            // A queue that is watched relies on its timer.
+            matches!(timer, Timer::Session(_) | Timer::Execution(_) | Timer::Queue(_))
+        };
         self.timers.retain(|(_, timer)| wanted(timer));
         self.claiming = false;
         #[cfg(feature = "mutants")]

@@ -408,7 +408,9 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(&id) else {
             return;
         };
-        if slot.is_idle() {
+        // What is being read is wanted: this node may have become the owner of it.
+        let wanted = self.to_load.contains(&id) || self.loading.contains(&id);
+        if slot.is_idle() && !wanted {
             return self.drop_slot(id);
         }
         let due = self.slot_due(slot);
