@@ -140,6 +140,9 @@ impl World<'_> {
             Output::Join => {
                 let ttl = self.machines[machine].options().lease_ttl;
                 let joined = ready(self.store.join("", ttl));
+                if let Ok(lease) = &joined {
+                    self.ledger.machine_of.insert(lease.node, machine);
+                }
                 Input::Joined(joined)
             }
             Output::Renew(node) => {
@@ -283,7 +286,7 @@ impl World<'_> {
                     match settled {
                         Settled::Won => {
                             self.ledger.read_in_life.insert((node, id));
-                            self.advance_mirror(id);
+                            self.advance_mirror(node, id);
                             let events = self.ledger.described(id, sequence);
                             self.note(format_args!("{node:?} wins {} #{sequence}: {events}", short(&id)));
                         }
@@ -316,7 +319,7 @@ impl World<'_> {
             self.note(format_args!("{node:?} starts {} with {key}: {settled:?}", short(&id)));
             if *settled == KeySettled::Won {
                 self.ledger.read_in_life.insert((node, id));
-                self.advance_mirror(id);
+                self.advance_mirror(node, id);
                 self.check_key(key);
             }
         }

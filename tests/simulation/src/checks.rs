@@ -40,7 +40,9 @@ pub struct Ledger {
     /// Sessions behind connections.
     pub links: BTreeMap<WorkerKey, String>,
     pub session_ttl: BTreeMap<String, Duration>,
-    touches: BTreeMap<String, BTreeSet<Timestamp>>,
+    /// When a machine heard of a session: it lives and ends on each by itself.
+    touches: BTreeMap<(usize, String), BTreeSet<Timestamp>>,
+    pub machine_of: BTreeMap<NodeId, usize>,
     /// What a life of a node has read or written.
     pub read_in_life: BTreeSet<(NodeId, ExecutionId)>,
     pub histories: BTreeMap<ExecutionId, Vec<Row>>,
@@ -54,19 +56,20 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    pub fn touched(&mut self, session: &str, at: Timestamp) {
-        self.touches.entry(session.to_owned()).or_default().insert(at);
+    pub fn touched(&mut self, machine: usize, session: &str, at: Timestamp) {
+        self.touches.entry((machine, session.to_owned())).or_default().insert(at);
     }
 
-    pub fn touched_by(&mut self, link: WorkerKey, at: Timestamp) {
+    pub fn touched_by(&mut self, machine: usize, link: WorkerKey, at: Timestamp) {
         if let Some(session) = self.links.get(&link).cloned() {
-            self.touched(&session, at);
+            self.touched(machine, &session, at);
         }
     }
 
     /// When the session could have ended at the earliest, as seen at a time.
-    fn session_end(&self, session: &str, seen_at: Timestamp) -> Option<Timestamp> {
-        let last = self.touches.get(session)?.range(..=seen_at).next_back()?;
+    fn session_end(&self, node: NodeId, session: &str, seen_at: Timestamp) -> Option<Timestamp> {
+        let place = (*self.machine_of.get(&node)?, session.to_owned());
+        let last = self.touches.get(&place)?.range(..=seen_at).next_back()?;
         Some(*last + *self.session_ttl.get(session)?)
     }
 
@@ -118,7 +121,7 @@ fn is_worker_lost(error: &Error) -> bool {
 
 impl World<'_> {
     /// Follows a history as far as it has got.
-    pub fn advance_mirror(&mut self, id: ExecutionId) {
+    pub fn advance_mirror(&mut self, node: NodeId, id: ExecutionId) {
         let histories = ready(self.store.load(NOBODY, &[id])).unwrap_or_default();
         let Some(history) = histories.into_iter().next() else {
             return self.violate("what won is in the history", format!("{id} is not there"));
@@ -139,14 +142,14 @@ impl World<'_> {
                 Ok(state) => {
                     let row = Row { state, events: transition.events };
                     self.ledger.histories.entry(id).or_default().push(row);
-                    self.check_row(id);
+                    self.check_row(node, id);
                 }
                 Err(misfit) => return self.violate("histories fold", format!("{id}: {misfit}")),
             }
         }
     }
 
-    fn check_row(&mut self, id: ExecutionId) {
+    fn check_row(&mut self, node: NodeId, id: ExecutionId) {
         let Some(row) = self.ledger.histories.get(&id).and_then(|rows| rows.last()) else {
             return;
         };
@@ -161,7 +164,7 @@ impl World<'_> {
             if !is_worker_lost(&failed.error) || given_up {
                 continue;
             }
-            let end = self.ledger.session_end(&failed.worker, at);
+            let end = self.ledger.session_end(node, &failed.worker, at);
             if end.is_none_or(|end| end > at) || failed.outcome != AttemptOutcome::Unknown {
                 let (path, attempt, worker) = (&failed.path, failed.attempt, &failed.worker);
                 wrong.push(format!("{}, {path}:{attempt}, worker `{worker}`", short(&id)));
@@ -172,11 +175,11 @@ impl World<'_> {
         }
     }
 
-    pub fn check_lost_session(&mut self, _node: NodeId, row: &FeedRow) {
+    pub fn check_lost_session(&mut self, node: NodeId, row: &FeedRow) {
         let Some(session) = row.id.strip_prefix("session-") else {
             return self.violate("loose events are of sessions", row.id.clone());
         };
-        let end = self.ledger.session_end(session, row.at);
+        let end = self.ledger.session_end(node, session, row.at);
         if end.is_none_or(|end| end > row.at) {
             let what = format!("{session} at {:?}, could end at {end:?}", row.at);
             self.violate("a lost worker's session has ended", what);

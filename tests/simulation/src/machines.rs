@@ -209,7 +209,7 @@ impl World<'_> {
             let Some(mail) = self.machines[machine].mailbox.pop_front() else {
                 break;
             };
-            self.before_input(&mail.input);
+            self.before_input(machine, &mail.input);
             node.handle(mail.input, now);
             if let Some(site) = mail.answers
                 && self.crash_point(machine, site, Moment::AfterAnswer)
@@ -262,16 +262,23 @@ impl World<'_> {
         }
     }
 
-    fn before_input(&mut self, input: &Input<ReplyId>) {
+    fn before_input(&mut self, machine: usize, input: &Input<ReplyId>) {
         match input {
             Input::Attach { worker, offer } => {
                 if let Some(session) = &offer.session {
-                    self.ledger.touched(&session.id, self.now());
+                    let now = self.now();
+                    self.ledger.touched(machine, &session.id, now);
                     self.ledger.links.insert(*worker, session.id.clone());
                 }
             }
-            Input::Touch { session } => self.ledger.touched(session, self.now()),
-            Input::Credit { worker, .. } => self.ledger.touched_by(*worker, self.now()),
+            Input::Touch { session } => {
+                let now = self.now();
+                self.ledger.touched(machine, session, now);
+            }
+            Input::Credit { worker, .. } => {
+                let now = self.now();
+                self.ledger.touched_by(machine, *worker, now);
+            }
             _ => {}
         }
     }

@@ -247,13 +247,15 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
 }
 
 fn at_most_once(events: &[&Event], plan: &Plan) -> Checked {
-    let mut started: BTreeSet<(StepPath, u32)> = BTreeSet::new();
+    let mut started: BTreeMap<(StepPath, u32), &str> = BTreeMap::new();
     for event in events {
-        let Event::AttemptStarted { path, attempt, .. } = event else {
+        let Event::AttemptStarted { path, attempt, session, .. } = event else {
             continue;
         };
         let once = plan.task(path).is_some_and(|task| task.delivery == Delivery::AtMostOnce);
-        if !started.insert((path.clone(), *attempt)) && once {
+        // The same session again has taken it to another node.
+        let before = started.insert((path.clone(), *attempt), session);
+        if once && before.is_some_and(|before| before != session) {
             let what = format!("{path}:{attempt} starts twice");
             return Err(("at most once starts once", what));
         }
