@@ -19,10 +19,10 @@ async fn main() -> Result<(), Error> {
     println!("{} is at version {}", registered.name, registered.version);
 
     let input = serde_json::json!({
-        "id": order,
-        "customer": "ada@example.com",
+        "order": order,
         "items": [{"sku": "mug", "quantity": 2}],
-        "amount_cents": 2_400,
+        "amount": 2_400,
+        "scenario": "",
     });
     let ended = client
         .run("order")

@@ -1,6 +1,5 @@
 //! Values on their way into and out of payloads.
 
-use prost::Message;
 use recoup_proto::v1::{Payload, payload::Content};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
