@@ -24,6 +24,7 @@ mod slots;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
@@ -54,9 +55,15 @@ enum Timer {
     Claim,
 }
 
+/// So late a node has been asleep, or has had no time for its work.
+const LATE: Duration = Duration::from_millis(200);
+/// How long it then takes in what has piled up before it judges anybody's silence.
+const CATCH_UP: Duration = Duration::from_millis(200);
+
 pub struct Node<R> {
     options: Options,
     now: Timestamp,
+    caught_up_at: Timestamp,
     random: u64,
     lease: Option<Lease>,
     stopping: bool,
@@ -92,6 +99,7 @@ impl<R> Node<R> {
         Self {
             options,
             now: Timestamp::default(),
+            caught_up_at: Timestamp::default(),
             random: seed,
             lease: None,
             stopping: false,
@@ -191,6 +199,7 @@ impl<R> Node<R> {
     /// Does what is due.
     pub fn tick(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
+        self.catch_up();
         while let Some((at, _)) = self.timers.first()
             && *at <= self.now
         {
@@ -215,6 +224,31 @@ impl<R> Node<R> {
         }
     }
 
+    /// After a pause, what workers sent meanwhile may still lie unread: clocks that judge them strike
+    /// a moment later.
+    fn catch_up(&mut self) {
+        let Some((due, _)) = self.timers.first() else {
+            return;
+        };
+        let is_late = self.now.since(*due) > LATE;
+        if !is_late || self.now < self.caught_up_at + CATCH_UP * 5 {
+            return;
+        }
+        self.caught_up_at = self.now + CATCH_UP;
+        let judges = |timer: &Timer| matches!(timer, Timer::Session(_) | Timer::Execution(_));
+        let due = self.timers.iter().take_while(|(at, _)| *at <= self.now);
+        let due: Vec<_> = due.filter(|(_, timer)| judges(timer)).cloned().collect();
+        for (at, timer) in due {
+            self.timers.remove(&(at, timer.clone()));
+            if let Timer::Execution(id) = &timer
+                && let Some(slot) = self.slots.get_mut(id)
+            {
+                slot.timer_at = Some(self.caught_up_at);
+            }
+            self.timers.insert((self.caught_up_at, timer));
+        }
+    }
+
     /// Decides what has gathered and hands out what may go.
     pub fn flush(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
@@ -235,7 +269,7 @@ impl<R> Node<R> {
         self.outputs.push_back(Output::Reply { reply, answer });
     }
 
-    fn set_timer(&mut self, after: std::time::Duration, timer: Timer) {
+    fn set_timer(&mut self, after: Duration, timer: Timer) {
         self.timers.insert((self.now + after, timer));
     }
 

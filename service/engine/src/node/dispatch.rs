@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
+use recoup_core::error::{Error, builtin};
 use recoup_core::execution::{Execution, Phase};
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::plan::TaskPlan;
@@ -166,7 +167,7 @@ impl<R> Node<R> {
         let state = state.clone();
         let mut known = std::mem::take(&mut slot.attempts);
         let mut kept = Vec::with_capacity(1);
-        let mut come = Vec::new();
+        let (mut come, mut parted) = (Vec::new(), Vec::new());
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let started = open.attempt.started.as_ref();
@@ -176,8 +177,17 @@ impl<R> Node<R> {
                 if let Place::Handed(handed) = &mut attempt.place {
                     handed.recorded |= started.is_some();
                 }
-                if let (Place::Starting { worker }, Some(_)) = (&attempt.place, started) {
-                    come.push((task, Some(*worker)));
+                match (&attempt.place, started) {
+                    (Place::Starting { worker }, Some(_)) if committed => {
+                        come.push((task, Some(*worker)));
+                    }
+                    (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(_)) => {
+                        // Another node has handed it out meanwhile.
+                        let place = Place::Grace { until: now + grace };
+                        parted.push(std::mem::replace(&mut attempt.place, place));
+                        attempt.possibly_started = true;
+                    }
+                    _ => {}
                 }
                 kept.push(attempt);
                 continue;
@@ -192,7 +202,8 @@ impl<R> Node<R> {
                     worker: holder.worker,
                     name: holder.name.clone(),
                     session: Some(holder.session.clone()),
-                    since: now,
+                    // Its time runs on, whichever node its worker is at.
+                    since: started.map_or(now, |started| started.at.min(now)),
                     beat_at: now,
                     recorded: started.is_some(),
                 }),
@@ -232,6 +243,9 @@ impl<R> Node<R> {
         let owned = slot.owned;
         if !void.is_empty() {
             self.outputs.push_back(Output::WithdrawOverflow(void));
+        }
+        for place in &parted {
+            self.unqueue_place(place);
         }
         for attempt in known {
             self.close(&attempt);
@@ -280,7 +294,11 @@ impl<R> Node<R> {
     }
 
     pub(super) fn unqueue(&mut self, attempt: &Attempt) {
-        if let Place::Queued { queue, order } = &attempt.place
+        self.unqueue_place(&attempt.place);
+    }
+
+    fn unqueue_place(&mut self, place: &Place) {
+        if let Place::Queued { queue, order } = place
             && let Some(queue) = self.queues.get_mut(queue)
         {
             queue.remove(*order);
@@ -478,18 +496,45 @@ impl<R> Node<R> {
         self.settle_slot(task.execution);
     }
 
-    /// Gives an attempt out once more: the same one, uncounted.
-    pub(super) fn give_back(&mut self, task: &TaskId) {
-        self.held.remove(task);
+    /// Gives an attempt out once more: the same one, uncounted. `unstarted`: its worker says that he
+    /// has not begun it; else he may have.
+    pub(super) fn give_back(&mut self, task: &TaskId, unstarted: bool) {
+        let holder = self.held.remove(task);
         let Some(attempt) = self.attempt_mut(task) else {
             return;
         };
         if !matches!(attempt.place, Place::Handed(_)) || attempt.reported {
             return;
         }
-        attempt.place = Place::Scheduled;
+        let worker = holder.map_or(String::new(), |holder| holder.name);
+        if self.is_at_most_once(task) {
+            // Never handed out again, come what may.
+            let (task, reason) = (task.clone(), "the worker gave the task back unstarted");
+            return self.act(match unstarted {
+                true => Command::FailTask {
+                    task,
+                    error: Error::builtin(builtin::CANCELLED, reason),
+                    worker,
+                },
+                false => Command::LoseWorker { task, worker },
+            });
+        }
+        if let Some(attempt) = self.attempt_mut(task) {
+            attempt.place = Place::Scheduled;
+        }
         self.enqueue(task);
         self.settle_slot(task.execution);
+    }
+
+    fn is_at_most_once(&self, task: &TaskId) -> bool {
+        let slot = self.slots.get(&task.execution);
+        slot.is_some_and(|slot| match &slot.known {
+            Known::State(_, plan) => {
+                let plan = plan.task(&task.path);
+                plan.is_some_and(|plan| plan.delivery == Delivery::AtMostOnce)
+            }
+            _ => false,
+        })
     }
 
     /// A command about an attempt was refused: the attempt is where it was.
@@ -574,6 +619,7 @@ impl<R> Node<R> {
         let task = match &command {
             Command::TimeOutTask { task, .. }
             | Command::LoseWorker { task, .. }
+            | Command::FailTask { task, .. }
             | Command::RecordStart { task, .. } => task.clone(),
             _ => return,
         };

@@ -94,7 +94,7 @@ impl<R> Node<R> {
                 holder.session == session && holder.since <= lost_before && !held.contains(task)
             });
             for task in missing.map(|(task, _)| task.clone()).collect::<Vec<_>>() {
-                self.give_back(&task);
+                self.give_back(&task, false);
             }
         }
         let name = self.workers.get(&key).map_or(String::new(), |worker| worker.name.clone());
@@ -189,7 +189,7 @@ impl<R> Node<R> {
         }
         // What was on its way to him and not yet sent goes back.
         for handed in self.outbox.remove(&key).unwrap_or_default() {
-            self.give_back(&handed.id);
+            self.give_back(&handed.id, true);
         }
         let parted = self.held.iter_mut().filter(|(_, holder)| holder.worker == Some(key));
         for (task, holder) in parted {
@@ -260,7 +260,7 @@ impl<R> Node<R> {
     }
 
     pub(super) fn release(&mut self, task: &TaskId) {
-        self.give_back(task);
+        self.give_back(task, true);
     }
 
     /// A session's time to live may be over.
