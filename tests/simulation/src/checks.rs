@@ -69,7 +69,7 @@ impl Ledger {
     /// When the session could have ended at the earliest, as seen at a time.
     fn session_end(&self, node: NodeId, session: &str, seen_at: Timestamp) -> Option<Timestamp> {
         let place = (*self.machine_of.get(&node)?, session.to_owned());
-        let last = self.touches.get(&place)?.range(..=seen_at).next_back()?;
+        let last = self.touches.get(&place)?.range(..seen_at).next_back()?;
         Some(*last + *self.session_ttl.get(session)?)
     }
 

@@ -177,6 +177,7 @@ impl World<'_> {
             Request::Input(input) => Some(*input),
         };
         if let Some(input) = input {
+            self.heard(machine, &input);
             self.put(machine, input, None);
         }
     }
@@ -209,7 +210,6 @@ impl World<'_> {
             let Some(mail) = self.machines[machine].mailbox.pop_front() else {
                 break;
             };
-            self.before_input(machine, &mail.input);
             node.handle(mail.input, now);
             if let Some(site) = mail.answers
                 && self.crash_point(machine, site, Moment::AfterAnswer)
@@ -217,7 +217,9 @@ impl World<'_> {
                 return;
             }
         }
-        node.tick(now);
+        if self.machines[machine].mailbox.is_empty() {
+            node.tick(now);
+        }
         node.flush(now);
         while let Some(output) = node.output() {
             self.carry_out(machine, &node, output);
@@ -262,23 +264,18 @@ impl World<'_> {
         }
     }
 
-    fn before_input(&mut self, machine: usize, input: &Input<ReplyId>) {
+    /// A message of a session has come: whether or not the node has read it, the session lives.
+    fn heard(&mut self, machine: usize, input: &Input<ReplyId>) {
+        let now = self.now();
         match input {
             Input::Attach { worker, offer } => {
                 if let Some(session) = &offer.session {
-                    let now = self.now();
                     self.ledger.touched(machine, &session.id, now);
                     self.ledger.links.insert(*worker, session.id.clone());
                 }
             }
-            Input::Touch { session } => {
-                let now = self.now();
-                self.ledger.touched(machine, session, now);
-            }
-            Input::Credit { worker, .. } => {
-                let now = self.now();
-                self.ledger.touched_by(machine, *worker, now);
-            }
+            Input::Touch { session } => self.ledger.touched(machine, session, now),
+            Input::Credit { worker, .. } => self.ledger.touched_by(machine, *worker, now),
             _ => {}
         }
     }
