@@ -1,0 +1,156 @@
+//! The commands that speak to a server: thin, on the SDK, for people and for scripts.
+
+mod execution;
+mod exit;
+mod failures;
+mod namespace;
+mod show;
+mod text;
+mod timeline;
+mod workflow;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use recoup_sdk::Client;
+use serde::Serialize;
+
+use self::exit::Failed;
+pub use self::failures::event_line;
+pub use self::show::print_timeline;
+pub use self::text::Style;
+use self::text::table;
+
+/// The commands of a client.
+#[derive(Subcommand)]
+pub enum ClientCommand {
+    /// Register, validate, list and show workflows
+    Workflow(workflow::WorkflowArguments),
+    /// Start an execution and print its id
+    Start(execution::StartArguments),
+    /// Start an execution and wait for its end
+    Run(execution::RunArguments),
+    /// Show what happened in an execution: a line per attempt, what was decided and why
+    Show(show::ShowArguments),
+    /// List executions, latest start first
+    List(execution::ListArguments),
+    /// Cancel an execution: it is compensated
+    Cancel(execution::CancelArguments),
+    /// End an execution at once: nothing is undone, what was due is parked
+    Terminate(execution::TerminateArguments),
+    /// Resolve parked compensations
+    Compensation(execution::CompensationArguments),
+    /// Read the failure feed
+    Failures(failures::FailuresArguments),
+    /// Create and list namespaces
+    Namespace(namespace::NamespaceArguments),
+}
+
+/// Where to, and how to answer.
+#[derive(Args, Clone)]
+pub struct Connection {
+    /// The server.
+    #[arg(
+        long,
+        global = true,
+        env = "RECOUP_ADDRESS",
+        default_value = "http://127.0.0.1:7430",
+        value_name = "URL"
+    )]
+    address: String,
+
+    /// The namespace.
+    #[arg(long, global = true, env = "RECOUP_NAMESPACE", default_value = "default")]
+    namespace: String,
+
+    /// `text` for people; `json` for scripts: proto3 JSON, one document per line.
+    #[arg(long, short, global = true, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// What every command has at hand.
+struct Session {
+    client: Client,
+    output: Output,
+    style: Style,
+}
+
+impl Connection {
+    /// Connects at once: a server that is away is told at once, not after retries.
+    async fn open(&self) -> Result<Session, Failed> {
+        let client = Client::builder(&self.address)
+            .namespace(&self.namespace)
+            .retry_timeout(Duration::from_secs(5))
+            .connect()
+            .await?;
+        Ok(Session {
+            client,
+            output: self.output,
+            style: Style::detect(std::io::stdout().is_terminal()),
+        })
+    }
+}
+
+impl Session {
+    /// One document for scripts, lines for people.
+    fn say<T: Serialize>(
+        &self,
+        document: &T,
+        lines: impl FnOnce(Style) -> Vec<String>,
+    ) -> Result<(), Failed> {
+        match self.output {
+            Output::Json => exit::print(&[serde_json::to_string(document).map_err(Failed::json)?]),
+            Output::Text => exit::print(&lines(self.style)),
+        }
+    }
+
+    /// One document per item for scripts, a table for people.
+    fn say_all<T: Serialize>(
+        &self,
+        items: &[T],
+        head: &[&str],
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> Result<(), Failed> {
+        let lines = match self.output {
+            Output::Json => {
+                let documents = items.iter().map(serde_json::to_string);
+                documents.collect::<Result<Vec<_>, _>>().map_err(Failed::json)?
+            }
+            Output::Text => table(head, &items.iter().map(row).collect::<Vec<_>>(), self.style),
+        };
+        exit::print(&lines)
+    }
+}
+
+/// Runs a command and tells what went wrong on standard error.
+pub async fn run(command: ClientCommand) -> ExitCode {
+    let (output, done) = match command {
+        ClientCommand::Workflow(it) => (it.connection.output, workflow::run(it).await),
+        ClientCommand::Start(it) => (it.connection.output, execution::start(it).await),
+        ClientCommand::Run(it) => (it.connection.output, execution::run(it).await),
+        ClientCommand::Show(it) => (it.connection.output, show::show(it).await),
+        ClientCommand::List(it) => (it.connection.output, execution::list(it).await),
+        ClientCommand::Cancel(it) => (it.connection.output, execution::cancel(it).await),
+        ClientCommand::Terminate(it) => (it.connection.output, execution::terminate(it).await),
+        ClientCommand::Compensation(it) => {
+            (it.connection.output, execution::compensation(it).await)
+        }
+        ClientCommand::Failures(it) => (it.connection.output, failures::run(it).await),
+        ClientCommand::Namespace(it) => (it.connection.output, namespace::run(it).await),
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err(failed) => {
+            failed.tell(output == Output::Json);
+            failed.exit.into()
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! `recoup start`, `run`, `list`, `cancel`, `terminate` and `compensation …`
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use recoup_sdk::TraceContext;
+use recoup_sdk::proto::await_execution_response::Result as Awaited;
+use recoup_sdk::proto::{
+    AwaitExecutionResponse, CancelExecutionResponse, CompensationState, ExecutionFilter,
+    ExecutionState, OnEnded, OnRunning, RetryCompensationResponse, SkipCompensationResponse,
+    StartExecutionResponse,
+};
+use serde_json::Value;
+
+use super::Connection;
+use super::exit::{EXIT_CODES, Exit, Failed};
+use super::text::{
+    Paint, duration, error_line, nanos_between, one_line, payload_text, state_name, timestamp,
+};
+use super::timeline::state_symbol;
+use super::workflow::read;
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct StartArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(flatten)]
+    execution: ExecutionArguments,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct RunArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(flatten)]
+    execution: ExecutionArguments,
+    /// How long to wait, like 30s or 5m; then exit with 5. Default: as long as it takes.
+    #[arg(long, value_parser = parse_duration)]
+    wait: Option<Duration>,
+}
+
+/// What to start.
+#[derive(Args)]
+struct ExecutionArguments {
+    /// Name of the workflow.
+    workflow: String,
+    /// Input as JSON; `@file` reads a file, `-` reads standard input.
+    #[arg(long, short, value_name = "JSON")]
+    input: Option<String>,
+    /// Key, unique among the open executions of the namespace.
+    #[arg(long, default_value = "")]
+    key: String,
+    /// When an open execution has the key.
+    #[arg(long, value_enum, default_value = "reject")]
+    on_running: Running,
+    /// When an ended execution had the key last.
+    #[arg(long, value_enum, default_value = "allow")]
+    on_ended: Ended,
+    /// Version of the workflow. Default: the latest.
+    #[arg(long)]
+    version: Option<u32>,
+    /// Longest time of the execution, like 30s or 5m. Default: the workflow's.
+    #[arg(long, value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// Makes repeated commands the same start, for 24 hours. Default: a new one each time.
+    #[arg(long)]
+    request_id: Option<String>,
+    /// W3C trace context that the execution belongs to.
+    #[arg(long, env = "TRACEPARENT", default_value = "")]
+    traceparent: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Running {
+    Reject,
+    UseExisting,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ended {
+    Allow,
+    AllowAfterFailure,
+    Reject,
+    UseExisting,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ListArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    /// In any of these states.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    state: Vec<State>,
+    /// Of this workflow.
+    #[arg(long, default_value = "")]
+    workflow: String,
+    /// With an error of this type or below it.
+    #[arg(long, default_value = "", value_name = "PATTERN")]
+    error_type: String,
+    /// With a key that begins with this.
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    key_prefix: String,
+    /// With a parked compensation.
+    #[arg(long)]
+    parked: bool,
+    /// At most this many.
+    #[arg(long, default_value = "100")]
+    limit: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum State {
+    Running,
+    Compensating,
+    Cancelling,
+    Succeeded,
+    Warning,
+    Failed,
+    TimedOut,
+    Cancelled,
+    Terminated,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct CancelArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    execution_id: String,
+    /// Why; kept in the history.
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct TerminateArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    execution_id: String,
+    /// Why; kept in the history.
+    #[arg(long)]
+    reason: String,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct CompensationArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(subcommand)]
+    command: CompensationCommand,
+}
+
+#[derive(Subcommand)]
+enum CompensationCommand {
+    /// Try parked compensations again, with fresh attempts
+    Retry {
+        execution_id: String,
+        /// Only that of this step. Default: all that are parked.
+        #[arg(long)]
+        step: Option<String>,
+        /// Why; kept in the history.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Record that a person took a parked compensation on themselves
+    Skip {
+        execution_id: String,
+        step: String,
+        /// Who did what instead; kept in the history.
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed: recoup_proto::Duration =
+        text.parse().map_err(|error: recoup_proto::DurationError| error.to_string())?;
+    Duration::try_from(parsed).map_err(|error| error.to_string())
+}
+
+/// The input as JSON. Numbers keep their text: what is sent is what was written.
+fn input(argument: &str) -> Result<String, Failed> {
+    let text = match argument.strip_prefix('@') {
+        Some(file) => read(Path::new(file))?,
+        None if argument == "-" => read(Path::new("-"))?,
+        None => argument.to_owned(),
+    };
+    serde_json::from_str::<Value>(&text)
+        .map_err(|error| Failed::usage(format!("the input is not JSON: {error}")))?;
+    Ok(text)
+}
+
+/// `recoup_sdk::Start` and `Run` have the same setters, but no trait in common.
+macro_rules! set {
+    ($start:expr, $arguments:expr) => {{
+        let arguments = $arguments;
+        let mut start = $start
+            .key(arguments.key)
+            .on_running(match arguments.on_running {
+                Running::Reject => OnRunning::Reject,
+                Running::UseExisting => OnRunning::UseExisting,
+            })
+            .on_ended(match arguments.on_ended {
+                Ended::Allow => OnEnded::Allow,
+                Ended::AllowAfterFailure => OnEnded::AllowAfterFailure,
+                Ended::Reject => OnEnded::Reject,
+                Ended::UseExisting => OnEnded::UseExisting,
+            })
+            .trace(TraceContext::new(arguments.traceparent, ""));
+        if let Some(argument) = &arguments.input {
+            let json = recoup_sdk::proto::payload::Content::Json(input(argument)?);
+            start = start
+                .payload(recoup_sdk::proto::Payload { content: Some(json), ..Default::default() });
+        }
+        if let Some(version) = arguments.version {
+            start = start.version(version);
+        }
+        if let Some(timeout) = arguments.timeout {
+            start = start.timeout(timeout);
+        }
+        if let Some(request_id) = arguments.request_id {
+            start = start.request_id(request_id);
+        }
+        start
+    }};
+}
+
+pub async fn start(arguments: StartArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let workflow = arguments.execution.workflow.clone();
+    let start = set!(session.client.start(workflow), arguments.execution);
+    let started = start.send().await?;
+    let answer = StartExecutionResponse {
+        execution_id: started.execution_id,
+        workflow_version: started.workflow_version,
+        started: started.started,
+    };
+    // The id alone, for `$(recoup start …)`.
+    session.say(&answer, |_| vec![answer.execution_id.clone()])?;
+    Ok(Exit::Done)
+}
+
+pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let workflow = arguments.execution.workflow.clone();
+    let mut run = set!(session.client.run(workflow.as_str()), arguments.execution);
+    if let Some(wait) = arguments.wait {
+        run = run.wait_at_most(wait);
+    }
+    let ended = run.send().await?;
+    let state = ended.outcome.state();
+    let answer = AwaitExecutionResponse {
+        execution_id: ended.execution_id,
+        result: Some(Awaited::Ended(ended.outcome)),
+    };
+    session.say(&answer, |style| {
+        let Some(Awaited::Ended(outcome)) = &answer.result else { return Vec::new() };
+        let (symbol, paint) = state_symbol(state);
+        let title = format!("{symbol} {workflow}  {}  {}", answer.execution_id, state_name(state));
+        let mut lines = vec![style.paint(paint, &title)];
+        if let Some(error) = &outcome.error {
+            let step = if outcome.failed_step.is_empty() {
+                String::new()
+            } else {
+                format!("{}: ", outcome.failed_step)
+            };
+            lines.push(format!("  {step}{}", error_line(Some(error))));
+        }
+        if outcome.output.is_some() {
+            lines.push(format!("  output {}", payload_text(outcome.output.as_ref())));
+        }
+        for warning in &outcome.warnings {
+            let error = error_line(warning.error.as_ref());
+            lines.push(format!("  warning {}: {error}", warning.step_path));
+        }
+        if state != ExecutionState::Succeeded {
+            let hint = format!("  recoup show {}", answer.execution_id);
+            lines.push(style.paint(Paint::Dim, &hint));
+        }
+        lines
+    })?;
+    Ok(Exit::of(state))
+}
+
+pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let state = |state: &State| match state {
+        State::Running => ExecutionState::Running,
+        State::Compensating => ExecutionState::Compensating,
+        State::Cancelling => ExecutionState::Cancelling,
+        State::Succeeded => ExecutionState::Succeeded,
+        State::Warning => ExecutionState::Warning,
+        State::Failed => ExecutionState::Failed,
+        State::TimedOut => ExecutionState::TimedOut,
+        State::Cancelled => ExecutionState::Cancelled,
+        State::Terminated => ExecutionState::Terminated,
+    };
+    let filter = ExecutionFilter {
+        states: arguments.state.iter().map(|one| state(one).into()).collect(),
+        workflow: arguments.workflow,
+        error_type: arguments.error_type,
+        execution_key_prefix: arguments.key_prefix,
+        compensation_states: if arguments.parked {
+            vec![CompensationState::Parked.into()]
+        } else {
+            Vec::new()
+        },
+        ..ExecutionFilter::default()
+    };
+    let executions = session.client.executions(filter).collect(arguments.limit).await?;
+    let head = ["EXECUTION", "WORKFLOW", "STATE", "STARTED", "TOOK", "KEY", "ERROR"];
+    session.say_all(&executions, &head, |execution| {
+        let took = match (&execution.started_at, &execution.ended_at) {
+            (Some(started), Some(ended)) => duration(nanos_between(started, ended)),
+            _ => String::new(),
+        };
+        let mut state = state_name(execution.state());
+        if execution.compensation_state() == CompensationState::Parked {
+            state.push_str(" (parked)");
+        }
+        vec![
+            execution.execution_id.clone(),
+            format!("{} v{}", execution.workflow, execution.workflow_version),
+            state,
+            execution.started_at.as_ref().map(timestamp).unwrap_or_default(),
+            took,
+            one_line(&execution.execution_key),
+            error_line(execution.error.as_ref()),
+        ]
+    })?;
+    Ok(Exit::Done)
+}
+
+pub async fn cancel(arguments: CancelArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let state = session.client.cancel_execution(arguments.execution_id, arguments.reason).await?;
+    let answer = CancelExecutionResponse { state: state.into() };
+    session.say(&answer, |_| vec![state_name(state)])?;
+    Ok(Exit::Done)
+}
+
+pub async fn terminate(arguments: TerminateArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let answer =
+        session.client.terminate_execution(arguments.execution_id, arguments.reason).await?;
+    session.say(&answer, |_| {
+        let mut line = state_name(answer.state());
+        if answer.compensation_state() == CompensationState::Parked {
+            line.push_str(", what was due is parked");
+        }
+        vec![line]
+    })?;
+    Ok(Exit::Done)
+}
+
+pub async fn compensation(arguments: CompensationArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let line = |state: CompensationState| {
+        let name = state.as_str_name().trim_start_matches("COMPENSATION_STATE_");
+        vec![format!("compensation {name}")]
+    };
+    match arguments.command {
+        CompensationCommand::Retry { execution_id, step, reason } => {
+            let state = session.client.retry_compensation(execution_id, step, reason).await?;
+            let answer = RetryCompensationResponse { compensation_state: state.into() };
+            session.say(&answer, |_| line(state))?;
+        }
+        CompensationCommand::Skip { execution_id, step, reason } => {
+            let state = session.client.skip_compensation(execution_id, step, reason).await?;
+            let answer = SkipCompensationResponse { compensation_state: state.into() };
+            session.say(&answer, |_| line(state))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_is_json_and_keeps_its_text() {
+        assert_eq!(input("{\"n\": 1.10}").expect("JSON"), "{\"n\": 1.10}");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "[18446744073709551615]").expect("it can be written");
+        let argument = format!("@{}", file.path().display());
+        assert_eq!(input(&argument).expect("JSON"), "[18446744073709551615]");
+        assert_eq!(input("{").expect_err("no JSON").exit, Exit::Usage);
+        assert_eq!(input("@/nonexistent").expect_err("no file").exit, Exit::Usage);
+    }
+
+    #[test]
+    fn durations_are_as_people_write_them() {
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        parse_duration("90").expect_err("no unit");
+        parse_duration("-1s").expect_err("negative");
+    }
+}

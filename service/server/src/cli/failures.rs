@@ -1,0 +1,344 @@
+//! `recoup failures …`
+
+use clap::{Args, Subcommand};
+use recoup_sdk::proto::{
+    FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition, Subscription,
+    subscription,
+};
+use recoup_sdk::{AckOutcome, Delivery, Failures};
+use serde_json::json;
+
+use super::exit::{self, EXIT_CODES, Exit, Failed};
+use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp};
+use super::timeline::decision_text;
+use super::{Connection, Output, Session};
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct FailuresArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(subcommand)]
+    command: FailuresCommand,
+}
+
+#[derive(Subcommand)]
+enum FailuresCommand {
+    /// Print failure events as they happen
+    Tail(TailArguments),
+    /// List failure events, latest first
+    List {
+        #[command(flatten)]
+        filter: FilterArguments,
+        /// Only those of this execution.
+        #[arg(long, value_name = "EXECUTION_ID")]
+        execution: Option<String>,
+        /// At most this many.
+        #[arg(long, default_value = "100")]
+        limit: usize,
+    },
+    /// Show a failure event with everything that it holds
+    Show { id: String },
+    /// Create a durable subscription, for `tail --subscription`
+    Subscribe {
+        name: String,
+        #[command(flatten)]
+        filter: FilterArguments,
+        /// From the first event that was kept. Default: from now on.
+        #[arg(long)]
+        from_beginning: bool,
+    },
+    /// Acknowledge deliveries of a durable subscription
+    Ack {
+        subscription: String,
+        /// Tokens, as `tail` prints them.
+        #[arg(required = true)]
+        tokens: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct TailArguments {
+    #[command(flatten)]
+    filter: FilterArguments,
+    /// From the first event that was kept. Default: from now on.
+    #[arg(long, conflicts_with_all = ["after", "subscription"])]
+    from_beginning: bool,
+    /// After this cursor, as `tail --output json` prints it.
+    #[arg(long, value_name = "CURSOR", conflicts_with = "subscription")]
+    after: Option<String>,
+    /// As the consumer of this durable subscription, which has its own filter.
+    #[arg(long, value_name = "NAME")]
+    subscription: Option<String>,
+    /// Acknowledge each event once it is printed.
+    #[arg(long, requires = "subscription")]
+    ack: bool,
+    /// End after this many events. Default: never.
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+#[derive(Args)]
+struct FilterArguments {
+    /// Of these workflows.
+    #[arg(long, value_delimiter = ',')]
+    workflow: Vec<String>,
+    /// Of these kinds, such as step_failed or compensation_parked.
+    #[arg(long, value_delimiter = ',', value_parser = parse_kind)]
+    kind: Vec<FailureKind>,
+    /// With an error of these types or below them.
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
+    error_type: Vec<String>,
+}
+
+impl FilterArguments {
+    fn filter(self) -> FailureFilter {
+        FailureFilter {
+            namespace: String::new(),
+            workflows: self.workflow,
+            kinds: self.kind.into_iter().map(Into::into).collect(),
+            error_types: self.error_type,
+        }
+    }
+}
+
+fn parse_kind(text: &str) -> Result<FailureKind, String> {
+    let name = format!("FAILURE_KIND_{}", text.to_ascii_uppercase().replace('-', "_"));
+    FailureKind::from_str_name(&name)
+        .filter(|kind| *kind != FailureKind::Unspecified)
+        .ok_or_else(|| format!("`{text}` is no kind of failure event"))
+}
+
+fn kind_name(kind: FailureKind) -> String {
+    kind.as_str_name().trim_start_matches("FAILURE_KIND_").to_ascii_lowercase()
+}
+
+pub async fn run(arguments: FailuresArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    match arguments.command {
+        FailuresCommand::Tail(tail) => follow(&session, tail).await?,
+        FailuresCommand::List { filter, execution, limit } => {
+            let pages = session.client.failure_events(filter.filter(), execution);
+            let events = pages.collect(limit).await?;
+            if session.output == Output::Json {
+                session.say_all(&events, &[], |_| Vec::new())?;
+            } else {
+                let lines = events.iter().map(|event| event_line(event, session.style));
+                exit::print(&lines.collect::<Vec<_>>())?;
+            }
+        }
+        FailuresCommand::Show { id } => {
+            let event = session.client.failure_event(id).await?;
+            session.say(&event, |style| event_lines(&event, style))?;
+        }
+        FailuresCommand::Subscribe { name, filter, from_beginning } => {
+            let position = if from_beginning { FeedPosition::Beginning } else { FeedPosition::Now };
+            let filter = filter.filter();
+            let wanted = Subscription {
+                name,
+                filter: (filter != FailureFilter::default()).then_some(filter),
+                start: Some(subscription::Start::Position(position.into())),
+                ..Subscription::default()
+            };
+            let created = session.client.create_subscription(wanted).await?;
+            session.say(&created, |_| vec![created.name.clone()])?;
+        }
+        FailuresCommand::Ack { subscription, tokens } => {
+            return ack(&session, &subscription, tokens).await;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn follow(session: &Session, tail: TailArguments) -> Result<(), Failed> {
+    let mut failures = subscribe(session, &tail)?;
+    let mut left = tail.limit.unwrap_or(usize::MAX);
+    while left > 0 {
+        let delivery = failures.next().await?;
+        session.say(&document(&delivery), |style| {
+            let mut line = event_line(&delivery.event, style);
+            if !tail.ack && !delivery.ack_token().is_empty() {
+                let token = format!("  ack {}", delivery.ack_token());
+                line.push_str(&style.paint(Paint::Dim, &token));
+            }
+            vec![line]
+        })?;
+        if tail.ack {
+            delivery.ack().await?;
+        }
+        left -= 1;
+    }
+    Ok(())
+}
+
+fn subscribe(session: &Session, tail: &TailArguments) -> Result<Failures, Failed> {
+    let mut builder = session.client.failures().consumer("recoup failures tail");
+    for workflow in &tail.filter.workflow {
+        builder = builder.workflow(workflow);
+    }
+    for kind in &tail.filter.kind {
+        builder = builder.kind(*kind);
+    }
+    for error_type in &tail.filter.error_type {
+        builder = builder.error_type(error_type);
+    }
+    if tail.from_beginning {
+        builder = builder.from_beginning();
+    }
+    if let Some(cursor) = &tail.after {
+        builder = builder.after(cursor);
+    }
+    if let Some(name) = &tail.subscription {
+        builder = builder.durable(name);
+    }
+    Ok(builder.subscribe()?)
+}
+
+fn document(delivery: &Delivery) -> FailureDelivery {
+    FailureDelivery {
+        event: Some(delivery.event.clone()),
+        cursor: delivery.cursor.clone(),
+        ack_token: delivery.ack_token().to_owned(),
+        delivery: delivery.delivery,
+        ack_deadline: None,
+    }
+}
+
+async fn ack(session: &Session, subscription: &str, tokens: Vec<String>) -> Result<Exit, Failed> {
+    let mut exit = Exit::Done;
+    for batch in tokens.chunks(1_000) {
+        let outcomes = session.client.ack_failures(subscription, batch.to_vec()).await?;
+        for (token, outcome) in batch.iter().zip(outcomes) {
+            let outcome = match outcome {
+                AckOutcome::Accepted => "accepted",
+                AckOutcome::Expired => "expired",
+                AckOutcome::Invalid => "invalid",
+            };
+            if outcome != "accepted" {
+                exit = Exit::Refused;
+            }
+            let document = json!({ "ackToken": token, "outcome": outcome });
+            session.say(&document, |_| vec![format!("{token} {outcome}")])?;
+        }
+    }
+    Ok(exit)
+}
+
+/// One event in one line; the demo prints it too.
+pub fn event_line(event: &FailureEvent, style: Style) -> String {
+    let paint = match event.kind() {
+        FailureKind::AttemptFailed
+        | FailureKind::StepIgnored
+        | FailureKind::ExecutionWarning
+        | FailureKind::ExecutionCancelled
+        | FailureKind::CompensationStarted => Paint::Warn,
+        FailureKind::CompensationDone | FailureKind::Recovered => Paint::Good,
+        _ => Paint::Bad,
+    };
+    let time = event.time.as_ref().map(timestamp).unwrap_or_default();
+    let mut line = format!(
+        "{}  {}  {}",
+        style.paint(Paint::Dim, &time),
+        style.paint(paint, &format!("{:<22}", kind_name(event.kind()))),
+        event.workflow,
+    );
+    let name =
+        if event.execution_key.is_empty() { &event.execution_id } else { &event.execution_key };
+    if !name.is_empty() {
+        line.push_str(&format!(" {}", one_line(name)));
+    }
+    if !event.step_path.is_empty() {
+        let what = if event.compensation { " (compensation)" } else { "" };
+        line.push_str(&format!("  {}{what}", event.step_path));
+    }
+    if event.attempt > 0 {
+        line.push_str(&format!(" attempt {}", of_max(event.attempt, event.max_attempts)));
+    }
+    let error = error_line(event.error.as_ref());
+    if !error.is_empty() {
+        line.push_str(&format!("  {error}"));
+    }
+    if let Some(decision) = &event.decision {
+        let next = of_max(event.attempt + 1, event.max_attempts);
+        let text = format!(" → {}", decision_text(decision, &next));
+        line.push_str(&style.paint(Paint::Dim, &text));
+    }
+    if let Some(gap) = &event.gap {
+        line.push_str(&format!("  events are missing: {}", one_line(&gap.reason)));
+    }
+    line
+}
+
+fn of_max(attempt: u32, max: u32) -> String {
+    if max == 0 { attempt.to_string() } else { format!("{attempt} of {max}") }
+}
+
+fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
+    let mut lines = vec![event_line(event, style)];
+    let mut fact = |name: &str, value: &str| {
+        if !value.is_empty() {
+            lines.push(format!("  {name:<12} {}", one_line(value)));
+        }
+    };
+    fact("id", &event.id);
+    fact("namespace", &event.namespace);
+    fact("execution", &event.execution_id);
+    fact("fingerprint", &event.fingerprint);
+    fact("worker", &event.worker);
+    fact("traceparent", &event.traceparent);
+    for step in &event.completed_steps {
+        let undone = if step.compensated { ", undone" } else { "" };
+        let output = payload_text(step.output.as_ref());
+        fact("completed", &format!("{}{undone}: {output}", step.step_path));
+    }
+    let mut error = event.error.as_ref();
+    while let Some(current) = error {
+        if current.details.is_some() {
+            fact("details", &payload_text(current.details.as_ref()));
+        }
+        for line in current.stack_trace.lines() {
+            fact("", line);
+        }
+        error = current.cause.as_deref();
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use recoup_sdk::proto::{Error, RetryDecision, RetryReason, RetryVerdict};
+
+    use super::*;
+
+    #[test]
+    fn kinds_are_named_as_in_the_documentation() {
+        assert_eq!(parse_kind("step_failed"), Ok(FailureKind::StepFailed));
+        assert_eq!(parse_kind("Compensation-Parked"), Ok(FailureKind::CompensationParked));
+        assert_eq!(kind_name(FailureKind::StepFailed), "step_failed");
+        parse_kind("unspecified").expect_err("it is none");
+        parse_kind("x").expect_err("it is none");
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let mut event = FailureEvent {
+            workflow: "order".to_owned(),
+            execution_key: "order-7".to_owned(),
+            step_path: "charge".to_owned(),
+            attempt: 2,
+            max_attempts: 3,
+            error: Some(Error { r#type: "payment.declined".to_owned(), ..Error::default() }),
+            ..FailureEvent::default()
+        };
+        event.set_kind(FailureKind::StepFailed);
+        let mut decision = RetryDecision::default();
+        decision.set_verdict(RetryVerdict::Stop);
+        decision.set_reason(RetryReason::NonRetryable);
+        event.decision = Some(decision);
+        assert_eq!(
+            event_line(&event, Style::PLAIN).trim(),
+            "step_failed             order order-7  charge attempt 2 of 3  payment.declined → \
+             stopped: non-retryable (said by the worker)"
+        );
+    }
+}

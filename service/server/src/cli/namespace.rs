@@ -1,0 +1,66 @@
+//! `recoup namespace …`
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::Connection;
+use super::execution::parse_duration;
+use super::exit::{EXIT_CODES, Exit, Failed};
+use super::text::{duration, one_line, proto_nanos, timestamp};
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct NamespaceArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(subcommand)]
+    command: NamespaceCommand,
+}
+
+#[derive(Subcommand)]
+enum NamespaceCommand {
+    /// Create a namespace, such as `company.team`
+    Create {
+        name: String,
+        /// Text for people.
+        #[arg(long, default_value = "")]
+        description: String,
+        /// How long ended executions stay, like 24h or 30d. Default: the server's setting.
+        #[arg(long, value_parser = parse_duration)]
+        retention: Option<Duration>,
+    },
+    /// List namespaces by name
+    List {
+        /// `company.*` for those below `company`, or a full name. Default: all.
+        #[arg(default_value = "")]
+        pattern: String,
+        /// At most this many.
+        #[arg(long, default_value = "100")]
+        limit: usize,
+    },
+}
+
+pub async fn run(arguments: NamespaceArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    match arguments.command {
+        NamespaceCommand::Create { name, description, retention } => {
+            let created = session.client.create_namespace(name, description, retention).await?;
+            session.say(&created, |_| vec![created.name.clone()])?;
+        }
+        NamespaceCommand::List { pattern, limit } => {
+            let namespaces = session.client.namespaces(pattern).collect(limit).await?;
+            let head = ["NAME", "RETENTION", "CREATED", "DESCRIPTION"];
+            session.say_all(&namespaces, &head, |namespace| {
+                let retention = namespace.retention.as_ref();
+                vec![
+                    namespace.name.clone(),
+                    retention.map(|time| duration(proto_nanos(time))).unwrap_or_default(),
+                    namespace.created_at.as_ref().map(timestamp).unwrap_or_default(),
+                    one_line(&namespace.description),
+                ]
+            })?;
+        }
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,61 @@
+//! `recoup show`
+
+use clap::Args;
+use recoup_sdk::Client;
+use recoup_sdk::proto::{ExecutionInfo, HistoryEntry};
+use serde_json::json;
+
+use super::exit::{self, EXIT_CODES, Exit, Failed};
+use super::text::Style;
+use super::timeline::{self, AttemptsMax};
+use super::{Connection, Output};
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ShowArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    execution_id: String,
+}
+
+pub async fn show(arguments: ShowArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    if session.output == Output::Text {
+        print_timeline(&session.client, &arguments.execution_id, session.style).await?;
+        return Ok(Exit::Done);
+    }
+    let (execution, history) = read(&session.client, &arguments.execution_id).await?;
+    let document = json!({ "execution": execution, "history": history });
+    exit::print(&[document.to_string()])?;
+    Ok(Exit::Done)
+}
+
+/// Prints the timeline of an execution; the demo does it too.
+pub async fn print_timeline(
+    client: &Client,
+    execution_id: &str,
+    style: Style,
+) -> Result<(), Failed> {
+    let (execution, history) = read(client, execution_id).await?;
+    let attempts_max = attempts_max(client, &execution).await;
+    exit::print(&timeline::render(&execution, &history, &attempts_max, style))
+}
+
+/// History first: the execution then is as new as the last event, or newer.
+async fn read(
+    client: &Client,
+    execution_id: &str,
+) -> Result<(ExecutionInfo, Vec<HistoryEntry>), Failed> {
+    let history = client.history(execution_id).collect(usize::MAX).await?;
+    let execution = client.execution(execution_id).await?;
+    Ok((execution, history))
+}
+
+/// Without the definition the timeline only lacks the `of 5`.
+async fn attempts_max(client: &Client, execution: &ExecutionInfo) -> AttemptsMax {
+    let client = client.in_namespace(execution.namespace.as_str());
+    let workflow =
+        client.workflow(execution.workflow.as_str(), Some(execution.workflow_version)).await;
+    let definition = workflow.ok().and_then(|workflow| workflow.definition);
+    definition.as_ref().map(AttemptsMax::of).unwrap_or_default()
+}

@@ -1,0 +1,204 @@
+//! How values look to people: colours, durations, times, payloads, tables.
+
+use recoup_proto::v1::{self, ExecutionState, Payload, payload::Content};
+use recoup_proto::{Duration, Timestamp};
+
+/// The longest text of a payload in a line.
+const PAYLOAD_CHARS_MAX: usize = 300;
+
+/// What a text means, from which its colour follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    Plain,
+    Bold,
+    Dim,
+    Good,
+    Warn,
+    Bad,
+}
+
+/// Whether there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    colours: bool,
+}
+
+impl Style {
+    #[cfg(test)]
+    pub const PLAIN: Self = Self { colours: false };
+
+    /// Colours on a terminal, unless NO_COLOR holds anything.
+    pub fn detect(is_terminal: bool) -> Self {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { colours: !refused && is_terminal }
+    }
+
+    pub fn heading(self, text: &str) -> String {
+        self.paint(Paint::Bold, text)
+    }
+
+    pub fn paint(self, paint: Paint, text: &str) -> String {
+        let code = match paint {
+            _ if !self.colours || text.is_empty() => return text.to_owned(),
+            Paint::Plain => return text.to_owned(),
+            Paint::Bold => "1",
+            Paint::Dim => "2",
+            Paint::Good => "32",
+            Paint::Warn => "33",
+            Paint::Bad => "31",
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+}
+
+/// Nanoseconds since 1970.
+pub fn timestamp_nanos(time: &Timestamp) -> i128 {
+    i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos)
+}
+
+pub fn nanos_between(from: &Timestamp, to: &Timestamp) -> i128 {
+    timestamp_nanos(to) - timestamp_nanos(from)
+}
+
+pub fn proto_nanos(duration: &Duration) -> i128 {
+    i128::from(duration.seconds) * 1_000_000_000 + i128::from(duration.nanos)
+}
+
+/// `850us`, `12ms`, `2.1s`, `1m05s`, `3h07m`, `2d04h`.
+pub fn duration(nanos: i128) -> String {
+    let millis = nanos / 1_000_000;
+    let seconds = millis / 1_000;
+    match seconds {
+        _ if nanos < 0 => "0ms".to_owned(),
+        _ if millis == 0 => format!("{}us", nanos / 1_000),
+        0 => format!("{millis}ms"),
+        1..60 => {
+            let tenths = millis / 100;
+            format!("{}.{}s", tenths / 10, tenths % 10)
+        }
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// `2026-11-21T04:46:32.123Z`
+pub fn timestamp(time: &Timestamp) -> String {
+    let millis = Timestamp { seconds: time.seconds, nanos: time.nanos / 1_000_000 * 1_000_000 };
+    let written = serde_json::to_value(millis).ok();
+    let written = written.as_ref().and_then(|value| value.as_str()).unwrap_or("?");
+    written.replace("+00:00", "Z")
+}
+
+/// `RUNNING`, as everywhere but in the protocol's own names.
+pub fn state_name(state: ExecutionState) -> String {
+    state.as_str_name().trim_start_matches("EXECUTION_STATE_").to_owned()
+}
+
+/// The content in one line, cut with an ellipsis.
+pub fn payload_text(payload: Option<&Payload>) -> String {
+    let text = match payload.and_then(|payload| payload.content.as_ref()) {
+        Some(Content::Json(json)) => one_line(json),
+        Some(Content::Data(data)) => match std::str::from_utf8(data) {
+            Ok(text) => one_line(text),
+            Err(_) => format!("{} bytes", data.len()),
+        },
+        Some(Content::Reference(reference)) => {
+            format!("{} bytes elsewhere, id {}", reference.size_bytes, reference.payload_id)
+        }
+        None => "null".to_owned(),
+    };
+    if text.chars().count() <= PAYLOAD_CHARS_MAX {
+        return text;
+    }
+    text.chars().take(PAYLOAD_CHARS_MAX).chain(['…']).collect()
+}
+
+/// What others wrote must not move the cursor of a terminal or begin a line of its own.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// `payment.card_declined: no (caused by bank.refused: code 51)`
+pub fn error_line(error: Option<&v1::Error>) -> String {
+    let Some(error) = error else { return String::new() };
+    let mut line = one_line(&error.r#type);
+    if line.is_empty() {
+        line.push_str("unknown");
+    }
+    if !error.message.is_empty() {
+        line.push_str(": ");
+        line.push_str(&one_line(&error.message));
+    }
+    if let Some(cause) = &error.cause {
+        line.push_str(&format!(" (caused by {})", error_line(Some(cause))));
+    }
+    line
+}
+
+/// Rows under a head, in aligned columns.
+pub fn table(head: &[&str], rows: &[Vec<String>], style: Style) -> Vec<String> {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);
+        cells.chain([head[column]]).map(|cell| cell.chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let head = line(&mut head.iter().copied());
+    let mut lines = vec![style.heading(&head)];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        const SECOND: i128 = 1_000_000_000;
+        for (nanos, expected) in [
+            (-5, "0ms"),
+            (850_000, "850us"),
+            (12_345_678, "12ms"),
+            (SECOND, "1.0s"),
+            (2_149_000_000, "2.1s"),
+            (59_999_000_000, "59.9s"),
+            (65 * SECOND, "1m05s"),
+            (11_220 * SECOND, "3h07m"),
+            (187_200 * SECOND, "2d04h"),
+        ] {
+            assert_eq!(duration(nanos), expected);
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_stays_in_its_line() {
+        let error = v1::Error {
+            r#type: "a.b".to_owned(),
+            message: "one\ntwo\u{1b}[31m".to_owned(),
+            cause: Some(Box::new(v1::Error { r#type: "c".to_owned(), ..Default::default() })),
+            ..Default::default()
+        };
+        assert_eq!(error_line(Some(&error)), "a.b: one two [31m (caused by c)");
+        let long =
+            Payload { content: Some(Content::Json("x".repeat(1_000))), ..Payload::default() };
+        assert_eq!(payload_text(Some(&long)).chars().count(), PAYLOAD_CHARS_MAX + 1);
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["é".to_owned(), "x".to_owned()], vec!["long".to_owned(), String::new()]];
+        let lines = table(&["A", "B"], &rows, Style::PLAIN);
+        assert_eq!(lines, ["A     B", "é     x", "long"]);
+    }
+
+    #[test]
+    fn times_are_utc_with_milliseconds() {
+        let time = Timestamp { seconds: 1_790_000_000, nanos: 123_456_789 };
+        assert_eq!(timestamp(&time), "2026-09-21T14:13:20.123Z");
+    }
+}

@@ -1,0 +1,312 @@
+use recoup_proto::v1::{
+    CompensationInfo, CompensationStepState, DueCompensation, Error, PendingAttempt, Step,
+    WorkflowDefinition,
+};
+use recoup_proto::{Duration, Timestamp};
+
+use super::*;
+
+/// Milliseconds since the execution's start as a time.
+fn at(millis: i64) -> Option<Timestamp> {
+    let nanos = i32::try_from(millis % 1_000 * 1_000_000).expect("below a second");
+    Some(Timestamp { seconds: 1_790_000_000 + millis / 1_000, nanos })
+}
+
+fn step(path: &str, compensation: bool) -> Option<StepRef> {
+    Some(StepRef { step_path: path.to_owned(), compensation })
+}
+
+fn error(error_type: &str, message: &str) -> Option<Error> {
+    Some(Error { r#type: error_type.into(), message: message.into(), ..Error::default() })
+}
+
+fn json(text: &str) -> Option<v1::Payload> {
+    let content = Some(v1::payload::Content::Json(text.to_owned()));
+    Some(v1::Payload { content, ..v1::Payload::default() })
+}
+
+fn history(events: Vec<(i64, Event)>) -> Vec<HistoryEntry> {
+    let entry = |(millis, event)| HistoryEntry {
+        time: at(millis),
+        run: 1,
+        event: Some(event),
+        ..HistoryEntry::default()
+    };
+    events.into_iter().map(entry).collect()
+}
+
+fn scheduled(path: &str, compensation: bool, attempt: u32, due: i64) -> Event {
+    let step = step(path, compensation);
+    Event::AttemptScheduled(v1::AttemptScheduled { step, attempt, due_at: at(due) })
+}
+
+fn completed(path: &str, compensation: bool, attempt: u32) -> Event {
+    Event::StepCompleted(v1::StepCompleted {
+        step: step(path, compensation),
+        attempt,
+        output: None,
+        worker: "worker-1".to_owned(),
+    })
+}
+
+fn retry(delay_millis: u64, reason: RetryReason, rule_index: Option<u32>) -> RetryDecision {
+    RetryDecision {
+        verdict: RetryVerdict::Retry.into(),
+        reason: reason.into(),
+        rule_index,
+        delay: Some(Duration::from(std::time::Duration::from_millis(delay_millis))),
+        ..RetryDecision::default()
+    }
+}
+
+fn stop(reason: RetryReason) -> RetryDecision {
+    RetryDecision {
+        verdict: RetryVerdict::Stop.into(),
+        reason: reason.into(),
+        ..RetryDecision::default()
+    }
+}
+
+fn failed(path: &str, attempt: u32, error: Option<Error>, decision: RetryDecision) -> Event {
+    Event::AttemptFailed(v1::AttemptFailed {
+        step: step(path, false),
+        attempt,
+        error,
+        decision: Some(decision),
+        outcome: AttemptOutcome::Known.into(),
+        worker: "worker-1".to_owned(),
+    })
+}
+
+fn started() -> Event {
+    Event::ExecutionStarted(v1::ExecutionStarted {
+        workflow: "order".to_owned(),
+        workflow_version: 3,
+        ..v1::ExecutionStarted::default()
+    })
+}
+
+fn execution(state: ExecutionState) -> ExecutionInfo {
+    let mut execution = ExecutionInfo {
+        execution_id: "e1".to_owned(),
+        execution_key: "order-7".to_owned(),
+        namespace: "default".to_owned(),
+        workflow: "order".to_owned(),
+        workflow_version: 3,
+        run: 1,
+        started_at: at(0),
+        input: json("{\"id\":7}"),
+        ..ExecutionInfo::default()
+    };
+    execution.set_state(state);
+    execution
+}
+
+fn definition() -> WorkflowDefinition {
+    let policy = |max_attempts| {
+        Some(v1::RetryPolicy { max_attempts: Some(max_attempts), ..Default::default() })
+    };
+    let mut reserve = Step { id: "reserve".to_owned(), ..Step::default() };
+    reserve.compensate = Some(v1::Compensate { retry: policy(2), ..Default::default() });
+    let charge = Step { id: "charge".to_owned(), retry: policy(3), ..Step::default() };
+    let notify = Step { id: "notify".to_owned(), ..Step::default() };
+    WorkflowDefinition {
+        steps: vec![reserve, charge],
+        finally: vec![notify],
+        ..WorkflowDefinition::default()
+    }
+}
+
+#[track_caller]
+fn reads(execution: &ExecutionInfo, events: Vec<(i64, Event)>, expected: &str) {
+    let attempts_max = AttemptsMax::of(&definition());
+    let lines = render(execution, &history(events), &attempts_max, Style::PLAIN);
+    let text = lines.join("\n");
+    assert_eq!(text.trim(), expected.trim(), "\n--- is\n{text}\n--- should be\n{expected}");
+}
+
+#[test]
+fn a_failure_that_was_compensated() {
+    let mut execution = execution(ExecutionState::Failed);
+    execution.ended_at = at(3_420);
+    execution.set_compensation_state(CompensationState::Done);
+    let due = vec![DueCompensation {
+        step_path: "reserve".to_owned(),
+        outcome: StepOutcome::Completed.into(),
+    }];
+    let declined = error("payment.card_declined", "the bank said no");
+    let events = vec![
+        (0, started()),
+        (0, scheduled("reserve", false, 1, 0)),
+        (12, completed("reserve", false, 1)),
+        (12, scheduled("charge", false, 1, 12)),
+        (
+            1_204,
+            failed(
+                "charge",
+                1,
+                error("payment.rate_limited", "slow down"),
+                retry(2_100, RetryReason::Rule, Some(0)),
+            ),
+        ),
+        (1_204, scheduled("charge", false, 2, 3_304)),
+        (3_310, failed("charge", 2, declined.clone(), stop(RetryReason::NonRetryableType))),
+        (
+            3_310,
+            Event::StepFailed(v1::StepFailed {
+                step: step("charge", false),
+                error: declined.clone(),
+            }),
+        ),
+        (
+            3_310,
+            Event::CompensationStarted(v1::CompensationStarted { due, cleanup_deadline: None }),
+        ),
+        (3_310, scheduled("reserve", true, 1, 3_310)),
+        (3_400, completed("reserve", true, 1)),
+        (3_400, Event::FinallyStarted(v1::FinallyStarted::default())),
+        (3_400, scheduled("notify", false, 1, 3_400)),
+        (3_420, completed("notify", false, 1)),
+        (
+            3_420,
+            Event::ExecutionEnded(v1::ExecutionEnded {
+                state: ExecutionState::Failed.into(),
+                error: declined,
+                reason: String::new(),
+            }),
+        ),
+    ];
+    reads(
+        &execution,
+        events,
+        "
+✗ order v3  e1  FAILED after 3.4s, compensation DONE
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {\"id\":7}
+
+  +0.000s  ● started                order v3
+  +0.012s  ✓ reserve  1 of 5  12ms  by worker-1
+  +1.204s  ↻ charge   1 of 3  1.1s  payment.rate_limited: slow down → retry in 2.1s (rule 1, attempt 2 of 3)
+  +3.310s  ✗ charge   2 of 3   6ms  payment.card_declined: the bank said no → stopped: non-retryable type (caller's policy)
+
+  compensation: reserve
+  +3.400s  ↩ reserve  1 of 2  90ms  undone by worker-1
+
+  finally
+  +3.420s  ✓ notify   1 of 5  20ms  by worker-1
+
+  +3.420s  ✗ FAILED                 payment.card_declined: the bank said no
+",
+    );
+}
+
+#[test]
+fn one_that_waits() {
+    let mut execution = execution(ExecutionState::Running);
+    let mut waiting = PendingAttempt {
+        step_path: "charge".to_owned(),
+        attempt: 2,
+        max_attempts: 3,
+        next_retry_at: at(2_500),
+        ..PendingAttempt::default()
+    };
+    waiting.set_state(AttemptState::Waiting);
+    execution.pending_attempts = vec![waiting];
+    let mut lost = failed(
+        "charge",
+        1,
+        error("recoup.worker_lost", "its session ended"),
+        retry(1_000, RetryReason::Policy, None),
+    );
+    if let Event::AttemptFailed(failed) = &mut lost {
+        failed.set_outcome(AttemptOutcome::Unknown);
+    }
+    let events = vec![(0, started()), (0, scheduled("charge", false, 1, 0)), (1_500, lost)];
+    reads(
+        &execution,
+        events,
+        "
+… order v3  e1  RUNNING
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {\"id\":7}
+
+  +0.000s  ● started                order v3
+  +1.500s  ↻ charge   1 of 3  1.5s  recoup.worker_lost: its session ended (outcome unknown) → retry in 1.0s (policy, attempt 2 of 3)
+           … charge   2 of 3        waits until +2.5s
+",
+    );
+}
+
+#[test]
+fn one_that_a_person_must_look_at() {
+    let mut execution = execution(ExecutionState::Cancelled);
+    execution.ended_at = at(90_000);
+    execution.set_compensation_state(CompensationState::Parked);
+    let mut parked = CompensationInfo { step_path: "reserve".to_owned(), ..Default::default() };
+    parked.set_state(CompensationStepState::Parked);
+    execution.compensations = vec![parked];
+    let due = vec![DueCompensation {
+        step_path: "reserve".to_owned(),
+        outcome: StepOutcome::Unknown.into(),
+    }];
+    let events = vec![
+        (0, started()),
+        (5, Event::CancelRequested(v1::CancelRequested { reason: "wrong order".to_owned() })),
+        (6, Event::CompensationStarted(v1::CompensationStarted { due, cleanup_deadline: None })),
+        (
+            90_000,
+            Event::CompensationParked(v1::CompensationParked {
+                step_path: "reserve".to_owned(),
+                error: error("stock.away", ""),
+            }),
+        ),
+    ];
+    reads(
+        &execution,
+        events,
+        "
+■ order v3  e1  CANCELLED after 1m30s, compensation PARKED
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {\"id\":7}
+
+   +0.000s  ● started               order v3
+   +0.005s  ■ cancel requested      wrong order
+
+  compensation: reserve (outcome unknown)
+  +90.000s  ‼ reserve               stock.away → parked: a person must act
+
+  parked, a person must act: reserve
+    recoup compensation retry e1 --step reserve
+    recoup compensation skip e1 reserve --reason \"…\"
+",
+    );
+}
+
+#[test]
+fn every_reason_to_stop_is_told() {
+    let mut seen = HashSet::new();
+    for reason in 1..=11 {
+        let reason = RetryReason::try_from(reason).expect("a reason to stop");
+        let text = decision_text(&stop(reason), "");
+        assert!(!text.contains("no reason given"), "{reason:?}");
+        assert!(seen.insert(text), "{reason:?} is told like another");
+    }
+}
+
+#[test]
+fn attempts_without_a_limit_have_none_told() {
+    let unlimited = v1::RetryPolicy {
+        max_duration: Some(Duration { seconds: 60, nanos: 0 }),
+        ..v1::RetryPolicy::default()
+    };
+    let definition = WorkflowDefinition {
+        defaults: Some(v1::WorkflowDefaults { retry: Some(unlimited), ..Default::default() }),
+        ..definition()
+    };
+    let max = AttemptsMax::of(&definition);
+    let named = |path: &str, compensation| max.text(&step(path, compensation).expect("one"), 2);
+    assert_eq!(named("reserve", false), "2");
+    assert_eq!(named("charge", false), "2 of 3");
+    assert_eq!(named("reserve", true), "2 of 2");
+    assert_eq!(named("elsewhere", false), "2");
+}

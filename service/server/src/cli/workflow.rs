@@ -1,0 +1,222 @@
+//! `recoup workflow …`
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use recoup_sdk::proto::{DefinitionIssue, IssueSeverity, StepRetrySchedule};
+
+use super::exit::{EXIT_CODES, Exit, Failed};
+use super::text::{Paint, Style, duration, one_line, proto_nanos, timestamp};
+use super::{Connection, Session};
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct WorkflowArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    #[command(subcommand)]
+    command: WorkflowCommand,
+}
+
+#[derive(Subcommand)]
+enum WorkflowCommand {
+    /// Register workflows from YAML or JSON files; what is registered already stays as it is
+    Register {
+        /// Files; `-` is standard input.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Check a file as `register` would, and print the waits that its retry policies compute
+    Validate {
+        /// File; `-` is standard input.
+        file: PathBuf,
+    },
+    /// List workflows by name
+    List {
+        /// Only names that begin with this.
+        #[arg(default_value = "")]
+        prefix: String,
+        /// At most this many.
+        #[arg(long, default_value = "100")]
+        limit: usize,
+    },
+    /// Show a workflow with its definition
+    Show {
+        name: String,
+        /// Which version. Default: the latest.
+        #[arg(long)]
+        version: Option<u32>,
+    },
+}
+
+pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
+    match arguments.command {
+        WorkflowCommand::Register { files } => {
+            let texts = files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
+            let session = arguments.connection.open().await?;
+            register(&session, texts).await
+        }
+        WorkflowCommand::Validate { file } => {
+            let text = read(&file)?;
+            let session = arguments.connection.open().await?;
+            validate(&session, text, &file).await
+        }
+        WorkflowCommand::List { prefix, limit } => {
+            let session = arguments.connection.open().await?;
+            let workflows = session.client.workflows(prefix).collect(limit).await?;
+            session.say_all(
+                &workflows,
+                &["NAME", "VERSION", "REGISTERED", "DESCRIPTION"],
+                |workflow| {
+                    vec![
+                        workflow.name.clone(),
+                        workflow.latest_version.to_string(),
+                        workflow.registered_at.as_ref().map(timestamp).unwrap_or_default(),
+                        one_line(&workflow.description),
+                    ]
+                },
+            )?;
+            Ok(Exit::Done)
+        }
+        WorkflowCommand::Show { name, version } => {
+            let session = arguments.connection.open().await?;
+            show(&session, name, version).await
+        }
+    }
+}
+
+/// The text of a file, or of standard input for `-`.
+pub(super) fn read(file: &Path) -> Result<String, Failed> {
+    let text = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    text.map_err(|error| Failed::usage(format!("{} cannot be read: {error}", file.display())))
+}
+
+async fn register(session: &Session, texts: Vec<String>) -> Result<Exit, Failed> {
+    for text in texts {
+        let registered = session.client.register_workflow(text).await?;
+        session.say(&registered, |style| {
+            let what = if registered.created { "registered" } else { "unchanged" };
+            let title = format!("{} v{} {what}", registered.name, registered.version);
+            let mut lines = vec![style.paint(Paint::Bold, &title)];
+            lines.extend(registered.warnings.iter().map(|issue| issue_line(issue, "", style)));
+            lines
+        })?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn validate(session: &Session, text: String, file: &Path) -> Result<Exit, Failed> {
+    let answer = session.client.validate_workflow(text).await?;
+    session.say(&answer, |style| {
+        let file = file.display().to_string();
+        let issues = answer.issues.iter().map(|issue| issue_line(issue, &file, style));
+        let mut lines: Vec<_> = issues.collect();
+        if answer.valid {
+            lines.push(style.paint(Paint::Good, "valid"));
+        }
+        lines.extend(answer.schedules.iter().flat_map(schedule_lines));
+        lines
+    })?;
+    Ok(if answer.valid { Exit::Done } else { Exit::Refused })
+}
+
+/// `order.yaml:12:7: error: steps[1].retry: …`
+fn issue_line(issue: &DefinitionIssue, file: &str, style: Style) -> String {
+    let place = if issue.line == 0 {
+        file.to_owned()
+    } else {
+        format!("{file}:{}:{}", issue.line, issue.column)
+    };
+    let (severity, paint) = match issue.severity() {
+        IssueSeverity::Warning => ("warning", Paint::Warn),
+        IssueSeverity::Error | IssueSeverity::Unspecified => ("error", Paint::Bad),
+    };
+    let severity = style.paint(paint, severity);
+    let parts = [place.as_str(), &severity, &issue.field_path, &one_line(&issue.message)];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+}
+
+fn schedule_lines(schedule: &StepRetrySchedule) -> Vec<String> {
+    let waits = |delays: &[recoup_proto::Duration], truncated: bool| {
+        let mut waits: Vec<_> =
+            delays.iter().take(20).map(|delay| duration(proto_nanos(delay))).collect();
+        if truncated || delays.len() > waits.len() {
+            waits.push("…".to_owned());
+        }
+        if waits.is_empty() { "no retry".to_owned() } else { format!("waits {}", waits.join(", ")) }
+    };
+    let what = if schedule.compensation { ", compensation" } else { "" };
+    let policy = waits(&schedule.delays, schedule.truncated);
+    let mut lines = vec![format!("  {}{what}: {policy}", schedule.step_path)];
+    let types = |index: u32| {
+        let rules = schedule.policy.as_ref().map(|policy| policy.rules.as_slice());
+        let rule = rules.unwrap_or_default().get(index as usize);
+        rule.map_or_else(String::new, |rule| rule.error_types.join(", "))
+    };
+    lines.extend(schedule.rules.iter().map(|rule| {
+        let waits = waits(&rule.delays, rule.truncated);
+        format!("    rule {} ({}): {waits}", rule.rule_index + 1, types(rule.rule_index))
+    }));
+    lines
+}
+
+async fn show(session: &Session, name: String, version: Option<u32>) -> Result<Exit, Failed> {
+    let workflow = session.client.workflow(name, version).await?;
+    let definition = serde_json::to_string_pretty(&workflow.definition).map_err(Failed::json)?;
+    session.say(&workflow, |style| {
+        let title = format!("{} v{}", workflow.name, workflow.version);
+        let mut facts = format!("  namespace {}", workflow.namespace);
+        if let Some(registered) = &workflow.registered_at {
+            facts.push_str(&format!(" · registered {}", timestamp(registered)));
+        }
+        if let Some(retired) = &workflow.retired_at {
+            facts.push_str(&format!(" · retired {}", timestamp(retired)));
+        }
+        vec![style.paint(Paint::Bold, &title), style.paint(Paint::Dim, &facts), definition]
+    })?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use recoup_sdk::proto::{RetryPolicy, RetryRule, RuleRetrySchedule};
+
+    use super::*;
+
+    #[test]
+    fn an_issue_is_where_editors_find_it() {
+        let mut issue = DefinitionIssue {
+            field_path: "steps[1].when".to_owned(),
+            line: 12,
+            column: 7,
+            message: "no step `x`".to_owned(),
+            ..DefinitionIssue::default()
+        };
+        let line = issue_line(&issue, "order.yaml", Style::PLAIN);
+        assert_eq!(line, "order.yaml:12:7: error: steps[1].when: no step `x`");
+        issue.line = 0;
+        issue.set_severity(IssueSeverity::Warning);
+        let line = issue_line(&issue, "", Style::PLAIN);
+        assert_eq!(line, "warning: steps[1].when: no step `x`");
+    }
+
+    #[test]
+    fn a_schedule_tells_its_waits_and_those_of_its_rules() {
+        let seconds = |seconds| recoup_proto::Duration { seconds, nanos: 0 };
+        let rule = RetryRule { error_types: vec!["a.b".to_owned()], ..RetryRule::default() };
+        let schedule = StepRetrySchedule {
+            step_path: "charge".to_owned(),
+            policy: Some(RetryPolicy { rules: vec![rule], ..RetryPolicy::default() }),
+            delays: vec![seconds(1), seconds(2)],
+            truncated: true,
+            rules: vec![RuleRetrySchedule { rule_index: 0, ..RuleRetrySchedule::default() }],
+            ..StepRetrySchedule::default()
+        };
+        let expected = ["  charge: waits 1.0s, 2.0s, …", "    rule 1 (a.b): no retry"];
+        assert_eq!(schedule_lines(&schedule), expected);
+    }
+}
