@@ -53,6 +53,7 @@ enum Timer {
     Heads,
     Due,
     Claim,
+    Dispatch,
 }
 
 /// So late a node has been asleep, or has had no time for its work.
@@ -220,6 +221,7 @@ impl<R> Node<R> {
                 Timer::Heads => self.ask_heads(),
                 Timer::Due => self.ask_due(),
                 Timer::Claim => self.claim(),
+                Timer::Dispatch => self.dispatch_all(),
             }
         }
     }

@@ -2,6 +2,7 @@
 //! the executions that this node owns.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
@@ -298,10 +299,22 @@ impl<R> Node<R> {
     }
 
     fn unqueue_place(&mut self, place: &Place) {
-        if let Place::Queued { queue, order } = place
-            && let Some(queue) = self.queues.get_mut(queue)
-        {
-            queue.remove(*order);
+        match place {
+            Place::Queued { queue, order } => {
+                if let Some(queue) = self.queues.get_mut(queue) {
+                    queue.remove(*order);
+                }
+            }
+            Place::Starting { worker } => self.return_credit(*worker),
+            _ => {}
+        }
+    }
+
+    /// A worker was chosen and gets nothing: he takes as much as before.
+    fn return_credit(&mut self, worker: WorkerKey) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.credit += 1;
+            self.set_timer(Duration::ZERO, Timer::Dispatch);
         }
     }
 
@@ -461,6 +474,7 @@ impl<R> Node<R> {
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.place = Place::Grace { until };
         }
+        self.return_credit(worker);
     }
 
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
@@ -547,9 +561,7 @@ impl<R> Node<R> {
             && let Place::Starting { worker } = attempt.place
         {
             attempt.place = Place::Grace { until };
-            if let Some(worker) = self.workers.get_mut(&worker) {
-                worker.credit += 1;
-            }
+            self.return_credit(worker);
         }
     }
 

@@ -84,7 +84,10 @@ impl<R> Node<R> {
         self.outputs.push_back(Output::Join);
         let wanted = |timer: &Timer| {
             // A queue that is watched relies on its timer.
-            matches!(timer, Timer::Session(_) | Timer::Execution(_) | Timer::Queue(_))
+            matches!(
+                timer,
+                Timer::Session(_) | Timer::Execution(_) | Timer::Queue(_) | Timer::Dispatch
+            )
         };
         self.timers.retain(|(_, timer)| wanted(timer));
         self.claiming = false;
