@@ -66,11 +66,21 @@ impl Ledger {
         }
     }
 
-    /// When the session could have ended at the earliest, as seen at a time.
-    fn session_end(&self, node: NodeId, session: &str, seen_at: Timestamp) -> Option<Timestamp> {
-        let place = (*self.machine_of.get(&node)?, session.to_owned());
-        let last = self.touches.get(&place)?.range(..seen_at).next_back()?;
-        Some(*last + *self.session_ttl.get(session)?)
+    /// Whether a node can have seen a session end between two times: for its time to live nothing
+    /// had come.
+    fn session_ended(&self, node: NodeId, session: &str, from: Timestamp, to: Timestamp) -> bool {
+        let Some((machine, ttl)) =
+            self.machine_of.get(&node).copied().zip(self.session_ttl.get(session).copied())
+        else {
+            return false;
+        };
+        let touches = self.touches.get(&(machine, session.to_owned()));
+        let touches: Vec<_> = touches.into_iter().flatten().copied().collect();
+        touches.iter().enumerate().any(|(index, last)| {
+            let end = *last + ttl;
+            let next = touches.get(index + 1).copied().unwrap_or(Timestamp::MAX);
+            from <= end && end <= to && end <= next
+        })
     }
 
     pub fn latest(&self, id: ExecutionId) -> Option<&Execution> {
@@ -164,8 +174,17 @@ impl World<'_> {
             if !is_worker_lost(&failed.error) || given_up {
                 continue;
             }
-            let end = self.ledger.session_end(node, &failed.worker, at);
-            if end.is_none_or(|end| end > at) || failed.outcome != AttemptOutcome::Unknown {
+            // Decided when the last commit was done: the session may have begun anew by then.
+            let rows = self.ledger.histories.get(&id).into_iter().flatten();
+            let scheduled = rows.rev().find(|row| {
+                row.events.iter().any(|event| {
+                    matches!(event, Event::AttemptScheduled { path, attempt, .. }
+                        if *path == failed.path && *attempt == failed.attempt)
+                })
+            });
+            let from = scheduled.map_or(at, |row| row.state.decided_at);
+            let ended = self.ledger.session_ended(node, &failed.worker, from, at);
+            if !ended || failed.outcome != AttemptOutcome::Unknown {
                 let (path, attempt, worker) = (&failed.path, failed.attempt, &failed.worker);
                 wrong.push(format!("{}, {path}:{attempt}, worker `{worker}`", short(&id)));
             }
@@ -179,9 +198,9 @@ impl World<'_> {
         let Some(session) = row.id.strip_prefix("session-") else {
             return self.violate("loose events are of sessions", row.id.clone());
         };
-        let end = self.ledger.session_end(node, session, row.at);
-        if end.is_none_or(|end| end > row.at) {
-            let what = format!("{session} at {:?}, could end at {end:?}", row.at);
+        let ttl = self.ledger.session_ttl.get(session).copied().unwrap_or_default();
+        if !self.ledger.session_ended(node, session, row.at - ttl * 8, row.at) {
+            let what = format!("{session} at {:?}", row.at);
             self.violate("a lost worker's session has ended", what);
         }
         self.ledger.sessions_lost.insert(session.to_owned());
