@@ -29,7 +29,8 @@ pub(crate) fn recoup() -> &'static Path {
 
 /// The folder for what tests leave: logs, databases, records of workers.
 pub(crate) fn scratch() -> PathBuf {
-    let target = profile_folder().parent().map(Path::to_path_buf).expect("it is in a target folder");
+    let target =
+        profile_folder().parent().map(Path::to_path_buf).expect("it is in a target folder");
     let folder = target.join("tmp").join("end-to-end");
     std::fs::create_dir_all(&folder).expect("the target folder can be written to");
     folder
@@ -53,7 +54,13 @@ fn repository() -> &'static Path {
 
 fn build() {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository()).args(["build", "--package", "recoup-server", "--bin", "recoup"]);
+    cargo.current_dir(repository()).args([
+        "build",
+        "--package",
+        "recoup-server",
+        "--bin",
+        "recoup",
+    ]);
     if profile_folder().ends_with("release") {
         cargo.arg("--release");
     }

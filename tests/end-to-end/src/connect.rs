@@ -8,8 +8,8 @@ use recoup_proto::v1::namespace_service_client::NamespaceServiceClient;
 use recoup_proto::v1::payload::Content;
 use recoup_proto::v1::worker_service_client::WorkerServiceClient;
 use recoup_proto::v1::workflow_service_client::WorkflowServiceClient;
-use recoup_proto::v1::{Payload, WorkflowVersion};
 use recoup_proto::v1::{DefinitionSource, RegisterWorkflowRequest, register_workflow_request};
+use recoup_proto::v1::{Payload, WorkflowVersion};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -91,7 +91,9 @@ pub fn reason(status: &Status) -> String {
 /// away, or does not know. An answer that refuses for another reason is final.
 pub fn passes_by_itself(status: &Status) -> bool {
     match reason(status).as_str() {
-        "" => !matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::AlreadyExists),
+        "" => {
+            !matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::AlreadyExists)
+        }
         "STORE_UNAVAILABLE" | "OUTCOME_UNKNOWN" | "SHUTTING_DOWN" | "OVERLOADED" => true,
         _ => false,
     }

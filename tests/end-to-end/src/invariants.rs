@@ -178,7 +178,8 @@ impl Evidence {
             "two orders were acknowledged with the same execution".to_owned()
         });
         for lost in acknowledged.difference(&existing) {
-            violations.check(false, || format!("{lost}: its start was acknowledged, it is not there"));
+            violations
+                .check(false, || format!("{lost}: its start was acknowledged, it is not there"));
         }
         for doubled in existing.difference(&acknowledged) {
             violations.check(false, || format!("{doubled}: no order was acknowledged with it"));
@@ -219,9 +220,10 @@ impl Evidence {
                         violations.check(key == idempotency_key, || {
                             format!("{attempt:?} has the key {idempotency_key}, another had {key}")
                         });
-                        violations.check(attempt.number <= attempts_max(attempt.compensation), || {
-                            format!("{attempt:?} is one too many")
-                        });
+                        violations
+                            .check(attempt.number <= attempts_max(attempt.compensation), || {
+                                format!("{attempt:?} is one too many")
+                            });
                     }
                     Entry::Completed { attempt, mark } => {
                         let found = completed.get(mark);
@@ -274,7 +276,8 @@ impl Evidence {
             }
         }
         let refusals = &self.received.refusals;
-        violations.check(refusals.is_empty(), || format!("the subscriber was refused: {refusals:?}"));
+        violations
+            .check(refusals.is_empty(), || format!("the subscriber was refused: {refusals:?}"));
         let wrong = self.received.out_of_order();
         violations.check(wrong.is_empty(), || format!("events came out of order: {wrong:?}"));
     }
@@ -363,9 +366,8 @@ fn check_history(start: &Started, history: &History, violations: &mut Violations
             _ => {}
         }
     }
-    violations.check(ends == [start.fate.end()], || {
-        format!("{id}: {:?} ended as {ends:?}", start.fate)
-    });
+    violations
+        .check(ends == [start.fate.end()], || format!("{id}: {:?} ended as {ends:?}", start.fate));
     if let Some(end) = start.end {
         violations.check(ends == [end], || format!("{id}: {end:?} was answered, it is {ends:?}"));
     }

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use recoup_proto::v1::run_execution_response::Result as RunResult;
-use recoup_proto::v1::{
-    ExecutionSpec, ExecutionState, RunExecutionRequest, StartExecutionRequest,
-};
+use recoup_proto::v1::{ExecutionSpec, ExecutionState, RunExecutionRequest, StartExecutionRequest};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tonic::Status;

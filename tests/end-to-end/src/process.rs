@@ -23,7 +23,8 @@ impl Process {
     ///
     /// If it cannot be started.
     pub fn start(program: &Path, arguments: &[String], log: &Path) -> Self {
-        let stderr = File::options().create(true).append(true).open(log).expect("the folder is ours");
+        let stderr =
+            File::options().create(true).append(true).open(log).expect("the folder is ours");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program).args(arguments);
         // A setting of the caller's shell must not reach the program.

@@ -92,7 +92,8 @@ pub struct Folder(Option<TempDir>);
 
 impl Folder {
     pub fn new(name: &str) -> Self {
-        let made = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(binary::scratch());
+        let made =
+            tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(binary::scratch());
         Self(Some(made.expect("the target folder can be written to")))
     }
 

@@ -40,8 +40,7 @@ impl Workers {
         let (process, session) = &mut self.running[number];
         assert!(process.is_alive(), "a worker ended by itself:\n{}", process.log());
         process.kill();
-        let session =
-            if keeps_session { session.clone() } else { Uuid::new_v4().to_string() };
+        let session = if keeps_session { session.clone() } else { Uuid::new_v4().to_string() };
         let process = self.spawn(number, &session);
         self.running[number] = (process, session);
     }

@@ -16,8 +16,10 @@ use recoup_end_to_end::order;
 use recoup_end_to_end::server::{Folder, Server};
 use recoup_end_to_end::subscriber::Subscriber;
 use recoup_end_to_end::workers::Workers;
+use recoup_test_postgres::Server as Postgres;
+use recoup_test_postgres::proxy::{Fault, Proxy};
 
-const CLIENTS: usize = 12;
+const CLIENTS: usize = 24;
 const WORKERS: usize = 4;
 /// Between two faults so many starts must have been acknowledged: each strikes under load.
 const STARTS_BETWEEN: usize = 15;
@@ -142,4 +144,82 @@ async fn killing_workers_loses_nothing() {
         run.workers.kill_next();
     }
     run.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn killing_either_of_two_servers_on_postgres_loses_nothing() {
+    let folder = Folder::new("kill-two-servers");
+    let postgres = Postgres::start(&[]);
+    let url = postgres.database().await.url();
+    let mut servers = [(); 2].map(|()| Server::on_postgres(folder.path(), &url));
+    let mut run = Run::start("kill -9 of a server, two on Postgres", &folder, &servers).await;
+    for turn in 0.. {
+        if !run.next_hit().await {
+            break;
+        }
+        // By turns at once, and when the other has had its executions for some time.
+        servers[turn % 2].kill();
+        if turn % 4 >= 2 {
+            run.until_started().await;
+        }
+        servers[turn % 2].restart();
+    }
+    run.finish().await;
+    let starts: usize = servers.iter().map(Server::starts).sum();
+    assert_eq!(starts, hits() + 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn killing_workers_of_two_servers_on_postgres_loses_nothing() {
+    let folder = Folder::new("kill-workers-postgres");
+    let postgres = Postgres::start(&[]);
+    let url = postgres.database().await.url();
+    let servers = [(); 2].map(|()| Server::on_postgres(folder.path(), &url));
+    let mut run =
+        Run::start("kill -9 of workers, two servers on Postgres", &folder, &servers).await;
+    while run.next_hit().await {
+        run.workers.kill_next();
+    }
+    run.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn crashes_of_postgres_below_two_servers_lose_nothing() {
+    let folder = Folder::new("crash-postgres");
+    let mut postgres = Postgres::start(&[]);
+    let url = postgres.database().await.url();
+    let mut servers = [(); 2].map(|()| Server::on_postgres(folder.path(), &url));
+    let name = "pg_ctl stop -m immediate, two servers on Postgres";
+    let mut run = Run::start(name, &folder, &servers).await;
+    while run.next_hit().await {
+        postgres.crash();
+    }
+    run.finish().await;
+    assert!(servers.iter_mut().all(|server| server.process.is_alive()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn connections_to_postgres_cut_behind_commit_lose_nothing() {
+    let folder = Folder::new("cut-postgres");
+    let postgres = Postgres::start(&[]);
+    let database = postgres.database().await;
+    let proxy = Proxy::start(database.port).await;
+    let url = database.url_through(proxy.port());
+    let mut servers = [(); 2].map(|()| Server::on_postgres(folder.path(), &url));
+    let name = "cut between COMMIT and its answer, two servers on Postgres";
+    let mut run = Run::start(name, &folder, &servers).await;
+    while run.next_hit().await {
+        proxy.arm(Fault::CutBeforeAnswer);
+        let armed = Instant::now();
+        while proxy.is_armed() {
+            assert!(armed.elapsed() < STARTS_WITHIN, "nothing is committed any more");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    run.finish().await;
+    assert!(servers.iter_mut().all(|server| server.process.is_alive()));
 }

@@ -5,6 +5,8 @@
 //! The binaries are those of `$RECOUP_TEST_POSTGRES_BIN`, or the newest below `/usr/lib/postgresql`.
 //! Postgres refuses to run as root: then it runs as `postgres`, or as `nobody`.
 
+pub mod proxy;
+
 use std::fmt::Write as _;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -41,6 +43,7 @@ pub struct Server {
     bin: PathBuf,
     folder: PathBuf,
     port: u16,
+    settings: Vec<(String, String)>,
     databases: AtomicU32,
     watchdog: Child,
 }
@@ -83,6 +86,8 @@ impl Server {
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let bin = binaries();
         let mut log = String::new();
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        let settings: Vec<(String, String)> = settings.iter().map(owned).collect();
         for _ in 0..PORTS_TRIED {
             let folder = make_folder();
             let data = folder.join("data");
@@ -93,13 +98,14 @@ impl Server {
                 .output();
             succeed("initdb", init);
             let port = free_port();
-            let watchdog = spawn(&bin, &folder, &data, port, settings);
+            let watchdog = spawn(&bin, &folder, &data, port, &settings);
             let databases = AtomicU32::new(0);
-            let server = Self { bin: bin.clone(), folder, port, databases, watchdog };
+            let (bin, settings) = (bin.clone(), settings.clone());
+            let server = Self { bin, folder, port, settings, databases, watchdog };
             if server.is_ready() {
                 return server;
             }
-            log = std::fs::read_to_string(server.folder.join("log")).unwrap_or_default();
+            log = server.log();
         }
         panic!("no Postgres server could be started:\n{log}");
     }
@@ -111,6 +117,28 @@ impl Server {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Ends the server as a crash would, with `pg_ctl stop -m immediate`, and starts it again on the
+    /// same port: it recovers from its log.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be stopped or started.
+    pub fn crash(&mut self) {
+        let data = self.folder.join("data");
+        let mut stop = as_user(self.bin.join("pg_ctl"));
+        stop.args(["stop", "--mode=immediate", "--silent", "--pgdata"]).arg(&data);
+        succeed("pg_ctl", stop.output());
+        // The folder goes with the watchdog: the next one keeps it.
+        self.watchdog.kill().expect("our own child can be killed");
+        self.watchdog.wait().expect("our own child can be waited for");
+        self.watchdog = spawn(&self.bin, &self.folder, &data, self.port, &self.settings);
+        assert!(self.is_ready(), "the server did not come back: {}", self.log());
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
     /// Makes an empty database.
@@ -134,7 +162,6 @@ impl Server {
     }
 
     fn is_ready(&self) -> bool {
-        let log = self.folder.join("log");
         let deadline = Instant::now() + READY_WITHIN;
         while Instant::now() < deadline {
             let port = self.port.to_string();
@@ -144,7 +171,7 @@ impl Server {
             if asked.is_ok_and(|status| status.success()) {
                 return true;
             }
-            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            let log = self.log();
             if log.contains("FATAL") && !log.contains("the database system is") {
                 return false;
             }
@@ -164,7 +191,13 @@ impl Drop for Server {
     }
 }
 
-fn spawn(bin: &Path, folder: &Path, data: &Path, port: u16, settings: &[(&str, &str)]) -> Child {
+fn spawn(
+    bin: &Path,
+    folder: &Path,
+    data: &Path,
+    port: u16,
+    settings: &[(String, String)],
+) -> Child {
     let log = std::fs::File::create(folder.join("log")).expect("the folder is ours");
     // The watchdog is ours, so that it can take the folder away.
     let postgres = as_user(bin.join("postgres"));
@@ -183,7 +216,7 @@ fn spawn(bin: &Path, folder: &Path, data: &Path, port: u16, settings: &[(&str, &
         ("fsync", "on"),
         ("autovacuum_naptime", "10s"),
     ];
-    all.extend_from_slice(settings);
+    all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let mut port_setting = String::from("port=");
     write!(port_setting, "{port}").expect("a string takes everything");
     server.arg("-c").arg(port_setting);
@@ -287,6 +320,26 @@ fn succeed(program: &str, output: io::Result<Output>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_after_a_crash() {
+        let mut server = Server::start(&[("work_mem", "1MB")]);
+        let database = server.database().await;
+        let connect = async || {
+            let connected = tokio_postgres::connect(&database.url(), NoTls).await;
+            let (client, connection) = connected.expect("it is ready");
+            (client, tokio::spawn(connection))
+        };
+        let (client, driver) = connect().await;
+        client.batch_execute("create table kept as select 7 as number").await.expect("it may");
+        server.crash();
+        assert!(driver.await.expect("no panic").is_err(), "the connection outlived the server");
+        let (client, _driver) = connect().await;
+        let row = client.query_one("select number from kept", &[]).await.expect("it is there");
+        assert_eq!(row.get::<_, i32>(0), 7);
+        let row = client.query_one("show work_mem", &[]).await.expect("it answers");
+        assert_eq!(row.get::<_, &str>(0), "1MB");
+    }
 
     #[tokio::test]
     async fn a_server_accepts_connections_and_leaves_nothing_behind() {

@@ -15,8 +15,7 @@ use recoup_store::{
     Transitions,
 };
 use recoup_test_postgres::Server;
-
-use super::proxy::{Fault, Proxy};
+use recoup_test_postgres::proxy::{Fault, Proxy};
 
 const BATCHES: usize = 45;
 const STARTS: usize = 4;

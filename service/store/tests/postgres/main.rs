@@ -4,5 +4,4 @@ mod conformance;
 mod cut;
 mod feed;
 mod opening;
-mod proxy;
 mod ranges;

@@ -22,13 +22,19 @@ pub enum Fault {
     HalfOpen,
 }
 
-/// Dropping it leaves its connections as they are.
+/// Between clients and a server. Dropping it leaves its connections as they are.
+#[derive(Debug)]
 pub struct Proxy {
     port: u16,
     armed: Arc<Mutex<Option<Fault>>>,
 }
 
 impl Proxy {
+    /// Listens on a free port of 127.0.0.1.
+    ///
+    /// # Panics
+    ///
+    /// If no port is free.
     pub async fn start(server_port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let port = listener.local_addr().expect("it is bound").port();
@@ -37,7 +43,8 @@ impl Proxy {
         tokio::spawn(async move {
             let server = SocketAddr::from(([127, 0, 0, 1], server_port));
             while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(server).await.expect("the server listens");
+                // A server that is down closes its clients' connections, and so does the proxy.
+                let Ok(server) = TcpStream::connect(server).await else { continue };
                 for stream in [&client, &server] {
                     stream.set_nodelay(true).expect("TCP can");
                 }
@@ -51,10 +58,12 @@ impl Proxy {
         self.port
     }
 
+    /// The fault strikes the next COMMIT of any connection.
     pub fn arm(&self, fault: Fault) {
         *self.armed.lock().expect("nothing panics while it is held") = Some(fault);
     }
 
+    /// Whether it has not struck yet.
     pub fn is_armed(&self) -> bool {
         self.armed.lock().expect("nothing panics while it is held").is_some()
     }
