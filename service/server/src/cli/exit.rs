@@ -98,7 +98,10 @@ impl Failed {
         }
         let reason = if named { format!(" ({reason})") } else { String::new() };
         eprintln!("error: {}{reason}", one_line(&self.message));
-        for violation in &self.violations {
+        // One problem is often all that the message says.
+        let more =
+            |one: &&FieldViolation| self.message != format!("{}: {}", one.field, one.description);
+        for violation in self.violations.iter().filter(more) {
             let description = one_line(&violation.description);
             eprintln!("  {}: {description}", one_line(&violation.field));
         }

@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(
             event_line(&event, Style::PLAIN).trim(),
             "step_failed             order order-7  charge attempt 2 of 3  payment.declined → \
-             stopped: non-retryable (said by the worker)"
+             stopped: non-retryable (the error says so)"
         );
     }
 }

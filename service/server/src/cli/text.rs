@@ -69,7 +69,7 @@ pub fn duration(nanos: i128) -> String {
     let millis = nanos / 1_000_000;
     let seconds = millis / 1_000;
     match seconds {
-        _ if nanos < 0 => "0ms".to_owned(),
+        _ if nanos <= 0 => "0ms".to_owned(),
         _ if millis == 0 => format!("{}us", nanos / 1_000),
         0 => format!("{millis}ms"),
         1..60 => {
@@ -162,6 +162,7 @@ mod tests {
         const SECOND: i128 = 1_000_000_000;
         for (nanos, expected) in [
             (-5, "0ms"),
+            (0, "0ms"),
             (850_000, "850us"),
             (12_345_678, "12ms"),
             (SECOND, "1.0s"),

@@ -459,10 +459,10 @@ pub(super) fn decision_text(decision: &RetryDecision, next_attempt: &str) -> Str
     let why = match decision.reason() {
         RetryReason::Cancelled => "the execution is being cancelled".to_owned(),
         RetryReason::ScheduleTimeout => "its time over all attempts is up".to_owned(),
-        RetryReason::NonRetryable => "non-retryable (said by the worker)".to_owned(),
+        RetryReason::NonRetryable => "non-retryable (the error says so)".to_owned(),
         RetryReason::NonRetryableType => "non-retryable type (caller's policy)".to_owned(),
         RetryReason::NotOnAllowList => "type is not on the allow-list (caller's policy)".to_owned(),
-        RetryReason::Permanent => "permanent (said by the worker)".to_owned(),
+        RetryReason::Permanent => "permanent (the error says so)".to_owned(),
         RetryReason::AttemptsExhausted => "attempts used up".to_owned(),
         RetryReason::DurationExhausted => "retry time used up".to_owned(),
         RetryReason::RuleAttemptsExhausted => format!("attempts of {} used up", rule()),

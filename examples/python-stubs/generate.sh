@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes the stubs of recoup.v1 in `generated/`, which holds nothing else and is not committed.
+# PYTHON: an interpreter with grpcio-tools. Default: python3.
+set -euo pipefail
+cd "$(dirname "$0")"
+protos=../../proto
+python=${PYTHON:-python3}
+
+digest=$(cd "$protos" && cat recoup/v1/*.proto | sha256sum)
+if [[ "$(cat generated/digest 2>/dev/null)" == "$digest" ]]; then
+  exit 0
+fi
+rm -rf generated
+mkdir generated
+"$python" -m grpc_tools.protoc -I "$protos" --python_out=generated --grpc_python_out=generated \
+  "$protos"/recoup/v1/*.proto
+echo "$digest" >generated/digest

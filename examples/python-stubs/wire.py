@@ -1,0 +1,105 @@
+"""What both sides of the wire need: a channel, JSON payloads, typed refusals, waits that grow."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+# Generated modules import each other as `recoup.v1.…`: their folder has to be on the path.
+sys.path.insert(0, str(Path(__file__).parent / "generated"))
+
+from recoup.v1 import payload_pb2  # noqa: E402
+
+#: What a later call may answer better. The server says everything else for good.
+PASSING_CODES = frozenset({
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+})
+
+
+def connect(address: str) -> grpc.Channel:
+    """Opens a channel without TLS to `HOST:PORT`; it connects, and connects again, by itself."""
+    options = [
+        # The server sends up to 4 MiB and a little around it.
+        ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+        # A connection that was lost without a word is noticed.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+    return grpc.insecure_channel(address.removeprefix("http://"), options=options)
+
+
+def to_payload(value: Any) -> payload_pb2.Payload:
+    """A JSON value as payload; None is no value."""
+    if value is None:
+        return payload_pb2.Payload()
+    return payload_pb2.Payload(json=json.dumps(value))
+
+
+def from_payload(payload: payload_pb2.Payload) -> Any:
+    """The JSON value of a payload; None when it holds none. Raises ValueError for another content."""
+    match payload.WhichOneof("content"):
+        case None:
+            return None
+        case "json":
+            return json.loads(payload.json)
+        case other:
+            raise ValueError(f"a JSON payload is wanted, this one holds {other}")
+
+
+def to_duration(seconds: float) -> Duration:
+    """Seconds as protobuf writes them."""
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
+
+
+def enum_name(enum: Any, value: int, prefix: str) -> str:
+    """Name of an enum's value without its prefix; the number, when a newer server sent a newer value."""
+    if value in enum.values():
+        return enum.Name(value).removeprefix(prefix)
+    return str(value)
+
+
+def refusal_reason(error: grpc.RpcError) -> str:
+    """Why the server refused a call: the name of an ErrorReason, such as `ATTEMPT_CLOSED`. Empty: it did not say."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == "recoup":
+            return info.reason
+    return ""
+
+
+class Backoff:
+    """Waits that double up to a limit, each drawn from its upper half: a crowd does not come back at once."""
+
+    def __init__(self, first_s: float = 0.1, longest_s: float = 10.0) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._next_s = first_s
+
+    def reset(self) -> None:
+        """Starts over, after something worked."""
+        self._next_s = self._first_s
+
+    def next_s(self) -> float:
+        """Seconds to wait now."""
+        wait_s = self._next_s * random.uniform(0.5, 1.0)
+        self._next_s = min(self._next_s * 2, self._longest_s)
+        return wait_s
