@@ -16,11 +16,18 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::serve::StoreKind;
 use process::Process;
+use recoup_sdk::proto::{Payload, payload};
 
 /// The definition that is measured.
-pub const WORKFLOW: &str = include_str!("bench/bench.yaml");
+const WORKFLOW: &str = include_str!("bench/bench.yaml");
+/// [`PAYLOAD`] on the wire.
+fn payload() -> Payload {
+    let content = Some(payload::Content::Json(PAYLOAD.to_owned()));
+    Payload { content, ..Payload::default() }
+}
+
 /// About 100 bytes of JSON: the input, and the result of every step.
-pub const PAYLOAD: &str = r#"{"order":"ord-000123","amount":1999,"currency":"EUR","state":"ok","note":"abcdefghijklmnopqrstuvwx"}"#;
+const PAYLOAD: &str = r#"{"order":"ord-000123","amount":1999,"currency":"EUR","state":"ok","note":"abcdefghijklmnopqrstuvwx"}"#;
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchOptions {
@@ -121,7 +128,7 @@ pub async fn run(options: BenchOptions) -> Result<()> {
     let address = line.rsplit(' ').next().context("the server says where it listens")?.to_owned();
 
     let role = |name: &str| {
-        let own = std::env::args().skip(2);
+        let own = std::env::args().skip_while(|argument| argument != "bench").skip(1);
         let mut arguments = vec!["bench-role".to_owned(), name.to_owned(), "--address".into()];
         arguments.push(address.clone());
         arguments.extend(own);

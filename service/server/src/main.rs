@@ -1,5 +1,8 @@
 //! `recoup`: the server, and the command line that speaks to it.
 
+mod bench;
+mod cli;
+mod demo;
 mod serve;
 mod telemetry;
 
@@ -35,6 +38,15 @@ enum Command {
     Serve(serve::ServeOptions),
     /// Run a server for development: embedded store, loopback only
     Dev(serve::DevOptions),
+    /// See five orders fail, be retried and be undone: server, workers and feed in one
+    Demo(demo::DemoOptions),
+    #[command(flatten)]
+    Client(cli::ClientCommand),
+    /// Measure what this machine can do, and print a line
+    Bench(bench::BenchOptions),
+    /// A process of a measurement
+    #[command(hide = true, subcommand)]
+    BenchRole(bench::Role),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +70,10 @@ async fn run(command: Command) -> ExitCode {
     let done = match command {
         Command::Serve(options) => serve::serve(options).await,
         Command::Dev(options) => serve::serve(options.into()).await,
+        Command::Client(command) => return cli::run(command).await,
+        Command::Demo(options) => demo::run(options).await,
+        Command::Bench(options) => bench::run(options).await,
+        Command::BenchRole(role) => bench::run_role(role).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -132,8 +132,10 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     let address = listener.local_addr()?;
-    let engine_options =
-        recoup_engine::Options { address: address.to_string(), ..recoup_engine::Options::default() };
+    let engine_options = recoup_engine::Options {
+        address: address.to_string(),
+        ..recoup_engine::Options::default()
+    };
     let engine = recoup_engine::driver::start(store.clone(), engine_options).await?;
 
     let (shutdown, stopping) = watch::channel(false);
@@ -182,7 +184,8 @@ async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
         }
         StoreKind::Postgres => {
             let url = options.database_url.as_deref();
-            let url = url.context("--store postgres needs --database-url or RECOUP_DATABASE_URL")?;
+            let url =
+                url.context("--store postgres needs --database-url or RECOUP_DATABASE_URL")?;
             let store_options = recoup_store::postgres::Options {
                 allow_unsafe_durability: options.allow_unsafe_durability,
                 ..Default::default()
