@@ -142,6 +142,28 @@ impl<R> Node<R> {
         self.slots.iter().filter_map(|(id, slot)| Some((*id, slot.state()?)))
     }
 
+    /// All that this node has about an execution, for whoever looks into why it is stuck.
+    #[cfg(feature = "mutants")]
+    pub fn belief(&self, id: ExecutionId) -> String {
+        let Some(slot) = self.slots.get(&id) else {
+            return "nothing".to_owned();
+        };
+        let (loading, wanted) = (self.loading.contains(&id), self.to_load.contains(&id));
+        let inbox: Vec<_> = slot.inbox.iter().map(|pending| &pending.command).collect();
+        let sequence = slot.state().map(|state| state.sequence);
+        format!(
+            "as {:?}: #{sequence:?} owned {} in flight {} doubted {} loading {loading} wanted {wanted} \
+             timer {:?} attempts {:?} inbox {inbox:?} claimed {:?}",
+            self.node_id(),
+            slot.owned,
+            slot.in_flight,
+            slot.doubted,
+            slot.timer_at,
+            slot.attempts,
+            slot.claimed,
+        )
+    }
+
     /// Asks for a life.
     pub fn begin(&mut self, now: Timestamp) {
         self.now = now;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use recoup_core::command::{Command, Rejection};
 use recoup_core::decide::{Decider, next_wake};
 use recoup_core::execution::Execution;
-use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::event::Event;
+use recoup_core::id::{ExecutionId, StepPath, TransitionId};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_store::{
@@ -131,7 +132,7 @@ impl<R> Node<R> {
     fn entry(
         &mut self,
         id: ExecutionId,
-        events: Vec<recoup_core::event::Event>,
+        events: Vec<Event>,
         next: Execution,
         plan: Arc<Plan>,
         decided: Vec<Decided<R>>,
@@ -143,10 +144,16 @@ impl<R> Node<R> {
         let unchanged = slot.owned
             && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, wake_at));
         let index = (!unchanged).then(|| index_row(&next, wake_at));
+        // Void is the row of what is closed, and of what is with a worker from now on.
         let open: BTreeSet<_> = match slot.overflow.is_empty() {
             true => BTreeSet::new(),
             false => {
-                let open = next.open_attempts().filter(|open| open.attempt.started.is_none());
+                let starts = |path: &StepPath| {
+                    events.iter().any(|event| {
+                        matches!(event, Event::AttemptStarted { path: started, .. } if started == path)
+                    })
+                };
+                let open = next.open_attempts().filter(|open| !starts(&open.path));
                 open.map(|open| (open.path, open.task.attempt)).collect()
             }
         };

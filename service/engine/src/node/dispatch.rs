@@ -208,14 +208,16 @@ impl<R> Node<R> {
                     beat_at: now,
                     recorded: started.is_some(),
                 }),
-                // Nobody had it: a claim commits the start first.
-                None if is_fresh || (claimed && started.is_none()) => {
+                // Nobody had it, or its owner has waited for whoever had: a claim commits the start
+                // first.
+                None if is_fresh || claimed => {
                     come.push((task.clone(), None));
                     Place::Scheduled
                 }
                 None => Place::Grace { until: now + grace },
             };
-            let possibly_started = !is_fresh && !claimed && scheduled_at <= now;
+            let possibly_started =
+                started.is_some() || (!is_fresh && !claimed && scheduled_at <= now);
             kept.push(Attempt {
                 id: task,
                 scheduled_at,

@@ -311,7 +311,8 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        slot.doubted = false;
+        // Asked for before it was doubted, this may be as old.
+        slot.doubted &= self.to_load.contains(&id);
         if slot.in_flight {
             // What is under way settles first, and reads again if it has to.
             return;
