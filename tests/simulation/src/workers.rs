@@ -51,6 +51,8 @@ pub enum Wake {
     Beat(usize, u64, TaskId),
     /// The poll's wait is over.
     PollOver(WorkerKey),
+    /// What hangs is cut off in the end: workers know the time that a task may take.
+    GiveUp(usize, u64, TaskId),
 }
 
 /// Of [`WorkerMessage`], what a worker needs.
@@ -189,6 +191,7 @@ impl World<'_> {
             Wake::KeepAlive(worker, life) => self.keep_alive(worker, life),
             Wake::Beat(worker, life, task) => self.beat(worker, life, task),
             Wake::PollOver(key) => self.poll_over(key),
+            Wake::GiveUp(worker, life, task) => self.job_over(worker, life, &task),
         }
     }
 
@@ -482,7 +485,10 @@ impl World<'_> {
                 let other = complete(other);
                 self.send_report(worker, life, other);
             }
-            Todo::Hang => return,
+            Todo::Hang => {
+                let give_up = Wake::GiveUp(worker, life, task.clone());
+                return self.after(Duration::from_secs(7), Event::Worker(give_up));
+            }
             Todo::Die => return self.die(worker, life),
             Todo::GiveBack => {
                 let release = Input::Release { task: task.clone() };

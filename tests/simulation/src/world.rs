@@ -254,9 +254,11 @@ impl<'a> World<'a> {
                     self.settled_at = now;
                 } else if now > self.healed_at + HEALING_MAX {
                     if let Some(id) = open.first() {
-                        let state = self.ledger.latest(*id).map(|state| format!("{state:?}"));
-                        let state = state.unwrap_or_default();
-                        self.violate("no execution is stuck", format!("{open:?}: {state}"));
+                        let nodes = self.machines.iter().filter_map(|place| place.node.as_ref());
+                        let beliefs: Vec<_> = nodes.map(|node| node.belief(*id)).collect();
+                        let (history, beliefs) = (self.history_text(*id), beliefs.join("\n    "));
+                        let what = format!("{open:?}\n{history}\n    {beliefs}");
+                        self.violate("no execution is stuck", what);
                     } else if let Some(waiting) = waiting {
                         self.violate("every request is answered", waiting);
                     }

@@ -352,7 +352,9 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
             *outcome == CompensationOutcome::Completed || !undo.only_completed
         })
     });
-    if !succeeded && any_due && planned.is_none() {
+    // Terminated in its `finally`, a run that succeeded owes nothing.
+    let done = events.iter().any(|event| matches!(event, Event::RunSucceeded { .. }));
+    if !succeeded && !done && any_due && planned.is_none() {
         return Err((ORDER, format!("never planned: {ends:?}")));
     }
     // What never began was parked by the end of the cleanup or by a person.
