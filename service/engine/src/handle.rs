@@ -112,9 +112,12 @@ impl Engine {
 
     /// Whether the worker should stop what it does.
     pub async fn heartbeat(&self, task: TaskId) -> Result<bool, Refusal> {
+        let is_step = task.path.compensated().is_none();
         match self.ask(|reply| Input::Heartbeat { task, reply }).await? {
             Answer::Beat { cancel_requested } => Ok(cancel_requested),
-            Answer::Done { .. } | Answer::Snapshot(_) => Err(Refusal::Stopping),
+            // The execution had to be read first, and the start was recorded on the way.
+            Answer::Done { state, .. } => Ok(is_step && state.is_stopping()),
+            Answer::Snapshot(_) => Err(Refusal::Stopping),
         }
     }
 
