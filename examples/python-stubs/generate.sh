@@ -6,7 +6,8 @@ cd "$(dirname "$0")"
 protos=../../proto
 python=${PYTHON:-python3}
 
-digest=$(cd "$protos" && cat recoup/v1/*.proto | sha256sum)
+generator=$("$python" -c 'from importlib.metadata import version; print(version("grpcio-tools"))')
+digest="grpcio-tools $generator $(cd "$protos" && cat recoup/v1/*.proto | sha256sum)"
 if [[ "$(cat generated/digest 2>/dev/null)" == "$digest" ]]; then
   exit 0
 fi
