@@ -1,0 +1,80 @@
+//! A few hundred seeds, the seeds that once found something, and the proof that it can fail.
+
+use std::process::Command;
+
+use recoup_simulation::{Catalog, CrashPoints, Defect, Moment, Site, simulate};
+
+const SEEDS: u64 = 300;
+/// A defect has to be found within so many seeds.
+const SEEDS_FOR_DEFECTS: u64 = 300;
+/// Each showed a defect once that has been mended since.
+const REGRESSIONS: [u64; 15] = [1, 4, 5, 9, 18, 19, 50, 110, 155, 247, 423, 430, 445, 513, 545];
+
+#[test]
+fn what_is_promised_holds_for_every_seed() {
+    let catalog = Catalog::new();
+    let mut crash_points = CrashPoints::default();
+    for seed in 1..=SEEDS {
+        let outcome = simulate(&catalog, seed, None, false);
+        crash_points.add(&outcome.crash_points);
+        let lines = outcome.last_lines.join("\n");
+        assert!(outcome.violation.is_none(), "seed {seed}: {:?}\n{lines}", outcome.violation);
+    }
+    println!("{crash_points}");
+    let hot = [
+        Site::Commit,
+        Site::StartKeyed,
+        Site::Load,
+        Site::Renew,
+        Site::Join,
+        Site::Adopt,
+        Site::Claim,
+        Site::Overflow,
+    ];
+    for (site, moment) in hot.into_iter().flat_map(|site| Moment::ALL.map(|at| (site, at))) {
+        assert!(crash_points.at(site, moment) > 0, "no crash at {site:?}, {moment:?}");
+    }
+}
+
+#[test]
+fn seeds_that_found_something_find_nothing_any_more() {
+    let catalog = Catalog::new();
+    for seed in REGRESSIONS {
+        let outcome = simulate(&catalog, seed, None, false);
+        assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
+    }
+}
+
+#[test]
+fn every_defect_is_found() {
+    let catalog = Catalog::new();
+    for defect in Defect::ALL {
+        let found = (1..=SEEDS_FOR_DEFECTS).find_map(|seed| {
+            let violation = simulate(&catalog, seed, Some(defect), false).violation?;
+            // The seed alone finds nothing: it is the defect.
+            let alone = simulate(&catalog, seed, None, false).violation.is_none();
+            alone.then_some((seed, violation.invariant))
+        });
+        let (seed, invariant) = found.unwrap_or_else(|| panic!("{} survives", defect.name()));
+        println!("{} is killed by seed {seed}: {invariant}", defect.name());
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_in_any_process() {
+    let run = || {
+        let arguments = ["--seeds", "20", "--from", "7"];
+        let output = Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output();
+        let output = output.expect("the binary of this crate is there");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|line| line.contains("trace hash"));
+        line.expect("it prints the hash of all traces").to_owned()
+    };
+    let first = run();
+    assert_eq!(first, run());
+    // And it is a hash of what happens: other seeds have another.
+    let catalog = Catalog::new();
+    let (one, two) = (simulate(&catalog, 7, None, false), simulate(&catalog, 8, None, false));
+    assert_ne!(one.hash, two.hash);
+    assert_eq!(one.hash, simulate(&catalog, 7, None, false).hash);
+}
