@@ -38,6 +38,11 @@ impl<R> Node<R> {
         for task in self.held.keys().cloned().collect::<Vec<_>>() {
             self.hold(&task);
         }
+        // A look into the overflow that fell between two lives was the last one.
+        if !self.claiming && !self.workers.is_empty() {
+            self.claiming = true;
+            self.set_timer(std::time::Duration::ZERO, Timer::Claim);
+        }
         // What was under way when the last life ended is settled by the store.
         self.commit_again();
         self.start_keyed_again();
