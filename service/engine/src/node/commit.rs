@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection};
 use recoup_core::decide::{Decider, next_wake};
-use recoup_core::execution::Execution;
 use recoup_core::event::Event;
+use recoup_core::execution::Execution;
 use recoup_core::id::{ExecutionId, StepPath, TransitionId};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;

@@ -213,7 +213,9 @@ impl<R> Node<R> {
         let now = self.now;
         let slot = self.slots.get(&task.execution);
         let stopping = slot.and_then(|slot| slot.state()).is_some_and(|state| state.is_stopping());
-        let is_read = slot.is_some_and(|slot| matches!(slot.known, Known::State(..)));
+        // A task that is behind what is known here was scheduled by another node.
+        let is_read =
+            slot.and_then(|slot| slot.state()).is_some_and(|state| task.sequence <= state.sequence);
         let cancel_requested = stopping && task.path.compensated().is_none();
         let mut session = None;
         let known = match self.attempt_mut(&task) {
