@@ -10,8 +10,7 @@ use recoup_engine::load::load;
 use recoup_engine::node::io::{Input, Output};
 use recoup_store::memory::PendingCommit;
 use recoup_store::{
-    Batch, Error, Executions, KeySettled, KeyedStart, NodeId, Nodes, Overflow, Settled,
-    Transitions,
+    Batch, Error, Executions, KeySettled, KeyedStart, NodeId, Nodes, Overflow, Settled, Transitions,
 };
 
 use crate::faults::{Moment, Site};
@@ -269,9 +268,7 @@ impl World<'_> {
         let settled = self.finish_commit(pending);
         let input = match reported {
             Reported::Truth => Input::Committed(settled),
-            Reported::Unknown => {
-                Input::Committed(Err(Error::OutcomeUnknown("simulated".into())))
-            }
+            Reported::Unknown => Input::Committed(Err(Error::OutcomeUnknown("simulated".into()))),
         };
         self.answer_later(id, input);
     }
@@ -288,10 +285,16 @@ impl World<'_> {
                             self.ledger.read_in_life.insert((node, id));
                             self.advance_mirror(node, id);
                             let events = self.ledger.described(id, sequence);
-                            self.note(format_args!("{node:?} wins {} #{sequence}: {events}", short(&id)));
+                            self.note(format_args!(
+                                "{node:?} wins {} #{sequence}: {events}",
+                                short(&id)
+                            ));
                         }
                         settled => {
-                            self.note(format_args!("{node:?} at {} #{sequence}: {settled:?}", short(&id)));
+                            self.note(format_args!(
+                                "{node:?} at {} #{sequence}: {settled:?}",
+                                short(&id)
+                            ));
                         }
                     }
                 }

@@ -122,8 +122,7 @@ fn workflow(name: &str, steps: Vec<Step>) -> Workflow {
 fn definitions() -> Vec<Workflow> {
     let once = |step| with_task(step, |task| task.delivery = Delivery::AtMostOnce);
     let ignored = Step { on_error: OnError::Ignore, ..step("soft", 2) };
-    let quiet =
-        Step { on_error: OnError::Ignore, allow_warning: true, ..step("quiet", 1) };
+    let quiet = Step { on_error: OnError::Ignore, allow_warning: true, ..step("quiet", 1) };
     let mut parks = undone("parks", 1);
     if let Some(compensate) = &mut parks.compensate {
         compensate.task.task_type = "undo_mostly_fails".into();
@@ -206,10 +205,7 @@ fn definitions() -> Vec<Workflow> {
                     undone("s1", 2),
                     with_task(undone("s2", 3), b),
                     known,
-                    with_task(
-                        Step { retry: Some(exponential), ..undone("s4", 3) },
-                        b,
-                    ),
+                    with_task(Step { retry: Some(exponential), ..undone("s4", 3) }, b),
                     step("s5", 1),
                 ],
             )

@@ -239,9 +239,11 @@ impl World<'_> {
     }
 
     pub fn open_executions(&self) -> Vec<ExecutionId> {
-        let open = self.ledger.histories.iter().filter(|(_, rows)| {
-            rows.last().is_some_and(|row| row.state.is_active())
-        });
+        let open = self
+            .ledger
+            .histories
+            .iter()
+            .filter(|(_, rows)| rows.last().is_some_and(|row| row.state.is_active()));
         open.map(|(id, _)| *id).collect()
     }
 }

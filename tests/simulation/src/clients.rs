@@ -289,7 +289,8 @@ impl World<'_> {
         });
         for (id, state) in parked {
             let steps = state.compensations.iter();
-            let step = steps.filter(|one| matches!(one.state, CompensationStepState::Parked { .. }));
+            let step =
+                steps.filter(|one| matches!(one.state, CompensationStepState::Parked { .. }));
             if let Some(step) = step.map(|one| one.step.clone()).next() {
                 wishes.push((id, step));
             }
@@ -309,4 +310,3 @@ impl World<'_> {
         }
     }
 }
-

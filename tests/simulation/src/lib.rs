@@ -10,6 +10,10 @@
     clippy::result_large_err,
     reason = "a step's error is a value as its output is, and made rarely"
 )]
+#![allow(
+    clippy::large_enum_variant,
+    reason = "events of a run are few at a time, and boxes would say nothing more"
+)]
 
 pub mod catalog;
 pub mod faults;

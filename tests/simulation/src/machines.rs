@@ -239,12 +239,7 @@ impl World<'_> {
         }
     }
 
-    fn carry_out(
-        &mut self,
-        machine: usize,
-        node: &Node<ReplyId>,
-        output: Output<ReplyId>,
-    ) {
+    fn carry_out(&mut self, machine: usize, node: &Node<ReplyId>, output: Output<ReplyId>) {
         match output {
             Output::Reply { reply, answer } => {
                 let Some(asker) = self.ledger.askers.remove(&reply) else {

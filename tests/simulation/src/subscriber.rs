@@ -25,7 +25,8 @@ impl World<'_> {
         let limit = self.random.index(6) + 1;
         // Between its polls it keeps the cursor as text, as clients do.
         let text = self.subscriber.cursor.encode();
-        let page = Cursor::decode(&text).and_then(|cursor| ready(self.store.read_feed(&cursor, limit)));
+        let page =
+            Cursor::decode(&text).and_then(|cursor| ready(self.store.read_feed(&cursor, limit)));
         match page {
             Ok(page) => {
                 if let Some(gap) = page.gap {

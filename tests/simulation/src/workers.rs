@@ -68,7 +68,9 @@ pub enum Message {
 enum Kind {
     Stream,
     /// Asks for tasks, one call after the other.
-    Poll { has_session: bool },
+    Poll {
+        has_session: bool,
+    },
 }
 
 pub struct Worker {
@@ -505,9 +507,9 @@ impl World<'_> {
     }
 
     fn report(&mut self, worker: usize, life: u64, task: &TaskId) {
-        let report = self.process(worker, life).and_then(|process| {
-            process.jobs.get(task).and_then(|job| job.report.clone())
-        });
+        let report = self
+            .process(worker, life)
+            .and_then(|process| process.jobs.get(task).and_then(|job| job.report.clone()));
         let Some(report) = report else {
             return;
         };

@@ -11,11 +11,11 @@ use recoup_store::memory::{self, MemoryStore};
 use uuid::Uuid;
 
 use crate::Violation;
+use crate::calls::{Call, CallId, Late};
 use crate::catalog::Catalog;
 use crate::checks::Ledger;
 use crate::clients::Clients;
 use crate::faults::{CrashPoints, Defect, Profile};
-use crate::calls::{Call, CallId, Late};
 use crate::machines::{Machine, Request};
 use crate::random::Random;
 use crate::subscriber::Subscriber;
@@ -33,17 +33,29 @@ const EVENTS_MAX: u64 = 2_000_000;
 
 pub enum Event {
     /// A machine takes in what has arrived.
-    Step { machine: usize },
-    Boot { machine: usize },
-    Pause { machine: usize },
+    Step {
+        machine: usize,
+    },
+    Boot {
+        machine: usize,
+    },
+    Pause {
+        machine: usize,
+    },
     /// A machine crashes for no reason of its own.
-    PowerCut { machine: usize },
+    PowerCut {
+        machine: usize,
+    },
     Effect(CallId),
     Finish(CallId),
     Answer(CallId),
     /// The effect of a commit whose outcome its node does not know.
     Late(u64),
-    Deliver { machine: usize, life: Option<u64>, request: Request },
+    Deliver {
+        machine: usize,
+        life: Option<u64>,
+        request: Request,
+    },
     Client(crate::clients::Wake),
     Worker(crate::workers::Wake),
     Read,

@@ -29,9 +29,8 @@ impl World<'_> {
                 self.check_state(machine, state);
                 self.ledger.known.insert(state.id);
                 let id = state.id;
-                let happened = |world: &Self, is: &dyn Fn(&Event) -> bool| {
-                    world.ledger.events(id).any(is)
-                };
+                let happened =
+                    |world: &Self, is: &dyn Fn(&Event) -> bool| world.ledger.events(id).any(is);
                 let fits = match &op.wish {
                     Wish::Start { .. } => {
                         if let Some(request) = &op.request {
@@ -48,16 +47,17 @@ impl World<'_> {
                     }
                     Wish::Await(asked, _) => *asked == id,
                     Wish::Get(_) => false,
-                    Wish::Cancel(_) => happened(self, &|event| {
-                        matches!(event, Event::CancelRequested { .. })
-                    }),
+                    Wish::Cancel(_) => {
+                        happened(self, &|event| matches!(event, Event::CancelRequested { .. }))
+                    }
                     Wish::Terminate(_) => state.state == State::Terminated,
-                    Wish::RetryCompensation(..) => happened(self, &|event| {
-                        matches!(event, Event::CompensationRetried { .. })
-                    }),
-                    Wish::SkipCompensation(_, step) => happened(self, &|event| {
-                        matches!(event, Event::CompensationSkipped { path, .. } if path == step)
-                    }),
+                    Wish::RetryCompensation(..) => {
+                        happened(self, &|event| matches!(event, Event::CompensationRetried { .. }))
+                    }
+                    Wish::SkipCompensation(_, step) => happened(
+                        self,
+                        &|event| matches!(event, Event::CompensationSkipped { path, .. } if path == step),
+                    ),
                 };
                 if !fits {
                     self.violate(LOST, format!("{op:?} was answered with {state:?}"));
@@ -75,9 +75,8 @@ impl World<'_> {
                 self.check_state(machine, &snapshot.state);
                 for live in &snapshot.live {
                     let open = snapshot.state.open_attempts();
-                    let is_open = open.into_iter().any(|open| {
-                        snapshot.state.task_id(&open) == live.task
-                    });
+                    let is_open =
+                        open.into_iter().any(|open| snapshot.state.task_id(&open) == live.task);
                     if !is_open {
                         self.violate("live attempts are open", format!("{live:?}"));
                     }
@@ -106,9 +105,7 @@ impl World<'_> {
             }
             (Refusal::Rejected(Rejection::NotParked), Some(_)) => true,
             (Refusal::Rejected(_) | Refusal::RequestIdReused, _) => false,
-            (Refusal::KeyHeld { execution, .. }, None) => {
-                self.ledger.latest(*execution).is_some()
-            }
+            (Refusal::KeyHeld { execution, .. }, None) => self.ledger.latest(*execution).is_some(),
             (Refusal::KeyHeld { .. }, Some(_)) => false,
             (Refusal::Refused(_) | Refusal::Quarantined(_), _) => false,
             (Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping, _) => true,
@@ -169,10 +166,7 @@ impl World<'_> {
                     self.violate("refusals are true", format!("{report:?} is open"));
                 }
             }
-            (
-                _,
-                Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping),
-            ) => {}
+            (_, Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping)) => {}
             (_, Err(refusal)) => {
                 self.violate("refusals are true", format!("{report:?}: {refusal}"));
             }
@@ -196,9 +190,9 @@ impl World<'_> {
         if open.is_none_or(|open| open.attempt.scheduled_at > handed.handed_at) {
             self.violate("only due attempts are handed out", place.clone());
         }
-        let read = node.node_id().is_some_and(|id| {
-            self.ledger.read_in_life.contains(&(id, task.execution))
-        });
+        let read = node
+            .node_id()
+            .is_some_and(|id| self.ledger.read_in_life.contains(&(id, task.execution)));
         if !read {
             let what = format!("{place} by machine {machine} as {:?}", node.node_id());
             self.violate("a new life hands out only what it has read", what);

@@ -234,11 +234,11 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
                 numbers.remove(&path.compensation());
                 completed.remove(&path.compensation());
             }
-            Event::StepCompleted { path, attempt, .. } => {
-                if completed.insert(path.clone(), *attempt).is_some() {
-                    let what = format!("{path} completes twice");
-                    return Err(("one completion of a step in a run", what));
-                }
+            Event::StepCompleted { path, attempt, .. }
+                if completed.insert(path.clone(), *attempt).is_some() =>
+            {
+                let what = format!("{path} completes twice");
+                return Err(("one completion of a step in a run", what));
             }
             _ => {}
         }
@@ -324,8 +324,7 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
                     })
                     .cloned()
                     .collect();
-                let found: Vec<_> =
-                    due.iter().map(|due| (due.step.clone(), due.outcome)).collect();
+                let found: Vec<_> = due.iter().map(|due| (due.step.clone(), due.outcome)).collect();
                 if found != expected {
                     return Err((ORDER, format!("planned {found:?}, due {expected:?}")));
                 }
@@ -348,9 +347,7 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
     }
     let any_due = ends.iter().any(|(path, outcome)| {
         let undo = plan.step(path).and_then(|step| step.compensate.as_ref());
-        undo.is_some_and(|undo| {
-            *outcome == CompensationOutcome::Completed || !undo.only_completed
-        })
+        undo.is_some_and(|undo| *outcome == CompensationOutcome::Completed || !undo.only_completed)
     });
     // Terminated in its `finally`, a run that succeeded owes nothing.
     let done = events.iter().any(|event| matches!(event, Event::RunSucceeded { .. }));
@@ -364,8 +361,10 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
         return Err((ORDER, format!("ran {begun:?}, due {due:?}")));
     }
     for compensation in &state.compensations {
-        let open =
-            matches!(compensation.state, CompensationStepState::Due | CompensationStepState::Running);
+        let open = matches!(
+            compensation.state,
+            CompensationStepState::Due | CompensationStepState::Running
+        );
         if open {
             return Err((ORDER, format!("{} was left", compensation.step)));
         }
