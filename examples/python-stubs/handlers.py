@@ -1,8 +1,7 @@
-"""The work itself, free of gRPC: one function per task type of workflow.yaml. Put yours here."""
+"""The work itself, free of gRPC: a function per task type of the order workflow. Put yours here."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ class TaskContext:
     attempt: int
     #: Equal for all attempts that must take effect once: hand it on to whoever you call.
     idempotency_key: str
-    #: Set when the task should stop; what it then returns or raises still counts for a while.
+    #: Set when the task should stop. For a while, what it then returns or raises still counts.
     cancelled: threading.Event
 
 
@@ -25,50 +24,78 @@ class TaskFailed(Exception):
     """Raise it to say what went wrong. Retry policies match `error_type`; people read the rest."""
 
     def __init__(
-        self, error_type: str, message: str, *, details: Any = None, non_retryable: bool | None = None
+        self,
+        error_type: str,
+        message: str,
+        *,
+        details: Any = None,
+        non_retryable: bool | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.error_type = error_type
         self.details = details
         self.non_retryable = non_retryable
+        self.retry_after_s = retry_after_s
 
 
 Handler = Callable[[TaskContext, Any], Any]
 
 
-def reserve_seat(context: TaskContext, task_input: Any) -> Any:
-    """Reserves a seat: the same one, however often it is asked for the same booking."""
-    return {"seat": "seat-" + _digest(context.idempotency_key), "booking": task_input["booking"]}
+def reserve(context: TaskContext, order: Any) -> Any:
+    """Reserves stock, under the key: asked again, it is the same reservation."""
+    return {"reservation": context.idempotency_key}
 
 
-def release_seat(context: TaskContext, task_input: Any) -> Any:
-    """Undoes `reserve_seat`."""
-    return {"released": task_input["seat"]}
-
-
-def charge_card(context: TaskContext, task_input: Any) -> Any:
-    """Takes money from a card that behaves as its name says."""
-    amount, card = task_input["amount"], task_input["card"]
-    if not isinstance(amount, int) or amount <= 0:
+def charge(context: TaskContext, order: Any) -> Any:
+    """Takes the payment, from a provider with moods: the order's `scenario` chooses one."""
+    if order["amount"] <= 0:
         # No retry mends this, whatever a policy says.
-        raise TaskFailed("payment.amount_invalid", f"{amount} cannot be charged", non_retryable=True)
-    if card == "shaky" and context.attempt <= 2:
-        raise TaskFailed("payment.unavailable", "the provider does not answer")
-    if card == "declined":
-        raise TaskFailed("payment.card_declined", "insufficient funds", details={"code": 51})
-    if card == "hanging" and context.attempt == 1:
-        # The provider hangs. A handler that takes long should look at `cancelled` at times.
-        context.cancelled.wait()
-        raise TaskFailed("payment.interrupted", "was told to stop")
-    return {"receipt": "receipt-" + _digest(context.idempotency_key)}
+        raise TaskFailed("payment.amount_invalid", f"{order['amount']} cannot be charged", non_retryable=True)
+    match order.get("scenario"):
+        case "transient" if context.attempt <= 2:
+            raise TaskFailed("payment.unavailable", "the provider is down")
+        case "rate_limited" if context.attempt == 1:
+            raise TaskFailed("payment.rate_limited", "slow down", retry_after_s=0.7)
+        case "declined":
+            # The worker says what happened. Whether it is tried again is the workflow's decision.
+            raise TaskFailed("payment.card_declined", "insufficient funds", details={"code": 51})
+        case "hang":
+            _hang(context)
+        case "hang_once" if context.attempt == 1:
+            _hang(context)
+        case "bug":
+            return {"receipt": order["no such field"]}
+    return {"receipt": context.idempotency_key}
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _hang(context: TaskContext) -> None:
+    """Nothing happens any more. What takes long should look at `cancelled` at times, as this does."""
+    context.cancelled.wait()
+    raise TaskFailed("payment.interrupted", "was told to stop")
+
+
+def ship(context: TaskContext, order: Any) -> Any:
+    """Sends the parcel."""
+    return {"parcel": f"P-{order['order']}"}
+
+
+def undo(context: TaskContext, task_input: Any) -> Any:
+    """Undoes a step, and does no harm where there is nothing to undo."""
+    return {"undone": True}
+
+
+def notify(context: TaskContext, order: Any) -> Any:
+    """Tells the customer."""
+    return {"sent": True}
 
 
 HANDLERS: dict[str, Handler] = {
-    "seat.reserve": reserve_seat,
-    "seat.release": release_seat,
-    "payment.charge": charge_card,
+    "stock.reserve": reserve,
+    "stock.release": undo,
+    "payment.charge": charge,
+    "payment.refund": undo,
+    "parcel.ship": ship,
+    "parcel.recall": undo,
+    "mail.notify": notify,
 }

@@ -1,11 +1,10 @@
-"""What both sides of the wire need: a channel, JSON payloads, typed refusals, waits that grow."""
+"""What both programs need: a channel, JSON payloads, typed refusals, waits that grow."""
 
 from __future__ import annotations
 
 import json
 import random
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "generated"))
 
 from recoup.v1 import payload_pb2  # noqa: E402
 
-#: What a later call may answer better. The server says everything else for good.
+#: What a later call may answer better. Everything else the server says for good.
 PASSING_CODES = frozenset({
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -32,9 +31,9 @@ PASSING_CODES = frozenset({
 
 
 def connect(address: str) -> grpc.Channel:
-    """Opens a channel without TLS to `HOST:PORT`; it connects, and connects again, by itself."""
+    """Opens a channel without TLS to `HOST:PORT`. It connects, and connects again, by itself."""
     options = [
-        # The server sends up to 4 MiB and a little around it.
+        # The server sends batches of up to 4 MiB, and a little around them.
         ("grpc.max_receive_message_length", 8 * 1024 * 1024),
         # A connection that was lost without a word is noticed.
         ("grpc.keepalive_time_ms", 20_000),
@@ -45,14 +44,14 @@ def connect(address: str) -> grpc.Channel:
 
 
 def to_payload(value: Any) -> payload_pb2.Payload:
-    """A JSON value as payload; None is no value."""
+    """A JSON value as payload. None is no value."""
     if value is None:
         return payload_pb2.Payload()
     return payload_pb2.Payload(json=json.dumps(value))
 
 
 def from_payload(payload: payload_pb2.Payload) -> Any:
-    """The JSON value of a payload; None when it holds none. Raises ValueError for another content."""
+    """The JSON value of a payload, None when it holds none. Raises ValueError for another content."""
     match payload.WhichOneof("content"):
         case None:
             return None
@@ -65,15 +64,8 @@ def from_payload(payload: payload_pb2.Payload) -> Any:
 def to_duration(seconds: float) -> Duration:
     """Seconds as protobuf writes them."""
     duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=seconds))
+    duration.FromMilliseconds(round(seconds * 1000))
     return duration
-
-
-def enum_name(enum: Any, value: int, prefix: str) -> str:
-    """Name of an enum's value without its prefix; the number, when a newer server sent a newer value."""
-    if value in enum.values():
-        return enum.Name(value).removeprefix(prefix)
-    return str(value)
 
 
 def refusal_reason(error: grpc.RpcError) -> str:

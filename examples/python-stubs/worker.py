@@ -1,209 +1,256 @@
 """A worker for the order workflow on nothing but generated stubs: polls, works, reports.
 
-The whole protocol of a worker is PollTasks, CompleteTask, FailTask and HeartbeatTask. This one holds a session, so that
-what it was handed and lost on the way is handed out again at once, and answers for a worker that dies.
+The whole protocol of a worker is PollTasks, CompleteTask, FailTask and HeartbeatTask. This one holds
+a session, so that what it was handed and lost on the way is handed out again at once, and what it
+holds goes to others when it dies. Prints one JSON line when a task starts and one when its result is
+durable. SIGTERM and Ctrl-C end it once what it holds is finished.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
-import sys
+import socket
 import threading
 import time
+import traceback
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent / "generated"))
+import grpc
 
-import grpc  # noqa: E402
-from google.protobuf.duration_pb2 import Duration  # noqa: E402
-from recoup.v1 import error_pb2, payload_pb2, worker_service_pb2, worker_service_pb2_grpc  # noqa: E402
+from handlers import HANDLERS, Handler, TaskContext, TaskFailed
+from wire import PASSING_CODES, Backoff, connect, from_payload, refusal_reason, to_duration, to_payload
 
-SESSION_TTL_SECONDS = 30
-POLL_SECONDS = 5
+from recoup.v1 import error_pb2, retry_pb2, worker_service_pb2, worker_service_pb2_grpc
 
+log = logging.getLogger("worker")
 
-class TaskFailed(Exception):
-    """What a handler raises: the error type that the workflow's retry policy decides on."""
-
-    def __init__(self, error_type, message, non_retryable=None, retry_after_ms=None):
-        super().__init__(message)
-        self.error_type = error_type
-        self.non_retryable = non_retryable
-        self.retry_after_ms = retry_after_ms
-
-    def to_proto(self):
-        error = error_pb2.Error(type=self.error_type, message=str(self), source="python-stubs")
-        if self.non_retryable is not None:
-            error.non_retryable = self.non_retryable
-        if self.retry_after_ms is not None:
-            error.next_retry_delay.FromMilliseconds(self.retry_after_ms)
-        return error
-
-
-def reserve(task, order):
-    return {"reservation": f"r-{order['order']}"}
-
-
-def charge(task, order):
-    scenario = order.get("scenario")
-    if scenario == "declined":
-        raise TaskFailed("payment.card_declined", "the bank said no")
-    if scenario == "transient" and task.attempt < 3:
-        raise TaskFailed("payment.unavailable", "the provider is down")
-    if scenario == "rate_limited" and task.attempt == 1:
-        raise TaskFailed("payment.rate_limited", "slow down", retry_after_ms=700)
-    # What makes the effect gets the key, so that it happens once however often the task is delivered.
-    return {"receipt": task.idempotency_key}
-
-
-def ship(task, order):
-    return {"parcel": f"p-{order['order']}"}
-
-
-def undo(task, order):
-    # `compensation.outcome` says whether the step completed, or whether nobody knows.
-    return {"undone": task.step_path}
-
-
-def notify(task, order):
-    return {"notified": True}
-
-
-HANDLERS = {
-    "stock.reserve": reserve,
-    "stock.release": undo,
-    "payment.charge": charge,
-    "payment.refund": undo,
-    "parcel.ship": ship,
-    "parcel.recall": undo,
-    "mail.notify": notify,
-}
-
-
-def value_of(payload):
-    """The JSON value of a payload; no content is no value."""
-    kind = payload.WhichOneof("content")
-    if kind is None:
-        return None
-    return json.loads(payload.json if kind == "json" else payload.data)
+#: Longest time that a poll waits for tasks, so about the longest time that an idle worker takes to stop.
+POLL_WAIT_S = 5.0
+#: Longest time without an answer until a call is given up and sent again.
+CALL_LIMIT_S = 10.0
+#: Longest time that a result is sent again and again while the server is away.
+REPORT_LIMIT_S = 300.0
+#: Causes of an error that are reported, and characters of each text. The server takes 20 causes and 64 KiB in all.
+CAUSES_MAX = 10
+TEXT_MAX = 4_000
 
 
 class Worker:
-    def __init__(self, address, queue, namespace, slots):
-        self.channel = grpc.insecure_channel(address)
-        self.service = worker_service_pb2_grpc.WorkerServiceStub(self.channel)
-        self.queue = queue
-        self.namespace = namespace
-        self.session_id = str(uuid.uuid4())
-        self.slots = threading.Semaphore(slots)
-        self.held = set()
-        self.lock = threading.Lock()
-        self.stopping = threading.Event()
-        self.pool = ThreadPoolExecutor(max_workers=slots)
+    """Works on up to `slots` tasks of one queue at a time."""
 
-    def run(self):
-        failures = 0
-        while not self.stopping.is_set():
-            # A slot before the poll: what is handed over can start.
-            if not self.slots.acquire(timeout=1):
-                self.renew()
-                continue
-            try:
-                tasks = self.poll()
-                failures = 0
-            except grpc.RpcError as error:
-                self.slots.release()
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
-                    raise
-                failures += 1
-                self.stopping.wait(min(5.0, 0.1 * 2**failures))
-                continue
-            if not tasks:
-                self.slots.release()
-            for task in tasks:
-                with self.lock:
-                    self.held.add(task.task_token)
-                self.pool.submit(self.work, task)
-        # What was handed over is finished before the end.
-        self.pool.shutdown(wait=True)
-        self.channel.close()
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        handlers: dict[str, Handler],
+        *,
+        namespace: str,
+        queue: str,
+        slots: int,
+        session_ttl_s: float,
+    ) -> None:
+        self._stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        self._handlers = handlers
+        self._namespace = namespace
+        self._queue = queue
+        self._slots = slots
+        self._session_ttl_s = session_ttl_s
+        self._session_id = str(uuid.uuid4())
+        # What it works on: per task token a flag, set when the task should stop.
+        self._held: dict[bytes, threading.Event] = {}
+        self._held_changed = threading.Condition()
 
-    def poll(self):
-        with self.lock:
-            held = list(self.held)
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop` is set and everything held is finished."""
+        backoff = Backoff()
+        with ThreadPoolExecutor(self._slots) as pool:
+            while not stop.is_set():
+                free = self._free_slots()
+                if free == 0:
+                    continue
+                try:
+                    answer = self._poll(free)
+                except grpc.RpcError as error:
+                    if error.code() not in PASSING_CODES:
+                        raise
+                    log.warning("poll: %s; trying again", error.details())
+                    stop.wait(backoff.next_s())
+                    continue
+                backoff.reset()
+                for cancellation in answer.cancellations:
+                    self._tell_to_stop(cancellation.task_token)
+                for task in answer.tasks:
+                    cancelled = threading.Event()
+                    with self._held_changed:
+                        self._held[task.task_token] = cancelled
+                    pool.submit(self._work, task, cancelled).add_done_callback(_log_defect)
+
+    def _free_slots(self) -> int:
+        """How many more tasks can start. When there is none, waits a moment for one."""
+        with self._held_changed:
+            if len(self._held) >= self._slots:
+                # Not for ever: `stop` wants to be looked at.
+                self._held_changed.wait(timeout=1.0)
+            return self._slots - len(self._held)
+
+    def _poll(self, free: int) -> worker_service_pb2.PollTasksResponse:
+        with self._held_changed:
+            held = list(self._held)
         request = worker_service_pb2.PollTasksRequest(
-            namespace=self.namespace,
-            queue=self.queue,
-            task_types=sorted(HANDLERS),
-            max_tasks=1,
-            wait=Duration(seconds=POLL_SECONDS),
-            session_id=self.session_id,
-            worker="python-stubs",
+            namespace=self._namespace,
+            queue=self._queue,
+            task_types=sorted(self._handlers),
+            max_tasks=free,
+            wait=to_duration(POLL_WAIT_S),
+            session_id=self._session_id,
+            session_ttl=to_duration(self._session_ttl_s),
+            worker=f"python-stubs@{socket.gethostname()}",
             held_task_tokens=held,
-            session_ttl=Duration(seconds=SESSION_TTL_SECONDS),
         )
-        return self.service.PollTasks(request, timeout=POLL_SECONDS + 10).tasks
+        return self._stub.PollTasks(request, timeout=POLL_WAIT_S + CALL_LIMIT_S)
 
-    def renew(self):
-        """All slots are busy, so nothing polls: a heartbeat keeps the session alive."""
-        with self.lock:
-            token = next(iter(self.held), None)
-        if token is None:
-            return
+    def _work(self, task: worker_service_pb2.Task, cancelled: threading.Event) -> None:
+        finished = threading.Event()
+        threading.Thread(target=self._heartbeat, args=(task, cancelled, finished), daemon=True).start()
         try:
-            self.service.HeartbeatTask(worker_service_pb2.HeartbeatTaskRequest(task_token=token), timeout=5)
-        except grpc.RpcError:
-            pass  # The next one says the same.
-
-    def work(self, task):
-        try:
-            handler = HANDLERS.get(task.type)
-            if handler is None:
-                raise TaskFailed("recoup.no_such_task", f"no handler for {task.type}")
-            output = handler(task, value_of(task.input))
-            payload = payload_pb2.Payload(json=json.dumps(output))
-            request = worker_service_pb2.CompleteTaskRequest(task_token=task.task_token, output=payload)
-            self.report(self.service.CompleteTask, request)
-        except TaskFailed as error:
-            request = worker_service_pb2.FailTaskRequest(task_token=task.task_token, error=error.to_proto())
-            self.report(self.service.FailTask, request)
-        except Exception as error:  # noqa: BLE001: whatever a handler raises is the attempt's error
-            failed = TaskFailed(f"python.{type(error).__name__}", str(error))
-            request = worker_service_pb2.FailTaskRequest(task_token=task.task_token, error=failed.to_proto())
-            self.report(self.service.FailTask, request)
-        finally:
-            with self.lock:
-                self.held.discard(task.task_token)
-            self.slots.release()
-
-    def report(self, call, request):
-        """Results are idempotent by token: they are repeated until the service has taken or refused them."""
-        for retry in range(60):
+            _print_line(task, event="started")
+            context = TaskContext(task.attempt, task.idempotency_key, cancelled)
             try:
-                call(request, timeout=10)
-                return
+                output = to_payload(self._handlers[task.type](context, from_payload(task.input)))
+            except Exception as error:
+                # Whatever a handler raises is the attempt's error.
+                self._fail(task, error)
+            else:
+                self._complete(task, output)
+        finally:
+            finished.set()
+            with self._held_changed:
+                del self._held[task.task_token]
+                self._held_changed.notify_all()
+
+    def _complete(self, task: worker_service_pb2.Task, output: Any) -> None:
+        request = worker_service_pb2.CompleteTaskRequest(task_token=task.task_token, output=output)
+        if self._report(self._stub.CompleteTask, request) is not None:
+            _print_line(task, event="completed")
+
+    def _fail(self, task: worker_service_pb2.Task, error: Exception) -> None:
+        request = worker_service_pb2.FailTaskRequest(task_token=task.task_token, error=to_error(error))
+        answer = self._report(self._stub.FailTask, request)
+        if answer is not None:
+            verdict = retry_pb2.RetryVerdict.Name(answer.decision.verdict)
+            _print_line(task, event="failed", error_type=request.error.type, verdict=verdict)
+
+    def _report(self, call: Callable[..., Any], request: Any) -> Any | None:
+        """Sends a result until the server has it: results are idempotent by token. None: it was refused."""
+        backoff = Backoff()
+        give_up_at = time.monotonic() + REPORT_LIMIT_S
+        while True:
+            try:
+                return call(request, timeout=CALL_LIMIT_S)
             except grpc.RpcError as error:
-                transient = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-                if error.code() not in transient:
-                    print(f"a result was refused: {error.details()}", file=sys.stderr)
-                    return
-                time.sleep(min(2.0, 0.1 * 2**retry))
+                if error.code() not in PASSING_CODES or time.monotonic() > give_up_at:
+                    # Mostly ATTEMPT_CLOSED: a timeout or somebody else was faster.
+                    log.warning("a result was refused: %s %s", refusal_reason(error), error.details())
+                    return None
+                log.warning("result: %s; sending it again", error.details())
+                time.sleep(backoff.next_s())
+
+    def _heartbeat(
+        self, task: worker_service_pb2.Task, cancelled: threading.Event, finished: threading.Event
+    ) -> None:
+        """Says that the task is worked on, which renews the session too, and asks whether it should stop."""
+        interval_s = self._session_ttl_s / 3
+        if task.HasField("heartbeat_timeout"):
+            interval_s = min(interval_s, task.heartbeat_timeout.ToTimedelta().total_seconds() / 3)
+        request = worker_service_pb2.HeartbeatTaskRequest(task_token=task.task_token)
+        while not finished.wait(interval_s):
+            try:
+                answer = self._stub.HeartbeatTask(request, timeout=CALL_LIMIT_S)
+            except grpc.RpcError as error:
+                if error.code() in PASSING_CODES:
+                    continue
+                # ATTEMPT_CLOSED: nobody waits for the result any more.
+                cancelled.set()
+                return
+            if answer.cancel_requested:
+                cancelled.set()
+
+    def _tell_to_stop(self, task_token: bytes) -> None:
+        with self._held_changed:
+            cancelled = self._held.get(task_token)
+        if cancelled is not None:
+            cancelled.set()
 
 
-def main():
+def to_error(exception: BaseException, depth: int = 0) -> error_pb2.Error:
+    """An exception and its causes as Recoup's error. What is no TaskFailed gets the type `python.<class>`."""
+    error = error_pb2.Error(message=str(exception)[:TEXT_MAX], source="python-stubs")
+    if isinstance(exception, TaskFailed):
+        error.type = exception.error_type
+        if exception.details is not None:
+            error.details.CopyFrom(to_payload(exception.details))
+        if exception.non_retryable is not None:
+            error.non_retryable = exception.non_retryable
+        if exception.retry_after_s is not None:
+            error.next_retry_delay.CopyFrom(to_duration(exception.retry_after_s))
+    else:
+        error.type = f"python.{type(exception).__name__}"
+    if depth == 0:
+        # The end tells most, and the causes are in it.
+        error.stack_trace = "".join(traceback.format_exception(exception))[-TEXT_MAX:]
+    if exception.__cause__ is not None and depth < CAUSES_MAX:
+        error.cause.CopyFrom(to_error(exception.__cause__, depth + 1))
+    return error
+
+
+def _print_line(task: worker_service_pb2.Task, **what: str) -> None:
+    line = {
+        **what,
+        "task": task.type,
+        "execution_id": task.execution_id,
+        "execution_key": task.execution_key,
+        "step_path": task.step_path,
+        "attempt": task.attempt,
+        "idempotency_key": task.idempotency_key,
+    }
+    # One write: several tasks print at the same time.
+    print(json.dumps(line) + "\n", end="", flush=True)
+
+
+def _log_defect(done: Future[None]) -> None:
+    if done.exception() is not None:
+        log.error("a task ended without a result", exc_info=done.exception())
+
+
+def main() -> None:
+    """Serves the tasks of handlers.py."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", default="127.0.0.1:7430", help="host:port of the server")
-    parser.add_argument("--queue", default="orders")
     parser.add_argument("--namespace", default="default")
-    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--queue", default="orders")
+    parser.add_argument("--slots", type=int, default=4, help="tasks at a time")
+    parser.add_argument("--session-ttl", type=float, default=30.0, help="seconds of silence until others get its tasks")
     arguments = parser.parse_args()
-    worker = Worker(arguments.address, arguments.queue, arguments.namespace, arguments.slots)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: worker.stopping.set())
-    print(f"serving {arguments.queue} at {arguments.address}", flush=True)
-    worker.run()
+    logging.basicConfig(format="%(name)s: %(message)s")
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with connect(arguments.address) as channel:
+        worker = Worker(
+            channel,
+            HANDLERS,
+            namespace=arguments.namespace,
+            queue=arguments.queue,
+            slots=arguments.slots,
+            session_ttl_s=arguments.session_ttl,
+        )
+        worker.run(stop)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""The server and the programs of examples/python-stubs as processes whose lines can be awaited."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "python-stubs"
+SERVER = ROOT / os.environ.get("RECOUP_TEST_SERVER", "target/debug/recoup")
+
+#: Longest wait for anything. Only what is broken takes this long.
+LIMIT_S = 30.0
+
+
+class Process:
+    """A process whose output is read line by line while it runs."""
+
+    def __init__(self, *command: str | Path) -> None:
+        self.name = Path(command[0]).name if command[0] != sys.executable else Path(command[1]).name
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def line(self) -> str:
+        """The next line. Fails when there is none before the limit or before the end of the process."""
+        try:
+            line = self._lines.get(timeout=LIMIT_S)
+        except queue.Empty:
+            raise AssertionError(f"{self.name} printed nothing for {LIMIT_S} s") from None
+        assert line is not None, f"{self.name} ended with {self._process.wait(LIMIT_S)}"
+        return line
+
+    def rest(self) -> list[str]:
+        """What it printed from here until its end, which must come."""
+        lines = []
+        while (line := self._lines.get(timeout=LIMIT_S)) is not None:
+            lines.append(line)
+        return lines
+
+    def end(self) -> int:
+        """Asks it to end, and returns its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        return self._process.wait(LIMIT_S)
+
+    def kill(self) -> None:
+        """Ends it without a chance to say anything."""
+        self._process.kill()
+        self._process.wait(LIMIT_S)
+
+
+class Program(Process):
+    """worker.py or subscriber.py: prints JSON lines."""
+
+    def __init__(self, script: str, address: str, *arguments: str) -> None:
+        super().__init__(sys.executable, EXAMPLES / script, "--address", address, *arguments)
+
+    def until(self, is_last: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """The next lines, up to the first one that is the last."""
+        lines = []
+        end_at = time.monotonic() + LIMIT_S
+        while not lines or not is_last(lines[-1]):
+            assert time.monotonic() < end_at, f"{self.name} printed for {LIMIT_S} s, but not what was awaited: {lines}"
+            lines.append(json.loads(self.line()))
+        return lines
+
+
+class Server(Process):
+    """A server of its own on an embedded database in `folder`."""
+
+    def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
+        super().__init__(SERVER, "serve", "--listen", listen, "--data-dir", folder)
+        self.address = self.line().removeprefix("recoup listens on http://")

@@ -1,0 +1,264 @@
+"""worker.py and subscriber.py against a real server: what they did, what they saw, how executions ended."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import grpc
+import pytest
+
+from client import Client
+from conftest import Bench
+from wire import from_payload, refusal_reason
+
+from recoup.v1 import execution_pb2, worker_service_pb2
+
+Line = dict[str, Any]
+
+
+def state(outcome: execution_pb2.Outcome) -> str:
+    return execution_pb2.ExecutionState.Name(outcome.state).removeprefix("EXECUTION_STATE_")
+
+
+def completed(task: str) -> Any:
+    return lambda line: (line["task"], line["event"]) == (task, "completed")
+
+
+def is_end_of(key: str) -> Any:
+    """The last event of an execution that failed."""
+    return lambda line: (line["kind"], line["executionKey"]) == ("FAILURE_KIND_EXECUTION_FAILED", key)
+
+
+def kinds(events: list[Line]) -> list[str]:
+    return [event["kind"].removeprefix("FAILURE_KIND_") for event in events]
+
+
+def ids(events: list[Line]) -> list[str]:
+    return [event["id"] for event in events]
+
+
+def steps(lines: list[Line]) -> list[tuple[str, int, str]]:
+    return [(line["task"], line["attempt"], line["event"]) for line in lines]
+
+
+def test_what_fails_twice_is_tried_a_third_time(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    worker = bench.worker()
+    outcome = client.run("o-1", "transient")
+    assert state(outcome) == "SUCCEEDED"
+
+    lines = worker.until(completed("payment.charge"))
+    assert steps(lines) == [
+        ("stock.reserve", 1, "started"),
+        ("stock.reserve", 1, "completed"),
+        ("payment.charge", 1, "started"),
+        ("payment.charge", 1, "failed"),
+        ("payment.charge", 2, "started"),
+        ("payment.charge", 2, "failed"),
+        ("payment.charge", 3, "started"),
+        ("payment.charge", 3, "completed"),
+    ]
+    assert [line["verdict"] for line in lines if line["event"] == "failed"] == ["RETRY_VERDICT_RETRY"] * 2
+
+    # The key is the step's, whichever the attempt; and what the step returned is the workflow's output.
+    reserve_keys = {line["idempotency_key"] for line in lines[:2]}
+    charge_keys = {line["idempotency_key"] for line in lines[2:]}
+    assert len(reserve_keys) == len(charge_keys) == 1
+    assert reserve_keys != charge_keys
+    assert from_payload(outcome.output) == {"receipt": charge_keys.pop()}
+
+    events = feed.until(lambda event: event.get("attempt") == 2)
+    assert kinds(events) == ["ATTEMPT_FAILED", "ATTEMPT_FAILED"]
+    for attempt, event in enumerate(events, start=1):
+        assert (event["executionKey"], event["stepPath"], event["attempt"]) == ("o-1", "charge", attempt)
+        assert event["error"]["type"] == "payment.unavailable"
+        assert event["error"]["source"] == "python-stubs"
+        assert "TaskFailed: the provider is down" in event["error"]["stackTrace"]
+        assert event["decision"]["verdict"] == "RETRY_VERDICT_RETRY"
+        assert event["decision"]["reason"] == "RETRY_REASON_POLICY"
+        assert event["decision"]["delay"] == "0.050s"
+    assert events[0]["cursor"] != events[1]["cursor"]
+
+
+def test_what_the_policy_calls_final_is_undone(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    worker = bench.worker()
+    outcome = client.run("o-1", "declined")
+    assert state(outcome) == "FAILED"
+    assert (outcome.error.type, outcome.failed_step) == ("payment.card_declined", "charge")
+    assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
+
+    lines = worker.until(completed("stock.release"))
+    assert steps(lines) == [
+        ("stock.reserve", 1, "started"),
+        ("stock.reserve", 1, "completed"),
+        ("payment.charge", 1, "started"),
+        ("payment.charge", 1, "failed"),
+        ("stock.release", 1, "started"),
+        ("stock.release", 1, "completed"),
+    ]
+    assert lines[3]["verdict"] == "RETRY_VERDICT_STOP"
+    assert lines[5]["idempotency_key"] == lines[0]["idempotency_key"] + "/compensate"
+
+    events = feed.until(is_end_of("o-1"))
+    assert kinds(events) == ["STEP_FAILED", "COMPENSATION_STARTED", "COMPENSATION_DONE", "EXECUTION_FAILED"]
+    failed = events[0]
+    assert failed["final"] is True
+    assert failed["error"]["type"] == "payment.card_declined"
+    assert failed["error"]["details"] == {"json": '{"code": 51}'}
+    assert failed["decision"] == {"verdict": "RETRY_VERDICT_STOP", "reason": "RETRY_REASON_NON_RETRYABLE_TYPE"}
+    assert events[3]["error"]["type"] == "payment.card_declined"
+
+
+def test_what_the_worker_calls_final_is_not_tried_again(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    bench.worker()
+    outcome = client.run("o-1", "smooth", amount=-1)
+    assert (state(outcome), outcome.error.type) == ("FAILED", "payment.amount_invalid")
+    failed = feed.until(is_end_of("o-1"))[0]
+    assert failed["attempt"] == 1
+    assert failed["decision"]["reason"] == "RETRY_REASON_NON_RETRYABLE"
+
+
+def test_a_wait_that_the_worker_asks_for_is_kept(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    bench.worker()
+    assert state(client.run("o-1", "rate_limited")) == "SUCCEEDED"
+    [event] = feed.until(lambda event: True)
+    assert event["decision"]["delayFromError"] is True
+    assert event["decision"]["delay"] == "0.700s"
+
+
+def test_a_defect_of_a_handler_is_an_error_like_any_other(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    bench.worker()
+    outcome = client.run("o-1", "bug")
+    assert (state(outcome), outcome.error.type) == ("FAILED", "python.KeyError")
+    events = feed.until(is_end_of("o-1"))
+    assert kinds(events)[:4] == ["ATTEMPT_FAILED"] * 3 + ["STEP_FAILED"]
+    assert events[3]["decision"]["reason"] == "RETRY_REASON_ATTEMPTS_EXHAUSTED"
+
+
+def test_a_cursor_goes_on_behind_its_event(bench: Bench, client: Client) -> None:
+    bench.worker()
+    client.run("o-1", "declined")
+    first = bench.subscriber("--from-beginning")
+    events = first.until(is_end_of("o-1"))
+    assert first.end() == 0
+    assert first.rest() == []
+
+    # From the middle: what follows that event, the same ids, in the same order.
+    second = bench.subscriber("--cursor", events[1]["cursor"])
+    assert ids(second.until(is_end_of("o-1"))) == ids(events[2:])
+
+    # From the end: nothing but what is new.
+    third = bench.subscriber("--cursor", events[-1]["cursor"])
+    client.run("o-2", "declined")
+    assert {event["executionKey"] for event in third.until(is_end_of("o-2"))} == {"o-2"}
+
+
+def test_a_cursor_that_is_none_is_refused(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    assert bench.subscriber("--cursor", "nonsense").wait() == 1
+    assert capfd.readouterr().err.startswith("refused: CURSOR_INVALID ")
+
+
+def test_a_durable_subscription_repeats_nothing_that_was_acknowledged(bench: Bench, client: Client) -> None:
+    bench.worker()
+    client.run("o-1", "declined")
+    first = bench.subscriber("--subscription", "alerts", "--from-beginning")
+    events = first.until(is_end_of("o-1"))
+    assert kinds(events) == ["STEP_FAILED", "COMPENSATION_STARTED", "COMPENSATION_DONE", "EXECUTION_FAILED"]
+    # Its end comes after the acknowledgement of what it printed last.
+    assert first.end() == 0
+    kept = client.subscription("alerts")
+    assert (kept.watermark, kept.outstanding) == (events[-1]["cursor"], 0)
+
+    second = bench.subscriber("--subscription", "alerts", "--from-beginning")
+    client.run("o-2", "declined")
+    news = second.until(is_end_of("o-2"))
+    assert kinds(news) == kinds(events)
+    assert {event["executionKey"] for event in news} == {"o-2"}
+    assert {event["delivery"] for event in news} == {1}
+    assert second.end() == 0
+    moved = client.subscription("alerts").watermark
+    assert moved == news[-1]["cursor"] != kept.watermark
+
+
+def test_another_worker_takes_over_from_a_killed_one(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    killed = bench.worker()
+    execution_id = client.start("o-1", "hang_once")
+    held = killed.until(lambda line: line["task"] == "payment.charge")[-1]
+    assert (held["attempt"], held["event"]) == (1, "started")
+    killed.kill()
+
+    successor = bench.worker()
+    assert state(client.outcome(execution_id)) == "SUCCEEDED"
+    lines = successor.until(completed("payment.charge"))
+    assert steps(lines) == [("payment.charge", 2, "started"), ("payment.charge", 2, "completed")]
+    assert lines[0]["idempotency_key"] == held["idempotency_key"]
+
+    events = feed.until(lambda event: event["kind"] == "FAILURE_KIND_ATTEMPT_FAILED")
+    events += feed.until(lambda event: True) if len(events) == 1 else []
+    assert sorted(kinds(events)) == ["ATTEMPT_FAILED", "WORKER_LOST"]
+    attempt = next(event for event in events if event["kind"] == "FAILURE_KIND_ATTEMPT_FAILED")
+    assert attempt["error"]["type"] == "recoup.worker_lost"
+    assert (attempt["attempt"], attempt["decision"]["verdict"]) == (1, "RETRY_VERDICT_RETRY")
+
+
+def test_heartbeats_keep_a_long_task_and_bring_the_cancel_and_a_signal_waits_for_the_end(
+    bench: Bench, client: Client
+) -> None:
+    worker = bench.worker()
+    execution_id = client.start("o-1", "hang")
+    worker.until(lambda line: (line["task"], line["event"]) == ("payment.charge", "started"))
+    # Other orders pass while it hangs, each a retry or more long, well over a session's time to live.
+    for number in range(2):
+        assert state(client.run(f"o-passing-{number}", "rate_limited")) == "SUCCEEDED"
+
+    # Told to end it does not drop the task that hangs: that ends because a heartbeat brings the cancel.
+    worker.signal(signal.SIGTERM)
+    client.cancel(execution_id)
+    lines = [line for line in map(json.loads, worker.rest()) if line["execution_key"] == "o-1"]
+    assert worker.wait() == 0
+    assert lines[0]["error_type"] == "payment.interrupted"
+    assert (lines[0]["attempt"], lines[0]["verdict"]) == (1, "RETRY_VERDICT_STOP")
+
+    # What is left to undo is another worker's.
+    bench.worker()
+    outcome = client.outcome(execution_id)
+    assert state(outcome) == "CANCELLED"
+    assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
+
+
+def test_both_come_back_after_a_restart_of_the_server(bench: Bench, client: Client) -> None:
+    feed = bench.subscriber("--from-beginning")
+    durable = bench.subscriber("--subscription", "alerts", "--from-beginning")
+    worker = bench.worker()
+    client.run("o-1", "declined")
+    before = feed.until(is_end_of("o-1"))
+    assert ids(durable.until(is_end_of("o-1"))) == ids(before)
+
+    bench.restart_server()
+    with Client(bench.address) as client:
+        client.run("o-2", "declined")
+    after = feed.until(is_end_of("o-2"))
+    assert {event["executionKey"] for event in after} == {"o-2"}
+    # At least once: an acknowledgement that was lost with the server brings its event again.
+    again = [event for event in durable.until(is_end_of("o-2")) if event["id"] not in ids(before)]
+    assert ids(again) == ids(after)
+    worked = worker.until(lambda line: line["execution_key"] == "o-2" and completed("stock.release")(line))
+    assert steps(worked)[-6:] == steps(worked)[:6]
+
+
+@pytest.mark.parametrize("call", ["CompleteTask", "FailTask", "HeartbeatTask"])
+def test_a_bad_token_is_refused_with_a_reason(client: Client, call: str) -> None:
+    request = getattr(worker_service_pb2, f"{call}Request")(task_token=b"nonsense")
+    if call == "FailTask":
+        request.error.type = "payment.unavailable"
+    with pytest.raises(grpc.RpcError) as refused:
+        getattr(client.worker, call)(request, timeout=10)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal_reason(refused.value) == "TASK_TOKEN_INVALID"
