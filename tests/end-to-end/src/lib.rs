@@ -2,7 +2,7 @@
 //!
 //! `tests/kill.rs` ends processes and connections under load and reads from histories, from what the
 //! workers wrote down and from what a subscriber received that nothing was lost. `tests/bad_input.rs`
-//! sends what must be refused.
+//! sends what must be refused, and `tests/hostile.rs` is what no client should be.
 
 mod binary;
 pub mod connect;
@@ -11,7 +11,9 @@ pub mod load;
 pub mod order;
 pub mod process;
 pub mod record;
+pub mod refusal;
 pub mod server;
+pub mod silent;
 pub mod subscriber;
 pub mod worker;
 pub mod workers;

@@ -1,0 +1,343 @@
+//! Clients and operators that do what they should not, against the process that they would meet:
+//! garbage, silence, a second server on the same folder, a task that hangs, a stop in the middle.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use recoup_end_to_end::connect;
+use recoup_end_to_end::invariants;
+use recoup_end_to_end::server::{Folder, Server, free_port, recoup};
+use recoup_end_to_end::silent::Silent;
+use recoup_proto::v1;
+use recoup_proto::v1::history_entry::Event;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+
+/// Whatever is waited for comes by then, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
+const MIB: u64 = 1 << 20;
+
+const TALKATIVE: &str = "
+name: talkative
+defaults: {retry: {max_attempts: 1}}
+steps:
+- {id: only, task: {type: work}}
+";
+
+/// A worker that does what the test wants.
+struct Worker {
+    requests: mpsc::Sender<v1::StreamTasksRequest>,
+    responses: Streaming<v1::StreamTasksResponse>,
+}
+
+impl Worker {
+    async fn open(channel: Channel, session: &str, held: &[&v1::Task], credit: u32) -> Self {
+        let open = v1::OpenSession {
+            session_id: session.into(),
+            held_task_tokens: held.iter().map(|task| task.task_token.clone()).collect(),
+            ..Default::default()
+        };
+        let (requests, receive) = mpsc::channel(16);
+        let first = v1::StreamTasksRequest { open: Some(open), credit, ..Default::default() };
+        requests.send(first).await.expect("the channel is empty");
+        let opened = connect::workers(channel).stream_tasks(ReceiverStream::new(receive)).await;
+        Self { requests, responses: opened.expect("it opens").into_inner() }
+    }
+
+    /// Reads until something is found in a message.
+    async fn until<T>(&mut self, mut find: impl FnMut(&v1::StreamTasksResponse) -> Option<T>) -> T {
+        let reading = async {
+            loop {
+                let message = self.responses.message().await.expect("the stream is well");
+                if let Some(found) = find(&message.expect("the stream goes on")) {
+                    return found;
+                }
+                // Any message renews the session.
+                self.send(v1::StreamTasksRequest::default()).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("it comes")
+    }
+
+    async fn task(&mut self) -> v1::Task {
+        self.until(|message| message.tasks.first().cloned()).await
+    }
+
+    /// Reports success; answers how that was acknowledged.
+    async fn complete(&mut self, task: &v1::Task) -> v1::ErrorReason {
+        let result = Some(v1::task_result::Result::Completed(connect::json(&json!(7))));
+        let results = vec![v1::TaskResult { task_token: task.task_token.clone(), result }];
+        self.send(v1::StreamTasksRequest { results, ..Default::default() }).await;
+        self.until(|message| {
+            let ack = message.acks.iter().find(|ack| ack.task_token == task.task_token)?;
+            Some(ack.reason())
+        })
+        .await
+    }
+
+    async fn send(&self, request: v1::StreamTasksRequest) {
+        self.requests.send(request).await.expect("the stream is open");
+    }
+}
+
+async fn begin(channel: &Channel, workflow: &str) -> String {
+    let execution = Some(v1::ExecutionSpec { workflow: workflow.into(), ..Default::default() });
+    let request = v1::StartExecutionRequest { execution, ..Default::default() };
+    let answer = connect::executions(channel.clone()).start_execution(request).await;
+    answer.expect("it starts").into_inner().execution_id
+}
+
+async fn outcome(channel: &Channel, execution_id: &str) -> v1::Outcome {
+    let wait = Some(PATIENCE.into());
+    let request = v1::AwaitExecutionRequest { execution_id: execution_id.into(), wait };
+    let answer = connect::executions(channel.clone()).await_execution(request).await;
+    match answer.expect("it exists").into_inner().result {
+        Some(v1::await_execution_response::Result::Ended(outcome)) => outcome,
+        other => panic!("{execution_id} has not ended: {other:?}"),
+    }
+}
+
+/// Executions that fail, each with two events of 120 KiB on the feed.
+async fn fail_some(channel: &Channel, count: usize) {
+    let mut workers = connect::workers(channel.clone());
+    for _ in 0..count {
+        let execution = begin(channel, "talkative").await;
+        let request = v1::PollTasksRequest { wait: Some(PATIENCE.into()), ..Default::default() };
+        let polled = workers.poll_tasks(request).await.expect("it polls").into_inner();
+        let task = polled.tasks.into_iter().next().expect("a task waits");
+        let error = v1::Error { stack_trace: "x".repeat(60 << 10), ..Default::default() };
+        let (task_token, error) = (task.task_token, Some(error));
+        let request = v1::FailTaskRequest { task_token, error };
+        workers.fail_task(request).await.expect("it is open");
+        outcome(channel, &execution).await;
+    }
+}
+
+#[test]
+fn garbage_on_the_port() {
+    let folder = Folder::new("garbage");
+    let mut server = Server::embedded(folder.path());
+    let before = server.process.resident_bytes();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut endless_headers = preface.to_vec();
+    endless_headers.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // A frame of headers without an end, and no frame that goes on.
+    endless_headers.extend([0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]);
+    let kinds: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nhost: here\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        &[0xff; 1 << 16],
+        &[0; 1 << 16],
+        preface,
+        &endless_headers,
+    ];
+    // Half of the clients stay, half of them go.
+    let mut held = Vec::new();
+    for number in 0..300 {
+        let mut socket = TcpStream::connect(server.address()).expect("it listens");
+        // The server may have had enough before all is sent.
+        let _ = socket.write_all(kinds[number % kinds.len()]);
+        if number % 4 < 2 {
+            held.push(socket);
+        } else {
+            let _ = socket.shutdown(Shutdown::Write);
+            socket.set_read_timeout(Some(PATIENCE)).expect("it is longer than nothing");
+            // An answer or an end, but no hanging.
+            let read = socket.read_to_end(&mut Vec::new());
+            let hangs = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+            assert!(!read.is_err_and(|error| hangs(&error)), "the server holds on: {number}");
+        }
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
+    runtime.block_on(async {
+        connect::register(connect::channel(&server.url()), TALKATIVE).await;
+    });
+    let after = server.process.resident_bytes();
+    println!("{} MiB before 300 connections with garbage, {} MiB after", before / MIB, after / MIB);
+    assert!(after < before + 64 * MIB, "{before} bytes before, {after} after");
+    assert!(server.process.is_alive());
+    assert!(!server.process.log().contains("panicked"), "{}", server.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_never_read_their_streams() {
+    const SILENT: usize = 16;
+    let folder = Folder::new("silent");
+    let mut server = Server::embedded(folder.path());
+    let channel = connect::channel(&server.url());
+    connect::register(channel.clone(), TALKATIVE).await;
+    // 36 MiB of events: all readers together have 1,150 MiB coming.
+    fail_some(&channel, 300).await;
+    let before = server.process.resident_bytes();
+
+    let mut readers = Vec::new();
+    for _ in 0..SILENT {
+        let position = v1::FeedPosition::Beginning.into();
+        let start = Some(v1::subscribe_failures_request::Start::Position(position));
+        let request = v1::SubscribeFailuresRequest { start, ..Default::default() };
+        let subscribed = connect::failures(channel.clone()).subscribe_failures(request).await;
+        readers.push(subscribed.expect("it may").into_inner());
+    }
+    // From the beginning: field 2 of SubscribeFailuresRequest, value 2.
+    let path = "/recoup.v1.FailureService/SubscribeFailures";
+    let silent: Vec<Silent> =
+        (0..SILENT).map(|_| Silent::call(server.address(), path, &[0x10, 0x02])).collect();
+    let mut peak = 0;
+    for _ in 0..20 {
+        fail_some(&channel, 3).await;
+        peak = peak.max(server.process.resident_bytes());
+    }
+    println!(
+        "{} MiB before {} silent readers of 36 MiB each, at most {} MiB beside them",
+        before / MIB,
+        2 * SILENT,
+        peak / MIB
+    );
+    assert!(peak < before + 256 * MIB, "{before} bytes before, up to {peak} after");
+
+    // The one that does not even answer pings is cut off; the one that does may begin to read.
+    let cut = silent
+        .into_iter()
+        .map(|silent| tokio::task::spawn_blocking(move || silent.was_cut(2 * PATIENCE)));
+    for cut in cut.collect::<Vec<_>>() {
+        assert!(cut.await.expect("it does not panic"), "a dead client keeps its connection");
+    }
+    assert!(server.process.is_alive());
+    let mut ids = BTreeSet::new();
+    let listed = invariants::listed_failures(channel.clone()).await;
+    let mut reader = readers.pop().expect("there are some");
+    while ids.len() < listed.len() {
+        match tokio::time::timeout(PATIENCE, reader.message()).await.expect("it goes on") {
+            Ok(Some(message)) => {
+                let events = message.deliveries.into_iter().filter_map(|delivery| delivery.event);
+                ids.extend(events.map(|event| event.id));
+            }
+            // Cut off for its silence, with a reason, to come again with its cursor.
+            Ok(None) => panic!("the stream ended without a reason"),
+            Err(status) => {
+                println!("cut after {} of {} events: {status}", ids.len(), listed.len());
+                assert!(matches!(status.code(), Code::ResourceExhausted | Code::Unavailable));
+                return;
+            }
+        }
+    }
+    assert_eq!(ids, listed);
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_folder_is_refused() {
+    let folder = Folder::new("second");
+    let mut server = Server::embedded(folder.path());
+    let data = folder.path().join("data").display().to_string();
+    let log = folder.path().join("second.log");
+    let listen = format!("127.0.0.1:{}", free_port());
+    let arguments = ["serve", "--listen", &listen, "--store", "sqlite", "--data-dir", &data];
+    let mut second = recoup(&arguments, &log);
+    let exit = second.exit(PATIENCE).expect("it gives up");
+    assert_eq!(exit.code(), Some(1));
+    assert_eq!(second.line(Duration::ZERO), None, "it says that it listens");
+    let said = second.log();
+    assert!(said.contains(&data) && said.contains("another"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    // The first one has not noticed, and its end frees the folder.
+    connect::register(connect::channel(&server.url()), TALKATIVE).await;
+    server.kill();
+    let third = recoup(&arguments, &log);
+    let line = third.line(PATIENCE);
+    assert_eq!(line, Some(format!("recoup listens on http://{listen}")), "{}", third.log());
+}
+
+#[test]
+fn listening_elsewhere_than_on_loopback_is_refused() {
+    let folder = Folder::new("listen");
+    let data = folder.path().join("data").display().to_string();
+    let log = folder.path().join("listen.log");
+    for address in ["0.0.0.0", "[::]", "192.0.2.1"] {
+        let listen = format!("{address}:{}", free_port());
+        let mut server = recoup(&["serve", "--listen", &listen, "--data-dir", &data], &log);
+        let exit = server.exit(PATIENCE).expect("it gives up");
+        assert_eq!(exit.code(), Some(1), "{listen}");
+        let said = server.log();
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.contains(&listen) && last.contains("--insecure-listen"), "{said}");
+    }
+    assert!(!folder.path().join("data").exists(), "a server that may not listen left a database");
+}
+
+#[tokio::test]
+async fn a_task_that_hangs_on_a_live_stream_ends_by_its_timeout() {
+    let folder = Folder::new("hang");
+    let server = Server::embedded(folder.path());
+    let channel = connect::channel(&server.url());
+    let text = "
+name: hang
+defaults: {start_to_close: 1s, retry: {constant: {interval: 10ms}, max_attempts: 2}}
+steps:
+- {id: only, task: {type: work}}
+";
+    connect::register(channel.clone(), text).await;
+    connect::register(channel.clone(), TALKATIVE).await;
+    let execution = begin(&channel, "hang").await;
+    let mut worker = Worker::open(channel.clone(), "hanging", &[], 10).await;
+    let first = worker.task().await;
+    assert_eq!(first.start_to_close, Some(Duration::from_secs(1).into()));
+    let second = worker.task().await;
+    assert_eq!((first.attempt, second.attempt), (1, 2));
+    let end = tokio::join!(outcome(&channel, &execution), async {
+        let token = &second.task_token;
+        worker
+            .until(|message| message.cancellations.iter().find(|c| c.task_token == token).cloned())
+            .await
+    });
+    let error = end.0.error.expect("it failed");
+    assert_eq!(error.r#type, "recoup.timeout.start_to_close");
+    assert_eq!(end.1.reason(), v1::TaskCancellationReason::AttemptClosed);
+    assert_eq!(worker.complete(&second).await, v1::ErrorReason::AttemptClosed);
+
+    // Who says nothing gets a minute.
+    begin(&channel, "talkative").await;
+    let default = worker.task().await;
+    assert_eq!(default.start_to_close, Some(Duration::from_secs(60).into()));
+}
+
+#[tokio::test]
+async fn a_server_that_is_told_to_stop_drains() {
+    let folder = Folder::new("drain");
+    let mut server = Server::embedded(folder.path());
+    let channel = connect::channel(&server.url());
+    connect::register(channel.clone(), TALKATIVE).await;
+    let done_in_time = begin(&channel, "talkative").await;
+    let held_over = begin(&channel, "talkative").await;
+    let mut worker = Worker::open(channel.clone(), "draining", &[], 10).await;
+    let mut tasks = Vec::new();
+    while tasks.len() < 2 {
+        tasks.extend(worker.until(|message| Some(message.tasks.clone())).await);
+    }
+    tasks.sort_by_key(|task| task.execution_id == held_over);
+
+    server.process.terminate();
+    worker.until(|message| message.draining.then_some(())).await;
+    assert_eq!(worker.complete(&tasks[0]).await, v1::ErrorReason::Unspecified);
+    drop(worker);
+    let exit = server.process.exit(PATIENCE).expect("it stops");
+    assert_eq!(exit.code(), Some(0), "{}", server.process.log());
+
+    server.restart();
+    let channel = connect::channel(&server.url());
+    assert_eq!(outcome(&channel, &done_in_time).await.state(), v1::ExecutionState::Succeeded);
+    let mut worker = Worker::open(channel.clone(), "draining", &[&tasks[1]], 10).await;
+    let opened = worker.until(|message| message.opened.clone()).await;
+    assert!(opened.closed_task_tokens.is_empty(), "{opened:?}");
+    assert_eq!(worker.complete(&tasks[1]).await, v1::ErrorReason::Unspecified);
+    assert_eq!(outcome(&channel, &held_over).await.state(), v1::ExecutionState::Succeeded);
+    // The restart doubled nothing.
+    let history = invariants::history(channel, &held_over).await;
+    let attempts =
+        history.iter().filter(|entry| matches!(entry.event, Some(Event::AttemptScheduled(_))));
+    assert_eq!(attempts.count(), 1);
+}
