@@ -228,8 +228,10 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
+            Refusal::Rejected(Rejection::RequestIdReused) | Refusal::RequestIdReused => {
+                Self::field(ErrorReason::RequestIdReused, "request_id", message)
+            }
             Refusal::Rejected(rejection) => Self::new(rejection_reason(&rejection), message),
-            Refusal::RequestIdReused => Self::new(ErrorReason::RequestIdReused, message),
             Refusal::KeyHeld { execution, .. } => {
                 Self::new(ErrorReason::ExecutionKeyTaken, message)
                     .with("execution_id", execution.to_string())
