@@ -8,6 +8,7 @@ use recoup_core::definition::{
     Block, Compensate, Defaults, OnError, Step, StepKind, Task, Workflow,
 };
 use recoup_core::error::Error;
+use recoup_core::event::Event;
 use recoup_core::execution::{CompensationState, State, TraceContext};
 use recoup_core::id::{ExecutionId, Namespace, StepId};
 use recoup_core::key::{OnEnded, OnRunning};
@@ -18,7 +19,7 @@ use recoup_engine::{
     Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
 };
 use recoup_store::memory::MemoryStore;
-use recoup_store::{NewVersion, QueueName, Registry, Store, format};
+use recoup_store::{NewVersion, NodeId, QueueName, Registry, Store, format};
 
 fn step(id: &str) -> Step {
     let task = |task_type: &str| Task { task_type: task_type.into(), ..Task::default() };
@@ -140,8 +141,17 @@ async fn two_steps_succeed() {
         let task = next_task(&mut worker).await;
         assert_eq!(task.id.path.as_str(), path);
         let output = Payload::json(output);
-        let complete = Command::CompleteTask { task: task.id, output, worker: "w".into() };
+        let complete = Command::CompleteTask { task: task.id, output, worker: String::new() };
         rig.engine.command(id, complete, None).await.expect("the result is taken");
+    }
+    let history = rig.engine.store().load(NodeId(0), &[id]).await.expect("it is read");
+    for row in &history[0].transitions[1..] {
+        let data = format::decode_transition(row.format, &row.data).expect("it is readable");
+        let workers = data.events.iter().filter_map(|event| match event {
+            Event::StepCompleted { worker, .. } => Some(worker.as_str()),
+            _ => None,
+        });
+        assert_eq!(workers.collect::<Vec<_>>(), ["w"], "a call without a name is its holder's");
     }
     let ended = rig.engine.await_end(id, Duration::from_secs(10)).await.expect("it is known");
     assert_eq!(ended.state, State::Succeeded);

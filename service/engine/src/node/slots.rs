@@ -179,7 +179,7 @@ impl<R> Node<R> {
     pub(super) fn submit(
         &mut self,
         id: ExecutionId,
-        command: Command,
+        mut command: Command,
         request: Option<RequestId>,
         reply: Option<R>,
     ) {
@@ -191,10 +191,17 @@ impl<R> Node<R> {
                 let retry_after = self.options.commit_retry;
                 return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
             }
-            if let Command::CompleteTask { task, .. } | Command::FailTask { task, .. } = &command
+            if let Command::CompleteTask { task, worker, .. }
+            | Command::FailTask { task, worker, .. } = &mut command
                 && let Some(attempt) = slot.attempts.iter_mut().find(|known| known.id == *task)
             {
                 attempt.reported = true;
+                // A bare call names nobody: it was whoever got the attempt.
+                if worker.is_empty()
+                    && let Place::Handed(handed) = &attempt.place
+                {
+                    worker.clone_from(&handed.name);
+                }
             }
             slot.inbox.push_back(Pending {
                 command,
