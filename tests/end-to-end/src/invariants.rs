@@ -41,6 +41,11 @@ impl Violations {
         }
     }
 
+    /// Each in a sentence.
+    pub fn found(&self) -> &[String] {
+        &self.0
+    }
+
     /// # Panics
     ///
     /// If anything is wrong.

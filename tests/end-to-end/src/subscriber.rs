@@ -18,7 +18,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 pub struct Received {
     /// In the order of their arrival, each once.
     pub events: Vec<FailureEvent>,
-    ids: BTreeSet<String>,
+    /// Their ids.
+    pub ids: BTreeSet<String>,
     /// How many came more than once.
     pub repeated: usize,
     /// How often a stream was opened.

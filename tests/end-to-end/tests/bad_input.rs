@@ -72,7 +72,7 @@ impl Site {
     }
 
     /// The process is the one that was started, and it works.
-    async fn is_well(mut self) {
+    async fn goes_on(mut self) {
         assert!(self.server.process.is_alive(), "{}", self.server.process.log());
         let execution = self.begin("one").await;
         loop {
@@ -140,7 +140,7 @@ async fn definitions_that_cannot_work() {
         let found = (refusal.code, refusal.reason.as_str(), first);
         assert_eq!(found, (Code::InvalidArgument, reason, Some(field)), "{text:.100}: {refusal:?}");
     }
-    site.is_well().await;
+    site.goes_on().await;
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn what_does_not_exist() {
     let request = v1::PollTasksRequest { task_types, wait, ..Default::default() };
     let polled = connect::workers(site.channel.clone()).poll_tasks(request).await;
     assert_eq!(polled.expect("it polls").into_inner().tasks, Vec::new());
-    site.is_well().await;
+    site.goes_on().await;
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn what_is_too_large() {
     request.execution = request.execution.map(|spec| v1::ExecutionSpec { input, ..spec });
     let refused = connect::executions(site.channel.clone()).start_execution(request).await;
     assert_eq!(refused.expect_err("it is too large").code(), Code::OutOfRange);
-    site.is_well().await;
+    site.goes_on().await;
 }
 
 #[tokio::test]
@@ -247,8 +247,8 @@ async fn tokens_cursors_and_request_ids_of_others() {
     let refused = failures.pull_failures(pull(&foreign)).await;
     assert_refused(refused, Code::FailedPrecondition, "CURSOR_FOREIGN", &["cursor"]);
     others.pull_failures(pull(&foreign)).await.expect("its own");
-    other.is_well().await;
-    site.is_well().await;
+    other.goes_on().await;
+    site.goes_on().await;
 }
 
 #[tokio::test]
@@ -293,7 +293,7 @@ async fn an_acknowledgement_after_its_deadline() {
         v1::ErrorReason::AckTokenInvalid,
     ];
     assert_eq!(reasons, wanted);
-    site.is_well().await;
+    site.goes_on().await;
 }
 
 #[tokio::test]
@@ -320,5 +320,5 @@ async fn a_worker_that_answers_twice_or_for_a_task_it_lost() {
     assert_eq!(outcome.error.expect("it failed").r#type, "recoup.timeout.start_to_close");
     let late = site.complete(&task, connect::json(&json!(1))).await;
     assert_refused(late, Code::FailedPrecondition, "ATTEMPT_CLOSED", &[]);
-    site.is_well().await;
+    site.goes_on().await;
 }
