@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use recoup_core::time::Timestamp;
 use recoup_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument, Span, debug_span};
 
 use crate::handle::Engine;
 use crate::load::{self, Plans};
@@ -191,7 +192,8 @@ impl Driver {
     fn call(&self, output: Output<Reply>) {
         let (store, answers) = (self.store.clone(), self.answers.clone());
         let (plans, options) = (self.plans.clone(), self.node.options().clone());
-        tokio::spawn(async move {
+        let span = span(&output);
+        let calling = async move {
             let began = Instant::now();
             let input = match output {
                 Output::Join => {
@@ -231,7 +233,32 @@ impl Driver {
             };
             // The driver may have ended meanwhile.
             let _ = answers.send(input);
-        });
+        };
+        tokio::spawn(calling.instrument(span));
+    }
+}
+
+/// One span per call of the store, named as the call is.
+fn span(output: &Output<Reply>) -> Span {
+    match output {
+        Output::Commit(node, batch) => {
+            debug_span!("commit", node = node.0, transitions = batch.transitions.len())
+        }
+        Output::StartKeyed(node, starts) => {
+            debug_span!("start_keyed", node = node.0, starts = starts.len())
+        }
+        Output::Load(node, ids) => debug_span!("load", node = node.0, executions = ids.len()),
+        Output::Join => debug_span!("join"),
+        Output::Renew(node) => debug_span!("renew", node = node.0),
+        Output::Adopt(node, limit) => debug_span!("adopt", node = node.0, limit),
+        Output::Heads(ids) => debug_span!("heads", executions = ids.len()),
+        Output::Due(node, ..) => debug_span!("due", node = node.0),
+        Output::Claim { node, limit, .. } => debug_span!("claim", node = node.0, limit),
+        Output::Overflow(node, tasks) => {
+            debug_span!("overflow", node = node.0, tasks = tasks.len())
+        }
+        Output::WithdrawOverflow(tasks) => debug_span!("withdraw", tasks = tasks.len()),
+        Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => Span::none(),
     }
 }
 

@@ -158,6 +158,45 @@ async fn two_steps_succeed() {
     assert_eq!(ended.output, Some(Payload::json("2")));
 }
 
+/// Writes down the names of the spans that begin.
+struct SpanNames(std::sync::Mutex<std::collections::BTreeSet<&'static str>>);
+
+impl tracing::Subscriber for SpanNames {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        self.0.lock().expect("no test panics with it").insert(span.metadata().name());
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn every_call_of_the_store_has_a_span_of_its_name() {
+    let names = Arc::new(SpanNames(Default::default()));
+    // The runtime of the test has one thread: what the engine spawns runs on it.
+    let _guard = tracing::subscriber::set_default(names.clone());
+    let mut rig = Rig::new().await;
+    let spec = rig.spec(None, None);
+    let (id, keyed) = (spec.start.id, rig.spec(Some("k"), None));
+    rig.engine.start(spec).await.expect("it starts");
+    rig.engine.start(keyed).await.expect("it starts");
+    let unknown = ExecutionId::new(rig.engine.now(), [9; 10]);
+    assert!(rig.engine.snapshot(unknown).await.is_err());
+    assert!(rig.engine.snapshot(id).await.is_ok());
+    let seen = names.0.lock().expect("no test panics with it").clone();
+    for name in ["join", "commit", "start_keyed", "load"] {
+        assert!(seen.contains(name), "{name} in {seen:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
     let mut rig = Rig::new().await;

@@ -146,6 +146,11 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(10_000)
+        .trace_fn(|request| {
+            let traceparent = request.headers().get("traceparent");
+            let traceparent = traceparent.and_then(|value| value.to_str().ok()).unwrap_or("");
+            tracing::info_span!("rpc", method = request.uri().path(), traceparent)
+        })
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, async move {
             // An error is the end of whoever could stop it.
