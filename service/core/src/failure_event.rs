@@ -142,7 +142,8 @@ pub fn worker_lost(
     let message = format!("the session ended while it held {attempts} attempts");
     let error = Error::builtin(builtin::WORKER_LOST, message);
     FailureEvent {
-        id: format!("session-{session}"),
+        // A worker may use the id of its session again, and lose it again.
+        id: format!("session-{session}-{}", at.as_micros()),
         kind: FailureKind::WorkerLost,
         at,
         fingerprint: fingerprint(&[builtin::WORKER_LOST, &worker]),

@@ -102,6 +102,22 @@ async fn outcome(channel: &Channel, execution_id: &str) -> v1::Outcome {
     }
 }
 
+/// Waits until so many attempts have ended.
+async fn until_lost(channel: &Channel, execution: &str, attempts: usize) {
+    let waiting = async {
+        loop {
+            let history = invariants::history(channel.clone(), execution).await;
+            let is_end =
+                |entry: &&v1::HistoryEntry| matches!(entry.event, Some(Event::AttemptFailed(_)));
+            if history.iter().filter(is_end).count() >= attempts {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("the session ends");
+}
+
 /// Executions that fail, each with two events of 60 KiB on the feed.
 async fn fail_some(channel: &Channel, count: usize) {
     let mut workers = connect::workers(channel.clone());
@@ -349,4 +365,43 @@ async fn a_server_that_is_told_to_stop_drains() {
     let attempts =
         history.iter().filter(|entry| matches!(entry.event, Some(Event::AttemptScheduled(_))));
     assert_eq!(attempts.count(), 1);
+}
+
+/// Some workers call their session by the name of their machine: it may be lost again and again.
+#[tokio::test]
+async fn a_session_that_is_lost_twice_is_told_twice() {
+    let folder = Folder::new("lost-twice");
+    let mut server = Server::embedded(folder.path());
+    let channel = connect::channel(&server.url());
+    let text = "
+name: lost
+defaults: {retry: {constant: {interval: 10ms}, max_attempts: 2}}
+steps:
+- {id: only, task: {type: work}}
+";
+    connect::register(channel.clone(), text).await;
+    let execution = begin(&channel, "lost").await;
+    for attempt in [1, 2] {
+        let request = v1::PollTasksRequest {
+            wait: Some(PATIENCE.into()),
+            session_id: "machine-7".into(),
+            session_ttl: Some(Duration::from_secs(1).into()),
+            ..Default::default()
+        };
+        let polled = connect::workers(channel.clone()).poll_tasks(request).await;
+        let tasks = polled.expect("it polls").into_inner().tasks;
+        // Nothing is heard of the session until the attempt has ended for that.
+        until_lost(&channel, &execution, attempt).await;
+        assert_eq!(tasks.iter().map(|task| task.attempt).collect::<Vec<_>>(), [attempt as u32]);
+    }
+    let error = outcome(&channel, &execution).await.error.expect("it failed");
+    assert_eq!(error.r#type, "recoup.worker_lost");
+    let kinds = vec![v1::FailureKind::WorkerLost.into()];
+    let filter = Some(v1::FailureFilter { kinds, ..Default::default() });
+    let request = v1::ListFailuresRequest { filter, ..Default::default() };
+    let listed = connect::failures(channel).list_failures(request).await.expect("it lists");
+    let listed = listed.into_inner().failures;
+    assert_eq!(listed.len(), 2, "{listed:#?}");
+    assert_ne!(listed[0].id, listed[1].id);
+    assert!(server.process.is_alive());
 }

@@ -52,6 +52,7 @@ pub struct Ledger {
     pub started: BTreeMap<String, ExecutionId>,
     pub completed: BTreeMap<(ExecutionId, u32, StepPath), Payload>,
     pub handed_once: BTreeMap<TaskId, u32>,
+    /// Ids of the events that say so.
     pub sessions_lost: BTreeSet<String>,
 }
 
@@ -196,7 +197,8 @@ impl World<'_> {
     }
 
     pub fn check_lost_session(&mut self, node: NodeId, row: &FeedRow) {
-        let Some(session) = row.id.strip_prefix("session-") else {
+        let name = row.id.strip_prefix("session-").and_then(|rest| rest.rsplit_once('-'));
+        let Some((session, _)) = name else {
             return self.violate("loose events are of sessions", row.id.clone());
         };
         let ttl = self.ledger.session_ttl.get(session).copied().unwrap_or_default();
@@ -204,7 +206,7 @@ impl World<'_> {
             let what = format!("{session} at {:?}", row.at);
             self.violate("a lost worker's session has ended", what);
         }
-        self.ledger.sessions_lost.insert(session.to_owned());
+        self.ledger.sessions_lost.insert(row.id.clone());
     }
 
     /// A key has one holder that runs.

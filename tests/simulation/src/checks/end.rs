@@ -102,7 +102,7 @@ impl World<'_> {
                 wrong = Some(("each event is there once", row.id.clone()));
             }
             let Some(execution) = row.execution else {
-                if !self.ledger.sessions_lost.contains(row.id.trim_start_matches("session-")) {
+                if !self.ledger.sessions_lost.contains(&row.id) {
                     wrong = Some(("the feed holds only what happened", row.id.clone()));
                 }
                 continue;
@@ -121,8 +121,8 @@ impl World<'_> {
             }
         }
         let skipped: Vec<_> = due.keys().filter(|id| !got.contains(*id)).collect();
-        let sessions = self.ledger.sessions_lost.iter().map(|name| format!("session-{name}"));
-        let silent: Vec<_> = sessions.filter(|id| !got.contains(id)).collect();
+        let sessions = self.ledger.sessions_lost.iter();
+        let silent: Vec<_> = sessions.filter(|id| !got.contains(*id)).collect();
         if !skipped.is_empty() || !silent.is_empty() {
             wrong = Some(("the feed skips nothing", format!("{skipped:?} {silent:?}")));
         }
