@@ -58,12 +58,14 @@ impl Clock {
     }
 }
 
-/// Begins a life on the store and runs the engine until it is stopped.
+/// Begins a life on the store and runs the engine until it is stopped. Returns once the engine holds a lease: before,
+/// it would turn away whatever it was asked to start.
 pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Result<Engine> {
     let clock = Arc::new(Clock::new(store.now().await?));
     let (requests, queued) = mpsc::channel(REQUESTS_MAX);
     let (answers, answered) = mpsc::unbounded_channel();
     let (feed_changed, feed_written) = watch::channel(0);
+    let (begun, beginning) = oneshot::channel();
     let plans = Arc::new(Plans::default());
     let seed =
         u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[7; 8]));
@@ -77,8 +79,11 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
         answered,
         feed_changed,
         sinks: HashMap::new(),
+        begun: Some(begun),
     };
     tokio::spawn(driver.run());
+    // The driver ends when it is told to or nobody is left: neither can be, yet.
+    beginning.await.expect("the driver runs until it is stopped");
     let next_worker = Arc::new(AtomicU64::new(1));
     Ok(Engine { requests, store, plans, clock, feed_written, next_worker })
 }
@@ -94,6 +99,8 @@ struct Driver {
     answered: mpsc::UnboundedReceiver<Input<Reply>>,
     feed_changed: watch::Sender<u64>,
     sinks: HashMap<WorkerKey, mpsc::UnboundedSender<WorkerMessage>>,
+    /// Told once, when there is a lease.
+    begun: Option<oneshot::Sender<()>>,
 }
 
 impl Driver {
@@ -170,6 +177,12 @@ impl Driver {
             self.clock.set(lease.now);
         }
         self.node.handle(input, self.clock.now());
+        if self.node.node_id().is_some()
+            && let Some(begun) = self.begun.take()
+        {
+            // Who started the engine may have given up.
+            let _ = begun.send(());
+        }
     }
 
     fn carry_out(&mut self) {
