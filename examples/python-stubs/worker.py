@@ -1,8 +1,8 @@
 """A worker for the order workflow on nothing but generated stubs: polls, works, reports.
 
 The whole protocol of a worker is PollTasks, CompleteTask, FailTask and HeartbeatTask. This one holds
-a session, so that what it holds goes to others when it dies. Prints one JSON line when a task starts and one when its result is
-durable. SIGTERM and Ctrl-C end it once what it holds is finished.
+a session, so that what it holds goes to others when it dies. Prints one JSON line when a task starts
+and one when its result is durable. SIGTERM and Ctrl-C end it once what it holds is finished.
 """
 
 from __future__ import annotations
