@@ -3,11 +3,11 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`slots`] | executions in memory: what is committed, what waits, what is under way |
-//! | [`commit`] | deciding, batching, and settling what the store answered |
-//! | [`dispatch`] | open attempts, queues, and handing out |
-//! | [`workers`] | workers, sessions, and what they hold |
-//! | [`ownership`] | the lease, adoption, overflow, and what other nodes did |
+//! | `slots` | executions in memory: what is committed, what waits, what is under way |
+//! | `commit` | deciding, batching, and settling what the store answered |
+//! | `dispatch` | open attempts, queues, and handing out |
+//! | `workers` | workers, sessions, and what they hold |
+//! | `ownership` | the lease, adoption, overflow, and what other nodes did |
 //!
 //! Invariants:
 //!

@@ -1,7 +1,7 @@
 //! Where Recoup keeps what it must not lose. A store stores: rules live in `recoup-core`.
 //!
 //! [`contract`] says what every store promises; [`memory`], [`sqlite`] and [`postgres`] keep it, held
-//! to it by one conformance suite and compared with each other on random operations. [`format`] is
+//! to it by one conformance suite and compared with each other on random operations. [`mod@format`] is
 //! how events become bytes that outlive binaries.
 
 #[cfg(any(test, feature = "conformance"))]

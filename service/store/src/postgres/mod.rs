@@ -1,6 +1,6 @@
 //! The store on Postgres, over tokio-postgres alone.
 //!
-//! Commits go through one connection per node ([`lane`]); everything else through a small pool. A
+//! Commits go through one connection per node (`lane`); everything else through a small pool. A
 //! commit is one transaction in one round trip, and settles row by row only if something stood in its
 //! way. What every statement relies on is READ COMMITTED, which each connection pins.
 
