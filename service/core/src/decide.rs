@@ -34,6 +34,7 @@ use crate::evolve::{begin, evolve};
 use crate::execution::{CompensationState, Execution, Phase, State};
 use crate::id::StepPath;
 use crate::plan::Plan;
+use crate::random::Random;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
 
@@ -49,7 +50,7 @@ pub struct Decider<'a> {
     state: Option<Execution>,
     events: Vec<Event>,
     now: Timestamp,
-    random: u64,
+    random: Random,
 }
 
 impl<'a> Decider<'a> {
@@ -62,7 +63,7 @@ impl<'a> Decider<'a> {
             state.sequence += 1;
             state.decided_at = now;
         }
-        Self { plan, state, events: Vec::new(), now, random }
+        Self { plan, state, events: Vec::new(), now, random: Random::new(random) }
     }
 
     /// Decides one command. Rejected, it has changed nothing.
@@ -263,15 +264,6 @@ impl<'a> Decider<'a> {
         let fitted = evolve(state, &event);
         fitted.expect("an event fits the state on which it was decided");
         self.events.push(event);
-    }
-
-    /// The next number in 0..1 (splitmix64).
-    fn random(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
+use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
 use recoup_store::{FeedRow, Lease, NodeId, QueueName};
 
@@ -65,7 +66,7 @@ pub struct Node<R> {
     options: Options,
     now: Timestamp,
     caught_up_at: Timestamp,
-    random: u64,
+    random: Random,
     lease: Option<Lease>,
     stopping: bool,
 
@@ -101,7 +102,7 @@ impl<R> Node<R> {
             options,
             now: Timestamp::default(),
             caught_up_at: Timestamp::default(),
-            random: seed,
+            random: Random::new(seed),
             lease: None,
             stopping: false,
             slots: BTreeMap::new(),
@@ -295,14 +296,5 @@ impl<R> Node<R> {
 
     fn set_timer(&mut self, after: Duration, timer: Timer) {
         self.timers.insert((self.now + after, timer));
-    }
-
-    /// The next random number (splitmix64).
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 }

@@ -123,7 +123,7 @@ impl Decider<'_> {
         outcome: AttemptOutcome,
         worker: String,
     ) {
-        let random = self.random();
+        let random = self.random.ratio();
         let Some(plan) = self.plan.task(path) else {
             unreachable!("an open attempt is one of the plan that its execution began with");
         };

@@ -81,7 +81,7 @@ impl<R> Node<R> {
 
     /// Decides everything that waits in a slot. What changes nothing is answered at once.
     fn decide(&mut self, id: ExecutionId) -> Option<(Entry<R>, Transition)> {
-        let random = self.random();
+        let random = self.random.number();
         let now = self.now;
         let slot = self.slots.get_mut(&id)?;
         if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
@@ -105,13 +105,8 @@ impl<R> Node<R> {
         let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
         let decision = catch_unwind(AssertUnwindSafe(|| {
             let mut decider = Decider::new(state.as_deref(), &plan, now, random);
-            let decide = |one: &Pending<R>| {
-                // A start is recognised by the store, not by the execution.
-                let request = one.request.as_ref().filter(|_| one.until.is_none());
-                let request =
-                    request.filter(|_| !matches!(one.command, Command::StartExecution(_)));
-                decider.decide(one.command.clone(), request)
-            };
+            let decide =
+                |one: &Pending<R>| decider.decide(one.command.clone(), one.request.as_ref());
             let verdicts: Vec<_> = pending.iter().map(decide).collect();
             (verdicts, decider.finish())
         }));
@@ -137,7 +132,8 @@ impl<R> Node<R> {
         plan: Arc<Plan>,
         decided: Vec<Decided<R>>,
     ) -> (Entry<R>, Transition) {
-        let transition_id = TransitionId(uuid::Uuid::from_u64_pair(self.random(), self.random()));
+        let transition_id =
+            TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
         let wake_at = self.sleeps_until(&next, &plan);
         let slot = self.slots.get_mut(&id).expect("the slot that was just decided on");
         slot.in_flight = true;
