@@ -415,12 +415,12 @@ impl ExecutionService for Service {
         let identity = self::request(body.request_id, || {
             digest::of(format!("retry\0{id}\0{}\0{}", body.step_path, body.reason).as_bytes())
         })?;
-        text::reason(body.reason)?;
+        let reason = text::reason(body.reason)?;
         let step = match body.step_path.as_str() {
             "" => None,
             _ => Some(text::step_path(body.step_path, "step_path")?),
         };
-        let command = Command::RetryCompensation { step: step.clone() };
+        let command = Command::RetryCompensation { step: step.clone(), reason };
         let state = self.command_on(id, step.as_ref(), command, identity).await?;
         let compensation_state = execution::compensation_state(state.compensation).into();
         Ok(Response::new(v1::RetryCompensationResponse { compensation_state }))

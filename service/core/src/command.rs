@@ -52,6 +52,7 @@ pub enum Command {
     /// All parked compensations, or that of one step.
     RetryCompensation {
         step: Option<StepPath>,
+        reason: String,
     },
     SkipCompensation {
         step: StepPath,

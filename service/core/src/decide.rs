@@ -114,7 +114,9 @@ impl<'a> Decider<'a> {
             Command::WithdrawTask { task } => self.withdraw(&task),
             Command::CancelExecution { reason } => self.cancel(reason),
             Command::TerminateExecution { reason } => self.terminate(&reason),
-            Command::RetryCompensation { step } => self.retry_compensation(step.as_ref()),
+            Command::RetryCompensation { step, reason } => {
+                self.retry_compensation(step.as_ref(), &reason)
+            }
             Command::SkipCompensation { step, reason } => self.skip_compensation(&step, reason),
             Command::Wake => self.wake(),
         }

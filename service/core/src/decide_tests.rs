@@ -34,6 +34,7 @@ fn step(id: &str, max_attempts: u32) -> Step {
     };
     Step {
         id: StepId::from(id),
+        description: String::new(),
         kind: StepKind::Task(Task { task_type: id.into(), ..Task::default() }),
         when: None,
         retry: Some(retry.clone()),
@@ -290,8 +291,11 @@ fn a_compensation_that_fails_parks_and_the_others_go_on() {
     assert!(!rig.kinds.contains(&FailureKind::CompensationDone));
 
     // A person wants it tried again: the number goes on, the policy starts anew.
-    let retry = Command::RetryCompensation { step: Some("b".into()) };
+    let reason = "the bank is back".to_owned();
+    let retry = Command::RetryCompensation { step: Some("b".into()), reason };
     rig.submit(retry.clone()).expect("it is parked");
+    let says = |event: &Event| matches!(event, Event::CompensationRetried { reason, .. } if reason == "the bank is back");
+    assert!(rig.events.iter().any(says), "the history keeps why");
     assert_eq!(rig.open().attempt, 2);
     assert!(rig.state().is_active(), "an ended execution is compensating again");
     rig.complete("b/compensate");
@@ -464,7 +468,8 @@ fn a_termination_parks_what_was_due() {
     assert!(rig.state().open_attempts().next().is_none());
     let again = rig.submit(Command::TerminateExecution { reason: "again".into() });
     assert_eq!(again, Err(Rejection::ExecutionEnded(State::Terminated)));
-    rig.submit(Command::RetryCompensation { step: None }).expect("two are parked");
+    rig.submit(Command::RetryCompensation { step: None, reason: String::new() })
+        .expect("two are parked");
     rig.complete("b/compensate");
     rig.complete("a/compensate");
     assert_eq!(rig.ended(), (State::Terminated, CompensationState::Done));
@@ -659,7 +664,9 @@ proptest! {
                 }
                 (Move::Cancel, _) => Command::CancelExecution { reason: "x".into() },
                 (Move::Terminate, _) => Command::TerminateExecution { reason: "x".into() },
-                (Move::RetryCompensation, _) => Command::RetryCompensation { step: None },
+                (Move::RetryCompensation, _) => {
+                    Command::RetryCompensation { step: None, reason: String::new() }
+                }
                 (Move::Wake { seconds }, _) => {
                     rig.now = rig.now + Duration::from_secs(seconds);
                     Command::Wake

@@ -39,6 +39,7 @@ pub struct Block(pub Vec<Step>);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     pub id: StepId,
+    pub description: String,
     pub kind: StepKind,
     /// Bare CEL; the step is skipped, with a null output, where it is false.
     pub when: Option<String>,

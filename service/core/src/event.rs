@@ -97,6 +97,7 @@ pub enum Event {
     /// A person wants it tried again.
     CompensationRetried {
         path: StepPath,
+        reason: String,
     },
     /// A person took it on himself.
     CompensationSkipped {

@@ -167,7 +167,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             let error = error.clone();
             compensation_mut(state, path)?.state = CompensationStepState::Parked { error };
         }
-        Event::CompensationRetried { path } => {
+        Event::CompensationRetried { path, .. } => {
             compensation_mut(state, path)?.state = CompensationStepState::Due;
             state.compensation = CompensationState::Running;
         }

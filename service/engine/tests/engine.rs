@@ -26,6 +26,7 @@ fn step(id: &str) -> Step {
     let interval = Duration::from_millis(1);
     Step {
         id: StepId::from(id),
+        description: String::new(),
         kind: StepKind::Task(task(id)),
         when: None,
         retry: Some(RetryPolicy {

@@ -172,7 +172,7 @@ fn events() -> Vec<Event> {
             cleanup_deadline: Some(at(600)),
         },
         Event::CompensationParked { path: path(), error: error() },
-        Event::CompensationRetried { path: path() },
+        Event::CompensationRetried { path: path(), reason: "the refund works again".to_owned() },
         Event::CompensationSkipped { path: path(), reason: "done by hand".into() },
         Event::CompensationEnded { state: CompensationState::Parked },
         Event::FinallyStarted { cleanup_deadline: Some(at(600)) },
@@ -269,6 +269,7 @@ fn workflow() -> def::Workflow {
     };
     let step = def::Step {
         id: def_id("charge"),
+        description: "takes the money".into(),
         kind: def::StepKind::Task(task.clone()),
         when: Some("input.amount > 0".into()),
         retry: Some(retry.clone()),

@@ -84,6 +84,7 @@ fn task(task_type: &str) -> Task {
 fn step(id: &str, attempts: u32) -> Step {
     Step {
         id: StepId::from(id),
+        description: String::new(),
         kind: StepKind::Task(task(id)),
         when: None,
         retry: retry(attempts, ms(60)),

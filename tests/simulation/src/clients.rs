@@ -200,7 +200,7 @@ impl World<'_> {
                 submit(execution, Command::TerminateExecution { reason: "a client".into() })
             }
             Wish::RetryCompensation(execution, step) => {
-                submit(execution, Command::RetryCompensation { step })
+                submit(execution, Command::RetryCompensation { step, reason: String::new() })
             }
             Wish::SkipCompensation(execution, step) => {
                 let reason = "done by hand".into();

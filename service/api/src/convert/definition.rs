@@ -112,6 +112,7 @@ impl Reader {
         let compensate = step.compensate.as_ref();
         Step {
             id: step.id.as_str().into(),
+            description: clean(&step.description).into_owned(),
             kind: StepKind::Task(kind),
             when: some(&step.when),
             retry: retry.map(|retry| self.policy(retry, &format!("{path}.retry"))),
@@ -218,7 +219,7 @@ fn step(step: &Step) -> v1::Step {
             retry: compensate.retry.as_ref().map(retry::to_proto),
             only_completed: compensate.only_completed,
         }),
-        description: String::new(),
+        description: step.description.clone(),
         kind: Some(v1::step::Kind::Task(task(own))),
     }
 }
@@ -262,6 +263,7 @@ defaults: {queue: shop, start_to_close: 20s, retry: {constant: {interval: 1s}, j
 output: {total: '${input.total}'}
 steps:
 - id: charge
+  description: takes the money
   when: input.total > 0
   on_error: IGNORE
   allow_warning: true

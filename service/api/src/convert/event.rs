@@ -142,10 +142,10 @@ fn convert_ending(event: &Event) -> Proto {
                 error: Some(error::to_proto(error)),
             })
         }
-        Event::CompensationRetried { path } => {
+        Event::CompensationRetried { path, reason } => {
             Proto::CompensationRetried(v1::CompensationRetried {
                 step_path: split(path).0,
-                reason: String::new(),
+                reason: reason.clone(),
             })
         }
         Event::CompensationSkipped { path, reason } => {

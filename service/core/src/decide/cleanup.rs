@@ -113,13 +113,17 @@ impl Decider<'_> {
         self.end_compensation();
     }
 
-    pub(super) fn retry_compensation(&mut self, step: Option<&StepPath>) -> Result<(), Rejection> {
+    pub(super) fn retry_compensation(
+        &mut self,
+        step: Option<&StepPath>,
+        reason: &str,
+    ) -> Result<(), Rejection> {
         let parked = self.parked(step);
         if parked.is_empty() {
             return Err(Rejection::NotParked);
         }
         for path in parked {
-            self.emit(Event::CompensationRetried { path });
+            self.emit(Event::CompensationRetried { path, reason: reason.to_owned() });
         }
         Ok(())
     }

@@ -188,6 +188,7 @@ impl Compiler<'_> {
         scope: &Scope<'_>,
         undo_scope: &Scope<'_>,
     ) -> StepPlan {
+        self.text(&format!("{path}.description"), &step.description, DESCRIPTION_BYTES_MAX);
         let when = step.when.as_ref().and_then(|when| {
             self.issues.expressions(&format!("{path}.when"), Condition::compile(when, scope))
         });

@@ -10,6 +10,7 @@ use crate::retry::{Limits, RetryPolicy, Rule, Schedule};
 fn step(id: &str) -> Step {
     Step {
         id: id.into(),
+        description: String::new(),
         kind: Kind::Task(Task { task_type: "work".into(), ..Task::default() }),
         when: None,
         retry: None,
@@ -188,6 +189,11 @@ fn every_check_names_its_field() {
         ),
         (change(|d| d.steps.0[0].when = Some("1 +".into())), "steps[0].when", C::ExpressionInvalid),
         (change(|d| d.output = Some("\"${x}\"".into())), "output", C::ExpressionInvalid),
+        (
+            change(|d| d.steps.0[1].description = "x".repeat(4097)),
+            "steps[1].description",
+            C::TooLong,
+        ),
         (
             change(|d| d.steps.0[0].allow_warning = true),
             "steps[0].allow_warning",

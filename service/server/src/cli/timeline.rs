@@ -287,7 +287,10 @@ impl<'a> Timeline<'a> {
                 });
             }
             Event::CompensationRetried(retried) => {
-                let text = format!("tried again: {}", retried.reason);
+                let text = match retried.reason.as_str() {
+                    "" => "tried again".to_owned(),
+                    reason => format!("tried again: {reason}"),
+                };
                 self.row(at, '↻', Paint::Warn, &retried.step_path, &text);
             }
             Event::CompensationSkipped(skipped) => {

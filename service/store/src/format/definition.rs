@@ -106,6 +106,7 @@ impl Stored for Step {
             on_error: self.on_error.to_wire(),
             allow_warning: self.allow_warning,
             compensate: to_optional(&self.compensate),
+            description: self.description.clone(),
         }
     }
 
@@ -122,6 +123,7 @@ impl Stored for Step {
             on_error: OnError::from_wire(wire.on_error)?,
             allow_warning: wire.allow_warning,
             compensate: optional(wire.compensate)?,
+            description: wire.description,
         })
     }
 }

@@ -129,8 +129,9 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
                 error: Some(error.to_wire()),
             })
         }
-        Event::CompensationRetried { path } => {
-            Kind::CompensationRetried(wire::CompensationRetried { path: path.to_wire() })
+        Event::CompensationRetried { path, reason } => {
+            let (path, reason) = (path.to_wire(), reason.clone());
+            Kind::CompensationRetried(wire::CompensationRetried { path, reason })
         }
         Event::CompensationSkipped { path, reason } => {
             Kind::CompensationSkipped(wire::CompensationSkipped {
@@ -222,7 +223,8 @@ fn event_from_wire(decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
             error: required(wire.error, "the error of a compensation")?,
         },
         Kind::CompensationRetried(wire) => {
-            Event::CompensationRetried { path: StepPath::from_wire(wire.path)? }
+            let path = StepPath::from_wire(wire.path)?;
+            Event::CompensationRetried { path, reason: wire.reason }
         }
         Kind::CompensationSkipped(wire) => Event::CompensationSkipped {
             path: StepPath::from_wire(wire.path)?,

@@ -229,7 +229,9 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (path(), error())
             .prop_map(|(path, error)| Event::CompensationParked { path, error })
             .boxed(),
-        path().prop_map(|path| Event::CompensationRetried { path }).boxed(),
+        (path(), text())
+            .prop_map(|(path, reason)| Event::CompensationRetried { path, reason })
+            .boxed(),
         (path(), text())
             .prop_map(|(path, reason)| Event::CompensationSkipped { path, reason })
             .boxed(),
@@ -415,9 +417,10 @@ fn step() -> impl Strategy<Value = Step> {
         .prop_map(|(task, retry, only_completed)| Compensate { task, retry, only_completed });
     let on_error = prop_oneof![Just(OnError::Fail), Just(OnError::Ignore)];
     let rest = (on_error, any::<bool>(), option::of(compensate));
-    (name(), task(), option::of(text()), option::of(retry_policy()), rest).prop_map(
-        |(id, task, when, retry, (on_error, allow_warning, compensate))| Step {
+    (name(), text(), task(), option::of(text()), option::of(retry_policy()), rest).prop_map(
+        |(id, description, task, when, retry, (on_error, allow_warning, compensate))| Step {
             id: id.as_str().into(),
+            description,
             kind: StepKind::Task(task),
             when,
             retry,

@@ -230,7 +230,7 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
                     return Err(("attempts never exceed the policy", what));
                 }
             }
-            Event::CompensationRetried { path } => {
+            Event::CompensationRetried { path, .. } => {
                 numbers.remove(&path.compensation());
                 completed.remove(&path.compensation());
             }
