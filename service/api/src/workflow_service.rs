@@ -7,7 +7,7 @@ use prost::Message;
 use recoup_core::definition::{StepKind, Workflow};
 use recoup_core::id::WorkflowName;
 use recoup_core::limits::DEFINITION_BYTES_MAX;
-use recoup_core::plan::{DELAYS_MAX, Issue, Plan, START_TO_CLOSE, TaskPlan};
+use recoup_core::plan::{Issue, Plan, TaskPlan};
 use recoup_core::retry::{RetryPolicy, Rule};
 use recoup_proto::source::Positions;
 use recoup_proto::v1::workflow_service_server::WorkflowService;
@@ -142,21 +142,7 @@ fn delays(
     policy: &RetryPolicy,
     schedule_to_close: Option<Duration>,
 ) -> (Vec<recoup_proto::Duration>, bool) {
-    let task = TaskPlan {
-        task_type: String::new(),
-        queue: String::new(),
-        input: None,
-        schedule_to_start: None,
-        start_to_close: START_TO_CLOSE,
-        schedule_to_close,
-        heartbeat: None,
-        priority: 0,
-        delivery: recoup_core::definition::Delivery::AtLeastOnce,
-        retry: policy.clone(),
-    };
-    let delays = task.delay_schedule();
-    let allowed = policy.max_attempts().map_or(usize::MAX, |max| max.saturating_sub(1) as usize);
-    let truncated = delays.len() == DELAYS_MAX && allowed > DELAYS_MAX;
+    let (delays, truncated) = policy.delays(schedule_to_close);
     (delays.into_iter().map(time::duration).collect(), truncated)
 }
 

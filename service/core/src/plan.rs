@@ -18,8 +18,6 @@ pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
 /// For compensation and `finally` together.
 pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const QUEUE: &str = "default";
-/// How many delays [`TaskPlan::delay_schedule`] tells at most.
-pub const DELAYS_MAX: usize = 50;
 
 /// One thing that is wrong with a definition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -151,28 +149,6 @@ impl Plan {
                 StepKind::Task(task) => Some(task),
             },
         }
-    }
-}
-
-impl TaskPlan {
-    /// The delays before the second, third … attempt by the policy's own schedule, without jitter and
-    /// without rules; a random delay counts as the middle of its range. As many as attempts,
-    /// `max_duration` and `schedule_to_close` allow if attempts take no time, and at most
-    /// [`DELAYS_MAX`].
-    pub fn delay_schedule(&self) -> Vec<Duration> {
-        let retries =
-            self.retry.max_attempts().map_or(DELAYS_MAX, |max| max.saturating_sub(1) as usize);
-        let budgets = [self.retry.limits.max_duration, self.schedule_to_close];
-        let budget = budgets.into_iter().flatten().min();
-        let mut elapsed = Duration::ZERO;
-        (0..)
-            .take(retries.min(DELAYS_MAX))
-            .map(|index| self.retry.schedule().delay(index, 0.5))
-            .take_while(|delay| {
-                elapsed = elapsed.saturating_add(*delay);
-                budget.is_none_or(|budget| elapsed < budget)
-            })
-            .collect()
     }
 }
 

@@ -142,6 +142,32 @@ impl RetryPolicy {
     }
 }
 
+/// How many delays [`RetryPolicy::delays`] tells at most.
+pub const DELAYS_MAX: usize = 100;
+
+impl RetryPolicy {
+    /// The delays before the second, third … attempt by the policy's own schedule, without jitter and
+    /// without rules; a random delay counts as the middle of its range. As many as attempts,
+    /// `max_duration` and `within` allow if attempts take no time, and at most [`DELAYS_MAX`]; then
+    /// whether more would follow.
+    pub fn delays(&self, within: Option<Duration>) -> (Vec<Duration>, bool) {
+        let retries = self.max_attempts().map_or(usize::MAX, |max| max.saturating_sub(1) as usize);
+        let budget = self.limits.max_duration.into_iter().chain(within).min();
+        let mut elapsed = Duration::ZERO;
+        let mut delays: Vec<_> = (0..)
+            .take(retries.min(DELAYS_MAX + 1))
+            .map(|index| self.schedule().delay(index, 0.5))
+            .take_while(|delay| {
+                elapsed = elapsed.saturating_add(*delay);
+                budget.is_none_or(|budget| elapsed < budget)
+            })
+            .collect();
+        let is_cut = delays.len() > DELAYS_MAX;
+        delays.truncate(DELAYS_MAX);
+        (delays, is_cut)
+    }
+}
+
 impl MatchOn {
     fn takes(self, patterns: &[String], error: &Error) -> bool {
         let any =

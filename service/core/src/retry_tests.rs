@@ -757,3 +757,25 @@ proptest! {
         prop_assert!(attempt <= max);
     }
 }
+
+#[test]
+fn the_delays_that_are_told_end_with_attempts_or_time() {
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let delays = |limits, within| {
+        let policy = RetryPolicy { limits, ..RetryPolicy::default() };
+        let (delays, is_cut) = policy.delays(within);
+        (delays.into_iter().map(|delay| delay.as_secs()).collect::<Vec<_>>(), is_cut)
+    };
+    let attempts = |max| Limits { max_attempts: Some(max), max_duration: None };
+    let time = |max| Limits { max_attempts: None, max_duration: seconds(max) };
+    assert_eq!(delays(Limits::default(), None), (vec![1, 2, 4, 8], false));
+    assert_eq!(delays(Limits::default(), seconds(7)), (vec![1, 2], false));
+    assert_eq!(delays(time(16), None), (vec![1, 2, 4, 8], false));
+    assert_eq!(delays(time(15), None), (vec![1, 2, 4], false));
+    assert_eq!(delays(attempts(1), None), (vec![], false));
+    let (all, is_cut) = delays(attempts(101), None);
+    assert_eq!((all.len(), is_cut), (DELAYS_MAX, false));
+    let (first, is_cut) = delays(attempts(102), None);
+    assert_eq!((first, is_cut), (all, true));
+    assert!(delays(time(1_000_000), None).1, "as long as there is time");
+}

@@ -369,23 +369,3 @@ fn all_issues_are_told_in_order() {
     ];
     assert_eq!(paths, expected);
 }
-
-#[test]
-fn the_schedule_of_delays_ends_with_attempts_or_time() {
-    let delays = |retry: Option<RetryPolicy>, schedule_to_close| {
-        let mut definition = workflow(&["a"], &[]);
-        definition.steps.0[0].retry = retry;
-        task(&mut definition, 0).timeouts.schedule_to_close = schedule_to_close;
-        let plan = Plan::compile(&definition, 1).expect("it is right");
-        let delays = plan.task(&"a".into()).expect("the step").delay_schedule();
-        delays.into_iter().map(|delay| delay.as_secs_f64()).collect::<Vec<_>>()
-    };
-    assert_eq!(delays(None, None), [1.0, 2.0, 4.0, 8.0]);
-    assert_eq!(delays(None, seconds(7)), [1.0, 2.0]);
-    let within =
-        |seconds| policy(|retry| retry.limits.max_duration = Some(Duration::from_secs(seconds)));
-    assert_eq!(delays(within(16), None), [1.0, 2.0, 4.0, 8.0]);
-    assert_eq!(delays(within(15), None), [1.0, 2.0, 4.0]);
-    assert_eq!(delays(within(1_000_000), None).len(), DELAYS_MAX);
-    assert_eq!(delays(policy(|retry| retry.limits.max_attempts = Some(1)), None), [0.0; 0]);
-}
