@@ -28,7 +28,9 @@ create table execution (
     constraint execution_version_is_32_bits check (version between 0 and 4294967295),
     constraint execution_run_is_32_bits check (run between 0 and 4294967295),
     constraint execution_is_active_until_nothing_remains check (active = (compensation = 'RUNNING'
-        or state in ('RUNNING', 'RETRYING', 'PAUSED', 'COMPENSATING', 'CANCELLING')))
+        or state in ('RUNNING', 'RETRYING', 'PAUSED', 'COMPENSATING', 'CANCELLING'))),
+    constraint execution_ended_at_is_that_of_an_end check ((ended_at is not null) = (state in
+        ('SUCCEEDED', 'WARNING', 'FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')))
 );
 
 create index execution_list on execution (namespace, id);

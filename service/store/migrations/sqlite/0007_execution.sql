@@ -27,7 +27,8 @@ create table execution (
     constraint execution_compensation_is_known check (compensation between 1 and 5),
     constraint execution_version_is_32_bits check (version between 0 and 4294967295),
     constraint execution_run_is_32_bits check (run between 0 and 4294967295),
-    constraint execution_is_active_until_nothing_remains check (active = (state < 6 or compensation = 3))
+    constraint execution_is_active_until_nothing_remains check (active = (state < 6 or compensation = 3)),
+    constraint execution_ended_at_is_that_of_an_end check ((ended_at is not null) = (state >= 6))
 ) strict, without rowid;
 
 create index execution_list on execution (namespace, id);
