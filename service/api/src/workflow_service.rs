@@ -7,7 +7,7 @@ use prost::Message;
 use recoup_core::definition::{StepKind, Workflow};
 use recoup_core::id::WorkflowName;
 use recoup_core::limits::DEFINITION_BYTES_MAX;
-use recoup_core::plan::{Issue, Plan, TaskPlan};
+use recoup_core::plan::{Issue, Plan};
 use recoup_core::retry::{RetryPolicy, Rule};
 use recoup_proto::source::Positions;
 use recoup_proto::v1::workflow_service_server::WorkflowService;
