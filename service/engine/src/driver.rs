@@ -4,8 +4,8 @@
 //! what comes out: each call of the store is a task of its own whose answer is an input again.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use recoup_core::time::Timestamp;
@@ -13,6 +13,7 @@ use recoup_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, Span, debug_span};
 
+use crate::clock::DatabaseClock;
 use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
@@ -33,28 +34,29 @@ pub(crate) enum Request {
     Stop(oneshot::Sender<()>),
 }
 
-/// Database time: what the last lease said, and what the monotonic clock has added since.
+/// Database time for everybody: set by the driver alone.
 pub struct Clock {
     origin: Instant,
-    /// Database time minus the time since `origin`, in microseconds.
-    offset: AtomicI64,
+    database: Mutex<DatabaseClock>,
 }
 
 impl Clock {
     fn new(now: Timestamp) -> Self {
-        Self { origin: Instant::now(), offset: AtomicI64::new(now.as_micros()) }
+        let database = Mutex::new(DatabaseClock::new(now, Duration::ZERO));
+        Self { origin: Instant::now(), database }
     }
 
     pub fn now(&self) -> Timestamp {
-        Timestamp::from_micros(self.offset.load(Ordering::Relaxed) + self.elapsed())
+        self.lock().now(self.origin.elapsed())
     }
 
-    fn set(&self, now: Timestamp) {
-        self.offset.store(now.as_micros() - self.elapsed(), Ordering::Relaxed);
+    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) {
+        self.lock().correct(lease.now, under_way, self.origin.elapsed());
     }
 
-    fn elapsed(&self) -> i64 {
-        i64::try_from(self.origin.elapsed().as_micros()).unwrap_or(i64::MAX / 2)
+    /// No panic leaves it half changed, so a poisoned lock is as good as a whole one.
+    fn lock(&self) -> MutexGuard<'_, DatabaseClock> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,6 +90,12 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
     Ok(Engine { requests, store, plans, clock, feed_written, next_worker })
 }
 
+/// The answer of the store to a call.
+struct Answered {
+    input: Input<Reply>,
+    began: Instant,
+}
+
 struct Driver {
     node: Node<Reply>,
     store: Arc<dyn Store>,
@@ -95,8 +103,8 @@ struct Driver {
     clock: Arc<Clock>,
     queued: mpsc::Receiver<Request>,
     /// Bounded by what is under way: every message answers one output.
-    answers: mpsc::UnboundedSender<Input<Reply>>,
-    answered: mpsc::UnboundedReceiver<Input<Reply>>,
+    answers: mpsc::UnboundedSender<Answered>,
+    answered: mpsc::UnboundedReceiver<Answered>,
     feed_changed: watch::Sender<u64>,
     sinks: HashMap<WorkerKey, mpsc::UnboundedSender<WorkerMessage>>,
     /// Told once, when there is a lease.
@@ -117,7 +125,7 @@ impl Driver {
             let wait = self.node.next_timer().map(|at| at.since(self.clock.now()));
             tokio::select! {
                 biased;
-                Some(input) = self.answered.recv() => self.take_answer(input),
+                Some(answered) = self.answered.recv() => self.take_answer(answered),
                 taken = self.queued.recv_many(&mut inputs, DRAIN_MAX) => {
                     if taken == 0 && stopping.is_none() {
                         // Nobody is left who could ask or stop.
@@ -128,8 +136,8 @@ impl Driver {
             }
             // Whoever else is ready to run gets to join this batch.
             tokio::task::yield_now().await;
-            while let Ok(input) = self.answered.try_recv() {
-                self.take_answer(input);
+            while let Ok(answered) = self.answered.try_recv() {
+                self.take_answer(answered);
             }
             while inputs.len() < DRAIN_MAX
                 && let Ok(request) = self.queued.try_recv()
@@ -172,9 +180,12 @@ impl Driver {
         }
     }
 
-    fn take_answer(&mut self, input: Input<Reply>) {
-        if let Input::Joined(Ok(lease)) | Input::Renewed(Ok(lease)) = &input {
-            self.clock.set(lease.now);
+    fn take_answer(&mut self, Answered { mut input, began }: Answered) {
+        if let Input::Joined(Ok(lease)) | Input::Renewed(Ok(lease)) = &mut input {
+            let under_way = began.elapsed();
+            self.clock.correct(lease, under_way);
+            // It was granted somewhere between question and answer: to be safe, at the question.
+            lease.expires_at = lease.expires_at - under_way;
         }
         self.node.handle(input, self.clock.now());
         if self.node.node_id().is_some()
@@ -211,11 +222,11 @@ impl Driver {
             let input = match output {
                 Output::Join => {
                     let joined = store.join(&options.address, options.lease_ttl).await;
-                    Input::Joined(joined.map(|lease| backdate(lease, began)))
+                    Input::Joined(joined)
                 }
                 Output::Renew(node) => {
                     let renewed = store.renew(node, options.lease_ttl).await;
-                    Input::Renewed(renewed.map(|lease| backdate(lease, began)))
+                    Input::Renewed(renewed)
                 }
                 Output::Commit(node, batch) => Input::Committed(store.commit(node, &batch).await),
                 Output::StartKeyed(node, starts) => {
@@ -245,7 +256,7 @@ impl Driver {
                 Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => return,
             };
             // The driver may have ended meanwhile.
-            let _ = answers.send(input);
+            let _ = answers.send(Answered { input, began });
         };
         tokio::spawn(calling.instrument(span));
     }
@@ -273,12 +284,6 @@ fn span(output: &Output<Reply>) -> Span {
         Output::WithdrawOverflow(tasks) => debug_span!("withdraw", tasks = tasks.len()),
         Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => Span::none(),
     }
-}
-
-/// The lease was granted somewhere between question and answer: to be safe, at the question.
-fn backdate(mut lease: recoup_store::Lease, began: Instant) -> recoup_store::Lease {
-    lease.expires_at = lease.expires_at - began.elapsed();
-    lease
 }
 
 async fn sleep(wait: Option<Duration>) {

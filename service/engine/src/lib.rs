@@ -5,6 +5,7 @@
 //! the simulation runs, several at a time, in virtual time. [`driver`] gives it a clock, a store and
 //! channels; [`Engine`] is the handle that the API holds.
 
+pub mod clock;
 pub mod driver;
 pub mod handle;
 pub mod load;
