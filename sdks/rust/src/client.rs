@@ -30,6 +30,8 @@ pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Room for a message at its limit of 4 MiB and what is around it.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What the service takes in one message. Over it the transport itself refuses, and cannot say why.
+const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A connection to the service, in one namespace. Cheap to clone; clones share the connection.
 ///
@@ -179,9 +181,13 @@ impl Client {
         call: impl Fn(Channel, Request<Q>) -> F,
     ) -> Result<R, Error>
     where
-        Q: Clone,
+        Q: Clone + prost::Message,
         F: Future<Output = Result<Response<R>, Status>>,
     {
+        let size = request.encoded_len();
+        if size > REQUEST_BYTES_MAX {
+            return Err(Error::MessageTooLarge { size });
+        }
         let began = Instant::now();
         let mut retry = 0;
         loop {
@@ -273,6 +279,15 @@ mod tests {
         let client = Client::builder(address).retry_timeout(Duration::ZERO).connect_lazy();
         let error = client.expect("an address").execution("x").await.expect_err("nobody listens");
         assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn what_the_transport_would_refuse_is_not_sent() {
+        let client = Client::builder("http://127.0.0.1:1").connect_lazy().expect("an address");
+        let error = client.register_workflow("x".repeat(5 << 20)).await.expect_err("too large");
+        let Error::MessageTooLarge { size } = error else { panic!("{error:?}") };
+        assert!(size > 5 << 20, "{size}");
+        assert!(error.to_string().ends_with("the limit is 4194304"), "{error}");
     }
 
     #[test]

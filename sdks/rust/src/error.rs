@@ -56,6 +56,12 @@ pub enum Error {
         /// Its size in bytes.
         size: usize,
     },
+    /// A request is over 4 MiB in all; it was not sent.
+    #[error("the message has {size} bytes, the limit is 4194304")]
+    MessageTooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
     /// A payload was too large to stand in a failure event; read it with
     /// [`Client::read_payload`](crate::Client::read_payload).
     #[error("the payload stands elsewhere, under the id {payload_id}")]

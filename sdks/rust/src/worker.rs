@@ -10,9 +10,10 @@ mod unary;
 use std::future::Future;
 use std::time::Duration;
 
-use recoup_proto::v1::Payload;
+use recoup_proto::v1::{ErrorReason, Payload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tonic::Code;
 
 use crate::{Client, Error, TaskError};
 
@@ -142,6 +143,18 @@ impl Worker {
         types.sort();
         types
     }
+}
+
+/// Whether the service may fare better when it is asked again, however often that takes.
+fn passes(error: &Error) -> bool {
+    error.is_transient()
+        || matches!(
+            error.reason(),
+            // Of our own older stream, or of a limit that others may leave.
+            ErrorReason::SessionSuperseded | ErrorReason::LimitReached | ErrorReason::Overloaded
+        )
+        // A proxy or a server that fell over in the middle.
+        || matches!(error.code(), Some(Code::Internal | Code::Unknown | Code::Aborted))
 }
 
 impl WorkerBuilder {

@@ -21,6 +21,8 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 const BATCH_RESULTS_MAX: usize = 1_000;
 /// How long a result waits that the service could not store.
 const RESEND_AFTER: Duration = Duration::from_millis(200);
+/// How long the worker stays with a service that stops, for what is about to end.
+const STAY: Duration = Duration::from_secs(1);
 
 pub(super) struct Session {
     open: OpenSession,
@@ -37,7 +39,8 @@ pub(super) struct Session {
     opened: bool,
     draining: bool,
     drain_sent: bool,
-    server_draining: bool,
+    /// Since when the service has been stopping, as far as this stream knows.
+    server_draining: Option<Instant>,
 }
 
 struct Running {
@@ -74,7 +77,7 @@ impl Session {
             opened: false,
             draining: false,
             drain_sent: false,
-            server_draining: false,
+            server_draining: None,
         }
     }
 
@@ -82,7 +85,7 @@ impl Session {
     pub(super) fn open_message(&mut self) -> Outgoing {
         self.opened = false;
         self.drain_sent = self.draining;
-        self.server_draining = false;
+        self.server_draining = None;
         self.later.clear();
         self.queue = self.unacked.keys().cloned().collect();
         self.outstanding = self.grant(0);
@@ -222,13 +225,15 @@ impl Session {
         self.draining
     }
 
-    pub(super) fn server_drains(&mut self) {
-        self.server_draining = true;
+    pub(super) fn server_drains(&mut self, now: Instant) {
+        self.server_draining.get_or_insert(now);
     }
 
-    /// The service wants to stop, and has everything that we had for it.
-    pub(super) fn may_leave(&self) -> bool {
-        self.server_draining && self.is_idle()
+    /// The service wants to stop, and has everything that we had for it. It does not wait for handlers
+    /// that run on: what they give goes to whom the next stream leads to.
+    pub(super) fn may_leave(&self, now: Instant) -> bool {
+        let Some(since) = self.server_draining else { return false };
+        self.unacked.is_empty() && (self.running.is_empty() || now.duration_since(since) >= STAY)
     }
 
     /// Nothing runs and nothing waits for an acknowledgement.
@@ -263,7 +268,7 @@ impl Session {
     fn grant(&self, outstanding: u32) -> u32 {
         // A service that acknowledges nothing gets no more to do: what waits here is bounded.
         let unacked_max = 4 * (self.slots as usize).max(BATCH_RESULTS_MAX);
-        if self.draining || self.server_draining || self.unacked.len() >= unacked_max {
+        if self.draining || self.server_draining.is_some() || self.unacked.len() >= unacked_max {
             return 0;
         }
         let busy = u32::try_from(self.running.len()).unwrap_or(u32::MAX);

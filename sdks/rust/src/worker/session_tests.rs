@@ -222,6 +222,28 @@ async fn draining_gives_back_what_comes_and_finishes_what_runs() {
 }
 
 #[tokio::test]
+async fn a_service_that_stops_is_left_when_it_has_everything() {
+    let mut session = session(8);
+    run(&mut session, "runs").await;
+    run(&mut session, "ended").await;
+    let now = Instant::now();
+    let later = now + STAY;
+    assert!(!session.may_leave(later), "it does not stop");
+    session.server_drains(now);
+    assert!(!session.may_leave(now), "what runs may be about to end");
+    session.finish(token("ended"), completed("ended", "ok"));
+    session.next_message();
+    assert!(!session.may_leave(later), "a result is not acknowledged");
+    session.acknowledge(ack("ended", ErrorReason::Unspecified), now);
+    assert!(!session.may_leave(now));
+    // Said again, it is no reason to stay longer.
+    session.server_drains(later);
+    assert!(session.may_leave(later));
+    session.open_message();
+    assert!(!session.may_leave(later), "another stream, perhaps to another service");
+}
+
+#[tokio::test]
 async fn a_service_that_acknowledges_nothing_gets_no_more_credit() {
     let mut session = session(1);
     for number in 0..4_000 {

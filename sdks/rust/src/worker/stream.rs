@@ -7,14 +7,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use recoup_proto::v1::{ErrorReason, OpenSession, StreamTasksResponse};
+use recoup_proto::v1::{OpenSession, StreamTasksResponse};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::Streaming;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, GrpcMethod, Request, Status};
 
-use super::Worker;
+use super::{Worker, passes};
 use super::context::{Attempt, Event, TaskContext};
 use super::handler::{self, Handler, RawTask};
 use super::message::{self, Outgoing, StreamCodec};
@@ -80,18 +80,6 @@ pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> R
             return Ok(());
         }
     }
-}
-
-/// Whether another stream may fare better.
-fn passes(error: &Error) -> bool {
-    error.is_transient()
-        || matches!(
-            error.reason(),
-            // Of our own older stream, or of a limit that others may leave.
-            ErrorReason::SessionSuperseded | ErrorReason::LimitReached | ErrorReason::Overloaded
-        )
-        // A proxy or a server that fell over in the middle.
-        || matches!(error.code(), Some(Code::Internal | Code::Unknown | Code::Aborted))
 }
 
 fn lost(message: &str) -> Error {
@@ -167,7 +155,8 @@ impl Loop {
                     }
                 }
             }
-            if self.session.may_leave() && !self.session.is_draining() {
+            // A drained worker leaves for good, above.
+            if self.session.may_leave(Instant::now()) && !self.session.is_drained() {
                 return Err(lost("the service is draining"));
             }
         }
@@ -200,7 +189,7 @@ impl Loop {
             }
         }
         if message.draining {
-            self.session.server_drains();
+            self.session.server_drains(now);
         }
         for ack in message.acks {
             self.session.acknowledge(ack, now);

@@ -14,12 +14,11 @@ use recoup_proto::v1::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tonic::Code;
 
-use super::Worker;
 use super::context::{Attempt, CancelReason, Event, TaskContext};
 use super::handler::{self, Handler, Outcome, RawTask};
 use super::message;
+use super::{Worker, passes};
 use crate::Error;
 use crate::backoff::Backoff;
 use crate::client::{CallOptions, rpc};
@@ -104,9 +103,7 @@ impl Poller {
                         self.start(task, &sender, &mut running);
                     }
                 }
-                Some(Err(error))
-                    if error.is_transient() || error.code() == Some(Code::Internal) =>
-                {
+                Some(Err(error)) if passes(&error) => {
                     retry += 1;
                     let wait = backoff.next(retry, error.retry_after());
                     tracing::info!(%error, queue = self.queue, "the poll failed");
@@ -231,9 +228,32 @@ async fn outcome(worker: &Worker, attempt: &Arc<Attempt>, input: Option<Payload>
     }
 }
 
-/// Reports a result; one that the service refuses becomes an error in its place.
+/// Reports a result until the service has answered: work that was done is not thrown away because the
+/// service is away for longer than a call is repeated.
 async fn report(worker: &Worker, token: &Bytes, outcome: Outcome) -> Result<(), Error> {
-    let error = match message::proto_result(outcome) {
+    let result = message::proto_result(outcome);
+    let backoff = Backoff::default();
+    let mut retry = 0;
+    loop {
+        match report_once(worker, token, result.clone()).await {
+            Err(error) if passes(&error) => {
+                retry += 1;
+                let wait = backoff.next(retry, error.retry_after());
+                tracing::info!(%error, retry, "a result is reported again");
+                tokio::time::sleep(wait).await;
+            }
+            answered => return answered,
+        }
+    }
+}
+
+/// One that the service refuses becomes an error in its place.
+async fn report_once(
+    worker: &Worker,
+    token: &Bytes,
+    result: task_result::Result,
+) -> Result<(), Error> {
+    let error = match result {
         task_result::Result::Completed(output) => {
             let request = CompleteTaskRequest { task_token: token.clone(), output: Some(output) };
             match rpc!(worker.client, WorkerServiceClient.complete_task(request)).await {
