@@ -6,5 +6,6 @@
 pub mod graph;
 pub mod hygiene;
 pub mod links;
+pub mod reasons;
 pub mod sources;
 pub mod tree;

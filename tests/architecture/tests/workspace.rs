@@ -5,7 +5,7 @@ use std::process::Command;
 
 use recoup_architecture::graph::{self, Metadata};
 use recoup_architecture::tree::{self, File};
-use recoup_architecture::{hygiene, links, sources};
+use recoup_architecture::{hygiene, links, reasons, sources};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -78,4 +78,9 @@ fn no_private_registry() {
 #[test]
 fn links_lead_somewhere() {
     none(links::broken(&files()));
+}
+
+#[test]
+fn every_error_reason_has_its_page() {
+    none(reasons::undocumented(&files()));
 }
