@@ -44,7 +44,8 @@ pub fn undocumented(files: &[File]) -> Vec<String> {
         }
         for (rpc, _) in rpcs.iter().filter(|(_, reasons)| reasons.contains(reason)) {
             if !words(&page.text).any(|word| word == rpc) {
-                findings.push(format!("{path} does not name {rpc}, whose comment names the reason"));
+                findings
+                    .push(format!("{path} does not name {rpc}, whose comment names the reason"));
             }
         }
     }

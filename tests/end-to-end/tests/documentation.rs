@@ -1,0 +1,182 @@
+//! What the documentation shows of the command line is what the binary prints.
+
+use std::path::Path;
+use std::process::Output;
+
+use recoup_end_to_end::server::{Folder, Server, recoup_once};
+
+const DEFINITIONS: &str = include_str!("../../../docs/definitions.md");
+const RETRIES: &str = include_str!("../../../docs/retries.md");
+const OPERATING: &str = include_str!("../../../docs/operating.md");
+
+/// Files that are wrong, each in the way that one line or more of "Common mistakes" tells.
+const MISTAKES: [&str; 16] = [
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x, start_to_close: 20 }\n",
+    "name: a\nsteps:\n  - id: pay\n    type: x\n",
+    "name: a\nsteps:\n  - id: Pay\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: in\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    on_error: Ignore\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    when: \"${input.x}\"\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x, input: { a: \"${steps.ship.output.x}\" } }\n  \
+     - id: ship\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x, input: { b: \"${error.type}\" } }\n",
+    "name: a\nsteps:\n  - id: a\n    task: { type: x }\n  - id: pay\n    \
+     when: has(steps.a.output)\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    allow_warning: false\n    task: { type: x, heartbeat: 2m }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x, schedule_to_close: 30s, start_to_close: 1m }\n",
+    "name: a\nsteps:\n  - id: pay\n    allow_warning: true\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n\nfinally:\n  - id: done\n    \
+     task: { type: x }\n    compensate: { task: { type: y } }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    \
+     retry: { constant: { interval: 10m }, max_duration: 5m }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    retry: { max_attempts: 0 }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    \
+     retry: { constant: { interval: 1s }, max_duration: 5m, non_retryable_error_types: [recoup.timout] }\n",
+];
+
+/// A server, and a folder for files.
+struct Site {
+    server: Server,
+    folder: Folder,
+}
+
+impl Site {
+    fn start(name: &str) -> Self {
+        let folder = Folder::new(name);
+        Self { server: Server::embedded(folder.path()), folder }
+    }
+
+    fn recoup(&self, arguments: &[&str]) -> Output {
+        recoup_once(&[arguments, &["--address", &self.server.url()]].concat())
+    }
+
+    /// `recoup workflow validate` of a text: whether it is valid, and what is printed without the
+    /// name of the file.
+    fn validate(&self, text: &str) -> (bool, Vec<String>) {
+        let file = self.folder.path().join("file.yaml");
+        std::fs::write(&file, text).expect("the folder can be written to");
+        let output = self.recoup(&["workflow", "validate", name(&file)]);
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8(printed).expect("it prints text");
+        let prefix = format!("{}:", name(&file));
+        let lines = printed.lines().map(|line| line.strip_prefix(&prefix).unwrap_or(line));
+        (output.status.success(), lines.map(str::to_owned).collect())
+    }
+}
+
+fn name(path: &Path) -> &str {
+    path.to_str().expect("the folder has a name of text")
+}
+
+/// The fenced blocks of a page in one language.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let open = format!("```{language}\n");
+    let parts = page.split(open.as_str()).skip(1);
+    parts.filter_map(|part| part.split("```").next()).collect()
+}
+
+/// A block as a whole definition: some show a step alone.
+fn whole(block: &str) -> String {
+    if block.starts_with("name:") {
+        return block.to_owned();
+    }
+    format!("name: example\nsteps:\n{block}")
+}
+
+/// The second cell of each row below a heading, without its backticks.
+fn told(page: &str, heading: &str) -> Vec<String> {
+    let section = page.split(heading).nth(1).expect("the page has the heading");
+    let rows = section.lines().filter(|line| line.starts_with("| `") || line.starts_with("| \""));
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
+    let cells = cells.map(|(_, cell)| cell.trim_matches('`').trim().to_owned());
+    cells.filter(|cell| cell.contains(": error: ")).collect()
+}
+
+#[test]
+fn the_workflows_of_the_documentation_are_valid() {
+    let site = Site::start("documentation-workflows");
+    let shown = [blocks(DEFINITIONS, "yaml"), blocks(RETRIES, "yaml")].concat();
+    assert!(shown.len() >= 2, "{shown:?}");
+    for block in shown {
+        let (valid, printed) = site.validate(&whole(block));
+        assert!(valid, "{block}\n{printed:?}");
+    }
+}
+
+#[test]
+fn the_waits_of_the_example_are_those_that_are_printed() {
+    let site = Site::start("documentation-waits");
+    let example = blocks(RETRIES, "yaml").pop().expect("the page has an example");
+    let documented = blocks(RETRIES, "text").pop().expect("and what is printed for it");
+    let (_, printed) = site.validate(&whole(example));
+    assert_eq!(printed, documented.lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn common_mistakes_are_told_as_documented() {
+    let site = Site::start("documentation-mistakes");
+    let printed: Vec<String> = MISTAKES
+        .iter()
+        .flat_map(|text| {
+            let (valid, printed) = site.validate(text);
+            assert!(!valid, "{text}");
+            printed
+        })
+        .collect();
+    let told = told(DEFINITIONS, "## Common mistakes");
+    assert_eq!(told.len(), MISTAKES.len());
+    for line in told {
+        assert!(printed.contains(&line), "nothing prints\n{line}\nbut\n{}", printed.join("\n"));
+    }
+}
+
+#[test]
+fn every_setting_of_a_server_is_documented_with_its_default() {
+    let help = recoup_once(&["serve", "--help"]);
+    let help = String::from_utf8(help.stdout).expect("help is text");
+    let mut flag = "";
+    let mut seen = 0;
+    for line in help.lines().map(str::trim) {
+        if let Some(rest) = line.strip_prefix("--") {
+            flag = rest.split(' ').next().expect("a flag has a name");
+            seen += 1;
+            assert!(OPERATING.contains(&format!("| `--{flag}")), "--{flag} is not documented");
+        }
+        let row = OPERATING.lines().find(|row| row.starts_with(&format!("| `--{flag}")));
+        let value = |mark: &str| line.strip_prefix(mark).map(|rest| rest.trim_end_matches(']'));
+        if let Some(variable) = value("[env: ") {
+            let variable = variable.trim_end_matches('=');
+            assert!(row.is_some_and(|row| row.contains(&format!("`{variable}`"))), "{variable}");
+        }
+        if let Some(default) = value("[default: ") {
+            let documented = row.is_some_and(|row| row.contains(default));
+            assert!(documented, "--{flag} is {default} by default, not as in\n{row:?}");
+        }
+    }
+    assert!(seen >= 8, "{seen} flags in\n{help}");
+}
+
+#[test]
+fn templates_give_what_the_documentation_says() {
+    let site = Site::start("documentation-templates");
+    let file = site.folder.path().join("template.yaml");
+    for (template, value) in [
+        (r#""${input.n}""#, "3"),
+        (r#""n is ${input.n}, l is ${input.l}""#, r#""n is 3, l is [1,2]""#),
+        (r#"{ twice: "${input.n * 2}" }"#, r#"{"twice":6}"#),
+        (r#""$${input.n}""#, r#""${input.n}""#),
+    ] {
+        let row = format!("| `{template}` | `{value}` |");
+        assert!(DEFINITIONS.contains(&row), "{row}");
+        let text = format!(
+            "name: template\nsteps:\n- {{id: none, when: \"false\", task: {{type: x}}}}\noutput: {template}\n"
+        );
+        std::fs::write(&file, text).expect("the folder can be written to");
+        assert!(site.recoup(&["workflow", "register", name(&file)]).status.success(), "{template}");
+        let input = r#"{"n": 3, "l": [1, 2]}"#;
+        let ran = site.recoup(&["run", "template", "--input", input, "--output", "json"]);
+        let answer: serde_json::Value =
+            serde_json::from_slice(&ran.stdout).expect("it answers in JSON");
+        assert_eq!(answer["ended"]["output"]["json"], value, "{template}: {answer}");
+    }
+}
