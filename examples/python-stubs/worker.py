@@ -1,7 +1,7 @@
 """A worker for the order workflow on nothing but generated stubs: polls, works, reports.
 
-The whole protocol of a worker is PollTasks, CompleteTask, FailTask and HeartbeatTask. This one holds
-a session, so that what it holds goes to others when it dies. Prints one JSON line when a task starts
+The whole protocol of a worker is PollTasks, CompleteTask, FailTask, HeartbeatTask and, for what it takes
+and cannot do, ReleaseTask. This one holds a session, so that what it holds goes to others when it dies. Prints one JSON line when a task starts
 and one when its result is durable. SIGTERM and Ctrl-C end it once what it holds is finished.
 """
 
@@ -84,6 +84,9 @@ class Worker:
                 for cancellation in answer.cancellations:
                     self._tell_to_stop(cancellation.task_token)
                 for task in answer.tasks:
+                    if stop.is_set():
+                        self._release(task)
+                        continue
                     cancelled = threading.Event()
                     with self._held_changed:
                         self._held[task.task_token] = cancelled
@@ -109,9 +112,15 @@ class Worker:
             session_id=self._session_id,
             session_ttl=to_duration(self._session_ttl_s),
             worker=f"python-stubs@{socket.gethostname()}",
-            held_task_tokens=held,
+            # All of them, as there is one poll at a time: what was lost on its way comes again.
+            held=worker_service_pb2.HeldTasks(task_tokens=held),
         )
         return self._stub.PollTasks(request, timeout=POLL_WAIT_S + CALL_LIMIT_S)
+
+    def _release(self, task: worker_service_pb2.Task) -> None:
+        """Gives back what was not begun: others get it at once, and it does not count as an attempt."""
+        request = worker_service_pb2.ReleaseTaskRequest(task_token=task.task_token, session_id=self._session_id)
+        self._report(self._stub.ReleaseTask, request)
 
     def _work(self, task: worker_service_pb2.Task, cancelled: threading.Event) -> None:
         finished = threading.Event()

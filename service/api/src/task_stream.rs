@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use recoup_engine::node::io::Session;
+use recoup_engine::node::io::{Session, SessionKey};
 use recoup_engine::{Refusal, Worker, WorkerLink, WorkerMessage, token};
 use recoup_proto::v1::{self, ErrorReason, TaskCancellationReason as Reason};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
@@ -24,7 +24,8 @@ use crate::context::Context;
 use crate::convert::{task, text, time};
 use crate::status::{Error, Result};
 use crate::worker_service::{
-    HELD_MAX, beat, beat_details, closed, command, held, of_worker, queues, task_types, ttl,
+    HELD_MAX, beat, beat_details, closed, command, hand_over, held, of_worker, queues, task_types,
+    ttl,
 };
 
 /// Items in one response.
@@ -55,11 +56,8 @@ pub async fn serve(
         Ok(None) => return,
         Err(error) => return end(&responses, error, SESSION_TTL).await,
     };
-    let (ttl, session, number) = (stream.ttl, stream.session.clone(), stream.number);
-    let served = stream.run(inbound, first, &responses).await;
-    context.sessions.close(&session, number);
-    if let Err(Ended::Because(error)) = served {
-        end(&responses, error, ttl).await;
+    if let Err(Ended::Because(error)) = stream.run(inbound, first, &responses).await {
+        end(&responses, error, stream.ttl).await;
     }
 }
 
@@ -70,6 +68,16 @@ async fn end(responses: &Responses, error: Error, within: Duration) {
 
 fn not_open(message: &str) -> Error {
     Error::new(ErrorReason::SessionNotOpen, message)
+}
+
+/// The credit that there is after more was given.
+fn credit(more: u32, left: usize) -> Result<usize> {
+    let credit = left.saturating_add(more as usize);
+    if credit > HELD_MAX {
+        let message = format!("{credit} tasks are asked for, at most {HELD_MAX} are allowed");
+        return Err(Error::invalid("credit", message));
+    }
+    Ok(credit)
 }
 
 /// Why a stream ends early.
@@ -103,9 +111,7 @@ impl Inbound {
 struct Stream {
     context: Arc<Context>,
     link: WorkerLink,
-    session: String,
-    number: u64,
-    superseded: oneshot::Receiver<()>,
+    session: SessionKey,
     worker: String,
     ttl: Duration,
     /// Credit that the engine has not used up.
@@ -144,22 +150,22 @@ async fn open(
     let queues = queues(&namespace, open.queues, "open.queues")?;
     let task_types = task_types(open.task_types, "open.task_types")?;
     context.check_namespace(&namespace).await?;
-    let (number, superseded) = context.sessions.open(&session);
-    let credit = if first.draining { 0 } else { (first.credit as usize).min(HELD_MAX) };
+    let credit = if first.draining { 0 } else { credit(first.credit, 0)? };
+    let session = SessionKey { namespace, id: session };
     let offer = Worker {
         queues,
         task_types,
         credit: u32::try_from(credit).unwrap_or(u32::MAX),
-        session: Some(Session { id: session.clone(), ttl }),
+        session: Some(Session { key: session.clone(), ttl }),
         worker: worker.clone(),
-        held: held.clone(),
+        held: Some(held.clone()),
         once: false,
     };
     let link = context.engine.attach(offer).await?;
     let (answers, answered) = mpsc::unbounded_channel();
     let mut out = Outgoing::default();
     out.next.opened = Some(v1::SessionOpened {
-        session_id: session.clone(),
+        session_id: session.id.clone(),
         session_ttl: Some(time::duration(ttl)),
         closed_task_tokens: garbage,
     });
@@ -169,8 +175,6 @@ async fn open(
         context: context.clone(),
         link,
         session,
-        number,
-        superseded,
         worker,
         ttl,
         credit,
@@ -216,10 +220,6 @@ impl Stream {
                 }
                 Some(answered) = self.answered.recv() => self.acknowledge(answered),
                 message = self.link.messages.recv() => self.pass(message, responses).await?,
-                _ = &mut self.superseded => {
-                    let message = "another stream opened the session";
-                    return Err(Error::new(ErrorReason::SessionSuperseded, message).into());
-                }
                 () = context.stopping(), if !told_draining => {
                     told_draining = true;
                     self.draining = true;
@@ -279,11 +279,9 @@ impl Stream {
         if !message.heartbeats.is_empty() {
             self.beats(message.heartbeats).await;
         }
-        let room = HELD_MAX.saturating_sub(self.credit);
-        let credit = (message.credit as usize).min(room);
-        if credit > 0 && !self.draining {
-            self.credit += credit;
-            self.link.add_credit(u32::try_from(credit).unwrap_or(u32::MAX)).await;
+        if message.credit > 0 && !self.draining {
+            self.credit = credit(message.credit, self.credit)?;
+            self.link.add_credit(message.credit).await;
         }
         Ok(())
     }
@@ -297,8 +295,9 @@ impl Stream {
         };
         let result = match result.result {
             Some(Proto::Released(_)) => {
-                self.context.engine.release(task).await;
-                return self.acknowledge_now(Answered { token, answer: Ok(()) });
+                let answer = self.context.engine.release(task, self.session.id.clone()).await;
+                let answer = answer.map_err(of_worker);
+                return self.acknowledge_now(Answered { token, answer });
             }
             Some(result) => result,
             None => {
@@ -332,15 +331,18 @@ impl Stream {
             match token::decode(&own.task_token) {
                 // What is too long to be kept is still a sign of life.
                 Ok(task) => {
-                    if let Err(error) = beat_details(own.details, "heartbeats.details") {
+                    let details = beat_details(own.details, "heartbeats.details");
+                    let details = details.unwrap_or_else(|error| {
                         tracing::debug!(%error, "the details of a heartbeat were left out");
-                    }
-                    asked.push(task);
+                        None
+                    });
+                    asked.push((task, details));
                 }
                 Err(_) => self.out.cancel(closed(own.task_token)),
             }
         }
-        let answers: Vec<_> = asked.into_iter().map(|task| beat(&self.context, task)).collect();
+        let beat = |(task, details)| beat(&self.context, task, details);
+        let answers: Vec<_> = asked.into_iter().map(beat).collect();
         for cancellation in in_turn(answers).await {
             if cancellation.reason() == Reason::AttemptClosed {
                 self.held.remove(&cancellation.task_token);
@@ -361,7 +363,7 @@ impl Stream {
                 for handed in handed {
                     let converted = task::to_proto(&handed).filter(|_| !self.draining);
                     let Some((task, bytes)) = converted else {
-                        self.context.engine.release(handed.id).await;
+                        self.context.engine.undelivered(vec![hand_over(handed)]);
                         continue;
                     };
                     if !self.out.has_room(bytes) {
@@ -378,6 +380,10 @@ impl Stream {
                 let cancellation = task::cancellation(&task, Reason::AttemptClosed);
                 self.held.remove(&cancellation.task_token);
                 self.out.cancel(cancellation);
+            }
+            Some(WorkerMessage::Superseded) => {
+                let message = "another stream or poll says what the session holds";
+                return Err(Error::new(ErrorReason::SessionSuperseded, message).into());
             }
             Some(WorkerMessage::Detached) => {
                 return Err(not_open("the session's time to live has passed").into());

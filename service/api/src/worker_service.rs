@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use recoup_core::command::{Command, Rejection, TaskId};
 use recoup_core::error::{Error as AttemptError, builtin};
 use recoup_core::event::Event;
@@ -10,8 +11,9 @@ use recoup_core::id::Namespace;
 use recoup_core::limits::{QUEUE_BYTES_MAX, TASK_TYPE_BYTES_MAX};
 use recoup_core::payload::Payload;
 use recoup_core::plan::QUEUE;
-use recoup_engine::node::io::Session;
-use recoup_engine::{HandedTask, Refusal, Worker, WorkerLink, WorkerMessage, token};
+use recoup_core::time::Timestamp;
+use recoup_engine::node::io::{Session, SessionKey};
+use recoup_engine::{Engine, HandedTask, Refusal, Worker, WorkerLink, WorkerMessage, token};
 use recoup_proto as proto;
 use recoup_proto::v1::worker_service_server::WorkerService;
 use recoup_proto::v1::{self, ErrorReason, TaskCancellationReason as Reason};
@@ -23,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::context::Context;
 use crate::convert::{decision, error, payload, task, text, time};
+use crate::delivery::Parcel;
 use crate::status::{Error, Result};
 use crate::{BATCH_BYTES_MAX, metadata, task_stream};
 
@@ -51,11 +54,13 @@ impl Service {
         Self { context }
     }
 
+    /// The answer, and what in it was handed over when.
     async fn poll(
         &self,
         request: v1::PollTasksRequest,
         wait: Duration,
-    ) -> Result<v1::PollTasksResponse> {
+    ) -> Result<(v1::PollTasksResponse, Vec<(TaskId, Timestamp)>)> {
+        let wait = if request.draining { Duration::ZERO } else { wait };
         let deadline = Instant::now() + wait;
         let namespace = text::namespace(&request.namespace, "namespace")?;
         self.context.check_namespace(&namespace).await?;
@@ -72,25 +77,31 @@ impl Service {
         let ttl =
             time::duration_between(request.session_ttl, "session_ttl", POLL_TTL, SESSION_TTL)?;
         let has_session = !session_id.is_empty();
-        let (held, garbage) = held(&request.held_task_tokens, "held_task_tokens")?;
+        let tokens = request.held.filter(|_| has_session).map(|held| held.task_tokens);
+        let (held, garbage) = match tokens {
+            Some(tokens) => {
+                let (held, garbage) = held(&tokens, "held.task_tokens")?;
+                (Some(held), garbage)
+            }
+            None => (None, Vec::new()),
+        };
+        let key = SessionKey { namespace: namespace.clone(), id: session_id };
         let offer = Worker {
             queues: vec![queue(&namespace, request.queue, "queue")?],
             task_types: task_types(request.task_types, "task_types")?,
-            credit: max_tasks,
-            session: has_session.then_some(Session { id: session_id, ttl }),
+            credit: if request.draining { 0 } else { max_tasks },
+            session: has_session.then_some(Session { key, ttl }),
             worker: text::optional(request.worker, "worker", text::LABEL_BYTES_MAX)?,
-            held: if has_session { held.clone() } else { Vec::new() },
+            held: held.clone(),
             once: true,
         };
-        let mut cancellations: Vec<_> = garbage.into_iter().map(closed).collect();
-        for task in held.iter().filter(|_| has_session) {
-            cancellations.extend(self.beat(task.clone()).await);
-        }
-        let mut poll =
-            Poll { link: self.context.engine.attach(offer).await?, context: &self.context };
-        let mut tasks = Vec::new();
-        let mut bytes = 0;
-        while tasks.is_empty() {
+        let beats = held.into_iter().flatten().map(|task| beat(&self.context, task, None));
+        let told = join_all(beats).await.into_iter().flatten();
+        let mut cancellations: Vec<_> = garbage.into_iter().map(closed).chain(told).collect();
+        let engine = &self.context.engine;
+        let mut poll = Poll { link: engine.attach(offer).await?, engine };
+        let mut tasks = Tasks::default();
+        while tasks.of_answer.is_empty() {
             // What is known already is answered at once.
             let until = if cancellations.is_empty() { deadline } else { Instant::now() };
             let message = tokio::select! {
@@ -100,15 +111,16 @@ impl Service {
                 () = self.context.stopping() => break,
             };
             match message {
-                Some(WorkerMessage::Tasks(handed)) => {
-                    let rest = collect(handed, &mut tasks, &mut bytes);
-                    poll.give_back(rest);
-                }
+                Some(WorkerMessage::Tasks(handed)) => tasks.collect(handed, engine),
                 Some(WorkerMessage::CancelRequested(task)) => {
                     cancellations.push(task::cancellation(&task, Reason::CancelRequested));
                 }
                 Some(WorkerMessage::Closed(task)) => {
                     cancellations.push(task::cancellation(&task, Reason::AttemptClosed));
+                }
+                Some(WorkerMessage::Superseded) => {
+                    let message = "another poll says what the session holds";
+                    return Err(Error::new(ErrorReason::SessionSuperseded, message));
                 }
                 Some(WorkerMessage::Detached) | None => break,
             }
@@ -116,16 +128,11 @@ impl Service {
         // What was handed over while the wait ended is answered as well.
         for message in poll.last() {
             if let WorkerMessage::Tasks(handed) = message {
-                let rest = collect(handed, &mut tasks, &mut bytes);
-                poll.give_back(rest);
+                tasks.collect(handed, engine);
             }
         }
-        Ok(v1::PollTasksResponse { tasks, cancellations })
-    }
-
-    /// What a task that is held should know, if anything.
-    async fn beat(&self, task: TaskId) -> Option<v1::TaskCancellation> {
-        beat(&self.context, task).await
+        let Tasks { of_answer, handed, .. } = tasks;
+        Ok((v1::PollTasksResponse { tasks: of_answer, cancellations }, handed))
     }
 
     async fn complete(&self, request: v1::CompleteTaskRequest) -> Result<()> {
@@ -169,7 +176,7 @@ impl Service {
 /// A poll that is going on. Dropped with its caller, it loses nothing that was handed over.
 struct Poll<'a> {
     link: WorkerLink,
-    context: &'a Arc<Context>,
+    engine: &'a Engine,
 }
 
 impl Poll<'_> {
@@ -178,52 +185,58 @@ impl Poll<'_> {
         self.link.messages.close();
         std::iter::from_fn(|| self.link.messages.try_recv().ok()).collect()
     }
-
-    fn give_back(&self, handed: Vec<HandedTask>) {
-        if handed.is_empty() {
-            return;
-        }
-        let context = self.context.clone();
-        tokio::spawn(async move {
-            for handed in handed {
-                context.engine.release(handed.id).await;
-            }
-        });
-    }
 }
 
 impl Drop for Poll<'_> {
     fn drop(&mut self) {
         for message in self.last() {
             if let WorkerMessage::Tasks(handed) = message {
-                self.give_back(handed);
+                self.engine.undelivered(handed.into_iter().map(hand_over).collect());
             }
         }
     }
 }
 
-/// As many as fit into one message; at least one. Returns the rest.
-fn collect(
-    handed: Vec<HandedTask>,
-    tasks: &mut Vec<v1::Task>,
-    bytes: &mut usize,
-) -> Vec<HandedTask> {
-    let mut rest = Vec::new();
-    for handed in handed {
-        match task::to_proto(&handed) {
-            Some((task, size)) if tasks.is_empty() || *bytes + size <= BATCH_BYTES_MAX => {
-                *bytes += size;
-                tasks.push(task);
+/// The tasks of one answer.
+#[derive(Default)]
+struct Tasks {
+    of_answer: Vec<v1::Task>,
+    handed: Vec<(TaskId, Timestamp)>,
+    bytes: usize,
+}
+
+impl Tasks {
+    /// Takes as many as fit into one message, at least one; the others go back.
+    fn collect(&mut self, handed: Vec<HandedTask>, engine: &Engine) {
+        let mut rest = Vec::new();
+        for handed in handed {
+            match task::to_proto(&handed) {
+                Some((task, size))
+                    if self.of_answer.is_empty() || self.bytes + size <= BATCH_BYTES_MAX =>
+                {
+                    self.bytes += size;
+                    self.of_answer.push(task);
+                    self.handed.push(hand_over(handed));
+                }
+                _ => rest.push(hand_over(handed)),
             }
-            _ => rest.push(handed),
         }
+        engine.undelivered(rest);
     }
-    rest
+}
+
+/// What names a hand-over.
+pub fn hand_over(handed: HandedTask) -> (TaskId, Timestamp) {
+    (handed.id, handed.handed_at)
 }
 
 /// Says that a task is worked on. Answers with what its worker should know, if anything.
-pub async fn beat(context: &Context, task: TaskId) -> Option<v1::TaskCancellation> {
-    match context.engine.heartbeat(task.clone()).await {
+pub async fn beat(
+    context: &Context,
+    task: TaskId,
+    details: Option<Payload>,
+) -> Option<v1::TaskCancellation> {
+    match context.engine.heartbeat(task.clone(), details).await {
         Ok(true) => Some(task::cancellation(&task, Reason::CancelRequested)),
         Err(Refusal::Rejected(_)) => Some(task::cancellation(&task, Reason::AttemptClosed)),
         Ok(false) | Err(_) => None,
@@ -369,7 +382,12 @@ impl WorkerService for Service {
         request: Request<v1::PollTasksRequest>,
     ) -> Result<Response<v1::PollTasksResponse>, Status> {
         let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
-        Ok(Response::new(self.poll(request.into_inner(), wait).await?))
+        let (response, handed) = self.poll(request.into_inner(), wait).await?;
+        let mut response = Response::new(response);
+        if !handed.is_empty() {
+            response.extensions_mut().insert(Parcel::new(self.context.engine.clone(), handed));
+        }
+        Ok(response)
     }
 
     async fn complete_task(
@@ -387,14 +405,25 @@ impl WorkerService for Service {
         Ok(Response::new(self.fail(request.into_inner()).await?))
     }
 
+    async fn release_task(
+        &self,
+        request: Request<v1::ReleaseTaskRequest>,
+    ) -> Result<Response<v1::ReleaseTaskResponse>, Status> {
+        let request = request.into_inner();
+        let task = decode(&request.task_token)?;
+        let session = text::optional(request.session_id, "session_id", text::SESSION_BYTES_MAX)?;
+        self.context.engine.release(task, session).await.map_err(of_worker)?;
+        Ok(Response::new(v1::ReleaseTaskResponse {}))
+    }
+
     async fn heartbeat_task(
         &self,
         request: Request<v1::HeartbeatTaskRequest>,
     ) -> Result<Response<v1::HeartbeatTaskResponse>, Status> {
         let request = request.into_inner();
         let task = decode(&request.task_token)?;
-        beat_details(request.details, "details")?;
-        let beat = self.context.engine.heartbeat(task).await;
+        let details = beat_details(request.details, "details")?;
+        let beat = self.context.engine.heartbeat(task, details).await;
         let cancel_requested = beat.map_err(of_worker)?;
         Ok(Response::new(v1::HeartbeatTaskResponse { cancel_requested }))
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use recoup_proto::v1::worker_service_client::WorkerServiceClient;
 use recoup_proto::v1::{
-    CompleteTaskRequest, ErrorReason, FailTaskRequest, HeartbeatTaskRequest, Payload,
+    CompleteTaskRequest, ErrorReason, FailTaskRequest, HeartbeatTaskRequest, HeldTasks, Payload,
     PollTasksRequest, TaskCancellationReason, task_result,
 };
 use tokio::sync::{mpsc, watch};
@@ -84,7 +84,7 @@ impl Poller {
                 self.poll(free, ttl).await
             };
             // The poll alone may be dropped half-way: what it was handed and we never saw is handed out
-            // again by the next one, which does not list it.
+            // again by the next one, or by the farewell, which do not list it.
             let mut poll = std::pin::pin!(poll);
             let polled = loop {
                 tokio::select! {
@@ -113,9 +113,12 @@ impl Poller {
             }
         }
         let finish = async {
-            loop {
+            let mut farewell = std::pin::pin!(self.say_farewell(ttl));
+            let mut said = false;
+            while !said || !running.is_empty() {
                 tokio::select! {
-                    done = running.join_next() => if done.is_none() { break },
+                    () = &mut farewell, if !said => said = true,
+                    _ = running.join_next(), if !running.is_empty() => {}
                     _ = renewals.tick() => self.renew(),
                     Some(event) = events.recv() => self.heartbeat(event),
                 }
@@ -130,15 +133,9 @@ impl Poller {
     async fn poll(&self, free: usize, ttl: Duration) -> Result<Vec<RawTask>, Error> {
         let wait = ttl / 3;
         let request = PollTasksRequest {
-            namespace: self.worker.client.namespace().to_owned(),
-            queue: self.queue.clone(),
-            task_types: self.worker.task_types(),
             max_tasks: u32::try_from(free).unwrap_or(u32::MAX).min(POLL_TASKS_MAX),
             wait: Some(wait.into()),
-            session_id: self.session_id.clone(),
-            worker: self.worker.name.clone(),
-            held_task_tokens: locked(&self.held).keys().cloned().collect(),
-            session_ttl: Some(ttl.into()),
+            ..self.request(ttl)
         };
         let options = CallOptions { wait, trace: None };
         let response =
@@ -153,6 +150,31 @@ impl Poller {
             }
         }
         Ok(response.tasks)
+    }
+
+    /// The last poll takes nothing. What was on its way to the one before, which was dropped, goes to
+    /// others at once.
+    async fn say_farewell(&self, ttl: Duration) {
+        let request = PollTasksRequest { draining: true, ..self.request(ttl) };
+        if let Err(error) = rpc!(self.worker.client, WorkerServiceClient.poll_tasks(request)).await
+        {
+            tracing::debug!(%error, queue = self.queue, "nobody heard the farewell");
+        }
+    }
+
+    /// A poll that says what is held: all of it, as there is one poll at a time.
+    fn request(&self, ttl: Duration) -> PollTasksRequest {
+        let task_tokens = locked(&self.held).keys().cloned().collect();
+        PollTasksRequest {
+            namespace: self.worker.client.namespace().to_owned(),
+            queue: self.queue.clone(),
+            task_types: self.worker.task_types(),
+            session_id: self.session_id.clone(),
+            worker: self.worker.name.clone(),
+            held: Some(HeldTasks { task_tokens }),
+            session_ttl: Some(ttl.into()),
+            ..PollTasksRequest::default()
+        }
     }
 
     fn start(

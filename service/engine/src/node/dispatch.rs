@@ -9,11 +9,12 @@ use recoup_core::definition::Delivery;
 use recoup_core::error::{Error, builtin};
 use recoup_core::execution::{Execution, Phase};
 use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::payload::Payload;
 use recoup_core::plan::TaskPlan;
 use recoup_core::time::Timestamp;
 use recoup_store::{QueueName, TaskKey};
 
-use super::io::{HandedTask, LiveAttempt, WorkerKey, WorkerMessage};
+use super::io::{HandedTask, LiveAttempt, SessionKey, WorkerKey, WorkerMessage};
 use super::slots::Known;
 use super::workers::Holder;
 use super::{Node, Output, Timer};
@@ -63,11 +64,14 @@ pub(super) enum Place {
 pub(super) struct Handed {
     pub worker: Option<WorkerKey>,
     pub name: String,
-    pub session: Option<String>,
+    pub session: Option<SessionKey>,
+    /// Also what names the hand-over: no two of an attempt have the same.
     pub since: Timestamp,
     pub beat_at: Timestamp,
     /// The history says so.
     pub recorded: bool,
+    /// What its heartbeats said last.
+    pub details: Option<Payload>,
 }
 
 /// Highest priority first, then first come, first served.
@@ -124,11 +128,16 @@ impl Attempt {
     }
 
     pub fn live(&self) -> Option<LiveAttempt> {
-        let Place::Handed(Handed { name, session, since, .. }) = &self.place else {
+        let Place::Handed(Handed { name, session, since, details, .. }) = &self.place else {
             return None;
         };
-        let (worker, session) = (name.clone(), session.clone());
-        Some(LiveAttempt { task: self.id.clone(), worker, session, since: *since })
+        Some(LiveAttempt {
+            task: self.id.clone(),
+            worker: name.clone(),
+            session: session.as_ref().map(|session| session.id.clone()),
+            since: *since,
+            details: details.clone(),
+        })
     }
 
     /// When it must be looked at next.
@@ -169,6 +178,11 @@ impl<R> Node<R> {
         let mut known = std::mem::take(&mut slot.attempts);
         let mut kept = Vec::with_capacity(1);
         let (mut come, mut parted) = (Vec::new(), Vec::new());
+        let released = match committed {
+            // The start that was recorded for it has made it this node's.
+            true => std::mem::take(&mut slot.released),
+            false => BTreeMap::new(),
+        };
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let started = open.attempt.started.as_ref();
@@ -207,6 +221,7 @@ impl<R> Node<R> {
                     since: started.map_or(now, |started| started.at.min(now)),
                     beat_at: now,
                     recorded: started.is_some(),
+                    details: None,
                 }),
                 // Nobody had it, or its owner has waited for whoever had: a claim commits the start
                 // first.
@@ -256,6 +271,9 @@ impl<R> Node<R> {
         if !committed {
             self.release_closed(&state);
         }
+        for task in released.keys() {
+            self.give_back(task, true);
+        }
         for (task, worker) in come {
             match worker {
                 Some(worker) => self.finish_start(&task, worker),
@@ -270,7 +288,7 @@ impl<R> Node<R> {
     /// The attempt is over, whoever has it.
     fn close(&mut self, attempt: &Attempt) {
         self.unqueue(attempt);
-        self.held.remove(&attempt.id);
+        self.let_go(&attempt.id);
         if let Place::Handed(Handed { worker: Some(worker), .. }) = &attempt.place
             && !attempt.reported
         {
@@ -288,7 +306,7 @@ impl<R> Node<R> {
         let closed = of_execution.filter(|(task, _)| !is_open(task));
         let closed: Vec<_> = closed.map(|(task, holder)| (task.clone(), holder.worker)).collect();
         for (task, worker) in closed {
-            self.held.remove(&task);
+            self.let_go(&task);
             if let Some(worker) = worker {
                 let message = WorkerMessage::Closed(task);
                 self.outputs.push_back(Output::Tell { worker, message });
@@ -458,7 +476,7 @@ impl<R> Node<R> {
         if at_most_once || attempt.claimed || !owned {
             attempt.place = Place::Starting { worker: key };
             attempt.acting = true;
-            let session = worker.session.clone().unwrap_or_default();
+            let session = id_of(worker.session.as_ref());
             let (task, worker) = (task.clone(), worker.name.clone());
             let command = Command::RecordStart { task: task.clone(), worker, session, at: now };
             return self.submit(task.execution, command, None, None);
@@ -500,13 +518,13 @@ impl<R> Node<R> {
             since: now,
             beat_at: now,
             recorded,
+            details: None,
         });
+        let (state, plan) = (state.clone(), plan.clone());
         if let Some(session) = &worker.session {
             let (session, name) = (session.clone(), worker.name.clone());
-            let holder = Holder { session, name, worker: Some(key), since: now };
-            self.held.insert(task.clone(), holder);
+            self.take_hold(task.clone(), Holder { session, name, worker: Some(key) });
         }
-        let (state, plan) = (state.clone(), plan.clone());
         let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
         self.outbox.entry(key).or_default().push(handed);
         self.settle_slot(task.execution);
@@ -515,11 +533,14 @@ impl<R> Node<R> {
     /// Gives an attempt out once more: the same one, uncounted. `unstarted`: its worker says that he
     /// has not begun it; else he may have.
     pub(super) fn give_back(&mut self, task: &TaskId, unstarted: bool) {
-        let holder = self.held.remove(task);
-        let Some(attempt) = self.attempt_mut(task) else {
+        let attempt = self.attempt_mut(task);
+        if attempt.as_ref().is_some_and(|attempt| attempt.reported) {
             return;
-        };
-        if !matches!(attempt.place, Place::Handed(_)) || attempt.reported {
+        }
+        let is_out =
+            attempt.is_some_and(|own| matches!(own.place, Place::Handed(_) | Place::Grace { .. }));
+        let holder = self.let_go(task);
+        if !is_out {
             return;
         }
         let worker = holder.map_or(String::new(), |holder| holder.name);
@@ -558,6 +579,9 @@ impl<R> Node<R> {
         let (Command::RecordStart { task, .. }, true) = (command, rejected) else {
             return;
         };
+        if let Some(slot) = self.slots.get_mut(&task.execution) {
+            slot.released.remove(task);
+        }
         let until = self.now + self.options.reconnect_grace;
         if let Some(attempt) = self.attempt_mut(task)
             && let Place::Starting { worker } = attempt.place
@@ -613,7 +637,7 @@ impl<R> Node<R> {
                     } else if silent {
                         self.time_out(&attempt, AttemptTimeout::Heartbeat, name);
                     } else {
-                        let session = handed.session.clone().unwrap_or_default();
+                        let session = id_of(handed.session.as_ref());
                         let (task, at) = (attempt.id.clone(), handed.since);
                         self.act(Command::RecordStart { task, worker: name, session, at });
                     }
@@ -667,6 +691,11 @@ impl<R> Node<R> {
 /// Before every task of an execution.
 fn first_task(execution: ExecutionId) -> TaskId {
     TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }
+}
+
+/// As histories have it: none is empty.
+fn id_of(session: Option<&SessionKey>) -> String {
+    session.map_or(String::new(), |session| session.id.clone())
 }
 
 pub(super) fn key_of(task: &TaskId) -> TaskKey {

@@ -1,56 +1,61 @@
 //! Workers, and the sessions by which they live on when a connection does not.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use recoup_core::command::{Command, TaskId};
 use recoup_core::failure_event::worker_lost;
-use recoup_core::id::Namespace;
+use recoup_core::id::ExecutionId;
+use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
 use super::dispatch::{Attempt, Handed, Place};
-use super::io::{Answer, Offer, Output, Session, WorkerKey, WorkerMessage};
+use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
 use crate::transition::feed_row;
-
-/// Handed over longer ago than this and missing in a poll's list: the reply was lost.
-const REPLY_LOST_AFTER: Duration = Duration::from_secs(2);
 
 pub(super) struct WorkerState {
     queues: Vec<QueueName>,
     pub task_types: Vec<String>,
     pub credit: u32,
-    pub session: Option<String>,
+    pub session: Option<SessionKey>,
     pub name: String,
     once: bool,
 }
 
 pub(super) struct SessionState {
-    namespace: Namespace,
     worker: String,
     ttl: Duration,
     expires_at: Timestamp,
+    /// Its stream, or its polls that wait.
+    workers: BTreeSet<WorkerKey>,
+    /// Of [`Node::held`], what is this session's.
+    held: BTreeSet<TaskId>,
 }
 
 /// Who holds an attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Holder {
-    pub session: String,
+    pub session: SessionKey,
     pub name: String,
     pub worker: Option<WorkerKey>,
-    pub since: Timestamp,
 }
 
 impl<R> Node<R> {
     pub(super) fn attach(&mut self, key: WorkerKey, offer: Offer) {
         let Offer { queues, task_types, credit, session, worker: name, held, once } = offer;
-        if let Some(session) = &session
-            && let Some(queue) = queues.first()
-        {
-            self.open_session(session, queue.namespace.clone(), &name);
+        if let Some(session) = &session {
+            self.open_session(session, &name);
+            if held.is_some() {
+                self.supersede(&session.key);
+            }
         }
-        let session = session.map(|session| session.id);
+        let session = session.map(|session| session.key);
+        if let Some(session) = session.as_ref().and_then(|key| self.sessions.get_mut(key)) {
+            session.workers.insert(key);
+        }
         for queue in &queues {
             self.queues.entry(queue.clone()).or_default().workers.push_back(key);
         }
@@ -63,8 +68,8 @@ impl<R> Node<R> {
             once,
         };
         self.workers.insert(key, worker);
-        if let Some(session) = session {
-            self.reconcile(key, &session, &held, once);
+        if let (Some(session), Some(held)) = (session, held) {
+            self.reconcile(key, &session, held);
         }
         if !self.claiming {
             self.claiming = true;
@@ -75,35 +80,76 @@ impl<R> Node<R> {
         }
     }
 
-    fn open_session(&mut self, session: &Session, namespace: Namespace, worker: &str) {
-        let expires_at = self.now + session.ttl;
-        let state =
-            SessionState { namespace, worker: worker.to_owned(), ttl: session.ttl, expires_at };
-        if self.sessions.insert(session.id.clone(), state).is_none() {
-            self.timers.insert((expires_at, Timer::Session(session.id.clone())));
+    fn open_session(&mut self, session: &Session, worker: &str) {
+        let Session { key, ttl } = session;
+        let expires_at = self.now + *ttl;
+        let Some(known) = self.sessions.get_mut(key) else {
+            let state = SessionState {
+                worker: worker.to_owned(),
+                ttl: *ttl,
+                expires_at,
+                workers: BTreeSet::new(),
+                held: BTreeSet::new(),
+            };
+            self.sessions.insert(key.clone(), state);
+            self.timers.insert((expires_at, Timer::Session(key.clone())));
+            return;
+        };
+        worker.clone_into(&mut known.worker);
+        if *ttl < known.ttl {
+            // Its timer may be set for later.
+            self.timers.insert((expires_at, Timer::Session(key.clone())));
+        }
+        known.ttl = *ttl;
+        known.expires_at = expires_at;
+    }
+
+    /// Who says what a session holds speaks for all of it: nobody else does from now on, and what
+    /// was about to go elsewhere does not.
+    fn supersede(&mut self, session: &SessionKey) {
+        let others = self.sessions.get(session).map(|session| session.workers.clone());
+        for worker in others.unwrap_or_default() {
+            self.detach(worker);
+            let message = WorkerMessage::Superseded;
+            self.outputs.push_back(Output::Tell { worker, message });
         }
     }
 
     /// A session says what it holds: that goes on. What it should hold and does not was lost on the
-    /// way, and is handed out again.
-    fn reconcile(&mut self, key: WorkerKey, session: &str, held: &[TaskId], is_poll: bool) {
-        let since = self.now;
-        if !(is_poll && held.is_empty()) {
-            let lost_before = if is_poll { self.now - REPLY_LOST_AFTER } else { self.now };
-            let missing = self.held.iter().filter(|(task, holder)| {
-                holder.session == session && holder.since <= lost_before && !held.contains(task)
-            });
-            for task in missing.map(|(task, _)| task.clone()).collect::<Vec<_>>() {
-                self.give_back(&task, false);
-            }
+    /// way, and is handed out again. It is at once that it is lost: whoever says this has nothing
+    /// else under way by which it might still come.
+    fn reconcile(&mut self, key: WorkerKey, session: &SessionKey, held: Vec<TaskId>) {
+        let held: BTreeSet<TaskId> = held.into_iter().collect();
+        let known = self.sessions.get(session).map(|session| &session.held);
+        let missing = known.into_iter().flat_map(|known| known.difference(&held));
+        for task in missing.cloned().collect::<Vec<_>>() {
+            self.give_back(&task, false);
         }
-        let name = self.workers.get(&key).map_or(String::new(), |worker| worker.name.clone());
+        let Some(worker) = self.workers.get(&key) else {
+            return;
+        };
+        let (name, worker) = (worker.name.clone(), (!worker.once).then_some(key));
         for task in held {
-            let (session, name) = (session.to_owned(), name.clone());
-            let worker = (!is_poll).then_some(key);
-            self.held.insert(task.clone(), Holder { session, name, worker, since });
-            self.hold(task);
+            let (session, name) = (session.clone(), name.clone());
+            self.take_hold(task.clone(), Holder { session, name, worker });
+            self.hold(&task);
         }
+    }
+
+    pub(super) fn take_hold(&mut self, task: TaskId, holder: Holder) {
+        self.let_go(&task);
+        if let Some(session) = self.sessions.get_mut(&holder.session) {
+            session.held.insert(task.clone());
+            self.held.insert(task, holder);
+        }
+    }
+
+    pub(super) fn let_go(&mut self, task: &TaskId) -> Option<Holder> {
+        let holder = self.held.remove(task)?;
+        if let Some(session) = self.sessions.get_mut(&holder.session) {
+            session.held.remove(task);
+        }
+        Some(holder)
     }
 
     /// A worker of this node says that he holds an attempt.
@@ -116,27 +162,26 @@ impl<R> Node<R> {
         let owned = slot.owned;
         if !matches!(slot.known, Known::State(..)) || !owned {
             // Read it; if another node owns it, the start that is recorded here makes it ours.
-            let name = holder.name.clone();
-            let (task, session) = (task.clone(), holder.session);
+            let (worker, session) = (holder.name, holder.session.id);
+            let task = task.clone();
             return self.submit(
                 task.execution,
-                Command::RecordStart { task, worker: name, session, at: now },
+                Command::RecordStart { task, worker, session, at: now },
                 None,
                 None,
             );
         }
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
-            self.held.remove(task);
+            self.let_go(task);
             if let Some(worker) = holder.worker {
                 let message = WorkerMessage::Closed(task.clone());
                 self.outputs.push_back(Output::Tell { worker, message });
             }
             return;
         };
-        let recorded = matches!(&attempt.place, Place::Handed(handed) if handed.recorded);
-        let since = match &attempt.place {
-            Place::Handed(handed) => handed.since,
-            _ => now,
+        let (recorded, since, details) = match &mut attempt.place {
+            Place::Handed(handed) => (handed.recorded, handed.since, handed.details.take()),
+            _ => (false, now, None),
         };
         attempt.possibly_started = true;
         let handed = Place::Handed(Handed {
@@ -146,6 +191,7 @@ impl<R> Node<R> {
             since,
             beat_at: now,
             recorded,
+            details,
         });
         let mut before = attempt.clone();
         before.place = std::mem::replace(&mut attempt.place, handed);
@@ -167,10 +213,17 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn touch(&mut self, session: &str) {
+    pub(super) fn touch(&mut self, session: &SessionKey) {
         let now = self.now;
         if let Some(session) = self.sessions.get_mut(session) {
             session.expires_at = now + session.ttl;
+        }
+    }
+
+    /// The session that holds a task has said something about it.
+    pub(super) fn touch_holder(&mut self, task: &TaskId) {
+        if let Some(session) = self.held.get(task).map(|holder| holder.session.clone()) {
+            self.touch(&session);
         }
     }
 
@@ -191,13 +244,28 @@ impl<R> Node<R> {
         for handed in self.outbox.remove(&key).unwrap_or_default() {
             self.give_back(&handed.id, true);
         }
-        let parted = self.held.iter_mut().filter(|(_, holder)| holder.worker == Some(key));
-        for (task, holder) in parted {
+        let Some(session) = &worker.session else {
+            return;
+        };
+        if worker.once {
+            // To the end of a poll its worker was there.
+            self.touch(session);
+        }
+        let Some(session) = self.sessions.get_mut(session) else {
+            return;
+        };
+        session.workers.remove(&key);
+        for task in &session.held {
+            let Some(holder) = self.held.get_mut(task).filter(|own| own.worker == Some(key)) else {
+                continue;
+            };
             holder.worker = None;
             let slot = self.slots.get_mut(&task.execution);
             let attempt = slot.and_then(|slot| slot.attempts.iter_mut().find(|a| a.id == *task));
             if let Some(Attempt { place: Place::Handed(handed), .. }) = attempt {
                 handed.worker = None;
+                // He may take it to another node.
+                self.doubtful.insert(task.execution);
             }
         }
     }
@@ -209,7 +277,7 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn heartbeat(&mut self, task: TaskId, reply: R) {
+    pub(super) fn heartbeat(&mut self, task: TaskId, details: Option<Payload>, reply: R) {
         let now = self.now;
         let slot = self.slots.get(&task.execution);
         let stopping = slot.and_then(|slot| slot.state()).is_some_and(|state| state.is_stopping());
@@ -217,23 +285,24 @@ impl<R> Node<R> {
         let is_read =
             slot.and_then(|slot| slot.state()).is_some_and(|state| task.sequence <= state.sequence);
         let cancel_requested = stopping && task.path.compensated().is_none();
-        let mut session = None;
+        let started = slot.and_then(|slot| slot.started(&task));
         let known = match self.attempt_mut(&task) {
             Some(attempt) => {
                 if let Place::Handed(handed) = &mut attempt.place {
                     handed.beat_at = now;
-                    session = handed.session.clone();
+                    handed.details = details.or(handed.details.take());
                 } else {
                     // Its worker is alive, so it is with him.
                     let before = attempt.clone();
                     attempt.possibly_started = true;
                     attempt.place = Place::Handed(Handed {
                         worker: None,
-                        name: String::new(),
+                        recorded: started.is_some(),
+                        name: started.map_or(String::new(), |started| started.worker),
                         session: None,
                         since: now,
                         beat_at: now,
-                        recorded: false,
+                        details,
                     });
                     self.unqueue(&before);
                 }
@@ -241,9 +310,7 @@ impl<R> Node<R> {
             }
             None => false,
         };
-        if let Some(session) = session {
-            self.touch(&session);
-        }
+        self.touch_holder(&task);
         if known {
             self.settle_slot(task.execution);
             self.reply(reply, Ok(Answer::Beat { cancel_requested }));
@@ -261,45 +328,117 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn release(&mut self, task: &TaskId) {
-        self.give_back(task, true);
+    /// Whoever a task was handed to, a session or a poll without one, has not begun it and does not
+    /// want it. What somebody else holds by now stays with him.
+    pub(super) fn release(&mut self, task: TaskId, session: &str, reply: R) {
+        let slot = self.slots.get(&task.execution);
+        let state = slot.filter(|slot| slot.owned).and_then(|slot| slot.state()).cloned();
+        if state.is_none_or(|state| task.sequence > state.sequence) {
+            // Not read, or another's: with the start that is recorded here it becomes this node's.
+            let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
+            slot.released.insert(task.clone(), session.to_owned());
+            let (worker, session, at) = (String::new(), session.to_owned(), self.now);
+            let command = Command::RecordStart { task: task.clone(), worker, session, at };
+            return self.submit(task.execution, command, None, Some(reply));
+        }
+        let Some(attempt) = self.attempt_mut(&task).cloned() else {
+            let closed = recoup_core::command::Rejection::AttemptClosed;
+            return self.reply(reply, Err(closed.into()));
+        };
+        let is_holder = match &attempt.place {
+            Place::Handed(handed) => {
+                handed.session.as_ref().map_or("", |session| session.id.as_str()) == session
+            }
+            Place::Grace { .. } => {
+                let started = self.slots.get(&task.execution).and_then(|slot| slot.started(&task));
+                started.is_none_or(|started| started.session == session)
+            }
+            // Given back already.
+            _ => false,
+        };
+        if is_holder {
+            self.touch_holder(&task);
+            self.give_back(&task, true);
+        }
+        self.reply(reply, Ok(Answer::Released));
+    }
+
+    /// What was given back before it was read here, and is with another session by now, stays there.
+    pub(super) fn void_releases(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id).filter(|slot| !slot.released.is_empty()) else {
+            return;
+        };
+        let is_void = |task: &TaskId, session: &str| {
+            slot.started(task).is_some_and(|started| started.session != session)
+        };
+        let void = slot.released.iter().filter(|(task, session)| is_void(task, session));
+        for (task, session) in void.map(|(task, of)| (task.clone(), of.clone())).collect::<Vec<_>>()
+        {
+            slot.released.remove(&task);
+            let place = slot.inbox.iter().position(|pending| match &pending.command {
+                Command::RecordStart { task: of, session: by, .. } => *of == task && *by == session,
+                _ => false,
+            });
+            let pending = place.and_then(|place| slot.inbox.remove(place));
+            if let Some(reply) = pending.and_then(|pending| pending.reply) {
+                self.outputs.push_back(Output::Reply { reply, answer: Ok(Answer::Released) });
+            }
+        }
+    }
+
+    /// A hand-over never left this process.
+    pub(super) fn undelivered(&mut self, task: &TaskId, handed_at: Timestamp) {
+        let is_that = |attempt: &mut Attempt| match &attempt.place {
+            Place::Handed(handed) => handed.since == handed_at,
+            _ => false,
+        };
+        if self.attempt_mut(task).is_some_and(is_that) {
+            self.give_back(task, true);
+        }
     }
 
     /// A session's time to live may be over.
-    pub(super) fn check_session(&mut self, id: &str) {
-        let Some(session) = self.sessions.get(id) else {
+    pub(super) fn check_session(&mut self, key: &SessionKey) {
+        let Some(session) = self.sessions.get(key) else {
+            return;
+        };
+        // A poll that waits is a sign of life.
+        let is_once = |key: &WorkerKey| self.workers.get(key).is_some_and(|worker| worker.once);
+        if session.workers.iter().any(is_once) {
+            self.touch(key);
+        }
+        let Some(session) = self.sessions.get(key) else {
             return;
         };
         if session.expires_at > self.now {
-            self.timers.insert((session.expires_at, Timer::Session(id.to_owned())));
+            self.timers.insert((session.expires_at, Timer::Session(key.clone())));
             return;
         }
-        let (namespace, worker) = (session.namespace.clone(), session.worker.clone());
-        self.sessions.remove(id);
-        let lost = self.held.iter().filter(|(_, holder)| holder.session == id);
-        let lost: Vec<_> = lost.map(|(task, _)| task.clone()).collect();
-        let gone = self.workers.iter().filter(|(_, state)| state.session.as_deref() == Some(id));
-        for key in gone.map(|(key, _)| *key).collect::<Vec<_>>() {
-            self.detach(key);
+        for worker in session.workers.clone() {
+            self.detach(worker);
             let message = WorkerMessage::Detached;
-            self.outputs.push_back(Output::Tell { worker: key, message });
+            self.outputs.push_back(Output::Tell { worker, message });
+        }
+        let Some(session) = self.sessions.remove(key) else {
+            return;
+        };
+        for task in &session.held {
+            self.held.remove(task);
         }
         // What the worker took to another node is that one's to judge.
-        let (lost, moved): (Vec<_>, Vec<_>) = lost.into_iter().partition(|task| {
+        let is_ours = |task: &TaskId| {
             self.slots
                 .get(&task.execution)
                 .is_some_and(|slot| slot.owned || !matches!(slot.known, Known::State(..)))
-        });
-        for task in moved {
-            self.held.remove(&task);
-        }
+        };
+        let lost: Vec<_> = session.held.into_iter().filter(is_ours).collect();
         if lost.is_empty() {
             return;
         }
-        let event = worker_lost(namespace, worker.clone(), id.to_owned(), lost.len(), self.now);
+        let (namespace, worker) = (key.namespace.clone(), session.worker);
+        let event = worker_lost(namespace, worker.clone(), key.id.clone(), lost.len(), self.now);
         self.loose_events.push(feed_row(&event));
         for task in lost {
-            self.held.remove(&task);
             let reported = self.attempt_mut(&task).is_some_and(|attempt| attempt.reported);
             if !reported {
                 self.act(Command::LoseWorker { task, worker: worker.clone() });

@@ -1,0 +1,5 @@
+//! The node without I/O, on the model store, in a time that the tests make.
+
+mod rounds;
+mod sessions;
+mod world;

@@ -1,0 +1,147 @@
+//! What a node does again and again: once at a time, about what needs it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use recoup_engine::node::io::Input;
+use recoup_store::Error;
+
+use crate::world::{World, poll, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+const ROUNDS: &[&str] = &["renew", "adopt", "heads", "due", "claim"];
+
+/// How often a machine calls the store in some time.
+fn calls(world: &mut World, time: Duration) -> Vec<(&'static str, usize)> {
+    world.machines[0].calls.clear();
+    world.pass(time);
+    let calls = &world.machines[0].calls;
+    let of = |name: &&'static str| (*name, calls.iter().filter(|call| *call == name).count());
+    ROUNDS.iter().map(of).collect()
+}
+
+#[test]
+fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
+    let mut world = World::new(1);
+    let execution = world.start(0, "default");
+    // Handed to a poll, the attempt is one to ask about; and there is somebody who takes more.
+    let worker = world.attach(0, poll("default", "s", None));
+    let task = world.handed(0, worker).remove(0);
+    let holder = world.attach(0, poll("default", "s", Some(&[&task])));
+    let regular = calls(&mut world, 10 * SECOND);
+    assert!(regular.iter().all(|(_, count)| *count > 0), "{regular:?}");
+
+    world.machines[0].hold_back = ROUNDS;
+    world.pass(20 * SECOND);
+    let before = world.machines[0].node.node_id().expect("it lives");
+    world.machines[0].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[0].late);
+    assert_eq!(late.len(), ROUNDS.len(), "{late:?}");
+    world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
+    let after = world.machines[0].node.node_id().expect("it lives again");
+    assert_ne!(before, after);
+    world.pass(SECOND);
+    for input in late {
+        world.put(0, input);
+    }
+    world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
+    world.put(0, Input::Committed(before, Err(Error::LeaseLost)));
+    assert_eq!(world.machines[0].node.node_id(), Some(after));
+    let again = calls(&mut world, 10 * SECOND);
+    for ((name, before), (_, after)) in regular.iter().zip(&again) {
+        assert!(after.abs_diff(*before) <= 2, "{name}: {before} times, then {after}");
+    }
+    let live = world.snapshot(0, execution).live;
+    assert_eq!(live.len(), 1, "the poll {holder} is still there");
+}
+
+#[test]
+fn what_an_earlier_life_has_read_is_read_again() {
+    let mut world = World::new(2);
+    let execution = world.start(1, "default");
+    world.machines[0].hold_back = &["load"];
+    let until = world.now() + 60 * SECOND;
+    world.put(0, Input::Await { execution, until, reply: 1 });
+    let before = world.machines[0].node.node_id().expect("it lives");
+    world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
+    world.machines[0].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[0].late);
+    assert_eq!(late.len(), 1, "{late:?}");
+    let loads =
+        |world: &World| world.machines[0].calls.iter().filter(|call| **call == "load").count();
+    let before = loads(&world);
+    for input in late {
+        world.put(0, input);
+    }
+    // What this life writes must stand behind what it has read, so it reads for itself.
+    assert_eq!(loads(&world), before + 1);
+}
+
+#[test]
+fn a_round_of_heads_goes_by_what_is_in_doubt() {
+    let mut world = World::new(2);
+    for _ in 0..300 {
+        world.start(0, "default");
+    }
+    world.pass(SECOND);
+    let node = &world.machines[0].node;
+    assert_eq!((node.cached().count(), node.in_doubt()), (300, 300), "all are in the overflow");
+    // A worker of this node takes them back, one is handed out: by a stream, which stays.
+    let mut offer = stream("default", "s", &[]);
+    offer.credit = 1_000;
+    world.attach(0, offer);
+    world.pass(SECOND);
+    world.machines[0].heads.clear();
+    world.pass(SECOND);
+    let node = &world.machines[0].node;
+    assert_eq!((node.cached().count(), node.in_doubt()), (300, 0));
+    assert!(world.machines[0].heads.is_empty());
+    // Somebody asks the other node about one of them.
+    let (execution, _) = world.machines[0].node.cached().next().expect("there are 300");
+    let until = world.now() + 60 * SECOND;
+    world.put(1, Input::Await { execution, until, reply: 1 });
+    world.machines[1].heads.clear();
+    world.pass(SECOND);
+    assert_eq!(world.machines[1].node.in_doubt(), 1);
+    let heads = &world.machines[1].heads;
+    assert!(heads.len() >= 4 && heads.iter().all(|ids| *ids == [execution]), "{heads:?}");
+}
+
+#[test]
+fn more_executions_than_one_question_holds_are_asked_about_in_turn() {
+    let mut world = World::new(2);
+    let ids: BTreeSet<_> = (0..2_500).map(|_| world.start(0, "default")).collect();
+    let until = world.now() + 60 * SECOND;
+    for (reply, execution) in ids.iter().enumerate() {
+        let (execution, reply) = (*execution, reply as u64);
+        world.put(1, Input::Await { execution, until, reply });
+    }
+    world.machines[1].heads.clear();
+    world.pass(SECOND / 2);
+    let heads = &world.machines[1].heads;
+    assert!(heads.len() >= 2 && heads.iter().all(|ids| ids.len() <= 2_000));
+    let asked: BTreeSet<_> = heads[..2].iter().flatten().copied().collect();
+    assert_eq!(asked, ids);
+}
+
+/// A claim that was asked for in a life that is over is worked on all the same.
+#[test]
+fn what_an_earlier_life_has_claimed_is_handed_out() {
+    let mut world = World::new(1);
+    world.start(0, "default");
+    world.pass(SECOND);
+    world.machines[0].hold_back = &["claim"];
+    let worker = world.attach(0, stream("default", "s", &[]));
+    let before = world.machines[0].node.node_id().expect("it lives");
+    world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
+    world.machines[0].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[0].late);
+    let claims = late
+        .iter()
+        .filter(|input| matches!(input, Input::Claimed(_, Ok(tasks)) if tasks.len() == 1));
+    assert_eq!(claims.count(), 1, "{late:?}");
+    for input in late {
+        world.put(0, input);
+    }
+    assert_eq!(world.handed(0, worker).len(), 1);
+}

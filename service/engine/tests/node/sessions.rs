@@ -1,0 +1,256 @@
+//! Who holds what: polls and streams of sessions, what they list, what they give back, when they end.
+
+use std::time::Duration;
+
+use recoup_core::command::{Rejection, TaskId};
+use recoup_core::failure_event::FailureKind;
+use recoup_core::payload::Payload;
+use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
+
+use crate::world::{World, poll, session, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// One execution, its task handed to a poll of session `s`.
+fn handed_to_a_poll(world: &mut World) -> TaskId {
+    world.start(0, "default");
+    let worker = world.attach(0, poll("default", "s", None));
+    let mut handed = world.handed(0, worker);
+    assert_eq!(handed.len(), 1);
+    handed.remove(0)
+}
+
+fn release(world: &mut World, machine: usize, task: &TaskId, session: &str) {
+    let (task, session) = (task.clone(), session.to_owned());
+    let answer = world.ask(machine, |reply| Input::Release { task, session, reply });
+    assert!(matches!(answer, Some(Ok(Answer::Released | Answer::Done { .. }))), "{answer:?}");
+}
+
+#[test]
+fn what_a_poll_does_not_list_is_handed_out_again_at_once_and_uncounted() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    // No time has passed, and the list is empty: both speak for themselves.
+    let worker = world.attach(0, poll("default", "s", Some(&[])));
+    assert_eq!(world.handed(0, worker), [task]);
+}
+
+#[test]
+fn what_a_poll_lists_goes_on() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    let worker = world.attach(0, poll("default", "s", Some(&[&task])));
+    world.pass(2 * SECOND);
+    assert_eq!(world.handed(0, worker), []);
+    assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
+}
+
+#[test]
+fn polls_that_do_not_say_what_they_hold_go_on_side_by_side() {
+    let mut world = World::new(1);
+    let (one, two) = (poll("default", "s", None), poll("default", "s", None));
+    let (one, two) = (world.attach(0, one), world.attach(0, two));
+    world.start(0, "default");
+    world.start(0, "default");
+    let (first, second) = (world.handed(0, one), world.handed(0, two));
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert_ne!(first, second);
+    let third = world.attach(0, poll("default", "s", None));
+    world.pass(2 * SECOND);
+    assert_eq!(world.handed(0, third), [], "what the others have is theirs");
+}
+
+#[test]
+fn who_says_what_a_session_holds_ends_its_other_polls() {
+    let mut world = World::new(1);
+    let first = world.attach(0, poll("default", "s", Some(&[])));
+    let second = world.attach(0, poll("default", "s", Some(&[])));
+    let told = world.told(0, first);
+    assert!(matches!(told[..], [WorkerMessage::Superseded]), "{told:?}");
+    world.start(0, "default");
+    assert_eq!(world.handed(0, first), [], "nobody may be there to read it");
+    assert_eq!(world.handed(0, second).len(), 1);
+    // A stream is no other.
+    let third = world.attach(0, stream("default", "s", &[]));
+    let fourth = world.attach(0, stream("default", "s", &[]));
+    let told = world.told(0, third);
+    assert!(matches!(told.last(), Some(WorkerMessage::Superseded)), "{told:?}");
+    assert_eq!(world.handed(0, fourth).len(), 1, "the task was with none of them");
+}
+
+#[test]
+fn a_poll_is_life_for_as_long_as_it_waits_and_at_its_end() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    let worker = world.attach(0, poll("default", "s", Some(&[&task])));
+    world.pass(10 * SECOND);
+    assert_eq!(world.snapshot(0, task.execution).live.len(), 1, "its time to live is 3 s");
+    world.put(0, Input::Detach { worker });
+    world.pass(Duration::from_millis(2_900));
+    assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
+    world.pass(Duration::from_millis(200));
+    assert_eq!(world.snapshot(0, task.execution).live, []);
+    assert_eq!(lost(&world), [("default".to_owned(), "s".to_owned())]);
+}
+
+/// Namespaces and sessions of the events that tell of lost sessions.
+fn lost(world: &World) -> Vec<(String, String)> {
+    let events = world.store.events().into_iter().map(|event| event.row);
+    let lost = events.filter(|row| row.kind == FailureKind::WorkerLost && row.execution.is_none());
+    lost.map(|row| {
+        let event = recoup_store::format::decode_failure_event(row.format, &row.data);
+        let event = event.expect("it was just written");
+        assert_eq!(event.namespace, row.namespace);
+        (event.namespace.to_string(), event.session)
+    })
+    .collect()
+}
+
+#[test]
+fn a_result_renews_the_session_of_its_task() {
+    let mut world = World::new(1);
+    let first = handed_to_a_poll(&mut world);
+    world.start(0, "default");
+    let worker = world.attach(0, poll("default", "s", Some(&[&first])));
+    let second = world.handed(0, worker).remove(0);
+    world.pass(2 * SECOND);
+    let output = Payload::json("1");
+    let execution = second.execution;
+    let command =
+        recoup_core::command::Command::CompleteTask { task: second, output, worker: String::new() };
+    let done = world.ask(0, |reply| Input::Submit { execution, command, request: None, reply });
+    assert!(matches!(done, Some(Ok(Answer::Done { .. }))), "{done:?}");
+    world.pass(2 * SECOND);
+    assert_eq!(world.snapshot(0, first.execution).live.len(), 1);
+}
+
+#[test]
+fn equal_ids_in_two_namespaces_are_two_sessions() {
+    let mut world = World::new(1);
+    let ours = handed_to_a_poll(&mut world);
+    world.start(0, "team");
+    let worker = world.attach(0, poll("team", "s", Some(&[])));
+    let theirs = world.handed(0, worker).remove(0);
+    assert_ne!(ours.execution, theirs.execution);
+    assert_eq!(world.snapshot(0, ours.execution).live.len(), 1, "the other does not list it");
+    for _ in 0..4 {
+        world.put(0, Input::Touch { session: session("team", "s") });
+        world.pass(SECOND);
+    }
+    assert_eq!(lost(&world), [("default".to_owned(), "s".to_owned())]);
+    assert_eq!(world.snapshot(0, theirs.execution).live.len(), 1);
+    world.pass(3 * SECOND);
+    assert_eq!(lost(&world).last(), Some(&("team".to_owned(), "s".to_owned())));
+}
+
+#[test]
+fn sessions_of_one_id_that_end_together_are_told_of_one_by_one() {
+    let mut world = World::new(1);
+    handed_to_a_poll(&mut world);
+    world.start(0, "team");
+    let worker = world.attach(0, poll("team", "s", None));
+    assert_eq!(world.handed(0, worker).len(), 1);
+    world.pass(4 * SECOND);
+    let mut lost = lost(&world);
+    lost.sort();
+    assert_eq!(lost, [("default".to_owned(), "s".to_owned()), ("team".to_owned(), "s".to_owned())]);
+}
+
+#[test]
+fn a_released_task_goes_to_another_once_and_uncounted() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    release(&mut world, 0, &task, "another");
+    release(&mut world, 0, &task, "");
+    let other = world.attach(0, stream("default", "t", &[]));
+    assert_eq!(world.handed(0, other), [], "only who has it can give it back");
+    release(&mut world, 0, &task, "s");
+    assert_eq!(world.handed(0, other), [task.clone()]);
+    // The same call again, late.
+    release(&mut world, 0, &task, "s");
+    let third = world.attach(0, stream("default", "u", &[]));
+    assert_eq!(world.handed(0, third), []);
+    assert_eq!(world.snapshot(0, task.execution).live[0].session.as_deref(), Some("t"));
+}
+
+#[test]
+fn a_worker_without_a_session_gives_back_by_the_token_alone() {
+    let mut world = World::new(1);
+    world.start(0, "default");
+    let bare = world.attach(0, poll("default", "", None));
+    let task = world.handed(0, bare).remove(0);
+    release(&mut world, 0, &task, "");
+    let other = world.attach(0, poll("default", "", None));
+    assert_eq!(world.handed(0, other), [task.clone()]);
+    let gone = TaskId { attempt: 7, ..task };
+    let answer = world.ask(0, |reply| Input::Release { task: gone, session: String::new(), reply });
+    let closed = Refusal::Rejected(Rejection::AttemptClosed);
+    assert_eq!(answer.expect("at once").err(), Some(closed));
+}
+
+#[test]
+fn a_task_is_given_back_at_any_node() {
+    let mut world = World::new(2);
+    let task = handed_to_a_poll(&mut world);
+    release(&mut world, 1, &task, "s");
+    let other = world.attach(1, poll("default", "t", Some(&[])));
+    assert_eq!(world.handed(1, other), [task.clone()]);
+    let live = &world.snapshot(1, task.execution).live;
+    assert_eq!((live.len(), live[0].task.attempt), (1, 1));
+}
+
+#[test]
+fn what_another_session_has_by_now_is_not_given_back_at_another_node() {
+    let mut world = World::new(2);
+    let task = handed_to_a_poll(&mut world);
+    release(&mut world, 0, &task, "s");
+    let other = world.attach(0, stream("default", "t", &[]));
+    assert_eq!(world.handed(0, other), [task.clone()]);
+    // Its start goes on record.
+    world.pass(2 * SECOND);
+    release(&mut world, 1, &task, "s");
+    let third = world.attach(1, poll("default", "u", Some(&[])));
+    assert_eq!(world.handed(1, third), []);
+    world.put(0, Input::Touch { session: session("default", "t") });
+    world.pass(2 * SECOND);
+    assert_eq!(world.handed(1, third), []);
+    assert_eq!(world.snapshot(0, task.execution).live[0].session.as_deref(), Some("t"));
+}
+
+#[test]
+fn a_hand_over_that_never_left_is_made_again_and_a_later_one_stays() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    let handed_at = world.now();
+    world.put(0, Input::Undelivered { task: task.clone(), handed_at });
+    world.pass(Duration::from_millis(1));
+    let worker = world.attach(0, poll("default", "t", None));
+    assert_eq!(world.handed(0, worker), [task.clone()]);
+    // Said again of the first hand-over, it is nothing to the second.
+    world.put(0, Input::Undelivered { task: task.clone(), handed_at });
+    let other = world.attach(0, poll("default", "u", None));
+    assert_eq!(world.handed(0, other), []);
+}
+
+#[test]
+fn the_last_that_a_heartbeat_said_is_kept_for_its_hand_over() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    let said = [None, Some("10"), Some("20"), None];
+    let kept = [None, Some("10"), Some("20"), Some("20")];
+    for (said, kept) in said.into_iter().zip(kept) {
+        let (beat, details) = (task.clone(), said.map(Payload::json));
+        let answer = world.ask(0, |reply| Input::Heartbeat { task: beat, details, reply });
+        assert!(matches!(answer, Some(Ok(Answer::Beat { .. }))), "{answer:?}");
+        let live = world.snapshot(0, task.execution).live;
+        assert_eq!(live[0].details, kept.map(Payload::json));
+    }
+    // A list of what is held is no heartbeat.
+    world.attach(0, poll("default", "s", Some(&[&task])));
+    let live = world.snapshot(0, task.execution).live;
+    assert_eq!(live[0].details, Some(Payload::json("20")));
+    // Whoever has it next says what he does himself.
+    let worker = world.attach(0, poll("default", "s", Some(&[])));
+    assert_eq!(world.handed(0, worker), [task.clone()]);
+    assert_eq!(world.snapshot(0, task.execution).live[0].details, None);
+}

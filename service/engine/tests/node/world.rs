@@ -1,0 +1,329 @@
+//! Nodes on one store. Nothing happens but what a test does, and what follows from it at once.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use recoup_core::command::{StartExecution, TaskId};
+use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Workflow};
+use recoup_core::execution::TraceContext;
+use recoup_core::id::{ExecutionId, Namespace, StepId};
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::payload::Payload;
+use recoup_core::plan::Plan;
+use recoup_core::retry::{Limits, RetryPolicy, Schedule};
+use recoup_core::time::Timestamp;
+use recoup_engine::load::{Plans, load};
+use recoup_engine::node::Node;
+use recoup_engine::node::io::{
+    Answer, Input, Offer, Output, Refusal, Session, SessionKey, Snapshot, StartSpec, WorkerKey,
+    WorkerMessage,
+};
+use recoup_engine::options::Options;
+use recoup_store::memory::MemoryStore;
+use recoup_store::{
+    Executions, NewVersion, Nodes, Overflow, QueueName, Registry, Transitions, format,
+};
+
+/// The model never waits.
+pub fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("the store in memory never waits"),
+    }
+}
+
+pub type Reply = u64;
+
+pub struct Machine {
+    pub node: Node<Reply>,
+    pub replies: BTreeMap<Reply, Result<Answer, Refusal>>,
+    /// What workers were told and no test has looked at yet.
+    told: Vec<(WorkerKey, WorkerMessage)>,
+    /// The calls of the store, by name.
+    pub calls: Vec<&'static str>,
+    /// The questions about heads.
+    pub heads: Vec<Vec<ExecutionId>>,
+    /// Answers to calls of these names wait in `late`.
+    pub hold_back: &'static [&'static str],
+    pub late: Vec<Input<Reply>>,
+}
+
+pub struct World {
+    pub store: MemoryStore,
+    pub machines: Vec<Machine>,
+    plans: Plans,
+    clock: Arc<AtomicI64>,
+    last: u64,
+}
+
+impl World {
+    /// With that many nodes, each with a lease, and the workflow `order` of one step in `default`
+    /// and `team`.
+    pub fn new(nodes: usize) -> Self {
+        let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+        let tell = clock.clone();
+        let now = move || Timestamp::from_micros(tell.load(Ordering::Relaxed));
+        let store = MemoryStore::new(Arc::new(now));
+        let team = Namespace::from("team");
+        let created = ready(store.create_namespace(&team, "", Duration::from_secs(3600), None));
+        created.expect("it is new");
+        for namespace in ["default", "team"] {
+            let version = NewVersion {
+                namespace: Namespace::from(namespace),
+                name: "order".into(),
+                digest: [1; 32],
+                format: format::CURRENT,
+                definition: format::encode_workflow(&order()),
+            };
+            ready(store.register(&version, None)).expect("the model registers");
+        }
+        let mut world =
+            Self { store, machines: Vec::new(), plans: Plans::default(), clock, last: 0 };
+        for machine in 0..nodes {
+            // The rarest round is made as often as others are.
+            let options = Options { sleep_horizon: Duration::from_secs(4), ..Options::default() };
+            let mut node = Node::new(options, 7);
+            node.begin(world.now());
+            world.machines.push(Machine {
+                node,
+                replies: BTreeMap::new(),
+                told: Vec::new(),
+                calls: Vec::new(),
+                heads: Vec::new(),
+                hold_back: &[],
+                late: Vec::new(),
+            });
+            world.settle(machine);
+            assert!(world.machines[machine].node.node_id().is_some());
+        }
+        world
+    }
+
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.clock.load(Ordering::Relaxed))
+    }
+
+    /// Time passes, and everybody does what is due.
+    pub fn pass(&mut self, time: Duration) {
+        let until = self.now() + time;
+        loop {
+            let next = self.machines.iter().filter_map(|machine| machine.node.next_timer()).min();
+            let Some(at) = next.filter(|at| *at <= until) else {
+                break;
+            };
+            self.clock.store(at.max(self.now()).as_micros(), Ordering::Relaxed);
+            for machine in 0..self.machines.len() {
+                let now = self.now();
+                self.machines[machine].node.tick(now);
+                self.settle(machine);
+            }
+        }
+        self.clock.store(until.as_micros(), Ordering::Relaxed);
+    }
+
+    pub fn put(&mut self, machine: usize, input: Input<Reply>) {
+        let now = self.now();
+        self.machines[machine].node.handle(input, now);
+        self.machines[machine].node.tick(now);
+        self.settle(machine);
+    }
+
+    /// Puts a question, and says what came of it at once.
+    pub fn ask(
+        &mut self,
+        machine: usize,
+        input: impl FnOnce(Reply) -> Input<Reply>,
+    ) -> Option<Result<Answer, Refusal>> {
+        self.last += 1;
+        let reply = self.last;
+        self.put(machine, input(reply));
+        self.machines[machine].replies.remove(&reply)
+    }
+
+    fn settle(&mut self, machine: usize) {
+        loop {
+            let now = self.now();
+            self.machines[machine].node.flush(now);
+            let Some(output) = self.machines[machine].node.output() else {
+                return;
+            };
+            let mut outputs = vec![output];
+            while let Some(output) = self.machines[machine].node.output() {
+                outputs.push(output);
+            }
+            for output in outputs {
+                self.carry_out(machine, output);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, at: usize, output: Output<Reply>) {
+        let (store, ttl) = (&self.store, Options::default().lease_ttl);
+        let machine = &mut self.machines[at];
+        let (name, input) = match output {
+            Output::Reply { reply, answer } => {
+                machine.replies.insert(reply, answer);
+                return;
+            }
+            Output::Tell { worker, message } => return machine.told.push((worker, message)),
+            Output::FeedWritten => return,
+            Output::Join => ("join", Input::Joined(ready(store.join("", ttl)))),
+            Output::Renew(node) => ("renew", Input::Renewed(node, ready(store.renew(node, ttl)))),
+            Output::Commit(node, batch) => {
+                ("commit", Input::Committed(node, ready(store.commit(node, &batch))))
+            }
+            Output::StartKeyed(node, starts) => {
+                ("start_keyed", Input::KeyedStarted(node, ready(store.start_keyed(node, &starts))))
+            }
+            Output::Load(node, asked) => {
+                let loaded = ready(load(store, &self.plans, node, &asked));
+                ("load", Input::Loaded { node, asked, loaded })
+            }
+            Output::Adopt(node, limit) => {
+                ("adopt", Input::Adopted(node, ready(store.adopt(node, limit))))
+            }
+            Output::Heads(node, ids) => {
+                machine.heads.push(ids.clone());
+                ("heads", Input::Heads(node, ready(store.heads(&ids))))
+            }
+            Output::Due(node, until, limit) => {
+                ("due", Input::Due(node, ready(store.due(node, until, limit))))
+            }
+            Output::Claim { node, queues, limit, lease } => {
+                let claimed = ready(store.claim(node, &queues, limit, lease));
+                ("claim", Input::Claimed(node, claimed))
+            }
+            Output::Overflow(node, tasks) => {
+                let result = ready(store.overflow(node, &tasks));
+                ("overflow", Input::Overflowed { node, tasks, result })
+            }
+            Output::WithdrawOverflow(keys) => {
+                return ready(store.withdraw(&keys)).expect("the model does not fail");
+            }
+            other => unreachable!("no test here asks for {other:?}"),
+        };
+        machine.calls.push(name);
+        if machine.hold_back.contains(&name) {
+            return machine.late.push(input);
+        }
+        let now = self.now();
+        self.machines[at].node.handle(input, now);
+    }
+
+    /// Starts an execution and answers with its id.
+    pub fn start(&mut self, machine: usize, namespace: &str) -> ExecutionId {
+        let namespace = Namespace::from(namespace);
+        let plan = ready(self.plans.find(&self.store, &namespace, &"order".into(), None));
+        let plan: Arc<Plan> = plan.expect("it compiles").expect("it is registered");
+        let number = self.last.to_be_bytes();
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&number);
+        let id = ExecutionId::new(self.now(), random);
+        let spec = Box::new(StartSpec {
+            start: StartExecution {
+                id,
+                namespace,
+                key: None,
+                input: Payload::json("1"),
+                timeout: None,
+                trace: TraceContext::default(),
+            },
+            plan,
+            on_running: OnRunning::Reject,
+            on_ended: OnEnded::Allow,
+            request: None,
+            until: None,
+        });
+        let started = self.ask(machine, |reply| Input::Start { spec, reply });
+        started.expect("at once").expect("it starts");
+        id
+    }
+
+    pub fn attach(&mut self, machine: usize, offer: Offer) -> WorkerKey {
+        self.last += 1;
+        let worker = self.last;
+        self.put(machine, Input::Attach { worker, offer });
+        worker
+    }
+
+    /// What a worker was told since a test looked last.
+    pub fn told(&mut self, machine: usize, worker: WorkerKey) -> Vec<WorkerMessage> {
+        let told = &mut self.machines[machine].told;
+        let (own, others) = std::mem::take(told).into_iter().partition(|(to, _)| *to == worker);
+        *told = others;
+        let own: Vec<(WorkerKey, WorkerMessage)> = own;
+        own.into_iter().map(|(_, message)| message).collect()
+    }
+
+    /// The tasks that a worker was handed since a test looked last.
+    pub fn handed(&mut self, machine: usize, worker: WorkerKey) -> Vec<TaskId> {
+        let tasks = self.told(machine, worker).into_iter().flat_map(|message| match message {
+            WorkerMessage::Tasks(tasks) => tasks,
+            _ => Vec::new(),
+        });
+        tasks.map(|handed| handed.id).collect()
+    }
+
+    pub fn snapshot(&mut self, machine: usize, execution: ExecutionId) -> Snapshot {
+        match self.ask(machine, |reply| Input::Get { execution, reply }) {
+            Some(Ok(Answer::Snapshot(snapshot))) => snapshot,
+            other => panic!("no snapshot of {execution}: {other:?}"),
+        }
+    }
+}
+
+pub fn session(namespace: &str, id: &str) -> SessionKey {
+    SessionKey { namespace: Namespace::from(namespace), id: id.to_owned() }
+}
+
+/// A poll for one task.
+pub fn poll(namespace: &str, id: &str, held: Option<&[&TaskId]>) -> Offer {
+    let key = session(namespace, id);
+    Offer {
+        queues: vec![QueueName { namespace: key.namespace.clone(), queue: "default".into() }],
+        task_types: Vec::new(),
+        credit: 1,
+        session: (!id.is_empty()).then_some(Session { key, ttl: Duration::from_secs(3) }),
+        worker: format!("worker of {id}"),
+        held: held.map(|held| held.iter().map(|task| (*task).clone()).collect()),
+        once: true,
+    }
+}
+
+pub fn stream(namespace: &str, id: &str, held: &[&TaskId]) -> Offer {
+    Offer { once: false, ..poll(namespace, id, Some(held)) }
+}
+
+fn order() -> Workflow {
+    let interval = Duration::from_secs(1);
+    let step = Step {
+        id: StepId::from("charge"),
+        description: String::new(),
+        kind: StepKind::Task(Task { task_type: "charge".into(), ..Task::default() }),
+        when: None,
+        retry: Some(RetryPolicy {
+            schedule: Some(Schedule::Constant { interval }),
+            limits: Limits { max_attempts: Some(3), max_duration: None },
+            ..RetryPolicy::default()
+        }),
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: None,
+    };
+    Workflow {
+        name: "order".into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block(vec![step]),
+        finally: Block::default(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: None,
+        output: None,
+    }
+}
