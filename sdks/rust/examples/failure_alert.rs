@@ -18,12 +18,10 @@ fn alert(delivery: &Delivery) {
         FailureKind::ExecutionFailed | FailureKind::ExecutionTimedOut => "look",
         _ => "know",
     };
+    let kind = event.kind().as_str_name().trim_start_matches("FAILURE_KIND_");
     println!(
-        "[{urgency}] {:?}: {} {} {}: {error}",
-        event.kind(),
-        event.workflow,
-        event.execution_id,
-        event.step_path,
+        "[{urgency}] {kind}: {} {} {}: {error}",
+        event.workflow, event.execution_id, event.step_path,
     );
 }
 

@@ -5,7 +5,7 @@
 //! cargo run -p recoup-sdk --example order_client -- 7
 //! ```
 
-use recoup_sdk::proto::{CompensationState, OnEnded, OnRunning};
+use recoup_sdk::proto::{CompensationState, ErrorReason, OnEnded, OnRunning};
 use recoup_sdk::{Client, Error};
 
 const WORKFLOW: &str = include_str!("../../../examples/order/order.yaml");
@@ -31,9 +31,18 @@ async fn main() -> Result<(), Error> {
         .on_running(OnRunning::UseExisting)
         .on_ended(OnEnded::AllowAfterFailure)
         .send()
-        .await?;
+        .await;
+    let ended = match ended {
+        // Not again after a success: what the key stands for is done.
+        Err(error) if error.reason() == ErrorReason::ExecutionKeyTaken => {
+            println!("{error}");
+            return Ok(());
+        }
+        ended => ended?,
+    };
 
-    println!("execution {} ended as {:?}", ended.execution_id, ended.outcome.state());
+    let state = ended.outcome.state().as_str_name().trim_start_matches("EXECUTION_STATE_");
+    println!("execution {} ended as {state}", ended.execution_id);
     if ended.succeeded() {
         println!("{}", ended.output::<serde_json::Value>()?);
         return Ok(());

@@ -118,7 +118,7 @@ impl Context {
         self.check_namespace(namespace).await?;
         let versions = self.store().list_versions(namespace, name, None, 1).await?;
         Ok(if versions.is_empty() {
-            no_workflow(name)
+            no_workflow(namespace, name)
         } else {
             let message = format!("all versions of `{name}` are retired");
             Error::new(ErrorReason::WorkflowRetired, message)
@@ -133,7 +133,11 @@ impl Context {
     ) -> Result<Error> {
         self.check_namespace(namespace).await?;
         let versions = self.store().list_versions(namespace, name, None, 1).await?;
-        Ok(if versions.is_empty() { no_workflow(name) } else { no_version(name, version) })
+        Ok(if versions.is_empty() {
+            no_workflow(namespace, name)
+        } else {
+            no_version(name, version)
+        })
     }
 
     /// A workflow was registered or retired here.
@@ -147,8 +151,8 @@ pub fn no_namespace(namespace: &Namespace) -> Error {
     Error::new(ErrorReason::NamespaceNotFound, format!("there is no namespace `{namespace}`"))
 }
 
-pub fn no_workflow(name: &WorkflowName) -> Error {
-    let message = format!("there is no workflow `{name}` in the namespace");
+pub fn no_workflow(namespace: &Namespace, name: &WorkflowName) -> Error {
+    let message = format!("there is no workflow `{name}` in the namespace `{namespace}`");
     Error::new(ErrorReason::WorkflowNotFound, message)
 }
 

@@ -341,6 +341,8 @@ mod tests {
         let state = recoup_core::execution::State::Running;
         let status = Status::from(Error::from(Refusal::KeyHeld { execution, state }));
         assert_eq!(status.code(), Code::AlreadyExists);
+        // The state by the name that it has everywhere.
+        assert!(status.message().ends_with(", which is RUNNING"), "{}", status.message());
         let details = status.get_error_details();
         let info = details.error_info().expect("always there");
         assert_eq!(info.metadata.get("execution_id"), Some(&execution.to_string()));

@@ -253,7 +253,7 @@ impl Service {
                 Some(row) => row,
                 None => {
                     self.context.check_namespace(&namespace).await?;
-                    return Err(no_workflow(&name));
+                    return Err(no_workflow(&namespace, &name));
                 }
             },
         };
@@ -312,7 +312,7 @@ impl Service {
         let mut rows = store.list_versions(&namespace, &name, before, page.size + 1).await?;
         if rows.is_empty() && before.is_none() {
             self.context.check_namespace(&namespace).await?;
-            return Err(no_workflow(&name));
+            return Err(no_workflow(&namespace, &name));
         }
         let has_more = rows.len() > page.size;
         rows.truncate(page.size);
@@ -345,7 +345,7 @@ impl Service {
             }
             (Err(recoup_store::Error::NotFound), None) => {
                 self.context.check_namespace(&namespace).await?;
-                return Err(no_workflow(&name));
+                return Err(no_workflow(&namespace, &name));
             }
             (Err(error), _) => return Err(error.into()),
         }

@@ -106,7 +106,7 @@ pub enum Rejection {
     NoSuchExecution,
     #[error("the execution exists already")]
     AlreadyStarted,
-    #[error("the execution has ended as {0:?}")]
+    #[error("the execution has ended as {0}")]
     ExecutionEnded(State),
     #[error("the attempt is closed: its result, its end or a later attempt has been recorded")]
     AttemptClosed,

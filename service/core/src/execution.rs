@@ -2,6 +2,7 @@
 //! tree: blocks of nodes, of which a task is one kind.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::command::TaskId;
 use crate::error::Error;
@@ -95,6 +96,29 @@ impl State {
     /// Every end but SUCCEEDED and WARNING.
     pub fn is_failure(self) -> bool {
         self >= Self::Failed
+    }
+
+    /// As everywhere: in the protocol, in SQL, in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::Retrying => "RETRYING",
+            Self::Paused => "PAUSED",
+            Self::Compensating => "COMPENSATING",
+            Self::Cancelling => "CANCELLING",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Warning => "WARNING",
+            Self::Failed => "FAILED",
+            Self::TimedOut => "TIMED_OUT",
+            Self::Cancelled => "CANCELLED",
+            Self::Terminated => "TERMINATED",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
     }
 }
 

@@ -18,6 +18,7 @@ use recoup_sdk::Client;
 use serde::Serialize;
 
 use self::exit::Failed;
+pub use self::exit::refuse_command_line;
 pub use self::failures::event_line;
 pub use self::show::print_timeline;
 pub use self::text::Style;
@@ -50,6 +51,7 @@ pub enum ClientCommand {
 
 /// Where to, and how to answer.
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Connection and output")]
 pub struct Connection {
     /// The server.
     #[arg(
@@ -149,7 +151,7 @@ pub async fn run(command: ClientCommand) -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(failed) => {
-            failed.tell(output == Output::Json);
+            failed.tell(output);
             failed.exit.into()
         }
     }

@@ -47,6 +47,7 @@ pub async fn run(options: DemoOptions) -> Result<()> {
     let folder = options.data_dir.clone().unwrap_or_else(|| temporary.path().to_owned());
     let server = serve::start(&ServeOptions::embedded(options.port, folder)).await;
     let server = server.context("the demo needs its port; choose another with --port")?;
+    let mut stopped = serve::Stopped::listen()?;
     let address = format!("http://{}", server.address);
     let client = Client::connect(&address).await.context("the server has just started")?;
     let style = cli::Style::detect(std::io::stdout().is_terminal());
@@ -90,10 +91,7 @@ pub async fn run(options: DemoOptions) -> Result<()> {
             anyhow::Ok(())
         } => all?,
         failed = &mut working => failed??,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            return end(server, stop, working).await;
-        }
+        () = stopped.wait() => return end(server, stop, working).await,
     }
     ended.sort_by_key(|(number, _)| *number);
     // The feed is a little behind the answers: let it tell its part before the timelines.
@@ -113,15 +111,17 @@ pub async fn run(options: DemoOptions) -> Result<()> {
         println!("\n{}", style.heading("Now you"));
         println!("The server goes on at {address}. In another terminal:\n");
         let at = if options.port == 7430 { String::new() } else { format!(" --address {address}") };
-        println!("  cargo run --release -- list{at}");
+        // As this very program was called: it need not be installed to be called again.
+        let recoup = std::env::args().next().unwrap_or_else(|| "recoup".to_owned());
+        println!("  {recoup} list{at}");
         let declined = &ended[3].1.execution_id;
-        println!("  cargo run --release -- show{at} {declined}");
-        println!("  cargo run --release -- failures tail{at} --from-beginning");
+        println!("  {recoup} show{at} {declined}");
+        println!("  {recoup} failures tail{at} --from-beginning");
         let input = r#"'{"order":"mine","items":[],"amount":5,"scenario":"declined"}'"#;
-        println!("  cargo run --release -- run{at} order --input {input}\n");
+        println!("  {recoup} run{at} order --input {input}\n");
         println!("Ctrl-C stops it.");
         tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            () = stopped.wait() => {}
             failed = &mut working => failed??,
         }
     }

@@ -21,11 +21,25 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "recoup", version, max_term_width = 100)]
 struct Arguments {
     /// What to log, in the syntax of RUST_LOG.
-    #[arg(long, global = true, env = "RECOUP_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "RECOUP_LOG",
+        default_value = "warn",
+        value_name = "FILTER",
+        help_heading = "Logging"
+    )]
     log: String,
 
     /// How to log.
-    #[arg(long, global = true, env = "RECOUP_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        env = "RECOUP_LOG_FORMAT",
+        value_enum,
+        default_value = "text",
+        help_heading = "Logging"
+    )]
     log_format: telemetry::LogFormat,
 
     #[command(subcommand)]
@@ -50,7 +64,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return cli::refuse_command_line(error),
+    };
     if let Err(error) = telemetry::init(arguments.log_format, &arguments.log) {
         eprintln!("error: {error:#}");
         return ExitCode::from(2);

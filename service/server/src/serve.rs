@@ -12,7 +12,7 @@ use recoup_store::Store;
 use recoup_store::postgres::PostgresStore;
 use recoup_store::sqlite::SqliteStore;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
@@ -104,18 +104,37 @@ pub struct Running {
 /// Serves until a signal asks it to stop.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let running = start(&options).await?;
+    let mut stopped = Stopped::listen()?;
     println!("recoup listens on http://{}", running.address);
     if !running.address.ip().is_loopback() {
         eprintln!("warning: other machines can reach this server, and it asks nobody for a key");
     }
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    stopped.wait().await;
     tracing::info!("stopping: what runs is brought to its answer");
     running.stop().await
+}
+
+/// Hears that the process is asked to stop, from the moment it listens.
+pub struct Stopped {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stopped {
+    pub fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for SIGINT or SIGTERM.
+    pub async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// Opens the store, begins a life on it and listens.

@@ -1,9 +1,9 @@
-//! Finds `recoup` beside the test's own executable, and builds it when it is missing or older than
-//! its sources.
+//! Finds `recoup` and the examples of the Rust SDK beside the test's own executable, and builds them
+//! when they are missing or older than their sources.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 /// What the binary is made of.
@@ -17,14 +17,32 @@ pub(crate) fn recoup() -> &'static Path {
             return chosen.into();
         }
         let path = profile_folder().join("recoup");
-        let built = path.metadata().and_then(|data| data.modified()).ok();
-        let sources = SOURCES.iter().filter_map(|source| newest(&repository().join(source)));
-        if built.is_none_or(|built| sources.max().is_some_and(|newest| newest > built)) {
-            build();
+        if is_old(&path, &SOURCES) {
+            build(&["--package", "recoup-server", "--bin", "recoup"]);
         }
         assert!(path.is_file(), "{} was not built", path.display());
         path
     })
+}
+
+/// An example of the Rust SDK.
+pub(crate) fn sdk_example(name: &str) -> PathBuf {
+    // Cargo would build it as often as it is asked, but tests of one file ask all at once.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = profile_folder().join("examples").join(name);
+    if is_old(&path, &["Cargo.lock", "proto", "sdks/rust", "examples"]) {
+        build(&["--package", "recoup-sdk", "--example", name]);
+    }
+    assert!(path.is_file(), "{} was not built", path.display());
+    path
+}
+
+/// Whether it is missing, or older than what it is made of.
+fn is_old(path: &Path, sources: &[&str]) -> bool {
+    let built = path.metadata().and_then(|data| data.modified()).ok();
+    let sources = sources.iter().filter_map(|source| newest(&repository().join(source)));
+    built.is_none_or(|built| sources.max().is_some_and(|newest| newest > built))
 }
 
 /// The folder for what tests leave: logs, databases, records of workers.
@@ -52,20 +70,14 @@ fn repository() -> &'static Path {
     own.ancestors().nth(2).expect("this crate is two folders below the root")
 }
 
-fn build() {
+fn build(what: &[&str]) {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository()).args([
-        "build",
-        "--package",
-        "recoup-server",
-        "--bin",
-        "recoup",
-    ]);
+    cargo.current_dir(repository()).arg("build").args(what);
     if profile_folder().ends_with("release") {
         cargo.arg("--release");
     }
     let status = cargo.status().expect("cargo can be started");
-    assert!(status.success(), "the server does not build");
+    assert!(status.success(), "{what:?} does not build");
 }
 
 /// When the youngest file below a path was changed.

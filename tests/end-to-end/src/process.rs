@@ -23,16 +23,26 @@ impl Process {
     ///
     /// If it cannot be started.
     pub fn start(program: &Path, arguments: &[String], log: &Path) -> Self {
+        Self::start_with(program, arguments, &[], log)
+    }
+
+    /// As [`Self::start`], with variables of its environment set.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start_with(
+        program: &Path,
+        arguments: &[String],
+        variables: &[(&str, &str)],
+        log: &Path,
+    ) -> Self {
         let stderr =
             File::options().create(true).append(true).open(log).expect("the folder is ours");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program).args(arguments);
-        // A setting of the caller's shell must not reach the program.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RECOUP_") {
-                command.env_remove(name);
-            }
-        }
+        forget_settings(&mut command);
+        command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().expect("setpriv is part of every Debian");
         let stdout = child.stdout.take().expect("it is piped");
@@ -100,6 +110,15 @@ impl Process {
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// A setting of the caller's shell must not reach the program.
+pub(crate) fn forget_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RECOUP_") {
+            command.env_remove(name);
+        }
     }
 }
 

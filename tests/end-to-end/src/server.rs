@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::binary;
-use crate::process::Process;
+use crate::process::{Process, forget_settings};
 
 /// How long a server may take until it listens. A debug build beside other tests takes its time.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -84,6 +85,21 @@ impl Server {
 pub fn recoup(arguments: &[&str], log: &Path) -> Process {
     let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Process::start(binary::recoup(), &arguments, log)
+}
+
+/// Runs `recoup` to its end, with nothing on its standard input.
+pub fn recoup_once(arguments: &[&str]) -> std::process::Output {
+    let mut command = Command::new(binary::recoup());
+    forget_settings(&mut command);
+    command.args(arguments).stdin(Stdio::null());
+    command.output().expect("the binary can be started")
+}
+
+/// Starts an example of the Rust SDK.
+pub fn sdk_example(name: &str, arguments: &[&str], server: &str, log: &Path) -> Process {
+    let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let variables = [("RECOUP_ADDRESS", server)];
+    Process::start_with(&binary::sdk_example(name), &arguments, &variables, log)
 }
 
 /// A folder that goes with the test, unless the test fails: then its logs are worth reading.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use recoup_end_to_end::connect;
 use recoup_end_to_end::invariants;
-use recoup_end_to_end::server::{Folder, Server, free_port, recoup};
+use recoup_end_to_end::process::Process;
+use recoup_end_to_end::server::{Folder, Server, free_port, recoup, recoup_once};
 use recoup_end_to_end::silent::Silent;
 use recoup_proto::v1;
 use recoup_proto::v1::history_entry::Event;
@@ -292,6 +293,45 @@ fn listening_elsewhere_than_on_loopback_is_refused() {
         assert!(last.contains(&listen) && last.contains("--insecure-listen"), "{said}");
     }
     assert!(!folder.path().join("data").exists(), "a server that may not listen left a database");
+    // Who develops is never asked: there is no address to choose.
+    let output = recoup_once(&["dev", "--listen", "0.0.0.0:0"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn loopback_is_more_than_one_address() {
+    for listen in ["127.0.0.2:0", "[::1]:0"] {
+        let folder = Folder::new("loopback");
+        let (url, server) = until_it_listens(&folder, listen, &[]);
+        let ip = listen.rsplit_once(':').expect("it has a port").0;
+        assert!(url.starts_with(&format!("http://{ip}:")), "{url}");
+        assert_eq!(server.log(), "", "nobody else reaches it");
+    }
+}
+
+#[tokio::test]
+async fn whoever_insists_may_listen_everywhere_and_is_warned() {
+    for (listen, reached_at) in [("0.0.0.0:0", "127.0.0.1"), ("[::]:0", "[::1]")] {
+        let folder = Folder::new("insecure");
+        let (url, mut server) = until_it_listens(&folder, listen, &["--insecure-listen"]);
+        let port = url.rsplit_once(':').expect("it has a port").1;
+        let url = format!("http://{reached_at}:{port}");
+        connect::register(connect::channel(&url), TALKATIVE).await;
+        server.terminate();
+        assert_eq!(server.exit(PATIENCE).and_then(|exit| exit.code()), Some(0));
+        let said = server.log();
+        assert!(said.starts_with("warning: ") && said.lines().count() == 1, "{said}");
+    }
+}
+
+/// A server on an address of its choice, with the URL that it says.
+fn until_it_listens(folder: &Folder, listen: &str, more: &[&str]) -> (String, Process) {
+    let data = folder.path().join("data").display().to_string();
+    let arguments = [&["serve", "--listen", listen, "--data-dir", &data], more].concat();
+    let server = recoup(&arguments, &folder.path().join("listens.log"));
+    let line = server.line(PATIENCE).unwrap_or_default();
+    let url = line.strip_prefix("recoup listens on ");
+    (url.unwrap_or_else(|| panic!("{line} {}", server.log())).to_owned(), server)
 }
 
 #[tokio::test]

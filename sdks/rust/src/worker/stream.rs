@@ -14,11 +14,11 @@ use tonic::codec::Streaming;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, GrpcMethod, Request, Status};
 
-use super::{Worker, passes};
 use super::context::{Attempt, Event, TaskContext};
 use super::handler::{self, Handler, RawTask};
 use super::message::{self, Outgoing, StreamCodec};
 use super::session::{Admission, Session};
+use super::{Worker, passes};
 use crate::Error;
 use crate::backoff::Backoff;
 use crate::client::MESSAGE_BYTES_MAX;

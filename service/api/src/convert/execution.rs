@@ -230,6 +230,7 @@ mod tests {
     fn every_state_has_its_name_on_both_sides() {
         for own in State::ALL {
             assert_eq!(state_from(state(own)), Some(own));
+            assert_eq!(state(own).as_str_name(), format!("EXECUTION_STATE_{own}"));
         }
         assert_eq!(state_from(v1::ExecutionState::Unspecified), None);
     }

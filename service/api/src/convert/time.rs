@@ -44,12 +44,44 @@ pub fn duration_between(
         return Ok(given);
     }
     let (start, end) = (range.start(), range.end());
-    Err(Error::invalid(field, format!("{given:?} is not from {start:?} to {end:?}")))
+    let message =
+        format!("{} is not from {} to {}", for_people(given), for_people(*start), for_people(*end));
+    Err(Error::invalid(field, message))
+}
+
+/// In the largest unit that it is a whole number of.
+fn for_people(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if duration.subsec_nanos() != 0 {
+        return format!("{duration:?}");
+    }
+    let units = [(86_400, 'd'), (3_600, 'h'), (60, 'm')];
+    match units.into_iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{}{name}", seconds / unit),
+        None => format!("{seconds}s"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bad_duration_is_told_in_its_own_unit() {
+        for (millis, expected) in [
+            (0, "0s"),
+            (1_500, "1.5s"),
+            (90_000, "90s"),
+            (3_600_000, "1h"),
+            (86_400_000 * 36_500, "36500d"),
+        ] {
+            assert_eq!(for_people(Duration::from_millis(millis)), expected);
+        }
+        let minute = Duration::from_secs(60);
+        let given = Some(proto::Duration { seconds: 3_601, nanos: 0 });
+        let refused = duration_between(given, "wait", minute, minute..=60 * minute);
+        assert_eq!(refused.expect_err("too long").to_string(), "wait: 3601s is not from 1m to 1h");
+    }
 
     #[test]
     fn times_come_back_also_those_before_1970() {

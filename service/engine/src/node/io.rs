@@ -214,7 +214,7 @@ pub enum Refusal {
     Rejected(#[from] Rejection),
     #[error("the request id was used for another start")]
     RequestIdReused,
-    #[error("the execution key is held by {execution}, which is {state:?}")]
+    #[error("the execution key is held by {execution}, which is {state}")]
     KeyHeld { execution: ExecutionId, state: State },
     /// Nothing was done; try again after the delay.
     #[error("the node has too much to do")]

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use recoup_sdk::proto::{ErrorReason, ExecutionState};
 use recoup_sdk::{Error, FieldViolation};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 
+use super::Output;
 use super::text::{one_line, state_name};
 
 /// Part of `--help`.
@@ -53,6 +55,8 @@ impl Exit {
 #[derive(Debug)]
 pub struct Failed {
     pub exit: Exit,
+    /// The file that is wrong; empty for anything else.
+    file: String,
     message: String,
     reason: ErrorReason,
     violations: Vec<FieldViolation>,
@@ -74,38 +78,126 @@ impl Failed {
     fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             exit,
+            file: String::new(),
             message: message.into(),
             reason: ErrorReason::Unspecified,
             violations: Vec::new(),
         }
     }
 
-    /// On standard error, so that standard output holds answers only.
-    pub fn tell(&self, as_json: bool) {
-        let reason = self.reason.as_str_name().trim_start_matches("ERROR_REASON_");
-        let named = self.reason != ErrorReason::Unspecified;
-        if as_json {
-            let violations = self.violations.iter().map(
-                |violation| json!({"field": violation.field, "description": violation.description}),
-            );
-            let error = json!({
-                "message": self.message,
-                "reason": if named { reason } else { "" },
-                "fieldViolations": violations.collect::<Vec<_>>(),
-            });
-            eprintln!("{}", json!({ "error": error }));
-            return;
+    /// The problems are those of a file: they are told with their place in it.
+    pub fn in_file(mut self, file: &Path) -> Self {
+        if !self.violations.is_empty() {
+            self.file = file.display().to_string();
         }
-        let reason = if named { format!(" ({reason})") } else { String::new() };
-        eprintln!("error: {}{reason}", one_line(&self.message));
-        // One problem is often all that the message says.
-        let more =
-            |one: &&FieldViolation| self.message != format!("{}: {}", one.field, one.description);
-        for violation in self.violations.iter().filter(more) {
-            let description = one_line(&violation.description);
-            eprintln!("  {}: {description}", one_line(&violation.field));
+        self
+    }
+
+    /// On standard error, so that standard output holds answers only.
+    pub fn tell(&self, output: Output) {
+        let lines = match output {
+            Output::Json => vec![self.document().to_string()],
+            Output::Text => self.lines(),
+        };
+        for line in lines {
+            eprintln!("{line}");
         }
     }
+
+    /// The name of the reason as the protocol documents it; empty if there is none.
+    fn reason(&self) -> &'static str {
+        match self.reason {
+            ErrorReason::Unspecified => "",
+            reason => reason.as_str_name().trim_start_matches("ERROR_REASON_"),
+        }
+    }
+
+    fn document(&self) -> Value {
+        let violations = self.violations.iter().map(
+            |violation| json!({"field": violation.field, "description": violation.description}),
+        );
+        let mut error = json!({
+            "message": self.message,
+            "reason": self.reason(),
+            "fieldViolations": violations.collect::<Vec<_>>(),
+        });
+        if !self.file.is_empty() {
+            error["file"] = json!(self.file);
+        }
+        json!({ "error": error })
+    }
+
+    /// What is wrong in one line; several problems in a line each below it.
+    fn lines(&self) -> Vec<String> {
+        let reason = match self.reason() {
+            "" => String::new(),
+            reason => format!(" ({reason})"),
+        };
+        let mut problems: Vec<String> =
+            self.violations.iter().map(|violation| self.problem(violation)).collect();
+        if self.file.is_empty() {
+            // One problem is often all that the message says.
+            problems.retain(|problem| *problem != one_line(&self.message));
+            let message = one_line(&self.message);
+            return head(format!("error: {message}{reason}"), problems);
+        }
+        match <[String; 1]>::try_from(problems) {
+            Ok([problem]) => vec![format!("error: {problem}{reason}")],
+            Err(problems) => {
+                let count = problems.len();
+                head(format!("error: {} has {count} problems{reason}", self.file), problems)
+            }
+        }
+    }
+
+    /// `order.yaml:12:7: steps[1].retry: …`, or without the place.
+    fn problem(&self, violation: &FieldViolation) -> String {
+        let (place, description) = match self.file.as_str() {
+            "" => (String::new(), violation.description.as_str()),
+            file => match line_and_column(&violation.description) {
+                Some((place, rest)) => (format!("{file}:{place}"), rest),
+                None => (file.to_owned(), violation.description.as_str()),
+            },
+        };
+        let parts = [place, one_line(&violation.field), one_line(description)];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+    }
+}
+
+/// `12:7` and the rest of a description that begins with its place in the source.
+fn line_and_column(description: &str) -> Option<(&str, &str)> {
+    let (place, rest) = description.split_once(": ")?;
+    let (line, column) = place.split_once(':')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (is_number(line) && is_number(column)).then_some((place, rest))
+}
+
+fn head(first: String, below: Vec<String>) -> Vec<String> {
+    let below = below.into_iter().map(|line| format!("  {line}"));
+    std::iter::once(first).chain(below).collect()
+}
+
+/// Ends the process for a command line that could not be understood.
+pub fn refuse_command_line(error: clap::Error) -> ExitCode {
+    // Help and version are answers.
+    if error.use_stderr() && wants_json(std::env::args()) {
+        // The first line says what is wrong, the others how it is done right.
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default();
+        Failed::usage(message.trim_start_matches("error: ")).tell(Output::Json);
+        return Exit::Usage.into();
+    }
+    error.exit()
+}
+
+/// Whether JSON is asked for, as far as that can be read in a command line that is wrong.
+fn wants_json(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.collect();
+    let joined = ["-ojson", "-o=json", "--output=json"];
+    arguments.iter().any(|argument| joined.contains(&argument.as_str()))
+        || arguments
+            .windows(2)
+            .any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json")
 }
 
 impl fmt::Display for Failed {
@@ -122,6 +214,10 @@ impl From<Error> for Failed {
             Error::Unavailable { .. } => Exit::Unavailable,
             Error::Service { code: Code::NotFound, .. } => Exit::NotFound,
             Error::Service { .. } if error.is_transient() => Exit::Unavailable,
+            // What is asked comes from the command line, or from a file that it names.
+            Error::Service { code: Code::InvalidArgument | Code::OutOfRange, .. }
+            | Error::PayloadTooLarge { .. }
+            | Error::MessageTooLarge { .. } => Exit::Usage,
             Error::StillRunning { .. } => Exit::StillRunning,
             Error::Ended { .. } => Exit::EndedAsFailure,
             Error::Address { .. } | Error::Setup(_) => Exit::Usage,
@@ -138,7 +234,7 @@ impl From<Error> for Failed {
             Error::Service { field_violations, .. } => field_violations,
             _ => Vec::new(),
         };
-        Self { exit, message, reason, violations }
+        Self { exit, file: String::new(), message, reason, violations }
     }
 }
 
@@ -178,7 +274,10 @@ mod tests {
             state: ExecutionState::Compensating,
         };
         assert_eq!(Failed::from(refusal(Code::NotFound)).exit as u8, 3);
-        assert_eq!(Failed::from(refusal(Code::InvalidArgument)).exit as u8, 1);
+        assert_eq!(Failed::from(refusal(Code::InvalidArgument)).exit as u8, 2);
+        assert_eq!(Failed::from(Error::MessageTooLarge { size: 1 }).exit as u8, 2);
+        assert_eq!(Failed::from(refusal(Code::AlreadyExists)).exit as u8, 1);
+        assert_eq!(Failed::from(refusal(Code::FailedPrecondition)).exit as u8, 1);
         assert_eq!(Failed::from(refusal(Code::Unavailable)).exit as u8, 6);
         let still = Failed::from(still);
         assert_eq!(still.exit as u8, 5);
@@ -190,5 +289,51 @@ mod tests {
         for exit in 0..=6 {
             assert!(EXIT_CODES.contains(&format!("\n  {exit}  ")), "{exit} is not documented");
         }
+    }
+
+    fn wrong(message: &str, violations: &[(&str, &str)]) -> Failed {
+        let violations = violations.iter().map(|(field, description)| FieldViolation {
+            field: (*field).to_owned(),
+            description: (*description).to_owned(),
+        });
+        Failed {
+            reason: ErrorReason::DefinitionInvalid,
+            violations: violations.collect(),
+            ..Failed::usage(message)
+        }
+    }
+
+    #[test]
+    fn one_problem_is_one_line() {
+        let failed = wrong("id: it is required", &[("id", "it is required")]);
+        assert_eq!(failed.lines(), ["error: id: it is required (DEFINITION_INVALID)"]);
+        let failed = wrong("1:1: too large", &[("", "1:1: too large")]);
+        assert_eq!(failed.lines(), ["error: 1:1: too large (DEFINITION_INVALID)"]);
+        assert_eq!(Failed::usage("no\nsuch file").lines(), ["error: no such file"]);
+    }
+
+    #[test]
+    fn problems_of_a_file_are_where_editors_find_them() {
+        let file = Path::new("order.yaml");
+        let one = wrong("a: 4:21: unknown", &[("a", "4:21: unknown")]).in_file(file);
+        assert_eq!(one.lines(), ["error: order.yaml:4:21: a: unknown (DEFINITION_INVALID)"]);
+        assert_eq!(one.document()["error"]["file"], "order.yaml");
+        let two = wrong("a: 4:21: x (and 1 more)", &[("a", "4:21: x"), ("b", "at 5: y")]);
+        let expected = [
+            "error: order.yaml has 2 problems (DEFINITION_INVALID)",
+            "  order.yaml:4:21: a: x",
+            "  order.yaml: b: at 5: y",
+        ];
+        assert_eq!(two.in_file(file).lines(), expected);
+        // What is not about the file does not name it.
+        assert_eq!(Failed::refused("away").in_file(file).lines(), ["error: away"]);
+    }
+
+    #[test]
+    fn json_is_heard_in_a_command_line_that_is_wrong() {
+        let wants = |line: &str| wants_json(line.split(' ').map(str::to_owned));
+        assert!(wants("recoup list --nosuch -o json"));
+        assert!(wants("recoup list --output=json --nosuch"));
+        assert!(!wants("recoup list -o text --nosuch json"));
     }
 }

@@ -214,9 +214,11 @@ async fn ack(session: &Session, subscription: &str, tokens: Vec<String>) -> Resu
                 AckOutcome::Expired => "expired",
                 AckOutcome::Invalid => "invalid",
             };
-            if outcome != "accepted" {
-                exit = Exit::Refused;
-            }
+            exit = match outcome {
+                "invalid" => Exit::Usage,
+                "expired" if exit == Exit::Done => Exit::Refused,
+                _ => exit,
+            };
             let document = json!({ "ackToken": token, "outcome": outcome });
             session.say(&document, |_| vec![format!("{token} {outcome}")])?;
         }

@@ -9,7 +9,8 @@ use recoup_proto::v1::{
 };
 
 use super::text::{
-    Paint, Style, duration, error_line, nanos_between, payload_text, state_name, timestamp_nanos,
+    Paint, Style, duration, error_line, nanos_between, one_line, payload_text, state_name,
+    timestamp_nanos,
 };
 
 /// How many attempts the policies of a workflow allow: history does not say it, the definition does.
@@ -117,7 +118,7 @@ fn head(execution: &ExecutionInfo, style: Style) -> Vec<String> {
     }
     let mut facts = vec![format!("namespace {}", execution.namespace)];
     if !execution.execution_key.is_empty() {
-        facts.push(format!("key {}", execution.execution_key));
+        facts.push(format!("key {}", one_line(&execution.execution_key)));
     }
     if execution.run > 1 {
         facts.push(format!("run {}", execution.run));
@@ -441,7 +442,8 @@ impl<'a> Timeline<'a> {
     }
 
     fn push(&mut self, row: Row) {
-        self.lines.push(Line::Row(row));
+        // Reasons and names of workers are whatever others wrote.
+        self.lines.push(Line::Row(Row { text: one_line(&row.text), ..row }));
     }
 }
 

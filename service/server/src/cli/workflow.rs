@@ -52,9 +52,10 @@ enum WorkflowCommand {
 pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
     match arguments.command {
         WorkflowCommand::Register { files } => {
+            // Nothing is registered when a file cannot be read.
             let texts = files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
             let session = arguments.connection.open().await?;
-            register(&session, texts).await
+            register(&session, files.iter().zip(texts)).await
         }
         WorkflowCommand::Validate { file } => {
             let text = read(&file)?;
@@ -95,14 +96,19 @@ pub(super) fn read(file: &Path) -> Result<String, Failed> {
     text.map_err(|error| Failed::usage(format!("{} cannot be read: {error}", file.display())))
 }
 
-async fn register(session: &Session, texts: Vec<String>) -> Result<Exit, Failed> {
-    for text in texts {
-        let registered = session.client.register_workflow(text).await?;
+async fn register(
+    session: &Session,
+    files: impl Iterator<Item = (&PathBuf, String)>,
+) -> Result<Exit, Failed> {
+    for (file, text) in files {
+        let registered = session.client.register_workflow(text).await;
+        let registered = registered.map_err(|error| Failed::from(error).in_file(file))?;
         session.say(&registered, |style| {
             let what = if registered.created { "registered" } else { "unchanged" };
             let title = format!("{} v{} {what}", registered.name, registered.version);
             let mut lines = vec![style.paint(Paint::Bold, &title)];
-            lines.extend(registered.warnings.iter().map(|issue| issue_line(issue, "", style)));
+            let file = file.display().to_string();
+            lines.extend(registered.warnings.iter().map(|issue| issue_line(issue, &file, style)));
             lines
         })?;
     }
@@ -117,11 +123,11 @@ async fn validate(session: &Session, text: String, file: &Path) -> Result<Exit, 
         let mut lines: Vec<_> = issues.collect();
         if answer.valid {
             lines.push(style.paint(Paint::Good, "valid"));
+            lines.extend(answer.schedules.iter().flat_map(schedule_lines));
         }
-        lines.extend(answer.schedules.iter().flat_map(schedule_lines));
         lines
     })?;
-    Ok(if answer.valid { Exit::Done } else { Exit::Refused })
+    Ok(if answer.valid { Exit::Done } else { Exit::Usage })
 }
 
 /// `order.yaml:12:7: error: steps[1].retry: …`

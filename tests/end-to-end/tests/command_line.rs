@@ -1,0 +1,360 @@
+//! The command line against a server as it is shipped: what is wrong is told in a line with its field and
+//! reason, and with the exit code that the help promises.
+
+use std::process::Output;
+use std::time::Duration;
+
+use recoup_end_to_end::server::{Folder, Server, free_port, recoup, recoup_once};
+use recoup_sdk::{Client, TaskContext, TaskError, Worker};
+use serde_json::Value;
+
+/// Whatever is waited for comes by then, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
+const NO_ID: &str = "0199aaaa-0000-7000-8000-000000000000";
+const WORKFLOW: &str = "
+name: two
+defaults: {retry: {max_attempts: 1}}
+steps:
+- {id: first, task: {type: work}, compensate: {task: {type: undo}}}
+- {id: second, task: {type: '${input.type}'}}
+";
+
+struct Site {
+    server: Server,
+    folder: Folder,
+}
+
+impl Site {
+    fn start(name: &str) -> Self {
+        let folder = Folder::new(name);
+        let server = Server::embedded(folder.path());
+        Self { server, folder }
+    }
+
+    /// Runs a command against the server.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let address = self.server.url();
+        recoup_once(&[arguments, &["--address", &address]].concat())
+    }
+
+    /// Of a command that has nothing to complain of.
+    #[track_caller]
+    fn answer(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(told(&output), "", "{arguments:?}");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[track_caller]
+    fn document(&self, arguments: &[&str]) -> Value {
+        let answer = self.answer(&[arguments, &["--output", "json"]].concat());
+        assert_eq!(answer.lines().count(), 1, "{answer}");
+        serde_json::from_str(&answer).expect("a document")
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).expect("the folder is ours");
+        path.display().to_string()
+    }
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+/// The error of a command that answers in JSON.
+#[track_caller]
+fn error(output: &Output) -> Value {
+    assert_eq!(output.stdout, b"", "answers and errors are apart");
+    let told = told(output);
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let mut document: Value = serde_json::from_str(&told).expect("a document");
+    document["error"].take()
+}
+
+#[test]
+fn what_is_wrong_is_told_in_a_line_with_its_code() {
+    let site = Site::start("cli-wrong");
+    let definition = site.file("two.yaml", WORKFLOW);
+    assert_eq!(site.answer(&["workflow", "register", &definition]), "two v1 registered\n");
+    let id = site.answer(&["start", "two", "--key", "taken", "--input", "{\"type\": \"x\"}"]);
+    let id = id.trim();
+    let broken = site.file("broken.yaml", "name: two\nsteps:\n- id: a\n  tsak: {}\n");
+    let binary = site.folder.path().join("binary.yaml");
+    std::fs::write(&binary, [0xff, 0xfe, 0]).expect("the folder is ours");
+    let binary = binary.display().to_string();
+    let large = site.file("large.json", &format!("\"{}\"", "x".repeat(3 << 20)));
+    let huge = site.file("huge.yaml", &format!("name: two\n#{}", "x".repeat(6 << 20)));
+    let payload = format!("@{large}");
+
+    // Arguments, exit code, reason and what the line says.
+    let cases: Vec<(Vec<&str>, i32, &str, &str)> = vec![
+        // An id that is none is wrong whatever is asked of it.
+        (vec!["show", "nope"], 2, "FIELD_INVALID", "execution_id: an execution id is a UUID"),
+        (vec!["show", ""], 2, "FIELD_INVALID", "execution_id: it is required"),
+        (vec!["cancel", "nope"], 2, "FIELD_INVALID", "execution_id: an execution id is a UUID"),
+        (vec!["terminate", "nope", "--reason", "x"], 2, "FIELD_INVALID", "execution_id: an"),
+        (vec!["terminate", id, "--reason", ""], 2, "FIELD_INVALID", "reason: it is required"),
+        (vec!["compensation", "retry", "nope"], 2, "FIELD_INVALID", "execution_id: an"),
+        (vec!["compensation", "skip", "nope", "a", "--reason", "x"], 2, "FIELD_INVALID", "_id: an"),
+        (vec!["failures", "list", "--execution", "nope"], 2, "FIELD_INVALID", "execution_id: an"),
+        (vec!["failures", "show", ""], 2, "FIELD_INVALID", "id: it is required"),
+        (vec!["failures", "tail", "--after", "nope"], 2, "CURSOR_INVALID", "cursor: "),
+        (vec!["failures", "subscribe", "A b"], 2, "FIELD_INVALID", "subscription.name: "),
+        (vec!["namespace", "create", "A b"], 2, "FIELD_INVALID", "namespace.name: "),
+        (vec!["namespace", "create", "a", "--retention", "0s"], 2, "FIELD_INVALID", "0s is not"),
+        (vec!["namespace", "list", "A b"], 2, "FIELD_INVALID", "pattern: "),
+        (vec!["list", "--namespace", "A b"], 2, "FIELD_INVALID", "namespace: "),
+        (vec!["start", ""], 2, "FIELD_INVALID", "execution.workflow: it is required"),
+        (vec!["start", "two", "--timeout", "0s"], 2, "FIELD_INVALID", "execution.timeout: "),
+        (vec!["start", "two", "--input", "{"], 2, "", "the input is not JSON: "),
+        (vec!["start", "two", "--input", "@/nonexistent"], 2, "", "/nonexistent cannot be read"),
+        (vec!["start", "two", "--input", &payload], 2, "", "the limit is 2097152"),
+        (vec!["workflow", "register", "/nonexistent"], 2, "", "/nonexistent cannot be read"),
+        (vec!["workflow", "validate", &binary], 2, "", "binary.yaml cannot be read"),
+        (vec!["workflow", "register", &broken], 2, "DEFINITION_INVALID", "steps[0].tsak: "),
+        (vec!["workflow", "register", &large], 2, "DEFINITION_TOO_LARGE", "over 1 MiB"),
+        (vec!["workflow", "register", &huge], 2, "", "the limit is 4194304"),
+        (vec!["workflow", "validate", &huge], 2, "", "the limit is 4194304"),
+        // Nothing has that name.
+        (vec!["show", NO_ID], 3, "EXECUTION_NOT_FOUND", NO_ID),
+        (vec!["cancel", NO_ID], 3, "EXECUTION_NOT_FOUND", "no such execution"),
+        (vec!["terminate", NO_ID, "--reason", "x"], 3, "EXECUTION_NOT_FOUND", "no such execution"),
+        (vec!["compensation", "retry", NO_ID], 3, "EXECUTION_NOT_FOUND", "no such execution"),
+        (vec!["compensation", "retry", id, "--step", "x"], 3, "STEP_NOT_FOUND", "no step `x`"),
+        (vec!["failures", "show", "nope"], 3, "FAILURE_NOT_FOUND", "with that id"),
+        (vec!["failures", "tail", "--subscription", "no"], 3, "SUBSCRIPTION_NOT_FOUND", "`no`"),
+        (vec!["failures", "ack", "no", "token"], 3, "SUBSCRIPTION_NOT_FOUND", "`no`"),
+        (vec!["start", "nosuch"], 3, "WORKFLOW_NOT_FOUND", "`nosuch`"),
+        (vec!["run", "two", "--version", "9"], 3, "WORKFLOW_VERSION_NOT_FOUND", "no version 9"),
+        (vec!["workflow", "show", "nosuch"], 3, "WORKFLOW_NOT_FOUND", "`nosuch`"),
+        (vec!["list", "--namespace", "nosuch"], 3, "NAMESPACE_NOT_FOUND", "`nosuch`"),
+        (vec!["start", "two", "--namespace", "nosuch"], 3, "NAMESPACE_NOT_FOUND", "`nosuch`"),
+        (vec!["failures", "tail", "--namespace", "nosuch"], 3, "NAMESPACE_NOT_FOUND", "`nosuch`"),
+        // Refused for how things stand.
+        (vec!["start", "two", "--key", "taken"], 1, "EXECUTION_KEY_TAKEN", "which is RUNNING"),
+        (vec!["compensation", "retry", id], 1, "COMPENSATION_NOT_PARKED", "parked"),
+        (vec!["namespace", "create", "default"], 1, "NAMESPACE_EXISTS", "`default`"),
+    ];
+    for (arguments, code, reason, says) in cases {
+        let output = site.run(&arguments);
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        assert_eq!(told.lines().count(), 1, "{arguments:?}: {told}");
+        assert!(told.starts_with("error: ") && told.contains(says), "{arguments:?}: {told}");
+        let ending = if reason.is_empty() { "\n".to_owned() } else { format!(" ({reason})\n") };
+        assert!(told.ends_with(&ending), "{arguments:?}: {told}");
+
+        let output = site.run(&[&arguments[..], &["-o", "json"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let error = error(&output);
+        assert_eq!(error["reason"], reason, "{arguments:?}: {error}");
+        let field = told.trim_start_matches("error: ").split_once(": ").map(|(field, _)| field);
+        let violations = error["fieldViolations"].as_array().expect("a list");
+        if code == 2 && reason == "FIELD_INVALID" {
+            assert_eq!(violations[0]["field"].as_str(), field, "{arguments:?}: {error}");
+        }
+    }
+
+    // Problems of a file are told with its name, line and column.
+    let output = site.run(&["workflow", "register", &broken]);
+    let place = format!("error: {broken}:4:3: steps[0].tsak: ");
+    assert!(told(&output).starts_with(&place), "{}", told(&output));
+    let output = site.run(&["workflow", "validate", &broken]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(said.starts_with(&format!("{broken}:4:3: error: steps[0].tsak: ")), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn what_has_ended_is_named_as_everywhere() {
+    let site = Site::start("cli-ended");
+    let definition = site.file("one.yaml", "name: one\nsteps: [{id: a, task: {type: a}}]\n");
+    assert_eq!(site.answer(&["workflow", "register", &definition]), "one v1 registered\n");
+    let id = site.answer(&["start", "one"]);
+    assert_eq!(site.answer(&["terminate", id.trim(), "--reason", "x"]), "TERMINATED\n");
+    let output = site.run(&["cancel", id.trim()]);
+    assert_eq!(output.status.code(), Some(1));
+    let wanted = "error: the execution has ended as TERMINATED (EXECUTION_ENDED)\n";
+    assert_eq!(told(&output), wanted);
+}
+
+#[test]
+fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
+    let away = format!("http://127.0.0.1:{}", free_port());
+    for command in [
+        &["list"][..],
+        &["start", "x"],
+        &["show", NO_ID],
+        &["workflow", "list"],
+        &["failures", "tail"],
+        &["namespace", "list"],
+    ] {
+        let arguments = [command, &["--address", &away]].concat();
+        let output = recoup_once(&arguments);
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}");
+        let told = told(&output);
+        assert!(told.starts_with("error: the service cannot be reached: "), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+        let output = recoup_once(&[&arguments[..], &["-o", "json"]].concat());
+        assert_eq!(output.status.code(), Some(6), "{arguments:?}");
+        error(&output);
+    }
+    for (arguments, says) in [
+        (&["list", "--nosuch"][..], "--nosuch"),
+        (&["list", "--state", "nosuch"], "nosuch"),
+        (&["list", "--limit", "many"], "many"),
+        (&["run", "x", "--wait", "5"], "`5` is no duration"),
+        (&["failures", "list", "--kind", "nosuch"], "`nosuch` is no kind"),
+        (&["terminate", NO_ID], "required"),
+        (&["nosuch"], "nosuch"),
+        (&["list", "--address", "127.0.0.1:7430"], "must begin with http://"),
+    ] {
+        let output = recoup_once(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(told(&output).starts_with("error: "), "{}", told(&output));
+        let output = recoup_once(&[arguments, &["--output", "json"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = error(&output);
+        let message = error["message"].as_str().expect("a text");
+        assert!(message.contains(says) && !message.starts_with("error"), "{error}");
+    }
+    // Help is an answer.
+    let output = recoup_once(&["list", "--help"]);
+    assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
+}
+
+/// As somebody would who tries it out: from the definition to what a person must do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_way_of_an_execution() {
+    let site = Site::start("cli-way");
+    let client = Client::connect(site.server.url()).await.expect("it listens");
+    let worker = Worker::builder(client)
+        .task("work", |_: TaskContext, (): ()| async { Ok::<_, TaskError>("done") })
+        .task("bad", |_: TaskContext, (): ()| async {
+            Err::<(), _>(TaskError::new("test.bad").message("one\ntwo\u{1b}[31m\u{7}three"))
+        })
+        .task("undo", |_: TaskContext, _: Value| async {
+            Err::<(), _>(TaskError::new("test.stuck"))
+        });
+    tokio::spawn(worker.run(std::future::pending()));
+    let definition = "
+name: way
+description: \"to\\tsee\"
+defaults: {retry: {max_attempts: 1}}
+steps:
+- {id: first, task: {type: work}, compensate: {task: {type: undo}}}
+- {id: second, task: {type: bad}}
+";
+    let file = site.file("way.yaml", definition);
+    assert_eq!(site.answer(&["workflow", "validate", &file]).lines().next(), Some("valid"));
+    assert_eq!(site.answer(&["workflow", "register", &file]), "way v1 registered\n");
+    assert_eq!(site.answer(&["workflow", "register", &file]), "way v1 unchanged\n");
+    let listed = site.answer(&["workflow", "list"]);
+    assert!(listed.contains("way") && listed.ends_with("to see\n"), "{listed:?}");
+    assert_eq!(site.document(&["workflow", "show", "way"])["version"], 1);
+
+    site.answer(&["failures", "subscribe", "all"]);
+    let output = site.run(&["run", "way", "--key", "a\u{1b}b", "-o", "json"]);
+    assert_eq!(output.status.code(), Some(4));
+    let ended: Value = serde_json::from_slice(&output.stdout).expect("a document");
+    assert_eq!(ended["ended"]["state"], "EXECUTION_STATE_FAILED");
+    assert_eq!(ended["ended"]["compensationState"], "COMPENSATION_STATE_PARKED");
+    let id = ended["executionId"].as_str().expect("an id");
+
+    let shown = site.answer(&["show", id]);
+    assert!(shown.contains("test.bad: one two [31m three"), "{shown}");
+    assert!(shown.contains(&format!("recoup compensation retry {id} --step first")), "{shown}");
+    assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+    assert_eq!(site.document(&["show", id])["execution"]["executionId"], id);
+    for filter in [
+        &["--state", "failed,running"][..],
+        &["--workflow", "way"],
+        &["--error-type", "test"],
+        &["--key-prefix", "a"],
+        &["--parked"],
+    ] {
+        let listed = site.answer(&[&["list"], filter].concat());
+        assert!(listed.lines().count() == 2 && listed.contains(id), "{filter:?}: {listed}");
+        assert!(listed.contains("FAILED (parked)"), "{listed}");
+    }
+    for filter in [
+        &["--state", "succeeded"][..],
+        &["--workflow", "wa"],
+        &["--error-type", "tes"],
+        &["--key-prefix", "b"],
+    ] {
+        let listed = site.answer(&[&["list"], filter].concat());
+        assert_eq!(listed.lines().count(), 1, "{filter:?}: {listed}");
+    }
+
+    let events = site.answer(&["failures", "list", "--execution", id]);
+    let parked = events.lines().find(|line| line.contains("compensation_parked"));
+    assert!(parked.is_some_and(|line| line.contains("test.stuck")), "{events}");
+    let kind = ["failures", "list", "--kind", "execution_failed", "--workflow", "way"];
+    let event = site.document(&kind)["id"].as_str().expect("an id").to_owned();
+    let shown = site.answer(&["failures", "show", &event]);
+    assert!(shown.contains("execution_failed") && shown.contains(id), "{shown}");
+    let tailed = site.answer(&["failures", "tail", "--from-beginning", "--limit", "1"]);
+    assert!(tailed.contains("step_failed"), "{tailed}");
+    let delivery = site.document(&["failures", "tail", "--subscription", "all", "--limit", "1"]);
+    let token = delivery["ackToken"].as_str().expect("a token");
+    assert_eq!(site.answer(&["failures", "ack", "all", token]), format!("{token} accepted\n"));
+    let output = site.run(&["failures", "ack", "all", "nope"]);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b"nope invalid\n"[..]));
+
+    let reason = ["--reason", "line\u{1b}[1mone\nline two"];
+    let retry = [&["compensation", "retry", id], &reason[..]].concat();
+    assert_eq!(site.answer(&retry), "compensation RUNNING\n");
+    let skip = ["compensation", "skip", id, "first", "--reason", "by hand"];
+    let skipping = async {
+        while site.run(&skip).status.code() != Some(0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, skipping).await.expect("it fails and parks again");
+    let shown = site.answer(&["show", id]);
+    assert!(shown.contains("compensation DONE") && shown.contains("by hand"), "{shown}");
+    assert!(shown.contains("tried again: line [1mone line two"), "{shown}");
+
+    let created = site.answer(&["namespace", "create", "shop.eu", "--retention", "24h"]);
+    assert_eq!(created, "shop.eu\n");
+    let listed = site.answer(&["namespace", "list", "shop.*"]);
+    assert!(listed.lines().count() == 2 && listed.contains("1d00h"), "{listed}");
+}
+
+#[test]
+fn the_demo_tells_its_story_and_ends_when_it_is_asked_to() {
+    let folder = Folder::new("cli-demo");
+    let mut demo = recoup(&["demo", "--port", "0"], &folder.path().join("demo.log"));
+    let mut story = Vec::new();
+    while story.last().is_none_or(|line| line != "Ctrl-C stops it.") {
+        story.push(demo.line(PATIENCE).unwrap_or_else(|| panic!("{story:#?}\n{}", demo.log())));
+    }
+    let told = |text: &str| story.iter().any(|line| line.contains(text));
+    for text in [
+        "smooth: nothing fails",
+        "payment.unavailable",
+        "asked for by the error",
+        "stopped: non-retryable type",
+        "compensation: charge (outcome unknown), reserve",
+    ] {
+        assert!(told(text), "{text}: {story:#?}");
+    }
+    let ends = |end: &str| story.iter().filter(|line| line.contains(end)).count();
+    // In the head and at the foot of each timeline.
+    assert_eq!((ends("SUCCEEDED"), ends("FAILED")), (6, 4), "{story:#?}");
+    // What it tells to try can be tried, as it stands there.
+    let list = story.iter().find(|line| line.contains(" list --address "));
+    let words: Vec<&str> = list.expect("it tells what to try").split_whitespace().collect();
+    let listed = std::process::Command::new(words[0]).args(&words[1..]).output();
+    let listed = String::from_utf8(listed.expect("it is a program").stdout).expect("text");
+    assert_eq!(listed.lines().count(), 6, "{listed}");
+
+    demo.terminate();
+    assert_eq!(demo.exit(PATIENCE).and_then(|exit| exit.code()), Some(0), "{}", demo.log());
+    assert_eq!(demo.log(), "");
+}

@@ -1,0 +1,272 @@
+//! A worker of the Rust SDK against a server that is killed or told to stop, and one that is told to
+//! stop itself: what it holds it goes on with, and no attempt is lost or counted twice.
+
+use std::time::Duration;
+
+use recoup_end_to_end::server::{Folder, Server};
+use recoup_sdk::proto::history_entry::Event;
+use recoup_sdk::proto::{AttemptState, ExecutionState};
+use recoup_sdk::{Client, Error, TaskContext, TaskError, Transport, Worker};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// Whatever is waited for comes by then, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A task ends when the level of its worker has reached its input. An attempt that was counted twice,
+/// or whose worker was taken for lost, would be followed by another.
+const WORKFLOW: &str = "
+name: patient
+defaults: {retry: {constant: {interval: 10ms}, max_attempts: 3}}
+steps:
+- {id: only, task: {type: wait, input: '${input}'}}
+output: '${steps.only.output}'
+";
+
+struct Site {
+    server: Server,
+    client: Client,
+    folder: Folder,
+}
+
+impl Site {
+    async fn start(name: &str) -> Self {
+        let folder = Folder::new(name);
+        let server = Server::embedded(folder.path());
+        let client = Client::connect(server.url()).await.expect("it listens");
+        client.register_workflow(WORKFLOW).await.expect("it is correct");
+        Self { server, client, folder }
+    }
+
+    async fn begin(&self, level: u64) -> String {
+        let started = self.client.start("patient").input(&level).send().await;
+        started.expect("it starts").execution_id
+    }
+
+    /// Waits until the server knows that this worker has the task. It says so to who asks only.
+    async fn until_held(&self, execution: &str, worker: &str) {
+        let holding = async {
+            loop {
+                let info = self.client.execution(execution).await.expect("it exists");
+                let held = info.pending_attempts.iter().any(|attempt| {
+                    attempt.state() == AttemptState::Running && attempt.worker == worker
+                });
+                if held {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, holding).await.expect("the worker says what it holds");
+    }
+
+    /// Waits for the end: it succeeded, at its first and only attempt, which `worker` did. None: a bare
+    /// call reported it, perhaps before the server had heard who holds it.
+    async fn succeeded(&self, execution: &str, level: u64, worker: Option<&str>) {
+        let ended = self.client.await_execution(execution, Some(PATIENCE)).await;
+        let ended = ended.expect("it ends");
+        assert_eq!(ended.state(), ExecutionState::Succeeded, "{ended:?}");
+        let output: u64 = recoup_sdk::from_payload(ended.output.as_ref()).expect("a number");
+        assert_eq!(output, level);
+        let history = self.client.history(execution).collect(usize::MAX).await;
+        let (mut scheduled, mut completed, mut failed) = (Vec::new(), Vec::new(), 0);
+        for entry in history.expect("it exists") {
+            match entry.event {
+                Some(Event::AttemptScheduled(event)) => scheduled.push(event.attempt),
+                Some(Event::StepCompleted(event)) => {
+                    assert!(worker.is_none_or(|worker| event.worker == worker), "{event:?}");
+                    completed.push(event.attempt);
+                }
+                Some(Event::AttemptFailed(_)) => failed += 1,
+                _ => {}
+            }
+        }
+        assert_eq!((scheduled, completed, failed), (vec![1], vec![1], 0), "{execution}");
+    }
+
+    /// No event says that anything went wrong.
+    async fn had_no_failure(&self) {
+        let events = self.client.failure_events(Default::default(), None).collect(10).await;
+        assert_eq!(events.expect("they can be read"), []);
+    }
+}
+
+/// A worker that runs in the background, and what its handlers were asked to do.
+struct Hands {
+    begun: mpsc::UnboundedReceiver<String>,
+    level: watch::Sender<u64>,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<Result<(), Error>>,
+}
+
+impl Hands {
+    fn start(client: &Client, name: &str, transport: Transport) -> Self {
+        let (tell, begun) = mpsc::unbounded_channel();
+        let (level, levels) = watch::channel(0);
+        let (stop, mut stopped) = watch::channel(false);
+        let handler = move |context: TaskContext, wanted: u64| {
+            tell.send(context.execution_id().to_owned()).expect("the test listens");
+            let mut levels = levels.clone();
+            async move {
+                let reached = levels.wait_for(|level| *level >= wanted).await;
+                reached.map_err(|_| TaskError::new("test.over"))?;
+                Ok::<u64, TaskError>(wanted)
+            }
+        };
+        let worker = Worker::builder(client.clone())
+            .name(name)
+            .transport(transport)
+            .slots(8)
+            .task("wait", handler)
+            .build()
+            .expect("it can work");
+        let serving = tokio::spawn(worker.run(async move {
+            // An error is the end of the test.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
+        Self { begun, level, stop, serving }
+    }
+
+    /// The executions of the next tasks to begin.
+    async fn begins(&mut self, count: usize) -> Vec<String> {
+        let mut begun = Vec::new();
+        while begun.len() < count {
+            let next = tokio::time::timeout(PATIENCE, self.begun.recv()).await;
+            begun.push(next.expect("a task comes").expect("the worker lives"));
+        }
+        begun.sort();
+        begun
+    }
+
+    /// Nothing more began than what was waited for, and the worker ends as it should.
+    async fn end(mut self) {
+        self.stop.send_replace(true);
+        let ended = tokio::time::timeout(PATIENCE, self.serving).await;
+        ended.expect("it drains").expect("it does not panic").expect("it has nothing to say");
+        assert_eq!(self.begun.recv().await, None, "a task was begun twice");
+    }
+}
+
+async fn a_worker_outlives_a_killed_server(transport: Transport) {
+    let mut site = Site::start("sdk-killed").await;
+    let mut hands = Hands::start(&site.client, "first", transport);
+    let mut ids = Vec::new();
+    for level in [1, 1, 2, 2] {
+        ids.push(site.begin(level).await);
+    }
+    assert_eq!(hands.begins(4).await, sorted(&ids));
+    // Another one would be glad to have them.
+    let idle = Hands::start(&site.client, "idle", transport);
+
+    site.server.kill();
+    // These two end while nobody is there to hear it.
+    hands.level.send_replace(1);
+    site.server.restart();
+    let reported_by = (transport == Transport::Stream).then_some("first");
+    for id in &ids[..2] {
+        site.succeeded(id, 1, reported_by).await;
+    }
+    for id in &ids[2..] {
+        site.until_held(id, "first").await;
+    }
+    hands.level.send_replace(2);
+    for id in &ids[2..] {
+        site.succeeded(id, 2, Some("first")).await;
+    }
+    // Both are as good as new.
+    let last = site.begin(0).await;
+    let ended = site.client.await_execution(&last, Some(PATIENCE)).await.expect("it ends");
+    assert_eq!(ended.state(), ExecutionState::Succeeded);
+    let mut idle_begun = idle.begun;
+    let begun: Vec<String> =
+        std::iter::from_fn(|| hands.begun.try_recv().or_else(|_| idle_begun.try_recv()).ok())
+            .collect();
+    assert_eq!(begun, [last], "what was held was handed out again");
+    hands.end().await;
+    site.had_no_failure().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_by_stream_outlives_a_killed_server() {
+    a_worker_outlives_a_killed_server(Transport::Stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_by_unary_calls_outlives_a_killed_server() {
+    a_worker_outlives_a_killed_server(Transport::Unary).await;
+}
+
+/// A result that waits for its server does not wait for the time that calls are repeated.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_by_a_unary_call_waits_for_its_server() {
+    let mut site = Site::start("sdk-unary-result").await;
+    // No call of this client is repeated.
+    let once = Client::builder(site.server.url()).retry_timeout(Duration::ZERO).connect().await;
+    let mut hands = Hands::start(&once.expect("it listens"), "first", Transport::Unary);
+    let id = site.begin(1).await;
+    hands.begins(1).await;
+    site.server.kill();
+    hands.level.send_replace(1);
+    site.server.restart();
+    site.succeeded(&id, 1, None).await;
+    hands.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_lets_its_workers_go() {
+    let mut site = Site::start("sdk-drain").await;
+    let mut hands = Hands::start(&site.client, "first", Transport::Stream);
+    let (short, long) = (site.begin(1).await, site.begin(2).await);
+    hands.begins(2).await;
+    let idle = Hands::start(&site.client, "idle", Transport::Stream);
+
+    site.server.process.terminate();
+    hands.level.send_replace(1);
+    // A handler that runs on does not hold the server up: its worker comes back with it.
+    let exit = site.server.process.exit(Duration::from_secs(10)).expect("it stops");
+    assert_eq!(exit.code(), Some(0), "{}", site.server.process.log());
+    site.server.restart();
+    site.succeeded(&short, 1, Some("first")).await;
+    site.until_held(&long, "first").await;
+    hands.level.send_replace(2);
+    site.succeeded(&long, 2, Some("first")).await;
+    hands.end().await;
+    idle.end().await;
+    site.had_no_failure().await;
+}
+
+async fn a_worker_that_stops_finishes_what_it_holds(transport: Transport) {
+    let site = Site::start("sdk-shutdown").await;
+    let mut leaving = Hands::start(&site.client, "leaving", transport);
+    let held = site.begin(1).await;
+    leaving.begins(1).await;
+    leaving.stop.send_replace(true);
+    let mut staying = Hands::start(&site.client, "staying", transport);
+    let next = site.begin(0).await;
+    // It may have been on its way to the one that leaves: then it was given back, and not counted.
+    staying.begins(1).await;
+    site.succeeded(&next, 0, Some("staying")).await;
+    assert!(!leaving.serving.is_finished(), "it left with a task in its hands");
+    leaving.level.send_replace(1);
+    leaving.end().await;
+    site.succeeded(&held, 1, Some("leaving")).await;
+    staying.end().await;
+    site.had_no_failure().await;
+    drop(site.folder);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_by_stream_that_stops_finishes_what_it_holds() {
+    a_worker_that_stops_finishes_what_it_holds(Transport::Stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_by_unary_calls_that_stops_finishes_what_it_holds() {
+    a_worker_that_stops_finishes_what_it_holds(Transport::Unary).await;
+}
+
+fn sorted(ids: &[String]) -> Vec<String> {
+    let mut sorted = ids.to_vec();
+    sorted.sort();
+    sorted
+}
