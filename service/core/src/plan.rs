@@ -78,7 +78,7 @@ pub struct Plan {
     pub timeout: Option<Duration>,
     pub cleanup_timeout: Option<Duration>,
     pub cancel_grace: Duration,
-    /// Without it the output is that of the last step that was not skipped.
+    /// Without it the output is that of the last step that completed.
     pub output: Option<Template>,
     /// Where each step stands: in `steps` or, with `true`, in `finally`.
     pub(crate) places: HashMap<StepPath, (bool, usize)>,
