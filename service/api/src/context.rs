@@ -1,22 +1,21 @@
 //! What the services share.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use prost::Message;
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
 use recoup_core::plan::Plan;
 use recoup_engine::Engine;
 use recoup_proto::v1::ErrorReason;
-use recoup_store::Store;
+use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, Store};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use crate::ApiOptions;
+use crate::convert::text;
 use crate::status::{Error, Result};
 
 /// How long a namespace that was seen counts as there.
@@ -24,14 +23,11 @@ const NAMESPACE_SEEN: Duration = Duration::from_secs(10);
 /// How long a version that was not retired counts as such.
 const VERSION_SEEN: Duration = Duration::from_secs(1);
 const SEEN_MAX: usize = 10_000;
-/// Request ids of registry mutations that this process remembers.
-const REQUESTS_MAX: usize = 10_000;
 
 pub struct Context {
     pub engine: Engine,
     pub shutdown: watch::Receiver<bool>,
     pub retention: Duration,
-    pub requests: Requests,
     pub sessions: Sessions,
     /// Changes with every acknowledgement that this server takes.
     pub acknowledged: watch::Sender<u64>,
@@ -45,7 +41,6 @@ impl Context {
             engine,
             shutdown: options.shutdown,
             retention: options.retention,
-            requests: Requests::default(),
             sessions: Sessions::default(),
             acknowledged: watch::Sender::new(0),
             namespaces: Seen::new(NAMESPACE_SEEN),
@@ -71,6 +66,19 @@ impl Context {
         // Byte 6 and 8 of a UUID v4 hold its version and variant.
         let [a, b, c, d, e, f, _, _, _, g, h, i, j, ..] = *Uuid::new_v4().as_bytes();
         ExecutionId::new(self.engine.now(), [a, b, c, d, e, f, g, h, i, j])
+    }
+
+    /// What a mutation of the registry with this request answered before: for those that would do
+    /// work, or could refuse, before the store finds that out.
+    pub async fn answered(
+        &self,
+        operation: RegistryOperation,
+        request: Option<&RegistryRequest>,
+    ) -> Result<Option<RegistryAnswer>> {
+        match request {
+            Some(request) => Ok(self.store().answered(operation, request).await?),
+            None => Ok(None),
+        }
     }
 
     /// Refuses a namespace that does not exist.
@@ -194,72 +202,16 @@ impl<K: Eq + Hash> Seen<K> {
     }
 }
 
-/// Answers to mutations of the registry, by request id. They are idempotent by their content anyway;
-/// this makes a repetition through the same server answer as the first call did, and finds ids that
-/// are used twice. Kept in memory.
-#[derive(Default)]
-pub struct Requests {
-    inner: Mutex<RequestsInner>,
-}
-
-type RequestKey = (&'static str, String, String);
-
-#[derive(Default)]
-struct RequestsInner {
-    answers: HashMap<RequestKey, (u64, Bytes)>,
-    order: VecDeque<RequestKey>,
-}
-
-/// The identity of one mutation.
-pub struct RequestKeyed {
-    key: Option<RequestKey>,
-    digest: u64,
-}
-
-impl Requests {
-    /// `digest` is that of the body without the id. No id, no memory.
-    pub fn key(
-        rpc: &'static str,
-        scope: &str,
-        request_id: String,
-        digest: impl FnOnce() -> u64,
-    ) -> RequestKeyed {
-        if request_id.is_empty() {
-            return RequestKeyed { key: None, digest: 0 };
-        }
-        RequestKeyed { key: Some((rpc, scope.to_owned(), request_id)), digest: digest() }
-    }
-
-    pub fn recall<M: Message + Default>(&self, keyed: &RequestKeyed) -> Result<Option<M>> {
-        let Some(key) = &keyed.key else {
-            return Ok(None);
-        };
-        let Some((digest, answer)) = lock(&self.inner).answers.get(key).cloned() else {
-            return Ok(None);
-        };
-        if digest != keyed.digest {
-            let message = "the request id was used with another body";
-            return Err(Error::field(ErrorReason::RequestIdReused, "request_id", message));
-        }
-        let answer = M::decode(answer);
-        answer.map(Some).map_err(|error| Error::internal("a remembered answer", &error))
-    }
-
-    pub fn remember(&self, keyed: RequestKeyed, answer: &impl Message) {
-        let Some(key) = keyed.key else {
-            return;
-        };
-        let mut inner = lock(&self.inner);
-        if inner.order.len() >= REQUESTS_MAX
-            && let Some(oldest) = inner.order.pop_front()
-        {
-            inner.answers.remove(&oldest);
-        }
-        let answer = (keyed.digest, answer.encode_to_vec().into());
-        if inner.answers.insert(key.clone(), answer).is_none() {
-            inner.order.push_back(key);
-        }
-    }
+/// The identity of a mutation of the registry, if its caller gave it one. `digest` is that of its body
+/// without the id.
+pub fn registry_request(
+    namespace: Namespace,
+    request_id: String,
+    digest: impl FnOnce() -> u64,
+) -> Result<Option<RegistryRequest>> {
+    let request_id = text::request_id(request_id)?;
+    let is_given = !request_id.is_empty();
+    Ok(is_given.then(|| RegistryRequest { namespace, request_id, digest: digest() }))
 }
 
 /// The streams that are open, by session: one each.

@@ -10,7 +10,7 @@ use recoup_proto::v1::{self, ErrorReason};
 use recoup_store::NamespaceRow;
 use tonic::{Request, Response, Status};
 
-use crate::context::{Context, Requests, no_namespace};
+use crate::context::{Context, no_namespace, registry_request};
 use crate::convert::{text, time};
 use crate::digest;
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
@@ -34,12 +34,10 @@ impl Service {
         }
         let name = text::namespace(&given.name, "namespace.name")?;
         let body = v1::Namespace { created_at: None, ..given };
+        // In no namespace: the same id with another name is another body.
+        let scope = Namespace::from("");
         let digest = || digest::of_message(&body);
-        let request_id = text::request_id(request.request_id)?;
-        let keyed = Requests::key("CreateNamespace", name.as_str(), request_id.clone(), digest);
-        if let Some(answer) = self.context.requests.recall(&keyed)? {
-            return Ok(answer);
-        }
+        let keyed = registry_request(scope, request.request_id, digest)?;
         let field = "namespace.retention";
         let retention = time::duration_between(
             body.retention,
@@ -49,27 +47,15 @@ impl Service {
         )?;
         let field = "namespace.description";
         let description = text::optional(body.description, field, DESCRIPTION_BYTES_MAX)?;
-        let created = self.context.store().create_namespace(&name, &description, retention).await;
-        let row = match created {
-            Ok(row) => row,
+        let store = self.context.store();
+        match store.create_namespace(&name, &description, retention, keyed.as_ref()).await {
+            Ok(row) => Ok(namespace(&row)),
             Err(recoup_store::Error::AlreadyExists) => {
-                // A repeated call that another process, or an earlier life, has answered.
-                let there = self.context.store().namespace(&name).await?;
-                let same = there.filter(|row| {
-                    !request_id.is_empty()
-                        && row.description == description
-                        && row.retention == retention
-                });
-                same.ok_or_else(|| {
-                    let message = format!("the namespace `{name}` exists");
-                    Error::new(ErrorReason::NamespaceExists, message)
-                })?
+                let message = format!("the namespace `{name}` exists");
+                Err(Error::new(ErrorReason::NamespaceExists, message))
             }
-            Err(error) => return Err(error.into()),
-        };
-        let answer = namespace(&row);
-        self.context.requests.remember(keyed, &answer);
-        Ok(answer)
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn list(&self, request: v1::ListNamespacesRequest) -> Result<v1::ListNamespacesResponse> {

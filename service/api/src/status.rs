@@ -261,6 +261,9 @@ impl From<recoup_store::Error> for Error {
             Store::ForeignCursor => Self::new(ErrorReason::CursorForeign, message),
             Store::MalformedCursor => Self::new(ErrorReason::CursorInvalid, message),
             Store::Data(_) => Self::new(ErrorReason::FieldInvalid, message),
+            Store::RequestIdReused => {
+                Self::field(ErrorReason::RequestIdReused, "request_id", message)
+            }
             Store::NotFound | Store::AlreadyExists | Store::Incompatible(_) => {
                 Self::internal("the store answered what it should not", &message)
             }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use recoup_core::id::Namespace;
 use recoup_core::subscription::{ACK_DEADLINE, Subscription, WINDOW, WINDOW_MAX};
 use recoup_proto::v1::{self, ErrorReason, subscription::Start};
-use recoup_store::{SubscriptionRow, format};
+use recoup_store::{
+    RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow, format,
+};
 
-use crate::context::{Context, Requests};
+use crate::context::{Context, registry_request};
 use crate::convert::{failure, text, time};
 use crate::durable::{self, Name, no_subscription, stored};
 use crate::page::Page;
@@ -61,21 +63,20 @@ pub async fn create(
         consumer: String::new(),
         ..given
     };
-    let request_id = text::request_id(request.request_id)?;
     let digest = || digest::of_message(&body);
-    let keyed = Requests::key("CreateSubscription", namespace.as_str(), request_id, digest);
-    if let Some(answer) = context.requests.recall(&keyed)? {
-        return Ok(answer);
+    let keyed = registry_request(namespace.clone(), request.request_id, digest)?;
+    let keyed = keyed.as_ref();
+    let before = context.answered(RegistryOperation::CreateSubscription, keyed).await?;
+    if let Some(RegistryAnswer::SubscriptionCreated(row)) = before {
+        return to_proto(context, &row);
     }
     context.check_namespace(&namespace).await?;
     let state = wanted(context, &namespace, &body).await?;
-    let row = match there(context, &namespace, &name, &state).await? {
+    let row = match there(context, &namespace, &name, &state, keyed).await? {
         Some(row) => row,
-        None => made(context, &namespace, &name, &state).await?,
+        None => made(context, &namespace, &name, &state, keyed).await?,
     };
-    let answer = to_proto(context, &row)?;
-    context.requests.remember(keyed, &answer);
-    Ok(answer)
+    to_proto(context, &row)
 }
 
 async fn wanted(
@@ -116,12 +117,13 @@ async fn wanted(
     Ok(state)
 }
 
-/// One with these settings that exists already.
+/// One with these settings that exists already: the answer to the request.
 async fn there(
     context: &Context,
     namespace: &Namespace,
     name: &str,
     wanted: &Subscription,
+    request: Option<&RegistryRequest>,
 ) -> Result<Option<SubscriptionRow>> {
     let Some(row) = context.store().subscription(namespace, name).await? else {
         return Ok(None);
@@ -130,7 +132,10 @@ async fn there(
     let settings =
         |own: &Subscription| (own.filter.clone(), own.start.clone(), own.ack_deadline, own.window);
     if settings(&there) == settings(wanted) {
-        return Ok(Some(row));
+        return Ok(Some(match request {
+            Some(request) => context.store().accept_subscription(&row, request).await?,
+            None => row,
+        }));
     }
     let message = format!("the subscription `{name}` exists with other settings");
     Err(Error::new(ErrorReason::SubscriptionExists, message))
@@ -141,6 +146,7 @@ async fn made(
     namespace: &Namespace,
     name: &str,
     state: &Subscription,
+    request: Option<&RegistryRequest>,
 ) -> Result<SubscriptionRow> {
     let store = context.store();
     if store.list_subscriptions(namespace, None, SUBSCRIPTIONS_MAX).await?.len()
@@ -149,10 +155,10 @@ async fn made(
         return Err(Error::limit_reached("subscriptions", SUBSCRIPTIONS_MAX));
     }
     let bytes = format::encode_subscription(state);
-    match store.create_subscription(namespace, name, format::CURRENT, &bytes).await {
+    match store.create_subscription(namespace, name, format::CURRENT, &bytes, request).await {
         Ok(row) => Ok(row),
         Err(recoup_store::Error::AlreadyExists) => {
-            let row = there(context, namespace, name, state).await?;
+            let row = there(context, namespace, name, state, request).await?;
             row.ok_or_else(|| no_subscription(name))
         }
         Err(error) => Err(error.into()),
@@ -183,22 +189,16 @@ pub async fn list(
 }
 
 pub async fn delete(context: &Context, request: v1::DeleteSubscriptionRequest) -> Result<()> {
-    let request_id = text::request_id(request.request_id)?;
     let name = name(request.subscription, "subscription")?;
     let digest = || digest::of(name.name.as_bytes());
-    let scope = name.namespace.as_str();
-    let keyed = Requests::key("DeleteSubscription", scope, request_id, digest);
-    if context.requests.recall::<v1::DeleteSubscriptionResponse>(&keyed)?.is_some() {
-        return Ok(());
-    }
+    let keyed = registry_request(name.namespace.clone(), request.request_id, digest)?;
     context.check_namespace(&name.namespace).await?;
-    let deleted = context.store().delete_subscription(&name.namespace, &name.name).await;
+    let store = context.store();
+    let deleted = store.delete_subscription(&name.namespace, &name.name, keyed.as_ref()).await;
     deleted.map_err(|error| match error {
         recoup_store::Error::NotFound => no_subscription(&name.name),
         other => other.into(),
-    })?;
-    context.requests.remember(keyed, &v1::DeleteSubscriptionResponse {});
-    Ok(())
+    })
 }
 
 fn to_proto(context: &Context, row: &SubscriptionRow) -> Result<v1::Subscription> {

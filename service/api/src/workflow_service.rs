@@ -12,11 +12,11 @@ use recoup_core::retry::{RetryPolicy, Rule};
 use recoup_proto::source::Positions;
 use recoup_proto::v1::workflow_service_server::WorkflowService;
 use recoup_proto::v1::{self, ErrorReason};
-use recoup_store::{NewVersion, WorkflowVersion, format};
+use recoup_store::{NewVersion, RegistryAnswer, RegistryOperation, WorkflowVersion, format};
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status};
 
-use crate::context::{Context, Requests, no_namespace, no_workflow};
+use crate::context::{Context, no_namespace, no_workflow, registry_request};
 use crate::convert::{definition, retry, text, time};
 use crate::digest;
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
@@ -173,11 +173,12 @@ impl Service {
         use v1::register_workflow_request::Workflow as Proto;
         let namespace = text::namespace(&request.namespace, "namespace")?;
         let body = v1::RegisterWorkflowRequest { request_id: String::new(), ..request.clone() };
-        let request_id = text::request_id(request.request_id)?;
         let digest = || digest::of_message(&body);
-        let keyed = Requests::key("RegisterWorkflow", namespace.as_str(), request_id, digest);
-        if let Some(answer) = self.context.requests.recall(&keyed)? {
-            return Ok(answer);
+        let keyed = registry_request(namespace.clone(), request.request_id, digest)?;
+        let before =
+            self.context.answered(RegistryOperation::RegisterWorkflow, keyed.as_ref()).await?;
+        if let Some(RegistryAnswer::WorkflowRegistered { name, version, is_new }) = before {
+            return Ok(registered(&name, version, is_new));
         }
         self.context.check_namespace(&namespace).await?;
         let given = match request.workflow {
@@ -196,20 +197,13 @@ impl Service {
             format: format::CURRENT,
             definition: format::encode_workflow(&workflow),
         };
-        let registered = self.context.store().register(&new).await;
-        let (row, created) = registered.map_err(|error| match error {
+        let stored = self.context.store().register(&new, keyed.as_ref()).await;
+        let (row, is_new) = stored.map_err(|error| match error {
             recoup_store::Error::NotFound => no_namespace(&namespace),
             other => other.into(),
         })?;
         self.context.forget(&namespace, &workflow.name);
-        let answer = v1::RegisterWorkflowResponse {
-            name: workflow.name.as_str().to_owned(),
-            version: row.version,
-            created,
-            warnings: Vec::new(),
-        };
-        self.context.requests.remember(keyed, &answer);
-        Ok(answer)
+        Ok(registered(&row.name, row.version, is_new))
     }
 
     async fn validate(
@@ -331,15 +325,12 @@ impl Service {
         let namespace = text::namespace(&request.namespace, "namespace")?;
         let name = text::workflow(&request.name, "name")?;
         let body = v1::RetireWorkflowRequest { request_id: String::new(), ..request.clone() };
-        let request_id = text::request_id(request.request_id)?;
         let digest = || digest::of_message(&body);
-        let keyed = Requests::key("RetireWorkflow", namespace.as_str(), request_id, digest);
-        if let Some(answer) = self.context.requests.recall(&keyed)? {
-            return Ok(answer);
-        }
-        let retired = self.context.store().retire(&namespace, &name, request.version).await;
-        match (retired, request.version) {
-            (Ok(()), _) => {}
+        let keyed = registry_request(namespace.clone(), request.request_id, digest)?;
+        let store = self.context.store();
+        let retired = store.retire(&namespace, &name, request.version, keyed.as_ref()).await;
+        let retired_at = match (retired, request.version) {
+            (Ok(retired_at), _) => retired_at,
             (Err(recoup_store::Error::NotFound), Some(version)) => {
                 return Err(self.context.why_no_version(&namespace, &name, version).await?);
             }
@@ -348,17 +339,15 @@ impl Service {
                 return Err(no_workflow(&namespace, &name));
             }
             (Err(error), _) => return Err(error.into()),
-        }
-        self.context.forget(&namespace, &name);
-        let row = match request.version {
-            Some(_) => self.context.store().workflow(&namespace, &name, request.version).await?,
-            None => self.context.store().list_versions(&namespace, &name, None, 1).await?.pop(),
         };
-        let retired_at = row.and_then(|row| row.retired_at).map(time::timestamp);
-        let answer = v1::RetireWorkflowResponse { retired_at };
-        self.context.requests.remember(keyed, &answer);
-        Ok(answer)
+        self.context.forget(&namespace, &name);
+        Ok(v1::RetireWorkflowResponse { retired_at: Some(time::timestamp(retired_at)) })
     }
+}
+
+fn registered(name: &WorkflowName, version: u32, created: bool) -> v1::RegisterWorkflowResponse {
+    let (name, warnings) = (name.as_str().to_owned(), Vec::new());
+    v1::RegisterWorkflowResponse { name, version, created, warnings }
 }
 
 fn stored(row: &WorkflowVersion) -> Result<Workflow> {

@@ -74,7 +74,7 @@ impl Rig {
             format: format::CURRENT,
             definition: format::encode_workflow(&order()),
         };
-        store.register(&version).await.expect("the model registers");
+        store.register(&version, None).await.expect("the model registers");
         let store: Arc<dyn Store> = Arc::new(store);
         let options = Options { overflow_after: Duration::from_millis(20), ..Options::default() };
         let engine = recoup_engine::driver::start(store, options).await.expect("the engine starts");

@@ -26,6 +26,7 @@ pub mod overflow;
 pub mod places;
 pub mod queries;
 pub mod registry;
+pub mod requests;
 pub mod retention;
 mod world;
 
@@ -43,11 +44,9 @@ pub trait Harness: Send + Sync {
     /// A store that nobody has written to.
     async fn fresh(&self) -> Arc<dyn Store>;
 
-    /// Makes the lane of a node go on behind this number, as if its clock had been ahead. Answers
-    /// whether it did: a store whose tests can not is not held to what follows from it.
-    async fn set_lane(&self, _node: NodeId, _last: i64) -> bool {
-        false
-    }
+    /// Makes the lane of a node, in the store that was made last, go on behind this number, as if its
+    /// clock had been ahead.
+    async fn set_lane(&self, node: NodeId, last: i64);
 }
 
 /// Makes a `#[tokio::test]` of every case, and one of the comparison with the model. The argument is
@@ -64,6 +63,7 @@ macro_rules! conformance {
             commits: two_starts_of_one_batch_may_share_a_request_id;
             commits: a_duplicate_event_refuses_only_its_transition;
             commits: a_start_without_an_index_row_is_refused_alone;
+            commits: an_end_time_that_does_not_fit_its_state_is_refused_alone;
             commits: events_of_no_execution;
             commits: a_batch_of_two_thousand;
             commits: a_payload_of_two_mebibytes;
@@ -118,6 +118,14 @@ macro_rules! conformance {
             registry: subscriptions_are_compared_and_set;
             registry: subscriptions_in_pages;
             registry: the_clock_goes_on;
+            requests: a_namespace_is_created_once;
+            requests: a_registration_answers_as_it_did;
+            requests: a_subscription_does_not_come_back;
+            requests: an_accepted_subscription_is_the_answer;
+            requests: an_id_with_another_body_is_refused;
+            requests: a_refused_call_uses_up_no_id;
+            requests: calls_that_race_answer_alike;
+            requests: an_id_of_today_stays;
             retention: what_ended_long_ago_goes;
             retention: what_is_open_parked_or_recent_stays;
             retention: retention_is_the_namespaces_own;

@@ -20,7 +20,7 @@ use recoup_core::payload::Payload;
 use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
 use recoup_core::subscription::{Consumer, Entry, Filter, Gap, Position, Subscription};
 use recoup_core::time::Timestamp;
-use recoup_store::format;
+use recoup_store::{NamespaceRow, RegistryAnswer, SubscriptionRow, format};
 
 const DECIDED_AT: Timestamp = Timestamp::from_micros(1_790_000_000_123_456);
 
@@ -397,4 +397,36 @@ fn a_subscription_of_format_1_is_read_and_written_as_ever() {
     let golden = golden("subscription", &encoded);
     assert_eq!(format::decode_subscription(1, &golden), Ok(subscription));
     assert_eq!(encoded, golden);
+}
+
+#[test]
+fn answers_of_the_registry_of_format_1_are_read_and_written_as_ever() {
+    let namespace = NamespaceRow {
+        name: "company.team".into(),
+        description: "ours".into(),
+        retention: Duration::new(86_400, 5),
+        created_at: DECIDED_AT,
+    };
+    let subscription = SubscriptionRow {
+        namespace: "company.team".into(),
+        name: "pager".into(),
+        version: 3,
+        format: 1,
+        state: Bytes::from_static(b"\x00\xffstate"),
+        created_at: DECIDED_AT,
+    };
+    let registered =
+        RegistryAnswer::WorkflowRegistered { name: "order".into(), version: 7, is_new: true };
+    for (name, answer) in [
+        ("namespace_created", RegistryAnswer::NamespaceCreated(namespace)),
+        ("workflow_registered", registered),
+        ("workflow_retired", RegistryAnswer::WorkflowRetired { retired_at: DECIDED_AT }),
+        ("subscription_created", RegistryAnswer::SubscriptionCreated(subscription)),
+        ("subscription_deleted", RegistryAnswer::SubscriptionDeleted),
+    ] {
+        let encoded = format::encode_registry_answer(&answer);
+        let golden = golden(name, &encoded);
+        assert_eq!(format::decode_registry_answer(1, &golden), Ok(answer), "{name}");
+        assert_eq!(encoded, golden, "{name}");
+    }
 }

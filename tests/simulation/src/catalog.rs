@@ -52,7 +52,7 @@ impl Catalog {
                 format: format::CURRENT,
                 definition: format::encode_workflow(definition),
             };
-            ready(store.register(&version)).expect("the model registers what is new");
+            ready(store.register(&version, None)).expect("the model registers what is new");
         }
     }
 

@@ -4,5 +4,6 @@ mod bad_input;
 mod compensations;
 mod executions;
 mod failures;
+mod requests;
 mod server;
 mod workers;

@@ -11,6 +11,7 @@ use recoup_proto::v1::namespace_service_client::NamespaceServiceClient;
 use recoup_proto::v1::worker_service_client::WorkerServiceClient;
 use recoup_proto::v1::workflow_service_client::WorkflowServiceClient;
 use recoup_proto::v1::{self, register_workflow_request::Workflow};
+use recoup_store::Store;
 use recoup_store::memory::MemoryStore;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -30,11 +31,17 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        let store = Arc::new(MemoryStore::with_system_clock());
+        Self::on(Arc::new(MemoryStore::with_system_clock()), |_| {}).await
+    }
+
+    /// On a store that others may use as well.
+    pub async fn on(store: Arc<dyn Store>, set: impl FnOnce(&mut ApiOptions)) -> Self {
         let options = recoup_engine::Options::default();
-        let engine = recoup_engine::driver::start(store, options).await.expect("a fresh store");
+        let engine = recoup_engine::driver::start(store, options).await.expect("the store is open");
         let (shutdown, stopping) = watch::channel(false);
-        let routes = recoup_api::router(engine, ApiOptions::new(stopping));
+        let mut options = ApiOptions::new(stopping);
+        set(&mut options);
+        let routes = recoup_api::router(engine, options);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let incoming = TcpListenerStream::new(listener);

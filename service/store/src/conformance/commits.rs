@@ -100,7 +100,11 @@ pub async fn a_request_id_starts_once(world: World) {
     assert_eq!(world.feed_ids().await, [format!("of {first}")]);
 
     let other = StartRequest { namespace: "other".into(), ..world.request("r", 9) };
-    world.store.create_namespace(&"other".into(), "", super::world::LONG).await.expect("creates");
+    world
+        .store
+        .create_namespace(&"other".into(), "", super::world::LONG, None)
+        .await
+        .expect("creates");
     let index = IndexRow { namespace: "other".into(), ..world.index() };
     let start = Transition { request: Some(other), index: Some(index), ..world.start(elsewhere) };
     world.won(node, [start]).await;
@@ -148,6 +152,27 @@ pub async fn a_start_without_an_index_row_is_refused_alone(world: World) {
     assert!(matches!(settled[0], Settled::Refused(_)), "{settled:?}");
     assert_eq!(settled[1], Settled::Won);
     assert_eq!(world.load(node, culprit).await, None);
+}
+
+pub async fn an_end_time_that_does_not_fit_its_state_is_refused_alone(world: World) {
+    let node = world.node().await;
+    let running = world.index();
+    let ended = world.in_state(State::Failed, CompensationState::None);
+    let culprits =
+        [IndexRow { ended_at: Some(world.now), ..running }, IndexRow { ended_at: None, ..ended }];
+    for index in culprits {
+        let (culprit, innocent) = (world.id(), world.id());
+        let wrong = Transition { index: Some(index.clone()), ..world.start(culprit) };
+        let settled = world.commit(node, [wrong, world.start(innocent)]).await;
+        assert!(matches!(settled[0], Settled::Refused(_)), "{index:?}: {settled:?}");
+        assert_eq!(settled[1], Settled::Won);
+        assert_eq!(world.load(node, culprit).await, None);
+        // Nor may it become so.
+        let index = IndexRow { started_at: world.now, ..index };
+        let wrong = Transition { index: Some(index.clone()), ..world.next(innocent, 2) };
+        let settled = world.commit(node, [wrong]).await;
+        assert!(matches!(settled[0], Settled::Refused(_)), "{index:?}: {settled:?}");
+    }
 }
 
 pub async fn events_of_no_execution(world: World) {

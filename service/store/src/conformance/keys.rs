@@ -174,7 +174,7 @@ pub async fn a_refused_start_uses_up_nothing(world: World) {
 
 pub async fn a_key_belongs_to_its_namespace(world: World) {
     let node = world.node().await;
-    world.store.create_namespace(&"other".into(), "", LONG).await.expect("creates");
+    world.store.create_namespace(&"other".into(), "", LONG, None).await.expect("creates");
     let (here, there) = (world.id(), world.id());
     assert_eq!(settle(&world, node, &start(&world, here, "k")).await, KeySettled::Won);
     let mut wish = start(&world, there, "k");

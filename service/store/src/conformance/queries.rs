@@ -33,7 +33,8 @@ pub async fn an_index_row_comes_back_as_it_was(world: World) {
     };
     let mut written = vec![full.clone(), world.index()];
     for state in State::ALL {
-        written.push(IndexRow { state, ..full.clone() });
+        let ended_at = full.ended_at.filter(|_| state.is_ended());
+        written.push(IndexRow { state, ended_at, ..full.clone() });
     }
     for phase in [Phase::Steps, Phase::Compensation, Phase::OnFailure, Phase::Finally] {
         written.push(IndexRow { phase, ..full.clone() });
@@ -111,7 +112,7 @@ pub async fn due_executions_of_the_node(world: World) {
 
 pub async fn list_takes_every_filter(world: World) {
     let node = world.node().await;
-    world.store.create_namespace(&"team".into(), "", LONG).await.expect("creates");
+    world.store.create_namespace(&"team".into(), "", LONG, None).await.expect("creates");
     let plain = world.begun(node, world.index()).await;
     let team = IndexRow { namespace: "team".into(), ..world.index() };
     let team = world.begun(node, team).await;

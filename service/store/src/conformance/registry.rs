@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::world::{LONG, World};
 use crate::contract::*;
 
-fn version(name: &str, definition: &'static str) -> NewVersion {
+pub(super) fn version(name: &str, definition: &'static str) -> NewVersion {
     let mut digest = [0; 32];
     digest[..definition.len()].copy_from_slice(definition.as_bytes());
     NewVersion {
@@ -25,7 +25,7 @@ pub async fn namespaces(world: World) {
     assert_eq!(default.name.as_str(), "default");
     assert!(default.retention > Duration::ZERO);
     let day = Duration::from_secs(24 * 3600);
-    let made = store.create_namespace(&"a.b".into(), "ours", day).await.expect("creates");
+    let made = store.create_namespace(&"a.b".into(), "ours", day, None).await.expect("creates");
     assert_eq!(
         (made.name.as_str(), made.description.as_str(), made.retention),
         ("a.b", "ours", day)
@@ -34,13 +34,13 @@ pub async fn namespaces(world: World) {
     assert_eq!(store.namespace(&"a.b".into()).await.expect("asks"), Some(made.clone()));
     assert_eq!(store.namespace(&"a".into()).await.expect("asks"), None);
     for name in ["a.b", "default"] {
-        let again = store.create_namespace(&name.into(), "theirs", LONG).await;
+        let again = store.create_namespace(&name.into(), "theirs", LONG, None).await;
         assert!(matches!(again, Err(Error::AlreadyExists)), "{again:?}");
     }
     assert_eq!(store.namespace(&"a.b".into()).await.expect("asks"), Some(made));
 
     for name in ["z", "a", "a-b", "B"] {
-        store.create_namespace(&name.into(), "", LONG).await.expect("creates");
+        store.create_namespace(&name.into(), "", LONG, None).await.expect("creates");
     }
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
@@ -57,7 +57,7 @@ pub async fn namespaces(world: World) {
 
 pub async fn versions_are_immutable_and_equal_ones_are_one(world: World) {
     let store = &world.store;
-    let (one, new) = store.register(&version("w", "one")).await.expect("registers");
+    let (one, new) = store.register(&version("w", "one"), None).await.expect("registers");
     assert_eq!((one.version, new, one.retired_at), (1, true, None));
     let asked = version("w", "one");
     assert_eq!(
@@ -66,17 +66,17 @@ pub async fn versions_are_immutable_and_equal_ones_are_one(world: World) {
     );
     // Equal by its digest: the rest is not looked at.
     let same = NewVersion { format: 4, definition: Bytes::new(), ..version("w", "one") };
-    assert_eq!(store.register(&same).await.expect("registers"), (one.clone(), false));
-    let (two, new) = store.register(&version("w", "two")).await.expect("registers");
+    assert_eq!(store.register(&same, None).await.expect("registers"), (one.clone(), false));
+    let (two, new) = store.register(&version("w", "two"), None).await.expect("registers");
     assert_eq!((two.version, new), (2, true));
     // Equal to one that is not the latest.
-    let (three, new) = store.register(&version("w", "one")).await.expect("registers");
+    let (three, new) = store.register(&version("w", "one"), None).await.expect("registers");
     assert_eq!((three.version, new), (3, true));
-    let (elsewhere, new) = store.register(&version("v", "one")).await.expect("registers");
+    let (elsewhere, new) = store.register(&version("v", "one"), None).await.expect("registers");
     assert_eq!((elsewhere.version, new), (1, true));
 
     let nowhere = NewVersion { namespace: "nowhere".into(), ..version("w", "one") };
-    let refused = store.register(&nowhere).await;
+    let refused = store.register(&nowhere, None).await;
     assert!(matches!(refused, Err(Error::NotFound)), "{refused:?}");
 
     let (namespace, name) = ("default".into(), "w".into());
@@ -95,48 +95,51 @@ pub async fn retired_versions_are_passed_over(world: World) {
     let store = &world.store;
     let (namespace, name) = ("default".into(), "w".into());
     for definition in ["one", "two", "three"] {
-        store.register(&version("w", definition)).await.expect("registers");
+        store.register(&version("w", definition), None).await.expect("registers");
     }
-    let retire = async |number| store.retire(&namespace, &name, number).await;
+    let retire = async |number| store.retire(&namespace, &name, number, None).await;
     let latest = async || {
         let latest = store.workflow(&namespace, &name, None).await.expect("asks");
         latest.map(|version| version.version)
     };
-    retire(Some(3)).await.expect("retires");
+    let retired_at = retire(Some(3)).await.expect("retires");
     assert_eq!(latest().await, Some(2));
     let named = store.workflow(&namespace, &name, Some(3)).await.expect("asks").expect("there");
-    assert!(named.retired_at.is_some_and(|at| at >= world.now));
-    retire(Some(3)).await.expect("once more changes nothing");
+    assert!(retired_at >= world.now);
+    assert_eq!(named.retired_at, Some(retired_at));
+    assert_eq!(retire(Some(3)).await.expect("once more changes nothing"), retired_at);
     let again = store.workflow(&namespace, &name, Some(3)).await.expect("asks").expect("there");
     assert_eq!(again, named);
     // The latest that is not retired is `two`; numbers go on behind the retired one.
-    let (same, new) = store.register(&version("w", "two")).await.expect("registers");
+    let (same, new) = store.register(&version("w", "two"), None).await.expect("registers");
     assert_eq!((same.version, new), (2, false));
-    let (four, new) = store.register(&version("w", "three")).await.expect("registers");
+    let (four, new) = store.register(&version("w", "three"), None).await.expect("registers");
     assert_eq!((four.version, new), (4, true));
 
-    retire(None).await.expect("retires all");
+    let of_all = retire(None).await.expect("retires all");
+    let last = store.workflow(&namespace, &name, Some(4)).await.expect("asks").expect("there");
+    assert_eq!(last.retired_at, Some(of_all), "of the latest");
     assert_eq!(latest().await, None);
     for missing in [Some(9), Some(0)] {
         let missing = retire(missing).await;
         assert!(matches!(missing, Err(Error::NotFound)), "{missing:?}");
     }
-    let missing = store.retire(&namespace, &"nothing".into(), None).await;
+    let missing = store.retire(&namespace, &"nothing".into(), None, None).await;
     assert!(matches!(missing, Err(Error::NotFound)), "{missing:?}");
-    let (five, new) = store.register(&version("w", "three")).await.expect("registers");
+    let (five, new) = store.register(&version("w", "three"), None).await.expect("registers");
     assert_eq!((five.version, new), (5, true));
 }
 
 pub async fn workflows_in_pages(world: World) {
     let store = &world.store;
-    store.create_namespace(&"other".into(), "", LONG).await.expect("creates");
+    store.create_namespace(&"other".into(), "", LONG, None).await.expect("creates");
     for name in ["d", "b", "a", "c"] {
         for definition in ["one", "two"] {
-            store.register(&version(name, definition)).await.expect("registers");
+            store.register(&version(name, definition), None).await.expect("registers");
         }
     }
     let other = NewVersion { namespace: "other".into(), ..version("e", "one") };
-    store.register(&other).await.expect("registers");
+    store.register(&other, None).await.expect("registers");
     let page = async |after: Option<&str>| {
         let after = after.map(Into::into);
         let rows = store.list_workflows(&"default".into(), after.as_ref(), 3).await.expect("lists");
@@ -152,12 +155,12 @@ pub async fn subscriptions_are_compared_and_set(world: World) {
     let store = &world.store;
     let namespace = "default".into();
     let state = Bytes::from_static(b"\x00\xffbegin");
-    let row = store.create_subscription(&namespace, "s", 2, &state).await.expect("creates");
+    let row = store.create_subscription(&namespace, "s", 2, &state, None).await.expect("creates");
     assert_eq!((row.name.as_str(), row.format, &row.state), ("s", 2, &state));
     assert!(row.created_at >= world.now);
     assert_eq!(store.subscription(&namespace, "s").await.expect("asks"), Some(row.clone()));
     assert_eq!(store.subscription(&namespace, "t").await.expect("asks"), None);
-    let again = store.create_subscription(&namespace, "s", 2, &state).await;
+    let again = store.create_subscription(&namespace, "s", 2, &state, None).await;
     assert!(matches!(again, Err(Error::AlreadyExists)), "{again:?}");
 
     let moved = SubscriptionRow { state: Bytes::from_static(b"on"), format: 3, ..row.clone() };
@@ -169,15 +172,15 @@ pub async fn subscriptions_are_compared_and_set(world: World) {
     assert!(matches!(stale, Err(Error::Conflict)), "{stale:?}");
     assert_eq!(store.subscription(&namespace, "s").await.expect("asks"), Some(there.clone()));
 
-    store.delete_subscription(&namespace, "s").await.expect("deletes");
+    store.delete_subscription(&namespace, "s", None).await.expect("deletes");
     assert_eq!(store.subscription(&namespace, "s").await.expect("asks"), None);
     let gone = store.update_subscription(&there).await;
     assert!(matches!(gone, Err(Error::NotFound)), "{gone:?}");
-    let gone = store.delete_subscription(&namespace, "s").await;
+    let gone = store.delete_subscription(&namespace, "s", None).await;
     assert!(matches!(gone, Err(Error::NotFound)), "{gone:?}");
 
     // Of several writers that read the same row one wins.
-    let row = store.create_subscription(&namespace, "s", 2, &state).await.expect("creates");
+    let row = store.create_subscription(&namespace, "s", 2, &state, None).await.expect("creates");
     let writers: Vec<_> = (0..8u8)
         .map(|writer| {
             let (store, row) = (store.clone(), row.clone());
@@ -198,12 +201,12 @@ pub async fn subscriptions_are_compared_and_set(world: World) {
 
 pub async fn subscriptions_in_pages(world: World) {
     let store = &world.store;
-    store.create_namespace(&"other".into(), "", LONG).await.expect("creates");
+    store.create_namespace(&"other".into(), "", LONG, None).await.expect("creates");
     for name in ["d", "b", "a", "c"] {
         let state = Bytes::from_static(b"s");
-        store.create_subscription(&"default".into(), name, 1, &state).await.expect("creates");
+        store.create_subscription(&"default".into(), name, 1, &state, None).await.expect("creates");
     }
-    store.create_subscription(&"other".into(), "b", 1, &Bytes::new()).await.expect("creates");
+    store.create_subscription(&"other".into(), "b", 1, &Bytes::new(), None).await.expect("creates");
     let page = async |after: Option<&str>| {
         let rows = store.list_subscriptions(&"default".into(), after, 3).await.expect("lists");
         rows.into_iter().map(|row| row.name).collect::<Vec<_>>()

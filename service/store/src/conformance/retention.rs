@@ -86,7 +86,7 @@ pub async fn what_is_open_parked_or_recent_stays(world: World) {
 pub async fn retention_is_the_namespaces_own(world: World) {
     let node = world.node().await;
     for (name, retention) in [("brief", HOUR), ("long", HOUR * 24 * 365 * 100)] {
-        world.store.create_namespace(&name.into(), "", retention).await.expect("creates");
+        world.store.create_namespace(&name.into(), "", retention, None).await.expect("creates");
     }
     let mut written = Vec::new();
     for (namespace, ago, stays) in [

@@ -16,6 +16,9 @@ pub enum Error {
     NotFound,
     #[error("exists already")]
     AlreadyExists,
+    /// The request id was used within the day, by another operation or with another body.
+    #[error("the request id was used with another body")]
+    RequestIdReused,
     /// A compare-and-set met another version.
     #[error("changed by another writer")]
     Conflict,

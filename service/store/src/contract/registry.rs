@@ -1,4 +1,9 @@
 //! What changes rarely: namespaces, workflow versions, subscriptions.
+//!
+//! A mutation may carry a request id. Then it and its answer are one transaction: for a day, whoever
+//! comes with the same id, operation and body gets the answer of the first, whatever has become of the
+//! registry since, also beside the first or after its outcome was not known. Another operation or body
+//! is [`super::Error::RequestIdReused`]. A mutation that is refused uses up no id.
 
 use std::time::Duration;
 
@@ -7,7 +12,7 @@ use bytes::Bytes;
 use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
 
-use super::Result;
+use super::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceRow {
@@ -56,10 +61,115 @@ pub struct SubscriptionRow {
     pub created_at: Timestamp,
 }
 
+/// The identity of a mutation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryRequest {
+    /// In which the id is unique; empty for the creation of a namespace, which is in none.
+    pub namespace: Namespace,
+    pub request_id: String,
+    /// Of the request's body.
+    pub digest: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistryOperation {
+    CreateNamespace,
+    RegisterWorkflow,
+    RetireWorkflow,
+    CreateSubscription,
+    DeleteSubscription,
+}
+
+impl RegistryOperation {
+    pub const ALL: [Self; 5] = [
+        Self::CreateNamespace,
+        Self::RegisterWorkflow,
+        Self::RetireWorkflow,
+        Self::CreateSubscription,
+        Self::DeleteSubscription,
+    ];
+
+    /// As tables have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateNamespace => "CREATE_NAMESPACE",
+            Self::RegisterWorkflow => "REGISTER_WORKFLOW",
+            Self::RetireWorkflow => "RETIRE_WORKFLOW",
+            Self::CreateSubscription => "CREATE_SUBSCRIPTION",
+            Self::DeleteSubscription => "DELETE_SUBSCRIPTION",
+        }
+    }
+}
+
+/// What a mutation answered: enough to answer it again when the registry has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryAnswer {
+    NamespaceCreated(NamespaceRow),
+    WorkflowRegistered { name: WorkflowName, version: u32, is_new: bool },
+    WorkflowRetired { retired_at: Timestamp },
+    SubscriptionCreated(SubscriptionRow),
+    SubscriptionDeleted,
+}
+
+impl RegistryAnswer {
+    /// What answers like this.
+    pub fn operation(&self) -> RegistryOperation {
+        match self {
+            Self::NamespaceCreated(_) => RegistryOperation::CreateNamespace,
+            Self::WorkflowRegistered { .. } => RegistryOperation::RegisterWorkflow,
+            Self::WorkflowRetired { .. } => RegistryOperation::RetireWorkflow,
+            Self::SubscriptionCreated(_) => RegistryOperation::CreateSubscription,
+            Self::SubscriptionDeleted => RegistryOperation::DeleteSubscription,
+        }
+    }
+
+    pub(crate) fn into_namespace(self) -> Result<NamespaceRow> {
+        match self {
+            Self::NamespaceCreated(row) => Ok(row),
+            other => other.is_misplaced(),
+        }
+    }
+
+    /// Name, number, and whether it was new.
+    pub(crate) fn into_version(self) -> Result<(WorkflowName, u32, bool)> {
+        match self {
+            Self::WorkflowRegistered { name, version, is_new } => Ok((name, version, is_new)),
+            other => other.is_misplaced(),
+        }
+    }
+
+    pub(crate) fn into_retired_at(self) -> Result<Timestamp> {
+        match self {
+            Self::WorkflowRetired { retired_at } => Ok(retired_at),
+            other => other.is_misplaced(),
+        }
+    }
+
+    pub(crate) fn into_subscription(self) -> Result<SubscriptionRow> {
+        match self {
+            Self::SubscriptionCreated(row) => Ok(row),
+            other => other.is_misplaced(),
+        }
+    }
+
+    fn is_misplaced<T>(&self) -> Result<T> {
+        let operation = self.operation().as_str();
+        Err(Error::Incompatible(format!("the answer to another operation is that of {operation}")))
+    }
+}
+
 #[async_trait]
 pub trait Registry {
     /// The store's clock.
     async fn now(&self) -> Result<Timestamp>;
+
+    /// What the mutation with this request answered, if there was one within the day. Each mutation
+    /// finds that by itself; this is for callers who would do work, or refuse, before they come to it.
+    async fn answered(
+        &self,
+        operation: RegistryOperation,
+        request: &RegistryRequest,
+    ) -> Result<Option<RegistryAnswer>>;
 
     /// [`super::Error::AlreadyExists`] if the name is taken. `default` always exists.
     async fn create_namespace(
@@ -67,6 +177,7 @@ pub trait Registry {
         name: &Namespace,
         description: &str,
         retention: Duration,
+        request: Option<&RegistryRequest>,
     ) -> Result<NamespaceRow>;
 
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>>;
@@ -80,7 +191,11 @@ pub trait Registry {
 
     /// The version that has this definition, and whether it is new: a definition equal to the latest
     /// one that is not retired makes none. [`super::Error::NotFound`] if there is no such namespace.
-    async fn register(&self, new: &NewVersion) -> Result<(WorkflowVersion, bool)>;
+    async fn register(
+        &self,
+        new: &NewVersion,
+        request: Option<&RegistryRequest>,
+    ) -> Result<(WorkflowVersion, bool)>;
 
     /// The latest version that is not retired, or the one that is named.
     async fn workflow(
@@ -107,13 +222,15 @@ pub trait Registry {
         limit: usize,
     ) -> Result<Vec<WorkflowVersion>>;
 
-    /// Retires one version, or all. Idempotent. [`super::Error::NotFound`] if there is none.
+    /// Retires one version, or all, and answers when it, or the latest of all, was retired first.
+    /// Idempotent. [`super::Error::NotFound`] if there is none.
     async fn retire(
         &self,
         namespace: &Namespace,
         name: &WorkflowName,
         version: Option<u32>,
-    ) -> Result<()>;
+        request: Option<&RegistryRequest>,
+    ) -> Result<Timestamp>;
 
     /// [`super::Error::AlreadyExists`] if the name is taken in its namespace.
     async fn create_subscription(
@@ -122,6 +239,15 @@ pub trait Registry {
         name: &str,
         format: u16,
         state: &Bytes,
+        request: Option<&RegistryRequest>,
+    ) -> Result<SubscriptionRow>;
+
+    /// A request to create a subscription that exists, and is the one that was wanted: the caller has
+    /// judged that. It is answered with this row, now and when it is repeated.
+    async fn accept_subscription(
+        &self,
+        row: &SubscriptionRow,
+        request: &RegistryRequest,
     ) -> Result<SubscriptionRow>;
 
     async fn subscription(
@@ -143,5 +269,10 @@ pub trait Registry {
     async fn update_subscription(&self, row: &SubscriptionRow) -> Result<u64>;
 
     /// [`super::Error::NotFound`] if there is none.
-    async fn delete_subscription(&self, namespace: &Namespace, name: &str) -> Result<()>;
+    async fn delete_subscription(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        request: Option<&RegistryRequest>,
+    ) -> Result<()>;
 }

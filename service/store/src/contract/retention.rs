@@ -10,6 +10,7 @@ pub struct Expired {
     pub executions: u64,
     pub events: u64,
     pub start_requests: u64,
+    pub registry_requests: u64,
     /// More is due than the call was allowed to do.
     pub more: bool,
 }

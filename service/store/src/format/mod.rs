@@ -8,6 +8,7 @@
 mod definition;
 mod event;
 mod failure;
+mod registry;
 #[cfg(test)]
 pub mod strategy;
 mod subscription;
@@ -22,6 +23,7 @@ use recoup_core::failure_event::FailureEvent;
 use recoup_core::subscription::Subscription;
 use recoup_core::time::Timestamp;
 
+use crate::contract::RegistryAnswer;
 use value::Stored;
 
 /// The format that this binary writes.
@@ -79,6 +81,15 @@ pub fn encode_subscription(subscription: &Subscription) -> Bytes {
 
 pub fn decode_subscription(format: u16, data: &Bytes) -> Result<Subscription, Error> {
     Subscription::from_wire(decode(format, data)?)
+}
+
+/// What a mutation of the registry answered, in [`CURRENT`]; never empty.
+pub fn encode_registry_answer(answer: &RegistryAnswer) -> Bytes {
+    answer.to_wire().encode_to_vec().into()
+}
+
+pub fn decode_registry_answer(format: u16, data: &Bytes) -> Result<RegistryAnswer, Error> {
+    RegistryAnswer::from_wire(decode(format, data)?)
 }
 
 fn decode<M: Message + Default>(format: u16, data: &Bytes) -> Result<M, Error> {

@@ -7,8 +7,10 @@ use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
+use super::state::{Answered, REQUEST_KEPT, State};
 use crate::contract::{
-    Error, NamespaceRow, NewVersion, Registry, Result, SubscriptionRow, WorkflowVersion,
+    Error, NamespaceRow, NewVersion, Registry, RegistryAnswer, RegistryOperation, RegistryRequest,
+    Result, SubscriptionRow, WorkflowVersion,
 };
 
 #[async_trait]
@@ -17,21 +19,32 @@ impl Registry for MemoryStore {
         Ok(self.time())
     }
 
+    async fn answered(
+        &self,
+        operation: RegistryOperation,
+        request: &RegistryRequest,
+    ) -> Result<Option<RegistryAnswer>> {
+        let now = self.time();
+        self.lock().answered(operation, request, now)
+    }
+
     async fn create_namespace(
         &self,
         name: &Namespace,
         description: &str,
         retention: Duration,
+        request: Option<&RegistryRequest>,
     ) -> Result<NamespaceRow> {
-        let created_at = self.time();
-        let mut state = self.lock();
-        if state.namespaces.contains_key(name) {
-            return Err(Error::AlreadyExists);
-        }
-        let description = description.to_owned();
-        let row = NamespaceRow { name: name.clone(), description, retention, created_at };
-        state.namespaces.insert(name.clone(), row.clone());
-        Ok(row)
+        let answer = self.once(RegistryOperation::CreateNamespace, request, |state, now| {
+            if state.namespaces.contains_key(name) {
+                return Err(Error::AlreadyExists);
+            }
+            let description = description.to_owned();
+            let row = NamespaceRow { name: name.clone(), description, retention, created_at: now };
+            state.namespaces.insert(name.clone(), row.clone());
+            Ok(RegistryAnswer::NamespaceCreated(row))
+        });
+        answer?.into_namespace()
     }
 
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>> {
@@ -49,31 +62,20 @@ impl Registry for MemoryStore {
         Ok(rows.map(|(_, row)| row.clone()).take(limit).collect())
     }
 
-    async fn register(&self, new: &NewVersion) -> Result<(WorkflowVersion, bool)> {
-        let created_at = self.time();
-        let mut state = self.lock();
-        if !state.namespaces.contains_key(&new.namespace) {
-            return Err(Error::NotFound);
-        }
-        let place = (new.namespace.clone(), new.name.clone());
-        let versions = state.workflows.entry(place).or_default();
-        let latest = versions.values().rev().find(|version| version.retired_at.is_none());
-        if let Some(latest) = latest.filter(|latest| latest.digest == new.digest) {
-            return Ok((latest.clone(), false));
-        }
-        let number = versions.last_key_value().map_or(1, |(last, _)| last + 1);
-        let version = WorkflowVersion {
-            namespace: new.namespace.clone(),
-            name: new.name.clone(),
-            version: number,
-            digest: new.digest,
-            format: new.format,
-            definition: new.definition.clone(),
-            created_at,
-            retired_at: None,
-        };
-        versions.insert(number, version.clone());
-        Ok((version, true))
+    async fn register(
+        &self,
+        new: &NewVersion,
+        request: Option<&RegistryRequest>,
+    ) -> Result<(WorkflowVersion, bool)> {
+        let answer = self.once(RegistryOperation::RegisterWorkflow, request, |state, now| {
+            let (version, is_new) = state.register(new, now)?;
+            Ok(RegistryAnswer::WorkflowRegistered { name: new.name.clone(), version, is_new })
+        });
+        let (name, number, is_new) = answer?.into_version()?;
+        let version = self.workflow(&new.namespace, &name, Some(number)).await?;
+        let version = version.ok_or(Error::NotFound)?;
+        // It was not when this was answered.
+        Ok((WorkflowVersion { retired_at: None, ..version }, is_new))
     }
 
     async fn workflow(
@@ -126,17 +128,17 @@ impl Registry for MemoryStore {
         namespace: &Namespace,
         name: &WorkflowName,
         version: Option<u32>,
-    ) -> Result<()> {
-        let now = self.time();
-        let mut state = self.lock();
-        let versions = state.workflows.get_mut(&(namespace.clone(), name.clone()));
-        let versions = versions.into_iter().flat_map(|versions| versions.values_mut());
-        let mut found = false;
-        for row in versions.filter(|row| version.is_none_or(|version| row.version == version)) {
-            row.retired_at.get_or_insert(now);
-            found = true;
-        }
-        if found { Ok(()) } else { Err(Error::NotFound) }
+        request: Option<&RegistryRequest>,
+    ) -> Result<Timestamp> {
+        let answer = self.once(RegistryOperation::RetireWorkflow, request, |state, now| {
+            let versions = state.workflows.get_mut(&(namespace.clone(), name.clone()));
+            let versions = versions.into_iter().flat_map(|versions| versions.values_mut());
+            let named = versions.filter(|row| version.is_none_or(|number| row.version == number));
+            let retired_at = named.map(|row| *row.retired_at.get_or_insert(now)).last();
+            let retired_at = retired_at.ok_or(Error::NotFound)?;
+            Ok(RegistryAnswer::WorkflowRetired { retired_at })
+        });
+        answer?.into_retired_at()
     }
 
     async fn create_subscription(
@@ -145,23 +147,36 @@ impl Registry for MemoryStore {
         name: &str,
         format: u16,
         state: &Bytes,
+        request: Option<&RegistryRequest>,
     ) -> Result<SubscriptionRow> {
-        let created_at = self.time();
-        let mut tables = self.lock();
-        let place = (namespace.clone(), name.to_owned());
-        if tables.subscriptions.contains_key(&place) {
-            return Err(Error::AlreadyExists);
-        }
-        let row = SubscriptionRow {
-            namespace: namespace.clone(),
-            name: name.to_owned(),
-            version: 1,
-            format,
-            state: state.clone(),
-            created_at,
-        };
-        tables.subscriptions.insert(place, row.clone());
-        Ok(row)
+        let answer = self.once(RegistryOperation::CreateSubscription, request, |tables, now| {
+            let place = (namespace.clone(), name.to_owned());
+            if tables.subscriptions.contains_key(&place) {
+                return Err(Error::AlreadyExists);
+            }
+            let row = SubscriptionRow {
+                namespace: namespace.clone(),
+                name: name.to_owned(),
+                version: 1,
+                format,
+                state: state.clone(),
+                created_at: now,
+            };
+            tables.subscriptions.insert(place, row.clone());
+            Ok(RegistryAnswer::SubscriptionCreated(row))
+        });
+        answer?.into_subscription()
+    }
+
+    async fn accept_subscription(
+        &self,
+        row: &SubscriptionRow,
+        request: &RegistryRequest,
+    ) -> Result<SubscriptionRow> {
+        let answer = self.once(RegistryOperation::CreateSubscription, Some(request), |_, _| {
+            Ok(RegistryAnswer::SubscriptionCreated(row.clone()))
+        });
+        answer?.into_subscription()
     }
 
     async fn subscription(
@@ -199,8 +214,84 @@ impl Registry for MemoryStore {
         Ok(there.version)
     }
 
-    async fn delete_subscription(&self, namespace: &Namespace, name: &str) -> Result<()> {
-        let place = (namespace.clone(), name.to_owned());
-        self.lock().subscriptions.remove(&place).map(drop).ok_or(Error::NotFound)
+    async fn delete_subscription(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        request: Option<&RegistryRequest>,
+    ) -> Result<()> {
+        let answer = self.once(RegistryOperation::DeleteSubscription, request, |state, _| {
+            let place = (namespace.clone(), name.to_owned());
+            state.subscriptions.remove(&place).ok_or(Error::NotFound)?;
+            Ok(RegistryAnswer::SubscriptionDeleted)
+        });
+        answer.map(drop)
+    }
+}
+
+impl MemoryStore {
+    /// Does what the first with this request did, or finds what it answered.
+    fn once(
+        &self,
+        operation: RegistryOperation,
+        request: Option<&RegistryRequest>,
+        mutate: impl FnOnce(&mut State, Timestamp) -> Result<RegistryAnswer>,
+    ) -> Result<RegistryAnswer> {
+        let now = self.time();
+        let mut state = self.lock();
+        let Some(request) = request else { return mutate(&mut state, now) };
+        if let Some(answer) = state.answered(operation, request, now)? {
+            return Ok(answer);
+        }
+        let answer = mutate(&mut state, now)?;
+        let place = (request.namespace.clone(), request.request_id.clone());
+        let answered = Answered { digest: request.digest, answer: answer.clone(), at: now };
+        state.registry_requests.insert(place, answered);
+        Ok(answer)
+    }
+}
+
+impl State {
+    fn answered(
+        &self,
+        operation: RegistryOperation,
+        request: &RegistryRequest,
+        now: Timestamp,
+    ) -> Result<Option<RegistryAnswer>> {
+        let place = (request.namespace.clone(), request.request_id.clone());
+        let past = self.registry_requests.get(&place).filter(|past| past.at + REQUEST_KEPT > now);
+        match past {
+            None => Ok(None),
+            Some(past) if past.digest == request.digest && past.answer.operation() == operation => {
+                Ok(Some(past.answer.clone()))
+            }
+            Some(_) => Err(Error::RequestIdReused),
+        }
+    }
+
+    /// The number of the version that has this definition, and whether it is new.
+    fn register(&mut self, new: &NewVersion, now: Timestamp) -> Result<(u32, bool)> {
+        if !self.namespaces.contains_key(&new.namespace) {
+            return Err(Error::NotFound);
+        }
+        let place = (new.namespace.clone(), new.name.clone());
+        let versions = self.workflows.entry(place).or_default();
+        let latest = versions.values().rev().find(|version| version.retired_at.is_none());
+        if let Some(latest) = latest.filter(|latest| latest.digest == new.digest) {
+            return Ok((latest.version, false));
+        }
+        let number = versions.last_key_value().map_or(1, |(last, _)| last + 1);
+        let version = WorkflowVersion {
+            namespace: new.namespace.clone(),
+            name: new.name.clone(),
+            version: number,
+            digest: new.digest,
+            format: new.format,
+            definition: new.definition.clone(),
+            created_at: now,
+            retired_at: None,
+        };
+        versions.insert(number, version);
+        Ok((number, true))
     }
 }

@@ -48,6 +48,14 @@ impl Retention for MemoryStore {
         for place in due {
             state.requests.remove(&place);
         }
+
+        let due = state.registry_requests.iter().filter(|(_, past)| past.at + REQUEST_KEPT <= now);
+        let (due, more) = first(due.map(|(place, _)| place.clone()), limit);
+        expired.registry_requests = due.len() as u64;
+        expired.more |= more;
+        for place in due {
+            state.registry_requests.remove(&place);
+        }
         Ok(expired)
     }
 }

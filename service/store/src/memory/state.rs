@@ -8,11 +8,11 @@ use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
 use crate::contract::{
-    Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned, Result,
-    StoredTransition, SubscriptionRow, TaskKey, WorkflowVersion,
+    Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned,
+    RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey, WorkflowVersion,
 };
 
-/// How long a request id of a start is remembered.
+/// How long a request id is remembered.
 pub(super) const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Of the namespace `default`, and of rows whose namespace does not exist.
 pub(super) const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -24,6 +24,7 @@ pub(super) struct State {
     pub history: BTreeMap<ExecutionId, BTreeMap<u64, StoredTransition>>,
     pub keys: BTreeMap<(Namespace, String), ExecutionId>,
     pub requests: BTreeMap<(Namespace, String), Request>,
+    pub registry_requests: BTreeMap<(Namespace, String), Answered>,
     /// Where each event is, by its id.
     pub event_ids: BTreeMap<String, Position>,
     /// The highest number of an execution's events, kept when the events have expired.
@@ -43,6 +44,13 @@ pub(super) struct Indexed {
 pub(super) struct Request {
     pub execution: ExecutionId,
     pub digest: u64,
+    pub at: Timestamp,
+}
+
+/// A mutation of the registry that carried a request id.
+pub(super) struct Answered {
+    pub digest: u64,
+    pub answer: RegistryAnswer,
     pub at: Timestamp,
 }
 
@@ -101,6 +109,7 @@ impl State {
             history: BTreeMap::new(),
             keys: BTreeMap::new(),
             requests: BTreeMap::new(),
+            registry_requests: BTreeMap::new(),
             event_ids: BTreeMap::new(),
             last_numbers: BTreeMap::new(),
             overflow: BTreeMap::new(),

@@ -242,6 +242,35 @@ async fn a_request_id_is_free_again_after_its_day() {
     assert_eq!(started, Some((id(3), 1)));
 }
 
+#[tokio::test]
+async fn a_request_id_of_the_registry_is_free_again_after_its_day() {
+    let day = 24 * 3600 * 1_000_000;
+    let hands = Hands::at(0);
+    let store = MemoryStore::new(hands.clock());
+    let create = async |name: &str, request_id: &str, digest| {
+        let request_id = request_id.to_owned();
+        let request = RegistryRequest { namespace: "".into(), request_id, digest };
+        store.create_namespace(&name.into(), "", TTL, Some(&request)).await
+    };
+    create("a", "r", 1).await.expect("creates");
+    create("b", "s", 1).await.expect("creates");
+    hands.set(day - 1);
+    create("a", "r", 1).await.expect("again");
+    let reused = create("c", "r", 2).await;
+    assert!(matches!(reused, Err(Error::RequestIdReused)), "{reused:?}");
+    assert_eq!(store.expire(10).await.expect("expires").registry_requests, 0);
+    hands.set(day);
+    let taken = create("a", "r", 1).await;
+    assert!(matches!(taken, Err(Error::AlreadyExists)), "{taken:?}");
+    create("c", "r", 2).await.expect("the id is free");
+    create("d", "t", 1).await.expect("creates");
+    hands.set(2 * day);
+    for more in [true, false] {
+        let expired = store.expire(2).await.expect("expires");
+        assert_eq!((expired.registry_requests, expired.more), (if more { 2 } else { 1 }, more));
+    }
+}
+
 mod conformance {
     use super::*;
     use crate::conformance::Harness;
@@ -257,10 +286,9 @@ mod conformance {
             Arc::new(store)
         }
 
-        async fn set_lane(&self, node: NodeId, last: i64) -> bool {
+        async fn set_lane(&self, node: NodeId, last: i64) {
             let store = self.0.lock().expect("one test has it").clone();
             store.expect("made before").set_lane(node, last);
-            true
         }
     }
 

@@ -204,6 +204,13 @@ impl Write<'_> {
             }
             _ => {}
         }
+        if transition
+            .index
+            .as_ref()
+            .is_some_and(|row| row.ended_at.is_some() != row.state.is_ended())
+        {
+            return Err("an execution has an end time if and only if it has ended".into());
+        }
         let mut ids = BTreeSet::new();
         for row in &transition.feed {
             if !ids.insert(&row.id) || self.state.event_ids.contains_key(&row.id) {

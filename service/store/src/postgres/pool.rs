@@ -73,6 +73,16 @@ impl Pooled<'_> {
         self.reusable = true;
         Ok(())
     }
+
+    /// If that fails, the connection is closed, with the same outcome.
+    pub async fn rolled_back(mut self) {
+        self.reusable = self.run("rollback").await.is_ok();
+    }
+
+    /// The caller has ended the transaction himself.
+    pub fn ended(&mut self) {
+        self.reusable = true;
+    }
 }
 
 impl Deref for Pooled<'_> {

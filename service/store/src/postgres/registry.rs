@@ -5,12 +5,15 @@ use bytes::Bytes;
 use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use super::PostgresStore;
 use super::error::Failure;
+use super::mutation::{self, Begun, Mutation};
 use super::value::{self, At};
 use crate::contract::{
-    Error, NamespaceRow, NewVersion, Registry, Result, SubscriptionRow, WorkflowVersion,
+    Error, NamespaceRow, NewVersion, Registry, RegistryAnswer, RegistryOperation, RegistryRequest,
+    Result, SubscriptionRow, WorkflowVersion,
 };
 
 /// Columns in the order in which [`namespace_row`] reads them; so also below.
@@ -18,6 +21,9 @@ const NAMESPACE: &str = "name, description, retention_us, created_at";
 const VERSION: &str =
     "namespace, name, version, digest, format, definition, created_at, retired_at";
 const SUBSCRIPTION: &str = "namespace, name, version, format, state, created_at";
+
+/// One change of workflows at a time in a namespace: versions have no gaps.
+const LOCK: &str = "select from namespace where name = $1 for update";
 
 #[async_trait]
 impl Registry for PostgresStore {
@@ -27,20 +33,37 @@ impl Registry for PostgresStore {
         Ok(rows[0].try_get::<_, At>(0)?.0)
     }
 
+    async fn answered(
+        &self,
+        operation: RegistryOperation,
+        request: &RegistryRequest,
+    ) -> Result<Option<RegistryAnswer>> {
+        let mut session = self.inner.pool.take().await?;
+        mutation::answered(&mut session, operation, request).await
+    }
+
     async fn create_namespace(
         &self,
         name: &Namespace,
         description: &str,
         retention: Duration,
+        request: Option<&RegistryRequest>,
     ) -> Result<NamespaceRow> {
         let sql = format!(
             "insert into namespace (name, description, retention_us) values ($1, $2, $3)
             on conflict do nothing returning {NAMESPACE}"
         );
         let retention_us = value::micros(retention);
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&name.as_str(), &description, &retention_us]).await?;
-        Ok(namespace_row(rows.first().ok_or(Error::AlreadyExists)?)?)
+        let mut mutation = match self.mutate(RegistryOperation::CreateNamespace, request).await? {
+            Begun::Answered(answer) => return answer.into_namespace(),
+            Begun::Open(mutation) => mutation,
+        };
+        let rows = mutation.query(sql, &[&name.as_str(), &description, &retention_us]).await?;
+        let Some(row) = rows.first() else {
+            return mutation.refused(Error::AlreadyExists).await;
+        };
+        let answer = RegistryAnswer::NamespaceCreated(namespace_row(row)?);
+        mutation.done(answer).await?.into_namespace()
     }
 
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>> {
@@ -65,41 +88,28 @@ impl Registry for PostgresStore {
         rows.iter().map(|row| Ok(namespace_row(row)?)).collect()
     }
 
-    async fn register(&self, new: &NewVersion) -> Result<(WorkflowVersion, bool)> {
-        let (namespace, name) = (new.namespace.as_str(), new.name.as_str());
-        let mut session = self.inner.pool.take().await?;
-        session.begin().await?;
-        // One registration at a time in a namespace: versions have no gaps.
-        const LOCK: &str = "select from namespace where name = $1 for update";
-        if session.query(LOCK, &[&namespace]).await?.is_empty() {
-            return Err(Error::NotFound);
-        }
-        let latest = format!(
-            "select {VERSION} from workflow_version
-            where namespace = $1 and name = $2 and retired_at is null
-            order by version desc limit 1"
-        );
-        let rows = session.query(latest, &[&namespace, &name]).await?;
-        if let Some(row) = rows.first() {
-            let latest = version_row(row)?;
-            if latest.digest == new.digest {
-                session.committed().await?;
-                return Ok((latest, false));
+    async fn register(
+        &self,
+        new: &NewVersion,
+        request: Option<&RegistryRequest>,
+    ) -> Result<(WorkflowVersion, bool)> {
+        let mut mutation = match self.mutate(RegistryOperation::RegisterWorkflow, request).await? {
+            Begun::Answered(answer) => {
+                let (name, number, is_new) = answer.into_version()?;
+                let version = self.workflow(&new.namespace, &name, Some(number)).await?;
+                let version = version.ok_or(Error::NotFound)?;
+                // It was not when this was answered.
+                return Ok((WorkflowVersion { retired_at: None, ..version }, is_new));
             }
+            Begun::Open(mutation) => mutation,
+        };
+        if mutation.query(LOCK, &[&new.namespace.as_str()]).await?.is_empty() {
+            return mutation.refused(Error::NotFound).await;
         }
-        let insert = format!(
-            "insert into workflow_version (namespace, name, version, digest, format, definition)
-            select $1, $2, coalesce(max(version), 0) + 1, $3, $4, $5
-            from workflow_version where namespace = $1 and name = $2
-            returning {VERSION}"
-        );
-        let format = i32::from(new.format);
-        let rows = session
-            .query(insert, &[&namespace, &name, &&new.digest[..], &format, &&new.definition[..]])
-            .await?;
-        let version = version_row(&rows[0])?;
-        session.committed().await?;
-        Ok((version, true))
+        let (row, is_new) = register(&mut mutation, new).await?;
+        let (name, version) = (row.name.clone(), row.version);
+        mutation.done(RegistryAnswer::WorkflowRegistered { name, version, is_new }).await?;
+        Ok((row, is_new))
     }
 
     async fn workflow(
@@ -161,15 +171,29 @@ impl Registry for PostgresStore {
         namespace: &Namespace,
         name: &WorkflowName,
         version: Option<u32>,
-    ) -> Result<()> {
+        request: Option<&RegistryRequest>,
+    ) -> Result<Timestamp> {
         const RETIRE: &str = "
-            update workflow_version set retired_at = coalesce(retired_at, clock_timestamp())
-            where namespace = $1 and name = $2 and ($3::int8 is null or version = $3)";
+            with retired as (
+                update workflow_version set retired_at = coalesce(retired_at, statement_timestamp())
+                where namespace = $1 and name = $2 and ($3::int8 is null or version = $3)
+                returning version, retired_at)
+            select retired_at from retired order by version desc limit 1";
         let version = version.map(i64::from);
-        let mut session = self.inner.pool.take().await?;
-        let retired =
-            session.execute(RETIRE, &[&namespace.as_str(), &name.as_str(), &version]).await?;
-        if retired == 0 { Err(Error::NotFound) } else { Ok(()) }
+        let mut mutation = match self.mutate(RegistryOperation::RetireWorkflow, request).await? {
+            Begun::Answered(answer) => return answer.into_retired_at(),
+            Begun::Open(mutation) => mutation,
+        };
+        if mutation.query(LOCK, &[&namespace.as_str()]).await?.is_empty() {
+            return mutation.refused(Error::NotFound).await;
+        }
+        let parameters: [&(dyn ToSql + Sync); 3] = [&namespace.as_str(), &name.as_str(), &version];
+        let rows = mutation.query(RETIRE, &parameters).await?;
+        let Some(row) = rows.first() else {
+            return mutation.refused(Error::NotFound).await;
+        };
+        let retired_at = row.try_get::<_, At>(0)?.0;
+        mutation.done(RegistryAnswer::WorkflowRetired { retired_at }).await?.into_retired_at()
     }
 
     async fn create_subscription(
@@ -178,15 +202,39 @@ impl Registry for PostgresStore {
         name: &str,
         format: u16,
         state: &Bytes,
+        request: Option<&RegistryRequest>,
     ) -> Result<SubscriptionRow> {
         let sql = format!(
             "insert into subscription (namespace, name, format, state) values ($1, $2, $3, $4)
             on conflict do nothing returning {SUBSCRIPTION}"
         );
         let format = i32::from(format);
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&namespace.as_str(), &name, &format, &&state[..]]).await?;
-        Ok(subscription_row(rows.first().ok_or(Error::AlreadyExists)?)?)
+        let operation = RegistryOperation::CreateSubscription;
+        let mut mutation = match self.mutate(operation, request).await? {
+            Begun::Answered(answer) => return answer.into_subscription(),
+            Begun::Open(mutation) => mutation,
+        };
+        let rows = mutation.query(sql, &[&namespace.as_str(), &name, &format, &&state[..]]).await?;
+        let Some(row) = rows.first() else {
+            return mutation.refused(Error::AlreadyExists).await;
+        };
+        let answer = RegistryAnswer::SubscriptionCreated(subscription_row(row)?);
+        mutation.done(answer).await?.into_subscription()
+    }
+
+    async fn accept_subscription(
+        &self,
+        row: &SubscriptionRow,
+        request: &RegistryRequest,
+    ) -> Result<SubscriptionRow> {
+        let operation = RegistryOperation::CreateSubscription;
+        let answer = match self.mutate(operation, Some(request)).await? {
+            Begun::Answered(answer) => answer,
+            Begun::Open(mutation) => {
+                mutation.done(RegistryAnswer::SubscriptionCreated(row.clone())).await?
+            }
+        };
+        answer.into_subscription()
     }
 
     async fn subscription(
@@ -237,12 +285,54 @@ impl Registry for PostgresStore {
         }
     }
 
-    async fn delete_subscription(&self, namespace: &Namespace, name: &str) -> Result<()> {
+    async fn delete_subscription(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        request: Option<&RegistryRequest>,
+    ) -> Result<()> {
         const DELETE: &str = "delete from subscription where namespace = $1 and name = $2";
-        let mut session = self.inner.pool.take().await?;
-        let deleted = session.execute(DELETE, &[&namespace.as_str(), &name]).await?;
-        if deleted == 0 { Err(Error::NotFound) } else { Ok(()) }
+        let operation = RegistryOperation::DeleteSubscription;
+        let mut mutation = match self.mutate(operation, request).await? {
+            Begun::Answered(_) => return Ok(()),
+            Begun::Open(mutation) => mutation,
+        };
+        if mutation.execute(DELETE, &[&namespace.as_str(), &name]).await? == 0 {
+            return mutation.refused(Error::NotFound).await;
+        }
+        mutation.done(RegistryAnswer::SubscriptionDeleted).await.map(drop)
     }
+}
+
+/// The version that has this definition, and whether it is new.
+async fn register(
+    mutation: &mut Mutation<'_>,
+    new: &NewVersion,
+) -> Result<(WorkflowVersion, bool), Failure> {
+    let (namespace, name) = (new.namespace.as_str(), new.name.as_str());
+    let latest = format!(
+        "select {VERSION} from workflow_version
+        where namespace = $1 and name = $2 and retired_at is null
+        order by version desc limit 1"
+    );
+    let rows = mutation.query(latest, &[&namespace, &name]).await?;
+    if let Some(row) = rows.first() {
+        let latest = version_row(row)?;
+        if latest.digest == new.digest {
+            return Ok((latest, false));
+        }
+    }
+    let insert = format!(
+        "insert into workflow_version (namespace, name, version, digest, format, definition)
+        select $1, $2, coalesce(max(version), 0) + 1, $3, $4, $5
+        from workflow_version where namespace = $1 and name = $2
+        returning {VERSION}"
+    );
+    let format = i32::from(new.format);
+    let rows = mutation
+        .query(insert, &[&namespace, &name, &&new.digest[..], &format, &&new.definition[..]])
+        .await?;
+    Ok((version_row(&rows[0])?, true))
 }
 
 fn namespace_row(row: &Row) -> Result<NamespaceRow, Failure> {

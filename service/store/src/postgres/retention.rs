@@ -60,6 +60,18 @@ const RECORD_LANES: &str = "
         from unnest($1::int8[], $2::int8[]) as gone (lane, number) group by lane) as gone
     where node.id = gone.lane";
 
+const DELETE_REGISTRY_REQUESTS: &str = "
+    delete from registry_request
+    using (
+        select namespace, request_id from registry_request
+        where created_at <= clock_timestamp() - interval '1 day'
+        order by created_at limit $1
+        for update skip locked) as due
+    where registry_request.namespace = due.namespace
+        and registry_request.request_id = due.request_id";
+const REGISTRY_REQUEST_DUE: &str = "
+    select from registry_request where created_at <= clock_timestamp() - interval '1 day' limit 1";
+
 const DELETE_REQUESTS: &str = "
     delete from start_request
     using (
@@ -153,6 +165,11 @@ impl Inner {
         expired.start_requests = session.execute(DELETE_REQUESTS, &[&value::limit(limit)]).await?;
         if expired.start_requests >= limit as u64 {
             expired.more |= !session.query(REQUEST_DUE, &[]).await?.is_empty();
+        }
+        expired.registry_requests =
+            session.execute(DELETE_REGISTRY_REQUESTS, &[&value::limit(limit)]).await?;
+        if expired.registry_requests >= limit as u64 {
+            expired.more |= !session.query(REGISTRY_REQUEST_DUE, &[]).await?.is_empty();
         }
         Ok(())
     }

@@ -6,14 +6,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
-use rusqlite::{Connection, Params, Row, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use super::error::Failure;
 use super::writer::Write;
-use super::{SqliteStore, value};
+use super::{REQUEST_KEPT, SqliteStore, value};
 use crate::contract::{
-    Error, NamespaceRow, NewVersion, Registry, Result, SubscriptionRow, WorkflowVersion,
+    Error, NamespaceRow, NewVersion, Registry, RegistryAnswer, RegistryOperation, RegistryRequest,
+    Result, SubscriptionRow, WorkflowVersion,
 };
+use crate::format;
 
 const NAMESPACE: &str = "select name, description, retention_us, created_at from namespace";
 const VERSION: &str = "
@@ -28,17 +30,27 @@ impl Registry for SqliteStore {
         Ok(self.time())
     }
 
+    async fn answered(
+        &self,
+        operation: RegistryOperation,
+        request: &RegistryRequest,
+    ) -> Result<Option<RegistryAnswer>> {
+        let (request, now) = (request.clone(), self.time());
+        self.read(move |connection| answered(connection, now, operation, &request)).await
+    }
+
     async fn create_namespace(
         &self,
         name: &Namespace,
         description: &str,
         retention: Duration,
+        request: Option<&RegistryRequest>,
     ) -> Result<NamespaceRow> {
         const CREATE: &str = "
             insert into namespace (name, description, retention_us, created_at)
             values (?1, ?2, ?3, ?4) on conflict do nothing";
         let (name, description) = (name.clone(), description.to_owned());
-        self.write(move |write| {
+        let created = self.once(RegistryOperation::CreateNamespace, request, move |write| {
             let (created_at, retention_us) = (write.now, value::micros(retention));
             let row = params![name.as_str(), description, retention_us, created_at.as_micros()];
             if write.execute(CREATE, row)? == 0 {
@@ -46,9 +58,10 @@ impl Registry for SqliteStore {
             }
             let retention = value::duration(retention_us);
             let (name, description) = (name.clone(), description.clone());
-            Ok(NamespaceRow { name, description, retention, created_at })
-        })
-        .await
+            let row = NamespaceRow { name, description, retention, created_at };
+            Ok(RegistryAnswer::NamespaceCreated(row))
+        });
+        created.await?.into_namespace()
     }
 
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>> {
@@ -73,9 +86,21 @@ impl Registry for SqliteStore {
         .await
     }
 
-    async fn register(&self, new: &NewVersion) -> Result<(WorkflowVersion, bool)> {
-        let new = new.clone();
-        self.write(move |write| register(write, &new)).await
+    async fn register(
+        &self,
+        new: &NewVersion,
+        request: Option<&RegistryRequest>,
+    ) -> Result<(WorkflowVersion, bool)> {
+        let wanted = new.clone();
+        let registered = self.once(RegistryOperation::RegisterWorkflow, request, move |write| {
+            let (version, is_new) = register(write, &wanted)?;
+            Ok(RegistryAnswer::WorkflowRegistered { name: wanted.name.clone(), version, is_new })
+        });
+        let (name, number, is_new) = registered.await?.into_version()?;
+        let version = self.workflow(&new.namespace, &name, Some(number)).await?;
+        let version = version.ok_or(Error::NotFound)?;
+        // It was not when this was answered.
+        Ok((WorkflowVersion { retired_at: None, ..version }, is_new))
     }
 
     async fn workflow(
@@ -142,18 +167,28 @@ impl Registry for SqliteStore {
         namespace: &Namespace,
         name: &WorkflowName,
         number: Option<u32>,
-    ) -> Result<()> {
+        request: Option<&RegistryRequest>,
+    ) -> Result<Timestamp> {
         const RETIRE: &str = "
             update workflow_version set retired_at = coalesce(retired_at, ?4)
             where namespace = ?1 and name = ?2 and (?3 is null or version = ?3)";
+        const RETIRED: &str = "
+            select retired_at from workflow_version
+            where namespace = ?1 and name = ?2 and (?3 is null or version = ?3)
+            order by version desc limit 1";
         let (namespace, name) = (namespace.clone(), name.clone());
-        self.write(move |write| {
-            let now = write.now.as_micros();
-            let retired =
-                write.execute(RETIRE, params![namespace.as_str(), name.as_str(), number, now])?;
-            if retired == 0 { Err(Error::NotFound.into()) } else { Ok(()) }
-        })
-        .await
+        let retired = self.once(RegistryOperation::RetireWorkflow, request, move |write| {
+            let (namespace, name, now) = (namespace.as_str(), name.as_str(), write.now.as_micros());
+            if write.execute(RETIRE, params![namespace, name, number, now])? == 0 {
+                return Err(Error::NotFound.into());
+            }
+            let retired_at = write
+                .prepare(RETIRED)?
+                .query_row(params![namespace, name, number], |row| row.get(0))?;
+            let retired_at = Timestamp::from_micros(retired_at);
+            Ok(RegistryAnswer::WorkflowRetired { retired_at })
+        });
+        retired.await?.into_retired_at()
     }
 
     async fn create_subscription(
@@ -162,12 +197,13 @@ impl Registry for SqliteStore {
         name: &str,
         format: u16,
         state: &Bytes,
+        request: Option<&RegistryRequest>,
     ) -> Result<SubscriptionRow> {
         const CREATE: &str = "
             insert into subscription (namespace, name, format, state, created_at)
             values (?1, ?2, ?3, ?4, ?5) on conflict do nothing";
         let (namespace, name, state) = (namespace.clone(), name.to_owned(), state.clone());
-        self.write(move |write| {
+        let created = self.once(RegistryOperation::CreateSubscription, request, move |write| {
             let created_at = write.now;
             let at = created_at.as_micros();
             let row = params![namespace.as_str(), name, format, &state[..], at];
@@ -175,9 +211,22 @@ impl Registry for SqliteStore {
                 return Err(Error::AlreadyExists.into());
             }
             let (namespace, name, state) = (namespace.clone(), name.clone(), state.clone());
-            Ok(SubscriptionRow { namespace, name, version: 1, format, state, created_at })
-        })
-        .await
+            let row = SubscriptionRow { namespace, name, version: 1, format, state, created_at };
+            Ok(RegistryAnswer::SubscriptionCreated(row))
+        });
+        created.await?.into_subscription()
+    }
+
+    async fn accept_subscription(
+        &self,
+        row: &SubscriptionRow,
+        request: &RegistryRequest,
+    ) -> Result<SubscriptionRow> {
+        let row = row.clone();
+        let accepted = self.once(RegistryOperation::CreateSubscription, Some(request), move |_| {
+            Ok(RegistryAnswer::SubscriptionCreated(row.clone()))
+        });
+        accepted.await?.into_subscription()
     }
 
     async fn subscription(
@@ -238,18 +287,91 @@ impl Registry for SqliteStore {
         .await
     }
 
-    async fn delete_subscription(&self, namespace: &Namespace, name: &str) -> Result<()> {
+    async fn delete_subscription(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        request: Option<&RegistryRequest>,
+    ) -> Result<()> {
         const DELETE: &str = "delete from subscription where namespace = ?1 and name = ?2";
         let (namespace, name) = (namespace.clone(), name.to_owned());
-        self.write(move |write| {
+        let deleted = self.once(RegistryOperation::DeleteSubscription, request, move |write| {
             let deleted = write.execute(DELETE, params![namespace.as_str(), name])?;
-            if deleted == 0 { Err(Error::NotFound.into()) } else { Ok(()) }
+            if deleted == 0 {
+                return Err(Error::NotFound.into());
+            }
+            Ok(RegistryAnswer::SubscriptionDeleted)
+        });
+        deleted.await.map(drop)
+    }
+}
+
+impl SqliteStore {
+    /// Does what the first with this request did, or finds what it answered.
+    async fn once(
+        &self,
+        operation: RegistryOperation,
+        request: Option<&RegistryRequest>,
+        mut mutate: impl FnMut(&mut Write<'_>) -> Result<RegistryAnswer, Failure> + Send + 'static,
+    ) -> Result<RegistryAnswer> {
+        const KEEP: &str = "
+            insert into registry_request (namespace, request_id, operation, digest, format, answer,
+                created_at)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            on conflict do update set operation = excluded.operation, digest = excluded.digest,
+                format = excluded.format, answer = excluded.answer,
+                created_at = excluded.created_at";
+        let request = request.cloned();
+        self.write(move |write| {
+            let Some(request) = &request else { return mutate(write) };
+            if let Some(answer) = answered(write.connection(), write.now, operation, request)? {
+                return Ok(answer);
+            }
+            let answer = mutate(write)?;
+            let RegistryRequest { namespace, request_id, digest } = request;
+            let row = params![
+                namespace.as_str(),
+                request_id,
+                operation.as_str(),
+                digest.cast_signed(),
+                format::CURRENT,
+                &format::encode_registry_answer(&answer)[..],
+                write.now.as_micros(),
+            ];
+            write.execute(KEEP, row)?;
+            Ok(answer)
         })
         .await
     }
 }
 
-fn register(write: &Write<'_>, new: &NewVersion) -> Result<(WorkflowVersion, bool), Failure> {
+fn answered(
+    connection: &Connection,
+    now: Timestamp,
+    operation: RegistryOperation,
+    request: &RegistryRequest,
+) -> Result<Option<RegistryAnswer>, Failure> {
+    const ANSWERED: &str = "
+        select operation, digest, format, answer from registry_request
+        where namespace = ?1 and request_id = ?2 and created_at > ?3";
+    let RegistryRequest { namespace, request_id, digest } = request;
+    let since = (now - REQUEST_KEPT).as_micros();
+    let mut statement = connection.prepare_cached(ANSWERED)?;
+    let mut rows = statement.query(params![namespace.as_str(), request_id, since])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    if value::text(row, 0)? != operation.as_str() || row.get::<_, i64>(1)? != digest.cast_signed() {
+        return Err(Error::RequestIdReused.into());
+    }
+    let answer = format::decode_registry_answer(value::format(row, 2)?, &value::bytes(row, 3)?);
+    Ok(Some(answer.map_err(|error| Error::Incompatible(error.to_string()))?))
+}
+
+/// The number of the version that has this definition, and whether it is new.
+fn register(write: &Write<'_>, new: &NewVersion) -> Result<(u32, bool), Failure> {
+    const LATEST: &str = "
+        select version, digest from workflow_version
+        where namespace = ?1 and name = ?2 and retired_at is null
+        order by version desc limit 1";
     const LAST: &str =
         "select coalesce(max(version), 0) from workflow_version where namespace = ?1 and name = ?2";
     const ADD: &str = "
@@ -260,34 +382,19 @@ fn register(write: &Write<'_>, new: &NewVersion) -> Result<(WorkflowVersion, boo
     if !write.prepare("select 1 from namespace where name = ?1")?.exists([namespace])? {
         return Err(Error::NotFound.into());
     }
-    let latest = format!(
-        "{VERSION} where namespace = ?1 and name = ?2 and retired_at is null
-        order by version desc limit 1"
-    );
-    let latest = {
-        let mut statement = write.prepare(&latest)?;
-        let mut rows = statement.query([namespace, name])?;
-        rows.next()?.map(version).transpose()?
-    };
-    if let Some(latest) = latest.filter(|latest| latest.digest == new.digest) {
-        return Ok((latest, false));
+    let latest: Option<(u32, [u8; 32])> = write
+        .prepare(LATEST)?
+        .query_row([namespace, name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if let Some((version, _)) = latest.filter(|(_, digest)| *digest == new.digest) {
+        return Ok((version, false));
     }
     let last: u32 = write.prepare(LAST)?.query_row([namespace, name], |row| row.get(0))?;
-    let row = WorkflowVersion {
-        namespace: new.namespace.clone(),
-        name: new.name.clone(),
-        version: last.saturating_add(1),
-        digest: new.digest,
-        format: new.format,
-        definition: new.definition.clone(),
-        created_at: write.now,
-        retired_at: None,
-    };
-    let (definition, created_at) = (&row.definition[..], row.created_at.as_micros());
-    let values =
-        params![namespace, name, row.version, row.digest, row.format, definition, created_at];
-    write.execute(ADD, values)?;
-    Ok((row, true))
+    let version = last.saturating_add(1);
+    let (definition, created_at) = (&new.definition[..], write.now.as_micros());
+    let row = params![namespace, name, version, new.digest, new.format, definition, created_at];
+    write.execute(ADD, row)?;
+    Ok((version, true))
 }
 
 fn one<T>(

@@ -21,6 +21,9 @@ impl Retention for SqliteStore {
             let more;
             (expired.start_requests, more) = start_requests(write, limit)?;
             expired.more |= more;
+            let more;
+            (expired.registry_requests, more) = registry_requests(write, limit)?;
+            expired.more |= more;
             Ok(expired)
         })
         .await
@@ -151,4 +154,14 @@ fn start_requests(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failur
     let deleted = write.execute(DELETE, [until, value::limit(limit)])?;
     let more = write.prepare(MORE)?.query_row([until], |row| row.get(0))?;
     Ok((deleted as u64, more))
+}
+
+fn registry_requests(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
+    const DELETE: &str = "
+        delete from registry_request where rowid in (
+            select rowid from registry_request where created_at <= ?1 order by created_at limit ?2)";
+    const MORE: &str = "select 1 from registry_request where created_at <= ?1";
+    let until = (write.now - REQUEST_KEPT).as_micros();
+    let deleted = write.execute(DELETE, params![until, value::limit(limit)])?;
+    Ok((deleted as u64, write.prepare(MORE)?.exists([until])?))
 }

@@ -327,6 +327,43 @@ async fn a_request_id_is_free_again_after_its_day() {
     assert_eq!(store.expire(10).await.expect("expires").start_requests, 0, "it is new");
 }
 
+#[tokio::test]
+async fn a_request_id_of_the_registry_is_free_again_after_its_day_and_not_after_a_restart() {
+    let folder = folder();
+    let time = Arc::new(Mutex::new(Timestamp::from_micros(1_000_000)));
+    let set = |now: Timestamp| *time.lock().expect("nothing panics") = now;
+    let reopen = || {
+        let time = Arc::clone(&time);
+        let clock: Clock = Arc::new(move || *time.lock().expect("nothing panics"));
+        SqliteStore::open_with_clock(folder.path(), clock).expect("the store opens")
+    };
+    let create = async |store: &SqliteStore, name: &str, request_id: &str, digest| {
+        let request_id = request_id.to_owned();
+        let request = RegistryRequest { namespace: "".into(), request_id, digest };
+        store.create_namespace(&name.into(), "", LONG, Some(&request)).await
+    };
+    let store = reopen();
+    let first = create(&store, "a", "r", 1).await.expect("creates");
+    create(&store, "b", "s", 1).await.expect("creates");
+    drop(store);
+    let store = reopen();
+    set(Timestamp::from_micros(999_999) + REQUEST_KEPT);
+    assert_eq!(create(&store, "a", "r", 1).await.expect("again"), first);
+    let reused = create(&store, "c", "r", 2).await;
+    assert!(matches!(reused, Err(Error::RequestIdReused)), "{reused:?}");
+    assert_eq!(store.expire(10).await.expect("expires").registry_requests, 0);
+    set(Timestamp::from_micros(1_000_000) + REQUEST_KEPT);
+    let taken = create(&store, "a", "r", 1).await;
+    assert!(matches!(taken, Err(Error::AlreadyExists)), "{taken:?}");
+    create(&store, "c", "r", 2).await.expect("the id is free");
+    create(&store, "d", "t", 1).await.expect("creates");
+    set(Timestamp::from_micros(1_000_000) + REQUEST_KEPT * 2);
+    for more in [true, false] {
+        let expired = store.expire(2).await.expect("expires");
+        assert_eq!((expired.registry_requests, expired.more), (if more { 2 } else { 1 }, more));
+    }
+}
+
 /// The path that every success takes must not write more than it has to.
 #[tokio::test]
 async fn indexes_answer_what_they_are_for() {

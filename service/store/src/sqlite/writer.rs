@@ -239,6 +239,17 @@ impl<'a> Write<'a> {
         *self.last_number
     }
 
+    /// Numbers given out from now on are greater.
+    #[cfg(feature = "conformance")]
+    pub fn pass(&mut self, number: i64) {
+        *self.last_number = number.max(*self.last_number);
+    }
+
+    /// What the transaction sees.
+    pub fn connection(&self) -> &'a Connection {
+        self.connection
+    }
+
     pub fn prepare(&self, sql: &str) -> Result<CachedStatement<'a>, Failure> {
         Ok(self.connection.prepare_cached(sql)?)
     }

@@ -5,3 +5,4 @@ mod cut;
 mod feed;
 mod opening;
 mod ranges;
+mod requests;

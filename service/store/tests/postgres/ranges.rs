@@ -123,7 +123,7 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
     let database = Server::shared().database().await;
     let options = Options { partition_width: WIDTH, partitions_ahead: 4, ..Options::default() };
     let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
-    store.create_namespace(&"brief".into(), "", WIDTH * 3).await.expect("is new");
+    store.create_namespace(&"brief".into(), "", WIDTH * 3, None).await.expect("is new");
 
     let stop = Arc::new(AtomicBool::new(false));
     let stall_us_max = Arc::new(AtomicU64::new(0));

@@ -117,9 +117,11 @@ impl Side {
                 let listed = store.list_failures(filter, None, 1_000_000).await;
                 several("list_failures", listed.map(|events| self.by_lane(&events)))
             }
-            Op::CreateNamespace(name) => {
-                let made = store.create_namespace(name, "described", LEASE).await;
-                done("create_namespace", made.map(namespace))
+            Op::CreateNamespace(name, request) => {
+                let again = self.again(RegistryOperation::CreateNamespace, request.as_ref()).await;
+                let request = request.as_ref();
+                let made = store.create_namespace(name, "described", LEASE, request).await;
+                done("create_namespace", made.map(namespace)).again(again)
             }
             Op::Namespace(name) => {
                 maybe("namespace", store.namespace(name).await.map(|row| row.map(namespace)))
@@ -128,11 +130,16 @@ impl Side {
                 let rows = store.list_namespaces(after.as_ref(), *limit).await;
                 several("list_namespaces", rows.map(|rows| each(rows, namespace)))
             }
-            Op::Register(new) => match store.register(new).await {
-                Ok((row, true)) => done("register: new", Ok(version(row))),
-                Ok((row, false)) => done("register: same", Ok(version(row))),
-                Err(error) => done::<()>("register", Err(error)),
-            },
+            Op::Register(new, request) => {
+                let again = self.again(RegistryOperation::RegisterWorkflow, request.as_ref()).await;
+                match store.register(new, request.as_ref()).await {
+                    Ok((row, _)) if again.is_some() => done("register", Ok(version(row))),
+                    Ok((row, true)) => done("register: new", Ok(version(row))),
+                    Ok((row, false)) => done("register: same", Ok(version(row))),
+                    Err(error) => done::<()>("register", Err(error)),
+                }
+                .again(again)
+            }
             Op::Workflow(of, name, number) => {
                 let row = store.workflow(of, &(*name).into(), *number).await;
                 maybe("workflow", row.map(|row| row.map(version)))
@@ -146,16 +153,29 @@ impl Side {
                 let rows = store.list_versions(of, &(*name).into(), *before, *limit).await;
                 several("list_versions", rows.map(|rows| each(rows, version)))
             }
-            Op::Retire(of, name, number) => {
-                done("retire", store.retire(of, &(*name).into(), *number).await)
+            Op::Retire(of, name, number, request) => {
+                let again = self.again(RegistryOperation::RetireWorkflow, request.as_ref()).await;
+                let name = (*name).into();
+                let retired = store.retire(of, &name, *number, request.as_ref()).await;
+                done("retire", retired.map(drop)).again(again)
             }
-            Op::CreateSubscription(of, name, byte) => {
+            Op::CreateSubscription(of, name, byte, request) => {
+                let operation = RegistryOperation::CreateSubscription;
+                let again = self.again(operation, request.as_ref()).await;
                 let state = Bytes::from(vec![*byte]);
-                let made = store.create_subscription(of, name, 1, &state).await;
-                if let Ok(row) = &made {
+                let made = store.create_subscription(of, name, 1, &state, request.as_ref()).await;
+                if let (Ok(row), None) = (&made, &again) {
                     self.subscriptions.insert((of.clone(), name), row.clone());
                 }
-                done("create_subscription", made.map(subscription))
+                done("create_subscription", made.map(subscription)).again(again)
+            }
+            Op::AcceptSubscription(of, name, request) => {
+                let Some(row) = self.subscriptions.get(&(of.clone(), *name)) else {
+                    return done("accept_subscription: never read", Ok(()));
+                };
+                let again = self.again(RegistryOperation::CreateSubscription, Some(request)).await;
+                let accepted = store.accept_subscription(row, request).await;
+                done("accept_subscription", accepted.map(subscription)).again(again)
             }
             Op::Subscription(of, name) => {
                 let found = store.subscription(of, name).await;
@@ -176,10 +196,37 @@ impl Side {
                 let row = SubscriptionRow { state, ..row.clone() };
                 done("update_subscription", store.update_subscription(&row).await.map(drop))
             }
-            Op::DeleteSubscription(of, name) => {
-                done("delete_subscription", store.delete_subscription(of, name).await)
+            Op::DeleteSubscription(of, name, request) => {
+                let operation = RegistryOperation::DeleteSubscription;
+                let again = self.again(operation, request.as_ref()).await;
+                let deleted = store.delete_subscription(of, name, request.as_ref()).await;
+                done("delete_subscription", deleted).again(again)
             }
             Op::Expire(portion) => expire(&*store, *portion).await,
+        }
+    }
+
+    /// What the request was answered with before, without times.
+    async fn again(
+        &self,
+        operation: RegistryOperation,
+        request: Option<&RegistryRequest>,
+    ) -> Option<RegistryAnswer> {
+        match self.store.answered(operation, request?).await {
+            Ok(answer) => Some(match answer? {
+                RegistryAnswer::NamespaceCreated(row) => {
+                    RegistryAnswer::NamespaceCreated(namespace(row))
+                }
+                RegistryAnswer::WorkflowRetired { .. } => {
+                    RegistryAnswer::WorkflowRetired { retired_at: Timestamp::default() }
+                }
+                RegistryAnswer::SubscriptionCreated(row) => {
+                    RegistryAnswer::SubscriptionCreated(subscription(row))
+                }
+                other => other,
+            }),
+            Err(Error::RequestIdReused) => None,
+            Err(error) => panic!("answered: {error}"),
         }
     }
 
@@ -231,6 +278,17 @@ impl Side {
     }
 }
 
+impl Answer {
+    /// A mutation that had been answered before.
+    fn again(mut self, before: Option<RegistryAnswer>) -> Self {
+        if let Some(before) = before {
+            self.text.push_str(&format!("{before:#?}"));
+            self.kinds = self.kinds.iter().map(|kind| format!("{kind}: again")).collect();
+        }
+        self
+    }
+}
+
 fn answer(kind: impl Into<String>, text: String) -> Answer {
     Answer { kinds: vec![kind.into()], text, won: vec![] }
 }
@@ -243,6 +301,7 @@ fn failed(what: &str, error: &Error) -> Answer {
         Error::LeaseLost
         | Error::NotFound
         | Error::AlreadyExists
+        | Error::RequestIdReused
         | Error::Conflict
         | Error::ForeignCursor
         | Error::MalformedCursor
@@ -326,12 +385,13 @@ fn keyed(result: Result<Vec<KeySettled>>, again: usize) -> Answer {
 }
 
 async fn expire(store: &dyn Store, portion: usize) -> Answer {
-    let (mut executions, mut events, mut requests) = (0, 0, 0);
+    let (mut executions, mut events, mut requests, mut registry_requests) = (0, 0, 0, 0);
     loop {
         let expired = store.expire(portion).await.expect("expires");
         executions += expired.executions;
         events += expired.events;
         requests += expired.start_requests;
+        registry_requests += expired.registry_requests;
         if !expired.more {
             break;
         }
@@ -343,7 +403,8 @@ async fn expire(store: &dyn Store, portion: usize) -> Answer {
     if events > 0 {
         kinds.push("expire: events".into());
     }
-    Answer { kinds, text: format!("{executions} {events} {requests}"), won: vec![] }
+    let text = format!("{executions} {events} {requests} {registry_requests}");
+    Answer { kinds, text, won: vec![] }
 }
 
 fn namespace(row: NamespaceRow) -> NamespaceRow {

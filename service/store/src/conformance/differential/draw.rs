@@ -58,7 +58,8 @@ struct Live {
 
 impl Draw {
     pub fn new(seed: u64, now: Timestamp) -> Self {
-        let namespaces = NAMESPACES[1..].iter().map(|name| Op::CreateNamespace((*name).into()));
+        let namespaces =
+            NAMESPACES[1..].iter().map(|name| Op::CreateNamespace((*name).into(), None));
         let nodes = [false, false, true].map(|expired| Op::Join { expired });
         let mut first: Vec<_> = namespaces.chain(nodes).collect();
         first.reverse();
@@ -110,7 +111,12 @@ impl Draw {
             76 if self.one_in(4) => Op::FeedEnd,
             76..=77 => Op::Failure(self.old_event().unwrap_or_default()),
             78..=79 => self.list_failures(),
-            80 => Op::CreateNamespace(self.pick(&NAMESPACES_MORE).into()),
+            80 => {
+                let name = self.pick(&NAMESPACES_MORE).into();
+                let request = self.registry_request(RegistryOperation::CreateNamespace);
+                let of_none = |request| RegistryRequest { namespace: "".into(), ..request };
+                Op::CreateNamespace(name, request.map(of_none))
+            }
             81 => Op::Namespace(self.pick(&NAMESPACES_MORE).into()),
             82 => {
                 let after = self.one_in(2).then(|| self.pick(&NAMESPACES_MORE).into());
@@ -123,15 +129,34 @@ impl Draw {
                 Op::ListWorkflows(self.namespace(), after, self.limit())
             }
             87 => Op::ListVersions(self.namespace(), self.workflow(), self.version(), self.limit()),
-            88 => Op::Retire(self.namespace(), self.workflow(), self.version()),
-            89..=90 => Op::CreateSubscription(self.namespace(), self.subscription(), self.byte()),
+            88 => {
+                let (of, name, number) = (self.namespace(), self.workflow(), self.version());
+                let request = self.registry_request(RegistryOperation::RetireWorkflow);
+                Op::Retire(of, name, number, request)
+            }
+            89..=90 => {
+                let (of, name, byte) = (self.namespace(), self.subscription(), self.byte());
+                let request = self.registry_request(RegistryOperation::CreateSubscription);
+                Op::CreateSubscription(of, name, byte, request)
+            }
+            91 if self.one_in(2) => {
+                let (of, name) = (self.namespace(), self.subscription());
+                match self.registry_request(RegistryOperation::CreateSubscription) {
+                    Some(request) => Op::AcceptSubscription(of, name, request),
+                    None => Op::Subscription(of, name),
+                }
+            }
             91..=92 => Op::Subscription(self.namespace(), self.subscription()),
             93 => {
                 let after = self.one_in(2).then(|| self.subscription());
                 Op::ListSubscriptions(self.namespace(), after, self.limit())
             }
             94..=96 => Op::UpdateSubscription(self.namespace(), self.subscription(), self.byte()),
-            97 => Op::DeleteSubscription(self.namespace(), self.subscription()),
+            97 => {
+                let (of, name) = (self.namespace(), self.subscription());
+                let request = self.registry_request(RegistryOperation::DeleteSubscription);
+                Op::DeleteSubscription(of, name, request)
+            }
             _ => Op::Expire(1 + self.limit()),
         }
     }
@@ -409,13 +434,14 @@ impl Draw {
         let mut digest = [0; 32];
         digest[..definition.len()].copy_from_slice(definition.as_bytes());
         let nowhere = self.one_in(10);
-        Op::Register(NewVersion {
+        let new = NewVersion {
             namespace: if nowhere { "nowhere".into() } else { self.namespace() },
             name: self.workflow().into(),
             digest,
             format: 1,
             definition: Bytes::from_static(definition.as_bytes()),
-        })
+        };
+        Op::Register(new, self.registry_request(RegistryOperation::RegisterWorkflow))
     }
 
     /// Mostly one that runs.
@@ -468,6 +494,18 @@ impl Draw {
             request_id: self.request_id(),
             digest: splitmix(&mut self.random),
         }
+    }
+
+    /// Of few, so that they are used again: mostly by the same operation with the same body.
+    fn registry_request(&mut self, operation: RegistryOperation) -> Option<RegistryRequest> {
+        if self.one_in(3) {
+            return None;
+        }
+        let other = self.one_in(6);
+        let of = if other { self.pick(&RegistryOperation::ALL) } else { operation };
+        let request_id = format!("{} {}", of.as_str(), self.below(2));
+        let digest = u64::from(self.one_in(4));
+        Some(RegistryRequest { namespace: self.namespace(), request_id, digest })
     }
 
     fn request_id(&mut self) -> String {

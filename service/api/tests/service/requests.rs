@@ -1,0 +1,127 @@
+//! Request ids of mutations that belong to no execution: they outlive the server that answered first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_proto::v1;
+use recoup_store::memory::MemoryStore;
+use tonic::Code;
+
+use crate::server::{ORDER, Server, assert_refused, source};
+
+/// The server that had answered is gone when the second one starts; or it goes on beside it.
+async fn servers() -> [Server; 2] {
+    let store = Arc::new(MemoryStore::with_system_clock());
+    [Server::on(store.clone(), |_| {}).await, Server::on(store, |_| {}).await]
+}
+
+const REUSED: (Code, &str, &[&str]) = (Code::AlreadyExists, "REQUEST_ID_REUSED", &["request_id"]);
+
+fn namespace(name: &str, description: &str) -> v1::CreateNamespaceRequest {
+    let namespace = v1::Namespace {
+        name: name.into(),
+        description: description.into(),
+        retention: Some(Duration::from_secs(600).into()),
+        ..Default::default()
+    };
+    v1::CreateNamespaceRequest { namespace: Some(namespace), request_id: "id".into() }
+}
+
+#[tokio::test]
+async fn a_namespace_is_created_once() {
+    let [first, second] = servers().await;
+    let request = namespace("team", "ours");
+    let created = first.namespaces().create_namespace(request.clone()).await.expect("it is new");
+    let again = second.namespaces().create_namespace(request.clone()).await.expect("it repeats");
+    assert_eq!(created.into_inner(), again.into_inner());
+
+    let (code, reason, fields) = REUSED;
+    for other in [namespace("team", "theirs"), namespace("other", "ours")] {
+        let refused = second.namespaces().create_namespace(other).await;
+        assert_refused(refused, code, reason, fields);
+    }
+    let next = v1::CreateNamespaceRequest { request_id: "id 2".into(), ..request };
+    let refused = first.namespaces().create_namespace(next).await;
+    assert_refused(refused, Code::AlreadyExists, "NAMESPACE_EXISTS", &[]);
+    // It used up no id.
+    let free = v1::CreateNamespaceRequest { request_id: "id 2".into(), ..namespace("free", "") };
+    first.namespaces().create_namespace(free).await.expect("the id is free");
+}
+
+#[tokio::test]
+async fn a_registration_answers_as_it_did() {
+    let [first, second] = servers().await;
+    let registration = |text: &str, id: &str| v1::RegisterWorkflowRequest {
+        request_id: id.into(),
+        ..source(text)
+    };
+    let changed = ORDER.replace("charge", "take");
+    let broken = registration("name: 7x\nsteps: 1\n", "1");
+    first.workflows().register_workflow(broken).await.expect_err("it is no definition");
+    let one = first.workflows().register_workflow(registration(ORDER, "1")).await;
+    let one = one.expect("a refused call uses up no id").into_inner();
+    assert_eq!((one.version, one.created), (1, true));
+    let two = first.workflows().register_workflow(registration(&changed, "2")).await;
+    assert_eq!(two.expect("it is good").into_inner().version, 2);
+    let again = second.workflows().register_workflow(registration(ORDER, "1")).await;
+    assert_eq!(again.expect("it repeats").into_inner(), one, "another version followed");
+    let refused = second.workflows().register_workflow(registration(&changed, "1")).await;
+    let (code, reason, fields) = REUSED;
+    assert_refused(refused, code, reason, fields);
+
+    let retire = |version| v1::RetireWorkflowRequest {
+        name: "order".into(),
+        version,
+        request_id: "retire".into(),
+        ..Default::default()
+    };
+    let retired = first.workflows().retire_workflow(retire(None)).await.expect("it is there");
+    let three = first.workflows().register_workflow(registration(ORDER, "3")).await;
+    assert_eq!(three.expect("it is good").into_inner().version, 3);
+    let again = second.workflows().retire_workflow(retire(None)).await.expect("it repeats");
+    assert_eq!(again.into_inner(), retired.into_inner());
+    assert_eq!(second.begin("order").await.len(), 36, "the repetition retired the third version");
+    let refused = second.workflows().retire_workflow(retire(Some(3))).await;
+    assert_refused(refused, code, reason, fields);
+    // Nor does another call with the id of a registration.
+    let other = v1::RetireWorkflowRequest { request_id: "1".into(), ..retire(None) };
+    assert_refused(second.workflows().retire_workflow(other).await, code, reason, fields);
+}
+
+fn subscription(id: &str, window: u32) -> v1::CreateSubscriptionRequest {
+    let name = "ops".into();
+    let subscription = v1::Subscription { name, window, ..Default::default() };
+    v1::CreateSubscriptionRequest { subscription: Some(subscription), request_id: id.into() }
+}
+
+#[tokio::test]
+async fn a_subscription_does_not_come_back() {
+    let [first, second] = servers().await;
+    let delete = |id: &str| v1::DeleteSubscriptionRequest {
+        subscription: Some(v1::SubscriptionRef { name: "ops".into(), ..Default::default() }),
+        request_id: id.into(),
+    };
+    let (code, reason, fields) = REUSED;
+    let created = first.failures().create_subscription(subscription("c", 7)).await;
+    let created = created.expect("it is new").into_inner();
+    let again = second.failures().create_subscription(subscription("c", 7)).await;
+    assert_eq!(again.expect("it repeats").into_inner(), created);
+    let refused = second.failures().create_subscription(subscription("c", 8)).await;
+    assert_refused(refused, code, reason, fields);
+    // One that exists with the same settings, under another id.
+    let same = first.failures().create_subscription(subscription("same", 7)).await;
+    assert_eq!(same.expect("the same settings").into_inner(), created);
+
+    first.failures().delete_subscription(delete("d")).await.expect("it is there");
+    for id in ["c", "same"] {
+        let again = second.failures().create_subscription(subscription(id, 7)).await;
+        assert_eq!(again.expect("it repeats").into_inner(), created);
+    }
+    let gone = second.failures().delete_subscription(delete("d 2")).await;
+    assert_refused(gone, Code::NotFound, "SUBSCRIPTION_NOT_FOUND", &[]);
+    first.failures().create_subscription(subscription("c 2", 8)).await.expect("the name is free");
+    second.failures().delete_subscription(delete("d")).await.expect("it repeats");
+    let refused = second.failures().delete_subscription(delete("c 2")).await;
+    assert_refused(refused, code, reason, fields);
+    second.failures().delete_subscription(delete("d 2")).await.expect("the next one is there");
+}
