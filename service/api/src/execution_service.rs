@@ -9,10 +9,10 @@ use recoup_core::error::type_matches;
 use recoup_core::execution::{Execution, TraceContext};
 use recoup_core::id::{ExecutionId, StepPath, namespace_matches};
 use recoup_core::limits::{ERROR_TYPE_BYTES_MAX, KEY_BYTES_MAX};
-use recoup_engine::{Refusal, StartSpec, Started};
+use recoup_engine::{Refusal, StartSpec};
 use recoup_proto::v1::execution_service_server::ExecutionService;
 use recoup_proto::v1::{self, ErrorReason};
-use recoup_store::{History, ListFilter, Listed, NodeId, format};
+use recoup_store::{History, ListFilter, Listed, NodeId, Release, StoredTransition, format};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -100,8 +100,16 @@ impl Service {
             if after.is_some_and(|after| row.sequence < sequence_of(after)) {
                 continue;
             }
-            let data = format::decode_transition(row.format, &row.data)
-                .map_err(|error| quarantined(id, &error.to_string()))?;
+            let data = match format::decode_transition(row.format, &row.data) {
+                Ok(data) => data,
+                Err(error) => {
+                    // What stands before it is still told.
+                    let last = entries.last().ok_or_else(|| unreadable(id, row, &error))?;
+                    let place = (u128::from(last.sequence) << 64) | u128::from(last.index);
+                    let next_page_token = page.token(&place.to_be_bytes());
+                    return Ok(v1::ListExecutionHistoryResponse { entries, next_page_token });
+                }
+            };
             for (index, own) in data.events.iter().enumerate() {
                 let place = (u128::from(row.sequence) << 64) | index as u128;
                 if after.is_some_and(|after| place <= after) {
@@ -207,9 +215,16 @@ fn no_execution(id: ExecutionId) -> Error {
     Error::new(ErrorReason::ExecutionNotFound, format!("there is no execution {id}"))
 }
 
-fn quarantined(id: ExecutionId, why: &str) -> Error {
-    let message = format!("the history of {id} cannot be read: {why}");
-    Error::new(ErrorReason::ExecutionQuarantined, message)
+/// A row of a history that this server can not read: damaged, or of a newer one.
+fn unreadable(id: ExecutionId, row: &StoredTransition, why: &format::Error) -> Error {
+    let reason = match why {
+        format::Error::UnknownFormat(number) if *number > format::CURRENT => {
+            ErrorReason::ExecutionTooNew
+        }
+        _ => ErrorReason::ExecutionQuarantined,
+    };
+    let sequence = row.sequence;
+    Error::new(reason, format!("transition {sequence} of {id} cannot be read: {why}"))
 }
 
 /// A policy that is unset has its default; one that is unknown is refused.
@@ -251,6 +266,7 @@ fn filter(pattern: &str, given: &v1::ExecutionFilter) -> Result<ListFilter> {
         key_prefix: (!prefix.is_empty()).then_some(prefix),
         started_after: given.started_after.as_ref().map(time::timestamp_from),
         started_before: given.started_before.as_ref().map(time::timestamp_from),
+        quarantined: given.quarantined,
     })
 }
 
@@ -277,12 +293,6 @@ fn request(id: String, body: impl FnOnce() -> u64) -> Result<Option<RequestId>> 
     Ok(Some(RequestId { id: text::request_id(id)?, digest: body() }))
 }
 
-/// Whether this request started the execution, now or when it was first sent. With a key, an
-/// execution that is not new counts as one that has the key.
-fn is_started(started: &Started, asked: ExecutionId, has_key: bool) -> bool {
-    started.is_new || started.state.id == asked || !has_key
-}
-
 fn still_running(state: &Execution) -> v1::StillRunning {
     v1::StillRunning { state: execution::state(state.state).into() }
 }
@@ -296,12 +306,11 @@ impl ExecutionService for Service {
         let trace = metadata::trace(request.metadata());
         let request = request.into_inner();
         let spec = self.spec(request.execution, request.request_id, trace).await?;
-        let (asked, has_key) = (spec.start.id, spec.start.key.is_some());
         let started = self.context.engine.start(spec).await.map_err(Error::from)?;
         Ok(Response::new(v1::StartExecutionResponse {
             execution_id: started.state.id.to_string(),
             workflow_version: started.state.version,
-            started: is_started(&started, asked, has_key),
+            started: started.is_own,
         }))
     }
 
@@ -314,7 +323,6 @@ impl ExecutionService for Service {
         let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
         let request = request.into_inner();
         let spec = self.spec(request.execution, request.request_id, trace).await?;
-        let (asked, has_key) = (spec.start.id, spec.start.key.is_some());
         let started = self.context.engine.run(spec, wait).await.map_err(Error::from)?;
         let state = &started.state;
         let result = match state.state.is_ended() {
@@ -325,7 +333,7 @@ impl ExecutionService for Service {
             execution_id: state.id.to_string(),
             result: Some(result),
             workflow_version: state.version,
-            started: is_started(&started, asked, has_key),
+            started: started.is_own,
         }))
     }
 
@@ -334,8 +342,15 @@ impl ExecutionService for Service {
         request: Request<v1::GetExecutionRequest>,
     ) -> Result<Response<v1::GetExecutionResponse>, Status> {
         let id = text::execution_id(&request.get_ref().execution_id, "execution_id")?;
-        let snapshot = self.context.engine.snapshot(id).await.map_err(Error::from)?;
-        let info = execution::info(&snapshot, self.context.engine.now());
+        let engine = &self.context.engine;
+        let info = match engine.snapshot(id).await {
+            Ok(snapshot) => execution::info(&snapshot, engine.now()),
+            Err(Refusal::Quarantined(_)) => {
+                let remains = engine.remains(id).await.map_err(Error::from)?;
+                execution::remains(&remains.ok_or_else(|| no_execution(id))?)
+            }
+            Err(refusal) => return Err(Error::from(refusal).into()),
+        };
         Ok(Response::new(v1::GetExecutionResponse { execution: Some(info) }))
     }
 
@@ -444,5 +459,33 @@ impl ExecutionService for Service {
         let state = self.command_on(id, Some(&step), command, identity).await?;
         let compensation_state = execution::compensation_state(state.compensation).into();
         Ok(Response::new(v1::SkipCompensationResponse { compensation_state }))
+    }
+
+    async fn release_execution(
+        &self,
+        request: Request<v1::ReleaseExecutionRequest>,
+    ) -> Result<Response<v1::ReleaseExecutionResponse>, Status> {
+        let body = request.into_inner();
+        let id = text::execution_id(&body.execution_id, "execution_id")?;
+        if body.reason.is_empty() {
+            return Err(Error::required("reason").into());
+        }
+        let identity = self::request(body.request_id, || {
+            digest::of(format!("release\0{id}\0{}", body.reason).as_bytes())
+        })?;
+        let request = identity.map(|request| (request.id, request.digest));
+        let release = Release { reason: text::reason(body.reason)?, request };
+        let state = match self.context.engine.release_quarantine(id, release).await {
+            Ok(state) => state,
+            Err(Refusal::NotQuarantined) => {
+                let indexed = self.context.store().indexed(id).await.map_err(Error::from)?;
+                let there = indexed.ok_or_else(|| no_execution(id))?.execution;
+                let message = format!("the execution {there} is not quarantined");
+                return Err(Error::new(ErrorReason::ExecutionNotQuarantined, message).into());
+            }
+            Err(refusal) => return Err(Error::from(refusal).into()),
+        };
+        let state = execution::state(state.state).into();
+        Ok(Response::new(v1::ReleaseExecutionResponse { state }))
     }
 }

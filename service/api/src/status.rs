@@ -159,6 +159,7 @@ pub fn code(reason: ErrorReason) -> Code {
         R::WorkflowRetired
         | R::ExecutionEnded
         | R::ExecutionQuarantined
+        | R::ExecutionNotQuarantined
         | R::CompensationNotParked
         | R::AttemptClosed
         | R::AttemptNotHeld
@@ -166,9 +167,10 @@ pub fn code(reason: ErrorReason) -> Code {
         | R::SubscriptionInUse
         | R::CursorForeign
         | R::AckExpired => Code::FailedPrecondition,
-        R::SessionSuperseded => Code::Aborted,
-        R::CursorBehindRetention => Code::OutOfRange,
-        R::StoreUnavailable | R::ShuttingDown | R::OutcomeUnknown => Code::Unavailable,
+        R::SessionSuperseded | R::SubscriptionTaken => Code::Aborted,
+        R::StoreUnavailable | R::ShuttingDown | R::OutcomeUnknown | R::ExecutionTooNew => {
+            Code::Unavailable
+        }
         R::Overloaded | R::LimitReached => Code::ResourceExhausted,
         R::Unspecified | R::Internal => Code::Internal,
     }
@@ -242,6 +244,9 @@ impl From<Refusal> for Error {
             },
             Refusal::Refused(_) => Self::new(ErrorReason::FieldInvalid, message),
             Refusal::Quarantined(_) => Self::new(ErrorReason::ExecutionQuarantined, message),
+            Refusal::NotQuarantined => Self::new(ErrorReason::ExecutionNotQuarantined, message),
+            Refusal::TooNew(_) => Self::new(ErrorReason::ExecutionTooNew, message),
+            Refusal::Failed => Self::new(ErrorReason::Internal, message),
             Refusal::Unavailable(_) => Self::new(ErrorReason::StoreUnavailable, message),
             Refusal::Stopping => Self::new(ErrorReason::ShuttingDown, message),
         }

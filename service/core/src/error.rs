@@ -23,6 +23,7 @@ pub mod builtin {
     pub const PAYLOAD_TOO_LARGE: &str = "recoup.payload_too_large";
     pub const NO_SUCH_TASK: &str = "recoup.no_such_task";
     pub const HISTORY_TOO_LONG: &str = "recoup.history_too_long";
+    pub const QUARANTINED: &str = "recoup.quarantined";
 
     /// Every built-in type, for the check of policies that name one.
     pub const ALL: &[&str] = &[
@@ -41,11 +42,18 @@ pub mod builtin {
         PAYLOAD_TOO_LARGE,
         NO_SUCH_TASK,
         HISTORY_TOO_LONG,
+        QUARANTINED,
     ];
 
     /// Those that no further attempt can mend.
-    pub const NON_RETRYABLE: &[&str] =
-        &[EXPRESSION, INPUT_INVALID, PAYLOAD_TOO_LARGE, OUTCOME_UNKNOWN, HISTORY_TOO_LONG];
+    pub const NON_RETRYABLE: &[&str] = &[
+        EXPRESSION,
+        INPUT_INVALID,
+        PAYLOAD_TOO_LARGE,
+        OUTCOME_UNKNOWN,
+        HISTORY_TOO_LONG,
+        QUARANTINED,
+    ];
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -9,6 +9,7 @@ use crate::execution::{
 use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
 use crate::plan::Plan;
+use crate::quarantine::Quarantine;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
 
@@ -51,6 +52,29 @@ pub struct Subject {
     pub trace: TraceContext,
 }
 
+impl Subject {
+    /// The execution as a whole.
+    pub fn of(state: &Execution) -> Self {
+        Self {
+            execution: state.id,
+            key: state.key.clone(),
+            workflow: state.workflow.clone(),
+            version: state.version,
+            run: state.run,
+            step: None,
+            attempt: 0,
+            max_attempts: None,
+            is_final: true,
+            decision: None,
+            state: state.state,
+            compensation: state.compensation,
+            completed: completed(state),
+            sequence: state.sequence,
+            trace: state.trace.clone(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompletedStep {
     pub step: StepPath,
@@ -80,6 +104,7 @@ pub enum FailureKind {
     DeliveryFailed,
     Recovered,
     FeedGap,
+    ExecutionQuarantined,
 }
 
 /// What a transition has to say on the feed. `state` is the one after it.
@@ -142,8 +167,8 @@ pub fn worker_lost(
     let message = format!("the session ended while it held {attempts} attempts");
     let error = Error::builtin(builtin::WORKER_LOST, message);
     FailureEvent {
-        // A worker may use the id of its session again, and lose it again.
-        id: format!("session-{session}-{}", at.as_micros()),
+        // A worker may use the id of its session again, and lose it again; another namespace may too.
+        id: format!("session-{namespace}/{session}-{}", at.as_micros()),
         kind: FailureKind::WorkerLost,
         at,
         fingerprint: fingerprint(&[builtin::WORKER_LOST, &worker]),
@@ -151,6 +176,29 @@ pub fn worker_lost(
         subject: None,
         worker,
         session,
+        error: Some(error),
+    }
+}
+
+/// An execution was put in quarantine. Not of a transition: its history stays as it is. What is not
+/// known of it (its key, where it stood) is empty.
+pub fn quarantined(
+    namespace: Namespace,
+    subject: Subject,
+    quarantine: &Quarantine,
+) -> FailureEvent {
+    let Quarantine { reason, at, .. } = quarantine;
+    let error = Error::builtin(builtin::QUARANTINED, quarantine.to_string());
+    FailureEvent {
+        // It may be released, and put there again.
+        id: format!("{}-quarantined-{}", subject.execution, at.as_micros()),
+        kind: FailureKind::ExecutionQuarantined,
+        at: *at,
+        fingerprint: fingerprint(&[builtin::QUARANTINED, reason.name(), subject.workflow.as_str()]),
+        namespace,
+        subject: Some(subject),
+        worker: String::new(),
+        session: String::new(),
         error: Some(error),
     }
 }
@@ -212,23 +260,7 @@ fn of_execution(state: &Execution, kind: FailureKind) -> FailureEvent {
         fingerprint: fingerprint(&[error_type, path, state.workflow.as_str()]),
         worker: String::new(),
         session: String::new(),
-        subject: Some(Subject {
-            execution: state.id,
-            key: state.key.clone(),
-            workflow: state.workflow.clone(),
-            version: state.version,
-            run: state.run,
-            step,
-            attempt: 0,
-            max_attempts: None,
-            is_final: true,
-            decision: None,
-            state: state.state,
-            compensation: state.compensation,
-            completed: completed(state),
-            sequence: state.sequence,
-            trace: state.trace.clone(),
-        }),
+        subject: Some(Subject { step, ..Subject::of(state) }),
         error,
     }
 }

@@ -23,6 +23,7 @@ pub mod key;
 pub mod limits;
 pub mod payload;
 pub mod plan;
+pub mod quarantine;
 pub mod random;
 pub mod retry;
 pub mod subscription;

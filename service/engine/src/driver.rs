@@ -17,7 +17,9 @@ use crate::clock::DatabaseClock;
 use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
-use crate::node::io::{Answer, Input, Offer, Output, Refusal, WorkerKey, WorkerMessage};
+use crate::node::io::{
+    Answer, HandedTask, Input, Offer, Output, Refusal, WorkerKey, WorkerMessage,
+};
 use crate::options::Options;
 
 /// How a caller is answered.
@@ -181,7 +183,7 @@ impl Driver {
     }
 
     fn take_answer(&mut self, Answered { mut input, began }: Answered) {
-        if let Input::Joined(Ok(lease)) | Input::Renewed(Ok(lease)) = &mut input {
+        if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &mut input {
             let under_way = began.elapsed();
             self.clock.correct(lease, under_way);
             // It was granted somewhere between question and answer: to be safe, at the question.
@@ -200,16 +202,34 @@ impl Driver {
         while let Some(output) = self.node.output() {
             match output {
                 Output::Reply { reply, answer } => reply(answer),
-                Output::Tell { worker, message } => {
-                    if let Some(sink) = self.sinks.get(&worker) {
-                        // A worker that has gone is detached by its link.
-                        let _ = sink.send(message);
-                    }
-                }
+                Output::Tell { worker, message } => self.tell(worker, message),
                 Output::FeedWritten => self.feed_changed.send_modify(|count| *count += 1),
                 output => self.call(output),
             }
         }
+    }
+
+    /// What does not get through to a worker is as if it had not been handed out: its link is gone,
+    /// or takes nothing more, and the word of that is still on its way.
+    fn tell(&mut self, worker: WorkerKey, message: WorkerMessage) {
+        let unsent = match self.sinks.get(&worker) {
+            Some(sink) => sink.send(message).err().map(|unsent| unsent.0),
+            None => Some(message),
+        };
+        let Some(unsent) = unsent else {
+            return;
+        };
+        let now = self.clock.now();
+        self.sinks.remove(&worker);
+        self.node.handle(Input::Detach { worker }, now);
+        let WorkerMessage::Tasks(tasks) = unsent else {
+            return;
+        };
+        for task in tasks {
+            let HandedTask { id: task, handed_at, .. } = task;
+            self.node.handle(Input::Undelivered { task, handed_at }, now);
+        }
+        self.node.flush(now);
     }
 
     /// A call of the store: its answer is an input.
@@ -226,25 +246,33 @@ impl Driver {
                 }
                 Output::Renew(node) => {
                     let renewed = store.renew(node, options.lease_ttl).await;
-                    Input::Renewed(renewed)
+                    Input::Renewed(node, renewed)
                 }
-                Output::Commit(node, batch) => Input::Committed(store.commit(node, &batch).await),
+                Output::Commit(node, batch) => {
+                    Input::Committed(node, store.commit(node, &batch).await)
+                }
                 Output::StartKeyed(node, starts) => {
-                    Input::KeyedStarted(store.start_keyed(node, &starts).await)
+                    Input::KeyedStarted(node, store.start_keyed(node, &starts).await)
                 }
                 Output::Load(node, asked) => {
                     let loaded = load::load(&*store, &plans, node, &asked).await;
-                    Input::Loaded { asked, loaded }
+                    Input::Loaded { node, asked, loaded }
                 }
-                Output::Adopt(node, limit) => Input::Adopted(store.adopt(node, limit).await),
-                Output::Heads(ids) => Input::Heads(store.heads(&ids).await),
-                Output::Due(node, until, limit) => Input::Due(store.due(node, until, limit).await),
+                Output::Adopt(node, limit) => Input::Adopted(node, store.adopt(node, limit).await),
+                Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
+                Output::Due(node, until, limit) => {
+                    Input::Due(node, store.due(node, until, limit).await)
+                }
                 Output::Claim { node, queues, limit, lease } => {
-                    Input::Claimed(store.claim(node, &queues, limit, lease).await)
+                    Input::Claimed(node, store.claim(node, &queues, limit, lease).await)
                 }
                 Output::Overflow(node, tasks) => {
                     let result = store.overflow(node, &tasks).await;
-                    Input::Overflowed { tasks, result }
+                    Input::Overflowed { node, tasks, result }
+                }
+                Output::ReleaseQuarantine { node, execution, release, reply } => {
+                    let released = store.release_quarantine(node, execution, &release).await;
+                    Input::QuarantineReleased { node, execution, released, reply }
                 }
                 Output::WithdrawOverflow(keys) => {
                     if let Err(error) = store.withdraw(&keys).await {
@@ -275,11 +303,14 @@ fn span(output: &Output<Reply>) -> Span {
         Output::Join => debug_span!("join"),
         Output::Renew(node) => debug_span!("renew", node = node.0),
         Output::Adopt(node, limit) => debug_span!("adopt", node = node.0, limit),
-        Output::Heads(ids) => debug_span!("heads", executions = ids.len()),
+        Output::Heads(node, ids) => debug_span!("heads", node = node.0, executions = ids.len()),
         Output::Due(node, ..) => debug_span!("due", node = node.0),
         Output::Claim { node, limit, .. } => debug_span!("claim", node = node.0, limit),
         Output::Overflow(node, tasks) => {
             debug_span!("overflow", node = node.0, tasks = tasks.len())
+        }
+        Output::ReleaseQuarantine { node, execution, .. } => {
+            debug_span!("release_quarantine", node = node.0, %execution)
         }
         Output::WithdrawOverflow(tasks) => debug_span!("withdraw", tasks = tasks.len()),
         Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => Span::none(),

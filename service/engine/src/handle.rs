@@ -6,15 +6,16 @@ use std::time::Duration;
 use recoup_core::command::{Command, RequestId, TaskId};
 use recoup_core::execution::Execution;
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
+use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
-use recoup_store::Store;
+use recoup_store::{Release, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::driver::{Clock, Reply, Request};
-use crate::load::Plans;
+use crate::load::{Plans, Remains, remains};
 use crate::node::io::{
-    Answer, Input, Offer, Refusal, Snapshot, StartSpec, WorkerKey, WorkerMessage,
+    Answer, Input, Offer, Refusal, SessionKey, Snapshot, StartSpec, WorkerKey, WorkerMessage,
 };
 
 /// Cheap to clone. The engine ends when [`Engine::stop`] is called.
@@ -33,8 +34,8 @@ pub struct Engine {
 pub struct Started {
     /// After the start was committed; of [`Engine::run`], at the end or when the wait was over.
     pub state: Arc<Execution>,
-    /// False: an earlier call with the same request id, or the key's policy, chose this one.
-    pub is_new: bool,
+    /// The request started it, now or when it was first sent. False: it is one that had the key.
+    pub is_own: bool,
 }
 
 /// What a worker offers to do; see [`Offer`].
@@ -106,28 +107,60 @@ impl Engine {
     pub async fn snapshot(&self, execution: ExecutionId) -> Result<Snapshot, Refusal> {
         match self.ask(|reply| Input::Get { execution, reply }).await? {
             Answer::Snapshot(snapshot) => Ok(snapshot),
-            Answer::Done { .. } | Answer::Beat { .. } => Err(Refusal::Stopping),
+            Answer::Done { .. } | Answer::Beat { .. } | Answer::Released => Err(Refusal::Stopping),
         }
     }
 
-    /// Whether the worker should stop what it does.
-    pub async fn heartbeat(&self, task: TaskId) -> Result<bool, Refusal> {
+    /// Ends the quarantine of an execution: this node becomes its owner, reads it and goes on. Answers
+    /// with the state that it then has; [`Refusal::Quarantined`] if what put it there is still so.
+    pub async fn release_quarantine(
+        &self,
+        execution: ExecutionId,
+        release: Release,
+    ) -> Result<Arc<Execution>, Refusal> {
+        let answer =
+            self.ask(|reply| Input::ReleaseQuarantine { execution, release, reply }).await?;
+        Ok(started(answer).state)
+    }
+
+    /// What is known of an execution that no node goes on with; none if there is no such execution.
+    pub async fn remains(&self, execution: ExecutionId) -> recoup_store::Result<Option<Remains>> {
+        remains(&*self.store, &self.plans, execution).await
+    }
+
+    /// Whether the worker should stop what it does. `details`: how far it is; none leaves what was said
+    /// before.
+    pub async fn heartbeat(&self, task: TaskId, details: Option<Payload>) -> Result<bool, Refusal> {
         let is_step = task.path.compensated().is_none();
-        match self.ask(|reply| Input::Heartbeat { task, reply }).await? {
+        match self.ask(|reply| Input::Heartbeat { task, details, reply }).await? {
             Answer::Beat { cancel_requested } => Ok(cancel_requested),
             // The execution had to be read first, and the start was recorded on the way.
             Answer::Done { state, .. } => Ok(is_step && state.is_stopping()),
-            Answer::Snapshot(_) => Err(Refusal::Stopping),
+            Answer::Snapshot(_) | Answer::Released => Err(Refusal::Stopping),
         }
     }
 
-    /// Gives a task back that was not started.
-    pub async fn release(&self, task: TaskId) {
-        self.tell(Input::Release { task }).await;
+    /// Gives a task back that was not started, for the session that it was handed to; an empty id is
+    /// none. Where another has it by now, it stays there.
+    pub async fn release(&self, task: TaskId, session: String) -> Result<(), Refusal> {
+        self.ask(|reply| Input::Release { task, session, reply }).await.map(drop)
+    }
+
+    /// Gives tasks back that were handed over and never left this process. Never waits.
+    pub fn undelivered(&self, tasks: Vec<(TaskId, Timestamp)>) {
+        if tasks.is_empty() {
+            return;
+        }
+        let engine = self.clone();
+        tokio::spawn(async move {
+            for (task, handed_at) in tasks {
+                engine.tell(Input::Undelivered { task, handed_at }).await;
+            }
+        });
     }
 
     /// A message came from this session: it lives.
-    pub async fn touch(&self, session: String) {
+    pub async fn touch(&self, session: SessionKey) {
         self.tell(Input::Touch { session }).await;
     }
 
@@ -186,9 +219,11 @@ impl Engine {
 
 fn started(answer: Answer) -> Started {
     match answer {
-        Answer::Done { state, is_new } => Started { state, is_new },
-        Answer::Snapshot(snapshot) => Started { state: snapshot.state, is_new: false },
-        Answer::Beat { .. } => unreachable!("only heartbeats are answered so"),
+        Answer::Done { state, is_own } => Started { state, is_own },
+        Answer::Snapshot(snapshot) => Started { state: snapshot.state, is_own: false },
+        Answer::Beat { .. } | Answer::Released => {
+            unreachable!("only heartbeats and releases are answered so")
+        }
     }
 }
 

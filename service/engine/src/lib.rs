@@ -15,5 +15,6 @@ pub mod token;
 mod transition;
 
 pub use handle::{Engine, Started, Worker, WorkerLink};
+pub use load::Remains;
 pub use node::io::{HandedTask, Refusal, Snapshot, StartSpec, WorkerMessage};
 pub use options::Options;

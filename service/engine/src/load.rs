@@ -1,16 +1,22 @@
 //! From stored rows back to states and plans.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use recoup_core::decide::next_wake;
 use recoup_core::evolve::{Transition, fold};
-use recoup_core::execution::Execution;
+use recoup_core::execution::{CompensationState, Execution, State, TraceContext};
+use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
 use recoup_core::plan::Plan;
-use recoup_store::{History, NodeId, Store, WorkflowVersion, format};
+use recoup_core::quarantine::QuarantineReason;
+use recoup_store::{
+    History, IndexRow, Listed, NodeId, Store, StoredTransition, WorkflowVersion, format,
+};
 
-use crate::node::io::Loaded;
+use crate::node::io::{Damage, Loaded, Unusable};
 
 /// Plans in memory; beyond it all are made anew.
 const PLANS_MAX: usize = 10_000;
@@ -38,27 +44,41 @@ impl Plans {
         name: &WorkflowName,
         version: Option<u32>,
     ) -> Result<Option<Arc<Plan>>, String> {
+        let found = self.look_up(store, namespace, name, version).await;
+        found.map_err(|error| error.to_string())?.map_err(|unplanned| unplanned.to_string())
+    }
+
+    /// As [`Plans::find`], but tells a store that does not answer from a definition that is no plan.
+    async fn look_up(
+        &self,
+        store: &dyn Store,
+        namespace: &Namespace,
+        name: &WorkflowName,
+        version: Option<u32>,
+    ) -> recoup_store::Result<Result<Option<Arc<Plan>>, Unplanned>> {
         let name_key = (namespace.clone(), name.clone());
         match version {
             Some(version) => {
                 let key = (namespace.clone(), name.clone(), version);
                 if let Some(plan) = lock(&self.plans).get(&key) {
-                    return Ok(Some(plan.clone()));
+                    return Ok(Ok(Some(plan.clone())));
                 }
             }
             None => {
                 if let Some((at, plan)) = lock(&self.latest).get(&name_key)
                     && at.elapsed().as_millis() < LATEST_MILLIS
                 {
-                    return Ok(Some(plan.clone()));
+                    return Ok(Ok(Some(plan.clone())));
                 }
             }
         }
-        let row = store.workflow(namespace, name, version).await.map_err(|e| e.to_string())?;
-        let Some(row) = row else {
-            return Ok(None);
+        let Some(row) = store.workflow(namespace, name, version).await? else {
+            return Ok(Ok(None));
         };
-        let plan = self.compile(&row)?;
+        let plan = match self.compile(&row) {
+            Ok(plan) => plan,
+            Err(unplanned) => return Ok(Err(unplanned)),
+        };
         if version.is_none() {
             let mut latest = lock(&self.latest);
             if latest.len() >= PLANS_MAX {
@@ -66,7 +86,7 @@ impl Plans {
             }
             latest.insert(name_key, (Instant::now(), plan.clone()));
         }
-        Ok(Some(plan))
+        Ok(Ok(Some(plan)))
     }
 
     /// After a registration or a retirement on this node.
@@ -74,15 +94,23 @@ impl Plans {
         lock(&self.latest).remove(&(namespace.clone(), name.clone()));
     }
 
-    fn compile(&self, row: &WorkflowVersion) -> Result<Arc<Plan>, String> {
+    fn compile(&self, row: &WorkflowVersion) -> Result<Arc<Plan>, Unplanned> {
         let key = (row.namespace.clone(), row.name.clone(), row.version);
         if let Some(plan) = lock(&self.plans).get(&key) {
             return Ok(plan.clone());
         }
         let definition = format::decode_workflow(row.format, &row.definition);
-        let definition = definition.map_err(|error| error.to_string())?;
+        let definition = definition.map_err(|error| match error {
+            format::Error::UnknownFormat(number) if number > format::CURRENT => {
+                Unplanned::Newer(format!("version {} of {}: {error}", row.version, row.name))
+            }
+            _ => Unplanned::Unreadable(format!("version {} of {}: {error}", row.version, row.name)),
+        })?;
         let plan = Plan::compile(&definition, row.version).map_err(|issues| {
-            format!("version {} of {} does not compile: {issues:?}", row.version, row.name)
+            let (version, name) = (row.version, &row.name);
+            Unplanned::Unreadable(format!(
+                "version {version} of {name} does not compile: {issues:?}"
+            ))
         })?;
         let plan = Arc::new(plan);
         let mut plans = lock(&self.plans);
@@ -94,12 +122,22 @@ impl Plans {
     }
 }
 
+/// Why a workflow version that is there gives no plan.
+#[derive(Clone, Debug, thiserror::Error)]
+enum Unplanned {
+    /// A newer binary wrote it.
+    #[error("{0}")]
+    Newer(String),
+    #[error("{0}")]
+    Unreadable(String),
+}
+
 /// No panic leaves a map half changed, so a poisoned lock is as good as a whole one.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Loads executions with their plans. One that can not be folded is reported as such and hurts no
+/// Loads executions with their plans. One that nobody can go on with is reported as such and hurts no
 /// other.
 pub async fn load(
     store: &dyn Store,
@@ -110,31 +148,183 @@ pub async fn load(
     let histories = store.load(node, executions).await.map_err(|error| error.to_string())?;
     let mut loaded = Vec::with_capacity(histories.len());
     for history in histories {
-        let state = match fold_history(&history) {
-            Ok(state) => {
-                let version = Some(state.version);
-                // A plan that can not be read now may be readable later: the whole load fails.
-                match plans.find(store, &state.namespace, &state.workflow, version).await? {
-                    Some(plan) => Ok((Arc::new(state), plan)),
-                    None => Err("its workflow version is gone".to_owned()),
-                }
-            }
-            Err(reason) => Err(reason),
+        let state = match &history.quarantine {
+            Some(row) if row.in_force() => Err(Unusable::Quarantined(row.quarantine.clone())),
+            _ => judge(store, plans, &history).await?,
         };
-        loaded.push(Loaded { execution: history.execution, owner: history.owner, state });
+        let History { execution, owner, quarantine, .. } = history;
+        loaded.push(Loaded { execution, owner, state, quarantine });
     }
     Ok(loaded)
 }
 
-/// Folds a whole history.
-pub fn fold_history(history: &History) -> Result<Execution, String> {
-    let mut state = None;
-    for row in &history.transitions {
-        let data = format::decode_transition(row.format, &row.data).map_err(|e| e.to_string())?;
-        let sequence = row.sequence;
-        let transition = Transition { sequence, decided_at: data.decided_at, events: data.events };
-        let next = fold(state.take(), history.execution, &transition).map_err(|e| e.to_string())?;
-        state = Some(next);
+/// Folds a history and finds its plan. An error is one of the store: all of it may be read later.
+async fn judge(
+    store: &dyn Store,
+    plans: &Plans,
+    history: &History,
+) -> Result<Result<(Arc<Execution>, Arc<Plan>), Unusable>, String> {
+    let Folded { state, fault } = fold_history(history);
+    let (reason, detail) = match (&state, fault) {
+        (Some(known), None) => {
+            let version = Some(known.version);
+            let found = plans.look_up(store, &known.namespace, &known.workflow, version).await;
+            match found.map_err(|error| error.to_string())? {
+                Ok(Some(plan)) if is_sound(known, &plan) => {
+                    return Ok(Ok((Arc::new(state.expect("it was there just now")), plan)));
+                }
+                Ok(Some(_)) => (QuarantineReason::DecisionPanicked, "its next step panics".into()),
+                Ok(None) => {
+                    (QuarantineReason::WorkflowUnreadable, "its workflow version is gone".into())
+                }
+                Err(Unplanned::Newer(reason)) => return Ok(Err(Unusable::Newer(reason))),
+                Err(Unplanned::Unreadable(reason)) => {
+                    (QuarantineReason::WorkflowUnreadable, reason)
+                }
+            }
+        }
+        (_, Some(Fault::Newer(reason))) => return Ok(Err(Unusable::Newer(reason))),
+        (_, Some(Fault::Gap(what))) => (QuarantineReason::HistoryGap, what),
+        (_, Some(Fault::Unreadable(what))) => (QuarantineReason::HistoryUnreadable, what),
+        (None, None) => (QuarantineReason::HistoryGap, "the history is empty".into()),
+    };
+    let (namespace, subject) = match &state {
+        Some(state) => (state.namespace.clone(), Subject::of(state)),
+        None => {
+            let listed = store.indexed(history.execution).await;
+            let listed = listed.map_err(|error| error.to_string())?;
+            subject_of(history.execution, listed.map(|listed| listed.index))
+        }
+    };
+    let damage = Damage { reason, detail, namespace, subject };
+    Ok(Err(Unusable::Damaged(Box::new(damage))))
+}
+
+/// What would panic about a state is asked here, where it hurts nobody.
+fn is_sound(state: &Execution, plan: &Plan) -> bool {
+    catch_unwind(AssertUnwindSafe(|| next_wake(state, plan))).is_ok()
+}
+
+/// What the index says of an execution whose history says nothing.
+fn subject_of(execution: ExecutionId, index: Option<IndexRow>) -> (Namespace, Subject) {
+    let (namespace, workflow) = match &index {
+        Some(index) => (index.namespace.clone(), index.workflow.clone()),
+        // The store has nothing to put in quarantine, and writes no event of it.
+        None => (Namespace::from("default"), WorkflowName::from("")),
+    };
+    let subject = Subject {
+        execution,
+        key: index.as_ref().and_then(|index| index.key.clone()),
+        workflow,
+        version: index.as_ref().map_or(0, |index| index.version),
+        run: index.as_ref().map_or(0, |index| index.run),
+        step: None,
+        attempt: 0,
+        max_attempts: None,
+        is_final: true,
+        decision: None,
+        state: index.as_ref().map_or(State::Running, |index| index.state),
+        compensation: index.as_ref().map_or(CompensationState::None, |index| index.compensation),
+        completed: Vec::new(),
+        sequence: 0,
+        trace: TraceContext::default(),
+    };
+    (namespace, subject)
+}
+
+/// How far a history folds.
+pub struct Folded {
+    /// After the last transition that could be read; none if the first could not.
+    pub state: Option<Execution>,
+    /// What is wrong with the next one.
+    pub fault: Option<Fault>,
+}
+
+/// Why a history does not fold to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A transition is missing.
+    Gap(String),
+    /// One can not be decoded, or does not fit.
+    Unreadable(String),
+    /// A newer binary wrote it: no damage.
+    Newer(String),
+}
+
+/// Folds a history as far as it goes.
+pub fn fold_history(history: &History) -> Folded {
+    let History { execution, transitions, .. } = history;
+    match fold_rows(*execution, transitions) {
+        Ok(state) => Folded { state, fault: None },
+        Err((sound, fault)) => {
+            // The state was used up: once more, up to there.
+            let state = fold_rows(*execution, &transitions[..sound]).ok().flatten();
+            Folded { state, fault: Some(fault) }
+        }
     }
-    state.ok_or_else(|| "its history is empty".to_owned())
+}
+
+/// The state after all rows, or how many are sound and what is wrong with the next.
+fn fold_rows(
+    execution: ExecutionId,
+    rows: &[StoredTransition],
+) -> Result<Option<Execution>, (usize, Fault)> {
+    let mut state = None;
+    for (sound, row) in rows.iter().enumerate() {
+        let next = fold_row(state.take(), execution, sound as u64 + 1, row);
+        state = Some(next.map_err(|fault| (sound, fault))?);
+    }
+    Ok(state)
+}
+
+fn fold_row(
+    state: Option<Execution>,
+    execution: ExecutionId,
+    expected: u64,
+    row: &StoredTransition,
+) -> Result<Execution, Fault> {
+    let sequence = row.sequence;
+    if sequence != expected {
+        return Err(Fault::Gap(format!("transition {expected} is missing, {sequence} follows")));
+    }
+    let data = format::decode_transition(row.format, &row.data).map_err(|error| match error {
+        format::Error::UnknownFormat(number) if number > format::CURRENT => {
+            Fault::Newer(format!("transition {sequence}: {error}"))
+        }
+        _ => Fault::Unreadable(format!("transition {sequence}: {error}")),
+    })?;
+    let transition = Transition { sequence, decided_at: data.decided_at, events: data.events };
+    match catch_unwind(AssertUnwindSafe(|| fold(state, execution, &transition))) {
+        Ok(folded) => folded.map_err(|misfit| Fault::Unreadable(misfit.to_string())),
+        Err(_) => Err(Fault::Unreadable(format!("transition {sequence}: folding it panics"))),
+    }
+}
+
+/// What is known of an execution that no node goes on with.
+#[derive(Clone, Debug)]
+pub struct Remains {
+    /// How it is found, with its quarantine.
+    pub listed: Listed,
+    /// As far as its history folds.
+    pub state: Option<Arc<Execution>>,
+    /// None if it can not be read.
+    pub plan: Option<Arc<Plan>>,
+}
+
+pub(crate) async fn remains(
+    store: &dyn Store,
+    plans: &Plans,
+    execution: ExecutionId,
+) -> recoup_store::Result<Option<Remains>> {
+    /// A reader that is no node.
+    const NOBODY: NodeId = NodeId(0);
+    let Some(listed) = store.indexed(execution).await? else {
+        return Ok(None);
+    };
+    let history = store.load(NOBODY, &[execution]).await?.pop();
+    let state = history.and_then(|history| fold_history(&history).state).map(Arc::new);
+    let index = &listed.index;
+    let version = Some(index.version);
+    let plan = plans.look_up(store, &index.namespace, &index.workflow, version).await?;
+    Ok(Some(Remains { listed, state, plan: plan.ok().flatten() }))
 }

@@ -7,6 +7,7 @@
 //! | `commit` | deciding, batching, and settling what the store answered |
 //! | `dispatch` | open attempts, queues, and handing out |
 //! | `workers` | workers, sessions, and what they hold |
+//! | `quarantine` | executions that nobody may go on with |
 //! | `ownership` | the lease, adoption, overflow, and what other nodes did |
 //!
 //! Invariants:
@@ -20,6 +21,7 @@ pub mod io;
 mod commit;
 mod dispatch;
 mod ownership;
+mod quarantine;
 mod slots;
 mod workers;
 
@@ -30,12 +32,12 @@ use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
-use recoup_store::{FeedRow, Lease, NodeId, QueueName};
+use recoup_store::{FeedRow, Lease, NewQuarantine, NodeId, QueueName};
 
 use crate::options::Options;
 use commit::{InFlight, KeyedInFlight};
 use dispatch::Queue;
-use io::{HandedTask, Input, Output, Refusal, WorkerKey};
+use io::{HandedTask, Input, Output, Refusal, SessionKey, WorkerKey};
 use slots::Slot;
 use workers::{Holder, SessionState, WorkerState};
 
@@ -43,7 +45,7 @@ use workers::{Holder, SessionState, WorkerState};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Execution(ExecutionId),
-    Session(String),
+    Session(SessionKey),
     Queue(QueueName),
     Renew,
     Join,
@@ -81,15 +83,22 @@ pub struct Node<R> {
     keyed_batch: Option<KeyedInFlight<R>>,
     /// Failure events of no execution, for the next batch.
     loose_events: Vec<FeedRow>,
+    /// Executions found to be damaged, for the next batch.
+    quarantines: VecDeque<NewQuarantine>,
 
     queues: BTreeMap<QueueName, Queue>,
     next_order: u64,
     workers: BTreeMap<WorkerKey, WorkerState>,
-    sessions: BTreeMap<String, SessionState>,
+    sessions: BTreeMap<SessionKey, SessionState>,
     /// What sessions hold. Survives the loss of the lease.
     held: BTreeMap<TaskId, Holder>,
     outbox: BTreeMap<WorkerKey, Vec<HandedTask>>,
     claiming: bool,
+    /// Executions that other nodes may have moved on without this one's doing, and some that no longer
+    /// are such: a round of questions goes by these, not by all that is in memory.
+    doubtful: BTreeSet<ExecutionId>,
+    /// The last one that a round came to.
+    heads_asked: ExecutionId,
 
     timers: BTreeSet<(Timestamp, Timer)>,
     outputs: VecDeque<Output<R>>,
@@ -113,6 +122,7 @@ impl<R> Node<R> {
             keyed: VecDeque::new(),
             keyed_batch: None,
             loose_events: Vec::new(),
+            quarantines: VecDeque::new(),
             queues: BTreeMap::new(),
             next_order: 0,
             workers: BTreeMap::new(),
@@ -120,6 +130,8 @@ impl<R> Node<R> {
             held: BTreeMap::new(),
             outbox: BTreeMap::new(),
             claiming: false,
+            doubtful: BTreeSet::new(),
+            heads_asked: ExecutionId(uuid::Uuid::nil()),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
@@ -141,6 +153,12 @@ impl<R> Node<R> {
     ) -> impl Iterator<Item = (ExecutionId, &std::sync::Arc<recoup_core::execution::Execution>)>
     {
         self.slots.iter().filter_map(|(id, slot)| Some((*id, slot.state()?)))
+    }
+
+    /// How many executions a round of questions to the store goes by.
+    #[cfg(feature = "mutants")]
+    pub fn in_doubt(&self) -> usize {
+        self.doubtful.len()
     }
 
     /// All that this node has about an execution, for whoever looks into why it is stuck.
@@ -181,6 +199,7 @@ impl<R> Node<R> {
         self.outputs.is_empty()
             && self.batch.is_none()
             && self.keyed_batch.is_none()
+            && self.quarantines.is_empty()
             && self.slots.values().all(|slot| slot.inbox.is_empty())
     }
 
@@ -205,18 +224,25 @@ impl<R> Node<R> {
             Input::Credit { worker, tasks } => self.credit(worker, tasks),
             Input::Touch { session } => self.touch(&session),
             Input::Detach { worker } => self.detach(worker),
-            Input::Heartbeat { task, reply } => self.heartbeat(task, reply),
-            Input::Release { task } => self.release(&task),
+            Input::Heartbeat { task, details, reply } => self.heartbeat(task, details, reply),
+            Input::Release { task, session, reply } => self.release(task, &session, reply),
+            Input::Undelivered { task, handed_at } => self.undelivered(&task, handed_at),
+            Input::ReleaseQuarantine { execution, release, reply } => {
+                self.release_quarantine(execution, release, reply);
+            }
+            Input::QuarantineReleased { node, execution, released, reply } => {
+                self.quarantine_released(node, execution, released, reply);
+            }
             Input::Joined(joined) => self.joined(joined),
-            Input::Renewed(renewed) => self.renewed(renewed),
-            Input::Committed(settled) => self.committed(settled),
-            Input::KeyedStarted(settled) => self.keyed_started(settled),
-            Input::Loaded { asked, loaded } => self.loaded(&asked, loaded),
-            Input::Adopted(adopted) => self.adopted(adopted),
-            Input::Heads(heads) => self.heads(heads),
-            Input::Due(due) => self.due(due),
-            Input::Claimed(claimed) => self.claimed(claimed),
-            Input::Overflowed { tasks, result } => self.overflowed(&tasks, result),
+            Input::Renewed(node, renewed) => self.renewed(node, renewed),
+            Input::Committed(node, settled) => self.committed(node, settled),
+            Input::KeyedStarted(node, settled) => self.keyed_started(node, settled),
+            Input::Loaded { node, asked, loaded } => self.loaded(node, &asked, loaded),
+            Input::Adopted(node, adopted) => self.adopted(node, adopted),
+            Input::Heads(node, heads) => self.heads(node, heads),
+            Input::Due(node, due) => self.due(node, due),
+            Input::Claimed(node, claimed) => self.claimed(node, claimed),
+            Input::Overflowed { node, tasks, result } => self.overflowed(node, &tasks, result),
         }
     }
 

@@ -39,6 +39,9 @@ pub struct Options {
     pub commit_retry: Duration,
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,
+    /// A decision about such a command panics, as a defect of the rules would make it.
+    #[cfg(feature = "mutants")]
+    pub panics: Option<fn(&recoup_core::command::Command) -> bool>,
 }
 
 /// Defects that the simulation must find.
@@ -72,6 +75,8 @@ impl Default for Options {
             commit_retry: Duration::from_millis(50),
             #[cfg(feature = "mutants")]
             mutant: None,
+            #[cfg(feature = "mutants")]
+            panics: None,
         }
     }
 }

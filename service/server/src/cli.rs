@@ -41,6 +41,8 @@ pub enum ClientCommand {
     Cancel(execution::CancelArguments),
     /// End an execution at once: nothing is undone, what was due is parked
     Terminate(execution::TerminateArguments),
+    /// Let an execution go on that is in quarantine, after its cause is mended
+    Release(execution::ReleaseArguments),
     /// Resolve parked compensations
     Compensation(execution::CompensationArguments),
     /// Read the failure feed
@@ -142,6 +144,7 @@ pub async fn run(command: ClientCommand) -> ExitCode {
         ClientCommand::List(it) => (it.connection.output, execution::list(it).await),
         ClientCommand::Cancel(it) => (it.connection.output, execution::cancel(it).await),
         ClientCommand::Terminate(it) => (it.connection.output, execution::terminate(it).await),
+        ClientCommand::Release(it) => (it.connection.output, execution::release(it).await),
         ClientCommand::Compensation(it) => {
             (it.connection.output, execution::compensation(it).await)
         }

@@ -20,12 +20,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
 pub use transitions::PendingCommit;
 
-use crate::contract::{NodeId, Positioned};
+use crate::contract::{NodeId, Positioned, StoredTransition};
 use state::State;
 
 /// Tells the store its time.
@@ -86,6 +87,22 @@ impl MemoryStore {
         if let Some(node) = self.lock().nodes.get_mut(&node) {
             node.lane.last = node.lane.last.max(last);
         }
+    }
+
+    /// Damages a history: takes one transition out of it, and returns it for
+    /// [`MemoryStore::put_transition`].
+    pub fn take_transition(
+        &self,
+        execution: ExecutionId,
+        sequence: u64,
+    ) -> Option<StoredTransition> {
+        self.lock().history.get_mut(&execution)?.remove(&sequence)
+    }
+
+    /// Puts a transition into a history, whatever is there: repairs it, or damages it otherwise.
+    pub fn put_transition(&self, execution: ExecutionId, transition: StoredTransition) {
+        let mut state = self.lock();
+        state.history.entry(execution).or_default().insert(transition.sequence, transition);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -146,23 +146,23 @@ impl World<'_> {
             }
             Output::Renew(node) => {
                 let ttl = self.machines[machine].options().lease_ttl;
-                Input::Renewed(ready(self.store.renew(node, ttl)))
+                Input::Renewed(node, ready(self.store.renew(node, ttl)))
             }
             Output::Commit(node, batch) => return self.commit(id, node, batch, fault),
             Output::StartKeyed(node, starts) => {
                 self.land_all_of(node);
                 match fault {
-                    Some(Fault::UnknownNotDone) => Input::KeyedStarted(Err(unknown())),
+                    Some(Fault::UnknownNotDone) => Input::KeyedStarted(node, Err(unknown())),
                     Some(Fault::UnknownLate) => {
                         self.land_later(node, LateWork::Keyed(starts));
-                        Input::KeyedStarted(Err(unknown()))
+                        Input::KeyedStarted(node, Err(unknown()))
                     }
                     fault => {
                         let settled = ready(self.store.start_keyed(node, &starts));
                         self.keyed(node, &starts, &settled);
                         match fault {
-                            Some(Fault::UnknownDone) => Input::KeyedStarted(Err(unknown())),
-                            _ => Input::KeyedStarted(settled),
+                            Some(Fault::UnknownDone) => Input::KeyedStarted(node, Err(unknown())),
+                            _ => Input::KeyedStarted(node, settled),
                         }
                     }
                 }
@@ -170,7 +170,7 @@ impl World<'_> {
             Output::Load(node, asked) => {
                 self.ledger.read_in_life.extend(asked.iter().map(|id| (node, *id)));
                 let loaded = ready(load(&self.store, &self.catalog.cache, node, &asked));
-                Input::Loaded { asked, loaded }
+                Input::Loaded { node, asked, loaded }
             }
             Output::Adopt(node, limit) => {
                 let adopted = ready(self.store.adopt(node, limit));
@@ -180,11 +180,11 @@ impl World<'_> {
                     let count = adopted.len();
                     self.note(format_args!("machine {machine} as {node:?} adopts {count}"));
                 }
-                Input::Adopted(adopted)
+                Input::Adopted(node, adopted)
             }
-            Output::Heads(ids) => Input::Heads(ready(self.store.heads(&ids))),
+            Output::Heads(node, ids) => Input::Heads(node, ready(self.store.heads(&ids))),
             Output::Due(node, until, limit) => {
-                Input::Due(ready(self.store.due(node, until, limit)))
+                Input::Due(node, ready(self.store.due(node, until, limit)))
             }
             Output::Claim { node, queues, limit, lease } => {
                 let claimed = ready(self.store.claim(node, &queues, limit, lease));
@@ -194,13 +194,13 @@ impl World<'_> {
                     let count = claimed.len();
                     self.note(format_args!("machine {machine} as {node:?} claims {count}"));
                 }
-                Input::Claimed(claimed)
+                Input::Claimed(node, claimed)
             }
             Output::Overflow(node, tasks) => {
                 let result = ready(self.store.overflow(node, &tasks));
                 let count = tasks.len();
                 self.note(format_args!("machine {machine} as {node:?} overflows {count}"));
-                Input::Overflowed { tasks, result }
+                Input::Overflowed { node, tasks, result }
             }
             Output::WithdrawOverflow(keys) => {
                 // The model does not fail here, and nobody waits for an answer.
@@ -209,6 +209,10 @@ impl World<'_> {
                 self.crash_at(machine, life, site, Moment::BeforeAnswer);
                 return;
             }
+            Output::ReleaseQuarantine { node, execution, release, reply } => {
+                let released = ready(self.store.release_quarantine(node, execution, &release));
+                Input::QuarantineReleased { node, execution, released, reply }
+            }
             Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => return,
         };
         self.answer_later(id, input);
@@ -216,7 +220,7 @@ impl World<'_> {
 
     fn commit(&mut self, id: CallId, node: NodeId, batch: Arc<Batch>, fault: Option<Fault>) {
         self.land_all_of(node);
-        let unknown = || Input::Committed(Err(Error::OutcomeUnknown("simulated".into())));
+        let unknown = || Input::Committed(node, Err(Error::OutcomeUnknown("simulated".into())));
         match fault {
             Some(Fault::UnknownNotDone) => return self.answer_later(id, unknown()),
             Some(Fault::UnknownLate) => {
@@ -227,7 +231,7 @@ impl World<'_> {
         }
         let pending = match self.store.begin_commit(node, &batch) {
             Ok(pending) => pending,
-            Err(error) => return self.answer_later(id, Input::Committed(Err(error))),
+            Err(error) => return self.answer_later(id, Input::Committed(node, Err(error))),
         };
         if fault == Some(Fault::UnknownOpen) {
             self.land_later(node, LateWork::Open(pending));
@@ -265,10 +269,13 @@ impl World<'_> {
             self.calls.remove(&id);
             return;
         }
+        let node = pending.node();
         let settled = self.finish_commit(pending);
         let input = match reported {
-            Reported::Truth => Input::Committed(settled),
-            Reported::Unknown => Input::Committed(Err(Error::OutcomeUnknown("simulated".into()))),
+            Reported::Truth => Input::Committed(node, settled),
+            Reported::Unknown => {
+                Input::Committed(node, Err(Error::OutcomeUnknown("simulated".into())))
+            }
         };
         self.answer_later(id, input);
     }
@@ -392,7 +399,7 @@ impl World<'_> {
         // The lease was granted somewhere between question and answer: at the question, to be safe.
         let under_way = self.now().since(asked_at);
         match &mut input {
-            Input::Joined(Ok(lease)) | Input::Renewed(Ok(lease)) => {
+            Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) => {
                 lease.expires_at = lease.expires_at - under_way;
             }
             _ => {}
@@ -409,15 +416,20 @@ impl World<'_> {
 fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<ReplyId>> {
     Some(match output {
         Output::Join => Input::Joined(Err(error())),
-        Output::Renew(_) => Input::Renewed(Err(error())),
-        Output::Commit(..) => Input::Committed(Err(error())),
-        Output::StartKeyed(..) => Input::KeyedStarted(Err(error())),
-        Output::Load(_, asked) => Input::Loaded { asked, loaded: Err(error().to_string()) },
-        Output::Adopt(..) => Input::Adopted(Err(error())),
-        Output::Heads(_) => Input::Heads(Err(error())),
-        Output::Due(..) => Input::Due(Err(error())),
-        Output::Claim { .. } => Input::Claimed(Err(error())),
-        Output::Overflow(_, tasks) => Input::Overflowed { tasks, result: Err(error()) },
+        Output::Renew(node) => Input::Renewed(node, Err(error())),
+        Output::Commit(node, _) => Input::Committed(node, Err(error())),
+        Output::StartKeyed(node, _) => Input::KeyedStarted(node, Err(error())),
+        Output::Load(node, asked) => {
+            Input::Loaded { node, asked, loaded: Err(error().to_string()) }
+        }
+        Output::Adopt(node, _) => Input::Adopted(node, Err(error())),
+        Output::Heads(node, _) => Input::Heads(node, Err(error())),
+        Output::Due(node, ..) => Input::Due(node, Err(error())),
+        Output::Claim { node, .. } => Input::Claimed(node, Err(error())),
+        Output::Overflow(node, tasks) => Input::Overflowed { node, tasks, result: Err(error()) },
+        Output::ReleaseQuarantine { node, execution, reply, .. } => {
+            Input::QuarantineReleased { node, execution, released: Err(error()), reply }
+        }
         Output::WithdrawOverflow(_)
         | Output::Reply { .. }
         | Output::Tell { .. }

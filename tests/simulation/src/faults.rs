@@ -77,6 +77,7 @@ pub enum Site {
     Claim,
     Overflow,
     WithdrawOverflow,
+    ReleaseQuarantine,
 }
 
 impl Site {
@@ -102,11 +103,12 @@ impl Site {
             Output::StartKeyed(..) => Some(Self::StartKeyed),
             Output::Load(..) => Some(Self::Load),
             Output::Adopt(..) => Some(Self::Adopt),
-            Output::Heads(_) => Some(Self::Heads),
+            Output::Heads(..) => Some(Self::Heads),
             Output::Due(..) => Some(Self::Due),
             Output::Claim { .. } => Some(Self::Claim),
             Output::Overflow(..) => Some(Self::Overflow),
             Output::WithdrawOverflow(_) => Some(Self::WithdrawOverflow),
+            Output::ReleaseQuarantine { .. } => Some(Self::ReleaseQuarantine),
             Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => None,
         }
     }

@@ -168,4 +168,24 @@ impl Client {
         let response = rpc!(self, ExecutionServiceClient.skip_compensation(request)).await?;
         Ok(response.compensation_state())
     }
+
+    /// Ends the quarantine of an execution, after what put it there was mended: it goes on. A reason is
+    /// required. Answers with the state that it has.
+    ///
+    /// # Errors
+    /// `EXECUTION_NOT_FOUND`, `EXECUTION_NOT_QUARANTINED`, `EXECUTION_QUARANTINED` if it was not mended, and
+    /// those of every call.
+    pub async fn release_execution(
+        &self,
+        execution_id: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Result<v1::ExecutionState, Error> {
+        let request = v1::ReleaseExecutionRequest {
+            execution_id: execution_id.into(),
+            reason: reason.into(),
+            request_id: new_request_id(),
+        };
+        let response = rpc!(self, ExecutionServiceClient.release_execution(request)).await?;
+        Ok(response.state())
+    }
 }

@@ -6,8 +6,9 @@ use recoup_core::execution::{
 };
 use recoup_core::id::StepPath;
 use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
-use recoup_engine::Snapshot;
+use recoup_engine::{Remains, Snapshot};
 use recoup_proto::v1;
 use recoup_store::Listed;
 
@@ -17,6 +18,8 @@ use super::{error, payload, time};
 /// Warnings in one message.
 const WARNINGS_MAX: usize = 1_000;
 
+super::to_proto!(quarantine_reason: QuarantineReason => v1::QuarantineReason:
+    HistoryGap HistoryUnreadable WorkflowUnreadable DecisionPanicked StoreRefused);
 super::to_proto!(state: State => v1::ExecutionState:
     Running Retrying Paused Compensating Cancelling
     Succeeded Warning Failed TimedOut Cancelled Terminated);
@@ -74,7 +77,52 @@ fn node_error(node: &Node) -> Option<&recoup_core::error::Error> {
 
 /// All that is known.
 pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
-    let execution = &*snapshot.state;
+    v1::ExecutionInfo {
+        pending_attempts: pending(snapshot, now),
+        quarantine: snapshot.quarantine.as_ref().map(|row| {
+            let released = row.released.as_ref();
+            v1::QuarantineInfo {
+                released_at: released.map(|released| time::timestamp(released.at)),
+                release_reason: released.map_or(String::new(), |released| released.reason.clone()),
+                ..quarantine(&row.quarantine)
+            }
+        }),
+        ..of_state(&snapshot.state)
+    }
+}
+
+/// What is known of an execution in quarantine: its history as far as it folds, and what it is found
+/// by, which may be later.
+pub fn remains(remains: &Remains) -> v1::ExecutionInfo {
+    let indexed = listed(&remains.listed);
+    let Some(state) = &remains.state else {
+        return indexed;
+    };
+    let folded = of_state(state);
+    v1::ExecutionInfo {
+        state: indexed.state,
+        phase: indexed.phase,
+        compensation_state: indexed.compensation_state,
+        run: indexed.run,
+        ended_at: indexed.ended_at,
+        error: folded.error.clone().or(indexed.error),
+        quarantined: indexed.quarantined,
+        quarantine: indexed.quarantine,
+        ..folded
+    }
+}
+
+fn quarantine(quarantine: &Quarantine) -> v1::QuarantineInfo {
+    v1::QuarantineInfo {
+        reason: quarantine_reason(quarantine.reason).into(),
+        detail: quarantine.detail.clone(),
+        quarantined_at: Some(time::timestamp(quarantine.at)),
+        ..v1::QuarantineInfo::default()
+    }
+}
+
+/// What a state says, without what is under way.
+fn of_state(execution: &Execution) -> v1::ExecutionInfo {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     v1::ExecutionInfo {
         execution_id: execution.id.to_string(),
@@ -94,12 +142,13 @@ pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
         error: execution.error.as_ref().or(stop_error).map(error::to_proto),
         failed_step: failed_step(execution),
         warnings: warnings(execution),
-        pending_attempts: pending(snapshot, now),
+        pending_attempts: Vec::new(),
         compensations: execution.compensations.iter().map(compensation).collect(),
         completed_steps: completed(execution),
         reason: execution.cancel_reason.clone().unwrap_or_default(),
         quarantined: false,
         traceparent: execution.trace.traceparent.clone(),
+        quarantine: None,
     }
 }
 
@@ -145,7 +194,9 @@ fn pending(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::PendingAttempt> {
                 .map(time::timestamp),
             next_retry_at: waits.then(|| time::timestamp(open.attempt.scheduled_at)),
             last_error: open.task.last_error.as_ref().map(error::to_proto),
-            heartbeat_details: None,
+            heartbeat_details: live
+                .and_then(|live| live.details.as_ref())
+                .map(super::payload::to_proto),
         }
     };
     execution.open_attempts().map(convert).collect()
@@ -218,6 +269,8 @@ pub fn listed(listed: &Listed) -> v1::ExecutionInfo {
         ended_at: index.ended_at.map(time::timestamp),
         error: error
             .map(|error_type| v1::Error { r#type: error_type.clone(), ..v1::Error::default() }),
+        quarantined: listed.quarantine.is_some(),
+        quarantine: listed.quarantine.as_ref().map(quarantine),
         ..v1::ExecutionInfo::default()
     }
 }

@@ -26,12 +26,14 @@ super::to_proto!(kind: FailureKind => v1::FailureKind:
     AttemptFailed StepFailed StepIgnored
     ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
     CompensationStarted CompensationDone CompensationParked
-    HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap);
+    HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
+    ExecutionQuarantined);
 super::from_proto!(kind_from: v1::FailureKind => FailureKind:
     AttemptFailed StepFailed StepIgnored
     ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
     CompensationStarted CompensationDone CompensationParked
-    HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap);
+    HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
+    ExecutionQuarantined);
 
 /// Names the content of a payload: where in which history it stands, and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +176,7 @@ pub fn gap(gap: &Gap, at: Timestamp) -> v1::FailureEvent {
         gap: Some(v1::FeedGap {
             from_cursor: gap.from.clone(),
             to_cursor: gap.to.clone(),
+            events: gap.events,
             reason: "retention deleted events between these cursors before they were read".into(),
         }),
         ..v1::FailureEvent::default()
@@ -199,22 +202,13 @@ pub fn filter_from(filter: Option<v1::FailureFilter>, field: &str) -> Result<Fil
     let mut kinds = Vec::new();
     for (index, number) in filter.kinds.iter().enumerate() {
         let known = v1::FailureKind::try_from(*number);
-        match known {
-            // Never written by this service: nothing can match.
-            Ok(v1::FailureKind::ExecutionQuarantined) => {}
-            _ => {
-                let own = known.ok().and_then(kind_from).ok_or_else(|| {
-                    let path = format!("{field}.kinds[{index}]");
-                    Error::invalid(path, format!("{number} is not a known kind"))
-                })?;
-                if !kinds.contains(&own) {
-                    kinds.push(own);
-                }
-            }
+        let own = known.ok().and_then(kind_from).ok_or_else(|| {
+            let path = format!("{field}.kinds[{index}]");
+            Error::invalid(path, format!("{number} is not a known kind"))
+        })?;
+        if !kinds.contains(&own) {
+            kinds.push(own);
         }
-    }
-    if kinds.is_empty() && !filter.kinds.is_empty() {
-        kinds.push(FailureKind::FeedGap);
     }
     Ok(Filter {
         namespace: text::namespace_pattern(&filter.namespace, &format!("{field}.namespace"))?,

@@ -9,15 +9,17 @@ use recoup_core::command::{Command, Rejection};
 use recoup_core::decide::{Decider, next_wake};
 use recoup_core::event::Event;
 use recoup_core::execution::Execution;
+use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, StepPath, TransitionId};
 use recoup_core::plan::Plan;
+use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
 use recoup_store::{
-    Batch, Error, IndexRow, KeySettled, KeyedStart, Settled, StartRequest, TaskKey, Transition,
-    format,
+    Batch, Error, FeedRow, IndexRow, KeySettled, KeyedStart, NodeId, Settled, StartRequest,
+    TaskKey, Transition, format,
 };
 
-use super::io::{Answer, Output, Refusal};
+use super::io::{Answer, Damage, Output, Refusal};
 use super::slots::{Known, Pending, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
@@ -48,6 +50,14 @@ struct Entry<R> {
     decided: Vec<Decided<R>>,
 }
 
+/// A decision, and what follows from it: all that could panic.
+struct Finished {
+    events: Vec<Event>,
+    next: Execution,
+    feed: Vec<FeedRow>,
+    wake: Option<Timestamp>,
+}
+
 type Decided<R> = (Pending<R>, Result<(), Rejection>);
 
 impl<R> Node<R> {
@@ -55,7 +65,9 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        if self.batch.is_some() || (self.ready.is_empty() && self.loose_events.is_empty()) {
+        let nothing =
+            self.ready.is_empty() && self.loose_events.is_empty() && self.quarantines.is_empty();
+        if self.batch.is_some() || nothing {
             return;
         }
         let mut batch = Batch { feed: std::mem::take(&mut self.loose_events), ..Batch::default() };
@@ -71,7 +83,15 @@ impl<R> Node<R> {
                 batch.transitions.push(transition);
             }
         }
-        if entries.is_empty() && batch.feed.is_empty() {
+        // Those too that were found just now: nothing of theirs is in the batch.
+        while batch.quarantined.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(new) = self.quarantines.pop_front()
+        {
+            bytes += new.event.data.len();
+            batch.quarantined.push(new);
+        }
+        if entries.is_empty() && batch.feed.is_empty() && batch.quarantined.is_empty() {
             return;
         }
         let batch = Arc::new(batch);
@@ -90,7 +110,7 @@ impl<R> Node<R> {
         let (state, plan) = match &slot.known {
             Known::State(state, plan) => (Some(state.clone()), plan.clone()),
             Known::New(plan) => (None, plan.clone()),
-            Known::Unread | Known::Quarantined(_) => return None,
+            Known::Unread | Known::Quarantined => return None,
         };
         if let Some(state) = &state {
             let doubted = slot.inbox.iter_mut().filter(|one| !one.verified);
@@ -103,22 +123,41 @@ impl<R> Node<R> {
             }
         }
         let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
+        #[cfg(feature = "mutants")]
+        let panics = self.options.panics;
         let decision = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(feature = "mutants")]
+            if let Some(panics) = panics
+                && pending.iter().any(|one| panics(&one.command))
+            {
+                panic!("a defect of a test");
+            }
             let mut decider = Decider::new(state.as_deref(), &plan, now, random);
             let decide =
                 |one: &Pending<R>| decider.decide(one.command.clone(), one.request.as_ref());
             let verdicts: Vec<_> = pending.iter().map(decide).collect();
-            (verdicts, decider.finish())
+            let finished = decider.finish().map(|(events, next)| {
+                let feed = feed_rows(&next, &plan, &events);
+                let wake = next_wake(&next, &plan);
+                Finished { events, next, feed, wake }
+            });
+            (verdicts, finished)
         }));
-        let Ok((verdicts, finished)) = decision else {
-            return self.quarantine(id, pending);
+        let (verdicts, finished) = match decision {
+            Ok(decided) => decided,
+            Err(panic) => {
+                slot.inbox.extend(pending);
+                let known = state.map(|state| (state.namespace.clone(), Subject::of(&state)));
+                self.decision_panicked(id, known, words(&*panic));
+                return None;
+            }
         };
         let decided: Vec<Decided<R>> = pending.into_iter().zip(verdicts).collect();
-        let Some((events, next)) = finished else {
+        let Some(finished) = finished else {
             self.nothing_decided(id, decided, state);
             return None;
         };
-        let (entry, transition) = self.entry(id, events, next, plan, decided);
+        let (entry, transition) = self.entry(id, finished, plan, decided);
         #[cfg(feature = "mutants")]
         let entry = self.reply_before_commit(entry);
         Some((entry, transition))
@@ -127,14 +166,14 @@ impl<R> Node<R> {
     fn entry(
         &mut self,
         id: ExecutionId,
-        events: Vec<Event>,
-        next: Execution,
+        finished: Finished,
         plan: Arc<Plan>,
         decided: Vec<Decided<R>>,
     ) -> (Entry<R>, Transition) {
+        let Finished { events, next, feed, wake } = finished;
         let transition_id =
             TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
-        let wake_at = self.sleeps_until(&next, &plan);
+        let wake_at = self.sleeps_until(&next, wake);
         let slot = self.slots.get_mut(&id).expect("the slot that was just decided on");
         slot.in_flight = true;
         let unchanged = slot.owned
@@ -171,7 +210,7 @@ impl<R> Node<R> {
             data: format::encode_transition(next.decided_at, &events),
             index: index.clone(),
             request,
-            feed: feed_rows(&next, &plan, &events),
+            feed,
             overflow_done: overflow_done.clone(),
         };
         let next = Arc::new(next);
@@ -179,12 +218,12 @@ impl<R> Node<R> {
     }
 
     /// Where the next thing to do is far away: when the execution wants to be read again.
-    fn sleeps_until(&self, next: &Execution, plan: &Plan) -> Option<Timestamp> {
+    fn sleeps_until(&self, next: &Execution, wake: Option<Timestamp>) -> Option<Timestamp> {
         if !next.is_active() {
             return None;
         }
         let attempts = next.open_attempts().map(|open| open.attempt.scheduled_at);
-        let earliest = attempts.chain(next_wake(next, plan)).min()?;
+        let earliest = attempts.chain(wake).min()?;
         (earliest > self.now + self.options.sleep_horizon).then_some(earliest)
     }
 
@@ -205,7 +244,7 @@ impl<R> Node<R> {
                 continue;
             };
             let answer = match (verdict, &state) {
-                (Ok(()), Some(state)) => Ok(Answer::Done { state: state.clone(), is_new: false }),
+                (Ok(()), Some(state)) => Ok(Answer::Done { state: state.clone(), is_own: false }),
                 (Ok(()), None) => Err(Rejection::NoSuchExecution.into()),
                 (Err(rejection), _) => Err(rejection.into()),
             };
@@ -214,24 +253,8 @@ impl<R> Node<R> {
         self.settle_slot(id);
     }
 
-    /// A decision failed in a way that it must not: nobody tries it again until a person has looked.
-    fn quarantine(
-        &mut self,
-        id: ExecutionId,
-        pending: Vec<Pending<R>>,
-    ) -> Option<(Entry<R>, Transition)> {
-        tracing::error!(execution = %id, "a decision panicked; the execution is quarantined");
-        let reason = "a decision failed; see the server's log".to_owned();
-        let refusal = Refusal::Quarantined(reason.clone());
-        if let Some(slot) = self.slots.get_mut(&id) {
-            slot.known = Known::Quarantined(reason);
-            slot.inbox.extend(pending);
-        }
-        self.refuse_all(id, &refusal);
-        None
-    }
-
-    pub(super) fn committed(&mut self, settled: recoup_store::Result<Vec<Settled>>) {
+    pub(super) fn committed(&mut self, node: NodeId, settled: recoup_store::Result<Vec<Settled>>) {
+        let is_past = self.node_id() != Some(node);
         let Some(flight) = &mut self.batch else {
             return;
         };
@@ -246,7 +269,7 @@ impl<R> Node<R> {
             Ok(settled) => settled,
             Err(Error::LeaseLost) => {
                 flight.resting = true;
-                return self.lose_life();
+                return if is_past { self.commit_again() } else { self.lose_life() };
             }
             Err(error) => {
                 // Known or unknown, the same batch goes again: the store recognises it.
@@ -265,14 +288,18 @@ impl<R> Node<R> {
         for (entry, settled) in entries.into_iter().zip(settled) {
             match settled {
                 Settled::Won => self.won(entry),
-                Settled::Lost => self.lost(entry),
-                Settled::RequestTaken { execution, digest } => {
-                    self.request_taken(entry, execution, digest);
+                // Read again, a quarantine is found as another's transition is.
+                Settled::Lost | Settled::Quarantined => self.lost(entry),
+                Settled::RequestTaken { execution, digest, started } => {
+                    self.request_taken(entry, execution, digest, started);
                 }
                 Settled::Refused(reason) => self.refused(entry, reason),
             }
         }
-        if fed || !batch.feed.is_empty() {
+        for new in &batch.quarantined {
+            self.refuse_quarantined(new.execution, new.quarantine.clone());
+        }
+        if fed || !batch.feed.is_empty() || !batch.quarantined.is_empty() {
             self.outputs.push_back(Output::FeedWritten);
         }
     }
@@ -313,16 +340,16 @@ impl<R> Node<R> {
             let Some(reply) = pending.reply else {
                 continue;
             };
-            let is_new = matches!(pending.command, Command::StartExecution(_));
+            let is_own = matches!(pending.command, Command::StartExecution(_));
             match (verdict, pending.until) {
                 (Ok(()), Some(until)) if !next.state.is_ended() => {
                     let until = Some(until);
-                    let waiter = Waiter { until, reply, is_new, snapshot: false };
+                    let waiter = Waiter { until, reply, is_own, snapshot: false };
                     if let Some(slot) = self.slots.get_mut(&id) {
                         slot.waiters.push(waiter);
                     }
                 }
-                (Ok(()), _) => self.reply(reply, Ok(Answer::Done { state: next.clone(), is_new })),
+                (Ok(()), _) => self.reply(reply, Ok(Answer::Done { state: next.clone(), is_own })),
                 (Err(rejection), _) => self.reply(reply, Err(rejection.into())),
             }
         }
@@ -357,14 +384,20 @@ impl<R> Node<R> {
         }
     }
 
-    fn request_taken(&mut self, entry: Entry<R>, execution: ExecutionId, digest: u64) {
+    fn request_taken(
+        &mut self,
+        entry: Entry<R>,
+        execution: ExecutionId,
+        digest: u64,
+        started: bool,
+    ) {
         self.slots.remove(&entry.id);
         for (pending, _) in entry.decided {
             let Some(reply) = pending.reply else {
                 continue;
             };
             if pending.request.is_some_and(|request| request.digest == digest) {
-                self.use_existing(execution, pending.until, reply);
+                self.use_existing(execution, pending.until, reply, started);
             } else {
                 self.reply(reply, Err(Refusal::RequestIdReused));
             }
@@ -372,10 +405,16 @@ impl<R> Node<R> {
     }
 
     /// A start is answered by an execution that is there already.
-    fn use_existing(&mut self, execution: ExecutionId, until: Option<Timestamp>, reply: R) {
+    fn use_existing(
+        &mut self,
+        execution: ExecutionId,
+        until: Option<Timestamp>,
+        reply: R,
+        is_own: bool,
+    ) {
         // Without a wait: as soon as it is read.
         let until = Some(until.unwrap_or(self.now));
-        self.add_waiter(execution, Waiter { until, reply, is_new: false, snapshot: false });
+        self.add_waiter(execution, Waiter { until, reply, is_own, snapshot: false });
     }
 
     fn refused(&mut self, entry: Entry<R>, reason: String) {
@@ -388,16 +427,19 @@ impl<R> Node<R> {
         for attempt in &mut slot.attempts {
             attempt.acting = false;
         }
-        if own {
-            // It would be decided, and refused, for ever.
-            slot.known = Known::Quarantined(reason.clone());
-        }
         if matches!(slot.known, Known::New(_)) {
             slot.known = Known::Unread;
         }
         let replies = entry.decided.into_iter().filter_map(|(pending, _)| pending.reply);
         for reply in replies.collect::<Vec<_>>() {
             self.reply(reply, Err(Refusal::Refused(reason.clone())));
+        }
+        let known = self.slots.get(&entry.id).and_then(|slot| slot.state().cloned());
+        if let Some(state) = known.filter(|_| own) {
+            // It would be decided, and refused, for ever.
+            let (namespace, subject) = (state.namespace.clone(), Subject::of(&state));
+            let (reason, detail) = (QuarantineReason::StoreRefused, reason);
+            return self.quarantine(entry.id, Damage { reason, detail, namespace, subject });
         }
         self.touch_slot(entry.id);
         self.settle_slot(entry.id);
@@ -454,7 +496,12 @@ impl<R> Node<R> {
         self.keyed_batch = Some(KeyedInFlight { starts, entries, resting: false });
     }
 
-    pub(super) fn keyed_started(&mut self, settled: recoup_store::Result<Vec<KeySettled>>) {
+    pub(super) fn keyed_started(
+        &mut self,
+        node: NodeId,
+        settled: recoup_store::Result<Vec<KeySettled>>,
+    ) {
+        let is_past = self.node_id() != Some(node);
         let Some(flight) = &mut self.keyed_batch else {
             return;
         };
@@ -462,7 +509,7 @@ impl<R> Node<R> {
             Ok(settled) => settled,
             Err(Error::LeaseLost) => {
                 flight.resting = true;
-                return self.lose_life();
+                return if is_past { self.start_keyed_again() } else { self.lose_life() };
             }
             Err(error) => {
                 tracing::warn!(%error, "starts with keys are sent again");
@@ -476,14 +523,14 @@ impl<R> Node<R> {
         for (entry, settled) in entries.into_iter().zip(settled) {
             match settled {
                 KeySettled::Won => self.won(entry),
-                KeySettled::RequestTaken { execution, digest } => {
-                    self.request_taken(entry, execution, digest);
+                KeySettled::RequestTaken { execution, digest, started } => {
+                    self.request_taken(entry, execution, digest, started);
                 }
                 KeySettled::UseExisting { execution } => {
                     self.slots.remove(&entry.id);
                     for (pending, _) in entry.decided {
                         if let Some(reply) = pending.reply {
-                            self.use_existing(execution, pending.until, reply);
+                            self.use_existing(execution, pending.until, reply, false);
                         }
                     }
                 }
@@ -511,6 +558,12 @@ impl<R> Node<R> {
         }
     }
 
+    /// Whether the batch under way puts an execution in quarantine.
+    pub(super) fn is_quarantining(&self, id: ExecutionId) -> bool {
+        let flight = self.batch.as_ref();
+        flight.is_some_and(|flight| flight.batch.quarantined.iter().any(|new| new.execution == id))
+    }
+
     #[cfg(feature = "mutants")]
     fn reply_before_commit(&mut self, mut entry: Entry<R>) -> Entry<R> {
         if self.options.has(Mutant::ReplyBeforeCommit) {
@@ -522,11 +575,18 @@ impl<R> Node<R> {
                     let state = entry.next.clone();
                     self.outputs.push_back(Output::Reply {
                         reply,
-                        answer: Ok(Answer::Done { state, is_new: true }),
+                        answer: Ok(Answer::Done { state, is_own: true }),
                     });
                 }
             }
         }
         entry
     }
+}
+
+/// The words of a panic.
+fn words(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without words")
 }

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, RequestId, StartExecution, TaskId};
 use recoup_core::execution::{Execution, State};
-use recoup_core::id::ExecutionId;
+use recoup_core::failure_event::Subject;
+use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use recoup_store::{
-    Batch, Head, KeySettled, KeyedStart, Lease, NodeId, OverflowTask, QueueName, Settled, TaskKey,
+    Batch, Head, KeySettled, KeyedStart, Lease, NodeId, OverflowTask, QuarantineRow, QueueName,
+    Release, Settled, TaskKey,
 };
 
 /// How a caller is answered: a closure over a channel in the driver, a number in the simulation.
@@ -20,7 +24,8 @@ pub type WorkerKey = u64;
 pub enum Input<R> {
     /// The node has begun a life, or a new one after its lease was lost.
     Joined(recoup_store::Result<Lease>),
-    Renewed(recoup_store::Result<Lease>),
+    /// Answers from here on say which life has asked.
+    Renewed(NodeId, recoup_store::Result<Lease>),
     Start {
         spec: Box<StartSpec>,
         reply: R,
@@ -53,7 +58,7 @@ pub enum Input<R> {
     },
     /// Something came from a session: it lives.
     Touch {
-        session: String,
+        session: SessionKey,
     },
     /// His connection has ended, or his poll has: what he holds stays with his session.
     Detach {
@@ -61,23 +66,47 @@ pub enum Input<R> {
     },
     Heartbeat {
         task: TaskId,
+        /// None: what was said last stays.
+        details: Option<Payload>,
         reply: R,
     },
-    /// Given back unstarted: it does not count.
+    /// Given back unstarted by the session that it was handed to, or by a worker without one (an
+    /// empty id): it does not count. Changes nothing where another has it by now.
     Release {
         task: TaskId,
+        session: String,
+        reply: R,
     },
-    Committed(recoup_store::Result<Vec<Settled>>),
-    KeyedStarted(recoup_store::Result<Vec<KeySettled>>),
+    /// Was handed over at that time, and never left the process.
+    Undelivered {
+        task: TaskId,
+        handed_at: Timestamp,
+    },
+    /// An operator wants an execution to go on that is in quarantine.
+    ReleaseQuarantine {
+        execution: ExecutionId,
+        release: Release,
+        reply: R,
+    },
+    QuarantineReleased {
+        node: NodeId,
+        execution: ExecutionId,
+        released: recoup_store::Result<()>,
+        reply: R,
+    },
+    Committed(NodeId, recoup_store::Result<Vec<Settled>>),
+    KeyedStarted(NodeId, recoup_store::Result<Vec<KeySettled>>),
     Loaded {
+        node: NodeId,
         asked: Vec<ExecutionId>,
         loaded: Result<Vec<Loaded>, String>,
     },
-    Adopted(recoup_store::Result<Vec<ExecutionId>>),
-    Heads(recoup_store::Result<Vec<Head>>),
-    Due(recoup_store::Result<Vec<ExecutionId>>),
-    Claimed(recoup_store::Result<Vec<OverflowTask>>),
+    Adopted(NodeId, recoup_store::Result<Vec<ExecutionId>>),
+    Heads(NodeId, recoup_store::Result<Vec<Head>>),
+    Due(NodeId, recoup_store::Result<Vec<ExecutionId>>),
+    Claimed(NodeId, recoup_store::Result<Vec<OverflowTask>>),
     Overflowed {
+        node: NodeId,
         tasks: Vec<OverflowTask>,
         result: recoup_store::Result<()>,
     },
@@ -104,16 +133,24 @@ pub struct Offer {
     /// Without one, attempts are bound only by their own clocks.
     pub session: Option<Session>,
     pub worker: String,
-    /// What the worker says that he holds.
-    pub held: Vec<TaskId>,
+    /// All that the session holds: what it was handed and is not here is handed out again, and what
+    /// else is attached for the session is superseded. None: the worker does not say.
+    pub held: Option<Vec<TaskId>>,
     /// Detached by the first tasks that it gets.
     pub once: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    pub id: String,
+    pub key: SessionKey,
     pub ttl: Duration,
+}
+
+/// Workers choose the ids of their sessions: those of one namespace know nothing of another's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionKey {
+    pub namespace: Namespace,
+    pub id: String,
 }
 
 /// A history, folded, and the plan that its execution follows.
@@ -121,7 +158,29 @@ pub struct Session {
 pub struct Loaded {
     pub execution: ExecutionId,
     pub owner: Option<NodeId>,
-    pub state: Result<(Arc<Execution>, Arc<Plan>), String>,
+    pub state: Result<(Arc<Execution>, Arc<Plan>), Unusable>,
+    /// The last one, be it in force or released.
+    pub quarantine: Option<QuarantineRow>,
+}
+
+/// Why no node, or not this one, goes on with an execution.
+#[derive(Clone, Debug)]
+pub enum Unusable {
+    /// It is in quarantine already.
+    Quarantined(Quarantine),
+    /// It must be put there.
+    Damaged(Box<Damage>),
+    /// A newer binary wrote it. That is no damage: this node leaves it alone.
+    Newer(String),
+}
+
+/// What is wrong with an execution, and what is known of it all the same.
+#[derive(Clone, Debug)]
+pub struct Damage {
+    pub reason: QuarantineReason,
+    pub detail: String,
+    pub namespace: Namespace,
+    pub subject: Subject,
 }
 
 #[derive(Debug)]
@@ -132,7 +191,7 @@ pub enum Output<R> {
     StartKeyed(NodeId, Arc<Vec<KeyedStart>>),
     Load(NodeId, Vec<ExecutionId>),
     Adopt(NodeId, usize),
-    Heads(Vec<ExecutionId>),
+    Heads(NodeId, Vec<ExecutionId>),
     Due(NodeId, Timestamp, usize),
     Claim {
         node: NodeId,
@@ -142,6 +201,13 @@ pub enum Output<R> {
     },
     Overflow(NodeId, Vec<OverflowTask>),
     WithdrawOverflow(Vec<TaskKey>),
+    ReleaseQuarantine {
+        node: NodeId,
+        execution: ExecutionId,
+        release: Release,
+        /// Comes back with the answer.
+        reply: R,
+    },
     Reply {
         reply: R,
         answer: Result<Answer, Refusal>,
@@ -156,17 +222,19 @@ pub enum Output<R> {
 
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// The state right after the command was committed. `is_new` is false where a start found that
-    /// its request id, or its key's policy, already had an execution; the state is that one's.
+    /// The state right after the command was committed. `is_own`: the request started the execution,
+    /// now or when it was first sent; false of a start that was given one which had its key.
     Done {
         state: Arc<Execution>,
-        is_new: bool,
+        is_own: bool,
     },
     Snapshot(Snapshot),
     /// Of a heartbeat.
     Beat {
         cancel_requested: bool,
     },
+    /// Of a release.
+    Released,
 }
 
 /// A committed state, and what the owner knows beside it.
@@ -176,6 +244,8 @@ pub struct Snapshot {
     pub plan: Arc<Plan>,
     /// Attempts that are with a worker now.
     pub live: Vec<LiveAttempt>,
+    /// The last one; it was released.
+    pub quarantine: Option<QuarantineRow>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +254,8 @@ pub struct LiveAttempt {
     pub worker: String,
     pub session: Option<String>,
     pub since: Timestamp,
+    /// What its heartbeats said last.
+    pub details: Option<Payload>,
 }
 
 #[derive(Clone, Debug)]
@@ -193,8 +265,10 @@ pub enum WorkerMessage {
     CancelRequested(TaskId),
     /// The attempt has been closed: nothing that the worker reports counts.
     Closed(TaskId),
-    /// A worker that attached `once` has got nothing and was detached.
+    /// The session's time to live has passed; the worker was detached.
     Detached,
+    /// Another has attached for the session and said what it holds; the worker was detached.
+    Superseded,
 }
 
 /// One attempt on its way to a worker.
@@ -221,9 +295,17 @@ pub enum Refusal {
     Overloaded { retry_after: Duration },
     #[error("the store refuses the data: {0}")]
     Refused(String),
-    /// The history does not fold, or a decision failed: a person must look at it.
+    /// Nobody goes on with it until a person has looked.
     #[error("the execution is quarantined: {0}")]
-    Quarantined(String),
+    Quarantined(Quarantine),
+    #[error("the execution is not quarantined")]
+    NotQuarantined,
+    /// Another node may be able to go on with it.
+    #[error("the execution was written by a newer server: {0}")]
+    TooNew(String),
+    /// A decision about a start panicked. Nothing was done; the log says what went wrong.
+    #[error("the decision failed")]
+    Failed,
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     #[error("the node is stopping")]

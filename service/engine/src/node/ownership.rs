@@ -2,9 +2,10 @@
 //! goes wrong here costs time, the lock on the history keeps it correct.
 
 use std::collections::btree_map::Entry;
+use std::ops::Bound;
 
 use recoup_core::id::ExecutionId;
-use recoup_store::{Error, Head, Lease, OverflowTask, QueueName};
+use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, QueueName};
 
 use super::dispatch::{Place, key_of};
 use super::io::Output;
@@ -54,8 +55,9 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn renewed(&mut self, renewed: recoup_store::Result<Lease>) {
-        let Some(known) = &self.lease else {
+    pub(super) fn renewed(&mut self, node: NodeId, renewed: recoup_store::Result<Lease>) {
+        // What a life that is over had asked says nothing about this one.
+        let Some(known) = self.lease.as_ref().filter(|lease| lease.node == node) else {
             return;
         };
         match renewed {
@@ -100,7 +102,13 @@ impl<R> Node<R> {
         if self.options.has(Mutant::NoReloadAfterLostLease) {
             return;
         }
+        // Not sent yet: what is read will show it again.
+        self.quarantines.clear();
         for id in self.slots.keys().copied().collect::<Vec<_>>() {
+            if self.is_quarantining(id) {
+                // Settled by the store in the new life.
+                continue;
+            }
             let starts = self
                 .slots
                 .get(&id)
@@ -131,7 +139,15 @@ impl<R> Node<R> {
         self.outputs.push_back(Output::Adopt(node, room.min(ADOPT_MAX)));
     }
 
-    pub(super) fn adopted(&mut self, adopted: recoup_store::Result<Vec<ExecutionId>>) {
+    pub(super) fn adopted(
+        &mut self,
+        node: NodeId,
+        adopted: recoup_store::Result<Vec<ExecutionId>>,
+    ) {
+        // Asked in a life that is over: this one has its own round, and adopts what that one got.
+        if self.node_id() != Some(node) {
+            return;
+        }
         let mut pause = self.options.adopt_interval;
         match adopted {
             Ok(ids) => {
@@ -151,21 +167,34 @@ impl<R> Node<R> {
 
     /// Asks how far the executions are that other nodes may have moved on.
     pub(super) fn ask_heads(&mut self) {
-        let doubtful = self.slots.iter().filter(|(_, slot)| {
-            let lent =
-                slot.attempts.iter().any(|attempt| matches!(attempt.place, Place::Overflowed));
-            let foreign = !slot.owned && (!slot.waiters.is_empty() || slot.holds());
-            let doubtful = lent || foreign || slot.has_parted();
-            !slot.in_flight && matches!(slot.known, Known::State(..)) && doubtful
-        });
-        let ids: Vec<_> = doubtful.map(|(id, _)| *id).take(HEADS_MAX).collect();
-        if ids.is_empty() || self.lease.is_none() {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        // On from where the last round ended, so that everyone's turn comes.
+        let ahead = self.doubtful.range((Bound::Excluded(self.heads_asked), Bound::Unbounded));
+        let behind = self.doubtful.range(..=self.heads_asked);
+        let round: Vec<_> = ahead.chain(behind).take(HEADS_MAX).copied().collect();
+        self.heads_asked = round.last().copied().unwrap_or(self.heads_asked);
+        let mut ids = Vec::with_capacity(round.len());
+        for id in round {
+            match self.slots.get(&id).filter(|slot| slot.is_doubtful()) {
+                Some(slot) if !slot.in_flight && slot.state().is_some() => ids.push(id),
+                Some(_) => {}
+                None => {
+                    self.doubtful.remove(&id);
+                }
+            }
+        }
+        if ids.is_empty() {
             return self.set_timer(self.options.head_interval, Timer::Heads);
         }
-        self.outputs.push_back(Output::Heads(ids));
+        self.outputs.push_back(Output::Heads(node, ids));
     }
 
-    pub(super) fn heads(&mut self, heads: recoup_store::Result<Vec<Head>>) {
+    pub(super) fn heads(&mut self, node: NodeId, heads: recoup_store::Result<Vec<Head>>) {
+        if self.node_id() != Some(node) {
+            return;
+        }
         match heads {
             Ok(heads) => {
                 for head in heads {
@@ -173,7 +202,7 @@ impl<R> Node<R> {
                         continue;
                     };
                     let behind = slot.state().is_some_and(|state| state.sequence < head.sequence);
-                    if behind && !slot.in_flight {
+                    if (behind || head.quarantined) && !slot.in_flight {
                         self.to_load.insert(head.execution);
                     }
                 }
@@ -190,7 +219,10 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn due(&mut self, due: recoup_store::Result<Vec<ExecutionId>>) {
+    pub(super) fn due(&mut self, node: NodeId, due: recoup_store::Result<Vec<ExecutionId>>) {
+        if self.node_id() != Some(node) {
+            return;
+        }
         match due {
             Ok(ids) => {
                 for id in ids {
@@ -219,17 +251,26 @@ impl<R> Node<R> {
         self.outputs.push_back(Output::Claim { node, queues, limit, lease });
     }
 
-    pub(super) fn claimed(&mut self, claimed: recoup_store::Result<Vec<OverflowTask>>) {
+    pub(super) fn claimed(
+        &mut self,
+        node: NodeId,
+        claimed: recoup_store::Result<Vec<OverflowTask>>,
+    ) {
+        let is_ours = self.node_id() == Some(node);
         match claimed {
+            // What an earlier life has claimed is taken all the same: others wait until that lapses.
             Ok(tasks) => {
                 for overflow in tasks {
                     self.take_claimed(&overflow);
                 }
             }
+            Err(_) if !is_ours => {}
             Err(Error::LeaseLost) => return self.lose_life(),
             Err(error) => tracing::warn!(%error, "could not claim tasks from the overflow"),
         }
-        self.set_timer(self.options.claim_interval, Timer::Claim);
+        if is_ours {
+            self.set_timer(self.options.claim_interval, Timer::Claim);
+        }
     }
 
     fn take_claimed(&mut self, overflow: &OverflowTask) {
@@ -286,6 +327,7 @@ impl<R> Node<R> {
                 continue;
             };
             attempt.place = Place::Overflowed;
+            self.doubtful.insert(task.execution);
             slot.overflow.insert(key_of(&task));
             let available_at = attempt.scheduled_at;
             tasks.push(OverflowTask {
@@ -302,7 +344,12 @@ impl<R> Node<R> {
     }
 
     /// Tasks that could not be written stay here.
-    pub(super) fn overflowed(&mut self, tasks: &[OverflowTask], result: recoup_store::Result<()>) {
+    pub(super) fn overflowed(
+        &mut self,
+        node: NodeId,
+        tasks: &[OverflowTask],
+        result: recoup_store::Result<()>,
+    ) {
         let Err(error) = result else {
             return;
         };
@@ -315,7 +362,7 @@ impl<R> Node<R> {
                 self.enqueue(&overflow.task);
             }
         }
-        if matches!(error, Error::LeaseLost) {
+        if matches!(error, Error::LeaseLost) && self.node_id() == Some(node) {
             self.lose_life();
         }
     }

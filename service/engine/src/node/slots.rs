@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection, RequestId, TaskId};
 use recoup_core::decide::next_wake;
-use recoup_core::execution::{CompensationState, Execution};
+use recoup_core::execution::{CompensationState, Execution, Started};
 use recoup_core::id::ExecutionId;
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
-use recoup_store::{IndexRow, TaskKey};
+use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
 
 use super::dispatch::{Attempt, Place};
-use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec};
+use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
 use super::{Node, Timer};
 
 /// Executions read in one call, and in all calls under way.
@@ -38,9 +38,13 @@ pub(super) struct Slot<R> {
     /// Claimed from the overflow before the execution was loaded.
     /// Each with the sequence of the transition that scheduled its attempt.
     pub claimed: BTreeMap<TaskKey, u64>,
+    /// Given back by these sessions before this node knew of it.
+    pub released: BTreeMap<TaskId, String>,
     pub timer_at: Option<Timestamp>,
     /// Of a start with a key.
     pub key_policies: (OnRunning, OnEnded),
+    /// The last one, which was released: for those who ask.
+    pub quarantine: Option<QuarantineRow>,
 }
 
 /// What is known of an execution.
@@ -51,7 +55,9 @@ pub(super) enum Known {
     /// About to be started here.
     New(Arc<Plan>),
     State(Arc<Execution>, Arc<Plan>),
-    Quarantined(String),
+    /// Found here, and on its way to the store. What waits is refused when it is there, and the slot
+    /// is dropped: who asks after that reads it.
+    Quarantined,
 }
 
 /// A command that has not been decided, or whose decision is not durable.
@@ -86,7 +92,7 @@ pub(super) struct Waiter<R> {
     /// None: answered as soon as the state is there, with all that is known.
     pub until: Option<Timestamp>,
     pub reply: R,
-    pub is_new: bool,
+    pub is_own: bool,
     /// Wants a snapshot rather than the state alone.
     pub snapshot: bool,
 }
@@ -104,8 +110,10 @@ impl<R> Slot<R> {
             attempts: Vec::new(),
             overflow: BTreeSet::new(),
             claimed: BTreeMap::new(),
+            released: BTreeMap::new(),
             timer_at: None,
             key_policies: Default::default(),
+            quarantine: None,
         }
     }
 
@@ -125,10 +133,23 @@ impl<R> Slot<R> {
                 state.is_active() && (mine || !self.claimed.is_empty() || self.holds())
             }
             Known::Unread => !self.claimed.is_empty(),
-            Known::New(_) => true,
-            Known::Quarantined(_) => false,
+            Known::New(_) | Known::Quarantined => true,
         };
         !needed && !self.in_flight && self.inbox.is_empty() && self.waiters.is_empty()
+    }
+
+    /// Who the history says has an open attempt.
+    pub fn started(&self, task: &TaskId) -> Option<Started> {
+        let state = self.state()?;
+        let mut open = state.open_attempts();
+        open.find(|open| state.task_id(open) == *task)?.attempt.started.clone()
+    }
+
+    /// Whether another node may move it on, or may have.
+    pub fn is_doubtful(&self) -> bool {
+        let lent = self.attempts.iter().any(|attempt| matches!(attempt.place, Place::Overflowed));
+        let foreign = !self.owned && (!self.waiters.is_empty() || self.holds());
+        lent || foreign || self.has_parted()
     }
 
     /// Whether a worker of this node holds one of its attempts.
@@ -138,7 +159,7 @@ impl<R> Slot<R> {
 
     /// Whether the connection is gone over which an attempt was handed out: its worker may have
     /// taken it to another node.
-    pub fn has_parted(&self) -> bool {
+    fn has_parted(&self) -> bool {
         let parted = |attempt: &Attempt| match &attempt.place {
             Place::Handed(handed) => handed.worker.is_none(),
             _ => false,
@@ -185,6 +206,7 @@ impl<R> Node<R> {
     ) {
         // Done work is never turned away; everything else has its bound.
         let is_result = matches!(command, Command::CompleteTask { .. } | Command::FailTask { .. });
+        let mut reported = None;
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
         if let Some(reply) = reply {
             if slot.inbox.len() >= self.options.inbox_max && !is_result {
@@ -202,6 +224,7 @@ impl<R> Node<R> {
                 {
                     worker.clone_from(&handed.name);
                 }
+                reported = Some(task.clone());
             }
             slot.inbox.push_back(Pending {
                 command,
@@ -223,13 +246,16 @@ impl<R> Node<R> {
                 verified: false,
             });
         }
+        if let Some(task) = reported {
+            self.touch_holder(&task);
+        }
         self.touch_slot(id);
     }
 
     /// Waits for the end until a time, or asks for what is known.
     pub(super) fn wait(&mut self, id: ExecutionId, until: Option<Timestamp>, reply: R) {
         let snapshot = until.is_none();
-        self.add_waiter(id, Waiter { until, reply, is_new: false, snapshot });
+        self.add_waiter(id, Waiter { until, reply, is_own: false, snapshot });
     }
 
     pub(super) fn add_waiter(&mut self, id: ExecutionId, waiter: Waiter<R>) {
@@ -257,10 +283,7 @@ impl<R> Node<R> {
                     self.to_load.insert(id);
                 }
             }
-            Known::Quarantined(reason) => {
-                let refusal = Refusal::Quarantined(reason.clone());
-                self.refuse_all(id, &refusal);
-            }
+            Known::Quarantined => {}
             Known::State(..) | Known::New(_) => {
                 if !slot.in_flight && !slot.inbox.is_empty() {
                     self.ready.push_back(id);
@@ -288,7 +311,20 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn loaded(&mut self, asked: &[ExecutionId], loaded: Result<Vec<Loaded>, String>) {
+    pub(super) fn loaded(
+        &mut self,
+        node: NodeId,
+        asked: &[ExecutionId],
+        loaded: Result<Vec<Loaded>, String>,
+    ) {
+        if self.node_id() != Some(node) {
+            // Asked in a life that is over. Only what this one reads is ordered before what it writes.
+            for id in asked {
+                self.loading.remove(id);
+                self.to_load.insert(*id);
+            }
+            return;
+        }
         let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(reason) => {
@@ -320,7 +356,7 @@ impl<R> Node<R> {
         };
         // Asked for before it was doubted, this may be as old.
         slot.doubted &= self.to_load.contains(&id);
-        if slot.in_flight {
+        if slot.in_flight || matches!(slot.known, Known::Quarantined) {
             // What is under way settles first, and reads again if it has to.
             return;
         }
@@ -329,6 +365,7 @@ impl<R> Node<R> {
                 let newer = slot.state().is_none_or(|known| state.sequence >= known.sequence);
                 if newer {
                     slot.known = Known::State(state, plan);
+                    slot.quarantine = loaded.quarantine;
                     slot.owned = mine;
                     slot.index = None;
                     if !mine {
@@ -339,11 +376,17 @@ impl<R> Node<R> {
                         });
                     }
                     self.sync_attempts(id, false);
+                    self.void_releases(id);
                 }
             }
-            Err(reason) => {
-                tracing::error!(execution = %id, %reason, "the execution is quarantined");
-                slot.known = Known::Quarantined(reason);
+            Err(Unusable::Damaged(damage)) => return self.quarantine(id, *damage),
+            Err(Unusable::Quarantined(quarantine)) => {
+                return self.refuse_quarantined(id, quarantine);
+            }
+            Err(Unusable::Newer(reason)) => {
+                tracing::warn!(execution = %id, %reason, "an execution is left to newer nodes");
+                self.refuse_all(id, &Refusal::TooNew(reason));
+                return self.drop_slot(id);
             }
         }
         self.touch_slot(id);
@@ -400,12 +443,14 @@ impl<R> Node<R> {
             true => slot.attempts.iter().filter_map(Attempt::live).collect(),
             false => Vec::new(),
         };
+        let quarantine = slot.quarantine.clone();
         for waiter in served {
             let answer = if waiter.snapshot {
                 let (state, plan, live) = (state.clone(), plan.clone(), live.clone());
-                Answer::Snapshot(Snapshot { state, plan, live })
+                let quarantine = quarantine.clone();
+                Answer::Snapshot(Snapshot { state, plan, live, quarantine })
             } else {
-                Answer::Done { state: state.clone(), is_new: waiter.is_new }
+                Answer::Done { state: state.clone(), is_own: waiter.is_own }
             };
             self.reply(waiter.reply, Ok(answer));
         }
@@ -420,6 +465,9 @@ impl<R> Node<R> {
         let wanted = self.to_load.contains(&id) || self.loading.contains(&id);
         if slot.is_idle() && !wanted {
             return self.drop_slot(id);
+        }
+        if slot.is_doubtful() {
+            self.doubtful.insert(id);
         }
         let due = self.slot_due(slot);
         self.arm(id, due);
@@ -444,6 +492,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.remove(&id) else {
             return;
         };
+        self.doubtful.remove(&id);
         if let Some(at) = slot.timer_at {
             self.timers.remove(&(at, Timer::Execution(id)));
         }

@@ -1,4 +1,4 @@
-//! `recoup start`, `run`, `list`, `cancel`, `terminate` and `compensation …`
+//! `recoup start`, `run`, `list`, `cancel`, `terminate`, `release` and `compensation …`
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use recoup_sdk::TraceContext;
 use recoup_sdk::proto::await_execution_response::Result as Awaited;
 use recoup_sdk::proto::{
     AwaitExecutionResponse, CancelExecutionResponse, CompensationState, ExecutionFilter,
-    ExecutionState, OnEnded, OnRunning, RetryCompensationResponse, SkipCompensationResponse,
-    StartExecutionResponse,
+    ExecutionState, OnEnded, OnRunning, ReleaseExecutionResponse, RetryCompensationResponse,
+    SkipCompensationResponse, StartExecutionResponse,
 };
 use serde_json::Value;
 
@@ -107,6 +107,9 @@ pub struct ListArguments {
     /// With a parked compensation.
     #[arg(long)]
     parked: bool,
+    /// In quarantine.
+    #[arg(long)]
+    quarantined: bool,
     /// At most this many.
     #[arg(long, default_value = "100")]
     limit: usize,
@@ -143,6 +146,17 @@ pub struct TerminateArguments {
     pub(super) connection: Connection,
     execution_id: String,
     /// Why; kept in the history.
+    #[arg(long)]
+    reason: String,
+}
+
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ReleaseArguments {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    execution_id: String,
+    /// What was mended; kept beside the history.
     #[arg(long)]
     reason: String,
 }
@@ -311,6 +325,7 @@ pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
         } else {
             Vec::new()
         },
+        quarantined: arguments.quarantined,
         ..ExecutionFilter::default()
     };
     let executions = session.client.executions(filter).collect(arguments.limit).await?;
@@ -323,6 +338,9 @@ pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
         let mut state = state_name(execution.state());
         if execution.compensation_state() == CompensationState::Parked {
             state.push_str(" (parked)");
+        }
+        if execution.quarantined {
+            state.push_str(" (quarantined)");
         }
         vec![
             execution.execution_id.clone(),
@@ -356,6 +374,14 @@ pub async fn terminate(arguments: TerminateArguments) -> Result<Exit, Failed> {
         }
         vec![line]
     })?;
+    Ok(Exit::Done)
+}
+
+pub async fn release(arguments: ReleaseArguments) -> Result<Exit, Failed> {
+    let session = arguments.connection.open().await?;
+    let state = session.client.release_execution(arguments.execution_id, arguments.reason).await?;
+    let answer = ReleaseExecutionResponse { state: state.into() };
+    session.say(&answer, |_| vec![format!("released, {}", state_name(state))])?;
     Ok(Exit::Done)
 }
 

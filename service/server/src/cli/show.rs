@@ -2,7 +2,7 @@
 
 use clap::Args;
 use recoup_sdk::Client;
-use recoup_sdk::proto::{ExecutionInfo, HistoryEntry};
+use recoup_sdk::proto::{ErrorReason, ExecutionInfo, HistoryEntry};
 use serde_json::json;
 
 use super::exit::{self, EXIT_CODES, Exit, Failed};
@@ -46,7 +46,17 @@ async fn read(
     client: &Client,
     execution_id: &str,
 ) -> Result<(ExecutionInfo, Vec<HistoryEntry>), Failed> {
-    let history = client.history(execution_id).collect(usize::MAX).await?;
+    let mut pages = client.history(execution_id);
+    let mut history = Vec::new();
+    loop {
+        match pages.next().await {
+            Ok(Some(page)) => history.extend(page),
+            Ok(None) => break,
+            // What can be read stands before it; the execution says why no more can.
+            Err(error) if error.reason() == ErrorReason::ExecutionQuarantined => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
     let execution = client.execution(execution_id).await?;
     Ok((execution, history))
 }

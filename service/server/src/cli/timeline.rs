@@ -157,7 +157,26 @@ fn foot(execution: &ExecutionInfo, style: Style) -> Vec<String> {
         lines.push(format!("    recoup compensation retry {id} --step {first}"));
         lines.push(format!("    recoup compensation skip {id} {first} --reason \"…\""));
     }
+    if let Some(quarantine) = &execution.quarantine {
+        lines.push(String::new());
+        lines.extend(quarantined(&execution.execution_id, quarantine, style));
+    }
     lines
+}
+
+fn quarantined(id: &str, quarantine: &v1::QuarantineInfo, style: Style) -> Vec<String> {
+    let reason = quarantine.reason().as_str_name().trim_start_matches("QUARANTINE_REASON_");
+    let since = quarantine.quarantined_at.as_ref().map(super::text::timestamp).unwrap_or_default();
+    let what = format!("{reason} since {since}: {}", one_line(&quarantine.detail));
+    let Some(released) = &quarantine.released_at else {
+        return vec![
+            style.paint(Paint::Bad, &format!("  quarantined, a person must act: {what}")),
+            format!("    recoup release {id} --reason \"…\""),
+        ];
+    };
+    let (released, why) = (super::text::timestamp(released), one_line(&quarantine.release_reason));
+    let past = format!("  was quarantined: {what}; released {released}: {why}");
+    vec![style.paint(Paint::Dim, &past)]
 }
 
 pub(super) fn state_symbol(state: ExecutionState) -> (char, Paint) {
@@ -364,7 +383,7 @@ impl<'a> Timeline<'a> {
     fn pending(&mut self, pending: &v1::PendingAttempt) {
         let step =
             StepRef { step_path: pending.step_path.clone(), compensation: pending.compensation };
-        let text = match pending.state() {
+        let mut text = match pending.state() {
             AttemptState::Running if pending.worker.is_empty() => "running".to_owned(),
             AttemptState::Running => format!("running on {}", pending.worker),
             AttemptState::Waiting => match &pending.next_retry_at {
@@ -378,6 +397,10 @@ impl<'a> Timeline<'a> {
                 format!("waits for a worker of queue {}", pending.queue)
             }
         };
+        if pending.heartbeat_details.is_some() {
+            let details = payload_text(pending.heartbeat_details.as_ref());
+            text.push_str(&format!(", says {details}"));
+        }
         let max = match pending.max_attempts {
             0 => pending.attempt.to_string(),
             max => format!("{} of {max}", pending.attempt),

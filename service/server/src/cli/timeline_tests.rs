@@ -201,6 +201,37 @@ fn a_failure_that_was_compensated() {
 }
 
 #[test]
+fn one_that_runs_and_says_how_far_it_is() {
+    let mut execution = execution(ExecutionState::Running);
+    let running = |path: &str, details: Option<v1::Payload>| {
+        let mut running = PendingAttempt {
+            step_path: path.to_owned(),
+            attempt: 1,
+            worker: "w1".to_owned(),
+            heartbeat_details: details,
+            ..PendingAttempt::default()
+        };
+        running.set_state(AttemptState::Running);
+        running
+    };
+    execution.pending_attempts =
+        vec![running("pack", json("{\"done\":7,\n\"of\":9}")), running("ship", None)];
+    reads(
+        &execution,
+        vec![(0, started())],
+        "
+… order v3  e1  RUNNING
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {\"id\":7}
+
+  +0.000s  ● started       order v3
+           … pack     1    running on w1, says {\"done\":7, \"of\":9}
+           … ship     1    running on w1
+",
+    );
+}
+
+#[test]
 fn one_that_waits() {
     let mut execution = execution(ExecutionState::Running);
     let mut waiting = PendingAttempt {
@@ -278,6 +309,52 @@ fn one_that_a_person_must_look_at() {
   parked, a person must act: reserve
     recoup compensation retry e1 --step reserve
     recoup compensation skip e1 reserve --reason \"…\"
+",
+    );
+}
+
+#[test]
+fn a_quarantine_is_told_with_what_to_do() {
+    let mut quarantine = v1::QuarantineInfo {
+        detail: "transition 2 is missing, 3 follows".to_owned(),
+        quarantined_at: at(0),
+        ..v1::QuarantineInfo::default()
+    };
+    quarantine.set_reason(v1::QuarantineReason::HistoryGap);
+    let mut execution = ExecutionInfo {
+        quarantined: true,
+        quarantine: Some(quarantine),
+        ..execution(ExecutionState::Running)
+    };
+    reads(
+        &execution,
+        vec![(0, started())],
+        "
+… order v3  e1  RUNNING
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z · quarantined
+  input {\"id\":7}
+
+  +0.000s  ● started  order v3
+
+  quarantined, a person must act: HISTORY_GAP since 2026-09-21T14:13:20Z: transition 2 is missing, 3 follows
+    recoup release e1 --reason \"…\"
+",
+    );
+    execution.quarantined = false;
+    let quarantine = execution.quarantine.as_mut().expect("it was set");
+    quarantine.released_at = at(60_000);
+    quarantine.release_reason = "put it back".to_owned();
+    reads(
+        &execution,
+        vec![(0, started())],
+        "
+… order v3  e1  RUNNING
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {\"id\":7}
+
+  +0.000s  ● started  order v3
+
+  was quarantined: HISTORY_GAP since 2026-09-21T14:13:20Z: transition 2 is missing, 3 follows; released 2026-09-21T14:14:20Z: put it back
 ",
     );
 }

@@ -16,7 +16,7 @@ create table feed (
     constraint feed_pk primary key (number),
     constraint feed_id_is_one unique (id),
     constraint feed_number_is_positive check (number > 0),
-    constraint feed_kind_is_known check (kind between 1 and 17),
+    constraint feed_kind_is_known check (kind between 1 and 18),
     constraint feed_format_is_16_bits check (format between 0 and 65535),
     constraint feed_lane_fk foreign key (lane) references node (id)
 ) strict;

@@ -48,7 +48,11 @@ pub async fn the_same_batch_again_is_settled_once(world: World) {
         overflow_done: vec![task.key()],
         ..world.start(id)
     };
-    let same = Batch { transitions: vec![start], feed: vec![world.free_event("free")] };
+    let same = Batch {
+        transitions: vec![start],
+        feed: vec![world.free_event("free")],
+        ..Batch::default()
+    };
     for _ in 0..3 {
         assert_eq!(world.store.commit(node, &same).await.expect("commits"), [Settled::Won]);
     }
@@ -93,7 +97,7 @@ pub async fn a_request_id_starts_once(world: World) {
     };
     // As large as digests get.
     world.won(node, [start(first, u64::MAX)]).await;
-    let taken = Settled::RequestTaken { execution: first, digest: u64::MAX };
+    let taken = Settled::RequestTaken { execution: first, digest: u64::MAX, started: true };
     assert_eq!(world.commit(node, [start(second, 9)]).await, [taken]);
     assert_eq!(world.load(node, second).await, None);
     assert_eq!(world.head(second).await, None);
@@ -123,7 +127,7 @@ pub async fn two_starts_of_one_batch_may_share_a_request_id(world: World) {
         Settled::Won => (one, other, &settled[1]),
         _ => (other, one, &settled[0]),
     };
-    assert_eq!(*answer, Settled::RequestTaken { execution: winner, digest: 1 });
+    assert_eq!(*answer, Settled::RequestTaken { execution: winner, digest: 1, started: true });
     assert!(settled[..2].contains(&Settled::Won), "{settled:?}");
     assert_eq!(world.load(node, loser).await, None);
 }
@@ -181,11 +185,15 @@ pub async fn events_of_no_execution(world: World) {
     world.won(node, [world.start(id)]).await;
     // They do not depend on what becomes of the transitions beside them.
     let lost = Transition { feed: vec![world.event("lost", id)], ..world.start(id) };
-    let beside = Batch { transitions: vec![lost], feed: vec![world.free_event("session")] };
+    let beside = Batch {
+        transitions: vec![lost],
+        feed: vec![world.free_event("session")],
+        ..Batch::default()
+    };
     assert_eq!(world.store.commit(other, &beside).await.expect("commits"), [Settled::Lost]);
 
     let changed = FeedRow { error_type: "another".into(), ..world.free_event("session") };
-    let again = Batch { transitions: vec![], feed: vec![changed, world.free_event("next")] };
+    let again = Batch { feed: vec![changed, world.free_event("next")], ..Batch::default() };
     assert_eq!(world.store.commit(other, &again).await.expect("commits"), []);
     let feed = world.feed().await;
     assert_eq!(super::world::ids(&feed), ["session", "next"]);

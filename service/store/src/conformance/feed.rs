@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use recoup_core::failure_event::FailureKind;
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
@@ -48,8 +49,44 @@ pub async fn pages_of_one_make_the_whole(world: World) {
     }
     let seen: BTreeSet<_> = ids(&whole).into_iter().collect();
     assert_eq!(seen, written.into_iter().collect());
-    let past_the_end = world.store.read_feed(&end, 10).await.expect("reads");
+    let past_the_end = world.store.read_feed(&end, PageLimit::events(10)).await.expect("reads");
     assert_eq!((past_the_end.events.len(), past_the_end.cursor), (0, end));
+}
+
+pub async fn pages_end_by_their_bytes_and_skip_nothing(world: World) {
+    let nodes = [world.node().await, world.node().await];
+    // Two lanes by turns, sizes that do not divide the limit, one that is over it alone.
+    let sizes = [40, 40, 40, 500, 1, 99, 100, 101, 30, 30, 30, 30];
+    for (index, size) in sizes.into_iter().enumerate() {
+        let data = Bytes::from(vec![b'x'; size]);
+        let row = FeedRow { data, ..world.free_event(&format!("{index}")) };
+        let batch = Batch { feed: vec![row], ..Batch::default() };
+        world.store.commit(nodes[index % 2], &batch).await.expect("commits");
+    }
+    let start = world.store.feed_start().await.expect("start");
+    let whole = world.read_on(&start, 1000).await.0;
+    let sizes: Vec<_> = whole.iter().map(|event| event.row.data.len()).collect();
+    for limit in [
+        PageLimit { events: 1000, bytes: 100 },
+        PageLimit { events: 2, bytes: 100 },
+        PageLimit { events: 3, bytes: 0 },
+    ] {
+        let (mut read, mut cursor) = (Vec::new(), start.clone());
+        loop {
+            let page = world.store.read_feed(&cursor, limit).await.expect("reads");
+            let rest = sizes.iter().skip(read.len()).copied();
+            assert_eq!(page.events.len(), limit.takes(rest), "{limit:?} after {}", read.len());
+            let has_more = page.has_more;
+            read.extend(page.events);
+            cursor = page.cursor;
+            if !has_more {
+                break;
+            }
+        }
+        assert_eq!(read, whole, "{limit:?}");
+        let end = world.store.read_feed(&cursor, limit).await.expect("reads");
+        assert_eq!((end.events.len(), end.has_more), (0, false));
+    }
 }
 
 pub async fn events_of_a_transition_keep_their_order(world: World) {
@@ -132,7 +169,7 @@ pub async fn lanes_come_and_go(world: World) {
         let names = [format!("a{life}"), format!("b{life}"), format!("c{life}")];
         write(&world, node, &[&names[0]]).await;
         // The reader is somewhere inside a lane when the lane is closed.
-        let page = world.store.read_feed(&cursor, 1).await.expect("reads");
+        let page = world.store.read_feed(&cursor, PageLimit::events(1)).await.expect("reads");
         seen.extend(ids(&page.events));
         cursor = page.cursor;
         write(&world, node, &[&names[1]]).await;
@@ -175,7 +212,7 @@ pub async fn a_reader_beside_writers_misses_nothing(world: World) {
     }
     let mut seen = Vec::new();
     while !writers.iter().all(tokio::task::JoinHandle::is_finished) {
-        let page = world.store.read_feed(&cursor, 23).await.expect("reads");
+        let page = world.store.read_feed(&cursor, PageLimit::events(23)).await.expect("reads");
         seen.extend(ids(&page.events));
         cursor = page.cursor;
         tokio::task::yield_now().await;
@@ -197,7 +234,7 @@ pub async fn a_cursor_of_another_store_is_refused(world: World) {
     write(&world, node, &["e"]).await;
     let own = world.store.feed_end().await.expect("end");
     let foreign = Cursor { incarnation: Uuid::from_u128(!own.incarnation.as_u128()), ..own };
-    let page = world.store.read_feed(&foreign, 1).await;
+    let page = world.store.read_feed(&foreign, PageLimit::events(1)).await;
     assert!(matches!(page, Err(Error::ForeignCursor)), "{page:?}");
 }
 
@@ -206,11 +243,11 @@ pub async fn retention_leaves_a_gap(world: World) {
     let mut early = world.store.feed_start().await.expect("start");
     let old = |name: &str| FeedRow { at: Timestamp::from_micros(1), ..world.free_event(name) };
     let write = async |feed: Vec<FeedRow>| {
-        let batch = Batch { transitions: vec![], feed };
+        let batch = Batch { feed, ..Batch::default() };
         world.store.commit(node, &batch).await.expect("commits");
     };
     write(vec![old("old 1"), old("old 2"), old("old 3")]).await;
-    let page = world.store.read_feed(&early, 1).await.expect("reads");
+    let page = world.store.read_feed(&early, PageLimit::events(1)).await.expect("reads");
     assert_eq!((ids(&page.events), page.gap), (vec!["old 1".to_owned()], None));
     early = page.cursor;
     write(vec![world.free_event("new")]).await;
@@ -236,7 +273,7 @@ pub async fn a_gap_with_nothing_behind_it_is_said_once(world: World) {
     for node in nodes {
         let name = format!("old {}", node.0);
         let old = FeedRow { at: Timestamp::from_micros(1), ..world.free_event(&name) };
-        let batch = Batch { transitions: vec![], feed: vec![old] };
+        let batch = Batch { feed: vec![old], ..Batch::default() };
         world.store.commit(node, &batch).await.expect("commits");
     }
     assert_eq!(world.store.expire(100).await.expect("expires").events, 2);
@@ -288,7 +325,7 @@ pub async fn failures_by_every_filter(world: World) {
         FeedRow { execution: Some(one), ..row("default", "of one") },
         free("free"),
     ];
-    let batch = Batch { transitions: vec![], feed: events.clone() };
+    let batch = Batch { feed: events.clone(), ..Batch::default() };
     world.store.commit(node, &batch).await.expect("commits");
 
     let every = FailureFilter { namespace: "*".into(), ..FailureFilter::default() };

@@ -70,7 +70,7 @@ pub async fn a_closed_node_writes_nothing(world: World) {
     world.store.leave(node).await.expect("leaves");
 
     let late = world.task(id, "late");
-    let event = Batch { transitions: vec![], feed: vec![world.free_event("late")] };
+    let event = Batch { feed: vec![world.free_event("late")], ..Batch::default() };
     let fresh = world.id();
     let index = IndexRow { key: Some("k".into()), ..world.index() };
     let keyed = KeyedStart {

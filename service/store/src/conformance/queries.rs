@@ -46,7 +46,7 @@ pub async fn an_index_row_comes_back_as_it_was(world: World) {
     let mut expected = Vec::new();
     for index in written {
         let execution = world.begun(node, index.clone()).await;
-        expected.push(Listed { execution, index });
+        expected.push(Listed { execution, index, quarantine: Option::None });
     }
     expected.reverse();
     let listed = world.store.list(&ListFilter::default(), Option::None, 100).await.expect("lists");
@@ -66,7 +66,29 @@ pub async fn the_index_follows_transitions_that_carry_a_row(world: World) {
     assert_eq!((head.sequence, head.state, head.owner), (3, State::Failed, Some(other)));
     assert_eq!(world.load(one, id).await.expect("there").owner, Some(other));
     let listed = world.store.list(&ListFilter::default(), None, 10).await.expect("lists");
-    assert_eq!(listed, [Listed { execution: id, index: failed }]);
+    assert_eq!(listed, [Listed { execution: id, index: failed, quarantine: None }]);
+}
+
+pub async fn a_history_is_read_in_pages_from_anywhere(world: World) {
+    let node = world.node().await;
+    let other = world.begun(node, world.index()).await;
+    let id = world.begun(node, world.index()).await;
+    for sequence in 2..=5 {
+        world.won(node, [world.next(id, sequence)]).await;
+    }
+    let whole = world.load(node, id).await.expect("there").transitions;
+    let read = async |after, limit| world.store.history(id, after, limit).await.expect("it reads");
+    assert_eq!(read(0, 100).await, whole);
+    assert_eq!(read(0, 2).await, whole[..2]);
+    assert_eq!(read(2, 2).await, whole[2..4]);
+    assert_eq!(read(4, usize::MAX).await, whole[4..]);
+    for after in [5, 6, u64::MAX] {
+        assert_eq!(read(after, 100).await, []);
+    }
+    assert_eq!(read(0, 0).await, []);
+    let nobody = execution_id(4711);
+    assert_eq!(world.store.history(nobody, 0, 100).await.expect("it reads"), []);
+    assert_eq!(world.store.history(other, 0, 100).await.expect("it reads").len(), 1);
 }
 
 pub async fn heads_of_many(world: World) {

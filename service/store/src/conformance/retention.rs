@@ -43,7 +43,7 @@ pub async fn what_ended_long_ago_goes(world: World) {
     }
     let old = FeedRow { at: long_ago(), ..world.event("old", gone[0]) };
     let feed = vec![old, world.event("new", gone[0])];
-    world.store.commit(node, &Batch { transitions: vec![], feed }).await.expect("commits");
+    world.store.commit(node, &Batch { feed, ..Batch::default() }).await.expect("commits");
 
     let expired = world.store.expire(1000).await.expect("expires");
     assert_eq!((expired.executions, expired.events), (gone.len() as u64, 1));
@@ -104,7 +104,7 @@ pub async fn retention_is_the_namespaces_own(world: World) {
         };
         let id = world.begun(node, index).await;
         let feed = vec![event.clone()];
-        world.store.commit(node, &Batch { transitions: vec![], feed }).await.expect("commits");
+        world.store.commit(node, &Batch { feed, ..Batch::default() }).await.expect("commits");
         written.push((id, event.id, stays));
     }
     let expired = world.store.expire(1000).await.expect("expires");
@@ -154,7 +154,7 @@ pub async fn in_portions(world: World) {
     for i in 0..7 {
         gone.push(world.begun(node, ended(&world, long_ago())).await);
         let old = FeedRow { at: long_ago(), ..world.free_event(&format!("old {i}")) };
-        let batch = Batch { transitions: vec![], feed: vec![old] };
+        let batch = Batch { feed: vec![old], ..Batch::default() };
         world.store.commit(node, &batch).await.expect("commits");
     }
     let first = world.store.expire(3).await.expect("expires");

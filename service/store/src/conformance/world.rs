@@ -180,14 +180,16 @@ impl World {
     ) -> (Vec<Positioned>, Cursor, Option<u64>) {
         let (mut events, mut cursor, mut gap) = (Vec::new(), after.clone(), None);
         loop {
-            let page = self.store.read_feed(&cursor, limit).await.expect("the feed is read");
-            let count = page.events.len();
+            let page = self.store.read_feed(&cursor, PageLimit::events(limit)).await;
+            let page = page.expect("the feed is read");
+            let (count, has_more) = (page.events.len(), page.has_more);
             assert!(count <= limit, "{count} events in a page of {limit}");
             events.extend(page.events);
             gap = gap.max(page.gap);
             cursor = Cursor::decode(&page.cursor.encode()).expect("the cursor's own text");
             assert_eq!(cursor, page.cursor);
-            if count < limit {
+            assert_eq!(has_more, count == limit);
+            if !has_more {
                 return (events, cursor, gap);
             }
         }
@@ -201,7 +203,7 @@ pub fn execution_id(now: Timestamp, number: u64) -> ExecutionId {
 }
 
 pub fn batch(transitions: impl IntoIterator<Item = Transition>) -> Batch {
-    Batch { transitions: transitions.into_iter().collect(), feed: vec![] }
+    Batch { transitions: transitions.into_iter().collect(), ..Batch::default() }
 }
 
 pub fn ids(events: &[Positioned]) -> Vec<String> {

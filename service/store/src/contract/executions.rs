@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use recoup_core::execution::State;
 use recoup_core::id::{ExecutionId, Namespace, TransitionId, WorkflowName};
+use recoup_core::quarantine::Quarantine;
 use recoup_core::time::Timestamp;
 
-use super::{IndexRow, NodeId, Result};
+use super::{IndexRow, NodeId, QuarantineRow, Release, Result};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
@@ -15,6 +16,8 @@ pub struct History {
     pub owner: Option<NodeId>,
     /// From sequence 1 on, without a gap, unless the store is damaged.
     pub transitions: Vec<StoredTransition>,
+    /// The last one, be it in force or released.
+    pub quarantine: Option<QuarantineRow>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Head {
     pub sequence: u64,
     pub state: State,
     pub owner: Option<NodeId>,
+    /// Is in quarantine.
+    pub quarantined: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,12 +52,16 @@ pub struct ListFilter {
     pub started_after: Option<Timestamp>,
     /// Exclusive.
     pub started_before: Option<Timestamp>,
+    /// Only those in quarantine.
+    pub quarantined: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
     pub execution: ExecutionId,
     pub index: IndexRow,
+    /// The one in force.
+    pub quarantine: Option<Quarantine>,
 }
 
 #[async_trait]
@@ -61,9 +70,19 @@ pub trait Executions {
     /// node writes for these executions have feed positions behind all their earlier ones.
     async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>>;
 
+    /// At most `limit` transitions of one execution behind the sequence `after`, in order: for readers.
+    /// Unlike [`Self::load`] it bears on nothing that anybody writes. Empty if there is no such execution.
+    async fn history(
+        &self,
+        execution: ExecutionId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredTransition>>;
+
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>>;
 
-    /// Executions of this node whose `wake_at` is not after `until`, earliest first.
+    /// Executions of this node whose `wake_at` is not after `until`, earliest first. Without those in
+    /// quarantine, which would come each time anew.
     async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>>;
 
     /// Newest first, below `before`.
@@ -73,6 +92,21 @@ pub trait Executions {
         before: Option<ExecutionId>,
         limit: usize,
     ) -> Result<Vec<Listed>>;
+
+    /// What an execution is found by.
+    async fn indexed(&self, execution: ExecutionId) -> Result<Option<Listed>>;
+
+    /// Ends a quarantine and makes the node the owner of the execution, in one transaction.
+    ///
+    /// Nothing happens if the request is the one that released it last. [`super::Error::RequestIdReused`] if
+    /// that had the same id but another digest; otherwise [`super::Error::NotFound`] if no quarantine
+    /// is in force.
+    async fn release_quarantine(
+        &self,
+        node: NodeId,
+        execution: ExecutionId,
+        release: &Release,
+    ) -> Result<()>;
 
     /// The execution that holds, or last held, a key.
     async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>>;

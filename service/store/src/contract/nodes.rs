@@ -36,7 +36,8 @@ pub trait Nodes {
     async fn leave(&self, node: NodeId) -> Result<()>;
 
     /// Closes the leases that have expired, then takes over at most `limit` active executions whose
-    /// owner's lease is closed, and returns them. After this a closed node can commit nothing: its
+    /// owner's lease is closed, and returns them; not those whose history has a transition in a format
+    /// newer than [`crate::format::CURRENT`], which stay for a node that can read it. After this a closed node can commit nothing: its
     /// commits answer [`super::Error::LeaseLost`].
     async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>>;
 }

@@ -18,8 +18,8 @@ pub struct Expired {
 #[async_trait]
 pub trait Retention {
     /// Deletes at most `limit` of each kind: executions that ended longer ago than their namespace's
-    /// retention and have no parked compensation (with the keys that still name them), failure
-    /// events older than it, request ids older than a day. Where histories are partitioned, makes
-    /// partitions ahead and replaces old ones by what must stay.
+    /// retention, have no parked compensation and are not in quarantine (with the keys that still name
+    /// them), failure events older than it, request ids older than a day. Where
+    /// histories are partitioned, makes partitions ahead and replaces old ones by what must stay.
     async fn expire(&self, limit: usize) -> Result<Expired>;
 }

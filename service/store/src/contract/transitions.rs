@@ -7,7 +7,7 @@ use recoup_core::id::{ExecutionId, Namespace, TransitionId, WorkflowName};
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::time::Timestamp;
 
-use super::{FeedRow, NodeId, Result, TaskKey};
+use super::{FeedRow, NewQuarantine, NodeId, Result, TaskKey};
 
 /// At most one transition per execution, and no execution that is in another batch in flight.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,6 +16,9 @@ pub struct Batch {
     /// Failure events of no execution, such as a lost session. An event whose id is there already is
     /// left as it is.
     pub feed: Vec<FeedRow>,
+    /// Executions that are put in quarantine, each at most once, none of them with a transition in
+    /// this batch. One whose data the store refuses is dropped.
+    pub quarantined: Vec<NewQuarantine>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -79,9 +82,17 @@ pub enum Settled {
     /// Another transition has its place. Nothing of it was written.
     Lost,
     /// Its request id belongs to another start. Nothing of it was written.
-    RequestTaken { execution: ExecutionId, digest: u64 },
+    RequestTaken {
+        execution: ExecutionId,
+        digest: u64,
+        /// The request started the execution. False: it was settled on one that had its key.
+        started: bool,
+    },
     /// The store refuses its data; the others of the batch are not affected.
     Refused(String),
+    /// Its place is free, but the execution is in quarantine. Nothing of it was written. Not said of
+    /// a transition that was under way while another node quarantined its execution: it may win.
+    Quarantined,
 }
 
 /// A start that wants a key. Its transition is the first of its execution and carries an index row.
@@ -96,9 +107,11 @@ pub struct KeyedStart {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySettled {
     Won,
+    /// As [`Settled::RequestTaken`].
     RequestTaken {
         execution: ExecutionId,
         digest: u64,
+        started: bool,
     },
     /// The policies say to use the holder.
     UseExisting {

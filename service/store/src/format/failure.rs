@@ -17,7 +17,8 @@ stored_enum!(FailureKind, wire::FailureKind:
     AttemptFailed StepFailed StepIgnored
     ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
     CompensationStarted CompensationDone CompensationParked
-    HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap);
+    HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
+    ExecutionQuarantined);
 
 impl Stored for FailureEvent {
     type Wire = wire::FailureEvent;

@@ -270,6 +270,7 @@ pub fn failure_kind() -> impl Strategy<Value = FailureKind> {
         K::DeliveryFailed,
         K::Recovered,
         K::FeedGap,
+        K::ExecutionQuarantined,
     ])
 }
 

@@ -3,7 +3,11 @@ use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
-use crate::contract::{Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Result};
+use super::state::{Indexed, State};
+use crate::contract::{
+    Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Released,
+    Result,
+};
 
 #[async_trait]
 impl Executions for MemoryStore {
@@ -15,9 +19,22 @@ impl Executions for MemoryStore {
         }
         let histories = executions.iter().filter_map(|&execution| {
             let transitions = state.history.get(&execution)?.values().cloned().collect();
-            Some(History { execution, owner: state.owner(execution), transitions })
+            let quarantine = state.quarantines.get(&execution).map(|marked| marked.row.clone());
+            Some(History { execution, owner: state.owner(execution), transitions, quarantine })
         });
         Ok(histories.collect())
+    }
+
+    async fn history(
+        &self,
+        execution: ExecutionId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredTransition>> {
+        let state = self.lock();
+        let rows = state.history.get(&execution).into_iter().flatten();
+        let behind = rows.filter(|(sequence, _)| **sequence > after);
+        Ok(behind.map(|(_, transition)| transition.clone()).take(limit).collect())
     }
 
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>> {
@@ -26,7 +43,8 @@ impl Executions for MemoryStore {
             let (&sequence, _) = state.history.get(&execution)?.last_key_value()?;
             let indexed = state.executions.get(&execution)?;
             let owner = state.owner(execution);
-            Some(Head { execution, sequence, state: indexed.row.state, owner })
+            let quarantined = state.quarantine(execution).is_some();
+            Some(Head { execution, sequence, state: indexed.row.state, owner, quarantined })
         });
         Ok(heads.collect())
     }
@@ -36,7 +54,7 @@ impl Executions for MemoryStore {
         let owned = state.executions.iter().filter(|(_, execution)| execution.owner == node);
         let mut due: Vec<_> = owned
             .filter_map(|(&id, execution)| Some((execution.row.wake_at?, id)))
-            .filter(|(wake_at, _)| *wake_at <= until)
+            .filter(|(wake_at, id)| *wake_at <= until && state.quarantine(*id).is_none())
             .collect();
         due.sort();
         Ok(due.into_iter().map(|(_, id)| id).take(limit).collect())
@@ -53,8 +71,41 @@ impl Executions for MemoryStore {
         let listed = newest_first
             .filter(|(id, _)| before.is_none_or(|before| **id < before))
             .filter(|(_, execution)| takes(filter, &execution.row))
-            .map(|(&execution, indexed)| Listed { execution, index: indexed.row.clone() });
+            .filter(|(id, _)| !filter.quarantined || state.quarantine(**id).is_some())
+            .map(|(id, indexed)| listed(&state, *id, indexed));
         Ok(listed.take(limit).collect())
+    }
+
+    async fn indexed(&self, execution: ExecutionId) -> Result<Option<Listed>> {
+        let state = self.lock();
+        Ok(state.executions.get(&execution).map(|indexed| listed(&state, execution, indexed)))
+    }
+
+    async fn release_quarantine(
+        &self,
+        node: NodeId,
+        execution: ExecutionId,
+        release: &Release,
+    ) -> Result<()> {
+        let now = self.time();
+        let mut state = self.lock();
+        state.live(node)?;
+        let marked = state.quarantines.get_mut(&execution).ok_or(Error::NotFound)?;
+        if let (Some((id, digest)), Some((last_id, last_digest))) =
+            (&release.request, &marked.request)
+            && id == last_id
+        {
+            return if digest == last_digest { Ok(()) } else { Err(Error::RequestIdReused) };
+        }
+        if !marked.row.in_force() {
+            return Err(Error::NotFound);
+        }
+        marked.row.released = Some(Released { at: now, reason: release.reason.clone() });
+        marked.request.clone_from(&release.request);
+        if let Some(execution) = state.executions.get_mut(&execution) {
+            execution.owner = node;
+        }
+        Ok(())
     }
 
     async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>> {
@@ -70,6 +121,11 @@ impl Executions for MemoryStore {
         let request = self.lock().request(namespace, request_id, now);
         Ok(request.map(|request| (request.execution, request.digest)))
     }
+}
+
+fn listed(state: &State, execution: ExecutionId, indexed: &Indexed) -> Listed {
+    let quarantine = state.quarantine(execution).cloned();
+    Listed { execution, index: indexed.row.clone(), quarantine }
 }
 
 fn takes(filter: &ListFilter, row: &IndexRow) -> bool {

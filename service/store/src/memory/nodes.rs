@@ -46,7 +46,8 @@ impl Nodes for MemoryStore {
         let orphaned = state
             .executions
             .iter()
-            .filter(|(_, execution)| execution.row.is_active() && !state.is_live(execution.owner));
+            .filter(|(_, execution)| execution.row.is_active() && !state.is_live(execution.owner))
+            .filter(|(id, _)| state.is_readable(**id));
         let adopted: Vec<_> = orphaned.map(|(id, _)| *id).take(limit).collect();
         for id in &adopted {
             if let Some(execution) = state.executions.get_mut(id) {

@@ -13,8 +13,9 @@ impl Retention for MemoryStore {
         let mut state = self.lock();
         let mut expired = Expired::default();
 
-        let due =
-            state.executions.iter().filter(|(_, execution)| state.has_expired(&execution.row, now));
+        let due = state.executions.iter().filter(|(id, execution)| {
+            state.has_expired(&execution.row, now) && state.quarantine(**id).is_none()
+        });
         let (due, more) = first(due.map(|(id, _)| *id), limit);
         expired.executions = due.len() as u64;
         expired.more |= more;
@@ -22,6 +23,7 @@ impl Retention for MemoryStore {
             state.executions.remove(&execution);
             state.history.remove(&execution);
             state.last_numbers.remove(&execution);
+            state.quarantines.remove(&execution);
             state.keys.retain(|_, holder| *holder != execution);
         }
 

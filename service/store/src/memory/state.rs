@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
+use recoup_core::quarantine::Quarantine;
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
 use crate::contract::{
     Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned,
-    RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey, WorkflowVersion,
+    QuarantineRow, RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey,
+    WorkflowVersion,
 };
 
 /// How long a request id is remembered.
@@ -30,6 +32,7 @@ pub(super) struct State {
     /// The highest number of an execution's events, kept when the events have expired.
     pub last_numbers: BTreeMap<ExecutionId, i64>,
     pub overflow: BTreeMap<TaskKey, Overflowed>,
+    pub quarantines: BTreeMap<ExecutionId, Quarantined>,
     pub namespaces: BTreeMap<Namespace, NamespaceRow>,
     pub workflows: BTreeMap<(Namespace, WorkflowName), BTreeMap<u32, WorkflowVersion>>,
     pub subscriptions: BTreeMap<(Namespace, String), SubscriptionRow>,
@@ -44,6 +47,8 @@ pub(super) struct Indexed {
 pub(super) struct Request {
     pub execution: ExecutionId,
     pub digest: u64,
+    /// False: the execution had the key.
+    pub started: bool,
     pub at: Timestamp,
 }
 
@@ -57,6 +62,12 @@ pub(super) struct Answered {
 pub(super) struct Overflowed {
     pub task: OverflowTask,
     pub leased_until: Option<Timestamp>,
+}
+
+pub(super) struct Quarantined {
+    pub row: QuarantineRow,
+    /// Of the last release.
+    pub request: Option<(String, u64)>,
 }
 
 /// A life of a node, with the lane of the feed that it writes.
@@ -113,6 +124,7 @@ impl State {
             event_ids: BTreeMap::new(),
             last_numbers: BTreeMap::new(),
             overflow: BTreeMap::new(),
+            quarantines: BTreeMap::new(),
             namespaces: BTreeMap::from([(name, default)]),
             workflows: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
@@ -132,6 +144,18 @@ impl State {
     pub fn owner(&self, execution: ExecutionId) -> Option<NodeId> {
         let owner = self.executions.get(&execution)?.owner;
         self.is_live(owner).then_some(owner)
+    }
+
+    /// Whether this binary knows the formats of a history.
+    pub fn is_readable(&self, execution: ExecutionId) -> bool {
+        let history = self.history.get(&execution);
+        history.is_none_or(|rows| rows.values().all(|row| row.format <= crate::format::CURRENT))
+    }
+
+    /// The quarantine in force.
+    pub fn quarantine(&self, execution: ExecutionId) -> Option<&Quarantine> {
+        let row = &self.quarantines.get(&execution)?.row;
+        row.in_force().then_some(&row.quarantine)
     }
 
     /// What a request id settled, within its day.

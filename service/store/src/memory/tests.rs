@@ -86,7 +86,7 @@ fn transition(execution: ExecutionId, sequence: u64, name: &str) -> Transition {
 }
 
 fn batch(transitions: impl IntoIterator<Item = Transition>) -> Batch {
-    Batch { transitions: transitions.into_iter().collect(), feed: vec![] }
+    Batch { transitions: transitions.into_iter().collect(), ..Batch::default() }
 }
 
 async fn join(store: &MemoryStore) -> NodeId {
@@ -96,7 +96,7 @@ async fn join(store: &MemoryStore) -> NodeId {
 async fn read_on(store: &MemoryStore, cursor: &mut Cursor) -> Vec<String> {
     let mut names = Vec::new();
     loop {
-        let page = store.read_feed(cursor, 2).await.expect("reads");
+        let page = store.read_feed(cursor, PageLimit::events(2)).await.expect("reads");
         let count = page.events.len();
         names.extend(page.events.into_iter().map(|event| event.row.id));
         // As clients hold it.
@@ -232,7 +232,7 @@ async fn a_request_id_is_free_again_after_its_day() {
         batch([Transition { request: Some(request), ..transition(id(number), 1, name) }])
     };
     assert_eq!(store.commit(a, &start(1, "1")).await.expect("commits"), [Settled::Won]);
-    let taken = Settled::RequestTaken { execution: id(1), digest: 1 };
+    let taken = Settled::RequestTaken { execution: id(1), digest: 1, started: true };
     hands.set(24 * 3600 * 1_000_000 - 1);
     assert_eq!(store.commit(a, &start(2, "2")).await.expect("commits"), [taken]);
     hands.set(24 * 3600 * 1_000_000);

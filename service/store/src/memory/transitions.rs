@@ -12,10 +12,10 @@ use recoup_core::key::{self, KeyVerdict};
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
-use super::state::{Indexed, Request, State};
+use super::state::{Indexed, Quarantined, Request, State};
 use crate::contract::{
-    Batch, FeedRow, KeySettled, KeyedStart, NodeId, Position, Result, Settled, StoredTransition,
-    Transition, Transitions,
+    Batch, FeedRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Position, QuarantineRow, Result,
+    Settled, StoredTransition, Transition, Transitions,
 };
 
 /// A batch whose feed numbers are taken and of which nobody sees anything yet. Dropping it is a
@@ -72,9 +72,11 @@ impl MemoryStore {
             first += len(&transition.feed);
         }
         for row in &batch.feed {
-            if !write.state.event_ids.contains_key(&row.id) {
-                write.event(row, first);
-            }
+            write.offer(row, first);
+            first += 1;
+        }
+        for new in &batch.quarantined {
+            write.quarantine(new, first);
             first += 1;
         }
         Ok(settled)
@@ -110,6 +112,7 @@ impl Transitions for MemoryStore {
 fn event_count(batch: &Batch) -> usize {
     batch.transitions.iter().map(|transition| transition.feed.len()).sum::<usize>()
         + batch.feed.len()
+        + batch.quarantined.len()
 }
 
 fn len(feed: &[FeedRow]) -> i64 {
@@ -129,8 +132,12 @@ impl Write<'_> {
             let mine = there.transition_id == transition.transition_id;
             return if mine { Settled::Won } else { Settled::Lost };
         }
+        if self.state.quarantine(transition.execution).is_some() {
+            return Settled::Quarantined;
+        }
         if let Some(taken) = self.taken(transition) {
-            return Settled::RequestTaken { execution: taken.execution, digest: taken.digest };
+            let Request { execution, digest, started, .. } = taken;
+            return Settled::RequestTaken { execution, digest, started };
         }
         if let Err(reason) = self.check(transition) {
             return Settled::Refused(reason);
@@ -149,7 +156,8 @@ impl Write<'_> {
             };
         }
         if let Some(taken) = self.taken(transition) {
-            return KeySettled::RequestTaken { execution: taken.execution, digest: taken.digest };
+            let Request { execution, digest, started, .. } = taken;
+            return KeySettled::RequestTaken { execution, digest, started };
         }
         let Some(index) = &transition.index else {
             return KeySettled::Refused("a start needs an index row".into());
@@ -250,8 +258,31 @@ impl Write<'_> {
     fn settle_request(&mut self, transition: &Transition, execution: ExecutionId) {
         if let Some(request) = &transition.request {
             let place = (request.namespace.clone(), request.request_id.clone());
-            let settled = Request { execution, digest: request.digest, at: self.now };
+            let started = execution == transition.execution;
+            let settled = Request { execution, digest: request.digest, started, at: self.now };
             self.state.requests.insert(place, settled);
+        }
+    }
+
+    fn quarantine(&mut self, new: &NewQuarantine, number: i64) {
+        let NewQuarantine { execution, quarantine, event } = new;
+        let request = match self.state.quarantines.get(execution) {
+            Some(there) if there.row.in_force() || there.row.quarantine.at >= quarantine.at => {
+                return;
+            }
+            Some(there) => there.request.clone(),
+            None if !self.state.executions.contains_key(execution) => return,
+            None => None,
+        };
+        let row = QuarantineRow { quarantine: quarantine.clone(), released: None };
+        self.state.quarantines.insert(*execution, Quarantined { row, request });
+        self.offer(event, number);
+    }
+
+    /// Writes an event unless it is there.
+    fn offer(&mut self, row: &FeedRow, number: i64) {
+        if !self.state.event_ids.contains_key(&row.id) {
+            self.event(row, number);
         }
     }
 

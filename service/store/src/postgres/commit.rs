@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::error::{Failure, Refusal, text};
 use super::lane::Held;
-use super::rows::{Events, Requests, Rows};
+use super::rows::{Events, Quarantines, Requests, Rows};
 use super::session::{Call, Session};
-use super::{Inner, PostgresStore};
+use super::{Inner, PostgresStore, quarantine};
 use crate::contract::{
     Batch, Error, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
 };
@@ -24,6 +24,13 @@ pub(super) const BEGIN: &str = "begin isolation level read committed";
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
+/// The same, but fails as well if one of these executions is in quarantine: which of the two it was is
+/// found out row by row. It costs a look at a table that is empty as a rule.
+const FENCE_ALL: &str = "
+    select 1 / count(*)
+    from (select from node where id = $1 and closed_at is null for key share) as held
+    where not exists (
+        select from quarantine where execution_id = any($2) and released_at is null)";
 pub(super) const COMMIT: &str = "commit";
 /// How often a transaction that met a deadlock is sent before the caller hears of it.
 pub(super) const SENT_MAX: usize = 8;
@@ -34,7 +41,11 @@ const THERE: &str = "
     join history on history.execution_id = asked.execution_id
         and history.sequence = asked.sequence";
 const REQUESTS: &str = "
-    select asked.transition_id, request.execution_id, request.digest, request.transition_id
+    select asked.transition_id, request.execution_id, request.digest, request.transition_id,
+        exists (
+            select from history
+            where history.execution_id = request.execution_id and history.sequence = 1
+                and history.transition_id = request.transition_id)
     from unnest($1::text[], $2::text[], $3::uuid[]) as asked (namespace, request_id, transition_id)
     join start_request as request on request.namespace = asked.namespace
         and request.request_id = asked.request_id";
@@ -65,7 +76,8 @@ impl Transitions for PostgresStore {
 impl Inner {
     async fn commit(&self, held: &mut Held, batch: &Batch) -> Result<Vec<Settled>, Failure> {
         let counts = &self.counts;
-        let numbers = Numbers::new(held, batch.transitions.iter(), batch.feed.len());
+        let rest = batch.feed.len() + batch.quarantined.len();
+        let numbers = Numbers::new(held, batch.transitions.iter(), rest);
         let is_sound = batch.transitions.iter().all(|transition| flaw(transition).is_none());
         for _ in 0..if is_sound { SENT_MAX } else { 0 } {
             match commit_at_once(held, batch, &numbers).await {
@@ -77,7 +89,8 @@ impl Inner {
                     return Ok(settled);
                 }
                 Err(failure) => match failure.refusal() {
-                    Some(Refusal::Taken | Refusal::Data) => break,
+                    // A lease that was lost is met again.
+                    Some(Refusal::Taken | Refusal::Data | Refusal::Lease) => break,
                     Some(Refusal::Again) => {}
                     _ => return Err(failure),
                 },
@@ -106,7 +119,8 @@ pub(super) fn flaw(transition: &Transition) -> Option<&'static str> {
     (is_start && transition.index.is_none()).then_some("a start needs an index row")
 }
 
-/// The number of the first event of each transition, and of the batch's own events.
+/// The number of the first event of each transition, and of the batch's own events: first those of no
+/// execution, then those of quarantines.
 pub(super) struct Numbers {
     pub transitions: Vec<i64>,
     pub rest: i64,
@@ -128,6 +142,10 @@ impl Numbers {
         let transitions = transitions.map(&mut take).collect();
         Self { transitions, rest: next }
     }
+
+    pub fn quarantine(&self, batch: &Batch, at: usize) -> i64 {
+        self.rest + super::value::limit(batch.feed.len() + at)
+    }
 }
 
 async fn commit_at_once(
@@ -141,8 +159,16 @@ async fn commit_at_once(
     for (number, event) in (numbers.rest..).zip(&batch.feed) {
         rows.feed.push(number, event);
     }
-    let mut calls: Vec<Call<'_>> = vec![(BEGIN, vec![]), (FENCE, vec![&node.0])];
+    let quarantined = batch.quarantined.iter().enumerate();
+    let quarantined = quarantined.map(|(at, new)| (new, numbers.quarantine(batch, at)));
+    let quarantines = Quarantines::new(node, quarantined);
+    let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
+    let going_on: Vec<Uuid> = going_on.map(|transition| transition.execution.0).collect();
+    let mut calls: Vec<Call<'_>> = vec![(BEGIN, vec![]), (FENCE_ALL, vec![&node.0, &going_on])];
     calls.extend(rows.insert());
+    if !quarantines.is_empty() {
+        calls.push(quarantines.offer());
+    }
     calls.push((COMMIT, vec![]));
     held.session.pipeline(&calls).await?;
     Ok(vec![Settled::Won; batch.transitions.len()])
@@ -207,7 +233,15 @@ async fn settle_all(
             settled[at] = Some(if mine { Settled::Won } else { Settled::Lost });
         }
     }
-    let open = all.into_iter().filter(|&at| settled[at].is_none());
+    let open: Vec<usize> = all.into_iter().filter(|&at| settled[at].is_none()).collect();
+    for execution in quarantine::in_force(session, &batch.transitions, &open).await? {
+        for &at in &open {
+            if batch.transitions[at].execution.0 == execution {
+                settled[at] = Some(Settled::Quarantined);
+            }
+        }
+    }
+    let open = open.into_iter().filter(|&at| settled[at].is_none()).collect::<Vec<_>>();
     let request = |at: usize| {
         let request = batch.transitions[at].request.as_ref()?;
         Some((request.namespace.as_str(), request.request_id.as_str()))
@@ -227,6 +261,7 @@ async fn settle_all(
         }
     }
     offer_feed(session, node, batch, numbers).await?;
+    quarantine::offer(session, node, batch, numbers).await?;
     let settled = settled.into_iter().map(|outcome| outcome.expect("every group was settled"));
     Ok((settled.collect(), found))
 }
@@ -305,9 +340,9 @@ async fn settle_group(
     let mut open = Vec::with_capacity(group.len());
     for &at in group {
         match taken.get(&transition(at).transition_id.0) {
-            Some(&(execution, digest, _)) => {
+            Some(&Taken { execution, digest, started, .. }) => {
                 let execution = recoup_core::id::ExecutionId(execution);
-                settled.push((at, Settled::RequestTaken { execution, digest }));
+                settled.push((at, Settled::RequestTaken { execution, digest, started }));
             }
             None => open.push(at),
         }
@@ -380,8 +415,15 @@ pub(super) async fn read_places(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// What a request id that was taken has settled: execution, digest and by whose transition.
-pub(super) type Taken = (Uuid, u64, Uuid);
+/// What a request id that was taken has settled.
+#[derive(Clone, Copy)]
+pub(super) struct Taken {
+    pub execution: Uuid,
+    pub digest: u64,
+    pub by: Uuid,
+    /// Whether that transition is the start of the execution; if not, that had the key.
+    pub started: bool,
+}
 
 /// Claims the request ids of those that carry one; returns the others' holders by transition.
 pub(super) async fn claim_requests<'a>(
@@ -404,7 +446,13 @@ pub(super) async fn claim_requests<'a>(
         let asked: Uuid = row.try_get(0)?;
         let digest: i64 = row.try_get(2)?;
         if !claimed.contains(&asked) {
-            taken.insert(asked, (row.try_get(1)?, digest.cast_unsigned(), row.try_get(3)?));
+            let there = Taken {
+                execution: row.try_get(1)?,
+                digest: digest.cast_unsigned(),
+                by: row.try_get(3)?,
+                started: row.try_get(4)?,
+            };
+            taken.insert(asked, there);
         }
     }
     if claimed.len() + taken.len() < asked.transition.len() {

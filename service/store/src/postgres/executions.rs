@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -7,25 +8,38 @@ use recoup_core::time::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::PostgresStore;
 use super::error::Failure;
 use super::filtered::Filtered;
 use super::value::{self, At};
+use super::{PostgresStore, quarantine};
 use crate::contract::{
-    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Result, StoredTransition,
+    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
+    StoredTransition,
 };
 
 /// One snapshot of both: a history whose index row retention took is gone.
 const LOAD: &str = "
     select history.execution_id, history.sequence, history.transition_id, history.format,
-        history.data, history.feed_number, owner.id
+        history.data, greatest(history.feed_number, quarantine.feed_number), owner.id,
+        quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
+        quarantine.release_reason
     from execution
     join history on history.execution_id = execution.id
     left join node as owner on owner.id = execution.owner and owner.closed_at is null
+    left join quarantine on quarantine.execution_id = execution.id
     where execution.id = any($1) and history.execution_id = any($1)
     order by history.execution_id, history.sequence";
+const HISTORY: &str = "
+    select history.execution_id, history.sequence, history.transition_id, history.format,
+        history.data
+    from execution
+    join history on history.execution_id = execution.id
+    where execution.id = $1 and history.execution_id = $1 and history.sequence > $2
+    order by history.sequence limit $3";
 const HEADS: &str = "
-    select execution.id, head.sequence, execution.state, owner.id
+    select execution.id, head.sequence, execution.state, owner.id,
+        exists (select from quarantine
+            where execution_id = execution.id and released_at is null)
     from unnest($1::uuid[]) with ordinality as asked (id, place)
     join execution on execution.id = asked.id
     cross join lateral (
@@ -36,7 +50,15 @@ const HEADS: &str = "
 const DUE: &str = "
     select id from execution
     where owner = $1 and wake_at is not null and wake_at <= $2
+        and not exists (
+            select from quarantine where execution_id = execution.id and released_at is null)
     order by wake_at, id limit $3";
+const INDEXED: &str = "
+    select id, namespace, workflow, version, key, state, phase, compensation, run, error_type,
+        started_at, ended_at, wake_at, reason, detail, at
+    from execution
+    left join quarantine on execution_id = id and released_at is null
+    where id = $1";
 const KEY_HOLDER: &str = "
     select execution_id from execution_key where namespace = $1 and key = $2";
 const STARTED_BY: &str = "
@@ -57,17 +79,35 @@ impl Executions for PostgresStore {
             let id = row.try_get(0)?;
             let owner: Option<i64> = row.try_get(6)?;
             highest = highest.max(row.try_get::<_, Option<i64>>(5)?);
-            let history = found.entry(id).or_insert_with(|| History {
-                execution: ExecutionId(id),
-                owner: owner.map(NodeId),
-                transitions: Vec::new(),
-            });
+            let history = match found.entry(id) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(place) => place.insert(History {
+                    execution: ExecutionId(id),
+                    owner: owner.map(NodeId),
+                    transitions: Vec::new(),
+                    quarantine: quarantine::row(&row, 7)?,
+                }),
+            };
             history.transitions.push(stored(&row)?);
         }
         if let Some(highest) = highest {
             self.inner.lane(node).pass(highest);
         }
         Ok(executions.iter().filter_map(|id| found.remove(&id.0)).collect())
+    }
+
+    async fn history(
+        &self,
+        execution: ExecutionId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredTransition>> {
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(HISTORY, &[&execution.0, &after, &value::limit(limit)]).await?;
+        drop(session);
+        let transitions: Vec<_> = rows.iter().map(stored).collect::<Result<_, Failure>>()?;
+        Ok(transitions)
     }
 
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>> {
@@ -97,8 +137,10 @@ impl Executions for PostgresStore {
 
         let mut query = Filtered::new(
             "select id, namespace, workflow, version, key, state, phase, compensation, run,
-                error_type, started_at, ended_at, wake_at
-            from execution where true",
+                error_type, started_at, ended_at, wake_at, reason, detail, at
+            from execution
+            left join quarantine on execution_id = id and released_at is null
+            where true",
         );
         if let Some(namespace) = &namespace {
             query.and("namespace = ?", namespace);
@@ -125,6 +167,12 @@ impl Executions for PostgresStore {
         if let Some(until) = &until {
             query.and("started_at < ?", until);
         }
+        if filter.quarantined {
+            // So that it goes by the few that there are.
+            query.and_literally(
+                "id in (select execution_id from quarantine where released_at is null)",
+            );
+        }
         if let Some(before) = &before {
             query.and("id < ?", before);
         }
@@ -133,6 +181,21 @@ impl Executions for PostgresStore {
         let mut session = self.inner.pool.take().await?;
         let rows = session.query(sql, &parameters).await?;
         rows.iter().map(|row| Ok(listed(row)?)).collect()
+    }
+
+    async fn indexed(&self, execution: ExecutionId) -> Result<Option<Listed>> {
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(INDEXED, &[&execution.0]).await?;
+        rows.first().map(|row| Ok(listed(row)?)).transpose()
+    }
+
+    async fn release_quarantine(
+        &self,
+        node: NodeId,
+        execution: ExecutionId,
+        release: &Release,
+    ) -> Result<()> {
+        self.release(node, execution, release).await
     }
 
     async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>> {
@@ -176,6 +239,7 @@ fn head(row: &Row) -> Result<Head, Failure> {
         sequence: value::unsigned(row.try_get(1)?),
         state: value::state(row.try_get(2)?)?,
         owner: row.try_get::<_, Option<i64>>(3)?.map(NodeId),
+        quarantined: row.try_get(4)?,
     })
 }
 
@@ -198,5 +262,6 @@ fn listed(row: &Row) -> Result<Listed, Failure> {
         ended_at: time(11)?,
         wake_at: time(12)?,
     };
-    Ok(Listed { execution: ExecutionId(row.try_get(0)?), index })
+    let quarantine = quarantine::found(row, 13)?;
+    Ok(Listed { execution: ExecutionId(row.try_get(0)?), index, quarantine })
 }

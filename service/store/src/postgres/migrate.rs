@@ -6,7 +6,7 @@ use super::session::Session;
 use crate::contract::Error;
 
 /// Name and text of each migration; its place gives its version, from 1 on.
-const MIGRATIONS: [(&str, &str); 13] = [
+const MIGRATIONS: [(&str, &str); 14] = [
     ("store", include_str!("../../migrations/postgres/0001_store.sql")),
     ("node", include_str!("../../migrations/postgres/0002_node.sql")),
     ("namespace", include_str!("../../migrations/postgres/0003_namespace.sql")),
@@ -20,6 +20,7 @@ const MIGRATIONS: [(&str, &str); 13] = [
     ("overflow_task", include_str!("../../migrations/postgres/0011_overflow_task.sql")),
     ("history_range", include_str!("../../migrations/postgres/0012_history_range.sql")),
     ("registry_request", include_str!("../../migrations/postgres/0013_registry_request.sql")),
+    ("quarantine", include_str!("../../migrations/postgres/0014_quarantine.sql")),
 ];
 
 /// Any number that nothing else on the server locks: "recoup" and a one.

@@ -17,6 +17,7 @@ mod nodes;
 mod overflow;
 mod partition;
 mod pool;
+mod quarantine;
 mod registry;
 mod retention;
 mod rows;

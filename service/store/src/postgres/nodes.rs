@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::PostgresStore;
@@ -48,6 +49,8 @@ const ADOPT: &str = "
         where orphan.active
             and orphan.owner = any(array(
                 select id from node where closed_at is not null and drained_at is null))
+            and not exists (
+                select from history where execution_id = orphan.id and format > $3)
         order by orphan.id
         limit $2
         for update skip locked) as orphan
@@ -113,7 +116,9 @@ impl Nodes for PostgresStore {
         if session.query(LIVE, &[&node.0]).await?.is_empty() {
             return Err(Error::LeaseLost);
         }
-        let adopted = session.query(ADOPT, &[&node.0, &value::limit(limit)]).await?;
+        let readable = i32::from(crate::format::CURRENT);
+        let parameters: [&(dyn ToSql + Sync); 3] = [&node.0, &value::limit(limit), &readable];
+        let adopted = session.query(ADOPT, &parameters).await?;
         let mut adopted: Vec<ExecutionId> = adopted
             .iter()
             .map(|row| Ok(ExecutionId(row.try_get::<_, Uuid>(0)?)))

@@ -21,7 +21,10 @@ const DUE_EXECUTIONS: &str = "
     where not execution.active and execution.compensation <> 'PARKED'
         and extract(epoch from clock_timestamp() - execution.ended_at) * 1000000
             > coalesce(namespace.retention_us, $2::int8)
+        and not exists (
+            select from quarantine where execution_id = execution.id and released_at is null)
     order by execution.id limit $1";
+const DELETE_QUARANTINES: &str = "delete from quarantine where execution_id = any($1)";
 const DELETE_KEYS: &str = "delete from execution_key where execution_id = any($1)";
 const DELETE_EXECUTIONS: &str = "delete from execution where id = any($1) returning id";
 const DELETE_HISTORIES: &str = "delete from history where execution_id = any($1)";
@@ -115,6 +118,7 @@ impl Inner {
         if due.is_empty() {
             return session.committed().await;
         }
+        session.execute(DELETE_QUARANTINES, &[&due]).await?;
         session.execute(DELETE_KEYS, &[&due]).await?;
         let gone = session.query(DELETE_EXECUTIONS, &[&due]).await?;
         let gone: Vec<Uuid> = gone.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::session::Call;
 use super::value::{self, At};
-use crate::contract::{FeedRow, NodeId, TaskKey, Transition};
+use crate::contract::{FeedRow, NewQuarantine, NodeId, TaskKey, Transition};
 
 const INSERT_REQUEST: &str = "
     insert into start_request (namespace, request_id, execution_id, digest, transition_id)
@@ -68,6 +68,33 @@ const INSERT_FEED: &str = "
 /// The same, but leaves events that are there already.
 static OFFER_FEED: LazyLock<String> =
     LazyLock::new(|| format!("{INSERT_FEED} on conflict (id) do nothing"));
+/// Writes quarantines of executions that have none in force, and the events of those that it wrote.
+const OFFER_QUARANTINE: &str = "
+    with asked as (
+        select *
+        from unnest($13::uuid[], $14::text[], $15::text[], $16::timestamptz[], $1::int8[],
+            $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::uuid[], $8::text[],
+            $9::timestamptz[], $10::int4[], $11::bytea[])
+            as asked (execution, reason, detail, since, number, id, namespace, kind, workflow,
+                error_type, execution_id, fingerprint, at, format, data)),
+    written as (
+        insert into quarantine as there (execution_id, reason, detail, at, feed_number)
+        select execution, reason, detail, since, number
+        from asked
+        where exists (select from execution where execution.id = asked.execution)
+        order by execution
+        on conflict (execution_id) do update
+            set reason = excluded.reason, detail = excluded.detail, at = excluded.at,
+                feed_number = excluded.feed_number, released_at = null
+            where there.released_at is not null and there.at < excluded.at
+        returning there.execution_id as execution)
+    insert into feed (number, id, namespace, kind, workflow, error_type, execution_id, fingerprint,
+        at, format, data, lane)
+    select asked.number, asked.id, asked.namespace, asked.kind, asked.workflow, asked.error_type,
+        asked.execution_id, asked.fingerprint, asked.at, asked.format, asked.data, $12::int8
+    from asked join written using (execution)
+    order by asked.number
+    on conflict (id) do nothing";
 const DELETE_OVERFLOW: &str = "
     delete from overflow_task
     using unnest($1::uuid[], $2::text[], $3::int8[]) as void (execution_id, path, attempt)
@@ -333,6 +360,45 @@ impl<'a> Events<'a> {
     /// Writes those whose id is new.
     pub fn offer(&self) -> Call<'_> {
         (OFFER_FEED.as_str(), self.parameters())
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Quarantines<'a> {
+    execution: Vec<Uuid>,
+    reason: Vec<&'static str>,
+    detail: Vec<&'a str>,
+    at: Vec<At>,
+    events: Events<'a>,
+}
+
+impl<'a> Quarantines<'a> {
+    /// Each comes with the number of its event.
+    pub fn new(
+        node: NodeId,
+        quarantined: impl IntoIterator<Item = (&'a NewQuarantine, i64)>,
+    ) -> Self {
+        let mut all = Self { events: Events::of(node), ..Self::default() };
+        for (new, number) in quarantined {
+            all.execution.push(new.execution.0);
+            all.reason.push(new.quarantine.reason.name());
+            all.detail.push(&new.quarantine.detail);
+            all.at.push(At(new.quarantine.at));
+            all.events.push(number, &new.event);
+        }
+        all
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.execution.is_empty()
+    }
+
+    pub fn offer(&self) -> Call<'_> {
+        let mut parameters = self.events.parameters();
+        let mine: [&(dyn ToSql + Sync); 4] =
+            [&self.execution, &self.reason, &self.detail, &self.at];
+        parameters.extend(mine);
+        (OFFER_QUARANTINE, parameters)
     }
 }
 

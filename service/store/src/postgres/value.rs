@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use recoup_core::execution::{CompensationState, Phase, State};
 use recoup_core::failure_event::FailureKind;
+use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
@@ -135,7 +136,14 @@ names!(kind_name, kind, FailureKind, {
     DeliveryFailed => "delivery_failed",
     Recovered => "recovered",
     FeedGap => "feed_gap",
+    ExecutionQuarantined => "execution_quarantined",
 });
+
+/// Held to the names by a constraint.
+pub(super) fn quarantine_reason(name: &str) -> Result<QuarantineReason> {
+    QuarantineReason::from_name(name)
+        .ok_or_else(|| Error::Incompatible(format!("QuarantineReason has no name {name:?}")))
+}
 
 /// Held to 16 bits by a constraint.
 pub(super) fn format(format: i32) -> Result<u16> {

@@ -12,10 +12,10 @@ use rusqlite::{OptionalExtension, params};
 
 use super::error::Failure;
 use super::writer::Write;
-use super::{REQUEST_KEPT, SqliteStore, value};
+use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
 use crate::contract::{
-    Batch, FeedRow, IndexRow, KeySettled, KeyedStart, NodeId, Result, Settled, StartRequest,
-    Transition, Transitions,
+    Batch, FeedRow, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Result, Settled,
+    StartRequest, Transition, Transitions,
 };
 
 /// Wants the place before it to be taken.
@@ -26,8 +26,8 @@ const APPEND: &str = "
         or exists (select 1 from history where execution_id = ?1 and sequence = ?2 - 1)
     on conflict do nothing";
 const TAKE_REQUEST: &str = "
-    insert into start_request (namespace, request_id, execution_id, digest, created_at)
-    values (?1, ?2, ?3, ?4, ?5) on conflict do nothing";
+    insert into start_request (namespace, request_id, execution_id, digest, started, created_at)
+    values (?1, ?2, ?3, ?4, ?5, ?6) on conflict do nothing";
 /// What happens as a rule: an index that holds none of these columns is not touched.
 const UPDATE_INDEX: &str = "
     update execution set state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10,
@@ -52,15 +52,20 @@ impl Transitions for SqliteStore {
         let batch = batch.clone();
         self.write(move |write| {
             write.live(node)?;
+            let quarantined = quarantine::is_any(write)?;
             let mut append = Append { write, node };
             let mut settled = Vec::with_capacity(batch.transitions.len());
             for transition in &batch.transitions {
-                settled.push(append.settle(transition)?);
+                settled.push(match quarantined {
+                    true => append.settle_beside_quarantine(transition)?,
+                    false => append.settle(transition)?,
+                });
             }
             for row in &batch.feed {
-                if !append.is_event(&row.id)? {
-                    append.event(row)?;
-                }
+                append.offer(row)?;
+            }
+            for new in &batch.quarantined {
+                append.quarantine(new)?;
             }
             Ok(settled)
         })
@@ -88,9 +93,18 @@ struct Append<'a, 'c> {
 struct Taken {
     execution: ExecutionId,
     digest: u64,
+    started: bool,
 }
 
 impl Append<'_, '_> {
+    fn settle_beside_quarantine(&mut self, transition: &Transition) -> Result<Settled, Failure> {
+        let is_free = self.at(transition)?.is_none();
+        if is_free && quarantine::is_in_force(self.write, transition.execution)? {
+            return Ok(Settled::Quarantined);
+        }
+        self.settle(transition)
+    }
+
     fn settle(&mut self, transition: &Transition) -> Result<Settled, Failure> {
         if self.settle_at_once(transition)? {
             return Ok(Settled::Won);
@@ -99,8 +113,8 @@ impl Append<'_, '_> {
             let mine = there == transition.transition_id;
             return Ok(if mine { Settled::Won } else { Settled::Lost });
         }
-        if let Some(Taken { execution, digest }) = self.taken(transition)? {
-            return Ok(Settled::RequestTaken { execution, digest });
+        if let Some(Taken { execution, digest, started }) = self.taken(transition)? {
+            return Ok(Settled::RequestTaken { execution, digest, started });
         }
         Ok(match self.try_write(transition)? {
             Ok(()) => Settled::Won,
@@ -120,7 +134,7 @@ impl Append<'_, '_> {
         let written = self.write.guarded(|write| {
             let append = Append { write, node: self.node };
             if let Some(request) = &transition.request
-                && !append.take_request(request, transition.execution)?
+                && !append.take_request(request, transition.execution, true)?
             {
                 return Ok(false);
             }
@@ -146,8 +160,8 @@ impl Append<'_, '_> {
                 KeySettled::Refused("the execution exists already".into())
             });
         }
-        if let Some(Taken { execution, digest }) = self.taken(transition)? {
-            return Ok(KeySettled::RequestTaken { execution, digest });
+        if let Some(Taken { execution, digest, started }) = self.taken(transition)? {
+            return Ok(KeySettled::RequestTaken { execution, digest, started });
         }
         let Some(index) = &transition.index else {
             return Ok(KeySettled::Refused("a start needs an index row".into()));
@@ -157,7 +171,7 @@ impl Append<'_, '_> {
         match (key::decide(standing, *on_running, *on_ended), holder) {
             (KeyVerdict::UseExisting, Some((execution, ..))) => {
                 if let Some(request) = &transition.request {
-                    self.put_request(request, execution)?;
+                    self.put_request(request, execution, false)?;
                 }
                 Ok(KeySettled::UseExisting { execution })
             }
@@ -237,7 +251,7 @@ impl Append<'_, '_> {
     fn write_all(&mut self, transition: &Transition) -> Result<(), Failure> {
         self.append(transition)?;
         if let Some(request) = &transition.request {
-            self.put_request(request, transition.execution)?;
+            self.put_request(request, transition.execution, true)?;
         }
         self.index_and_overflow(transition)?;
         for row in &transition.feed {
@@ -289,6 +303,29 @@ impl Append<'_, '_> {
         Ok(())
     }
 
+    /// One that the store refuses is dropped: there is nobody to tell.
+    fn quarantine(&mut self, new: &NewQuarantine) -> Result<(), Failure> {
+        let node = self.node;
+        let written = self.write.guarded(|write| {
+            if quarantine::write(write, new)? {
+                Append { write, node }.offer(&new.event)?;
+            }
+            Ok(())
+        })?;
+        if let Err(reason) = written {
+            tracing::error!(execution = %new.execution, reason, "a quarantine was refused");
+        }
+        Ok(())
+    }
+
+    /// Writes an event unless it is there.
+    fn offer(&mut self, row: &FeedRow) -> Result<(), Failure> {
+        if !self.is_event(&row.id)? {
+            self.event(row)?;
+        }
+        Ok(())
+    }
+
     fn event(&mut self, row: &FeedRow) -> Result<(), Failure> {
         let number = self.write.feed_number();
         let row = params![
@@ -335,7 +372,7 @@ impl Append<'_, '_> {
 
     fn taken(&self, transition: &Transition) -> Result<Option<Taken>, Failure> {
         const TAKEN: &str = "
-            select execution_id, digest, created_at from start_request
+            select execution_id, digest, created_at, started from start_request
             where namespace = ?1 and request_id = ?2";
         let Some(request) = &transition.request else { return Ok(None) };
         let mut statement = self.write.prepare(TAKEN)?;
@@ -345,7 +382,8 @@ impl Append<'_, '_> {
             return Ok(None);
         }
         let digest: i64 = row.get(1)?;
-        Ok(Some(Taken { execution: value::execution(row, 0)?, digest: digest.cast_unsigned() }))
+        let (execution, started) = (value::execution(row, 0)?, row.get(3)?);
+        Ok(Some(Taken { execution, digest: digest.cast_unsigned(), started }))
     }
 
     /// False if somebody has it, be it longer ago than a day.
@@ -353,11 +391,12 @@ impl Append<'_, '_> {
         &self,
         request: &StartRequest,
         execution: ExecutionId,
+        started: bool,
     ) -> Result<bool, Failure> {
         let StartRequest { namespace, request_id, digest } = request;
         let (execution, digest) = (execution.0.as_bytes(), digest.cast_signed());
         let now = self.write.now.as_micros();
-        let row = params![namespace.as_str(), request_id, execution, digest, now];
+        let row = params![namespace.as_str(), request_id, execution, digest, started, now];
         Ok(self.write.execute(TAKE_REQUEST, row)? == 1)
     }
 
@@ -368,10 +407,15 @@ impl Append<'_, '_> {
     }
 
     /// Where only one of more than a day ago may stand: the new one goes to the end.
-    fn put_request(&self, request: &StartRequest, execution: ExecutionId) -> Result<(), Failure> {
-        if !self.take_request(request, execution)? {
+    fn put_request(
+        &self,
+        request: &StartRequest,
+        execution: ExecutionId,
+        started: bool,
+    ) -> Result<(), Failure> {
+        if !self.take_request(request, execution, started)? {
             self.release_request(request)?;
-            self.take_request(request, execution)?;
+            self.take_request(request, execution, started)?;
         }
         Ok(())
     }

@@ -7,22 +7,26 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::error::Failure;
-use super::{REQUEST_KEPT, SqliteStore, value};
+use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
 use crate::contract::{
-    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Result, StoredTransition,
+    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
+    StoredTransition,
 };
 
 const HISTORY: &str = "
     select sequence, transition_id, format, data from history
-    where execution_id = ?1 order by sequence";
+    where execution_id = ?1 and sequence > ?2 order by sequence limit ?3";
 const OWNER: &str = "
     select node.id from execution join node on node.id = execution.owner
     where execution.id = ?1 and node.closed_at is null";
 const HEAD: &str = "
-    select execution.state, (select max(sequence) from history where execution_id = execution.id)
+    select execution.state, (select max(sequence) from history where execution_id = execution.id),
+        exists (select 1 from quarantine where execution_id = ?1 and released_at is null)
     from execution where id = ?1";
 const INDEX: &str = "id, namespace, workflow, version, key, state, phase, compensation, run,
-    error_type, started_at, ended_at, wake_at";
+    error_type, started_at, ended_at, wake_at, reason, detail, at";
+const INDEXED: &str = "execution
+    left join quarantine on execution_id = id and released_at is null";
 
 #[async_trait]
 impl Executions for SqliteStore {
@@ -32,15 +36,25 @@ impl Executions for SqliteStore {
         self.read(move |connection| {
             let mut histories = Vec::with_capacity(executions.len());
             for execution in executions {
-                let transitions = transitions(connection, execution)?;
+                let transitions = transitions(connection, execution, 0, usize::MAX)?;
                 if !transitions.is_empty() {
                     let owner = owner(connection, execution)?;
-                    histories.push(History { execution, owner, transitions });
+                    let quarantine = quarantine::of(connection, execution)?;
+                    histories.push(History { execution, owner, transitions, quarantine });
                 }
             }
             Ok(histories)
         })
         .await
+    }
+
+    async fn history(
+        &self,
+        execution: ExecutionId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredTransition>> {
+        self.read(move |connection| transitions(connection, execution, after, limit)).await
     }
 
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>> {
@@ -52,8 +66,9 @@ impl Executions for SqliteStore {
                 let mut rows = statement.query([execution.0.as_bytes()])?;
                 if let Some(row) = rows.next()? {
                     let (state, sequence) = (row.get(0)?, value::sequence(row, 1)?);
+                    let (state, quarantined) = (value::state(state)?, row.get(2)?);
                     let owner = owner(connection, execution)?;
-                    heads.push(Head { execution, sequence, state: value::state(state)?, owner });
+                    heads.push(Head { execution, sequence, state, owner, quarantined });
                 }
             }
             Ok(heads)
@@ -65,6 +80,8 @@ impl Executions for SqliteStore {
         const DUE: &str = "
             select id from execution
             where owner = ?1 and wake_at is not null and wake_at <= ?2
+                and not exists (
+                    select 1 from quarantine where execution_id = execution.id and released_at is null)
             order by wake_at, id limit ?3";
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(DUE)?;
@@ -91,10 +108,33 @@ impl Executions for SqliteStore {
             let mut rows = statement.query(params_from_iter(parameters))?;
             let mut listed = Vec::new();
             while let Some(row) = rows.next()? {
-                let index = index(row)?;
-                listed.push(Listed { execution: value::execution(row, 0)?, index });
+                listed.push(self::listed(row)?);
             }
             Ok(listed)
+        })
+        .await
+    }
+
+    async fn indexed(&self, execution: ExecutionId) -> Result<Option<Listed>> {
+        let sql = format!("select {INDEX} from {INDEXED} where id = ?1");
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([execution.0.as_bytes()])?;
+            rows.next()?.map(listed).transpose()
+        })
+        .await
+    }
+
+    async fn release_quarantine(
+        &self,
+        node: NodeId,
+        execution: ExecutionId,
+        release: &Release,
+    ) -> Result<()> {
+        let release = release.clone();
+        self.write(move |write| {
+            write.live(node)?;
+            quarantine::release(write, node, execution, &release)
         })
         .await
     }
@@ -136,9 +176,12 @@ impl Executions for SqliteStore {
 fn transitions(
     connection: &Connection,
     execution: ExecutionId,
+    after: u64,
+    limit: usize,
 ) -> Result<Vec<StoredTransition>, Failure> {
     let mut statement = connection.prepare_cached(HISTORY)?;
-    let mut rows = statement.query([execution.0.as_bytes()])?;
+    let (after, limit) = (value::signed(after), value::limit(limit));
+    let mut rows = statement.query(params![execution.0.as_bytes(), after, limit])?;
     let mut transitions = Vec::new();
     while let Some(row) = rows.next()? {
         transitions.push(StoredTransition {
@@ -155,6 +198,11 @@ fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeI
     let mut statement = connection.prepare_cached(OWNER)?;
     let owner = statement.query_row([execution.0.as_bytes()], |row| row.get(0).map(NodeId));
     Ok(owner.optional()?)
+}
+
+fn listed(row: &Row<'_>) -> Result<Listed, Failure> {
+    let (execution, index) = (value::execution(row, 0)?, index(row)?);
+    Ok(Listed { execution, index, quarantine: quarantine::found(row, 13)? })
 }
 
 fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
@@ -176,7 +224,7 @@ fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
 
 /// The statement for a filter: only what is asked for stands in it, so that it can go by an index.
 fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (String, Vec<Value>) {
-    let mut sql = format!("select {INDEX} from execution where true");
+    let mut sql = format!("select {INDEX} from {INDEXED} where true");
     let mut parameters = Vec::new();
     let mut and = |condition: &str, values: Vec<Value>| {
         sql.push_str(" and ");
@@ -216,6 +264,10 @@ fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (S
     }
     if let Some(before) = filter.started_before {
         and("started_at < ?", vec![before.as_micros().into()]);
+    }
+    if filter.quarantined {
+        // So that it goes by the few that there are.
+        and("id in (select execution_id from quarantine where released_at is null)", vec![]);
     }
     if let Some(before) = before {
         and("id < ?", vec![before.0.as_bytes().to_vec().into()]);

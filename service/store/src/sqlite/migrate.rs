@@ -8,7 +8,7 @@ use super::error::Failure;
 use crate::contract::Error;
 
 /// Name and text of each migration; its place gives its version, from 1 on.
-const MIGRATIONS: [(&str, &str); 12] = [
+const MIGRATIONS: [(&str, &str); 13] = [
     ("store", include_str!("../../migrations/sqlite/0001_store.sql")),
     ("node", include_str!("../../migrations/sqlite/0002_node.sql")),
     ("namespace", include_str!("../../migrations/sqlite/0003_namespace.sql")),
@@ -21,6 +21,7 @@ const MIGRATIONS: [(&str, &str); 12] = [
     ("feed", include_str!("../../migrations/sqlite/0010_feed.sql")),
     ("overflow_task", include_str!("../../migrations/sqlite/0011_overflow_task.sql")),
     ("registry_request", include_str!("../../migrations/sqlite/0012_registry_request.sql")),
+    ("quarantine", include_str!("../../migrations/sqlite/0013_quarantine.sql")),
 ];
 
 /// "Rcup": tells our files from other people's databases.

@@ -14,6 +14,7 @@ mod folder;
 mod migrate;
 mod nodes;
 mod overflow;
+mod quarantine;
 mod reader;
 mod registry;
 mod retention;

@@ -66,6 +66,8 @@ impl Nodes for SqliteStore {
             select execution.id
             from owners join node on node.id = owners.id and node.closed_at is not null
             join execution on execution.owner = owners.id and execution.active = 1
+            where not exists (
+                select 1 from history where execution_id = execution.id and format > ?2)
             limit ?1";
         const ADOPT: &str = "update execution set owner = ?2 where id = ?1";
         self.write(move |write| {
@@ -74,7 +76,8 @@ impl Nodes for SqliteStore {
             let mut orphaned = Vec::new();
             {
                 let mut statement = write.prepare(ORPHANED)?;
-                let mut rows = statement.query([value::limit(limit)])?;
+                let readable = i64::from(crate::format::CURRENT);
+                let mut rows = statement.query([value::limit(limit), readable])?;
                 while let Some(row) = rows.next()? {
                     orphaned.push(value::execution(row, 0)?);
                 }

@@ -84,8 +84,11 @@ fn executions(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
         select id from execution
         where ended_at is not null and active = 0 and compensation <> 5
             and namespace = ?1 and ended_at < ?2
+            and not exists (
+                select 1 from quarantine where execution_id = execution.id and released_at is null)
         order by ended_at limit ?3";
-    const DELETE: [&str; 3] = [
+    const DELETE: [&str; 4] = [
+        "delete from quarantine where execution_id = ?1",
         "delete from execution_key where execution_id = ?1",
         "delete from history where execution_id = ?1",
         "delete from execution where id = ?1",

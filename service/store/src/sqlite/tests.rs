@@ -67,7 +67,7 @@ fn event(id: &str) -> FeedRow {
 }
 
 fn batch(transitions: Vec<Transition>) -> Batch {
-    Batch { transitions, feed: vec![] }
+    Batch { transitions, ..Batch::default() }
 }
 
 async fn join(store: &SqliteStore) -> NodeId {
@@ -75,7 +75,7 @@ async fn join(store: &SqliteStore) -> NodeId {
 }
 
 async fn feed(store: &SqliteStore, after: &Cursor) -> Vec<String> {
-    let page = store.read_feed(after, 100).await.expect("the feed is read");
+    let page = store.read_feed(after, PageLimit::events(100)).await.expect("the feed is read");
     page.events.into_iter().map(|event| event.row.id).collect()
 }
 
@@ -127,7 +127,7 @@ async fn what_was_written_is_there_after_the_next_start() {
     assert_eq!(store.adopt(after, 10).await.expect("adopts"), [execution(1)]);
 
     // Numbers go on behind what was there, and cursors of the life before stay good.
-    let more = Batch { transitions: vec![], feed: vec![event("e2")] };
+    let more = Batch { feed: vec![event("e2")], ..Batch::default() };
     store.commit(after, &more).await.expect("commits");
     assert_eq!(feed(&store, &unread).await, ["e1", "e2"]);
 }
@@ -143,7 +143,7 @@ async fn numbers_grow_whatever_the_clock_says() {
             SqliteStore::open_with_clock(folder.path(), standing(micros)).expect("the store opens");
         let nodes = [join(&store).await, join(&store).await];
         for (i, node) in nodes.into_iter().cycle().take(6).enumerate() {
-            let one = Batch { transitions: vec![], feed: vec![event(&format!("{life}.{i}"))] };
+            let one = Batch { feed: vec![event(&format!("{life}.{i}"))], ..Batch::default() };
             store.commit(node, &one).await.expect("commits");
             let written = store.failure(&format!("{life}.{i}")).await.expect("asks");
             numbers.push(written.expect("there").position.number);
@@ -170,10 +170,16 @@ async fn a_restored_copy_is_another_incarnation() {
     let bytes = std::fs::read(database(backup.path())).expect("the backup");
     std::fs::write(database(folder.path()), bytes).expect("restores");
     let restored = open(folder.path());
-    assert!(matches!(restored.read_feed(&cursor, 1).await, Err(Error::ForeignCursor)));
+    assert!(matches!(
+        restored.read_feed(&cursor, PageLimit::events(1)).await,
+        Err(Error::ForeignCursor)
+    ));
 
     let copied = open(backup.path());
-    assert!(matches!(copied.read_feed(&cursor, 1).await, Err(Error::ForeignCursor)));
+    assert!(matches!(
+        copied.read_feed(&cursor, PageLimit::events(1)).await,
+        Err(Error::ForeignCursor)
+    ));
 }
 
 /// No answer before the log is on disk: not that it was made so once, but that the writer has it so.
@@ -317,7 +323,7 @@ async fn a_request_id_is_free_again_after_its_day() {
     let started = async || store.started_by(&"default".into(), "r").await.expect("asks");
     assert_eq!(settle(1, 7).await, Settled::Won);
     *time.lock().expect("nothing panics") = Timestamp::from_micros(999_999) + REQUEST_KEPT;
-    let taken = Settled::RequestTaken { execution: execution(1), digest: 7 };
+    let taken = Settled::RequestTaken { execution: execution(1), digest: 7, started: true };
     assert_eq!(settle(2, 8).await, taken);
     assert_eq!(started().await, Some((execution(1), 7)));
     *time.lock().expect("nothing panics") = Timestamp::from_micros(1_000_000) + REQUEST_KEPT;

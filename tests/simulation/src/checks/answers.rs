@@ -25,7 +25,7 @@ impl World<'_> {
         answer: &Result<Answer, Refusal>,
     ) {
         match answer {
-            Ok(Answer::Done { state, is_new }) => {
+            Ok(Answer::Done { state, is_own }) => {
                 self.check_state(machine, state);
                 self.ledger.known.insert(state.id);
                 let id = state.id;
@@ -43,7 +43,7 @@ impl World<'_> {
                         }
                         // What is new was started by this very request.
                         let own = format!("{{\"op\":{}}}", op.number);
-                        !is_new || state.input.data == own.as_bytes()
+                        !is_own || state.input.data == own.as_bytes()
                     }
                     Wish::Await(asked, _) => *asked == id,
                     Wish::Get(_) => false,
@@ -82,8 +82,8 @@ impl World<'_> {
                     }
                 }
             }
-            Ok(Answer::Beat { .. }) => {
-                self.violate("answers fit their questions", format!("{op:?}: a beat"));
+            Ok(Answer::Beat { .. } | Answer::Released) => {
+                self.violate("answers fit their questions", format!("{op:?}: a worker's"));
             }
             Err(refusal) => self.check_refusal(op, refusal),
         }
@@ -107,7 +107,14 @@ impl World<'_> {
             (Refusal::Rejected(_) | Refusal::RequestIdReused, _) => false,
             (Refusal::KeyHeld { execution, .. }, None) => self.ledger.latest(*execution).is_some(),
             (Refusal::KeyHeld { .. }, Some(_)) => false,
-            (Refusal::Refused(_) | Refusal::Quarantined(_), _) => false,
+            (
+                Refusal::Refused(_)
+                | Refusal::Quarantined(_)
+                | Refusal::NotQuarantined
+                | Refusal::TooNew(_)
+                | Refusal::Failed,
+                _,
+            ) => false,
             (Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping, _) => true,
         };
         if !is_so {
@@ -158,7 +165,8 @@ impl World<'_> {
                 }
             }
             (Report::Beat { .. }, Ok(Answer::Done { .. } | Answer::Beat { .. })) => {}
-            (_, Ok(Answer::Beat { .. })) => {
+            (Report::Release { .. }, Ok(Answer::Done { .. } | Answer::Released)) => {}
+            (_, Ok(Answer::Beat { .. } | Answer::Released)) => {
                 self.violate("answers fit their questions", format!("{report:?}"));
             }
             (_, Err(Refusal::Rejected(Rejection::AttemptClosed))) => {

@@ -52,7 +52,10 @@ impl Side {
             Op::Load(n, ids) => {
                 let loaded = store.load(node(n), ids).await.map(|mut histories| {
                     histories.sort_by_key(|history| history.execution);
-                    let owned = |h: History| (self.ordinal(h.owner), h.execution, h.transitions);
+                    let owned = |h: History| {
+                        let quarantine = h.quarantine.map(timeless);
+                        (self.ordinal(h.owner), h.execution, h.transitions, quarantine)
+                    };
                     histories.into_iter().map(owned).collect::<Vec<_>>()
                 });
                 done("load", loaded)
@@ -60,7 +63,10 @@ impl Side {
             Op::Heads(ids) => {
                 let heads = store.heads(ids).await.map(|mut heads| {
                     heads.sort_by_key(|head| head.execution);
-                    let owned = |h: Head| (self.ordinal(h.owner), h.execution, h.sequence, h.state);
+                    let owned = |h: Head| {
+                        let owner = self.ordinal(h.owner);
+                        (owner, h.execution, h.sequence, h.state, h.quarantined)
+                    };
                     heads.into_iter().map(owned).collect::<Vec<_>>()
                 });
                 done("heads", heads)
@@ -68,6 +74,23 @@ impl Side {
             Op::Due(n, until, limit) => several("due", store.due(node(n), *until, *limit).await),
             Op::List(filter, before, limit) => {
                 several("list", store.list(filter, *before, *limit).await)
+            }
+            Op::Quarantine(n, quarantined) => {
+                let batch = Batch { quarantined: quarantined.clone(), ..Batch::default() };
+                done("quarantine", store.commit(node(n), &batch).await)
+            }
+            Op::ReleaseQuarantine(n, id, release) => {
+                let released = store.release_quarantine(node(n), *id, release).await;
+                done("release_quarantine", released)
+            }
+            Op::Indexed(id) => {
+                let found = store.indexed(*id).await;
+                let is_quarantined = |listed: &Listed| listed.quarantine.is_some();
+                let quarantined =
+                    found.as_ref().is_ok_and(|found| found.as_ref().is_some_and(is_quarantined));
+                let mut answer = maybe("indexed", found);
+                answer.kinds.extend(quarantined.then(|| "indexed: quarantined".into()));
+                answer
             }
             Op::KeyHolder(namespace, key) => {
                 maybe("key_holder", store.key_holder(namespace, key).await)
@@ -249,13 +272,18 @@ impl Side {
 
     async fn read(&self, what: &str, mut cursor: Cursor, limit: usize) -> (Answer, Cursor) {
         let (mut events, mut gap) = (Vec::new(), false);
+        // Some pages end by their bytes: an event of the draw has up to 255.
+        let limit = PageLimit {
+            events: limit,
+            bytes: if limit < 100 && limit.is_multiple_of(2) { 2000 } else { usize::MAX },
+        };
         loop {
             let page = self.store.read_feed(&cursor, limit).await.expect("the feed is read");
-            let count = page.events.len();
+            let has_more = page.has_more;
             events.extend(page.events);
             gap |= page.gap.is_some();
             cursor = page.cursor;
-            if count < limit {
+            if !has_more {
                 break;
             }
         }
@@ -350,6 +378,7 @@ fn commit(result: Result<Vec<Settled>>, again: usize) -> Answer {
             Settled::Lost => ("Lost", String::new()),
             Settled::RequestTaken { .. } => ("RequestTaken", format!("{settled:?}")),
             Settled::Refused(_) => ("Refused", String::new()),
+            Settled::Quarantined => ("Quarantined", String::new()),
         };
         if kind == "Won" {
             answer.won.push(i);
@@ -411,6 +440,14 @@ fn namespace(row: NamespaceRow) -> NamespaceRow {
     // How long `default` keeps is the store's own.
     let retention = if row.name.as_str() == "default" { Duration::ZERO } else { row.retention };
     NamespaceRow { retention, created_at: Timestamp::default(), ..row }
+}
+
+/// Without when it was released.
+fn timeless(mut row: QuarantineRow) -> QuarantineRow {
+    if let Some(released) = &mut row.released {
+        released.at = Timestamp::default();
+    }
+    row
 }
 
 fn version(row: WorkflowVersion) -> WorkflowVersion {

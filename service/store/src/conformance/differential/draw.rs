@@ -10,6 +10,7 @@ use recoup_core::execution::{CompensationState, Phase, State};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::id::{ExecutionId, Namespace, TransitionId};
 use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
@@ -39,6 +40,8 @@ pub(super) struct Draw {
     /// Failure events of what won.
     events: Vec<String>,
     tasks: Vec<TaskKey>,
+    /// The last few.
+    quarantined: Vec<ExecutionId>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -73,6 +76,7 @@ impl Draw {
             over: vec![],
             events: vec![],
             tasks: vec![],
+            quarantined: vec![],
         }
     }
 
@@ -96,7 +100,14 @@ impl Draw {
                 let until = Timestamp::from_micros(WAKE.as_micros() + self.number(self.made + 1));
                 Op::Due(self.node(), until, self.limit())
             }
-            55..=58 => self.list(),
+            55 => self.list(),
+            56 => self.release(),
+            57 => self.quarantine(),
+            58 if self.one_in(3) => {
+                let last = self.quarantined.last().copied();
+                Op::Indexed(last.filter(|_| self.one_in(2)).unwrap_or_else(|| self.known()))
+            }
+            58 => self.release(),
             59 => Op::KeyHolder(self.namespace(), self.key()),
             60 => Op::StartedBy(self.namespace(), self.request_id()),
             61..=64 => self.overflow(),
@@ -257,7 +268,7 @@ impl Draw {
         {
             feed.push(FeedRow { id, ..self.event(None) });
         }
-        Op::Commit(self.node(), Batch { transitions: again, feed }, count)
+        Op::Commit(self.node(), Batch { transitions: again, feed, ..Batch::default() }, count)
     }
 
     /// With an event that is on the feed already, or was.
@@ -314,7 +325,8 @@ impl Draw {
             execution,
             sequence,
             transition_id: TransitionId(Uuid::from_u64_pair(self.random, number)),
-            format: u16::from(self.byte()),
+            // A newer format is left to newer nodes.
+            format: if self.one_in(40) { 2 } else { 1 },
             data: Bytes::from(vec![self.byte(); 1 + usize::from(self.byte())]),
             index: None,
             request: None,
@@ -378,6 +390,49 @@ impl Draw {
         }
     }
 
+    /// One that is there, as a rule.
+    fn known(&mut self) -> ExecutionId {
+        self.execution().unwrap_or_else(|| self.fresh())
+    }
+
+    fn quarantine(&mut self) -> Op {
+        let node = self.node();
+        let mut quarantined: Vec<NewQuarantine> = Vec::new();
+        for _ in 0..1 + self.below(3) {
+            let execution = if self.one_in(10) { self.fresh() } else { self.known() };
+            // Now and then before the last one.
+            let number = if self.one_in(8) { 0 } else { self.next_number() };
+            let number = i64::try_from(number).unwrap_or(0);
+            let mut event = self.event(Some(execution));
+            if self.one_in(8)
+                && let Some(id) = self.old_event()
+            {
+                event.id = id;
+            }
+            let reason = self.pick(&QuarantineReason::ALL);
+            let at = Timestamp::from_micros(WAKE.as_micros() + number);
+            let quarantine = Quarantine::new(reason, &format!("found {number}"), at);
+            if quarantined.iter().all(|other| other.execution != execution) {
+                quarantined.push(NewQuarantine { execution, quarantine, event });
+                self.quarantined.push(execution);
+            }
+        }
+        let old = self.quarantined.len().saturating_sub(3);
+        self.quarantined.drain(..old);
+        Op::Quarantine(node, quarantined)
+    }
+
+    fn release(&mut self) -> Op {
+        let request =
+            (!self.one_in(4)).then(|| (format!("release {}", self.below(2)), self.below(2)));
+        let release = Release { reason: format!("mended {}", self.below(9)), request };
+        let id = match self.quarantined.clone() {
+            last if !last.is_empty() && !self.one_in(4) => self.pick(&last),
+            _ => self.known(),
+        };
+        Op::ReleaseQuarantine(self.node(), id, release)
+    }
+
     fn list(&mut self) -> Op {
         let filter = ListFilter {
             namespace: self.one_in(4).then(|| self.namespace()),
@@ -387,6 +442,7 @@ impl Draw {
             key_prefix: self.one_in(6).then(|| "key ".into()),
             started_after: self.one_in(4).then(|| self.moment()),
             started_before: self.one_in(4).then(|| self.moment()),
+            quarantined: self.one_in(6),
         };
         let before = if self.one_in(3) { self.execution() } else { None };
         Op::List(filter, before, 1 + self.limit())

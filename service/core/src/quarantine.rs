@@ -1,0 +1,97 @@
+//! Quarantine: an execution that nobody can go on with, until a person has looked.
+//!
+//! It is no state of the execution, whose history may be unreadable, but a mark beside it: no node
+//! decides on a marked execution. What put it there is damage, or a defect of the service; a history
+//! that only a newer binary reads is neither.
+
+use crate::time::Timestamp;
+
+/// Why an execution is in quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum QuarantineReason {
+    /// A transition is missing from its history.
+    HistoryGap,
+    /// A transition can not be decoded, or does not fit the state before it.
+    HistoryUnreadable,
+    /// The version of the workflow that it follows is gone, or can not be read.
+    WorkflowUnreadable,
+    /// A decision about it panicked.
+    DecisionPanicked,
+    /// The store refuses what the node itself decided: it would be decided again for ever.
+    StoreRefused,
+}
+
+impl QuarantineReason {
+    pub const ALL: [Self; 5] = [
+        Self::HistoryGap,
+        Self::HistoryUnreadable,
+        Self::WorkflowUnreadable,
+        Self::DecisionPanicked,
+        Self::StoreRefused,
+    ];
+
+    /// As it is stored and logged.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HistoryGap => "history_gap",
+            Self::HistoryUnreadable => "history_unreadable",
+            Self::WorkflowUnreadable => "workflow_unreadable",
+            Self::DecisionPanicked => "decision_panicked",
+            Self::StoreRefused => "store_refused",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    pub reason: QuarantineReason,
+    /// For a person: what was found, where. Free of NUL, at most [`DETAIL_BYTES_MAX`].
+    pub detail: String,
+    pub at: Timestamp,
+}
+
+/// Bytes of a quarantine's detail; the rest is cut off.
+pub const DETAIL_BYTES_MAX: usize = 4096;
+
+impl Quarantine {
+    pub fn new(reason: QuarantineReason, detail: &str, at: Timestamp) -> Self {
+        let mut end = detail.len().min(DETAIL_BYTES_MAX);
+        while !detail.is_char_boundary(end) {
+            end -= 1;
+        }
+        let detail = detail[..end].replace('\0', "\u{fffd}");
+        Self { reason, detail, at }
+    }
+}
+
+impl std::fmt::Display for Quarantine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason.name(), self.detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_found_by_its_name() {
+        for reason in QuarantineReason::ALL {
+            assert_eq!(QuarantineReason::from_name(reason.name()), Some(reason));
+        }
+        assert_eq!(QuarantineReason::from_name("bored"), None);
+    }
+
+    #[test]
+    fn a_detail_is_cut_between_letters_and_free_of_nul() {
+        let long = "é".repeat(DETAIL_BYTES_MAX);
+        let reason = QuarantineReason::StoreRefused;
+        let cut = Quarantine::new(reason, &format!("x{long}"), Timestamp::default()).detail;
+        assert_eq!(cut.len(), DETAIL_BYTES_MAX - 1);
+        assert_eq!(Quarantine::new(reason, "a\0b", Timestamp::default()).detail, "a\u{fffd}b");
+    }
+}

@@ -1,0 +1,107 @@
+//! Executions that nobody may go on with until a person has looked.
+//!
+//! | found | then |
+//! | --- | --- |
+//! | a history with a gap, or that does not fold; a panic; the node's own decision refused | nothing of it is decided; the quarantine goes out with the next batch |
+//! | the batch is committed | who waits is refused, the slot is dropped |
+//! | a later command, or another node | reads the quarantine, is refused |
+//! | an operator's release | the quarantine ends and this node owns the execution in one transaction; it is read, and goes on |
+//!
+//! A node that believes in an older state, as the owner does when another node finds the damage, is
+//! answered [`recoup_store::Settled::Quarantined`] at its next commit and reads it then.
+
+use recoup_core::failure_event::{Subject, quarantined};
+use recoup_core::id::{ExecutionId, Namespace};
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
+use recoup_store::{Error, NewQuarantine, NodeId, Release};
+
+use super::Node;
+use super::io::{Damage, Output, Refusal};
+use super::slots::{Known, Slot, Waiter};
+use crate::transition::feed_row;
+
+impl<R> Node<R> {
+    /// Nobody tries it again until a person has looked.
+    pub(super) fn quarantine(&mut self, id: ExecutionId, damage: Damage) {
+        let Damage { reason, detail, namespace, subject } = damage;
+        let quarantine = Quarantine::new(reason, &detail, self.now);
+        tracing::error!(execution = %id, %quarantine, "the execution is quarantined");
+        self.forget(id);
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.known = Known::Quarantined;
+        let event = feed_row(&quarantined(namespace, subject, &quarantine));
+        self.quarantines.push_back(NewQuarantine { execution: id, quarantine, event });
+        self.settle_slot(id);
+    }
+
+    /// A decision failed in a way that it must not.
+    pub(super) fn decision_panicked(
+        &mut self,
+        id: ExecutionId,
+        known: Option<(Namespace, Subject)>,
+        what: &str,
+    ) {
+        let Some((namespace, subject)) = known else {
+            // There is no execution to put anywhere: only the start is refused.
+            tracing::error!(execution = %id, what, "a decision about a start panicked");
+            self.refuse_all(id, &Refusal::Failed);
+            return self.drop_slot(id);
+        };
+        let reason = QuarantineReason::DecisionPanicked;
+        self.quarantine(id, Damage { reason, detail: what.to_owned(), namespace, subject });
+    }
+
+    /// It is in the store that an execution is quarantined.
+    pub(super) fn refuse_quarantined(&mut self, id: ExecutionId, quarantine: Quarantine) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        // Nobody need look at its tasks; who releases it puts them back.
+        let claimed = std::mem::take(&mut slot.claimed);
+        if !claimed.is_empty() {
+            self.outputs.push_back(Output::WithdrawOverflow(claimed.into_keys().collect()));
+        }
+        self.refuse_all(id, &Refusal::Quarantined(quarantine));
+        self.drop_slot(id);
+    }
+
+    /// An operator has looked.
+    pub(super) fn release_quarantine(&mut self, id: ExecutionId, release: Release, reply: R) {
+        let Some(node) = self.node_id() else {
+            let retry_after = self.options.lease_ttl / 10;
+            return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
+        };
+        self.outputs.push_back(Output::ReleaseQuarantine { node, execution: id, release, reply });
+    }
+
+    pub(super) fn quarantine_released(
+        &mut self,
+        node: NodeId,
+        id: ExecutionId,
+        released: recoup_store::Result<()>,
+        reply: R,
+    ) {
+        match released {
+            Ok(()) => {}
+            Err(Error::NotFound) => return self.reply(reply, Err(Refusal::NotQuarantined)),
+            Err(Error::RequestIdReused) => {
+                return self.reply(reply, Err(Refusal::RequestIdReused));
+            }
+            Err(error) => {
+                self.reply(reply, Err(Refusal::Unavailable(error.to_string())));
+                if matches!(error, Error::LeaseLost) && self.node_id() == Some(node) {
+                    self.lose_life();
+                }
+                return;
+            }
+        }
+        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        slot.waiters.push(Waiter { until: None, reply, is_own: false, snapshot: false });
+        if !slot.in_flight && !matches!(slot.known, Known::Quarantined) {
+            self.forget(id);
+            self.to_load.insert(id);
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! Executions that no node goes on with: how they come there, and how they are let go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::command::{Command, StartExecution};
+use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Workflow};
+use recoup_core::error::builtin;
+use recoup_core::execution::{State, TraceContext};
+use recoup_core::failure_event::{FailureEvent, FailureKind};
+use recoup_core::id::{ExecutionId, Namespace, StepId};
+use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::payload::Payload;
+use recoup_core::plan::Plan;
+use recoup_core::quarantine::QuarantineReason;
+use recoup_engine::{
+    Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
+};
+use recoup_store::memory::MemoryStore;
+use recoup_store::{
+    Executions, Feed, NewVersion, NodeId, PageLimit, QueueName, Registry, Release,
+    StoredTransition, format,
+};
+
+fn step(id: &str) -> Step {
+    Step {
+        id: StepId::from(id),
+        description: String::new(),
+        kind: StepKind::Task(Task { task_type: id.into(), ..Task::default() }),
+        when: None,
+        retry: None,
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: None,
+    }
+}
+
+fn order() -> Workflow {
+    Workflow {
+        name: "order".into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block(vec![step("reserve"), step("charge")]),
+        finally: Block::default(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: None,
+        output: None,
+    }
+}
+
+async fn store() -> MemoryStore {
+    let store = MemoryStore::with_system_clock();
+    let version = NewVersion {
+        namespace: Namespace::from("default"),
+        name: "order".into(),
+        digest: [1; 32],
+        format: format::CURRENT,
+        definition: format::encode_workflow(&order()),
+    };
+    store.register(&version, None).await.expect("the model registers");
+    store
+}
+
+fn options() -> Options {
+    Options {
+        adopt_interval: Duration::from_millis(10),
+        overflow_after: Duration::from_millis(20),
+        claim_interval: Duration::from_millis(10),
+        head_interval: Duration::from_millis(10),
+        reconnect_grace: Duration::from_millis(20),
+        ..Options::default()
+    }
+}
+
+async fn engine(store: &MemoryStore, options: Options) -> Engine {
+    let store = Arc::new(store.clone());
+    recoup_engine::driver::start(store, options).await.expect("the engine starts")
+}
+
+async fn plan(engine: &Engine) -> Arc<Plan> {
+    let plan = engine.plan(&Namespace::from("default"), &"order".into(), None).await;
+    plan.expect("the plan is found").expect("the workflow is registered")
+}
+
+fn spec(engine: &Engine, number: u8, plan: Arc<Plan>) -> StartSpec {
+    StartSpec {
+        start: StartExecution {
+            id: ExecutionId::new(engine.now(), [number; 10]),
+            namespace: Namespace::from("default"),
+            key: None,
+            input: Payload::json("{\"order\":1}"),
+            timeout: None,
+            trace: TraceContext::default(),
+        },
+        plan,
+        on_running: OnRunning::Reject,
+        on_ended: OnEnded::Reject,
+        request: None,
+        until: None,
+    }
+}
+
+async fn start(engine: &Engine, number: u8) -> ExecutionId {
+    let spec = spec(engine, number, plan(engine).await);
+    engine.start(spec).await.expect("it starts").state.id
+}
+
+async fn worker(engine: &Engine) -> WorkerLink {
+    let namespace = Namespace::from("default");
+    let worker = Worker {
+        queues: vec![QueueName { namespace, queue: "default".into() }],
+        task_types: Vec::new(),
+        credit: 100,
+        session: None,
+        worker: "w".into(),
+        held: None,
+        once: false,
+    };
+    engine.attach(worker).await.expect("the engine takes workers")
+}
+
+async fn next_task(worker: &mut WorkerLink) -> HandedTask {
+    let next = async {
+        loop {
+            if let WorkerMessage::Tasks(mut tasks) =
+                worker.messages.recv().await.expect("the engine runs")
+            {
+                return tasks.pop().expect("a message of tasks has some");
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), next).await.expect("a task comes")
+}
+
+fn complete(task: &HandedTask) -> Command {
+    let (task, output) = (task.id.clone(), Payload::null());
+    Command::CompleteTask { task, output, worker: String::new() }
+}
+
+/// Completes every task until the execution has ended.
+async fn to_its_end(engine: &Engine, worker: &mut WorkerLink, id: ExecutionId) -> State {
+    loop {
+        let task = next_task(worker).await;
+        let state = engine.command(task.id.execution, complete(&task), None).await;
+        let state = state.expect("the result is taken");
+        if state.id == id && state.state.is_ended() {
+            return state.state;
+        }
+    }
+}
+
+fn reason(refused: &Refusal) -> QuarantineReason {
+    match refused {
+        Refusal::Quarantined(quarantine) => quarantine.reason,
+        other => panic!("refused otherwise: {other:?}"),
+    }
+}
+
+async fn refused(engine: &Engine, id: ExecutionId) -> QuarantineReason {
+    let cancel = Command::CancelExecution { reason: "enough".into() };
+    reason(&engine.command(id, cancel, None).await.expect_err("nothing is decided"))
+}
+
+/// The events about an execution, in order.
+async fn events(store: &MemoryStore, id: ExecutionId) -> Vec<FailureEvent> {
+    let start = store.feed_start().await.expect("the feed has a start");
+    let page = store.read_feed(&start, PageLimit::events(1000)).await.expect("the feed is read");
+    let rows = page.events.into_iter().map(|event| event.row);
+    let of_it = rows.filter(|row| row.execution == Some(id));
+    of_it
+        .map(|row| format::decode_failure_event(row.format, &row.data).expect("readable"))
+        .collect()
+}
+
+async fn sequence(store: &MemoryStore, id: ExecutionId) -> u64 {
+    store.heads(&[id]).await.expect("heads")[0].sequence
+}
+
+fn mended() -> Release {
+    Release { reason: "mended".into(), request: None }
+}
+
+/// An execution whose second transition was lost while nobody had it in memory, and the transition.
+async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransition) {
+    let engine = engine(store, options()).await;
+    let mut worker = worker(&engine).await;
+    let id = start(&engine, number).await;
+    let task = next_task(&mut worker).await;
+    engine.command(id, complete(&task), None).await.expect("the first step is done");
+    engine.stop().await;
+    assert!(sequence(store, id).await >= 2);
+    // Behind it comes another, so that it is missed.
+    let last = store.take_transition(id, 2).expect("it was there");
+    store.put_transition(id, StoredTransition { sequence: 3, ..last.clone() });
+    (id, last)
+}
+
+#[tokio::test]
+async fn a_history_with_a_gap_quarantines_its_execution_alone() {
+    let store = store().await;
+    let (id, lost) = damaged(&store, 1).await;
+
+    // The next node adopts it, and finds the gap without being asked.
+    let engine = engine(&store, options()).await;
+    let mut worker = worker(&engine).await;
+    let mut written = engine.feed_written();
+    let sound = start(&engine, 2).await;
+    while events(&store, id).await.is_empty() {
+        written.changed().await.expect("the engine runs");
+    }
+    assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryGap);
+    let got = engine.snapshot(id).await.expect_err("it does not fold");
+    assert_eq!(reason(&got), QuarantineReason::HistoryGap);
+    let remains = engine.remains(id).await.expect("asks").expect("it is there");
+    assert_eq!(remains.state.expect("one transition folds").sequence, 1);
+    let quarantine = remains.listed.quarantine.expect("it is in quarantine");
+    assert_eq!(quarantine.detail, "transition 2 is missing, 3 follows");
+    assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
+
+    let told = events(&store, id).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].kind, FailureKind::ExecutionQuarantined);
+    let error = told[0].error.as_ref().expect("an event has its error");
+    assert_eq!(error.error_type, builtin::QUARANTINED);
+    assert!(error.message.contains("transition 2 is missing"), "{}", error.message);
+    let subject = told[0].subject.as_ref().expect("an event of an execution");
+    assert_eq!((subject.workflow.as_str(), subject.sequence), ("order", 1));
+    engine.stop().await;
+
+    // Who comes after finds the mark, not the gap.
+    let engine = self::engine(&store, options()).await;
+    assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryGap);
+    assert_eq!(sequence(&store, id).await, 3);
+    assert_eq!(events(&store, id).await.len(), 1);
+
+    // Not mended, it comes back, and is told again.
+    let released = engine.release_quarantine(id, mended()).await.expect_err("the gap is there");
+    assert_eq!(reason(&released), QuarantineReason::HistoryGap);
+    assert_eq!(events(&store, id).await.len(), 2);
+
+    store.take_transition(id, 3).expect("it was put there");
+    store.put_transition(id, lost);
+    let state = engine.release_quarantine(id, mended()).await.expect("it is whole");
+    assert_eq!((state.state, state.sequence), (State::Running, 2));
+    let snapshot = engine.snapshot(id).await.expect("it goes on");
+    let quarantine = snapshot.quarantine.expect("it is remembered");
+    assert_eq!(quarantine.released.expect("it was released").reason, "mended");
+    let mut worker = self::worker(&engine).await;
+    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
+    let again = engine.release_quarantine(id, mended()).await.expect_err("nothing is in force");
+    assert_eq!(again, Refusal::NotQuarantined);
+}
+
+#[tokio::test]
+async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
+    let store = store().await;
+    let engine = engine(&store, options()).await;
+    let sound = start(&engine, 1).await;
+    let mut started = Vec::new();
+    for (version, format) in [(2, format::CURRENT), (3, format::CURRENT + 1)] {
+        let new = NewVersion {
+            namespace: Namespace::from("default"),
+            name: "order".into(),
+            digest: [u8::try_from(version).expect("small"); 32],
+            format,
+            definition: Bytes::from_static(b"\xff\xff\xff"),
+        };
+        store.register(&new, None).await.expect("the model registers");
+        // As if it had been readable when the execution was started.
+        let plan = Plan::compile(&order(), version).expect("it compiles");
+        let spec = spec(&engine, u8::try_from(version).expect("small"), Arc::new(plan));
+        started.push(engine.start(spec).await.expect("it starts").state.id);
+    }
+    engine.stop().await;
+
+    // All three are adopted, and read in one call.
+    let engine = self::engine(&store, options()).await;
+    let mut worker = worker(&engine).await;
+    assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
+    assert_eq!(refused(&engine, started[0]).await, QuarantineReason::WorkflowUnreadable);
+    assert_eq!(events(&store, started[0]).await.len(), 1);
+    assert!(matches!(engine.snapshot(started[1]).await, Err(Refusal::TooNew(_))));
+    assert_eq!(events(&store, started[1]).await, []);
+}
+
+#[tokio::test]
+async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
+    let store = store().await;
+    let engine = engine(&store, options()).await;
+    let (garbled, newer) = (start(&engine, 1).await, start(&engine, 2).await);
+    engine.stop().await;
+    let spoil = |id, format, data: &'static [u8]| {
+        let whole = store.take_transition(id, 1).expect("it was started");
+        let data = Bytes::from_static(data);
+        store.put_transition(id, StoredTransition { format, data, ..whole });
+    };
+    spoil(garbled, format::CURRENT, b"\xff\xff\xff");
+    spoil(newer, format::CURRENT + 1, b"");
+
+    let engine = self::engine(&store, options()).await;
+    assert_eq!(refused(&engine, garbled).await, QuarantineReason::HistoryUnreadable);
+    let told = events(&store, garbled).await;
+    let subject = told[0].subject.as_ref().expect("an event of an execution");
+    assert_eq!(subject.workflow.as_str(), "order", "from the index: no transition folds");
+
+    // Of a newer binary: no damage. It is left to who can read it.
+    let cancel = Command::CancelExecution { reason: "enough".into() };
+    let refused = engine.command(newer, cancel, None).await.expect_err("it can not be read");
+    assert!(matches!(refused, Refusal::TooNew(_)), "{refused:?}");
+    assert!(matches!(engine.snapshot(newer).await, Err(Refusal::TooNew(_))));
+    assert_eq!(events(&store, newer).await, []);
+    assert_eq!(store.indexed(newer).await.expect("asks").expect("there").quarantine, None);
+    let head = store.heads(&[newer]).await.expect("heads").remove(0);
+    assert_eq!(head.owner, None, "nobody has adopted it");
+}
+
+/// A defect that is there until it is mended.
+static DEFECT: AtomicBool = AtomicBool::new(true);
+
+#[tokio::test]
+async fn a_decision_that_panics_kills_no_node_after_the_other() {
+    let store = store().await;
+    let defective = || Options {
+        panics: Some(|command| {
+            let mine = matches!(command, Command::CompleteTask { task, .. }
+                if task.path.as_str() == "charge" && task.execution.0.as_bytes()[15] == 7);
+            mine && DEFECT.load(Ordering::SeqCst)
+        }),
+        ..options()
+    };
+    let engine = engine(&store, defective()).await;
+    let mut worker = worker(&engine).await;
+    let id = start(&engine, 7).await;
+    let task = next_task(&mut worker).await;
+    engine.command(id, complete(&task), None).await.expect("the first step is done");
+    let charge = next_task(&mut worker).await;
+    let panicked = engine.command(id, complete(&charge), None).await.expect_err("it panics");
+    let Refusal::Quarantined(quarantine) = &panicked else {
+        panic!("refused otherwise: {panicked:?}");
+    };
+    assert_eq!(quarantine.reason, QuarantineReason::DecisionPanicked);
+    assert_eq!(quarantine.detail, "a defect of a test");
+    // The node lives, and its other executions go on.
+    let sound = start(&engine, 8).await;
+    assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
+    assert_eq!(events(&store, id).await.len(), 1);
+    let before = sequence(&store, id).await;
+    engine.stop().await;
+
+    // Another node does not try it.
+    let engine = self::engine(&store, defective()).await;
+    let mut worker = self::worker(&engine).await;
+    let again = engine.command(id, complete(&charge), None).await.expect_err("nothing is decided");
+    assert_eq!(reason(&again), QuarantineReason::DecisionPanicked);
+    assert_eq!((sequence(&store, id).await, events(&store, id).await.len()), (before, 1));
+
+    // Released with the defect still there, it is handed out once more and panics once more.
+    engine.release_quarantine(id, mended()).await.expect("its history is sound");
+    let charge = next_task(&mut worker).await;
+    assert_eq!((charge.id.execution, charge.id.attempt), (id, 1), "the same attempt");
+    engine.command(id, complete(&charge), None).await.expect_err("it panics again");
+    assert_eq!(events(&store, id).await.len(), 2);
+
+    DEFECT.store(false, Ordering::SeqCst);
+    engine.release_quarantine(id, mended()).await.expect("its history is sound");
+    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
+}
+
+#[tokio::test]
+async fn a_start_that_panics_is_refused_and_leaves_nothing() {
+    let store = store().await;
+    let panics: Option<fn(&Command) -> bool> =
+        Some(|command| matches!(command, Command::StartExecution(_)));
+    let engine = engine(&store, Options { panics, ..options() }).await;
+    let spec = spec(&engine, 1, plan(&engine).await);
+    let id = spec.start.id;
+    assert_eq!(engine.start(spec).await.err(), Some(Refusal::Failed));
+    assert_eq!(store.load(NodeId(0), &[id]).await.expect("loads"), []);
+    assert_eq!(events(&store, id).await, []);
+}
+
+#[tokio::test]
+async fn an_owner_gives_up_what_another_node_has_quarantined() {
+    let store = store().await;
+    let owner = engine(&store, options()).await;
+    let mut hands = worker(&owner).await;
+    let id = start(&owner, 1).await;
+    let task = next_task(&mut hands).await;
+
+    let panics: Option<fn(&Command) -> bool> =
+        Some(|command| matches!(command, Command::CancelExecution { .. }));
+    let other = engine(&store, Options { panics, ..options() }).await;
+    assert_eq!(refused(&other, id).await, QuarantineReason::DecisionPanicked);
+
+    // It believes in a state that is sound, and still decides nothing.
+    let late = owner.command(id, complete(&task), None).await.expect_err("nothing is committed");
+    assert_eq!(reason(&late), QuarantineReason::DecisionPanicked);
+    assert_eq!(sequence(&store, id).await, 1);
+    assert_eq!(events(&store, id).await.len(), 1);
+
+    // Released by the other, it is the other's; what the worker reports to the old owner counts.
+    other.release_quarantine(id, mended()).await.expect("its history is sound");
+    owner.command(id, complete(&task), None).await.expect("the result is taken");
+    let charge = next_task(&mut hands).await;
+    assert_eq!(charge.id.path.as_str(), "charge");
+    let ended = owner.command(id, complete(&charge), None).await.expect("the result is taken");
+    assert_eq!(ended.state, State::Succeeded);
+    let seen = other.await_end(id, Duration::from_secs(20)).await.expect("it is known");
+    assert_eq!(seen.state, State::Succeeded);
+}

@@ -1,0 +1,234 @@
+//! Executions that nobody may go on with until a person has looked.
+
+use std::time::Duration;
+
+use recoup_core::execution::{CompensationState, State};
+use recoup_core::failure_event::FailureKind;
+use recoup_core::id::ExecutionId;
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
+use recoup_core::time::Timestamp;
+
+use super::world::World;
+use crate::contract::*;
+
+const FAR: Timestamp = Timestamp::from_micros(4_000_000_000_000_000);
+
+/// Found so many seconds after the case began.
+fn found(world: &World, execution: ExecutionId, seconds: u64) -> NewQuarantine {
+    let at = world.now + Duration::from_secs(seconds);
+    let event = FeedRow {
+        kind: FailureKind::ExecutionQuarantined,
+        ..world.event(&format!("{execution} at {seconds}"), execution)
+    };
+    let detail = format!("transition {seconds} is missing");
+    let quarantine = Quarantine::new(QuarantineReason::HistoryGap, &detail, at);
+    NewQuarantine { execution, quarantine, event }
+}
+
+async fn put(world: &World, node: NodeId, quarantined: Vec<NewQuarantine>) {
+    let batch = Batch { quarantined, ..Batch::default() };
+    assert_eq!(world.store.commit(node, &batch).await.expect("commits"), []);
+}
+
+fn because(reason: &str, request: Option<(&str, u64)>) -> Release {
+    let request = request.map(|(id, digest)| (id.to_owned(), digest));
+    Release { reason: reason.into(), request }
+}
+
+async fn in_force(world: &World, node: NodeId, execution: ExecutionId) -> Option<Quarantine> {
+    let row = world.load(node, execution).await.expect("there").quarantine;
+    let in_force = row.filter(QuarantineRow::in_force).map(|row| row.quarantine);
+    let head = world.head(execution).await.expect("there");
+    assert_eq!(head.quarantined, in_force.is_some());
+    let indexed = world.store.indexed(execution).await.expect("asks").expect("there");
+    assert_eq!(indexed.quarantine, in_force);
+    in_force
+}
+
+pub async fn a_quarantine_is_written_with_its_event_once(world: World) {
+    let (node, other) = (world.node().await, world.node().await);
+    let (id, beside, unknown) = (world.id(), world.id(), world.id());
+    world.won(node, [world.start(id)]).await;
+    assert_eq!(in_force(&world, node, id).await, None);
+
+    let first = found(&world, id, 1);
+    let batch = Batch {
+        transitions: vec![world.start(beside)],
+        feed: vec![world.free_event("free")],
+        quarantined: vec![first.clone(), found(&world, unknown, 1)],
+    };
+    for _ in 0..3 {
+        assert_eq!(world.store.commit(node, &batch).await.expect("commits"), [Settled::Won]);
+    }
+    // Another node has found the same, a moment later.
+    put(&world, other, vec![found(&world, id, 2)]).await;
+    assert_eq!(in_force(&world, node, id).await, Some(first.quarantine.clone()));
+    assert_eq!(in_force(&world, node, beside).await, None);
+    let mut feed = world.feed_ids().await;
+    feed.sort();
+    let mut expected = vec![first.event.id.clone(), "free".into()];
+    expected.sort();
+    assert_eq!(feed, expected, "an event for each that was written, and no other");
+    let event = world.store.failure(&first.event.id).await.expect("asks").expect("there");
+    assert_eq!(event.row, first.event);
+    assert_eq!(world.store.indexed(unknown).await.expect("asks"), None);
+}
+
+pub async fn a_closed_node_quarantines_nothing(world: World) {
+    let (node, closed) = (world.node().await, world.node().await);
+    let id = world.begun(node, world.index()).await;
+    world.store.leave(closed).await.expect("leaves");
+    let batch = Batch { quarantined: vec![found(&world, id, 1)], ..Batch::default() };
+    let refused = world.store.commit(closed, &batch).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    assert_eq!(in_force(&world, node, id).await, None);
+    assert_eq!(world.feed_ids().await, Vec::<String>::new());
+    put(&world, node, vec![found(&world, id, 1)]).await;
+    let refused = world.store.release_quarantine(closed, id, &Release::default()).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    assert!(in_force(&world, node, id).await.is_some());
+}
+
+pub async fn nothing_is_committed_for_a_quarantined_execution(world: World) {
+    let (node, other) = (world.node().await, world.node().await);
+    let (id, free) = (world.id(), world.id());
+    let start = world.start(id);
+    world.won(node, [start.clone(), world.start(free)]).await;
+    put(&world, other, vec![found(&world, id, 1)]).await;
+
+    let next = Transition { feed: vec![world.event("next", id)], ..world.next(id, 2) };
+    let settled = world.commit(node, [next.clone(), world.next(free, 2)]).await;
+    assert_eq!(settled, [Settled::Quarantined, Settled::Won]);
+    assert_eq!(world.head(id).await.expect("there").sequence, 1);
+    assert_eq!(world.store.failure("next").await.expect("asks"), None);
+    // What is there already is answered as ever: it may have been sent before.
+    let settled = world.commit(node, [start, world.next(free, 3)]).await;
+    assert_eq!(settled, [Settled::Won, Settled::Won]);
+    assert_eq!(world.commit(node, [world.start(id)]).await, [Settled::Lost]);
+
+    world.store.release_quarantine(node, id, &because("mended", None)).await.expect("releases");
+    world.won(node, [next]).await;
+}
+
+pub async fn who_releases_an_execution_owns_it(world: World) {
+    let (node, other) = (world.node().await, world.node().await);
+    let id = world.begun(node, world.index()).await;
+    let not_found = |released: Result<()>| assert!(matches!(released, Err(Error::NotFound)));
+    let release =
+        async |node, release: Release| world.store.release_quarantine(node, id, &release).await;
+    not_found(release(other, because("why not", Some(("r", 1)))).await);
+    put(&world, node, vec![found(&world, id, 1)]).await;
+    not_found(world.store.release_quarantine(other, world.id(), &Release::default()).await);
+
+    release(other, because("mended", Some(("r", u64::MAX)))).await.expect("releases");
+    assert_eq!(in_force(&world, node, id).await, None);
+    assert_eq!(world.head(id).await.expect("there").owner, Some(other));
+    let row = world.load(node, id).await.expect("there").quarantine.expect("it stays");
+    assert_eq!(row.released.expect("it was").reason, "mended");
+
+    // The same again, another with its id, another.
+    release(node, because("mended", Some(("r", u64::MAX)))).await.expect("it was");
+    assert_eq!(world.head(id).await.expect("there").owner, Some(other), "nothing happened");
+    let conflict = release(node, because("mended", Some(("r", 2)))).await;
+    assert!(matches!(conflict, Err(Error::RequestIdReused)), "{conflict:?}");
+    not_found(release(node, because("once more", Some(("s", 1)))).await);
+}
+
+pub async fn a_released_execution_is_quarantined_again(world: World) {
+    let node = world.node().await;
+    let id = world.begun(node, world.index()).await;
+    let (first, second) = (found(&world, id, 1), found(&world, id, 2));
+    put(&world, node, vec![first.clone()]).await;
+    let release = because("mended", Some(("r", 1)));
+    world.store.release_quarantine(node, id, &release).await.expect("releases");
+    // The first, sent again after an unknown outcome: it is over.
+    put(&world, node, vec![first.clone()]).await;
+    assert_eq!(in_force(&world, node, id).await, None);
+
+    put(&world, node, vec![second.clone()]).await;
+    assert_eq!(in_force(&world, node, id).await, Some(second.quarantine));
+    assert_eq!(world.feed_ids().await, [first.event.id, second.event.id]);
+    // The request that released the first, sent again.
+    world.store.release_quarantine(node, id, &release).await.expect("it did");
+    assert!(in_force(&world, node, id).await.is_some(), "the second was not its affair");
+}
+
+pub async fn no_node_is_reminded_of_what_is_quarantined(world: World) {
+    let node = world.node().await;
+    let index = IndexRow { wake_at: Some(world.now), ..world.index() };
+    let (id, free) = (world.begun(node, index.clone()).await, world.begun(node, index).await);
+    put(&world, node, vec![found(&world, id, 1)]).await;
+    assert_eq!(world.store.due(node, FAR, 10).await.expect("asks"), [free]);
+    world.store.release_quarantine(node, id, &because("mended", None)).await.expect("releases");
+    let mut due = world.store.due(node, FAR, 10).await.expect("asks");
+    due.sort();
+    assert_eq!(due, [id, free]);
+}
+
+pub async fn quarantined_executions_are_listed(world: World) {
+    let node = world.node().await;
+    let (id, free) = (world.begun(node, world.index()).await, world.id());
+    world.won(node, [world.start(free)]).await;
+    let new = found(&world, id, 1);
+    put(&world, node, vec![new.clone()]).await;
+    let list = async |filter: ListFilter| world.store.list(&filter, None, 10).await.expect("lists");
+    let all = list(ListFilter::default()).await;
+    let marks: Vec<_> = all.iter().map(|one| (one.execution, one.quarantine.clone())).collect();
+    assert_eq!(marks, [(free, None), (id, Some(new.quarantine))]);
+    let filter = ListFilter { quarantined: true, ..ListFilter::default() };
+    assert_eq!(list(filter.clone()).await, all[1..]);
+    world.store.release_quarantine(node, id, &because("mended", None)).await.expect("releases");
+    assert_eq!(list(filter).await, []);
+}
+
+pub async fn retention_keeps_what_is_quarantined(world: World) {
+    let node = world.node().await;
+    let long_ago = Timestamp::from_micros(1_000_000);
+    let ended = IndexRow {
+        started_at: long_ago,
+        ended_at: Some(long_ago),
+        ..world.in_state(State::Failed, CompensationState::None)
+    };
+    let id = world.begun(node, ended.clone()).await;
+    let gone = world.begun(node, ended).await;
+    put(&world, node, vec![found(&world, id, 1)]).await;
+    assert_eq!(world.store.expire(10).await.expect("expires").executions, 1);
+    assert_eq!(world.load(node, gone).await, None);
+    assert!(in_force(&world, node, id).await.is_some());
+
+    world.store.release_quarantine(node, id, &because("let it go", None)).await.expect("releases");
+    assert_eq!(world.store.expire(10).await.expect("expires").executions, 1);
+    assert_eq!(world.load(node, id).await, None);
+    let released = world.store.release_quarantine(node, id, &Release::default()).await;
+    assert!(matches!(released, Err(Error::NotFound)), "its row is gone as well");
+}
+
+pub async fn a_later_event_is_behind_that_of_the_quarantine(world: World) {
+    let (ahead, behind) = (world.node().await, world.node().await);
+    let id = world.begun(behind, world.index()).await;
+    // As many numbers as a lane gives out in a while.
+    let many = (0..1500).map(|i| world.free_event(&format!("{i}"))).collect();
+    let batch = Batch { feed: many, quarantined: vec![found(&world, id, 1)], ..Batch::default() };
+    world.store.commit(ahead, &batch).await.expect("commits");
+    world.store.release_quarantine(behind, id, &because("mended", None)).await.expect("releases");
+    world.load(behind, id).await.expect("there");
+    world
+        .won(behind, [Transition { feed: vec![world.event("next", id)], ..world.next(id, 2) }])
+        .await;
+    let of_it = async |event: &str| {
+        world.store.failure(event).await.expect("asks").expect("there").position.number
+    };
+    assert!(of_it(&found(&world, id, 1).event.id).await < of_it("next").await);
+}
+
+pub async fn what_a_newer_binary_wrote_is_not_adopted(world: World) {
+    let (gone, node) = (world.node().await, world.node().await);
+    let (old, newer) =
+        (world.begun(gone, world.index()).await, world.begun(gone, world.index()).await);
+    let next = Transition { format: crate::format::CURRENT + 1, ..world.next(newer, 2) };
+    world.won(gone, [next, world.next(old, 2)]).await;
+    world.store.leave(gone).await.expect("leaves");
+    assert_eq!(world.store.adopt(node, 10).await.expect("adopts"), [old]);
+    assert_eq!(world.store.adopt(node, 10).await.expect("adopts"), []);
+    assert_eq!(world.head(newer).await.expect("there").owner, None);
+}
