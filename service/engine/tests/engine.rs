@@ -137,7 +137,7 @@ async fn two_steps_succeed() {
     let spec = rig.spec(None, None);
     let id = spec.start.id;
     let started = rig.engine.start(spec).await.expect("it starts");
-    assert!(started.is_new);
+    assert!(started.is_own);
     for (path, output) in [("reserve", "1"), ("charge", "2")] {
         let task = next_task(&mut worker).await;
         assert_eq!(task.id.path.as_str(), path);
@@ -266,13 +266,23 @@ async fn request_ids_and_keys_name_one_execution() {
     );
     let first = rig.engine.start(one).await.expect("it starts").state.id;
     let again = rig.engine.start(two).await.expect("the same request");
-    assert_eq!((again.state.id, again.is_new), (first, false));
+    assert_eq!((again.state.id, again.is_own), (first, true), "it was sent twice");
     assert_eq!(rig.engine.start(three).await.err(), Some(Refusal::RequestIdReused));
 
     let (one, two) = (rig.spec(Some("k"), None), rig.spec(Some("k"), None));
     let holder = rig.engine.start(one).await.expect("the key is free").state.id;
     let held = rig.engine.start(two).await.err();
     assert_eq!(held, Some(Refusal::KeyHeld { execution: holder, state: State::Running }));
+
+    // The same call means the same, whether it started the execution or was given the key's.
+    for _ in 0..3 {
+        let keyed = rig.spec(Some("l"), Some(("s", 1)));
+        assert!(rig.engine.start(keyed).await.expect("the same request").is_own);
+        let spec = rig.spec(Some("k"), Some(("t", 1)));
+        let using = StartSpec { on_running: OnRunning::UseExisting, ..spec };
+        let used = rig.engine.start(using).await.expect("the key's policy");
+        assert_eq!((used.state.id, used.is_own), (holder, false));
+    }
 }
 
 #[tokio::test]

@@ -227,6 +227,27 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
     assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
 }
 
+#[test]
+fn a_start_that_is_sent_again_is_answered_as_it_was() {
+    let mut site = Site::start("cli-again");
+    let definition = site.file("one.yaml", "name: one\nsteps: [{id: a, task: {type: a}}]\n");
+    assert_eq!(site.answer(&["workflow", "register", &definition]), "one v1 registered\n");
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let own = ["start", "one", "--key", "k", "--request-id", "own"];
+        let plain = ["start", "one", "--request-id", "plain"];
+        let given = [&own[..5], &["given", "--on-running", "use-existing"]].concat();
+        answers.push([&own[..], &plain, &given].map(|start| site.document(start)));
+        site.server.kill();
+        site.server.restart();
+    }
+    let [own, plain, given] = &answers[0];
+    // False is left out, as everywhere in JSON.
+    assert_eq!((&own["started"], &plain["started"]), (&true.into(), &true.into()));
+    assert_eq!((&given["executionId"], given.get("started")), (&own["executionId"], None));
+    assert_eq!(answers[0], answers[1]);
+}
+
 /// As somebody would who tries it out: from the definition to what a person must do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_way_of_an_execution() {

@@ -111,7 +111,21 @@ async fn a_key_is_taken_used_or_free() {
     assert_refused(taken, Code::AlreadyExists, "EXECUTION_KEY_TAKEN", &[]);
     let used = executions.start_execution(with(v1::OnRunning::UseExisting)).await;
     let used = used.expect("the holder is the answer").into_inner();
-    assert_eq!((used.execution_id, used.started), (first.execution_id, false));
+    assert_eq!((&used.execution_id, used.started), (&first.execution_id, false));
+    // A request that is sent again is answered as it was.
+    let mut again = with(v1::OnRunning::UseExisting);
+    again.request_id = "given".into();
+    for _ in 0..2 {
+        let given = executions.start_execution(again.clone()).await.expect("the holder");
+        let given = given.into_inner();
+        assert_eq!((&given.execution_id, given.started), (&first.execution_id, false));
+    }
+    again.request_id = "own".into();
+    again.execution.as_mut().expect("set").execution_key = "another".into();
+    for _ in 0..2 {
+        let own = executions.start_execution(again.clone()).await.expect("the key is free");
+        assert!(own.into_inner().started);
+    }
     let mut unknown = with(v1::OnRunning::Unspecified);
     unknown.execution.as_mut().expect("set").on_ended = 77;
     let refused = executions.start_execution(unknown).await;

@@ -94,7 +94,7 @@ impl Failed {
     }
 
     /// On standard error, so that standard output holds answers only.
-    pub fn tell(&self, output: Output) {
+    pub(super) fn tell(&self, output: Output) {
         let lines = match output {
             Output::Json => vec![self.document().to_string()],
             Output::Text => self.lines(),

@@ -7,8 +7,11 @@ create table start_request (
     -- What it started, or the execution that was used instead.
     execution_id blob not null,
     digest integer not null,
+    -- Whether it started the execution; if not, that had its key.
+    started integer not null,
     created_at integer not null,
     constraint start_request_pk primary key (id),
     constraint start_request_is_one unique (namespace, request_id),
-    constraint start_request_execution_is_a_uuid check (length(execution_id) = 16)
+    constraint start_request_execution_is_a_uuid check (length(execution_id) = 16),
+    constraint start_request_started_is_a_bool check (started in (0, 1))
 ) strict;

@@ -124,9 +124,13 @@ pub async fn using_the_existing_settles_the_request_id(world: World) {
     assert_eq!(settle(&world, node, &wish).await, existing);
     assert_eq!(started(&world, "r").await, Some((first, 5)));
     // Both answers say the same: this call means that execution.
-    let taken = KeySettled::RequestTaken { execution: first, digest: 5 };
+    let taken = KeySettled::RequestTaken { execution: first, digest: 5, started: false };
     let again = settle(&world, node, &wish).await;
     assert!([existing, taken.clone()].contains(&again), "{again:?}");
+    // It does for others with this id as well, keyed or not.
+    let request = Some(world.request("r", 5));
+    let settled = world.commit(node, [Transition { request, ..world.start(second) }]).await;
+    assert_eq!(settled, [Settled::RequestTaken { execution: first, digest: 5, started: false }]);
     // It does, even when the key has been given to another one.
     let elsewhere = with_request(start(&world, world.id(), "free"), world.request("r", 6));
     assert_eq!(settle(&world, node, &elsewhere).await, taken);
@@ -140,19 +144,20 @@ pub async fn keyed_starts_share_request_ids_with_others(world: World) {
     let request = Some(world.request("plain", 1));
     world.won(node, [Transition { request, ..world.start(plain) }]).await;
     let wish = with_request(start(&world, keyed, "k"), world.request("plain", 2));
-    let taken = KeySettled::RequestTaken { execution: plain, digest: 1 };
+    let taken = KeySettled::RequestTaken { execution: plain, digest: 1, started: true };
     assert_eq!(settle(&world, node, &wish).await, taken);
     assert_eq!(holder(&world, "k").await, None);
 
     let first = with_request(start(&world, keyed, "k"), world.request("keyed", 3));
     assert_eq!(settle(&world, node, &first).await, KeySettled::Won);
     let second = with_request(start(&world, late, "l"), world.request("keyed", 4));
-    let taken = KeySettled::RequestTaken { execution: keyed, digest: 3 };
+    let taken = KeySettled::RequestTaken { execution: keyed, digest: 3, started: true };
     assert_eq!(settle(&world, node, &second).await, taken);
     assert_eq!(holder(&world, "l").await, None);
     let request = Some(world.request("keyed", 4));
     let settled = world.commit(node, [Transition { request, ..world.start(late) }]).await;
-    assert_eq!(settled, [Settled::RequestTaken { execution: keyed, digest: 3 }]);
+    let taken = Settled::RequestTaken { execution: keyed, digest: 3, started: true };
+    assert_eq!(settled, [taken]);
     assert_eq!(world.load(node, late).await, None);
 }
 

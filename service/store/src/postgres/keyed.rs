@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::commit::{
-    Attempted, Numbers, SENT_MAX, begin, bisect, claim_requests, end, read_places,
+    Attempted, Numbers, SENT_MAX, Taken, begin, bisect, claim_requests, end, read_places,
     release_requests, rounds, vanished,
 };
 use super::error::{Failure, Refusal};
@@ -146,12 +146,13 @@ async fn settle_group(
     for &at in group {
         match taken.get(&transition(at).transition_id.0) {
             // An earlier copy of this very call used another execution.
-            Some(&(holder, _, by)) if by == transition(at).transition_id.0 => {
-                settled.push((at, KeySettled::UseExisting { execution: ExecutionId(holder) }));
+            Some(there) if there.by == transition(at).transition_id.0 => {
+                let execution = ExecutionId(there.execution);
+                settled.push((at, KeySettled::UseExisting { execution }));
             }
-            Some(&(execution, digest, _)) => {
+            Some(&Taken { execution, digest, started, .. }) => {
                 let execution = ExecutionId(execution);
-                settled.push((at, KeySettled::RequestTaken { execution, digest }));
+                settled.push((at, KeySettled::RequestTaken { execution, digest, started }));
             }
             None => open.push(at),
         }
