@@ -5,9 +5,7 @@ use std::time::Duration;
 use recoup_core::id::Namespace;
 use recoup_core::subscription::{ACK_DEADLINE, Subscription, WINDOW, WINDOW_MAX};
 use recoup_proto::v1::{self, ErrorReason, subscription::Start};
-use recoup_store::{
-    RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow, format,
-};
+use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow, format};
 
 use crate::context::{Context, registry_request};
 use crate::convert::{failure, text, time};
