@@ -119,14 +119,16 @@ impl Error {
         }
     }
 
-    /// True when the same call may succeed a little later, unchanged: the service is away, stopping or
-    /// overloaded. Every call of this crate is idempotent, so it is safe to repeat.
+    /// True when the same call may succeed a little later, unchanged: the service is away, stopping,
+    /// overloaded, or says when there may be room. Every call of this crate is idempotent, so it is safe to repeat.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable { .. } => true,
-            Self::Service { code, reason, .. } => match code {
+            Self::Service { code, reason, retry_after, .. } => match code {
                 Code::Unavailable => true,
-                Code::ResourceExhausted => *reason == ErrorReason::Overloaded,
+                Code::ResourceExhausted => {
+                    *reason == ErrorReason::Overloaded || retry_after.is_some()
+                }
                 _ => false,
             },
             _ => false,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use recoup_proto::v1::subscribe_failures_request::Start;
 use recoup_proto::v1::{
-    ErrorReason, FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition,
+    FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition,
     SubscribeFailuresRequest, SubscribeFailuresResponse,
     failure_service_client::FailureServiceClient,
 };
@@ -52,8 +52,6 @@ pub struct Failures {
     cursor: String,
     /// Tries since the stream last said something.
     retry: u32,
-    /// Set once a stream was open: a subscription in use may then be our own, not yet noticed broken.
-    was_open: bool,
     backoff: Backoff,
 }
 
@@ -132,7 +130,8 @@ impl FailuresBuilder {
         self
     }
 
-    /// A name for people. Default: empty.
+    /// The name of the consumer. Of a durable subscription, a subscriber takes the place of one with the
+    /// same name; with another name it is refused while that one reads. Default: empty.
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
         self.consumer = name.into();
         self
@@ -164,7 +163,6 @@ impl FailuresBuilder {
             ready: VecDeque::new(),
             cursor,
             retry: 0,
-            was_open: false,
             backoff: Backoff::default(),
         })
     }
@@ -175,9 +173,9 @@ impl Failures {
     /// dropped at any await and called again.
     ///
     /// # Errors
-    /// What does not pass by itself: `CURSOR_INVALID`, `CURSOR_FOREIGN`, `CURSOR_BEHIND_RETENTION`,
-    /// `NAMESPACE_NOT_FOUND`, `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`, `LIMIT_REACHED`, a field
-    /// that is wrong.
+    /// What does not pass by itself: `CURSOR_INVALID`, `CURSOR_FOREIGN`, `NAMESPACE_NOT_FOUND`,
+    /// `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`, `SUBSCRIPTION_TAKEN` (another subscriber with
+    /// this one's name of a consumer reads now), a field that is wrong.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
         loop {
             if let Some(delivery) = self.ready.pop_front() {
@@ -190,8 +188,7 @@ impl Failures {
                 }
                 Err(error) => {
                     self.stream = None;
-                    let ours = self.was_open && error.reason() == ErrorReason::SubscriptionInUse;
-                    if !error.is_transient() && !ours {
+                    if !error.is_transient() {
                         return Err(error);
                     }
                     self.retry += 1;
@@ -224,7 +221,6 @@ impl Failures {
         let stream = self.stream.as_mut().expect("it was opened above");
         let message = tokio::time::timeout(SILENCE_MAX, stream.message());
         let response = message.await.map_err(|_| dead())??;
-        self.was_open = true;
         response.ok_or_else(|| Error::Unavailable {
             code: tonic::Code::Unavailable,
             message: "the service ended the failure stream".to_owned(),

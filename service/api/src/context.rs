@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::ApiOptions;
 use crate::convert::text;
+use crate::feed::FeedStreams;
 use crate::status::{Error, Result};
 
 /// How long a namespace that was seen counts as there.
@@ -29,8 +30,13 @@ pub struct Context {
     pub shutdown: watch::Receiver<bool>,
     pub retention: Duration,
     pub sessions: Sessions,
-    /// Changes with every acknowledgement that this server takes.
+    /// Changes with every acknowledgement that this server takes, and when a stream takes over.
     pub acknowledged: watch::Sender<u64>,
+    pub feed_streams: FeedStreams,
+    /// Bytes of events that are read for one reader of the feed at once.
+    pub feed_page_bytes: usize,
+    /// How often another writer of a subscription was faster.
+    pub races_lost: AtomicU64,
     namespaces: Seen<Namespace>,
     versions: Seen<(Namespace, WorkflowName, u32)>,
 }
@@ -43,6 +49,9 @@ impl Context {
             retention: options.retention,
             sessions: Sessions::default(),
             acknowledged: watch::Sender::new(0),
+            feed_streams: FeedStreams::new(options.feed_streams_max),
+            feed_page_bytes: options.feed_page_bytes,
+            races_lost: AtomicU64::new(0),
             namespaces: Seen::new(NAMESPACE_SEEN),
             versions: Seen::new(VERSION_SEEN),
         }

@@ -4,10 +4,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use recoup_core::id::Namespace;
-use recoup_core::subscription::{Acked, Candidate, Delivery, Gap, Position, Subscription};
+use recoup_core::subscription::{
+    self, Acked, Candidate, Delivery, FetchLimit, Gap, Position, Subscription,
+};
 use recoup_core::time::Timestamp;
 use recoup_engine::Refusal;
 use recoup_proto::v1::{self, ErrorReason};
@@ -24,8 +27,8 @@ use crate::status::{Error, Result};
 const LEASE: Duration = Duration::from_secs(15);
 /// The lease is written again when this much of it is left.
 const LEASE_RENEW: Duration = Duration::from_secs(9);
-/// Deliveries of one write.
-const DELIVERIES_MAX: usize = 64;
+/// Deliveries of one write: what one page of the feed brings can go out at once.
+const DELIVERIES_MAX: usize = feed::PAGE;
 /// Lost races for one write before it is given up.
 const RACES_MAX: u32 = 100;
 
@@ -43,6 +46,15 @@ pub enum Reader<'a> {
     Stream { epoch: u64 },
     /// A pull, beside which there may be others.
     Pull { consumer: &'a str },
+}
+
+impl Reader<'_> {
+    fn of_core(self) -> subscription::Reader {
+        match self {
+            Self::Stream { epoch } => subscription::Reader::Stream { epoch },
+            Self::Pull { .. } => subscription::Reader::Pull,
+        }
+    }
 }
 
 /// What a reader gets.
@@ -79,7 +91,10 @@ async fn save(context: &Context, row: SubscriptionRow, state: &Subscription) -> 
     let row = SubscriptionRow { format: format::CURRENT, state: bytes, ..row };
     match context.store().update_subscription(&row).await {
         Ok(_) => Ok(true),
-        Err(recoup_store::Error::Conflict) => Ok(false),
+        Err(recoup_store::Error::Conflict) => {
+            context.races_lost.fetch_add(1, Ordering::Relaxed);
+            Ok(false)
+        }
         Err(recoup_store::Error::NotFound) => Err(no_subscription(&name)),
         Err(error) => Err(error.into()),
     }
@@ -92,6 +107,10 @@ fn contended() -> Error {
 
 fn in_use() -> Error {
     Error::new(ErrorReason::SubscriptionInUse, "another consumer reads the subscription")
+}
+
+fn taken() -> Error {
+    Error::new(ErrorReason::SubscriptionTaken, "another stream took the subscription over")
 }
 
 /// Changes a subscription until no other writer is in the way. `change` says whether it did.
@@ -110,20 +129,24 @@ async fn update<T>(
     Err(contended())
 }
 
-/// Makes somebody the consumer.
+/// Makes somebody the consumer. What the stream before did not acknowledge is due at once.
 pub async fn open(context: &Context, name: &Name, consumer: &str) -> Result<u64> {
     let now = context.engine.now();
-    update(context, name, |state, _| {
+    let opened = update(context, name, |state, _| {
         let epoch = state.open(consumer, now, LEASE).map_err(|_| in_use())?;
         Ok((true, epoch))
-    })
-    .await
+    });
+    let epoch = opened.await?;
+    // A stream of this server that was taken over hears of it now; one of another with its next look.
+    context.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
+    Ok(epoch)
 }
 
 async fn close(context: &Context, name: &Name, epoch: u64) {
     let closed = update(context, name, |state, _| {
+        let was_read = state.consumer.is_some();
         state.close(epoch);
-        Ok((true, ()))
+        Ok((was_read && state.consumer.is_none(), ()))
     });
     if let Err(error) = closed.await {
         // Its lease will run out.
@@ -148,7 +171,7 @@ pub async fn fetch(
                     before.consumer.as_ref().is_some_and(|own| own.until > now + LEASE_RENEW);
                 let lease = if has_time { Duration::ZERO } else { LEASE };
                 let until = before.consumer.as_ref().map(|own| own.until);
-                state.renew(epoch, now, lease).map_err(|_| in_use())?;
+                state.renew(epoch, now, lease).map_err(|_| taken())?;
                 if let (true, Some(own), Some(until)) = (has_time, &mut state.consumer, until) {
                     own.until = until;
                 }
@@ -159,19 +182,22 @@ pub async fn fetch(
                 }
             }
         }
-        let (fresh, is_full) = admit(context, &mut state, now).await?;
-        let limit = limit.min(DELIVERIES_MAX);
-        let alone = matches!(reader, Reader::Pull { .. });
-        let deliveries = state.fetch(now, limit, alone);
+        let (fresh, page_has_more) = admit(context, &mut state, now).await?;
+        let limit =
+            FetchLimit { entries: limit.min(DELIVERIES_MAX), bytes: context.feed_page_bytes };
+        let deliveries = state.fetch(now, limit, reader.of_core());
         if state != before && !save(context, row.clone(), &state).await? {
             continue;
         }
-        let has_more = deliveries.len() == limit || (is_full && state.room() > 0);
+        // What the limits have left behind is due already.
+        let next_due = state.next_due();
+        let has_more = (!deliveries.is_empty() && next_due.is_some_and(|due| due <= now))
+            || (page_has_more && state.room() > 0);
         return Ok(Fetched {
             deliveries: convert(context, &row, &state, deliveries, fresh, now).await?,
             watermark: state.watermark.clone(),
             has_more,
-            next_due: state.next_due(),
+            next_due,
         });
     }
     Err(contended())
@@ -198,16 +224,17 @@ async fn admit(
             event: failure::gap_id(&gap),
             execution: None,
             position: Position::default(),
+            bytes: 0,
             gap: Some(gap),
         });
     }
     // Up to where the feed was read: behind the last event that has room.
     let mut read = page.read;
-    let mut is_full = page.is_full;
+    let mut has_more = page.has_more;
     let mut reached = after;
     for (event, behind) in page.events {
         if room == 0 {
-            (read, is_full) = (reached, true);
+            (read, has_more) = (reached, true);
             break;
         }
         room -= 1;
@@ -216,6 +243,7 @@ async fn admit(
             event: event.row.id.clone(),
             execution: event.row.execution,
             position: Position { lane: event.position.lane.0, number: event.position.number },
+            bytes: u32::try_from(event.row.data.len()).unwrap_or(u32::MAX),
             gap: None,
         });
         fresh.insert(event.row.id.clone(), event);
@@ -224,7 +252,7 @@ async fn admit(
     if !candidates.is_empty() || read != state.read {
         state.admit(candidates, read, now);
     }
-    Ok((fresh, is_full))
+    Ok((fresh, has_more))
 }
 
 async fn convert(
@@ -247,7 +275,8 @@ async fn convert(
             Some(event) => failure::to_proto(&failure::stored(&event.row)?),
             None => {
                 // Retention was faster than the consumer, if there is no gap to tell of.
-                let lost = || Gap { from: state.watermark.clone(), to: state.read.clone() };
+                let (from, to) = (state.watermark.clone(), state.read.clone());
+                let lost = || Gap { from, to, events: 1 };
                 let gap = delivery.gap.clone().unwrap_or_else(lost);
                 (failure::gap(&gap, now), gap.from.len() + gap.to.len() + 256)
             }
@@ -374,23 +403,27 @@ async fn follow(context: &Context, name: &Name, epoch: u64, responses: &Response
     let mut acknowledged = context.acknowledged.subscribe();
     let mut keepalive_at = Instant::now();
     loop {
+        // Nothing is delivered, and no deadline begins, before there is room to send it.
+        let Some(slot) = feed::slot(responses).await else { return Ok(()) };
+        let mut slot = Some(slot);
         written.borrow_and_update();
         acknowledged.borrow_and_update();
         let reader = Reader::Stream { epoch };
         let fetched = fetch(context, name, reader, DELIVERIES_MAX).await?;
         let watermark = fetched.watermark;
         for deliveries in feed::chunks(fetched.deliveries) {
-            if !feed::send(context, responses, deliveries, watermark.clone()).await {
+            if !feed::send(context, responses, &mut slot, deliveries, watermark.clone()).await {
                 return Ok(());
             }
             keepalive_at = Instant::now() + KEEPALIVE;
         }
         if Instant::now() >= keepalive_at {
-            if !feed::send(context, responses, Vec::new(), watermark).await {
+            if !feed::send(context, responses, &mut slot, Vec::new(), watermark).await {
                 return Ok(());
             }
             keepalive_at = Instant::now() + KEEPALIVE;
         }
+        drop(slot);
         if !fetched.has_more {
             let due = fetched.next_due.map(|due| due.since(context.engine.now()));
             let due = due.map(|wait| Instant::now() + wait.max(Duration::from_millis(5)));
@@ -427,3 +460,7 @@ pub async fn pull(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "durable_tests.rs"]
+mod tests;

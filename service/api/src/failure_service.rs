@@ -104,14 +104,23 @@ impl Service {
             Proto::Cursor(cursor) => GivenStart::Cursor(cursor),
             Proto::Subscription(subscription) => GivenStart::Subscription(subscription),
         });
+        // Before a durable subscription is taken over: who is refused has taken nothing.
+        let open = self.context.feed_streams.open()?;
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
+        let context = self.context.clone();
         match self.start(request.filter, start).await? {
             Start::Ephemeral { filter, cursor } => {
-                tokio::spawn(feed::stream(self.context.clone(), filter, cursor, responses));
+                tokio::spawn(async move {
+                    feed::stream(context, filter, cursor, responses).await;
+                    drop(open);
+                });
             }
             Start::Durable(name) => {
-                let epoch = durable::open(&self.context, &name, &consumer).await?;
-                tokio::spawn(durable::stream(self.context.clone(), name, epoch, responses));
+                let epoch = durable::open(&context, &name, &consumer).await?;
+                tokio::spawn(async move {
+                    durable::stream(context, name, epoch, responses).await;
+                    drop(open);
+                });
             }
         }
         Ok(ReceiverStream::new(stream))
@@ -170,7 +179,7 @@ impl Service {
         loop {
             written.borrow_and_update();
             let page = feed::page(context, &cursor, &filter).await?;
-            let (read, is_full) = (page.read.clone(), page.is_full);
+            let (read, has_more) = (page.read.clone(), page.has_more);
             let all = feed::deliveries(page, context.engine.now())?;
             let count = all.len();
             let mut deliveries = feed::chunks(all).into_iter().next().unwrap_or_default();
@@ -184,7 +193,7 @@ impl Service {
             if Instant::now() >= deadline {
                 return Ok(v1::PullFailuresResponse { deliveries, cursor: cursor.encode() });
             }
-            if !is_full {
+            if !has_more {
                 tokio::select! {
                     () = feed::changed(&mut written, deadline) => {}
                     () = context.stopping() => {

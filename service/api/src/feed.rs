@@ -7,8 +7,8 @@ use std::time::Duration;
 use recoup_core::subscription::{Filter, Gap};
 use recoup_engine::Refusal;
 use recoup_proto::v1;
-use recoup_store::{Cursor, Position, Positioned};
-use tokio::sync::{mpsc, watch};
+use recoup_store::{Cursor, PageLimit, Position, Positioned};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -27,8 +27,34 @@ const GATHER: Duration = Duration::from_millis(2);
 pub const KEEPALIVE: Duration = Duration::from_secs(4);
 /// A reader that takes nothing for so long is cut off.
 pub const SEND_WITHIN: Duration = Duration::from_secs(60);
+/// Who finds no room for a stream is told to come again after this time.
+const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 pub type Responses = mpsc::Sender<Result<v1::SubscribeFailuresResponse, Status>>;
+
+pub type Slot<'a> = mpsc::Permit<'a, Result<v1::SubscribeFailuresResponse, Status>>;
+
+/// The feed streams that a server has open, of both kinds. They are bounded because each holds memory
+/// for what its reader has not taken.
+pub struct FeedStreams {
+    free: Arc<Semaphore>,
+    max: usize,
+}
+
+impl FeedStreams {
+    pub fn new(max: usize) -> Self {
+        let max = max.min(Semaphore::MAX_PERMITS);
+        Self { free: Arc::new(Semaphore::new(max)), max }
+    }
+
+    /// Counts a stream for as long as the permit lives.
+    pub fn open(&self) -> Result<OwnedSemaphorePermit> {
+        Arc::clone(&self.free).try_acquire_owned().map_err(|_| Error {
+            retry_after: Some(STREAM_RETRY),
+            ..Error::limit_reached("open feed streams", self.max)
+        })
+    }
+}
 
 /// A page of the feed.
 pub struct Page {
@@ -38,14 +64,15 @@ pub struct Page {
     /// Behind the whole page.
     pub read: Cursor,
     /// More may follow at once.
-    pub is_full: bool,
+    pub has_more: bool,
 }
 
 /// Reads what follows a cursor.
 pub async fn page(context: &Context, after: &Cursor, filter: &Filter) -> Result<Page> {
-    let page = context.store().read_feed(after, PAGE).await?;
-    let gap = page.gap.map(|_| Gap { from: after.encode(), to: page.cursor.encode() });
-    let is_full = page.events.len() >= PAGE;
+    let limit = PageLimit { events: PAGE, bytes: context.feed_page_bytes };
+    let page = context.store().read_feed(after, limit).await?;
+    let (from, to) = (after.encode(), page.cursor.encode());
+    let gap = page.gap.map(|events| Gap { from, to, events });
     let mut reached = after.clone();
     let mut events = Vec::new();
     for event in page.events {
@@ -55,7 +82,7 @@ pub async fn page(context: &Context, after: &Cursor, filter: &Filter) -> Result<
             events.push((event, reached.clone()));
         }
     }
-    Ok(Page { gap, events, read: page.cursor, is_full })
+    Ok(Page { gap, events, read: page.cursor, has_more: page.has_more })
 }
 
 /// Moves a cursor behind an event.
@@ -155,39 +182,54 @@ async fn follow(
     // The first says where the reader stands, and that it is heard.
     let mut keepalive_at = Instant::now();
     loop {
+        let Some(slot) = slot(responses).await else { return Ok(()) };
+        let mut slot = Some(slot);
         written.borrow_and_update();
         let page = page(context, &cursor, filter).await?;
-        let (read, is_full) = (page.read.clone(), page.is_full);
+        let (read, has_more) = (page.read.clone(), page.has_more);
         for deliveries in chunks(deliveries(page, context.engine.now())?) {
             let behind = deliveries.last().map_or(String::new(), |last| last.cursor.clone());
-            if !send(context, responses, deliveries, behind).await {
+            if !send(context, responses, &mut slot, deliveries, behind).await {
                 return Ok(());
             }
             keepalive_at = Instant::now() + KEEPALIVE;
         }
         cursor = read;
         if Instant::now() >= keepalive_at {
-            if !send(context, responses, Vec::new(), cursor.encode()).await {
+            if !send(context, responses, &mut slot, Vec::new(), cursor.encode()).await {
                 return Ok(());
             }
             keepalive_at = Instant::now() + KEEPALIVE;
         }
-        if !is_full {
+        drop(slot);
+        if !has_more {
             changed(&mut written, keepalive_at).await;
         }
     }
 }
 
-/// False: the reader is gone, or takes nothing.
-pub async fn send(
+/// Room for one response. It is waited for before anything is read: a reader that takes nothing has
+/// no page waiting beside the one that is on its way. None: the reader is gone, or takes nothing.
+pub async fn slot(responses: &Responses) -> Option<Slot<'_>> {
+    tokio::time::timeout(SEND_WITHIN, responses.reserve()).await.ok()?.ok()
+}
+
+/// Takes the slot, or waits for another if it is used. False: the reader is gone, or takes nothing.
+pub async fn send<'a>(
     context: &Context,
-    responses: &Responses,
+    responses: &'a Responses,
+    slot: &mut Option<Slot<'a>>,
     deliveries: Vec<v1::FailureDelivery>,
     cursor: String,
 ) -> bool {
+    let room = match slot.take() {
+        Some(room) => Some(room),
+        None => self::slot(responses).await,
+    };
+    let Some(room) = room else { return false };
     let time = Some(time::timestamp(context.engine.now()));
-    let response = v1::SubscribeFailuresResponse { deliveries, cursor, time };
-    responses.send_timeout(Ok(response), SEND_WITHIN).await.is_ok()
+    room.send(Ok(v1::SubscribeFailuresResponse { deliveries, cursor, time }));
+    true
 }
 
 /// Where a reader starts.
@@ -211,7 +253,7 @@ pub async fn cursor(context: &Context, text: &str, field: &str) -> Result<Cursor
         other => other.into(),
     };
     let cursor = Cursor::decode(text).map_err(told)?;
-    context.store().read_feed(&cursor, 1).await.map_err(told)?;
+    context.store().read_feed(&cursor, PageLimit { events: 1, bytes: 0 }).await.map_err(told)?;
     Ok(cursor)
 }
 

@@ -8,10 +8,14 @@
 //! | waiting, due | [`Subscription::fetch`] | delivered, due again after the ack deadline |
 //! | delivered | [`Subscription::ack`] | gone |
 //! | delivered | [`Subscription::nack`] | returned, due after the delay |
+//! | delivered to a stream | [`Subscription::open`] | returned, due at once: that stream is gone |
 //! | delivered, due | [`Subscription::fetch`] | delivered once more: the token before it is void |
 //!
-//! Events of one execution come in order: while one of them is returned or due again, later ones of
-//! that execution wait.
+//! A token names one delivery, not the stream that carried it: it counts until its event is delivered
+//! again, also when another stream has taken the subscription over in between.
+//!
+//! Events of one execution come in order: while one of them is returned, due again or with another
+//! reader, later ones of that execution wait.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -41,7 +45,7 @@ pub struct Subscription {
     /// In the order of the feed.
     pub outstanding: Vec<Entry>,
     pub consumer: Option<Consumer>,
-    /// Rises with each new consumer: a late one finds out that it is late.
+    /// Rises with each new consumer, from 1: a late one finds out that it is late.
     pub epoch: u64,
 }
 
@@ -63,12 +67,16 @@ pub struct Entry {
     pub execution: Option<ExecutionId>,
     /// Where the event stands on the feed.
     pub position: Position,
+    /// What the store keeps of the event, in bytes.
+    pub bytes: u32,
     /// How often it was delivered.
     pub delivery: u32,
     /// When it is delivered, or delivered again.
     pub due_at: Timestamp,
-    /// It was given back, or its deadline passed: those behind it wait.
+    /// It was given back, its deadline passed or its stream was taken over: those behind it wait.
     pub returned: bool,
+    /// Epoch of the stream that has it. 0: none; it waits, was pulled or was given back.
+    pub stream: u64,
     /// Stands for events that are no longer there: the cursors around them.
     pub gap: Option<Gap>,
 }
@@ -84,6 +92,8 @@ pub struct Position {
 pub struct Gap {
     pub from: String,
     pub to: String,
+    /// How many events are missing between the two.
+    pub events: u64,
 }
 
 /// Who reads. It must come again before `until`.
@@ -100,7 +110,26 @@ pub struct Candidate {
     pub event: String,
     pub execution: Option<ExecutionId>,
     pub position: Position,
+    /// What the store keeps of it, in bytes.
+    pub bytes: u32,
     pub gap: Option<Gap>,
+}
+
+/// Who asks for deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The consumer of this epoch, the only one.
+    Stream { epoch: u64 },
+    /// One that may pull beside others: an event also waits while an earlier delivery of its execution
+    /// is not acknowledged, whoever has it.
+    Pull,
+}
+
+/// How much is delivered at once: whatever is reached first, but one entry at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchLimit {
+    pub entries: usize,
+    pub bytes: usize,
 }
 
 /// One entry that is delivered now.
@@ -126,6 +155,10 @@ pub enum Acked {
 #[error("another consumer reads the subscription")]
 pub struct InUse;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another stream took the subscription over")]
+pub struct Taken;
+
 impl Filter {
     /// Whether the filter wants an event. [`FailureKind::FeedGap`] always passes.
     pub fn takes(
@@ -145,6 +178,13 @@ impl Filter {
     }
 }
 
+impl Entry {
+    /// It was delivered, and is not with the stream that reads now: later ones of its execution wait.
+    fn is_elsewhere(&self) -> bool {
+        self.returned || (self.delivery > 0 && self.stream == 0)
+    }
+}
+
 impl Subscription {
     pub fn new(filter: Filter, start: String, cursor: String) -> Self {
         Self {
@@ -160,36 +200,46 @@ impl Subscription {
         }
     }
 
-    /// Makes somebody the consumer until `now + lease`. A consumer with the same name, if it has one,
-    /// takes over at once: it has come back.
+    /// Makes somebody the consumer until `now + lease`. Who has the name of the one that reads takes
+    /// over at once: it has come back, and its old stream may not know yet that it is dead. What the
+    /// stream before had and did not acknowledge is due now, nothing waits for its deadline; what was
+    /// pulled or given back keeps its time.
     ///
     /// # Errors
-    /// While another one reads.
+    /// While one with another name reads.
     pub fn open(&mut self, name: &str, now: Timestamp, lease: Duration) -> Result<u64, InUse> {
-        if self.is_read_by_another(name, now) {
+        if self.reading(now).is_some_and(|consumer| consumer.name != name) {
             return Err(InUse);
         }
         self.epoch += 1;
         let consumer = Consumer { name: name.to_owned(), epoch: self.epoch, until: now + lease };
         self.consumer = Some(consumer);
+        for entry in self.outstanding.iter_mut().filter(|entry| entry.stream != 0) {
+            entry.stream = 0;
+            entry.returned = true;
+            entry.due_at = entry.due_at.min(now);
+        }
         Ok(self.epoch)
     }
 
-    /// Whether a consumer that is not called so reads now. One without a name is never the same.
+    /// Whether a stream reads now that is of another consumer than the one called so. One without a
+    /// name is never the same.
     pub fn is_read_by_another(&self, name: &str, now: Timestamp) -> bool {
-        self.consumer.as_ref().is_some_and(|consumer| {
-            consumer.until > now && (name.is_empty() || consumer.name != name)
-        })
+        self.reading(now).is_some_and(|consumer| name.is_empty() || consumer.name != name)
+    }
+
+    fn reading(&self, now: Timestamp) -> Option<&Consumer> {
+        self.consumer.as_ref().filter(|consumer| consumer.until > now)
     }
 
     /// The consumer of `epoch` is still there.
     ///
     /// # Errors
     /// If another one has taken its place.
-    pub fn renew(&mut self, epoch: u64, now: Timestamp, lease: Duration) -> Result<(), InUse> {
+    pub fn renew(&mut self, epoch: u64, now: Timestamp, lease: Duration) -> Result<(), Taken> {
         match &mut self.consumer {
             Some(consumer) if consumer.epoch == epoch => consumer.until = now + lease,
-            _ => return Err(InUse),
+            _ => return Err(Taken),
         }
         Ok(())
     }
@@ -210,31 +260,42 @@ impl Subscription {
             event: event.event,
             execution: event.execution,
             position: event.position,
+            bytes: event.bytes,
             delivery: 0,
             due_at: now,
             returned: false,
+            stream: 0,
             gap: event.gap,
         }));
         self.read = read;
         self.settle();
     }
 
-    /// What is to be delivered now, in order, at most `limit`. With `alone`, an event also waits
-    /// while an earlier delivery of its execution is not acknowledged, whoever has it: for readers
-    /// that pull beside each other.
-    pub fn fetch(&mut self, now: Timestamp, limit: usize, alone: bool) -> Vec<Delivery> {
+    /// What is to be delivered to this reader now, in order.
+    pub fn fetch(&mut self, now: Timestamp, limit: FetchLimit, reader: Reader) -> Vec<Delivery> {
+        let stream = match reader {
+            Reader::Stream { epoch } => epoch,
+            Reader::Pull => 0,
+        };
         let mut held: HashSet<ExecutionId> = HashSet::new();
         let mut deliveries = Vec::new();
+        let mut room = limit.bytes;
         for entry in &mut self.outstanding {
-            if deliveries.len() >= limit {
+            if deliveries.len() >= limit.entries {
                 break;
             }
             let is_held = entry.execution.is_some_and(|execution| held.contains(&execution));
             let is_due = entry.due_at <= now;
             if is_due && !is_held {
+                let bytes = entry.bytes as usize;
+                if bytes > room && !deliveries.is_empty() {
+                    break;
+                }
+                room = room.saturating_sub(bytes);
                 entry.returned = entry.delivery > 0;
                 entry.delivery = entry.delivery.saturating_add(1);
                 entry.due_at = now + self.ack_deadline;
+                entry.stream = stream;
                 deliveries.push(Delivery {
                     event: entry.event.clone(),
                     position: entry.position,
@@ -246,7 +307,7 @@ impl Subscription {
                     continue;
                 }
             }
-            if is_due || entry.returned || alone {
+            if is_due || entry.is_elsewhere() || reader == Reader::Pull {
                 held.extend(entry.execution);
             }
         }
@@ -259,7 +320,7 @@ impl Subscription {
         let mut held: HashSet<ExecutionId> = HashSet::new();
         let free = self.outstanding.iter().filter(|entry| {
             let is_held = entry.execution.is_some_and(|execution| held.contains(&execution));
-            if entry.returned {
+            if entry.is_elsewhere() {
                 held.extend(entry.execution);
             }
             !is_held
@@ -290,6 +351,7 @@ impl Subscription {
             return Acked::Expired;
         }
         entry.returned = true;
+        entry.stream = 0;
         entry.due_at = now + delay;
         Acked::Accepted
     }

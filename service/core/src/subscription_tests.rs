@@ -3,6 +3,11 @@ use uuid::Uuid;
 use super::*;
 
 const LEASE: Duration = Duration::from_secs(15);
+const STREAM: Reader = Reader::Stream { epoch: 1 };
+
+fn entries(entries: usize) -> FetchLimit {
+    FetchLimit { entries, bytes: usize::MAX }
+}
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_micros(seconds * 1_000_000)
@@ -13,6 +18,7 @@ fn candidate(event: &str, execution: u128) -> Candidate {
         event: event.into(),
         execution: Some(ExecutionId(Uuid::from_u128(execution))),
         position: Position::default(),
+        bytes: 10,
         gap: None,
     }
 }
@@ -27,7 +33,7 @@ fn with(events: &[&str]) -> Subscription {
 }
 
 fn fetch(subscription: &mut Subscription, seconds: i64) -> Vec<(String, u32)> {
-    let deliveries = subscription.fetch(at(seconds), 100, false);
+    let deliveries = subscription.fetch(at(seconds), entries(100), STREAM);
     deliveries.into_iter().map(|delivery| (delivery.event, delivery.number)).collect()
 }
 
@@ -88,19 +94,20 @@ fn what_is_given_back_comes_after_its_delay_and_holds_up_its_execution_alone() {
 #[test]
 fn a_limit_never_lets_a_later_event_of_an_execution_overtake() {
     let mut subscription = with(&["a1", "a2", "b1"]);
-    assert_eq!(subscription.fetch(at(0), 1, false)[0].event, "a1");
+    assert_eq!(subscription.fetch(at(0), entries(1), STREAM)[0].event, "a1");
     assert_eq!(fetch(&mut subscription, 1), events(&[("a2", 1), ("b1", 1)]));
 }
 
 #[test]
 fn readers_beside_each_other_never_hold_two_events_of_one_execution() {
     let mut subscription = with(&["a1", "a2", "b1"]);
-    let first = subscription.fetch(at(0), 1, true);
+    let first = subscription.fetch(at(0), entries(1), Reader::Pull);
     assert_eq!(first[0].event, "a1");
-    let second: Vec<_> = subscription.fetch(at(0), 9, true).into_iter().map(|d| d.event).collect();
+    let second = subscription.fetch(at(0), entries(9), Reader::Pull);
+    let second: Vec<_> = second.into_iter().map(|delivery| delivery.event).collect();
     assert_eq!(second, ["b1"]);
     subscription.ack("a1", 1);
-    assert_eq!(subscription.fetch(at(0), 9, true)[0].event, "a2");
+    assert_eq!(subscription.fetch(at(0), entries(9), Reader::Pull)[0].event, "a2");
 }
 
 #[test]
@@ -137,7 +144,7 @@ fn one_consumer_reads_at_a_time() {
     assert_eq!(subscription.renew(first, at(10), LEASE), Ok(()));
     assert_eq!(subscription.open("two", at(20), LEASE), Err(InUse));
     let second = subscription.open("two", at(25), LEASE).expect("the lease has ended");
-    assert_eq!(subscription.renew(first, at(25), LEASE), Err(InUse));
+    assert_eq!(subscription.renew(first, at(25), LEASE), Err(Taken));
     // The one that left late takes nothing away.
     subscription.close(first);
     assert_eq!(subscription.open("one", at(26), LEASE), Err(InUse));
@@ -147,10 +154,82 @@ fn one_consumer_reads_at_a_time() {
 
 #[test]
 fn a_consumer_that_comes_back_under_its_name_takes_over() {
-    let mut subscription = with(&[]);
+    for name in ["one", ""] {
+        let mut subscription = with(&[]);
+        let first = subscription.open(name, at(0), LEASE).expect("nobody reads");
+        assert!(subscription.open(name, at(1), LEASE).is_ok());
+        assert_eq!(subscription.renew(first, at(2), LEASE), Err(Taken));
+        assert_eq!(subscription.open("two", at(2), LEASE), Err(InUse));
+    }
+}
+
+#[test]
+fn what_a_stream_had_is_due_at_once_for_the_next_one() {
+    let mut subscription = with(&["a1", "a2", "b1", "b2", "c1", "d1"]);
     let first = subscription.open("one", at(0), LEASE).expect("nobody reads");
-    assert!(subscription.open("one", at(1), LEASE).is_ok());
-    assert_eq!(subscription.renew(first, at(2), LEASE), Err(InUse));
+    let pulled = subscription.fetch(at(0), entries(1), Reader::Pull);
+    assert_eq!(pulled[0].event, "a1");
+    let reader = Reader::Stream { epoch: first };
+    let streamed = subscription.fetch(at(1), entries(100), reader);
+    let streamed: Vec<_> = streamed.iter().map(|delivery| delivery.event.as_str()).collect();
+    assert_eq!(streamed, ["b1", "b2", "c1", "d1"], "a2 waits: the one before it is with another");
+    assert_eq!(subscription.next_due(), Some(at(30)));
+    subscription.nack("c1", 1, at(1), Duration::from_secs(10));
+    subscription.ack("d1", 1);
+
+    let second = subscription.open("one", at(2), LEASE).expect("it has come back");
+    let reader = Reader::Stream { epoch: second };
+    assert_eq!(subscription.next_due(), Some(at(2)));
+    let again = subscription.fetch(at(2), entries(100), reader);
+    let again: Vec<_> =
+        again.iter().map(|delivery| (delivery.event.as_str(), delivery.number)).collect();
+    // What was pulled keeps its deadline, what was given back its delay.
+    assert_eq!(again, [("b1", 2)]);
+    subscription.ack("b1", 2);
+    assert_eq!(fetch(&mut subscription, 3), events(&[("b2", 2)]));
+    subscription.ack("b2", 2);
+    assert_eq!(fetch(&mut subscription, 11), events(&[("c1", 2)]));
+    assert_eq!(fetch(&mut subscription, 30), events(&[("a1", 2)]));
+    subscription.ack("a1", 2);
+    assert_eq!(fetch(&mut subscription, 31), events(&[("a2", 1)]));
+}
+
+#[test]
+fn a_token_outlives_its_stream_until_the_event_is_delivered_again() {
+    let mut subscription = with(&["a1", "b1"]);
+    subscription.open("one", at(0), LEASE).expect("nobody reads");
+    fetch(&mut subscription, 0);
+    subscription.open("one", at(1), LEASE).expect("it has come back");
+    assert_eq!(subscription.ack("a1", 1), Acked::Accepted, "it was done, only told late");
+    assert_eq!(fetch(&mut subscription, 1), events(&[("b1", 2)]));
+    assert_eq!(subscription.ack("b1", 1), Acked::Expired);
+    assert_eq!(subscription.ack("b1", 2), Acked::Accepted);
+}
+
+#[test]
+fn events_of_one_execution_keep_their_order_when_another_stream_takes_over() {
+    let mut subscription = with(&["a1", "a2", "b1"]);
+    let first = subscription.open("", at(0), LEASE).expect("nobody reads");
+    subscription.fetch(at(0), entries(2), Reader::Stream { epoch: first });
+    subscription.open("", at(1), LEASE).expect("it has come back");
+    // a2 comes again behind a1, when that is acknowledged.
+    assert_eq!(fetch(&mut subscription, 1), events(&[("a1", 2), ("b1", 1)]));
+    subscription.ack("a1", 2);
+    assert_eq!(fetch(&mut subscription, 2), events(&[("a2", 2)]));
+}
+
+#[test]
+fn a_fetch_takes_no_more_bytes_than_asked_for_but_one_entry_at_least() {
+    let mut subscription = with(&["a1", "b1", "c1"]);
+    let mut fetch = |bytes| {
+        let limit = FetchLimit { entries: 100, bytes };
+        subscription.fetch(at(0), limit, STREAM).len()
+    };
+    assert_eq!(fetch(9), 1, "an entry has 10 bytes");
+    assert_eq!(fetch(20), 2);
+    assert_eq!(fetch(20), 0);
+    let mut subscription = with(&["a1", "b1", "c1"]);
+    assert_eq!(subscription.fetch(at(0), FetchLimit { entries: 9, bytes: 19 }, STREAM).len(), 1);
 }
 
 #[test]

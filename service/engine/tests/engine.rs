@@ -19,7 +19,7 @@ use recoup_engine::{
     Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
 };
 use recoup_store::memory::MemoryStore;
-use recoup_store::{NewVersion, NodeId, QueueName, Registry, Store, format};
+use recoup_store::{NewVersion, NodeId, PageLimit, QueueName, Registry, Store, format};
 
 fn step(id: &str) -> Step {
     let task = |task_type: &str| Task { task_type: task_type.into(), ..Task::default() };
@@ -222,7 +222,7 @@ async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
     assert_eq!(seen, ["reserve#1", "charge#1", "charge#2", "charge#3", "reserve/compensate#1"]);
     assert_eq!((ended.state, ended.compensation), (State::Failed, CompensationState::Done));
     let feed = rig.engine.store().feed_start().await.expect("the feed is read");
-    let page = rig.engine.store().read_feed(&feed, 100).await.expect("the feed is read");
+    let page = rig.engine.store().read_feed(&feed, PageLimit::events(100)).await.expect("the feed is read");
     let kinds: Vec<_> = page.events.iter().map(|event| format!("{:?}", event.row.kind)).collect();
     assert_eq!(
         kinds,

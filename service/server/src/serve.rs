@@ -51,6 +51,16 @@ pub struct ServeOptions {
     /// Start although the database does not flush what it acknowledges.
     #[arg(long, env = "RECOUP_ALLOW_UNSAFE_DURABILITY")]
     pub allow_unsafe_durability: bool,
+
+    /// Readers of the failure feed that may stream at the same time; further ones are told to come
+    /// again.
+    #[arg(long, env = "RECOUP_FEED_STREAMS_MAX", default_value_t = recoup_api::FEED_STREAMS_MAX)]
+    pub feed_streams_max: usize,
+
+    /// Bytes of failure events that are read at once for one reader; one that takes nothing holds
+    /// about twice as much.
+    #[arg(long, env = "RECOUP_FEED_PAGE_BYTES", default_value_t = recoup_api::FEED_PAGE_BYTES)]
+    pub feed_page_bytes: usize,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -80,6 +90,8 @@ impl ServeOptions {
             data_dir,
             database_url: None,
             allow_unsafe_durability: false,
+            feed_streams_max: recoup_api::FEED_STREAMS_MAX,
+            feed_page_bytes: recoup_api::FEED_PAGE_BYTES,
         }
     }
 }
@@ -158,7 +170,12 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
     let engine = recoup_engine::driver::start(store.clone(), engine_options).await?;
 
     let (shutdown, stopping) = watch::channel(false);
-    let routes = recoup_api::router(engine.clone(), recoup_api::ApiOptions::new(stopping.clone()));
+    let api_options = recoup_api::ApiOptions {
+        feed_streams_max: options.feed_streams_max,
+        feed_page_bytes: options.feed_page_bytes,
+        ..recoup_api::ApiOptions::new(stopping.clone())
+    };
+    let routes = recoup_api::router(engine.clone(), api_options);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let mut stopped = stopping.clone();
     let serving = Server::builder()

@@ -303,12 +303,14 @@ fn subscription() -> Subscription {
         event: "0199-3-0".into(),
         execution: Some(ExecutionId::new(DECIDED_AT, [7; 10])),
         position: Position { lane: 3, number: 1_790_000_000_123_456 },
+        bytes: 321,
         delivery: 2,
         due_at: at(30),
         returned: true,
+        stream: 5,
         gap: None,
     };
-    let gap = Gap { from: "AQID".into(), to: "AQIE".into() };
+    let gap = Gap { from: "AQID".into(), to: "AQIE".into(), events: 17 };
     Subscription {
         filter: Filter {
             namespace: "company.*".into(),
@@ -323,7 +325,7 @@ fn subscription() -> Subscription {
         read: "AQIF".into(),
         outstanding: vec![
             entry.clone(),
-            Entry { execution: None, gap: Some(gap), returned: false, ..entry },
+            Entry { execution: None, gap: Some(gap), returned: false, stream: 0, ..entry },
         ],
         consumer: Some(Consumer { name: "pager-1".into(), epoch: 4, until: at(60) }),
         epoch: 5,

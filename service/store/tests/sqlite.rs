@@ -53,7 +53,8 @@ mod killed {
     use recoup_core::time::Timestamp;
     use recoup_store::sqlite::SqliteStore;
     use recoup_store::{
-        Batch, Executions, Feed, FeedRow, IndexRow, NodeId, Nodes, Settled, Transition, Transitions,
+        Batch, Executions, Feed, FeedRow, IndexRow, NodeId, Nodes, PageLimit, Settled, Transition,
+        Transitions,
     };
     use uuid::Uuid;
 
@@ -174,7 +175,7 @@ mod killed {
             let store = store.clone();
             runtime.spawn(async move {
                 for number in (first + writer..first + NUMBERS_PER_ROUND).step_by(8) {
-                    let one = Batch { transitions: vec![transition(number)], feed: vec![] };
+                    let one = Batch { transitions: vec![transition(number)], ..Batch::default() };
                     let settled = store.commit(node, &one).await.expect("commits");
                     assert_eq!(settled, [Settled::Won]);
                     let line = format!("acknowledged {number}.\n");
@@ -205,7 +206,10 @@ mod killed {
             let (mut cursor, mut events) = (store.feed_start().await.expect("a start"), 0);
             let mut missing: BTreeSet<_> = acknowledged.iter().map(|n| event_id(*n)).collect();
             loop {
-                let page = store.read_feed(&cursor, 500).await.expect("the feed is read");
+                let page = store
+                    .read_feed(&cursor, PageLimit::events(500))
+                    .await
+                    .expect("the feed is read");
                 cursor = page.cursor;
                 events += page.events.len();
                 let of = page.events.iter().filter_map(|event| event.row.execution);

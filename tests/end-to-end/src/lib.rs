@@ -2,12 +2,16 @@
 //!
 //! `tests/kill.rs` ends processes and connections under load and reads from histories, from what the
 //! workers wrote down and from what a subscriber received that nothing was lost. `tests/bad_input.rs`
-//! sends what must be refused, and `tests/hostile.rs` is what no client should be.
+//! sends what must be refused, and `tests/hostile.rs` is what no client should be. `tests/feed.rs`
+//! compares what subscribers receive with what all histories tell.
 
+pub mod auditor;
 mod binary;
 pub mod connect;
+pub mod fold;
 pub mod invariants;
 pub mod load;
+pub mod mishap;
 pub mod order;
 pub mod process;
 pub mod record;

@@ -185,8 +185,8 @@ fn garbage_on_the_port() {
 async fn clients_that_never_read_their_streams() {
     const SILENT: usize = 8;
     const EXECUTIONS: usize = 900;
-    /// A page being sent, a message that waits, one that is being written.
-    const PER_READER: u64 = 16 * MIB;
+    /// A page of 1 MiB as a message that waits, and one as bytes that are being written.
+    const PER_READER: u64 = 6 * MIB;
     let folder = Folder::new("silent");
     let mut server = Server::embedded(folder.path());
     let channel = connect::channel(&server.url());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use recoup_store::memory::MemoryStore;
-use recoup_store::{Cursor, Feed, Positioned};
+use recoup_store::{Cursor, Feed, PageLimit, Positioned};
 
 use crate::wait::ready;
 use crate::world::{Event, World};
@@ -25,6 +25,7 @@ impl World<'_> {
         let limit = self.random.index(6) + 1;
         // Between its polls it keeps the cursor as text, as clients do.
         let text = self.subscriber.cursor.encode();
+        let limit = PageLimit::events(limit);
         let page =
             Cursor::decode(&text).and_then(|cursor| ready(self.store.read_feed(&cursor, limit)));
         match page {

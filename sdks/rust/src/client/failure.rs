@@ -77,8 +77,7 @@ impl Client {
     /// [`Self::failures`](Client::failures) does for callers that poll. Go on with the cursor of the answer.
     ///
     /// # Errors
-    /// `CURSOR_INVALID`, `CURSOR_FOREIGN`, `CURSOR_BEHIND_RETENTION`, `SUBSCRIPTION_NOT_FOUND`,
-    /// `SUBSCRIPTION_IN_USE`, and those of every call.
+    /// `CURSOR_INVALID`, `CURSOR_FOREIGN`, `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`, and those of every call.
     pub async fn pull_failures(
         &self,
         request: v1::PullFailuresRequest,
@@ -130,8 +129,7 @@ impl Client {
     /// empty namespace is that of the client.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_EXISTS`, `CURSOR_INVALID`, `CURSOR_FOREIGN`, `CURSOR_BEHIND_RETENTION`,
-    /// `LIMIT_REACHED`, and those of every call.
+    /// `SUBSCRIPTION_EXISTS`, `CURSOR_INVALID`, `CURSOR_FOREIGN`, `LIMIT_REACHED`, and those of every call.
     pub async fn create_subscription(
         &self,
         mut subscription: v1::Subscription,

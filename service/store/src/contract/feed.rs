@@ -55,13 +55,40 @@ pub struct Cursor {
     pub lanes: Vec<(NodeId, i64)>,
 }
 
+/// How much of the feed is read at once: whatever is reached first, but one event at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLimit {
+    pub events: usize,
+    /// Of [`FeedRow::data`].
+    pub bytes: usize,
+}
+
+impl PageLimit {
+    /// So many events, however large.
+    pub const fn events(events: usize) -> Self {
+        Self { events, bytes: usize::MAX }
+    }
+
+    /// How many of these events make a page, given their sizes in order.
+    pub fn takes(self, sizes: impl IntoIterator<Item = usize>) -> usize {
+        let mut bytes = 0_usize;
+        let fits = sizes.into_iter().take(self.events).enumerate().take_while(|(index, size)| {
+            bytes = bytes.saturating_add(*size);
+            *index == 0 || bytes <= self.bytes
+        });
+        fits.count()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeedPage {
     /// Ascending by position.
     pub events: Vec<Positioned>,
-    /// Behind the last of `events`; behind everything visible if there are fewer than asked for.
+    /// Behind the last of `events`; behind everything visible unless `has_more`.
     pub cursor: Cursor,
-    /// Retention took events that the reader had not read: this many, if the store can tell.
+    /// The page ended at its limit: more may be there already.
+    pub has_more: bool,
+    /// Retention took events that the reader had not read: this many.
     pub gap: Option<u64>,
 }
 
@@ -80,8 +107,8 @@ pub struct FailureFilter {
 
 #[async_trait]
 pub trait Feed {
-    /// At most `limit` events after the cursor, none skipped.
-    async fn read_feed(&self, after: &Cursor, limit: usize) -> Result<FeedPage>;
+    /// What follows the cursor, as far as the limit allows, none skipped.
+    async fn read_feed(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage>;
 
     /// Before the first event that is kept.
     async fn feed_start(&self) -> Result<Cursor>;
@@ -98,4 +125,24 @@ pub trait Feed {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Vec<Positioned>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_ends_at_whichever_limit_comes_first_and_has_one_event_at_least() {
+        let page = |events, bytes, sizes: &[usize]| {
+            PageLimit { events, bytes }.takes(sizes.iter().copied())
+        };
+        assert_eq!(page(2, 100, &[10, 10, 10]), 2);
+        assert_eq!(page(9, 20, &[10, 10, 10]), 2, "the limit itself fits");
+        assert_eq!(page(9, 19, &[10, 10, 10]), 1);
+        assert_eq!(page(9, 5, &[10, 1]), 1, "one at least");
+        assert_eq!(page(9, 15, &[10, 10, 1]), 1, "none is skipped");
+        assert_eq!(page(0, 100, &[10]), 0);
+        assert_eq!(page(9, 100, &[]), 0);
+        assert_eq!(page(9, usize::MAX, &[usize::MAX, usize::MAX]), 2);
+    }
 }

@@ -74,9 +74,11 @@ impl Stored for Entry {
             execution: execution.unwrap_or_default().into(),
             lane: self.position.lane,
             number: self.position.number,
+            bytes: self.bytes,
             delivery: self.delivery,
             due_at: self.due_at.to_wire(),
             returned: self.returned,
+            stream: self.stream,
             gap: self.gap.as_ref().map(Gap::to_wire),
         }
     }
@@ -93,9 +95,11 @@ impl Stored for Entry {
             event: wire.event,
             execution,
             position: Position { lane: wire.lane, number: wire.number },
+            bytes: wire.bytes,
             delivery: wire.delivery,
             due_at: Timestamp::from_wire(wire.due_at)?,
             returned: wire.returned,
+            stream: wire.stream,
             gap: optional(wire.gap)?,
         })
     }
@@ -105,11 +109,11 @@ impl Stored for Gap {
     type Wire = wire::SubscriptionGap;
 
     fn to_wire(&self) -> wire::SubscriptionGap {
-        wire::SubscriptionGap { from: self.from.clone(), to: self.to.clone() }
+        wire::SubscriptionGap { from: self.from.clone(), to: self.to.clone(), events: self.events }
     }
 
     fn from_wire(wire: wire::SubscriptionGap) -> Result<Self, Error> {
-        Ok(Self { from: wire.from, to: wire.to })
+        Ok(Self { from: wire.from, to: wire.to, events: wire.events })
     }
 }
 
@@ -152,12 +156,14 @@ mod tests {
             event: "e".into(),
             execution: Some(ExecutionId(Uuid::from_u128(9))),
             position: Position { lane: -3, number: 8 },
+            bytes: 1_000,
             delivery: 2,
             due_at: Timestamp::from_micros(77),
             returned: true,
+            stream: 5,
             gap: None,
         };
-        let gap = Some(Gap { from: "f".into(), to: "t".into() });
+        let gap = Some(Gap { from: "f".into(), to: "t".into(), events: 3 });
         subscription.outstanding =
             vec![entry.clone(), Entry { execution: None, gap, returned: false, ..entry }];
         let bytes = encode_subscription(&subscription);

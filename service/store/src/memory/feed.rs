@@ -7,12 +7,13 @@ use recoup_core::id::namespace_matches;
 use super::MemoryStore;
 use super::state::{Lane, State};
 use crate::contract::{
-    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, Position, Positioned, Result,
+    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, PageLimit, Position, Positioned,
+    Result,
 };
 
 #[async_trait]
 impl Feed for MemoryStore {
-    async fn read_feed(&self, after: &Cursor, limit: usize) -> Result<FeedPage> {
+    async fn read_feed(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage> {
         let state = self.lock();
         if after.incarnation != state.incarnation {
             return Err(Error::ForeignCursor);
@@ -93,19 +94,21 @@ impl State {
         Cursor { incarnation: self.incarnation, floor, lanes }
     }
 
-    fn page(&self, read: &Read, limit: usize) -> FeedPage {
+    fn page(&self, read: &Read, limit: PageLimit) -> FeedPage {
         let after = |lane: &NodeId| read.get(lane).copied().unwrap_or(0);
-        let mut events = Vec::new();
+        let mut unread: Vec<(Position, &FeedRow)> = Vec::new();
         for (&lane, node) in &self.nodes {
-            let unread = node.lane.events.range(after(&lane) + 1..).take(limit);
-            events.extend(unread.map(|(&number, row)| Positioned {
-                position: Position { number, lane },
-                row: row.clone(),
-            }));
+            let rows = node.lane.events.range(after(&lane) + 1..).take(limit.events);
+            unread.extend(rows.map(|(&number, row)| (Position { number, lane }, row)));
         }
-        events.sort_by_key(|event| event.position);
-        let full = events.len() >= limit;
-        events.truncate(limit);
+        unread.sort_by_key(|(position, _)| *position);
+        let taken = limit.takes(unread.iter().map(|(_, row)| row.data.len()));
+        let full = taken == limit.events || taken < unread.len();
+        unread.truncate(taken);
+        let events: Vec<_> = unread
+            .into_iter()
+            .map(|(position, row)| Positioned { position, row: row.clone() })
+            .collect();
 
         // Behind a full page a lane is read up to the page's last event, but only as far as it has
         // been written: an open transaction may still bring lower numbers.
@@ -128,7 +131,12 @@ impl State {
                 reached.insert(lane, number);
             }
         }
-        FeedPage { events, cursor: self.cursor(&reached), gap: (gap > 0).then_some(gap) }
+        FeedPage {
+            events,
+            cursor: self.cursor(&reached),
+            has_more: full,
+            gap: (gap > 0).then_some(gap),
+        }
     }
 }
 

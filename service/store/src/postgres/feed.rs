@@ -14,7 +14,8 @@ use super::filtered::Filtered;
 use super::value::{self, At};
 use super::{Inner, PostgresStore};
 use crate::contract::{
-    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, Position, Positioned, Result,
+    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, PageLimit, Position, Positioned,
+    Result,
 };
 
 /// Columns of an event, in the order in which [`positioned`] reads them.
@@ -22,7 +23,9 @@ const EVENT: &str = "lane, number, id, namespace, kind, workflow, error_type, ex
     fingerprint, at, format, data";
 
 /// One statement, so one snapshot, of three kinds of rows: every lane at or above the floor with its
-/// end (kind 0), runs of removed events behind the cursor (1), the page (2).
+/// end (kind 0), runs of removed events behind the cursor (1), the page (2). Where the bytes of a page
+/// end is said in SQL, so that what is beyond is not sent: the same as [`PageLimit::takes`]. Its last
+/// column says whether anything is.
 const READ: &str = "
     with lane as materialized (
         select node.id, node.closed_at is not null as closed, coalesce(reached.number, 0) as number
@@ -31,13 +34,16 @@ const READ: &str = "
             on reached.lane = node.id
         where node.id >= $1),
     page as (
-        select event.*
-        from lane
-        cross join lateral (
-            select * from feed
-            where feed.lane = lane.id and feed.number > lane.number
-            order by feed.number limit $4) as event
-        order by event.number, event.lane limit $4)
+        select * from (
+            select event.*, row_number() over place as place, count(*) over () as found,
+                sum(octet_length(event.data)) over place as bytes
+            from lane
+            cross join lateral (
+                select * from feed
+                where feed.lane = lane.id and feed.number > lane.number
+                order by feed.number limit $4) as event
+            window place as (order by event.number, event.lane)) as event
+        where place <= $4 and (bytes <= $5 or place = 1))
     select 0 as kind, lane.id as lane,
         coalesce((select max(number) from feed where feed.lane = lane.id), 0) as number,
         null as id, null as namespace, null as kind_name, null as workflow, null as error_type,
@@ -53,7 +59,7 @@ const READ: &str = "
     union all
     select 2, page.lane, page.number, page.id, page.namespace, page.kind, page.workflow,
         page.error_type, page.execution_id, page.fingerprint, page.at, page.format, page.data, null,
-        0
+        page.found
     from page";
 /// Lanes, where each ends, and what is known of its beginning.
 const LANES: &str = "
@@ -64,7 +70,7 @@ const LANES: &str = "
 
 #[async_trait]
 impl Feed for PostgresStore {
-    async fn read_feed(&self, after: &Cursor, limit: usize) -> Result<FeedPage> {
+    async fn read_feed(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage> {
         if after.incarnation != self.inner.incarnation().await? {
             return Err(Error::ForeignCursor);
         }
@@ -187,12 +193,12 @@ impl Inner {
         Ok(cursor(incarnation, NodeId(0), &lanes, &read))
     }
 
-    async fn page(&self, after: &Cursor, limit: usize) -> Result<FeedPage> {
+    async fn page(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage> {
         let (reached_lanes, numbers): (Vec<i64>, Vec<i64>) =
             after.lanes.iter().map(|(lane, number)| (lane.0, *number)).unzip();
-        let wanted = value::limit(limit);
-        let parameters: [&(dyn ToSql + Sync); 4] =
-            [&after.floor.0, &reached_lanes, &numbers, &wanted];
+        let (wanted, bytes) = (value::limit(limit.events), value::limit(limit.bytes));
+        let parameters: [&(dyn ToSql + Sync); 5] =
+            [&after.floor.0, &reached_lanes, &numbers, &wanted, &bytes];
         let mut session = self.pool.take().await?;
         let rows = session.query(READ, &parameters).await?;
         drop(session);
@@ -200,6 +206,7 @@ impl Inner {
         let mut lanes: BTreeMap<NodeId, (bool, i64)> = BTreeMap::new();
         let mut removed = Vec::new();
         let mut events = Vec::new();
+        let mut found = 0;
         for row in &rows {
             let lane = NodeId(row.try_get(1)?);
             let number: i64 = row.try_get(2)?;
@@ -213,7 +220,10 @@ impl Inner {
                     *state = (row.try_get(13)?, state.1.max(number));
                     removed.push((Position { number, lane }, row.try_get::<_, i64>(14)?));
                 }
-                _ => events.push(positioned(row, 1)?),
+                _ => {
+                    found = row.try_get(14)?;
+                    events.push(positioned(row, 1)?);
+                }
             }
         }
         events.sort_by_key(|event| event.position);
@@ -221,7 +231,8 @@ impl Inner {
         // Behind a full page, every lane is read only up to the last event of the page. Runs of removed
         // events count where the reader passes them.
         let last = events.last().map(|event| event.position);
-        let full = events.len() >= limit;
+        let count = value::limit(events.len());
+        let full = count == wanted || count < found;
         let passed = |position: Position| !full || last.is_some_and(|last| position <= last);
         let mut read: BTreeMap<NodeId, i64> = after.lanes.iter().copied().collect();
         let mut reach = |Position { number, lane }: Position| {
@@ -237,7 +248,7 @@ impl Inner {
             gap += value::unsigned(count);
         }
         let cursor = cursor(after.incarnation, after.floor, &lanes, &read);
-        Ok(FeedPage { events, cursor, gap: (gap > 0).then_some(gap) })
+        Ok(FeedPage { events, cursor, has_more: full, gap: (gap > 0).then_some(gap) })
     }
 }
 

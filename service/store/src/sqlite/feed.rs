@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::error::Failure;
 use super::{SqliteStore, value};
 use crate::contract::{
-    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, Position, Positioned, Result,
+    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, PageLimit, Position, Positioned,
+    Result,
 };
 
 /// Columns of an event, in the order in which [`positioned`] reads them.
@@ -31,7 +32,7 @@ const REMOVED: &str = "
 
 #[async_trait]
 impl Feed for SqliteStore {
-    async fn read_feed(&self, after: &Cursor, limit: usize) -> Result<FeedPage> {
+    async fn read_feed(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage> {
         if after.incarnation != self.inner.incarnation {
             return Err(Error::ForeignCursor);
         }
@@ -136,7 +137,7 @@ fn lanes(connection: &Connection, floor: NodeId) -> Result<BTreeMap<NodeId, Lane
     Ok(lanes)
 }
 
-fn page(connection: &Connection, after: &Cursor, limit: usize) -> Result<FeedPage, Failure> {
+fn page(connection: &Connection, after: &Cursor, limit: PageLimit) -> Result<FeedPage, Failure> {
     let lanes = lanes(connection, after.floor)?;
     let mut read: BTreeMap<NodeId, i64> = after.lanes.iter().copied().collect();
     let read_to = |lane: &NodeId| read.get(lane).copied().unwrap_or(0);
@@ -148,15 +149,22 @@ fn page(connection: &Connection, after: &Cursor, limit: usize) -> Result<FeedPag
     let mut events = Vec::new();
     for (lane, state) in &lanes {
         if state.end > read_to(lane) {
-            let mut rows = statement.query([lane.0, read_to(lane), value::limit(limit)])?;
-            while let Some(row) = rows.next()? {
-                events.push(positioned(row)?);
+            let mut rows = statement.query([lane.0, read_to(lane), value::limit(limit.events)])?;
+            let mut bytes = 0;
+            // What follows the first that is too much cannot be in the page.
+            while bytes <= limit.bytes
+                && let Some(row) = rows.next()?
+            {
+                let event = positioned(row)?;
+                bytes = event.row.data.len().saturating_add(bytes);
+                events.push(event);
             }
         }
     }
     events.sort_by_key(|event| event.position);
-    let full = events.len() >= limit;
-    events.truncate(limit);
+    let taken = limit.takes(events.iter().map(|event| event.row.data.len()));
+    let full = taken == limit.events || taken < events.len();
+    events.truncate(taken);
 
     // Behind a full page, every lane is read only up to the last event of the page. Runs of removed
     // events count where the reader passes them.
@@ -186,7 +194,7 @@ fn page(connection: &Connection, after: &Cursor, limit: usize) -> Result<FeedPag
         *reached = number.max(*reached);
     }
     let cursor = cursor(after.incarnation, after.floor, &lanes, &read);
-    Ok(FeedPage { events, cursor, gap: (gap > 0).then_some(gap.unsigned_abs()) })
+    Ok(FeedPage { events, cursor, has_more: full, gap: (gap > 0).then_some(gap.unsigned_abs()) })
 }
 
 /// Moves the floor past the lanes at the bottom that are closed and read to their end. `lanes` are all

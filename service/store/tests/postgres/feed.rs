@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
-use recoup_store::{Batch, Feed, NodeId, Transition, Transitions};
+use recoup_store::{Batch, Feed, NodeId, PageLimit, Transition, Transitions};
 use recoup_test_postgres::{Database, Server};
 use tokio_postgres::{Client, NoTls};
 
@@ -28,7 +28,7 @@ async fn write(store: PostgresStore, world: Arc<World>, node: NodeId) {
             .map(|event| world.event(&format!("lane {} batch {number} event {event}", node.0), id));
         let start = Transition { feed: feed.collect(), ..world.start(id) };
         let free = world.free_event(&format!("lane {} batch {number}", node.0));
-        let batch = Batch { transitions: vec![start], feed: vec![free] };
+        let batch = Batch { transitions: vec![start], feed: vec![free], ..Batch::default() };
         store.commit(node, &batch).await.expect("commits");
     }
 }
@@ -71,7 +71,7 @@ async fn slower_older_transactions_hide_nothing_and_hold_up_nothing() {
             loop {
                 // Asked before the page is read, so that the last page has seen everything.
                 let is_last = written.load(Ordering::SeqCst);
-                let page = store.read_feed(&cursor, 7).await.expect("reads");
+                let page = store.read_feed(&cursor, PageLimit::events(7)).await.expect("reads");
                 let is_full = page.events.len() == 7;
                 for event in page.events {
                     if event.row.id.starts_with("slow") && before_the_slow_one == 0 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use recoup_store::postgres::{Options, PostgresStore};
-use recoup_store::{Error, Feed, Nodes, Registry};
+use recoup_store::{Error, Feed, Nodes, PageLimit, Registry};
 use recoup_test_postgres::{Database, Server};
 use tokio_postgres::NoTls;
 
@@ -120,7 +120,7 @@ async fn a_restored_dump_is_another_life() {
     assert!(restored.status.success() && dump.wait().expect("ours").success());
 
     let after = connect(&new).await.expect("opens");
-    let read = after.read_feed(&cursor, 10).await;
+    let read = after.read_feed(&cursor, PageLimit::events(10)).await;
     assert!(matches!(read, Err(Error::ForeignCursor)), "{read:?}");
     let renewed = after.renew(lease.node, Duration::from_secs(60)).await.expect("still open");
     assert_ne!(renewed.timeline, lease.timeline);
@@ -128,6 +128,6 @@ async fn a_restored_dump_is_another_life() {
         before.renew(lease.node, Duration::from_secs(60)).await.expect("renews").timeline,
         lease.timeline
     );
-    before.read_feed(&cursor, 10).await.expect("it is its own cursor");
+    before.read_feed(&cursor, PageLimit::events(10)).await.expect("it is its own cursor");
     assert!(after.now().await.expect("answers") > lease.now);
 }

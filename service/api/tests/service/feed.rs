@@ -1,0 +1,267 @@
+//! The feed at its limits: pages by bytes, streams by number, and what retention took, on every store.
+//! The events are written straight into the store: these tests are about readers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::failure_event::{FailureEvent, worker_lost};
+use recoup_core::time::Timestamp;
+use recoup_proto::v1;
+use recoup_store::memory::MemoryStore;
+use recoup_store::postgres::PostgresStore;
+use recoup_store::sqlite::SqliteStore;
+use recoup_store::{Batch, FeedRow, NodeId, Store, format};
+use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
+
+use crate::server::{PATIENCE, Server, refusal};
+
+type Responses = Streaming<v1::SubscribeFailuresResponse>;
+type Start = v1::subscribe_failures_request::Start;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A lane to write to, beside that of the server.
+struct Writer {
+    store: Arc<dyn Store>,
+    node: NodeId,
+}
+
+impl Writer {
+    async fn new(store: Arc<dyn Store>) -> Self {
+        let node = store.join("writer", HOUR).await.expect("it may join").node;
+        Self { store, node }
+    }
+
+    /// Writes events in one commit; they are found by their workers' names.
+    async fn write(&self, events: impl IntoIterator<Item = FailureEvent>) {
+        let feed = events.into_iter().map(row).collect();
+        let batch = Batch { feed, ..Batch::default() };
+        self.store.commit(self.node, &batch).await.expect("commits");
+    }
+
+    async fn now(&self) -> Timestamp {
+        self.store.now().await.expect("it has a clock")
+    }
+}
+
+fn event(worker: &str, at: Timestamp) -> FailureEvent {
+    worker_lost("default".into(), worker.into(), format!("session of {worker}"), 1, at)
+}
+
+fn row(event: FailureEvent) -> FeedRow {
+    let data: Bytes = format::encode_failure_event(&event);
+    FeedRow {
+        id: event.id,
+        namespace: event.namespace,
+        kind: event.kind,
+        workflow: String::new(),
+        error_type: event.error.map(|error| error.error_type).unwrap_or_default(),
+        execution: None,
+        fingerprint: event.fingerprint,
+        at: event.at,
+        format: format::CURRENT,
+        data,
+    }
+}
+
+fn from(start: Start) -> v1::SubscribeFailuresRequest {
+    v1::SubscribeFailuresRequest { start: Some(start), ..Default::default() }
+}
+
+fn beginning() -> Start {
+    Start::Position(v1::FeedPosition::Beginning.into())
+}
+
+fn from_beginning() -> v1::subscription::Start {
+    v1::subscription::Start::Position(v1::FeedPosition::Beginning.into())
+}
+
+fn durable(name: &str) -> Start {
+    Start::Subscription(v1::SubscriptionRef { name: name.into(), ..Default::default() })
+}
+
+async fn subscribe(server: &Server, start: Start) -> Result<Responses, Status> {
+    Ok(server.failures().subscribe_failures(from(start)).await?.into_inner())
+}
+
+/// What the next message brings, keep-alives left out.
+async fn message(responses: &mut Responses) -> Vec<v1::FailureDelivery> {
+    loop {
+        let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
+        let message = next.expect("the stream goes on").expect("the stream goes on");
+        if !message.deliveries.is_empty() {
+            return message.deliveries;
+        }
+    }
+}
+
+async fn create(server: &Server, name: &str, start: v1::subscription::Start) {
+    let subscription =
+        v1::Subscription { name: name.into(), start: Some(start), ..Default::default() };
+    let request =
+        v1::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+    server.failures().create_subscription(request).await.expect("it is new");
+}
+
+fn workers(deliveries: &[v1::FailureDelivery]) -> Vec<&str> {
+    let workers = deliveries.iter().map(|delivery| {
+        let event = delivery.event.as_ref().expect("always set");
+        event.worker.as_str()
+    });
+    workers.collect()
+}
+
+/// The gap that a delivery stands for.
+fn gap(delivery: &v1::FailureDelivery) -> &v1::FeedGap {
+    let event = delivery.event.as_ref().expect("always set");
+    assert_eq!(event.kind(), v1::FailureKind::FeedGap);
+    event.gap.as_ref().expect("set on a gap")
+}
+
+#[tokio::test]
+async fn a_reader_is_sent_pages_by_bytes_and_one_event_at_least() {
+    const WORKERS: [&str; 7] = ["a", "b", "c", "d", "large", "e", "f"];
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
+    let writer = Writer::new(store.clone()).await;
+    let now = writer.now().await;
+    let sized = |worker: &str| {
+        let mut event = event(worker, now);
+        let bytes = if worker == "large" { 60_000 } else { 4_000 };
+        event.error.as_mut().expect("it has one").message = "x".repeat(bytes);
+        event
+    };
+    let two = row(sized("a")).data.len() + row(sized("b")).data.len();
+    let server = Server::on(store, |options| options.feed_page_bytes = two).await;
+    create(&server, "ops", from_beginning()).await;
+    writer.write(WORKERS.map(sized)).await;
+    for start in [beginning(), durable("ops")] {
+        let mut responses = subscribe(&server, start).await.expect("it streams");
+        let mut pages = Vec::new();
+        while pages.iter().flatten().count() < WORKERS.len() {
+            let deliveries = message(&mut responses).await;
+            pages.push(workers(&deliveries).into_iter().map(str::to_owned).collect::<Vec<_>>());
+        }
+        // Two fit exactly; the large one is over the limit alone, and comes alone.
+        assert_eq!(pages, [&["a", "b"][..], &["c", "d"], &["large"], &["e", "f"]]);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
+    let writer = Writer::new(store.clone()).await;
+    let server = Server::on(store, |options| options.feed_streams_max = 2).await;
+    create(&server, "ops", from_beginning()).await;
+    let mut reader = subscribe(&server, durable("ops")).await.expect("the first");
+    let second = subscribe(&server, beginning()).await.expect("the last that there may be");
+    for start in [beginning(), durable("ops")] {
+        let status = subscribe(&server, start).await.expect_err("one too many");
+        let details = status.get_error_details();
+        let info = details.error_info().expect("always there");
+        assert_eq!(
+            (status.code(), info.reason.as_str()),
+            (Code::ResourceExhausted, "LIMIT_REACHED")
+        );
+        assert_eq!(info.metadata.get("limit").map(String::as_str), Some("open feed streams"));
+        assert!(details.retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
+    }
+    // Who was refused took nothing over.
+    writer.write([event("a", writer.now().await)]).await;
+    assert_eq!(workers(&message(&mut reader).await), ["a"]);
+
+    drop(second);
+    let again = async {
+        loop {
+            match subscribe(&server, beginning()).await {
+                Ok(responses) => return responses,
+                // The server has not noticed yet.
+                Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
+            }
+        }
+    };
+    let mut again = tokio::time::timeout(PATIENCE, again).await.expect("there is room again");
+    assert_eq!(workers(&message(&mut again).await), ["a"]);
+    let status = subscribe(&server, beginning()).await.expect_err("one too many");
+    assert_eq!(refusal(Err::<(), _>(status)).1, "LIMIT_REACHED");
+}
+
+/// What a reader with a cursor from before finds on any store, when retention has taken three events.
+async fn retention_is_told_of(store: Arc<dyn Store>) {
+    let server = Server::on(store.clone(), |_| {}).await;
+    let writer = Writer::new(store.clone()).await;
+    let old = |worker: &str| event(worker, Timestamp::from_micros(1_000_000));
+    let now = writer.now().await;
+
+    writer.write([event("first", now)]).await;
+    let mut reader = subscribe(&server, beginning()).await.expect("it streams");
+    let first = message(&mut reader).await;
+    assert_eq!(workers(&first), ["first"]);
+    let cursor = first[0].cursor.clone();
+    create(&server, "early", v1::subscription::Start::Cursor(cursor.clone())).await;
+    drop(reader);
+    // A commit each: what is deleted is counted, not the commits.
+    for worker in ["old 1", "old 2", "old 3"] {
+        writer.write([old(worker)]).await;
+    }
+    writer.write([event("last", now)]).await;
+    assert_eq!(store.expire(100).await.expect("expires").events, 3);
+
+    let mut reader = subscribe(&server, Start::Cursor(cursor.clone())).await.expect("it streams");
+    let told = message(&mut reader).await;
+    assert_eq!(told.len(), 2, "the gap, and what is left");
+    let missing = gap(&told[0]);
+    assert_eq!((missing.events, missing.from_cursor.as_str()), (3, cursor.as_str()));
+    assert_eq!(told[0].cursor, cursor, "who breaks off behind the gap is told again");
+    assert_eq!(workers(&told[1..]), ["last"]);
+    let mut behind =
+        subscribe(&server, Start::Cursor(told[1].cursor.clone())).await.expect("it streams");
+    writer.write([event("new", now)]).await;
+    assert_eq!(workers(&message(&mut behind).await), ["new"], "it is said once");
+
+    let pull = v1::PullFailuresRequest {
+        start: Some(v1::pull_failures_request::Start::Cursor(cursor.clone())),
+        ..Default::default()
+    };
+    let pulled = server.failures().pull_failures(pull).await.expect("it is its own cursor");
+    let pulled = pulled.into_inner().deliveries;
+    assert_eq!(gap(&pulled[0]).events, 3);
+    assert_eq!(workers(&pulled[1..]), ["last", "new"]);
+
+    let mut late = subscribe(&server, durable("early")).await.expect("nobody reads");
+    let delivered = message(&mut late).await;
+    assert_eq!(gap(&delivered[0]).events, 3);
+    assert_eq!(workers(&delivered[1..]), ["last", "new"]);
+    let ack = v1::AckFailuresRequest {
+        subscription: Some(v1::SubscriptionRef { name: "early".into(), ..Default::default() }),
+        ack_tokens: delivered.iter().map(|delivery| delivery.ack_token.clone()).collect(),
+    };
+    let acked = server.failures().ack_failures(ack).await.expect("it exists").into_inner();
+    assert!(acked.results.iter().all(|result| result.reason() == v1::ErrorReason::Unspecified));
+    drop(late);
+
+    // From the first event that is kept the same are missing: they were between two that are kept.
+    let mut reader = subscribe(&server, beginning()).await.expect("it streams");
+    let all = message(&mut reader).await;
+    assert_eq!(gap(&all[0]).events, 3);
+    assert_eq!(workers(&all[1..]), ["first", "last", "new"]);
+}
+
+#[tokio::test]
+async fn a_cursor_behind_retention_gives_a_gap_with_its_count_in_memory() {
+    retention_is_told_of(Arc::new(MemoryStore::with_system_clock())).await;
+}
+
+#[tokio::test]
+async fn a_cursor_behind_retention_gives_a_gap_with_its_count_on_sqlite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    retention_is_told_of(Arc::new(SqliteStore::open(folder.path()).expect("it is empty"))).await;
+}
+
+#[tokio::test]
+async fn a_cursor_behind_retention_gives_a_gap_with_its_count_on_postgres() {
+    let database = recoup_test_postgres::Server::shared().database().await;
+    let store = PostgresStore::connect(&database.url(), Default::default()).await;
+    retention_is_told_of(Arc::new(store.expect("connects"))).await;
+}

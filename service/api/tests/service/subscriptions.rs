@@ -1,0 +1,158 @@
+//! A durable subscription that changes hands.
+
+use std::time::Duration;
+
+use recoup_proto::v1;
+use tonic::{Code, Status, Streaming};
+
+use crate::server::{ORDER, PATIENCE, Server, assert_refused, refusal};
+
+type Responses = Streaming<v1::SubscribeFailuresResponse>;
+
+fn reference() -> v1::SubscriptionRef {
+    v1::SubscriptionRef { name: "ops".into(), ..Default::default() }
+}
+
+/// A deadline that no test lives to see: what comes again comes for another reason.
+async fn create(server: &Server) {
+    let subscription = v1::Subscription {
+        name: "ops".into(),
+        ack_deadline: Some(Duration::from_secs(3600).into()),
+        ..Default::default()
+    };
+    let request =
+        v1::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+    server.failures().create_subscription(request).await.expect("it is new");
+}
+
+async fn subscribe(server: &Server, consumer: &str) -> Result<Responses, Status> {
+    let start = v1::subscribe_failures_request::Start::Subscription(reference());
+    let request = v1::SubscribeFailuresRequest {
+        start: Some(start),
+        consumer: consumer.into(),
+        ..Default::default()
+    };
+    Ok(server.failures().subscribe_failures(request).await?.into_inner())
+}
+
+async fn delivered(responses: &mut Responses, count: usize) -> Vec<v1::FailureDelivery> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
+        let message = next.expect("the stream goes on").expect("the stream goes on");
+        all.extend(message.deliveries);
+    }
+    all
+}
+
+/// Reads on until the stream ends, and says why it did.
+async fn end(mut responses: Responses) -> (Code, String) {
+    loop {
+        let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
+        match next {
+            Ok(Some(message)) => assert_eq!(message.deliveries, [], "it is no longer its own"),
+            Ok(None) => panic!("the stream ended without a word"),
+            Err(status) => {
+                let (code, reason, _) = refusal(Err::<(), _>(status));
+                return (code, reason);
+            }
+        }
+    }
+}
+
+fn numbered(deliveries: &[v1::FailureDelivery]) -> Vec<(String, u32)> {
+    let events = deliveries.iter().map(|delivery| {
+        let event = delivery.event.as_ref().expect("always set");
+        (event.id.clone(), delivery.delivery)
+    });
+    events.collect()
+}
+
+async fn ack(server: &Server, delivery: &v1::FailureDelivery) -> v1::ErrorReason {
+    let ack_tokens = vec![delivery.ack_token.clone()];
+    let request = v1::AckFailuresRequest { subscription: Some(reference()), ack_tokens };
+    let acked = server.failures().ack_failures(request).await.expect("it exists").into_inner();
+    acked.results[0].reason()
+}
+
+#[tokio::test]
+async fn a_consumer_that_connects_again_gets_at_once_what_it_had_not_acknowledged() {
+    for consumer in ["", "pager"] {
+        let server = Server::start().await;
+        server.register(ORDER).await;
+        create(&server).await;
+        let mut first = subscribe(&server, consumer).await.expect("nobody reads");
+        server.failed_execution().await;
+        server.failed_execution().await;
+        let had = delivered(&mut first, 4).await;
+        assert_eq!(ack(&server, &had[0]).await, v1::ErrorReason::Unspecified);
+
+        let mut second = subscribe(&server, consumer).await.expect("it has come back");
+        assert_eq!(end(first).await, (Code::Aborted, "SUBSCRIPTION_TAKEN".into()));
+        // Each execution has two events: the second of the first is alone, those of the other wait for
+        // each other.
+        let again = delivered(&mut second, 2).await;
+        let expected = [&had[1], &had[2]]
+            .map(|delivery| numbered(std::slice::from_ref(delivery))[0].0.clone());
+        assert_eq!(numbered(&again), expected.map(|event| (event, 2)));
+        assert_eq!(ack(&server, &had[1]).await, v1::ErrorReason::AckExpired);
+        assert_eq!(ack(&server, &had[3]).await, v1::ErrorReason::Unspecified, "not sent again yet");
+        for delivery in &again {
+            assert_eq!(ack(&server, delivery).await, v1::ErrorReason::Unspecified);
+        }
+        let request = v1::GetSubscriptionRequest { subscription: Some(reference()) };
+        let got = server.failures().get_subscription(request).await.expect("it exists");
+        assert_eq!(got.into_inner().subscription.expect("always set").outstanding, 0);
+    }
+}
+
+#[tokio::test]
+async fn who_comes_after_the_consumer_has_left_gets_what_it_left() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    create(&server).await;
+    let mut first = subscribe(&server, "one").await.expect("nobody reads");
+    server.failed_execution().await;
+    let had = delivered(&mut first, 2).await;
+    let refused = subscribe(&server, "two").await.map(drop);
+    assert_refused(refused, Code::FailedPrecondition, "SUBSCRIPTION_IN_USE", &[]);
+    drop(first);
+    let coming = async {
+        loop {
+            match subscribe(&server, "two").await {
+                Ok(responses) => return responses,
+                // The server has not noticed yet that the other has left.
+                Err(status) => assert_eq!(status.code(), Code::FailedPrecondition),
+            }
+        }
+    };
+    let mut second = tokio::time::timeout(PATIENCE, coming).await.expect("it is free again");
+    let again = delivered(&mut second, 1).await;
+    assert_eq!(numbered(&again), [(numbered(&had)[0].0.clone(), 2)]);
+}
+
+#[tokio::test]
+async fn what_was_pulled_keeps_its_deadline_when_a_stream_opens() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    create(&server).await;
+    server.failed_execution().await;
+    server.failed_execution().await;
+    let start = v1::pull_failures_request::Start::Subscription(reference());
+    let request =
+        v1::PullFailuresRequest { start: Some(start), max_events: 1, ..Default::default() };
+    let pulled = server.failures().pull_failures(request).await.expect("nobody reads").into_inner();
+    assert_eq!(pulled.deliveries.len(), 1);
+    let mut stream = subscribe(&server, "").await.expect("nobody streams");
+    let execution = |delivery: &v1::FailureDelivery| {
+        delivery.event.as_ref().map(|event| event.execution_id.clone()).unwrap_or_default()
+    };
+    let of_pulled = execution(&pulled.deliveries[0]);
+    // The event behind the one that was pulled waits for it.
+    let streamed = delivered(&mut stream, 2).await;
+    assert!(streamed.iter().all(|delivery| execution(delivery) != of_pulled));
+    assert!(streamed.iter().all(|delivery| delivery.delivery == 1));
+    assert_eq!(ack(&server, &pulled.deliveries[0]).await, v1::ErrorReason::Unspecified);
+    let behind = delivered(&mut stream, 1).await;
+    assert_eq!((execution(&behind[0]), behind[0].delivery), (of_pulled, 1));
+}
