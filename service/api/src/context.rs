@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
 use recoup_core::plan::Plan;
 use recoup_engine::Engine;
 use recoup_proto::v1::ErrorReason;
-use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, Store};
-use tokio::sync::{oneshot, watch};
+use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, Store, StoredTransition};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::ApiOptions;
@@ -24,12 +24,13 @@ const NAMESPACE_SEEN: Duration = Duration::from_secs(10);
 /// How long a version that was not retired counts as such.
 const VERSION_SEEN: Duration = Duration::from_secs(1);
 const SEEN_MAX: usize = 10_000;
+/// Transitions of a history that are read at once.
+const READ_MAX: usize = 100;
 
 pub struct Context {
     pub engine: Engine,
     pub shutdown: watch::Receiver<bool>,
     pub retention: Duration,
-    pub sessions: Sessions,
     /// Changes with every acknowledgement that this server takes, and when a stream takes over.
     pub acknowledged: watch::Sender<u64>,
     pub feed_streams: FeedStreams,
@@ -47,7 +48,6 @@ impl Context {
             engine,
             shutdown: options.shutdown,
             retention: options.retention,
-            sessions: Sessions::default(),
             acknowledged: watch::Sender::new(0),
             feed_streams: FeedStreams::new(options.feed_streams_max),
             feed_page_bytes: options.feed_page_bytes,
@@ -100,6 +100,28 @@ impl Context {
         }
         self.namespaces.add(namespace.clone());
         Ok(())
+    }
+
+    /// Goes through a history behind a sequence, in order, until something is found.
+    pub async fn find_in_history<T>(
+        &self,
+        execution: ExecutionId,
+        after: u64,
+        mut find: impl FnMut(&StoredTransition) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let mut behind = after;
+        loop {
+            let rows = self.store().history(execution, behind, READ_MAX).await?;
+            for row in &rows {
+                if let Some(found) = find(row)? {
+                    return Ok(Some(found));
+                }
+            }
+            match rows.last() {
+                Some(last) if rows.len() == READ_MAX => behind = last.sequence,
+                _ => return Ok(None),
+            }
+        }
     }
 
     /// The plan that a start follows.
@@ -221,29 +243,4 @@ pub fn registry_request(
     let request_id = text::request_id(request_id)?;
     let is_given = !request_id.is_empty();
     Ok(is_given.then(|| RegistryRequest { namespace, request_id, digest: digest() }))
-}
-
-/// The streams that are open, by session: one each.
-#[derive(Default)]
-pub struct Sessions {
-    open: Mutex<HashMap<String, (u64, oneshot::Sender<()>)>>,
-    next: AtomicU64,
-}
-
-impl Sessions {
-    /// Makes a stream the session's. The receiver ends when another stream takes its place.
-    pub fn open(self: &Sessions, session: &str) -> (u64, oneshot::Receiver<()>) {
-        let (superseder, superseded) = oneshot::channel();
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // Whoever had it finds its sender dropped.
-        lock(&self.open).insert(session.to_owned(), (number, superseder));
-        (number, superseded)
-    }
-
-    pub fn close(&self, session: &str, number: u64) {
-        let mut open = lock(&self.open);
-        if open.get(session).is_some_and(|(own, _)| *own == number) {
-            open.remove(session);
-        }
-    }
 }

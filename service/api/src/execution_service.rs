@@ -12,7 +12,7 @@ use recoup_core::limits::{ERROR_TYPE_BYTES_MAX, KEY_BYTES_MAX};
 use recoup_engine::{Refusal, StartSpec};
 use recoup_proto::v1::execution_service_server::ExecutionService;
 use recoup_proto::v1::{self, ErrorReason};
-use recoup_store::{History, ListFilter, Listed, NodeId, Release, StoredTransition, format};
+use recoup_store::{ListFilter, Listed, Release, StoredTransition, format};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -22,9 +22,6 @@ use crate::convert::{event, execution, payload, text, time};
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
 use crate::status::{Error, Result};
 use crate::{digest, metadata};
-
-/// Readers that are no node.
-const NOBODY: NodeId = NodeId(0);
 
 pub struct Service {
     context: Arc<Context>,
@@ -79,11 +76,6 @@ impl Service {
         })
     }
 
-    async fn history(&self, id: ExecutionId) -> Result<History> {
-        let mut histories = self.context.store().load(NOBODY, &[id]).await?;
-        histories.pop().ok_or_else(|| no_execution(id))
-    }
-
     async fn entries(
         &self,
         request: &v1::ListExecutionHistoryRequest,
@@ -92,22 +84,22 @@ impl Service {
         let filter = digest::of(id.0.as_bytes());
         let page = Page::read(request.page_size, &request.page_token, filter)?;
         let after = page.after_exactly::<16>()?.map(u128::from_be_bytes);
-        let history = self.history(id).await?;
+        let sequence_of = |place: u128| u64::try_from(place >> 64).unwrap_or(u64::MAX);
+        let begin = after.map_or(0, |after| sequence_of(after).saturating_sub(1));
         let mut entries: Vec<v1::HistoryEntry> = Vec::new();
-        let mut bytes = 0;
-        for row in &history.transitions {
-            let sequence_of = |place: u128| u64::try_from(place >> 64).unwrap_or(u64::MAX);
-            if after.is_some_and(|after| row.sequence < sequence_of(after)) {
-                continue;
-            }
+        let (mut bytes, mut is_there) = (0, false);
+        let next_page_token = |last: &v1::HistoryEntry| {
+            let place = (u128::from(last.sequence) << 64) | u128::from(last.index);
+            page.token(&place.to_be_bytes())
+        };
+        let next = self.context.find_in_history(id, begin, |row| {
+            is_there = true;
             let data = match format::decode_transition(row.format, &row.data) {
                 Ok(data) => data,
                 Err(error) => {
                     // What stands before it is still told.
                     let last = entries.last().ok_or_else(|| unreadable(id, row, &error))?;
-                    let place = (u128::from(last.sequence) << 64) | u128::from(last.index);
-                    let next_page_token = page.token(&place.to_be_bytes());
-                    return Ok(v1::ListExecutionHistoryResponse { entries, next_page_token });
+                    return Ok(Some(next_page_token(last)));
                 }
             };
             for (index, own) in data.events.iter().enumerate() {
@@ -119,14 +111,18 @@ impl Service {
                 bytes += entry.encoded_len() + 8;
                 let is_full = entries.len() == page.size || bytes > BATCH_BYTES_MAX;
                 if let (true, Some(last)) = (is_full, entries.last()) {
-                    let place = (u128::from(last.sequence) << 64) | u128::from(last.index);
-                    let next_page_token = page.token(&place.to_be_bytes());
-                    return Ok(v1::ListExecutionHistoryResponse { entries, next_page_token });
+                    return Ok(Some(next_page_token(last)));
                 }
                 entries.push(entry);
             }
+            Ok(None)
+        });
+        let next = next.await?;
+        if !is_there {
+            return Err(no_execution(id));
         }
-        Ok(v1::ListExecutionHistoryResponse { entries, next_page_token: String::new() })
+        let next_page_token = next.unwrap_or_default();
+        Ok(v1::ListExecutionHistoryResponse { entries, next_page_token })
     }
 
     async fn list(&self, request: v1::ListExecutionsRequest) -> Result<v1::ListExecutionsResponse> {

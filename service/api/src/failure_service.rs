@@ -10,7 +10,7 @@ use recoup_core::subscription::Filter;
 use recoup_core::time::Timestamp;
 use recoup_proto::v1::failure_service_server::FailureService;
 use recoup_proto::v1::{self, ErrorReason};
-use recoup_store::{Cursor, FailureFilter, NodeId, Position, format};
+use recoup_store::{Cursor, FailureFilter, NodeId, Position, StoredTransition, format};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -287,24 +287,24 @@ impl Service {
             Error::new(ErrorReason::PayloadNotFound, message)
         };
         let id = PayloadId::decode(id).ok_or_else(missing)?;
-        let mut histories = self.context.store().load(NodeId(0), &[id.execution]).await?;
-        let history = histories.pop().ok_or_else(missing)?;
-        for row in history.transitions.iter().filter(|row| row.sequence <= id.sequence) {
+        let find = |row: &StoredTransition| {
+            if row.sequence > id.sequence {
+                return Err(missing());
+            }
             let data = format::decode_transition(row.format, &row.data);
             let data = data.map_err(|error| Error::internal("a history cannot be read", &error))?;
+            let mut found = None;
             for event in &data.events {
-                let mut found = None;
                 payloads(event, &mut |own| {
                     if found.is_none() && id.is_of(own) {
                         found = Some(payload::to_proto(own));
                     }
                 });
-                if let Some(found) = found {
-                    return Ok(found);
-                }
             }
-        }
-        Err(missing())
+            Ok(found)
+        };
+        let found = self.context.find_in_history(id.execution, 0, find).await?;
+        found.ok_or_else(missing)
     }
 }
 

@@ -7,6 +7,7 @@
 mod ack_token;
 mod context;
 pub mod convert;
+mod delivery;
 mod digest;
 mod durable;
 mod execution_service;
@@ -91,7 +92,10 @@ pub fn router(engine: Engine, options: ApiOptions) -> Routes {
         };
     }
     Routes::new(limited!(ExecutionServiceServer, execution_service::Service::new(context.clone())))
-        .add_service(limited!(WorkerServiceServer, worker_service::Service::new(context.clone())))
+        .add_service(delivery::Delivery(limited!(
+            WorkerServiceServer,
+            worker_service::Service::new(context.clone())
+        )))
         .add_service(limited!(
             WorkflowServiceServer,
             workflow_service::Service::new(context.clone())

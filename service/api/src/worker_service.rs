@@ -17,7 +17,7 @@ use recoup_engine::{Engine, HandedTask, Refusal, Worker, WorkerLink, WorkerMessa
 use recoup_proto as proto;
 use recoup_proto::v1::worker_service_server::WorkerService;
 use recoup_proto::v1::{self, ErrorReason, TaskCancellationReason as Reason};
-use recoup_store::{NodeId, QueueName, format};
+use recoup_store::{QueueName, StoredTransition, format};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -157,19 +157,21 @@ impl Service {
 
     /// What was decided about an attempt. It is durable whether or not it can be read now.
     async fn decision(&self, task: &TaskId) -> Option<v1::RetryDecision> {
-        let load = self.context.store().load(NodeId(0), &[task.execution]).await;
-        let history = load.ok()?.pop()?;
-        history.transitions.iter().rev().find_map(|row| {
-            let data = format::decode_transition(row.format, &row.data).ok()?;
-            data.events.iter().find_map(|event| match event {
+        let find = |row: &StoredTransition| {
+            let data = format::decode_transition(row.format, &row.data);
+            let events = data.map(|data| data.events).unwrap_or_default();
+            Ok(events.iter().find_map(|event| match event {
                 Event::AttemptFailed(failed)
                     if failed.path == task.path && failed.attempt == task.attempt =>
                 {
                     Some(decision::to_proto(&failed.decision))
                 }
                 _ => None,
-            })
-        })
+            }))
+        };
+        // It stands behind what scheduled the attempt.
+        let found = self.context.find_in_history(task.execution, task.sequence, find).await;
+        found.ok().flatten()
     }
 }
 

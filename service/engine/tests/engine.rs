@@ -111,7 +111,7 @@ impl Rig {
             credit: 100,
             session: None,
             worker: "w".into(),
-            held: Vec::new(),
+            held: None,
             once: false,
         };
         self.engine.attach(worker).await.expect("the engine takes workers")
@@ -222,7 +222,12 @@ async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
     assert_eq!(seen, ["reserve#1", "charge#1", "charge#2", "charge#3", "reserve/compensate#1"]);
     assert_eq!((ended.state, ended.compensation), (State::Failed, CompensationState::Done));
     let feed = rig.engine.store().feed_start().await.expect("the feed is read");
-    let page = rig.engine.store().read_feed(&feed, PageLimit::events(100)).await.expect("the feed is read");
+    let page = rig
+        .engine
+        .store()
+        .read_feed(&feed, PageLimit::events(100))
+        .await
+        .expect("the feed is read");
     let kinds: Vec<_> = page.events.iter().map(|event| format!("{:?}", event.row.kind)).collect();
     assert_eq!(
         kinds,
@@ -301,4 +306,19 @@ async fn a_task_without_a_worker_goes_to_the_overflow_and_comes_back() {
     let open = task.state.open_attempts().next().map(|open| open.attempt.started.is_some());
     assert_eq!(open, Some(true), "the start is on record before the hand-over");
     assert!(store.overflow_depth().await.expect("it is read").is_empty());
+}
+
+/// Between the end of a poll and the engine's word of it: nothing else would bring the task back before
+/// start-to-close strikes.
+#[tokio::test]
+async fn what_a_link_does_not_take_any_more_goes_to_another() {
+    let mut rig = Rig::new().await;
+    let mut gone = rig.worker().await;
+    gone.messages.close();
+    let spec = rig.spec(None, None);
+    rig.engine.start(spec).await.expect("it starts");
+    let mut worker = rig.worker().await;
+    let task = next_task(&mut worker).await;
+    assert_eq!(task.id.attempt, 1);
+    drop(gone);
 }

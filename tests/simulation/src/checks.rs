@@ -21,6 +21,7 @@ use recoup_engine::node::io::WorkerKey;
 use recoup_store::{Executions, FeedRow, ListFilter, NodeId, format};
 
 use crate::calls::short;
+use crate::catalog::NAMESPACE;
 use crate::machines::{Asker, ReplyId};
 use crate::wait::ready;
 use crate::world::World;
@@ -42,6 +43,8 @@ pub struct Ledger {
     pub session_ttl: BTreeMap<String, Duration>,
     /// When a machine heard of a session: it lives and ends on each by itself.
     touches: BTreeMap<(usize, String), BTreeSet<Timestamp>>,
+    /// Polls that wait, where and since when: each is its session's life all the time.
+    polls: BTreeMap<WorkerKey, (usize, String, Timestamp)>,
     pub machine_of: BTreeMap<NodeId, usize>,
     /// What a life of a node has read or written.
     pub read_in_life: BTreeSet<(NodeId, ExecutionId)>,
@@ -61,6 +64,23 @@ impl Ledger {
         self.touches.entry((machine, session.to_owned())).or_default().insert(at);
     }
 
+    pub fn poll_begins(&mut self, machine: usize, poll: WorkerKey, session: &str, at: Timestamp) {
+        self.polls.insert(poll, (machine, session.to_owned(), at));
+    }
+
+    pub fn poll_ends(&mut self, poll: WorkerKey, at: Timestamp) {
+        let Some((machine, session, since)) = self.polls.remove(&poll) else {
+            return;
+        };
+        let ttl = self.session_ttl.get(&session).copied().unwrap_or_default();
+        self.touches.entry((machine, session)).or_default().extend(life(since, at, ttl));
+    }
+
+    /// A machine has crashed: nobody there knows of its polls any more.
+    pub fn polls_break(&mut self, machine: usize) {
+        self.polls.retain(|_, (at, ..)| *at != machine);
+    }
+
     pub fn touched_by(&mut self, machine: usize, link: WorkerKey, at: Timestamp) {
         if let Some(session) = self.links.get(&link).cloned() {
             self.touched(machine, &session, at);
@@ -76,7 +96,13 @@ impl Ledger {
             return false;
         };
         let touches = self.touches.get(&(machine, session.to_owned()));
-        let touches: Vec<_> = touches.into_iter().flatten().copied().collect();
+        let mut touches: BTreeSet<_> = touches.into_iter().flatten().copied().collect();
+        for (at, of, since) in self.polls.values() {
+            if (*at, of.as_str()) == (machine, session) {
+                touches.extend(life(*since, to, ttl));
+            }
+        }
+        let touches: Vec<_> = touches.into_iter().collect();
         touches.iter().enumerate().any(|(index, last)| {
             let end = *last + ttl;
             let next = touches.get(index + 1).copied().unwrap_or(Timestamp::MAX);
@@ -100,6 +126,17 @@ impl Ledger {
         let events = row.into_iter().flat_map(|row| &row.events).map(describe);
         events.collect::<Vec<_>>().join(", ")
     }
+}
+
+/// Times that are nowhere a time to live apart.
+fn life(since: Timestamp, until: Timestamp, ttl: Duration) -> Vec<Timestamp> {
+    let mut times = vec![until];
+    let (mut at, step) = (since, (ttl / 2).max(Duration::from_millis(1)));
+    while at < until {
+        times.push(at);
+        at = at + step;
+    }
+    times
 }
 
 pub fn describe(event: &Event) -> String {
@@ -198,7 +235,8 @@ impl World<'_> {
 
     pub fn check_lost_session(&mut self, node: NodeId, row: &FeedRow) {
         let name = row.id.strip_prefix("session-").and_then(|rest| rest.rsplit_once('-'));
-        let Some((session, _)) = name else {
+        let name = name.and_then(|(name, _)| name.split_once('/'));
+        let Some((_, session)) = name.filter(|(namespace, _)| *namespace == NAMESPACE) else {
             return self.violate("loose events are of sessions", row.id.clone());
         };
         let ttl = self.ledger.session_ttl.get(session).copied().unwrap_or_default();

@@ -215,11 +215,12 @@ impl World<'_> {
             return;
         };
         let text = match &answer {
-            Ok(Answer::Done { state, is_new }) => {
-                format!("{} {:?} #{} new {is_new}", short(&state.id), state.state, state.sequence)
+            Ok(Answer::Done { state, is_own }) => {
+                format!("{} {:?} #{} own {is_own}", short(&state.id), state.state, state.sequence)
             }
             Ok(Answer::Snapshot(snapshot)) => format!("snapshot #{}", snapshot.state.sequence),
             Ok(Answer::Beat { .. }) => "beat".to_owned(),
+            Ok(Answer::Released) => "released".to_owned(),
             Err(refusal) => refusal.to_string(),
         };
         self.note(format_args!("machine {machine} answers op {id}: {text}"));

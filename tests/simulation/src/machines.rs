@@ -133,6 +133,7 @@ impl World<'_> {
             _ => self.random.millis(3_000, 8_000),
         };
         self.after(reboot, Event::Boot { machine });
+        self.ledger.polls_break(machine);
         self.break_links_to(machine);
     }
 
@@ -265,11 +266,15 @@ impl World<'_> {
         match input {
             Input::Attach { worker, offer } => {
                 if let Some(session) = &offer.session {
-                    self.ledger.touched(machine, &session.id, now);
-                    self.ledger.links.insert(*worker, session.id.clone());
+                    self.ledger.touched(machine, &session.key.id, now);
+                    self.ledger.links.insert(*worker, session.key.id.clone());
+                    if offer.once {
+                        self.ledger.poll_begins(machine, *worker, &session.key.id, now);
+                    }
                 }
             }
-            Input::Touch { session } => self.ledger.touched(machine, session, now),
+            Input::Touch { session } => self.ledger.touched(machine, &session.id, now),
+            Input::Detach { worker } => self.ledger.poll_ends(*worker, now),
             Input::Credit { worker, .. } => self.ledger.touched_by(machine, *worker, now),
             _ => {}
         }

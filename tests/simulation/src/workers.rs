@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, TaskId};
 use recoup_core::error::Error;
+use recoup_core::id::Namespace;
 use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{
-    Answer, HandedTask, Input, Offer, Refusal, Session, WorkerKey, WorkerMessage,
+    Answer, HandedTask, Input, Offer, Refusal, Session, SessionKey, WorkerKey, WorkerMessage,
 };
 
 use crate::calls::short;
-use crate::catalog::{QUEUES, queue};
+use crate::catalog::{NAMESPACE, QUEUES, queue};
 use crate::faults::Profile;
 use crate::machines::{Asker, ReplyId, Request};
 use crate::random::Random;
@@ -26,12 +27,16 @@ pub enum Report {
     Complete { task: TaskId, output: Payload },
     Fail { task: TaskId, error: Error },
     Beat { task: TaskId },
+    Release { task: TaskId },
 }
 
 impl Report {
     pub fn task(&self) -> &TaskId {
         match self {
-            Self::Complete { task, .. } | Self::Fail { task, .. } | Self::Beat { task } => task,
+            Self::Complete { task, .. }
+            | Self::Fail { task, .. }
+            | Self::Beat { task }
+            | Self::Release { task } => task,
         }
     }
 }
@@ -151,6 +156,10 @@ impl Worker {
     }
 }
 
+fn session_key(name: &str) -> SessionKey {
+    SessionKey { namespace: Namespace::from(NAMESPACE), id: name.to_owned() }
+}
+
 impl World<'_> {
     pub fn begin_workers(&mut self) {
         for worker in 0..self.workers.all.len() {
@@ -244,7 +253,7 @@ impl World<'_> {
             // Polls again when something is done.
             return;
         }
-        let session = process.has_session().then(|| Session { id: name.clone(), ttl: TTL });
+        let session = process.has_session().then(|| Session { key: session_key(&name), ttl: TTL });
         let queues = process.queues.iter().map(|name| queue(name)).collect();
         let key = self.new_worker_key();
         let offer = Offer {
@@ -253,7 +262,7 @@ impl World<'_> {
             credit,
             session,
             worker: name.clone(),
-            held,
+            held: Some(held),
             once: is_poll,
         };
         let node_life = self.machines[machine].life;
@@ -261,7 +270,7 @@ impl World<'_> {
         let link = Link { key, machine, life: node_life, to_node: now, to_worker: now };
         self.workers.all[worker].link = Some(link);
         self.workers.links.insert(key, (worker, life));
-        let held = offer.held.len();
+        let held = offer.held.as_ref().map_or(0, Vec::len);
         self.note(format_args!("worker {name} attaches to machine {machine}, holds {held}"));
         if self.machines[machine].node.is_none() {
             return self.lose_link(worker, life);
@@ -335,6 +344,10 @@ impl World<'_> {
         key: WorkerKey,
         message: WorkerMessage,
     ) {
+        if !matches!(message, WorkerMessage::CancelRequested(_) | WorkerMessage::Closed(_)) {
+            let now = self.now();
+            self.ledger.poll_ends(key, now);
+        }
         let message = match message {
             WorkerMessage::Tasks(tasks) => {
                 let mut told = Vec::new();
@@ -346,7 +359,7 @@ impl World<'_> {
             }
             WorkerMessage::CancelRequested(task) => Message::CancelRequested(task),
             WorkerMessage::Closed(task) => Message::Closed(task),
-            WorkerMessage::Detached => Message::Detached,
+            WorkerMessage::Detached | WorkerMessage::Superseded => Message::Detached,
         };
         let Some((worker, _)) = self.workers.links.get(&key).copied() else {
             return;
@@ -493,13 +506,7 @@ impl World<'_> {
             }
             Todo::Die => return self.die(worker, life),
             Todo::GiveBack => {
-                let release = Input::Release { task: task.clone() };
-                if process.kind == Kind::Stream {
-                    self.over_link(worker, release);
-                } else {
-                    let machine = self.random.index(self.machines.len());
-                    self.send(machine, None, Request::Input(Box::new(release)));
-                }
+                self.send_report(worker, life, Report::Release { task: task.clone() });
                 return self.job_over(worker, life, task);
             }
         }
@@ -534,9 +541,14 @@ impl World<'_> {
                     let command = Command::FailTask { task, error, worker: name.clone() };
                     Input::Submit { execution, command, request: None, reply }
                 }
-                Report::Beat { task } => Input::Heartbeat { task, reply },
+                Report::Beat { task } => Input::Heartbeat { task, details: None, reply },
+                Report::Release { task } => {
+                    let has_session = self.workers.all[worker].has_session();
+                    let session = if has_session { name.clone() } else { String::new() };
+                    Input::Release { task, session, reply }
+                }
             };
-            let touch = Input::Touch { session: name.clone() };
+            let touch = Input::Touch { session: session_key(&name) };
             if self.workers.all[worker].kind == Kind::Stream {
                 self.over_link(worker, touch);
                 self.over_link(worker, input);
@@ -587,7 +599,7 @@ impl World<'_> {
         report: &Report,
         answer: Result<bool, bool>,
     ) {
-        let is_beat = matches!(report, Report::Beat { .. });
+        let is_beat = matches!(report, Report::Beat { .. } | Report::Release { .. });
         match answer {
             Ok(_) if is_beat => {}
             Ok(_) | Err(true) => self.job_over(worker, life, report.task()),
@@ -619,7 +631,7 @@ impl World<'_> {
             return;
         };
         if process.kind == Kind::Stream {
-            self.over_link(worker, Input::Touch { session: name });
+            self.over_link(worker, Input::Touch { session: session_key(&name) });
         }
         self.after(TTL / 3, Event::Worker(Wake::KeepAlive(worker, life)));
     }

@@ -231,3 +231,39 @@ async fn health_and_reflection_are_served() {
     let next = watch.message().await.expect("the stream goes on").expect("a status");
     assert_ne!(next.status, serving, "a server that stops takes no new work");
 }
+
+#[tokio::test]
+async fn a_history_longer_than_one_look_into_the_store_is_told_to_its_end() {
+    const ATTEMPTS: u32 = 230;
+    let server = Server::start().await;
+    let retry = format!("retry: {{constant: {{interval: 1ms}}, max_attempts: {ATTEMPTS}}}");
+    server
+        .register(&format!("name: stubborn\nsteps:\n- {{id: a, task: {{type: t}}, {retry}}}\n"))
+        .await;
+    let id = server.begin("stubborn").await;
+    for attempt in 1..=ATTEMPTS {
+        let task = server.poll().await;
+        assert_eq!(task.attempt, attempt);
+        let error = v1::Error { r#type: "test.again".into(), ..Default::default() };
+        let decision = server.fail(&task, error).await.expect("it is open").decision;
+        let verdict = decision.expect("it was decided just now").verdict();
+        assert_eq!(verdict == v1::RetryVerdict::Stop, attempt == ATTEMPTS);
+    }
+    let mut failed = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let execution_id = id.clone();
+        let request = v1::ListExecutionHistoryRequest { execution_id, page_size: 99, page_token };
+        let page = server.executions().list_execution_history(request).await.expect("a page");
+        let page = page.into_inner();
+        failed.extend(page.entries.into_iter().filter_map(|entry| match entry.event {
+            Some(v1::history_entry::Event::AttemptFailed(failed)) => Some(failed.attempt),
+            _ => None,
+        }));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert!(failed.into_iter().eq(1..=ATTEMPTS));
+}

@@ -16,6 +16,7 @@ use recoup_store::memory::MemoryStore;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::service::Routes;
 use tonic::transport::{Channel, Server as Transport};
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
@@ -27,6 +28,8 @@ pub struct Server {
     pub address: std::net::SocketAddr,
     pub channel: Channel,
     pub shutdown: watch::Sender<bool>,
+    /// The services without a connection.
+    pub routes: Routes,
 }
 
 impl Server {
@@ -42,12 +45,18 @@ impl Server {
         let mut options = ApiOptions::new(stopping);
         set(&mut options);
         let routes = recoup_api::router(engine, options);
+        let services = routes.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let incoming = TcpListenerStream::new(listener);
         tokio::spawn(Transport::builder().add_routes(routes).serve_with_incoming(incoming));
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
-        Self { address, channel: endpoint.connect().await.expect("it listens"), shutdown }
+        Self {
+            address,
+            channel: endpoint.connect().await.expect("it listens"),
+            shutdown,
+            routes: services,
+        }
     }
 
     pub fn workflows(&self) -> WorkflowServiceClient<Channel> {

@@ -40,12 +40,12 @@ fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
     world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
     let after = world.machines[0].node.node_id().expect("it lives again");
     assert_ne!(before, after);
-    world.pass(SECOND);
+    // Out of step with what this life does: two rounds that meet would be one.
+    world.pass(Duration::from_millis(1_070));
     for input in late {
         world.put(0, input);
     }
     world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
-    world.put(0, Input::Committed(before, Err(Error::LeaseLost)));
     assert_eq!(world.machines[0].node.node_id(), Some(after));
     let again = calls(&mut world, 10 * SECOND);
     for ((name, before), (_, after)) in regular.iter().zip(&again) {
@@ -53,6 +53,21 @@ fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
     }
     let live = world.snapshot(0, execution).live;
     assert_eq!(live.len(), 1, "the poll {holder} is still there");
+}
+
+#[test]
+fn what_an_earlier_life_could_not_commit_is_committed_in_this_one() {
+    let mut world = World::new(1);
+    world.machines[0].hold_back = &["commit"];
+    let execution = world.start_later(0, "default");
+    let before = world.machines[0].node.node_id().expect("it lives");
+    world.machines[0].late.clear();
+    world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
+    let after = world.machines[0].node.node_id().expect("it lives again");
+    world.machines[0].hold_back = &[];
+    world.put(0, Input::Committed(before, Err(Error::LeaseLost)));
+    assert_eq!(world.machines[0].node.node_id(), Some(after));
+    assert_eq!(world.snapshot(0, execution).state.sequence, 1);
 }
 
 #[test]

@@ -217,6 +217,23 @@ impl World {
 
     /// Starts an execution and answers with its id.
     pub fn start(&mut self, machine: usize, namespace: &str) -> ExecutionId {
+        let (id, answer) = self.asks_to_start(machine, namespace);
+        answer.expect("at once").expect("it starts");
+        id
+    }
+
+    /// Asks for an execution that is not there at once.
+    pub fn start_later(&mut self, machine: usize, namespace: &str) -> ExecutionId {
+        let (id, answer) = self.asks_to_start(machine, namespace);
+        assert!(answer.is_none(), "{answer:?}");
+        id
+    }
+
+    fn asks_to_start(
+        &mut self,
+        machine: usize,
+        namespace: &str,
+    ) -> (ExecutionId, Option<Result<Answer, Refusal>>) {
         let namespace = Namespace::from(namespace);
         let plan = ready(self.plans.find(&self.store, &namespace, &"order".into(), None));
         let plan: Arc<Plan> = plan.expect("it compiles").expect("it is registered");
@@ -239,9 +256,7 @@ impl World {
             request: None,
             until: None,
         });
-        let started = self.ask(machine, |reply| Input::Start { spec, reply });
-        started.expect("at once").expect("it starts");
-        id
+        (id, self.ask(machine, |reply| Input::Start { spec, reply }))
     }
 
     pub fn attach(&mut self, machine: usize, offer: Offer) -> WorkerKey {

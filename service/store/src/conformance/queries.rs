@@ -86,7 +86,7 @@ pub async fn a_history_is_read_in_pages_from_anywhere(world: World) {
         assert_eq!(read(after, 100).await, []);
     }
     assert_eq!(read(0, 0).await, []);
-    let nobody = execution_id(4711);
+    let nobody = execution_id(world.now, 4711);
     assert_eq!(world.store.history(nobody, 0, 100).await.expect("it reads"), []);
     assert_eq!(world.store.history(other, 0, 100).await.expect("it reads").len(), 1);
 }

@@ -6,7 +6,7 @@ use super::MemoryStore;
 use super::state::{Indexed, State};
 use crate::contract::{
     Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Released,
-    Result,
+    Result, StoredTransition,
 };
 
 #[async_trait]
