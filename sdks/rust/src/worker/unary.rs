@@ -299,3 +299,7 @@ async fn report_once(
     rpc!(worker.client, WorkerServiceClient.fail_task(request)).await?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "unary_tests.rs"]
+mod tests;
