@@ -1,0 +1,120 @@
+use std::pin::Pin;
+
+use recoup_proto::v1::worker_service_server::{WorkerService, WorkerServiceServer};
+use recoup_proto::v1::{
+    CompleteTaskResponse, FailTaskResponse, HeartbeatTaskResponse, PollTasksResponse,
+    ReleaseTaskRequest, ReleaseTaskResponse, StreamTasksRequest, StreamTasksResponse, Task,
+};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+use crate::{Client, TaskError};
+
+/// Gives one task to the first poll; the next ones wait for ever, but for a farewell.
+struct Service {
+    polls: mpsc::UnboundedSender<PollTasksRequest>,
+    completed: mpsc::UnboundedSender<Bytes>,
+}
+
+#[tonic::async_trait]
+impl WorkerService for Service {
+    type StreamTasksStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<StreamTasksResponse, Status>> + Send>>;
+
+    async fn stream_tasks(
+        &self,
+        _: Request<Streaming<StreamTasksRequest>>,
+    ) -> Result<Response<Self::StreamTasksStream>, Status> {
+        Err(Status::unimplemented("no stream"))
+    }
+
+    async fn poll_tasks(
+        &self,
+        request: Request<PollTasksRequest>,
+    ) -> Result<Response<PollTasksResponse>, Status> {
+        let request = request.into_inner();
+        let is_first = request.held.as_ref().is_some_and(|held| held.task_tokens.is_empty());
+        let waits = !is_first && !request.draining;
+        self.polls.send(request).expect("the test listens");
+        if waits {
+            std::future::pending::<()>().await;
+        }
+        let task = Task { task_token: "a".into(), r#type: "wait".into(), ..Task::default() };
+        let tasks = if is_first { vec![task] } else { Vec::new() };
+        Ok(Response::new(PollTasksResponse { tasks, cancellations: Vec::new() }))
+    }
+
+    async fn complete_task(
+        &self,
+        request: Request<CompleteTaskRequest>,
+    ) -> Result<Response<CompleteTaskResponse>, Status> {
+        self.completed.send(request.into_inner().task_token).expect("the test listens");
+        Ok(Response::new(CompleteTaskResponse {}))
+    }
+
+    async fn fail_task(
+        &self,
+        _: Request<FailTaskRequest>,
+    ) -> Result<Response<FailTaskResponse>, Status> {
+        Err(Status::unimplemented("nothing fails"))
+    }
+
+    async fn release_task(
+        &self,
+        _: Request<ReleaseTaskRequest>,
+    ) -> Result<Response<ReleaseTaskResponse>, Status> {
+        Err(Status::unimplemented("nothing is released"))
+    }
+
+    async fn heartbeat_task(
+        &self,
+        _: Request<HeartbeatTaskRequest>,
+    ) -> Result<Response<HeartbeatTaskResponse>, Status> {
+        Ok(Response::new(HeartbeatTaskResponse { cancel_requested: false }))
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
+    let (polls, mut polled) = mpsc::unbounded_channel();
+    let (completed, mut completions) = mpsc::unbounded_channel();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let service = WorkerServiceServer::new(Service { polls, completed });
+    let serving = Server::builder().add_service(service);
+    tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+
+    let client = Client::connect(format!("http://{address}")).await.expect("it listens");
+    let (go_on, stop) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (goes_on, stopped) = (go_on.clone(), stop.clone());
+    let handler = move |_: TaskContext, (): ()| {
+        let goes_on = goes_on.clone();
+        async move {
+            goes_on.notified().await;
+            Ok::<(), TaskError>(())
+        }
+    };
+    let worker = Worker::builder(client).slots(2).task("wait", handler);
+    let worker = worker.transport(super::super::Transport::Unary).build().expect("it can work");
+    let running = tokio::spawn(worker.run(async move { stopped.notified().await }));
+
+    let tokens = |request: &PollTasksRequest| request.held.clone().expect("it says so").task_tokens;
+    let first = polled.recv().await.expect("a poll");
+    assert!(tokens(&first).is_empty() && !first.draining && first.max_tasks == 2);
+    let second = polled.recv().await.expect("another");
+    assert_eq!((tokens(&second), second.draining), (vec![Bytes::from("a")], false));
+    stop.notify_one();
+    // The second is cut off, and whatever it may have got is not in the list.
+    let farewell = polled.recv().await.expect("the last");
+    assert_eq!((tokens(&farewell), farewell.draining), (vec![Bytes::from("a")], true));
+    assert_eq!(farewell.session_id, second.session_id);
+    assert!(!running.is_finished(), "it holds a task");
+    go_on.notify_one();
+    running.await.expect("no panic").expect("it has nothing to say");
+    assert_eq!(completions.recv().await, Some(Bytes::from("a")));
+    assert!(polled.try_recv().is_err(), "no poll after the last");
+}
