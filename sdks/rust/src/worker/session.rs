@@ -176,6 +176,7 @@ impl Session {
             ErrorReason::StoreUnavailable
             | ErrorReason::OutcomeUnknown
             | ErrorReason::Overloaded
+            | ErrorReason::ExecutionTooNew
             | ErrorReason::ShuttingDown => {
                 if self.unacked.contains_key(token) {
                     self.later.push_back((now + RESEND_AFTER, token.clone()));
@@ -185,6 +186,11 @@ impl Session {
             | ErrorReason::AttemptNotHeld
             | ErrorReason::TaskTokenInvalid) => {
                 tracing::debug!(?reason, message = ack.message, "a result came too late");
+                self.unacked.remove(token);
+            }
+            ErrorReason::ExecutionQuarantined => {
+                // No error in its place: once released, the attempt comes again.
+                tracing::warn!(message = ack.message, "a result of a quarantined execution");
                 self.unacked.remove(token);
             }
             reason => self.refused(ack, reason),

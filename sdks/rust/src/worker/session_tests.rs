@@ -176,6 +176,23 @@ async fn a_late_result_is_dropped_and_a_refused_one_becomes_an_error_once() {
 }
 
 #[tokio::test]
+async fn a_result_of_a_quarantined_execution_does_not_fail_its_step() {
+    let mut session = session(8);
+    for name in ["quarantined", "newer"] {
+        session.finish(token(name), completed(name, "ok"));
+    }
+    session.next_message();
+    let now = Instant::now();
+    session.acknowledge(ack("quarantined", ErrorReason::ExecutionQuarantined), now);
+    session.acknowledge(ack("newer", ErrorReason::ExecutionTooNew), now);
+    session.tick(now + RESEND_AFTER);
+    let message = session.next_message();
+    assert_eq!(names(&message), ["newer"], "sent again: another server reads it");
+    let result = results(&message).remove(0).result;
+    assert!(matches!(result, Some(task_result::Result::Completed(_))), "{result:?}");
+}
+
+#[tokio::test]
 async fn an_unknown_reason_is_a_refusal_not_a_success() {
     let mut session = session(8);
     session.finish(token("a"), completed("a", "ok"));

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use recoup_core::execution::{CompensationState, State};
 use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{
-    Batch, Executions, IndexRow, NodeId, Registry, Retention, Settled, Transition, Transitions,
+    Batch, Executions, IndexRow, NewQuarantine, NodeId, Registry, Retention, Settled, Transition,
+    Transitions,
 };
 use recoup_test_postgres::Server;
 
@@ -27,6 +29,8 @@ enum Fate {
     Recent,
     /// Ends with a parked compensation, in the same namespace.
     Parked,
+    /// Ends at once, in the same namespace, and is in quarantine.
+    Quarantined,
     /// Goes on to the end of the test.
     Open,
 }
@@ -58,7 +62,9 @@ impl Load {
 
     fn ended(&self, fate: Fate) -> IndexRow {
         let (state, compensation, namespace) = match fate {
-            Fate::Forgotten => (State::Succeeded, CompensationState::None, "brief"),
+            Fate::Forgotten | Fate::Quarantined => {
+                (State::Succeeded, CompensationState::None, "brief")
+            }
             Fate::Recent => (State::Failed, CompensationState::Done, "default"),
             Fate::Parked => (State::Failed, CompensationState::Parked, "brief"),
             Fate::Open => (State::Running, CompensationState::None, "brief"),
@@ -77,7 +83,7 @@ impl Load {
         self.commit(&batch).await;
 
         let rare = if self.made.is_multiple_of(100) { Fate::Open } else { Fate::Forgotten };
-        let fates = [Fate::Forgotten, Fate::Forgotten, rare, Fate::Recent, Fate::Parked];
+        let fates = [Fate::Forgotten, Fate::Quarantined, rare, Fate::Recent, Fate::Parked];
         let fates = fates.into_iter().chain([Fate::Forgotten; 8]);
         let (mut starts, mut ends, mut new) = (Batch::default(), Batch::default(), Vec::new());
         for fate in fates {
@@ -89,6 +95,8 @@ impl Load {
             new.push((id, fate));
         }
         self.commit(&starts).await;
+        let quarantined = new.iter().filter(|(_, fate)| *fate == Fate::Quarantined);
+        let quarantined = quarantined.map(|(id, _)| self.damaged(*id)).collect();
         for (id, fate) in new {
             match fate {
                 Fate::Forgotten => self.forgotten.push(id),
@@ -100,6 +108,13 @@ impl Load {
             }
         }
         self.commit(&ends).await;
+        self.commit(&Batch { quarantined, ..Batch::default() }).await;
+    }
+
+    fn damaged(&self, execution: ExecutionId) -> NewQuarantine {
+        let quarantine = Quarantine::new(QuarantineReason::HistoryGap, "a gap", self.now);
+        let event = self.world.event(&format!("quarantine of {execution}"), execution);
+        NewQuarantine { execution, quarantine, event }
     }
 
     async fn commit(&mut self, batch: &Batch) {
@@ -171,6 +186,7 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
         assert_eq!(histories.len(), ids.len(), "a history is gone");
         for history in histories {
             let (fate, written) = &load.kept[&history.execution];
+            assert_eq!(history.quarantine.is_some(), *fate == Fate::Quarantined);
             let found: Vec<TransitionId> =
                 history.transitions.iter().map(|stored| stored.transition_id).collect();
             assert_eq!(found, *written, "{fate:?} {}", history.execution);
@@ -188,7 +204,7 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
         counts.replace_us_max as f64 / 1000.0,
     );
     assert!(counts.ranges_replaced >= RANGES_WANTED, "{counts:?}");
-    for fate in [Fate::Forgotten, Fate::Recent, Fate::Parked, Fate::Open] {
+    for fate in [Fate::Forgotten, Fate::Recent, Fate::Parked, Fate::Quarantined, Fate::Open] {
         assert!(fates.get(&fate).is_some_and(|count| *count > 0), "none {fate:?}: {fates:?}");
     }
     // Beyond it, a commit would be given up.
