@@ -51,9 +51,11 @@ pub enum ClientCommand {
     Namespace(namespace::NamespaceArguments),
 }
 
+/// What every command has stands behind what is its own.
+const CONNECTION: &str = "Connection and output";
+
 /// Where to, and how to answer.
 #[derive(Args, Clone)]
-#[command(next_help_heading = "Connection and output")]
 pub struct Connection {
     /// The server.
     #[arg(
@@ -61,16 +63,30 @@ pub struct Connection {
         global = true,
         env = "RECOUP_ADDRESS",
         default_value = "http://127.0.0.1:7430",
-        value_name = "URL"
+        value_name = "URL",
+        help_heading = CONNECTION
     )]
     address: String,
 
     /// The namespace.
-    #[arg(long, global = true, env = "RECOUP_NAMESPACE", default_value = "default")]
+    #[arg(
+        long,
+        global = true,
+        env = "RECOUP_NAMESPACE",
+        default_value = "default",
+        help_heading = CONNECTION
+    )]
     namespace: String,
 
     /// `text` for people; `json` for scripts: proto3 JSON, one document per line.
-    #[arg(long, short, global = true, value_enum, default_value = "text")]
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_enum,
+        default_value = "text",
+        help_heading = CONNECTION
+    )]
     output: Output,
 }
 

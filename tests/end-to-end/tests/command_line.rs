@@ -180,6 +180,18 @@ fn what_has_ended_is_named_as_everywhere() {
     assert_eq!(output.status.code(), Some(1));
     let wanted = "error: the execution has ended as TERMINATED (EXECUTION_ENDED)\n";
     assert_eq!(told(&output), wanted);
+
+    // What has not ended is told with its id, to be asked for again.
+    let run = ["run", "one", "--wait", "10ms"];
+    let output = site.run(&run);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(told(&output).ends_with(" is still RUNNING\n"), "{}", told(&output));
+    let output = site.run(&[&run[..], &["-o", "json"]].concat());
+    assert_eq!((output.status.code(), told(&output).as_str()), (Some(5), ""));
+    let still: Value = serde_json::from_slice(&output.stdout).expect("a document");
+    assert_eq!(still["stillRunning"]["state"], "EXECUTION_STATE_RUNNING");
+    let id = still["executionId"].as_str().expect("an id");
+    assert_eq!(site.document(&["show", id])["execution"]["state"], "EXECUTION_STATE_RUNNING");
 }
 
 #[test]
@@ -222,9 +234,13 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         let message = error["message"].as_str().expect("a text");
         assert!(message.contains(says) && !message.starts_with("error"), "{error}");
     }
-    // Help is an answer.
-    let output = recoup_once(&["list", "--help"]);
+    // Help is an answer, and begins with what is the command's own.
+    let output = recoup_once(&["start", "--help"]);
     assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
+    let help = String::from_utf8(output.stdout).expect("text");
+    let (own, every) = help.split_once("\nConnection and output:").expect("both are there");
+    assert!(own.contains("--input") && own.contains("<WORKFLOW>"), "{own}");
+    assert!(every.contains("--address") && !every.contains("--input"), "{every}");
 }
 
 #[test]

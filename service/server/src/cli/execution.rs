@@ -4,22 +4,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use recoup_sdk::TraceContext;
 use recoup_sdk::proto::await_execution_response::Result as Awaited;
 use recoup_sdk::proto::{
     AwaitExecutionResponse, CancelExecutionResponse, CompensationState, ExecutionFilter,
     ExecutionState, OnEnded, OnRunning, ReleaseExecutionResponse, RetryCompensationResponse,
-    SkipCompensationResponse, StartExecutionResponse,
+    SkipCompensationResponse, StartExecutionResponse, StillRunning,
 };
+use recoup_sdk::{Error, TraceContext};
 use serde_json::Value;
 
-use super::Connection;
 use super::exit::{EXIT_CODES, Exit, Failed};
 use super::text::{
     Paint, duration, error_line, nanos_between, one_line, payload_text, state_name, timestamp,
 };
 use super::timeline::state_symbol;
 use super::workflow::read;
+use super::{Connection, Output};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -51,7 +51,7 @@ struct ExecutionArguments {
     #[arg(long, short, value_name = "JSON")]
     input: Option<String>,
     /// Key, unique among the open executions of the namespace.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     key: String,
     /// When an open execution has the key.
     #[arg(long, value_enum, default_value = "reject")]
@@ -69,7 +69,7 @@ struct ExecutionArguments {
     #[arg(long)]
     request_id: Option<String>,
     /// W3C trace context that the execution belongs to.
-    #[arg(long, env = "TRACEPARENT", default_value = "")]
+    #[arg(long, env = "TRACEPARENT", default_value = "", hide_default_value = true)]
     traceparent: String,
 }
 
@@ -96,13 +96,13 @@ pub struct ListArguments {
     #[arg(long, value_enum, value_delimiter = ',')]
     state: Vec<State>,
     /// Of this workflow.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     workflow: String,
     /// With an error of this type or below it.
-    #[arg(long, default_value = "", value_name = "PATTERN")]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "PATTERN")]
     error_type: String,
     /// With a key that begins with this.
-    #[arg(long, default_value = "", value_name = "PREFIX")]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "PREFIX")]
     key_prefix: String,
     /// With a parked compensation.
     #[arg(long)]
@@ -135,7 +135,7 @@ pub struct CancelArguments {
     pub(super) connection: Connection,
     execution_id: String,
     /// Why; kept in the history.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 
@@ -179,7 +179,7 @@ enum CompensationCommand {
         #[arg(long)]
         step: Option<String>,
         /// Why; kept in the history.
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Record that a person took a parked compensation on themselves
@@ -267,7 +267,16 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
     if let Some(wait) = arguments.wait {
         run = run.wait_at_most(wait);
     }
-    let ended = run.send().await?;
+    let ended = match run.send().await {
+        // For scripts an answer, with the id to ask for later.
+        Err(Error::StillRunning { execution_id, state }) if session.output == Output::Json => {
+            let still = StillRunning { state: state.into() };
+            let result = Some(Awaited::StillRunning(still));
+            session.say(&AwaitExecutionResponse { execution_id, result }, |_| Vec::new())?;
+            return Ok(Exit::StillRunning);
+        }
+        ended => ended?,
+    };
     let state = ended.outcome.state();
     let answer = AwaitExecutionResponse {
         execution_id: ended.execution_id,

@@ -24,7 +24,7 @@ enum NamespaceCommand {
     Create {
         name: String,
         /// Text for people.
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         description: String,
         /// How long ended executions stay, like 24h or 30d. Default: the server's setting.
         #[arg(long, value_parser = parse_duration)]
@@ -33,7 +33,7 @@ enum NamespaceCommand {
     /// List namespaces by name
     List {
         /// `company.*` for those below `company`, or a full name. Default: all.
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         pattern: String,
         /// At most this many.
         #[arg(long, default_value = "100")]

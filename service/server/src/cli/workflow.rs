@@ -34,7 +34,7 @@ enum WorkflowCommand {
     /// List workflows by name
     List {
         /// Only names that begin with this.
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         prefix: String,
         /// At most this many.
         #[arg(long, default_value = "100")]
