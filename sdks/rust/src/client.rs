@@ -259,6 +259,8 @@ impl TraceContext {
 
 #[cfg(test)]
 mod tests {
+    use recoup_proto::v1;
+
     use super::*;
 
     #[tokio::test]
@@ -289,6 +291,31 @@ mod tests {
         let Error::MessageTooLarge { size } = error else { panic!("{error:?}") };
         assert!(size > 5 << 20, "{size}");
         assert!(error.to_string().ends_with("the limit is 4194304"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_repeated_keeps_its_request_id() {
+        let client = Client::builder("http://127.0.0.1:1").connect_lazy().expect("an address");
+        let sent = std::sync::Mutex::new(Vec::new());
+        let create = async || {
+            let request = v1::CreateNamespaceRequest { namespace: None, request_id: new_request_id() };
+            let call = |_, request: Request<v1::CreateNamespaceRequest>| {
+                let mut sent = sent.lock().expect("nothing panics");
+                sent.push(request.into_inner().request_id);
+                let fails = sent.len() % 3 != 0;
+                async move {
+                    if fails { Err(Status::unavailable("not now")) } else { Ok(Response::new(())) }
+                }
+            };
+            client.call(request, CallOptions::default(), call).await.expect("the third try");
+        };
+        create().await;
+        create().await;
+        let sent = sent.into_inner().expect("nothing panics");
+        assert_eq!(sent.len(), 6);
+        assert!(sent[..3].iter().all(|id| *id == sent[0] && id.len() == 36), "{sent:?}");
+        assert!(sent[3..].iter().all(|id| *id == sent[3]), "{sent:?}");
+        assert_ne!(sent[0], sent[3], "another call is another request");
     }
 
     #[test]

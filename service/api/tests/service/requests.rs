@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use recoup_proto::v1;
+use recoup_store::Registry;
 use recoup_store::memory::MemoryStore;
 use tonic::Code;
 
@@ -86,6 +88,25 @@ async fn a_registration_answers_as_it_did() {
     // Nor does another call with the id of a registration.
     let other = v1::RetireWorkflowRequest { request_id: "1".into(), ..retire(None) };
     assert_refused(second.workflows().retire_workflow(other).await, code, reason, fields);
+}
+
+/// The answer to a repetition does not depend on whether there would be room today.
+#[tokio::test]
+async fn the_last_subscription_that_has_room_is_answered_again() {
+    let store = Arc::new(MemoryStore::with_system_clock());
+    for number in 1..1000 {
+        let (name, state) = (format!("s{number}"), Bytes::new());
+        let made = store.create_subscription(&"default".into(), &name, 1, &state, None).await;
+        made.expect("it is new");
+    }
+    let server = Server::on(store, |_| {}).await;
+    let create = async |id| server.failures().create_subscription(subscription(id, 7)).await;
+    let created = create("c").await.expect("there is room for one").into_inner();
+    assert_eq!(create("c").await.expect("it repeats").into_inner(), created);
+    let mut other = subscription("d", 7);
+    other.subscription.as_mut().expect("it has one").name = "other".into();
+    let refused = server.failures().create_subscription(other).await;
+    assert_refused(refused, Code::ResourceExhausted, "LIMIT_REACHED", &[]);
 }
 
 fn subscription(id: &str, window: u32) -> v1::CreateSubscriptionRequest {
