@@ -298,7 +298,8 @@ mod tests {
         let client = Client::builder("http://127.0.0.1:1").connect_lazy().expect("an address");
         let sent = std::sync::Mutex::new(Vec::new());
         let create = async || {
-            let request = v1::CreateNamespaceRequest { namespace: None, request_id: new_request_id() };
+            let request =
+                v1::CreateNamespaceRequest { namespace: None, request_id: new_request_id() };
             let call = |_, request: Request<v1::CreateNamespaceRequest>| {
                 let mut sent = sent.lock().expect("nothing panics");
                 sent.push(request.into_inner().request_id);
