@@ -198,8 +198,9 @@ impl Wanted {
     }
 }
 
-/// Three ways to break it were tried, and each was found: a cursor of one number for all lanes, a row
-/// that a page leaves out, and an event that an acknowledgement drops unseen.
+/// Three ways to break the server were tried, and each was found: a cursor of one number for all lanes
+/// (36 events never came, the slow node's among them), pages that leave out a row (4), and a stream that
+/// takes a subscription over and forgets what the one before had (43 of the durable one).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_histories_tell() {
     let folder = Folder::new("feed");
