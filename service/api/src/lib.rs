@@ -45,8 +45,8 @@ pub(crate) const BATCH_BYTES_MAX: usize = 3 << 20 | 512 << 10;
 pub const FEED_PAGE_BYTES: usize = 1 << 20;
 /// Feed streams that one server has open: 256.
 pub const FEED_STREAMS_MAX: usize = 256;
-/// Of namespaces that name none: 7 days.
-pub const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Of namespaces that name none, and of `default`: 30 days.
+pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Clone, Debug)]
 pub struct ApiOptions {

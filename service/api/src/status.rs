@@ -162,7 +162,6 @@ pub fn code(reason: ErrorReason) -> Code {
         | R::ExecutionNotQuarantined
         | R::CompensationNotParked
         | R::AttemptClosed
-        | R::AttemptNotHeld
         | R::SessionNotOpen
         | R::SubscriptionInUse
         | R::CursorForeign

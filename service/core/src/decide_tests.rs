@@ -607,6 +607,32 @@ fn a_token_of_another_attempt_is_told_apart() {
     assert_eq!(rig.submit(complete(foreign)), Err(Rejection::NoSuchAttempt));
 }
 
+#[test]
+fn a_report_that_comes_twice_is_accepted_and_changes_nothing() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
+    let report = |task: &TaskId, error: Error| Command::FailTask {
+        task: task.clone(),
+        error,
+        worker: "w".into(),
+    };
+    let busy = Error::new("bank.busy", "later");
+    let first = rig.open();
+    rig.submit(report(&first, busy.clone())).expect("it is open");
+    let events = rig.events.len();
+    rig.submit(report(&first, busy.clone())).expect("its answer was lost");
+    assert_eq!(rig.events.len(), events, "the second attempt waits as before");
+    let other = rig.submit(report(&first, Error::new("bank.closed", "")));
+    assert_eq!(other, Err(Rejection::AttemptClosed), "another error is no repetition");
+
+    let second = rig.open();
+    rig.submit(report(&second, declined())).expect("it is open");
+    let events = rig.events.len();
+    rig.submit(report(&second, declined())).expect("its answer was lost");
+    assert_eq!(rig.events.len(), events);
+    let stale = rig.submit(report(&first, busy));
+    assert_eq!(stale, Err(Rejection::AttemptClosed), "two attempts are gone since");
+}
+
 /// What may happen to an execution, whether it fits or not.
 #[derive(Clone, Debug)]
 enum Move {

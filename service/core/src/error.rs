@@ -100,9 +100,15 @@ impl Error {
         std::iter::successors(Some(self), |error| error.cause.as_deref())
     }
 
-    /// The flag of the nearest error that set it; retryable if none did.
+    /// The flag of the nearest error that set it, as some built-in types do whoever reports them;
+    /// retryable if none did.
     pub fn is_non_retryable(&self) -> bool {
-        self.chain().find_map(|error| error.non_retryable).unwrap_or(false)
+        let of_type = |error: &Error| {
+            builtin::NON_RETRYABLE.contains(&error.error_type.as_str()).then_some(true)
+        };
+        self.chain()
+            .find_map(|error| error.non_retryable.or_else(|| of_type(error)))
+            .unwrap_or(false)
     }
 
     /// Errors in the chain: this one and its causes.
@@ -166,6 +172,20 @@ mod tests {
         assert!(wrapped.is_non_retryable());
         let overridden = Error { non_retryable: Some(false), ..wrapped };
         assert!(!overridden.is_non_retryable());
+    }
+
+    #[test]
+    fn a_built_in_type_carries_its_flag_whoever_reports_it() {
+        for error_type in builtin::ALL {
+            let reported = Error::new(*error_type, "by a worker");
+            let own = Error::builtin(error_type, "by the service");
+            assert_eq!(reported.is_non_retryable(), own.is_non_retryable(), "{error_type}");
+            let wrapped = Error { cause: Some(Box::new(reported.clone())), ..Error::new("a", "") };
+            assert_eq!(wrapped.is_non_retryable(), reported.is_non_retryable(), "{error_type}");
+            let denied = Error { non_retryable: Some(false), ..reported };
+            assert!(!denied.is_non_retryable(), "its author says so: {error_type}");
+        }
+        assert!(Error::new(builtin::INPUT_INVALID, "").is_non_retryable());
     }
 
     #[test]

@@ -9,8 +9,6 @@ pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 /// Steps of a definition, those of `finally` included.
 pub const STEPS_MAX: usize = 1_000;
-/// How deep blocks of steps may nest.
-pub const NESTING_MAX: usize = 20;
 /// Events of one execution's history.
 pub const HISTORY_EVENTS_MAX: usize = 50_000;
 /// Bytes of one error with all its causes.
@@ -28,7 +26,7 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Bytes of the name of a workflow.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of a namespace.
-pub const NAMESPACE_BYTES_MAX: usize = 255;
+pub const NAMESPACE_BYTES_MAX: usize = 128;
 /// Bytes of a step id.
 pub const STEP_ID_BYTES_MAX: usize = 64;
 /// Bytes of a task type.

@@ -182,9 +182,7 @@ impl Session {
                     self.later.push_back((now + RESEND_AFTER, token.clone()));
                 }
             }
-            reason @ (ErrorReason::AttemptClosed
-            | ErrorReason::AttemptNotHeld
-            | ErrorReason::TaskTokenInvalid) => {
+            reason @ (ErrorReason::AttemptClosed | ErrorReason::TaskTokenInvalid) => {
                 tracing::debug!(?reason, message = ack.message, "a result came too late");
                 self.unacked.remove(token);
             }

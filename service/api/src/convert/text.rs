@@ -7,8 +7,6 @@ use crate::status::{Error, Result};
 
 /// Where a request names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
-/// Bytes of a namespace.
-pub const NAMESPACE_BYTES_MAX: usize = 128;
 pub const NAMESPACE_SEGMENTS_MAX: usize = 8;
 /// Bytes of the name of a worker, a consumer or whoever else is named for people.
 pub const LABEL_BYTES_MAX: usize = 255;
@@ -25,7 +23,7 @@ fn is_segment(segment: &str) -> bool {
 }
 
 fn is_namespace(name: &str) -> bool {
-    name.len() <= NAMESPACE_BYTES_MAX
+    name.len() <= limits::NAMESPACE_BYTES_MAX
         && name.split('.').count() <= NAMESPACE_SEGMENTS_MAX
         && name.split('.').all(is_segment)
 }

@@ -37,7 +37,10 @@ impl Decider<'_> {
         outcome: AttemptOutcome,
         worker: String,
     ) -> Result<(), Rejection> {
-        self.check_open(task)?;
+        if let Err(rejection) = self.check_open(task) {
+            // As for a result.
+            return if self.is_recorded_error(task, &error) { Ok(()) } else { Err(rejection) };
+        }
         self.end_attempt(&task.path, task.attempt, error, outcome, worker);
         Ok(())
     }
@@ -204,6 +207,20 @@ impl Decider<'_> {
             id.run == state.run && id.attempt == task.attempt && id.sequence == open.sequence
         });
         open.map(|_| ()).ok_or(Rejection::AttemptClosed)
+    }
+
+    /// Whether this is what ended the attempt, and nothing but the next attempt has come since.
+    fn is_recorded_error(&self, id: &TaskId, error: &Error) -> bool {
+        let Some(task) = self.state().task(&id.path) else {
+            return false;
+        };
+        let failed =
+            if task.open.is_some() { task.attempt.saturating_sub(1) } else { task.attempt };
+        let recorded = task.last_error.as_ref().filter(|_| failed == id.attempt);
+        // An escalated error has the reported one as its cause.
+        recorded.is_some_and(|recorded| {
+            recorded == error || recorded.cause.as_deref().is_some_and(|cause| cause == error)
+        })
     }
 
     fn is_recorded(&self, id: &TaskId, output: &Payload) -> bool {
