@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from typing import Any
 
 import grpc
@@ -11,7 +12,9 @@ import pytest
 
 from client import Client
 from conftest import Bench
-from wire import from_payload, refusal_reason
+from handlers import HANDLERS
+from wire import connect, from_payload, refusal_reason
+from worker import Worker
 
 from recoup.v1 import execution_pb2, worker_service_pb2
 
@@ -233,6 +236,31 @@ def test_heartbeats_keep_a_long_task_and_bring_the_cancel_and_a_signal_waits_for
     outcome = client.outcome(execution_id)
     assert state(outcome) == "CANCELLED"
     assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
+
+
+def test_a_task_that_comes_after_the_stop_is_given_back_uncounted(bench: Bench, client: Client) -> None:
+    polling, stop = threading.Event(), threading.Event()
+    with connect(bench.address) as channel:
+        leaving = Worker(channel, HANDLERS, namespace="default", queue="orders", slots=1, session_ttl_s=30.0)
+        poll = leaving._poll
+
+        def told(free: int) -> worker_service_pb2.PollTasksResponse:
+            polling.set()
+            return poll(free)
+
+        leaving._poll = told  # type: ignore[method-assign]
+        running = threading.Thread(target=leaving.run, args=(stop,), daemon=True)
+        running.start()
+        assert polling.wait(timeout=20)
+        # Its poll waits, and is what the task comes to.
+        stop.set()
+        execution_id = client.start("o-1", "")
+        running.join(timeout=20)
+        assert not running.is_alive()
+    successor = bench.worker("--slots", "1")
+    assert state(client.outcome(execution_id)) == "SUCCEEDED"
+    lines = successor.until(completed("stock.reserve"))
+    assert steps(lines) == [("stock.reserve", 1, "started"), ("stock.reserve", 1, "completed")]
 
 
 def test_both_come_back_after_a_restart_of_the_server(bench: Bench, client: Client) -> None:

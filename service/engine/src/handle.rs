@@ -132,10 +132,17 @@ impl Engine {
     /// before.
     pub async fn heartbeat(&self, task: TaskId, details: Option<Payload>) -> Result<bool, Refusal> {
         let is_step = task.path.compensated().is_none();
-        match self.ask(|reply| Input::Heartbeat { task, details, reply }).await? {
+        let (beat, said) = (task.clone(), details.clone());
+        match self.ask(|reply| Input::Heartbeat { task: beat, details: said, reply }).await? {
             Answer::Beat { cancel_requested } => Ok(cancel_requested),
             // The execution had to be read first, and the start was recorded on the way.
-            Answer::Done { state, .. } => Ok(is_step && state.is_stopping()),
+            Answer::Done { state, .. } => {
+                if details.is_some() {
+                    // Now there is an attempt that can keep it.
+                    self.ask(|reply| Input::Heartbeat { task, details, reply }).await?;
+                }
+                Ok(is_step && state.is_stopping())
+            }
             Answer::Snapshot(_) | Answer::Released => Err(Refusal::Stopping),
         }
     }

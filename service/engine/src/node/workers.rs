@@ -336,7 +336,10 @@ impl<R> Node<R> {
         if state.is_none_or(|state| task.sequence > state.sequence) {
             // Not read, or another's: with the start that is recorded here it becomes this node's.
             let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
-            slot.released.insert(task.clone(), session.to_owned());
+            if slot.inbox.len() < self.options.inbox_max {
+                // Else it is turned away.
+                slot.released.insert(task.clone(), session.to_owned());
+            }
             let (worker, session, at) = (String::new(), session.to_owned(), self.now);
             let command = Command::RecordStart { task: task.clone(), worker, session, at };
             return self.submit(task.execution, command, None, Some(reply));
