@@ -5,6 +5,8 @@ create table start_request (
     -- What it started, or the execution that was used instead.
     execution_id uuid not null,
     digest bigint not null,
+    -- False: the execution was there already, under the key of the start.
+    started boolean not null default true,
     -- Whose start settled it.
     transition_id uuid not null,
     created_at timestamptz not null default clock_timestamp(),

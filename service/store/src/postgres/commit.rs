@@ -42,10 +42,7 @@ const THERE: &str = "
         and history.sequence = asked.sequence";
 const REQUESTS: &str = "
     select asked.transition_id, request.execution_id, request.digest, request.transition_id,
-        exists (
-            select from history
-            where history.execution_id = request.execution_id and history.sequence = 1
-                and history.transition_id = request.transition_id)
+        request.started
     from unnest($1::text[], $2::text[], $3::uuid[]) as asked (namespace, request_id, transition_id)
     join start_request as request on request.namespace = asked.namespace
         and request.request_id = asked.request_id";

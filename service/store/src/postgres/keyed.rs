@@ -42,7 +42,7 @@ const TAKE_KEYS: &str = "
     where execution_key.namespace = asked.namespace and execution_key.key = asked.key";
 const SETTLE_REQUESTS: &str = "
     update start_request
-    set execution_id = asked.execution_id
+    set execution_id = asked.execution_id, started = false
     from unnest($1::text[], $2::text[], $3::uuid[], $4::uuid[])
         as asked (namespace, request_id, transition_id, execution_id)
     where start_request.namespace = asked.namespace

@@ -24,7 +24,8 @@ const CLAIM_REQUEST: &str = "
     order by namespace collate \"C\", request_id collate \"C\"
     on conflict (namespace, request_id) do update
         set execution_id = excluded.execution_id, digest = excluded.digest,
-            transition_id = excluded.transition_id, created_at = excluded.created_at
+            transition_id = excluded.transition_id, started = excluded.started,
+            created_at = excluded.created_at
         where there.created_at <= clock_timestamp() - interval '1 day'
     returning transition_id";
 const INSERT_HISTORY: &str = "

@@ -559,7 +559,9 @@ impl Draw {
         }
         let other = self.one_in(6);
         let of = if other { self.pick(&RegistryOperation::ALL) } else { operation };
-        let request_id = format!("{} {}", of.as_str(), self.below(2));
+        // Few, so that they meet; but not only those, which are all taken one day.
+        let number = if self.one_in(4) { self.next_number() } else { self.below(2) };
+        let request_id = format!("{} {number}", of.as_str());
         let digest = u64::from(self.one_in(4));
         Some(RegistryRequest { namespace: self.namespace(), request_id, digest })
     }
