@@ -47,6 +47,24 @@ async fn a_poll_that_lists_nothing_holds_nothing_and_one_that_does_not_say_may()
 }
 
 #[tokio::test]
+async fn a_poll_that_waits_longer_than_its_session_lives_keeps_it() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let id = server.begin("order").await;
+    let session_ttl = Some(Duration::from_secs(1).into());
+    let first = v1::PollTasksRequest { session_ttl, ..long(poll(None)) };
+    let task = polled(&server, first).await.remove(0);
+    let wait = Some(Duration::from_millis(2_500).into());
+    let second = v1::PollTasksRequest { session_ttl, wait, ..poll(Some(&[&task])) };
+    assert_eq!(polled(&server, second).await, []);
+    let request = v1::GetExecutionRequest { execution_id: id };
+    let execution = server.executions().get_execution(request).await.expect("it is there");
+    let pending = execution.into_inner().execution.expect("it is told").pending_attempts;
+    assert_eq!((pending[0].attempt, pending[0].session_id.as_str()), (1, "s"));
+    server.complete(&task, "1").await.expect("the attempt is open");
+}
+
+#[tokio::test]
 async fn one_poll_at_a_time_says_what_a_session_holds() {
     let server = Server::start().await;
     server.register(ORDER).await;
