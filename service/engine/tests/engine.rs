@@ -322,3 +322,20 @@ async fn what_a_link_does_not_take_any_more_goes_to_another() {
     assert_eq!(task.id.attempt, 1);
     drop(gone);
 }
+
+#[tokio::test]
+async fn a_heartbeat_at_another_node_is_kept_there_with_what_it_says() {
+    let mut rig = Rig::new().await;
+    let mut worker = rig.worker().await;
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    let task = next_task(&mut worker).await.id;
+    let store = rig.engine.store().clone();
+    let other = recoup_engine::driver::start(store, Options::default()).await.expect("a store");
+    let details = Payload::json("7");
+    let beat = other.heartbeat(task, Some(details.clone())).await;
+    assert_eq!(beat, Ok(false));
+    let live = other.snapshot(id).await.expect("it is there").live;
+    assert_eq!(live[0].details, Some(details));
+}

@@ -6,6 +6,7 @@ use recoup_core::command::{Rejection, TaskId};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
+use recoup_store::Settled;
 
 use crate::world::{World, poll, session, stream};
 
@@ -253,4 +254,25 @@ fn the_last_that_a_heartbeat_said_is_kept_for_its_hand_over() {
     let worker = world.attach(0, poll("default", "s", Some(&[])));
     assert_eq!(world.handed(0, worker), std::slice::from_ref(&task));
     assert_eq!(world.snapshot(0, task.execution).live[0].details, None);
+}
+
+#[test]
+fn a_result_that_the_store_refuses_leaves_its_attempt_to_its_clocks() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    let execution = task.execution;
+    world.machines[0].hold_back = &["commit"];
+    let (output, worker) = (Payload::json("1"), String::new());
+    let command = recoup_core::command::Command::CompleteTask { task, output, worker };
+    world.put(0, Input::Submit { execution, command, request: None, reply: 0 });
+    world.machines[0].hold_back = &[];
+    assert_eq!(world.machines[0].late.drain(..).count(), 1);
+    let node = world.machines[0].node.node_id().expect("it lives");
+    let refused = Ok(vec![Settled::Refused("too strange".to_owned())]);
+    world.put(0, Input::Committed(node, refused));
+    let answer = world.machines[0].replies.remove(&0);
+    assert!(matches!(answer, Some(Err(Refusal::Refused(_)))), "{answer:?}");
+    assert_eq!(world.snapshot(0, execution).live.len(), 1);
+    world.pass(4 * SECOND);
+    assert_eq!(world.snapshot(0, execution).live, [], "its session has ended");
 }
