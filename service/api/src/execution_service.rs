@@ -409,7 +409,8 @@ impl ExecutionService for Service {
         let identity = self::request(body.request_id, || {
             digest::of(format!("terminate\0{id}\0{}", body.reason).as_bytes())
         })?;
-        let command = Command::TerminateExecution { reason: text::reason(body.reason)? };
+        let reason = text::reason(body.reason)?;
+        let command = Command::TerminateExecution { reason, unstarted: Vec::new() };
         let state = self.command(id, command, identity).await?;
         Ok(Response::new(v1::TerminateExecutionResponse {
             state: execution::state(state.state).into(),

@@ -48,6 +48,8 @@ pub enum Command {
     },
     TerminateExecution {
         reason: String,
+        /// What the owner took out of its queue before anybody had it.
+        unstarted: Vec<TaskId>,
     },
     /// All parked compensations, or that of one step.
     RetryCompensation {

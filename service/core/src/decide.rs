@@ -27,7 +27,7 @@ mod cleanup;
 mod steps;
 mod wake;
 
-use crate::command::{Command, Rejection, RequestId, StartExecution};
+use crate::command::{Command, Rejection, RequestId, StartExecution, TaskId};
 use crate::error::{Error, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
 use crate::evolve::{begin, evolve};
@@ -113,7 +113,9 @@ impl<'a> Decider<'a> {
             }
             Command::WithdrawTask { task } => self.withdraw(&task),
             Command::CancelExecution { reason } => self.cancel(reason),
-            Command::TerminateExecution { reason } => self.terminate(&reason),
+            Command::TerminateExecution { reason, unstarted } => {
+                self.terminate(&reason, &unstarted)
+            }
             Command::RetryCompensation { step, reason } => {
                 self.retry_compensation(step.as_ref(), &reason)
             }
@@ -159,13 +161,13 @@ impl<'a> Decider<'a> {
         Ok(())
     }
 
-    fn terminate(&mut self, reason: &str) -> Result<(), Rejection> {
+    fn terminate(&mut self, reason: &str, unstarted: &[TaskId]) -> Result<(), Rejection> {
         let state = self.state();
         if state.state.is_ended() {
             return Err(Rejection::ExecutionEnded(state.state));
         }
         let error = Error::builtin(builtin::TERMINATED, reason);
-        self.close_attempts(&error);
+        self.close_attempts(&error, unstarted);
         if self.state().phase == Phase::Steps {
             self.plan_compensation();
         }
@@ -188,11 +190,16 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// Ends every open attempt because of something that has nothing to do with it.
-    fn close_attempts(&mut self, error: &Error) {
-        let now = self.now;
-        let open = self.state().open_attempts().map(|open| {
-            let outcome = match open.attempt.scheduled_at > now {
+    /// Ends every open attempt because of something that has nothing to do with it. Nobody has had
+    /// those that are `unstarted`.
+    fn close_attempts(&mut self, error: &Error, unstarted: &[TaskId]) {
+        let (now, state) = (self.now, self.state());
+        let open = state.open_attempts().map(|open| {
+            let taken_back = unstarted.contains(&state.task_id(&open));
+            // Before its time, and before it is committed, nobody gets an attempt.
+            let is_early =
+                open.attempt.scheduled_at > now || open.attempt.sequence == state.sequence;
+            let outcome = match open.attempt.started.is_none() && (taken_back || is_early) {
                 true => AttemptOutcome::NotStarted,
                 false => AttemptOutcome::Unknown,
             };

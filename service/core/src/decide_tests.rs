@@ -358,8 +358,7 @@ fn finally_runs_once_after_every_end_but_a_termination() {
         (
             "termination",
             |rig| {
-                let reason = "stop".to_owned();
-                rig.submit(Command::TerminateExecution { reason }).expect("it runs");
+                rig.submit(terminate("stop")).expect("it runs");
             },
             State::Terminated,
             false,
@@ -458,15 +457,39 @@ fn a_cancel_during_the_cleanup_is_recorded_and_changes_nothing() {
     assert_eq!(rig.state().cancel_reason.as_deref(), Some("stop"));
 }
 
+fn terminate(reason: &str) -> Command {
+    Command::TerminateExecution { reason: reason.to_owned(), unstarted: Vec::new() }
+}
+
+#[test]
+fn a_termination_parks_nothing_of_what_nobody_had() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    let unstarted = vec![rig.open()];
+    let command = Command::TerminateExecution { reason: "stop".into(), unstarted };
+    rig.submit(command).expect("it runs");
+    assert_eq!(rig.ended(), (State::Terminated, CompensationState::None));
+
+    // What was recorded as started stays so, whatever the owner believes.
+    let mut rig = Rig::new(&workflow(vec![step("a", 1)]));
+    let task = rig.open();
+    let (worker, at) = ("w".to_owned(), rig.now);
+    let session = String::new();
+    let started = Command::RecordStart { task: task.clone(), worker, session, at };
+    rig.submit(started).expect("it is open");
+    let command = Command::TerminateExecution { reason: "stop".into(), unstarted: vec![task] };
+    rig.submit(command).expect("it runs");
+    assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
+}
+
 #[test]
 fn a_termination_parks_what_was_due() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     rig.complete("a");
-    rig.submit(Command::TerminateExecution { reason: "stop".into() }).expect("it runs");
+    rig.submit(terminate("stop")).expect("it runs");
     assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
     assert_eq!(rig.state().compensations.len(), 2, "a completed, b may have run");
     assert!(rig.state().open_attempts().next().is_none());
-    let again = rig.submit(Command::TerminateExecution { reason: "again".into() });
+    let again = rig.submit(terminate("again"));
     assert_eq!(again, Err(Rejection::ExecutionEnded(State::Terminated)));
     rig.submit(Command::RetryCompensation { step: None, reason: String::new() })
         .expect("two are parked");
@@ -689,7 +712,7 @@ proptest! {
                     Command::TimeOutTask { task, timeout, possibly_started: true, worker }
                 }
                 (Move::Cancel, _) => Command::CancelExecution { reason: "x".into() },
-                (Move::Terminate, _) => Command::TerminateExecution { reason: "x".into() },
+                (Move::Terminate, _) => terminate("x"),
                 (Move::RetryCompensation, _) => {
                     Command::RetryCompensation { step: None, reason: String::new() }
                 }

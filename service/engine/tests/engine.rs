@@ -290,6 +290,27 @@ async fn request_ids_and_keys_name_one_execution() {
     }
 }
 
+/// A person would have to act for a step that nobody ever began.
+#[tokio::test]
+async fn a_termination_parks_nothing_of_what_no_worker_has_had() {
+    let mut rig = Rig::new().await;
+    let terminate = || Command::TerminateExecution { reason: "x".into(), unstarted: Vec::new() };
+    let spec = rig.spec(None, None);
+    let nobodys = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    let ended = rig.engine.command(nobodys, terminate(), None).await.expect("it runs");
+    assert_eq!((ended.state, ended.compensation), (State::Terminated, CompensationState::None));
+
+    let mut worker = rig.worker().await;
+    let spec = rig.spec(None, None);
+    let somebodys = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    // What was taken back is not handed out, be it ever so early in the queue.
+    assert_eq!(next_task(&mut worker).await.id.execution, somebodys);
+    let ended = rig.engine.command(somebodys, terminate(), None).await.expect("it runs");
+    assert_eq!((ended.state, ended.compensation), (State::Terminated, CompensationState::Parked));
+}
+
 #[tokio::test]
 async fn a_task_without_a_worker_goes_to_the_overflow_and_comes_back() {
     let mut rig = Rig::new().await;

@@ -196,9 +196,10 @@ impl World<'_> {
             Wish::Cancel(execution) => {
                 submit(execution, Command::CancelExecution { reason: "a client".into() })
             }
-            Wish::Terminate(execution) => {
-                submit(execution, Command::TerminateExecution { reason: "a client".into() })
-            }
+            Wish::Terminate(execution) => submit(
+                execution,
+                Command::TerminateExecution { reason: "a client".into(), unstarted: Vec::new() },
+            ),
             Wish::RetryCompensation(execution, step) => {
                 submit(execution, Command::RetryCompensation { step, reason: String::new() })
             }

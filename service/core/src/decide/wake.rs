@@ -65,10 +65,8 @@ impl Decider<'_> {
                     let error = stop.map(|stop| stop.error.clone());
                     let reason = "the run ended before the attempt did, and its grace is over";
                     let cause = error.map(Box::new);
-                    self.close_attempts(&Error {
-                        cause,
-                        ..Error::builtin(builtin::CANCELLED, reason)
-                    });
+                    let error = Error { cause, ..Error::builtin(builtin::CANCELLED, reason) };
+                    self.close_attempts(&error, &[]);
                 }
                 Deadline::Cleanup => self.end_cleanup(),
                 Deadline::ScheduleToClose { path, attempt } => {
@@ -107,7 +105,7 @@ impl Decider<'_> {
             }
             _ => self.plan.finally.first().map(|step| step.path.clone()),
         };
-        self.close_attempts(&error);
+        self.close_attempts(&error, &[]);
         self.park_remaining(&error);
         if let Some(path) = handler {
             self.emit(Event::HandlerFailed { path, error });

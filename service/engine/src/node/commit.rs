@@ -122,6 +122,13 @@ impl<R> Node<R> {
                 return None;
             }
         }
+        let terminates =
+            |one: &Pending<R>| matches!(one.command, Command::TerminateExecution { .. });
+        let unstarted = match slot.inbox.iter().any(terminates) {
+            true => self.take_back(id),
+            false => Vec::new(),
+        };
+        let slot = self.slots.get_mut(&id)?;
         let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
         #[cfg(feature = "mutants")]
         let panics = self.options.panics;
@@ -133,8 +140,14 @@ impl<R> Node<R> {
                 panic!("a defect of a test");
             }
             let mut decider = Decider::new(state.as_deref(), &plan, now, random);
-            let decide =
-                |one: &Pending<R>| decider.decide(one.command.clone(), one.request.as_ref());
+            let decide = |one: &Pending<R>| {
+                let mut command = one.command.clone();
+                // As of now: after a lost commit another node may have handed them out.
+                if let Command::TerminateExecution { unstarted: known, .. } = &mut command {
+                    known.clone_from(&unstarted);
+                }
+                decider.decide(command, one.request.as_ref())
+            };
             let verdicts: Vec<_> = pending.iter().map(decide).collect();
             let finished = decider.finish().map(|(events, next)| {
                 let feed = feed_rows(&next, &plan, &events);
@@ -426,8 +439,6 @@ impl<R> Node<R> {
         let own = entry.decided.iter().any(|(pending, _)| pending.reply.is_none());
         for attempt in &mut slot.attempts {
             attempt.acting = false;
-            // A result that is refused is none: the attempt's clocks go on.
-            attempt.reported = false;
         }
         if matches!(slot.known, Known::New(_)) {
             slot.known = Known::Unread;

@@ -127,6 +127,13 @@ impl Attempt {
         matches!(self.place, Place::Handed(_) | Place::Starting { .. })
     }
 
+    /// As the owner knows: no worker has it, and none has had it.
+    fn is_with_nobody(&self) -> bool {
+        let place = &self.place;
+        let waits = matches!(place, Place::Queued { .. } | Place::Overflowed | Place::Scheduled);
+        waits && !self.possibly_started
+    }
+
     pub fn live(&self) -> Option<LiveAttempt> {
         let Place::Handed(Handed { name, session, since, details, .. }) = &self.place else {
             return None;
@@ -353,11 +360,7 @@ impl<R> Node<R> {
                 Place::Handed(Handed { worker: Some(worker), .. }) => {
                     told.push((*worker, attempt.id.clone()));
                 }
-                Place::Queued { .. } | Place::Overflowed | Place::Scheduled
-                    if !attempt.possibly_started =>
-                {
-                    withdrawn.push(attempt.id.clone());
-                }
+                _ if attempt.is_with_nobody() => withdrawn.push(attempt.id.clone()),
                 _ => {}
             }
         }
@@ -366,19 +369,31 @@ impl<R> Node<R> {
             self.outputs.push_back(Output::Tell { worker, message });
         }
         for task in withdrawn {
-            if let Some(attempt) = self.attempt_mut(&task) {
-                let attempt = std::mem::replace(&mut attempt.place, Place::Scheduled);
-                if let Place::Queued { queue, order } = attempt
-                    && let Some(queue) = self.queues.get_mut(&queue)
-                {
-                    queue.remove(order);
-                }
-            }
-            if let Some(attempt) = self.attempt_mut(&task) {
-                attempt.acting = true;
-            }
+            self.withhold(&task);
             self.submit(id, Command::WithdrawTask { task }, None, None);
         }
+    }
+
+    /// What nobody has had, for a termination: nobody gets it any more. Only the owner knows.
+    pub(super) fn take_back(&mut self, id: ExecutionId) -> Vec<TaskId> {
+        let Some(slot) = self.slots.get(&id).filter(|slot| slot.owned) else {
+            return Vec::new();
+        };
+        let nobodys = slot.attempts.iter().filter(|attempt| attempt.is_with_nobody());
+        let nobodys: Vec<TaskId> = nobodys.map(|attempt| attempt.id.clone()).collect();
+        for task in &nobodys {
+            self.withhold(task);
+        }
+        nobodys
+    }
+
+    fn withhold(&mut self, task: &TaskId) {
+        let Some(attempt) = self.attempt_mut(task) else {
+            return;
+        };
+        attempt.acting = true;
+        let place = std::mem::replace(&mut attempt.place, Place::Scheduled);
+        self.unqueue_place(&place);
     }
 
     /// Puts an attempt whose time has come where workers get it.
