@@ -656,6 +656,21 @@ fn a_report_that_comes_twice_is_accepted_and_changes_nothing() {
     assert_eq!(stale, Err(Rejection::AttemptClosed), "two attempts are gone since");
 }
 
+#[test]
+fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
+    let busy = || Error::new("bank.busy", "later");
+    let report = |task| Command::FailTask { task, error: busy(), worker: "w".into() };
+    rig.fail("a", busy());
+    let completed = rig.open();
+    rig.complete("a");
+    assert_eq!(rig.submit(report(completed)), Err(Rejection::AttemptClosed), "it succeeded");
+    rig.fail("b", busy());
+    let withdrawn = rig.open();
+    rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+    assert_eq!(rig.submit(report(withdrawn)), Err(Rejection::AttemptClosed), "it never began");
+}
+
 /// What may happen to an execution, whether it fits or not.
 #[derive(Clone, Debug)]
 enum Move {

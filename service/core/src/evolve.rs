@@ -119,7 +119,8 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         Event::AttemptFailed(failed) => fail_attempt(state, failed)?,
         Event::AttemptWithdrawn { path, attempt } => {
             open_mut(state, path, *attempt)?;
-            task_mut(state, path)?.open = None;
+            let task = task_mut(state, path)?;
+            (task.open, task.last_error) = (None, None);
             if let Some(node) = node_mut(state, path) {
                 node.state = NodeState::Cancelled;
             }
@@ -258,7 +259,8 @@ fn complete_step(
     path: &StepPath,
     output: &Payload,
 ) -> Result<(), &'static str> {
-    task_mut(state, path)?.open = None;
+    let task = task_mut(state, path)?;
+    (task.open, task.last_error) = (None, None);
     if let Some(step) = path.compensated() {
         compensation_mut(state, &step)?.state = CompensationStepState::Done;
         return Ok(());

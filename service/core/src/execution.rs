@@ -227,6 +227,7 @@ pub struct Task {
     pub open: Option<OpenAttempt>,
     /// Decisions to retry, by who made them.
     pub decided: Vec<(DecidedBy, u32)>,
+    /// Of the latest attempt that ended, if it ended so.
     pub last_error: Option<Error>,
     /// An attempt ended with unknown outcome: it may have taken effect.
     pub unknown: bool,
