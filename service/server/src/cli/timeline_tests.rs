@@ -334,7 +334,7 @@ fn a_quarantine_is_told_with_what_to_do() {
   namespace default · key order-7 · started 2026-09-21T14:13:20Z · quarantined
   input {\"id\":7}
 
-  +0.000s  ● started  order v3
+  +0.000s  ● started      order v3
 
   quarantined, a person must act: HISTORY_GAP since 2026-09-21T14:13:20Z: transition 2 is missing, 3 follows
     recoup release e1 --reason \"…\"
@@ -352,7 +352,7 @@ fn a_quarantine_is_told_with_what_to_do() {
   namespace default · key order-7 · started 2026-09-21T14:13:20Z
   input {\"id\":7}
 
-  +0.000s  ● started  order v3
+  +0.000s  ● started      order v3
 
   was quarantined: HISTORY_GAP since 2026-09-21T14:13:20Z: transition 2 is missing, 3 follows; released 2026-09-21T14:14:20Z: put it back
 ",
