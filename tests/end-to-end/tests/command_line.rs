@@ -172,9 +172,10 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
 #[test]
 fn what_has_ended_is_named_as_everywhere() {
     let site = Site::start("cli-ended");
-    let definition = site.file("one.yaml", "name: one\nsteps: [{id: a, task: {type: a}}]\n");
-    assert_eq!(site.answer(&["workflow", "register", &definition]), "one v1 registered\n");
-    let id = site.answer(&["start", "one"]);
+    let definition = site.file("two.yaml", WORKFLOW);
+    assert_eq!(site.answer(&["workflow", "register", &definition]), "two v1 registered\n");
+    let id = site.answer(&["start", "two"]);
+    // No worker has had anything: nothing is to be undone by a person.
     assert_eq!(site.answer(&["terminate", id.trim(), "--reason", "x"]), "TERMINATED\n");
     let output = site.run(&["cancel", id.trim()]);
     assert_eq!(output.status.code(), Some(1));
@@ -182,7 +183,7 @@ fn what_has_ended_is_named_as_everywhere() {
     assert_eq!(told(&output), wanted);
 
     // What has not ended is told with its id, to be asked for again.
-    let run = ["run", "one", "--wait", "10ms"];
+    let run = ["run", "two", "--wait", "10ms"];
     let output = site.run(&run);
     assert_eq!(output.status.code(), Some(5));
     assert!(told(&output).ends_with(" is still RUNNING\n"), "{}", told(&output));
