@@ -61,8 +61,12 @@ struct Live {
 
 impl Draw {
     pub fn new(seed: u64, now: Timestamp) -> Self {
-        let namespaces =
-            NAMESPACES[1..].iter().map(|name| Op::CreateNamespace((*name).into(), None));
+        // Their request ids are used again later.
+        let namespaces = NAMESPACES[1..].iter().map(|name| {
+            let request_id = format!("{} 0", RegistryOperation::CreateNamespace.as_str());
+            let request = RegistryRequest { namespace: "".into(), request_id, digest: 0 };
+            Op::CreateNamespace((*name).into(), (*name == "team").then_some(request))
+        });
         let nodes = [false, false, true].map(|expired| Op::Join { expired });
         let mut first: Vec<_> = namespaces.chain(nodes).collect();
         first.reverse();
@@ -139,8 +143,10 @@ impl Draw {
                 let after = self.one_in(2).then(|| self.workflow());
                 Op::ListWorkflows(self.namespace(), after, self.limit())
             }
-            87 => Op::ListVersions(self.namespace(), self.workflow(), self.version(), self.limit()),
-            88 => {
+            87 if self.one_in(2) => {
+                Op::ListVersions(self.namespace(), self.workflow(), self.version(), self.limit())
+            }
+            87..=88 => {
                 let (of, name, number) = (self.namespace(), self.workflow(), self.version());
                 let request = self.registry_request(RegistryOperation::RetireWorkflow);
                 Op::Retire(of, name, number, request)
@@ -150,20 +156,20 @@ impl Draw {
                 let request = self.registry_request(RegistryOperation::CreateSubscription);
                 Op::CreateSubscription(of, name, byte, request)
             }
-            91 if self.one_in(2) => {
+            91 => {
                 let (of, name) = (self.namespace(), self.subscription());
                 match self.registry_request(RegistryOperation::CreateSubscription) {
                     Some(request) => Op::AcceptSubscription(of, name, request),
                     None => Op::Subscription(of, name),
                 }
             }
-            91..=92 => Op::Subscription(self.namespace(), self.subscription()),
+            92 => Op::Subscription(self.namespace(), self.subscription()),
             93 => {
                 let after = self.one_in(2).then(|| self.subscription());
                 Op::ListSubscriptions(self.namespace(), after, self.limit())
             }
-            94..=96 => Op::UpdateSubscription(self.namespace(), self.subscription(), self.byte()),
-            97 => {
+            94..=95 => Op::UpdateSubscription(self.namespace(), self.subscription(), self.byte()),
+            96..=97 => {
                 let (of, name) = (self.namespace(), self.subscription());
                 let request = self.registry_request(RegistryOperation::DeleteSubscription);
                 Op::DeleteSubscription(of, name, request)
@@ -423,8 +429,7 @@ impl Draw {
     }
 
     fn release(&mut self) -> Op {
-        let request =
-            (!self.one_in(4)).then(|| (format!("release {}", self.below(2)), self.below(2)));
+        let request = (!self.one_in(4)).then(|| (String::from("release"), self.below(2)));
         let release = Release { reason: format!("mended {}", self.below(9)), request };
         let id = match self.quarantined.clone() {
             last if !last.is_empty() && !self.one_in(4) => self.pick(&last),
@@ -489,7 +494,7 @@ impl Draw {
         let definition = self.pick(&["one", "two", "three"]);
         let mut digest = [0; 32];
         digest[..definition.len()].copy_from_slice(definition.as_bytes());
-        let nowhere = self.one_in(10);
+        let nowhere = self.one_in(6);
         let new = NewVersion {
             namespace: if nowhere { "nowhere".into() } else { self.namespace() },
             name: self.workflow().into(),
@@ -497,7 +502,9 @@ impl Draw {
             format: 1,
             definition: Bytes::from_static(definition.as_bytes()),
         };
-        Op::Register(new, self.registry_request(RegistryOperation::RegisterWorkflow))
+        let request = self.registry_request(RegistryOperation::RegisterWorkflow);
+        let without = nowhere && self.one_in(2);
+        Op::Register(new, request.filter(|_| !without))
     }
 
     /// Mostly one that runs.
@@ -560,9 +567,9 @@ impl Draw {
         let other = self.one_in(6);
         let of = if other { self.pick(&RegistryOperation::ALL) } else { operation };
         // Few, so that they meet; but not only those, which are all taken one day.
-        let number = if self.one_in(4) { self.next_number() } else { self.below(2) };
+        let number = if self.one_in(4) { self.next_number() } else { 0 };
         let request_id = format!("{} {number}", of.as_str());
-        let digest = u64::from(self.one_in(4));
+        let digest = u64::from(self.one_in(3));
         Some(RegistryRequest { namespace: self.namespace(), request_id, digest })
     }
 
