@@ -439,6 +439,8 @@ impl<R> Node<R> {
         let own = entry.decided.iter().any(|(pending, _)| pending.reply.is_none());
         for attempt in &mut slot.attempts {
             attempt.acting = false;
+            // A result that is refused is none: the attempt's clocks go on.
+            attempt.reported = false;
         }
         if matches!(slot.known, Known::New(_)) {
             slot.known = Known::Unread;
