@@ -222,7 +222,7 @@ impl Stream {
                 message = self.link.messages.recv() => self.pass(message, responses).await?,
                 () = context.stopping(), if !told_draining => {
                     told_draining = true;
-                    self.draining = true;
+                    self.drain().await;
                     self.out.next.draining = true;
                     self.out.urgent = true;
                 }
@@ -266,13 +266,22 @@ impl Stream {
         responses.send_timeout(Ok(response), self.ttl).await.map_err(|_| Ended::Gone)
     }
 
+    /// Nothing new is for this worker any more.
+    async fn drain(&mut self) {
+        if !std::mem::replace(&mut self.draining, true) {
+            self.link.drain().await;
+        }
+    }
+
     /// What the worker sent.
     async fn take(&mut self, message: v1::StreamTasksRequest) -> Result<(), Ended> {
         if self.touched_at.elapsed() >= TOUCH_INTERVAL {
             self.touched_at = Instant::now();
             self.context.engine.touch(self.session.clone()).await;
         }
-        self.draining |= message.draining;
+        if message.draining {
+            self.drain().await;
+        }
         for result in message.results {
             self.result(result).await;
         }

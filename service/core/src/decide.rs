@@ -27,6 +27,8 @@ mod cleanup;
 mod steps;
 mod wake;
 
+use std::time::Duration;
+
 use crate::command::{Command, Rejection, RequestId, StartExecution, TaskId};
 use crate::error::{Error, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
@@ -51,6 +53,8 @@ pub struct Decider<'a> {
     events: Vec<Event>,
     now: Timestamp,
     random: Random,
+    /// What is due so soon may have begun.
+    doubt: Duration,
 }
 
 impl<'a> Decider<'a> {
@@ -63,7 +67,19 @@ impl<'a> Decider<'a> {
             state.sequence += 1;
             state.decided_at = now;
         }
-        Self { plan, state, events: Vec::new(), now, random: Random::new(random) }
+        let (events, random) = (Vec::new(), Random::new(random));
+        Self { plan, state, events, now, random, doubt: Duration::ZERO }
+    }
+
+    /// Whoever hands the attempts out does not know of this decision yet, and has a clock of his own:
+    /// an attempt that waits for a time so near may be with a worker by then.
+    pub fn doubting(self, doubt: Duration) -> Self {
+        Self { doubt, ..self }
+    }
+
+    /// Whether nobody can have begun what is scheduled for this time.
+    fn is_far(&self, scheduled_at: Timestamp) -> bool {
+        scheduled_at > self.now + self.doubt
     }
 
     /// Decides one command. Rejected, it has changed nothing.
@@ -182,8 +198,8 @@ impl<'a> Decider<'a> {
         let grace_until = self.now + self.plan.cancel_grace;
         let compensation_due = !self.due_compensations().is_empty();
         self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
-        let now = self.now;
-        let waiting = self.state().open_attempts().filter(|open| open.attempt.scheduled_at > now);
+        let open = self.state().open_attempts();
+        let waiting = open.filter(|open| self.is_far(open.attempt.scheduled_at));
         let waiting: Vec<_> = waiting.map(|open| (open.path, open.task.attempt)).collect();
         for (path, attempt) in waiting {
             self.emit(Event::AttemptWithdrawn { path, attempt });
@@ -193,12 +209,12 @@ impl<'a> Decider<'a> {
     /// Ends every open attempt because of something that has nothing to do with it. Nobody has had
     /// those that are `unstarted`.
     fn close_attempts(&mut self, error: &Error, unstarted: &[TaskId]) {
-        let (now, state) = (self.now, self.state());
+        let state = self.state();
         let open = state.open_attempts().map(|open| {
             let taken_back = unstarted.contains(&state.task_id(&open));
             // Before its time, and before it is committed, nobody gets an attempt.
-            let is_early =
-                open.attempt.scheduled_at > now || open.attempt.sequence == state.sequence;
+            let is_far = self.is_far(open.attempt.scheduled_at);
+            let is_early = is_far || open.attempt.sequence == state.sequence;
             let outcome = match open.attempt.started.is_none() && (taken_back || is_early) {
                 true => AttemptOutcome::NotStarted,
                 false => AttemptOutcome::Unknown,

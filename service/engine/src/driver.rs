@@ -52,8 +52,9 @@ impl Clock {
         self.lock().now(self.origin.elapsed())
     }
 
-    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) {
-        self.lock().correct(lease.now, under_way, self.origin.elapsed());
+    /// Returns by how much it went forward at once.
+    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) -> Duration {
+        self.lock().correct(lease.now, under_way, self.origin.elapsed())
     }
 
     /// No panic leaves it half changed, so a poisoned lock is as good as a whole one.
@@ -185,7 +186,10 @@ impl Driver {
     fn take_answer(&mut self, Answered { mut input, began }: Answered) {
         if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &mut input {
             let under_way = began.elapsed();
-            self.clock.correct(lease, under_way);
+            let moved = self.clock.correct(lease, under_way);
+            if moved > Duration::ZERO {
+                self.node.clock_moved(moved, self.clock.now());
+            }
             // It was granted somewhere between question and answer: to be safe, at the question.
             lease.expires_at = lease.expires_at - under_way;
         }

@@ -239,6 +239,11 @@ impl WorkerLink {
     pub async fn add_credit(&self, tasks: u32) {
         self.engine.tell(Input::Credit { worker: self.key, tasks }).await;
     }
+
+    /// The worker takes no more tasks over this connection.
+    pub async fn drain(&self) {
+        self.engine.tell(Input::Drain { worker: self.key }).await;
+    }
 }
 
 impl Drop for WorkerLink {

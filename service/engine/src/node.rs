@@ -192,6 +192,25 @@ impl<R> Node<R> {
     /// Takes nothing new from now on.
     pub fn stop(&mut self) {
         self.stopping = true;
+        // Whoever goes on with what this node owns must know what is with workers.
+        self.record_starts();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Database time goes forward at once, by what the machine's own clock does not know: nothing has
+    /// lasted so much longer because of it.
+    pub fn clock_moved(&mut self, forward: Duration, now: Timestamp) {
+        // Where the clock had been ahead, time has stood still here until now.
+        let forward = forward.min(now.since(self.now));
+        for session in self.sessions.values_mut() {
+            session.expires_at = session.expires_at + forward;
+        }
+        for attempt in self.slots.values_mut().flat_map(|slot| &mut slot.attempts) {
+            attempt.clock_moved(forward);
+        }
     }
 
     /// Whether everything that was taken has been answered or left to other nodes.
@@ -222,6 +241,7 @@ impl<R> Node<R> {
             Input::Get { execution, reply } => self.wait(execution, None, reply),
             Input::Attach { worker, offer } => self.attach(worker, offer),
             Input::Credit { worker, tasks } => self.credit(worker, tasks),
+            Input::Drain { worker } => self.drain(worker),
             Input::Touch { session } => self.touch(&session),
             Input::Detach { worker } => self.detach(worker),
             Input::Heartbeat { task, details, reply } => self.heartbeat(task, details, reply),

@@ -6,7 +6,7 @@ use crate::command::{AttemptTimeout, Rejection, TaskId};
 use crate::definition::Delivery;
 use crate::error::{Error, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
-use crate::execution::{CompensationStepState, NodeState, Phase, Task};
+use crate::execution::{CompensationStepState, NodeState, Phase, Started, Task};
 use crate::id::StepPath;
 use crate::limits::HISTORY_EVENTS_MAX;
 use crate::payload::Payload;
@@ -82,7 +82,16 @@ impl Decider<'_> {
     ) -> Result<(), Rejection> {
         self.check_open(task)?;
         let started = self.state().task(&task.path).and_then(|task| task.open.as_ref());
-        if let Some(started) = started.and_then(|open| open.started.as_ref()) {
+        let started = started.and_then(|open| open.started.clone());
+        let TaskId { path, attempt, .. } = task.clone();
+        if let Some(started) = started {
+            if worker.is_empty() && session.is_empty() {
+                // A bare heartbeat says only that the attempt goes on, with whoever has it: it is
+                // written so that the node that heard it becomes the owner.
+                let Started { worker, session, at } = started;
+                self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
+                return Ok(());
+            }
             // The same session once more, at another time: its worker has come to another node,
             // and with this transition that one becomes the owner.
             if started.session == session && started.at == at {
@@ -93,7 +102,6 @@ impl Decider<'_> {
                 return Err(Rejection::AttemptClosed);
             }
         }
-        let TaskId { path, attempt, .. } = task.clone();
         self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
         Ok(())
     }

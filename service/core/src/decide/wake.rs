@@ -73,7 +73,7 @@ impl Decider<'_> {
                     let reason = "the task did not end in time";
                     let error = Error::builtin(builtin::SCHEDULE_TO_CLOSE, reason);
                     let open = self.state().task(&path).and_then(|task| task.open.as_ref());
-                    let waiting = open.is_some_and(|open| open.scheduled_at > self.now);
+                    let waiting = open.is_some_and(|open| self.is_far(open.scheduled_at));
                     let outcome =
                         if waiting { AttemptOutcome::NotStarted } else { AttemptOutcome::Unknown };
                     self.end_attempt(&path, attempt, error, outcome, String::new());

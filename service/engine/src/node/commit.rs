@@ -19,6 +19,7 @@ use recoup_store::{
     TaskKey, Transition, format,
 };
 
+use super::dispatch::DOUBT;
 use super::io::{Answer, Damage, Output, Refusal};
 use super::slots::{Known, Pending, Waiter};
 use super::{Node, Timer};
@@ -129,6 +130,7 @@ impl<R> Node<R> {
             false => Vec::new(),
         };
         let slot = self.slots.get_mut(&id)?;
+        let is_ours = slot.owned;
         let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
         #[cfg(feature = "mutants")]
         let panics = self.options.panics;
@@ -139,7 +141,8 @@ impl<R> Node<R> {
             {
                 panic!("a defect of a test");
             }
-            let mut decider = Decider::new(state.as_deref(), &plan, now, random);
+            let decider = Decider::new(state.as_deref(), &plan, now, random);
+            let mut decider = if is_ours { decider } else { decider.doubting(DOUBT) };
             let decide = |one: &Pending<R>| {
                 let mut command = one.command.clone();
                 // As of now: after a lost commit another node may have handed them out.
@@ -252,7 +255,10 @@ impl<R> Node<R> {
             }
         }
         for (pending, verdict) in decided {
-            self.after_rejection(&pending.command, verdict.is_err());
+            self.after_rejection(&pending.command, true);
+            if let (Command::RecordStart { task, .. }, Ok(())) = (&pending.command, &verdict) {
+                self.is_on_record(task);
+            }
             let Some(reply) = pending.reply else {
                 continue;
             };
@@ -353,6 +359,9 @@ impl<R> Node<R> {
             let Some(reply) = pending.reply else {
                 continue;
             };
+            if let (Command::RecordStart { task, .. }, Ok(())) = (&pending.command, &verdict) {
+                self.heard_from(task);
+            }
             let is_own = matches!(pending.command, Command::StartExecution(_));
             match (verdict, pending.until) {
                 (Ok(()), Some(until)) if !next.state.is_ended() => {
@@ -392,6 +401,12 @@ impl<R> Node<R> {
         slot.owned = false;
         slot.index = None;
         slot.overflow.clear();
+        // A hand-over that was under way is off; what workers say that they hold is not.
+        let held = &self.held;
+        slot.inbox.retain(|one| match &one.command {
+            Command::RecordStart { task, .. } => one.reply.is_some() || held.contains_key(task),
+            _ => true,
+        });
         for attempt in std::mem::take(&mut slot.attempts) {
             self.unqueue(&attempt);
         }

@@ -22,6 +22,10 @@ use super::{Node, Output, Timer};
 use crate::options::Mutant;
 use crate::options::Options;
 
+/// What is due so soon another node may have handed out, by its clock or before it hears that the
+/// execution is no longer its own.
+pub(super) const DOUBT: Duration = Duration::from_secs(5);
+
 /// One open attempt of an execution in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
@@ -30,8 +34,10 @@ pub(super) struct Attempt {
     pub place: Place,
     /// A worker had it, or may have had it.
     pub possibly_started: bool,
-    /// Its start must be durable before the hand-over: it came from the overflow.
+    /// Its start must be durable before the hand-over: it came from the overflow, or may be there.
     pub claimed: bool,
+    /// The history says that it has been handed over, and it never left this node.
+    pub unsent: bool,
     /// Its result is here, and not yet durable.
     pub reported: bool,
     /// A command of the node's own about it is under way.
@@ -123,6 +129,22 @@ impl Queue {
 }
 
 impl Attempt {
+    /// Silence began that much later. What runs since the hand-over is in database time.
+    pub fn clock_moved(&mut self, forward: Duration) {
+        match &mut self.place {
+            Place::Handed(handed) => handed.beat_at = handed.beat_at + forward,
+            Place::Grace { until } => *until = *until + forward,
+            _ => {}
+        }
+    }
+
+    /// Whoever has it may still say so until then: its execution has come to this node only now.
+    pub fn wait_until(&mut self, then: Timestamp) {
+        if let Place::Grace { until } = &mut self.place {
+            *until = then;
+        }
+    }
+
     pub fn is_handed(&self) -> bool {
         matches!(self.place, Place::Handed(_) | Place::Starting { .. })
     }
@@ -178,10 +200,10 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        let Known::State(state, _) = &slot.known else {
+        let Known::State(state, plan) = &slot.known else {
             return;
         };
-        let state = state.clone();
+        let (state, plan) = (state.clone(), plan.clone());
         let mut known = std::mem::take(&mut slot.attempts);
         let mut kept = Vec::with_capacity(1);
         let (mut come, mut parted) = (Vec::new(), Vec::new());
@@ -217,7 +239,9 @@ impl<R> Node<R> {
             let scheduled_at = open.attempt.scheduled_at;
             let is_fresh = committed && open.attempt.sequence == state.sequence;
             let holder = self.held.get(&task);
-            let claimed = slot.claimed.contains_key(&key_of(&task));
+            // A row that outlived the hand-over of what is delivered at most once is void.
+            let once = plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
+            let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
             let place = match holder {
                 _ if scheduled_at > now => Place::Scheduled,
                 Some(holder) => Place::Handed(Handed {
@@ -236,16 +260,32 @@ impl<R> Node<R> {
                     come.push((task.clone(), None));
                     Place::Scheduled
                 }
-                None => Place::Grace { until: now + grace },
+                None => match started {
+                    // Without a session nobody comes back to say that he has it: its own clocks bind it.
+                    Some(started) if started.session.is_empty() => Place::Handed(Handed {
+                        worker: None,
+                        name: started.worker.clone(),
+                        session: None,
+                        since: started.at.min(now),
+                        beat_at: now,
+                        recorded: true,
+                        details: None,
+                    }),
+                    _ => Place::Grace { until: now + grace },
+                },
             };
-            let possibly_started =
-                started.is_some() || (!is_fresh && !claimed && scheduled_at <= now);
+            // The clock of whoever had it may be ahead of this one.
+            let is_due = scheduled_at <= now.max(state.decided_at) + DOUBT;
+            let possibly_started = started.is_some()
+                || matches!(place, Place::Handed(_))
+                || (!is_fresh && !claimed && is_due);
             kept.push(Attempt {
                 id: task,
                 scheduled_at,
                 place,
                 possibly_started,
                 claimed,
+                unsent: false,
                 reported: false,
                 acting: false,
                 cancel_told: false,
@@ -339,8 +379,8 @@ impl<R> Node<R> {
 
     /// A worker was chosen and gets nothing: he takes as much as before.
     fn return_credit(&mut self, worker: WorkerKey) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.credit += 1;
+        if self.workers.contains_key(&worker) {
+            self.add_credit(worker, 1);
             self.set_timer(Duration::ZERO, Timer::Dispatch);
         }
     }
@@ -396,6 +436,17 @@ impl<R> Node<R> {
         self.unqueue_place(&place);
     }
 
+    /// The last owner, or this node in a call whose answer was lost, may have put the attempt where any
+    /// node claims it: with the start that is recorded before the hand-over it is not there any more.
+    pub(super) fn doubt_overflow(&mut self, task: &TaskId) {
+        if let Some(slot) = self.slots.get_mut(&task.execution) {
+            slot.overflow.insert(key_of(task));
+        }
+        if let Some(attempt) = self.attempt_mut(task) {
+            attempt.claimed = true;
+        }
+    }
+
     /// Puts an attempt whose time has come where workers get it.
     pub(super) fn enqueue(&mut self, task: &TaskId) {
         let order = self.next_order;
@@ -426,8 +477,36 @@ impl<R> Node<R> {
     }
 
     /// Past its lease a node hands nothing out: another may be doing it.
-    fn may_dispatch(&self) -> bool {
+    fn has_lease(&self) -> bool {
         self.lease.as_ref().is_some_and(|lease| lease.expires_at > self.now)
+    }
+
+    fn may_dispatch(&self) -> bool {
+        self.has_lease() && !self.stopping
+    }
+
+    /// Writes down what is with workers and is not on record yet.
+    pub(super) fn record_starts(&mut self) {
+        let owned = self.slots.values().filter(|slot| slot.owned);
+        let attempts = owned.flat_map(|slot| &slot.attempts);
+        let commands = attempts.filter(|own| !own.acting && !own.reported).filter_map(|own| {
+            let Place::Handed(handed) = &own.place else {
+                return None;
+            };
+            let (task, worker) = (own.id.clone(), handed.name.clone());
+            let (session, at) = (id_of(handed.session.as_ref()), handed.since);
+            let command = Command::RecordStart { task, worker, session, at };
+            (!handed.recorded).then_some(command)
+        });
+        for command in commands.collect::<Vec<_>>() {
+            self.act(command);
+        }
+        let attempts =
+            self.slots.values().filter(|slot| slot.owned).flat_map(|slot| &slot.attempts);
+        let unsent = attempts.filter(|own| own.unsent && !own.acting && !own.is_handed());
+        for task in unsent.map(|own| own.id.clone()).collect::<Vec<_>>() {
+            self.fail_unsent(&task);
+        }
     }
 
     /// Hands out what the queue has to workers with credit, in turn.
@@ -488,7 +567,8 @@ impl<R> Node<R> {
             return;
         };
         worker.credit -= 1;
-        if at_most_once || attempt.claimed || !owned {
+        let recorded = attempt.unsent && owned;
+        if (at_most_once || attempt.claimed || !owned) && !recorded {
             attempt.place = Place::Starting { worker: key };
             attempt.acting = true;
             let session = id_of(worker.session.as_ref());
@@ -496,20 +576,36 @@ impl<R> Node<R> {
             let command = Command::RecordStart { task: task.clone(), worker, session, at: now };
             return self.submit(task.execution, command, None, None);
         }
-        self.give(key, task, false);
+        self.give(key, task, recorded);
     }
 
     /// The start is durable: now the worker may have it.
     fn finish_start(&mut self, task: &TaskId, worker: WorkerKey) {
-        if self.workers.contains_key(&worker) && self.may_dispatch() {
+        if self.workers.contains_key(&worker) && self.has_lease() {
             return self.give(worker, task, true);
         }
-        // Chosen and gone: it is known not to have started, but the history says it has.
+        self.return_credit(worker);
+        if self.has_lease() {
+            return self.never_left(task);
+        }
         let until = self.now + self.options.reconnect_grace;
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.place = Place::Grace { until };
         }
-        self.return_credit(worker);
+    }
+
+    /// A worker was chosen and was gone, or did not get it: the next one does, though the history says
+    /// already that the attempt has started.
+    fn never_left(&mut self, task: &TaskId) {
+        if self.stopping {
+            return self.fail_unsent(task);
+        }
+        if let Some(attempt) = self.attempt_mut(task) {
+            attempt.place = Place::Scheduled;
+            attempt.unsent = true;
+        }
+        self.enqueue(task);
+        self.settle_slot(task.execution);
     }
 
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
@@ -526,8 +622,12 @@ impl<R> Node<R> {
             return;
         };
         attempt.possibly_started = true;
+        attempt.unsent = false;
+        attempt.claimed &= !recorded;
+        // A poll is over with its tasks; a session remembers which it was.
+        let is_gone = worker.once && worker.session.is_none();
         attempt.place = Place::Handed(Handed {
-            worker: Some(key),
+            worker: (!is_gone).then_some(key),
             name: worker.name.clone(),
             session: worker.session.clone(),
             since: now,
@@ -543,6 +643,22 @@ impl<R> Node<R> {
         let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
         self.outbox.entry(key).or_default().push(handed);
         self.settle_slot(task.execution);
+    }
+
+    /// The history says that it has started, so no other node would hand it out, and this one does so no
+    /// more: all that can be said is that it was not done.
+    fn fail_unsent(&mut self, task: &TaskId) {
+        let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
+        self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
+    }
+
+    /// An attempt that was handed over has not left this process.
+    pub(super) fn unsend(&mut self, task: &TaskId) {
+        if self.is_at_most_once(task) && self.has_lease() {
+            self.let_go(task);
+            return self.never_left(task);
+        }
+        self.give_back(task, true);
     }
 
     /// Gives an attempt out once more: the same one, uncounted. `unstarted`: its worker says that he
@@ -589,6 +705,15 @@ impl<R> Node<R> {
         })
     }
 
+    /// The history says already what was to be recorded.
+    pub(super) fn is_on_record(&mut self, task: &TaskId) {
+        if let Some(attempt) = self.attempt_mut(task)
+            && let Place::Handed(handed) = &mut attempt.place
+        {
+            handed.recorded = true;
+        }
+    }
+
     /// A command about an attempt was refused: the attempt is where it was.
     pub(super) fn after_rejection(&mut self, command: &Command, rejected: bool) {
         let (Command::RecordStart { task, .. }, true) = (command, rejected) else {
@@ -616,10 +741,11 @@ impl<R> Node<R> {
             return;
         };
         let (state, plan) = (state.clone(), plan.clone());
-        let due = slot.attempts.iter().filter(|attempt| {
-            let task = plan.task(&attempt.id.path);
-            task.and_then(|task| attempt.due(task, &self.options)).is_some_and(|at| at <= now)
-        });
+        let due =
+            slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter(|attempt| {
+                let task = plan.task(&attempt.id.path);
+                task.and_then(|task| attempt.due(task, &self.options)).is_some_and(|at| at <= now)
+            });
         for attempt in due.cloned().collect::<Vec<_>>() {
             let Some(task) = plan.task(&attempt.id.path) else {
                 continue;
@@ -636,10 +762,18 @@ impl<R> Node<R> {
                         let worker = started.map_or(String::new(), |by| by.worker.clone());
                         self.act(Command::LoseWorker { task: attempt.id.clone(), worker });
                     } else {
+                        self.doubt_overflow(&attempt.id);
                         self.enqueue(&attempt.id);
                     }
                 }
                 Place::Queued { .. } | Place::Overflowed => {
+                    // Nobody gets what is about to be closed.
+                    self.unqueue(&attempt);
+                    if let Some(attempt) = self.attempt_mut(&attempt.id)
+                        && matches!(attempt.place, Place::Queued { .. })
+                    {
+                        attempt.place = Place::Scheduled;
+                    }
                     self.time_out(&attempt, AttemptTimeout::ScheduleToStart, String::new());
                 }
                 Place::Starting { .. } => {}

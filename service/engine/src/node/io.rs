@@ -56,6 +56,10 @@ pub enum Input<R> {
         worker: WorkerKey,
         tasks: u32,
     },
+    /// He takes no more: what he was to get is for others, and nothing waits here for him.
+    Drain {
+        worker: WorkerKey,
+    },
     /// Something came from a session: it lives.
     Touch {
         session: SessionKey,

@@ -359,6 +359,7 @@ impl<R> Node<R> {
                 .attempt_mut(&overflow.task)
                 .is_some_and(|attempt| matches!(attempt.place, Place::Overflowed));
             if waits {
+                self.doubt_overflow(&overflow.task);
                 self.enqueue(&overflow.task);
             }
         }

@@ -152,6 +152,12 @@ impl<R> Slot<R> {
         lent || foreign || self.has_parted()
     }
 
+    /// Whether an attempt's time has to wait for what is under way: that may take the attempt back,
+    /// because it was not due when it was decided.
+    pub fn holds_back(&self, attempt: &Attempt) -> bool {
+        self.in_flight && matches!(attempt.place, Place::Scheduled)
+    }
+
     /// Whether a worker of this node holds one of its attempts.
     pub fn holds(&self) -> bool {
         self.attempts.iter().any(Attempt::is_handed)
@@ -366,6 +372,10 @@ impl<R> Node<R> {
                 if newer {
                     slot.known = Known::State(state, plan);
                     slot.quarantine = loaded.quarantine;
+                    if mine && !slot.owned {
+                        let until = self.now + self.options.reconnect_grace;
+                        slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
+                    }
                     slot.owned = mine;
                     slot.index = None;
                     if !mine {
@@ -514,6 +524,7 @@ impl<R> Node<R> {
         let attempts = slot
             .attempts
             .iter()
+            .filter(|attempt| !slot.holds_back(attempt))
             .filter_map(|attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options));
         // While its own command to wake is under way, it needs no other.
         let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);

@@ -22,13 +22,14 @@ pub(super) struct WorkerState {
     pub credit: u32,
     pub session: Option<SessionKey>,
     pub name: String,
-    once: bool,
+    pub once: bool,
+    draining: bool,
 }
 
 pub(super) struct SessionState {
     worker: String,
     ttl: Duration,
-    expires_at: Timestamp,
+    pub expires_at: Timestamp,
     /// Its stream, or its polls that wait.
     workers: BTreeSet<WorkerKey>,
     /// Of [`Node::held`], what is this session's.
@@ -66,6 +67,7 @@ impl<R> Node<R> {
             session: session.clone(),
             name,
             once,
+            draining: false,
         };
         self.workers.insert(key, worker);
         if let (Some(session), Some(held)) = (session, held) {
@@ -200,16 +202,44 @@ impl<R> Node<R> {
     }
 
     pub(super) fn credit(&mut self, key: WorkerKey, tasks: u32) {
-        let Some(worker) = self.workers.get_mut(&key) else {
+        let Some(worker) = self.workers.get(&key) else {
             return;
         };
-        worker.credit = worker.credit.saturating_add(tasks);
         if let Some(session) = worker.session.clone() {
             self.touch(&session);
         }
+        self.add_credit(key, tasks);
         let queues = self.workers.get(&key).map(|worker| worker.queues.clone()).unwrap_or_default();
         for queue in &queues {
             self.dispatch(queue);
+        }
+    }
+
+    pub(super) fn add_credit(&mut self, key: WorkerKey, tasks: u32) {
+        if let Some(worker) = self.workers.get_mut(&key).filter(|worker| !worker.draining) {
+            worker.credit = worker.credit.saturating_add(tasks);
+        }
+    }
+
+    pub(super) fn drain(&mut self, key: WorkerKey) {
+        let Some(worker) = self.workers.get_mut(&key) else {
+            return;
+        };
+        worker.draining = true;
+        worker.credit = 0;
+        let queues = std::mem::take(&mut worker.queues);
+        self.leave_queues(key, &queues);
+    }
+
+    fn leave_queues(&mut self, key: WorkerKey, queues: &[QueueName]) {
+        for name in queues {
+            let Some(queue) = self.queues.get_mut(name) else {
+                continue;
+            };
+            queue.workers.retain(|other| *other != key);
+            if queue.workers.is_empty() {
+                self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
+            }
         }
     }
 
@@ -231,18 +261,10 @@ impl<R> Node<R> {
         let Some(worker) = self.workers.remove(&key) else {
             return;
         };
-        for name in &worker.queues {
-            let Some(queue) = self.queues.get_mut(name) else {
-                continue;
-            };
-            queue.workers.retain(|other| *other != key);
-            if queue.workers.is_empty() {
-                self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
-            }
-        }
+        self.leave_queues(key, &worker.queues);
         // What was on its way to him and not yet sent goes back.
         for handed in self.outbox.remove(&key).unwrap_or_default() {
-            self.give_back(&handed.id, true);
+            self.unsend(&handed.id);
         }
         let Some(session) = &worker.session else {
             return;
@@ -285,39 +307,22 @@ impl<R> Node<R> {
         let is_read =
             slot.and_then(|slot| slot.state()).is_some_and(|state| task.sequence <= state.sequence);
         let cancel_requested = stopping && task.path.compensated().is_none();
-        let started = slot.and_then(|slot| slot.started(&task));
-        let known = match self.attempt_mut(&task) {
-            Some(attempt) => {
-                if let Place::Handed(handed) = &mut attempt.place {
-                    handed.beat_at = now;
-                    handed.details = details.or(handed.details.take());
-                } else {
-                    // Its worker is alive, so it is with him.
-                    let before = attempt.clone();
-                    attempt.possibly_started = true;
-                    attempt.place = Place::Handed(Handed {
-                        worker: None,
-                        recorded: started.is_some(),
-                        name: started.map_or(String::new(), |started| started.worker),
-                        session: None,
-                        since: now,
-                        beat_at: now,
-                        details,
-                    });
-                    self.unqueue(&before);
-                }
-                true
-            }
-            None => false,
-        };
+        let is_open = slot.is_some_and(|slot| slot.attempts.iter().any(|own| own.id == task));
+        // The clock that another node's beats stop is not this one's.
+        let is_foreign = is_open && !slot.is_some_and(|slot| slot.owned);
+        let known = is_open && !is_foreign;
+        if known {
+            self.is_alive(&task, details);
+        }
         self.touch_holder(&task);
         if known {
             self.settle_slot(task.execution);
             self.reply(reply, Ok(Answer::Beat { cancel_requested }));
-        } else if is_read {
+        } else if is_read && !is_foreign {
             self.reply(reply, Err(recoup_core::command::Rejection::AttemptClosed.into()));
         } else {
-            // Not read yet: it is, before this is answered, and the start recorded.
+            // Not read yet, or another's: it is read before this is answered, and becomes this node's
+            // with the start that is recorded.
             let command = Command::RecordStart {
                 task: task.clone(),
                 worker: String::new(),
@@ -326,6 +331,41 @@ impl<R> Node<R> {
             };
             self.submit(task.execution, command, None, Some(reply));
         }
+    }
+
+    /// A start has been recorded because somebody spoke of it who has it.
+    pub(super) fn heard_from(&mut self, task: &TaskId) {
+        let place = self.attempt_mut(task).map(|attempt| &attempt.place);
+        if matches!(place, Some(Place::Grace { .. } | Place::Handed(_))) {
+            self.is_alive(task, None);
+        }
+    }
+
+    /// The worker of an open attempt has said that he works on it: wherever it waited, it is with him.
+    pub(super) fn is_alive(&mut self, task: &TaskId, details: Option<Payload>) {
+        let now = self.now;
+        let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
+        let Some(attempt) = self.attempt_mut(task) else {
+            return;
+        };
+        if let Place::Handed(handed) = &mut attempt.place {
+            handed.beat_at = now;
+            handed.details = details.or(handed.details.take());
+            return;
+        }
+        let before = attempt.clone();
+        attempt.possibly_started = true;
+        attempt.place = Place::Handed(Handed {
+            worker: None,
+            recorded: started.is_some(),
+            // Its time runs on, whichever node its worker talks to.
+            since: started.as_ref().map_or(now, |started| started.at.min(now)),
+            name: started.map_or(String::new(), |started| started.worker),
+            session: None,
+            beat_at: now,
+            details,
+        });
+        self.unqueue(&before);
     }
 
     /// Whoever a task was handed to, a session or a poll without one, has not begun it and does not
@@ -396,7 +436,7 @@ impl<R> Node<R> {
             _ => false,
         };
         if self.attempt_mut(task).is_some_and(is_that) {
-            self.give_back(task, true);
+            self.unsend(task);
         }
     }
 
