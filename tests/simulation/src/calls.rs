@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::id::ExecutionId;
-use recoup_core::time::Timestamp;
 use recoup_engine::load::load;
 use recoup_engine::node::io::{Input, Output};
 use recoup_store::memory::PendingCommit;
@@ -25,15 +24,19 @@ pub struct Call {
     machine: usize,
     life: u64,
     site: Site,
-    asked_at: Timestamp,
+    /// On the machine's own clock.
+    asked: Duration,
     progress: Progress,
 }
 
 enum Progress {
     Asked(Output<ReplyId>),
+    /// The driver gives the lease back.
+    Leaving(NodeId),
     /// A transaction is open.
     Open(PendingCommit, Reported),
-    Answered(Input<ReplyId>),
+    /// Nobody waits for the answer to some calls but the driver.
+    Answered(Option<Input<ReplyId>>),
     Taken,
 }
 
@@ -75,9 +78,18 @@ impl World<'_> {
         let Some(site) = Site::of(&output) else {
             return;
         };
-        let (life, asked_at) = (self.machines[machine].life, self.now());
+        self.begin_call(machine, site, Progress::Asked(output));
+    }
+
+    pub fn call_leave(&mut self, machine: usize, node: NodeId) {
+        self.begin_call(machine, Site::Leave, Progress::Leaving(node));
+    }
+
+    fn begin_call(&mut self, machine: usize, site: Site, progress: Progress) {
+        let life = self.machines[machine].life;
+        let asked = self.machines[machine].clock.elapsed(self.now());
         let id = self.id();
-        let call = Call { machine, life, site, asked_at, progress: Progress::Asked(output) };
+        let call = Call { machine, life, site, asked, progress };
         self.calls.insert(id, call);
         let delay = self.store_delay();
         self.after(delay, Event::Effect(id));
@@ -116,9 +128,7 @@ impl World<'_> {
             return;
         };
         let (machine, life, site) = (call.machine, call.life, call.site);
-        let Progress::Asked(output) = std::mem::replace(&mut call.progress, Progress::Taken) else {
-            return;
-        };
+        let progress = std::mem::replace(&mut call.progress, Progress::Taken);
         let orphan = !self.machines[machine].is_up(life);
         if orphan && self.random.below(2) == 0 {
             // It died with its sender.
@@ -126,21 +136,29 @@ impl World<'_> {
             return;
         }
         let fault = if orphan { None } else { self.fault(site) };
+        let output = match progress {
+            Progress::Asked(output) => output,
+            Progress::Leaving(node) => {
+                // Whether or not it can be given back, the process ends.
+                if fault.is_none() {
+                    drop(ready(self.store.leave(node)));
+                    self.note(format_args!("{node:?} leaves"));
+                }
+                return self.answer_later(id, None);
+            }
+            _ => return,
+        };
         let unavailable = || Error::Unavailable("simulated".into());
         let unknown = || Error::OutcomeUnknown("simulated".into());
         if fault == Some(Fault::Unavailable) {
-            match refused(output, unavailable) {
-                Some(input) => self.answer_later(id, input),
-                None => drop(self.calls.remove(&id)),
-            }
-            return;
+            return self.answer_later(id, refused(output, unavailable));
         }
         let input = match output {
             Output::Join => {
                 let ttl = self.machines[machine].options().lease_ttl;
                 let joined = ready(self.store.join("", ttl));
                 if let Ok(lease) = &joined {
-                    self.ledger.machine_of.insert(lease.node, machine);
+                    self.ledger.sessions.process_of.insert(lease.node, (machine, life));
                 }
                 Input::Joined(joined)
             }
@@ -203,11 +221,10 @@ impl World<'_> {
                 Input::Overflowed { node, tasks, result }
             }
             Output::WithdrawOverflow(keys) => {
-                // The model does not fail here, and nobody waits for an answer.
                 let _ = ready(self.store.withdraw(&keys));
-                self.calls.remove(&id);
-                self.crash_at(machine, life, site, Moment::BeforeAnswer);
-                return;
+                let count = keys.len();
+                self.note(format_args!("machine {machine} withdraws {count}"));
+                return self.answer_later(id, None);
             }
             Output::ReleaseQuarantine { node, execution, release, reply } => {
                 let released = ready(self.store.release_quarantine(node, execution, &release));
@@ -215,12 +232,13 @@ impl World<'_> {
             }
             Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => return,
         };
-        self.answer_later(id, input);
+        self.answer_later(id, Some(input));
     }
 
     fn commit(&mut self, id: CallId, node: NodeId, batch: Arc<Batch>, fault: Option<Fault>) {
         self.land_all_of(node);
-        let unknown = || Input::Committed(node, Err(Error::OutcomeUnknown("simulated".into())));
+        let unknown =
+            || Some(Input::Committed(node, Err(Error::OutcomeUnknown("simulated".into()))));
         match fault {
             Some(Fault::UnknownNotDone) => return self.answer_later(id, unknown()),
             Some(Fault::UnknownLate) => {
@@ -231,7 +249,7 @@ impl World<'_> {
         }
         let pending = match self.store.begin_commit(node, &batch) {
             Ok(pending) => pending,
-            Err(error) => return self.answer_later(id, Input::Committed(node, Err(error))),
+            Err(error) => return self.answer_later(id, Some(Input::Committed(node, Err(error)))),
         };
         if fault == Some(Fault::UnknownOpen) {
             self.land_later(node, LateWork::Open(pending));
@@ -277,7 +295,7 @@ impl World<'_> {
                 Input::Committed(node, Err(Error::OutcomeUnknown("simulated".into())))
             }
         };
-        self.answer_later(id, input);
+        self.answer_later(id, Some(input));
     }
 
     fn finish_commit(&mut self, pending: PendingCommit) -> recoup_store::Result<Vec<Settled>> {
@@ -285,6 +303,10 @@ impl World<'_> {
         let settled = self.store.finish(pending);
         match &settled {
             Ok(settled) => {
+                for row in &batch.feed {
+                    self.note(format_args!("{node:?} tells of {}", row.id));
+                    self.check_lost_session(node, row);
+                }
                 for (transition, settled) in batch.transitions.iter().zip(settled) {
                     let (id, sequence) = (transition.execution, transition.sequence);
                     match settled {
@@ -304,10 +326,6 @@ impl World<'_> {
                             ));
                         }
                     }
-                }
-                for row in &batch.feed {
-                    self.note(format_args!("{node:?} tells of {}", row.id));
-                    self.check_lost_session(node, row);
                 }
             }
             Err(error) => self.note(format_args!("{node:?} commits nothing: {error}")),
@@ -369,7 +387,7 @@ impl World<'_> {
         }
     }
 
-    fn answer_later(&mut self, id: CallId, input: Input<ReplyId>) {
+    fn answer_later(&mut self, id: CallId, input: Option<Input<ReplyId>>) {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
         };
@@ -387,28 +405,22 @@ impl World<'_> {
     }
 
     pub fn answer(&mut self, id: CallId) {
-        let Some(Call { machine, life, site, asked_at, progress }) = self.calls.remove(&id) else {
+        let Some(Call { machine, life, site, asked, progress }) = self.calls.remove(&id) else {
             return;
         };
-        let Progress::Answered(mut input) = progress else {
+        let Progress::Answered(input) = progress else {
             return;
         };
         if !self.machines[machine].is_up(life) {
             return;
         }
-        // The lease was granted somewhere between question and answer: at the question, to be safe.
-        let under_way = self.now().since(asked_at);
-        match &mut input {
-            Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) => {
-                lease.expires_at = lease.expires_at - under_way;
-            }
-            _ => {}
+        match input {
+            Some(input) => self.put_answer(machine, input, site, asked),
+            // It concerns the driver alone.
+            None if self.crash_point(machine, site, Moment::AfterAnswer) => {}
+            None if site == Site::Leave => self.left(machine),
+            None => {}
         }
-        if let Input::Joined(Ok(lease)) = &input {
-            let node = lease.node;
-            self.note(format_args!("machine {machine} is {node:?}"));
-        }
-        self.put(machine, input, Some(site));
     }
 }
 

@@ -5,23 +5,25 @@
 
 mod answers;
 mod end;
+mod received;
+pub mod requests;
+pub mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::Arc;
 
 use recoup_core::command::TaskId;
 use recoup_core::error::{Error, builtin};
-use recoup_core::event::{AttemptFailed, AttemptOutcome, Event};
+use recoup_core::event::{AttemptFailed, Event};
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::{CompensationState, Execution};
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
-use recoup_core::time::Timestamp;
-use recoup_engine::node::io::WorkerKey;
-use recoup_store::{Executions, FeedRow, ListFilter, NodeId, format};
+use recoup_core::plan::Plan;
+use recoup_store::{Executions, ListFilter, NodeId, format};
 
 use crate::calls::short;
-use crate::catalog::NAMESPACE;
+use crate::clients::OpId;
 use crate::machines::{Asker, ReplyId};
 use crate::wait::ready;
 use crate::world::World;
@@ -38,14 +40,7 @@ pub struct Row {
 #[derive(Default)]
 pub struct Ledger {
     pub askers: BTreeMap<ReplyId, Asker>,
-    /// Sessions behind connections.
-    pub links: BTreeMap<WorkerKey, String>,
-    pub session_ttl: BTreeMap<String, Duration>,
-    /// When a machine heard of a session: it lives and ends on each by itself.
-    touches: BTreeMap<(usize, String), BTreeSet<Timestamp>>,
-    /// Polls that wait, where and since when: each is its session's life all the time.
-    polls: BTreeMap<WorkerKey, (usize, String, Timestamp)>,
-    pub machine_of: BTreeMap<NodeId, usize>,
+    pub sessions: sessions::Sessions,
     /// What a life of a node has read or written.
     pub read_in_life: BTreeSet<(NodeId, ExecutionId)>,
     pub histories: BTreeMap<ExecutionId, Vec<Row>>,
@@ -53,64 +48,17 @@ pub struct Ledger {
     pub known: BTreeSet<ExecutionId>,
     /// What request ids of starts have started.
     pub started: BTreeMap<String, ExecutionId>,
-    pub completed: BTreeMap<(ExecutionId, u32, StepPath), Payload>,
+    pub completed: BTreeMap<(ExecutionId, u32, StepPath), (u32, Payload)>,
     pub handed_once: BTreeMap<TaskId, u32>,
+    /// By workers, on their side of the network.
+    pub received: BTreeMap<TaskId, Vec<received::Receipt>>,
+    /// Ops whose request id another body had used up.
+    pub refused_ops: BTreeSet<OpId>,
     /// Ids of the events that say so.
     pub sessions_lost: BTreeSet<String>,
 }
 
 impl Ledger {
-    pub fn touched(&mut self, machine: usize, session: &str, at: Timestamp) {
-        self.touches.entry((machine, session.to_owned())).or_default().insert(at);
-    }
-
-    pub fn poll_begins(&mut self, machine: usize, poll: WorkerKey, session: &str, at: Timestamp) {
-        self.polls.insert(poll, (machine, session.to_owned(), at));
-    }
-
-    pub fn poll_ends(&mut self, poll: WorkerKey, at: Timestamp) {
-        let Some((machine, session, since)) = self.polls.remove(&poll) else {
-            return;
-        };
-        let ttl = self.session_ttl.get(&session).copied().unwrap_or_default();
-        self.touches.entry((machine, session)).or_default().extend(life(since, at, ttl));
-    }
-
-    /// A machine has crashed: nobody there knows of its polls any more.
-    pub fn polls_break(&mut self, machine: usize) {
-        self.polls.retain(|_, (at, ..)| *at != machine);
-    }
-
-    pub fn touched_by(&mut self, machine: usize, link: WorkerKey, at: Timestamp) {
-        if let Some(session) = self.links.get(&link).cloned() {
-            self.touched(machine, &session, at);
-        }
-    }
-
-    /// Whether a node can have seen a session end between two times: for its time to live nothing
-    /// had come.
-    fn session_ended(&self, node: NodeId, session: &str, from: Timestamp, to: Timestamp) -> bool {
-        let Some((machine, ttl)) =
-            self.machine_of.get(&node).copied().zip(self.session_ttl.get(session).copied())
-        else {
-            return false;
-        };
-        let touches = self.touches.get(&(machine, session.to_owned()));
-        let mut touches: BTreeSet<_> = touches.into_iter().flatten().copied().collect();
-        for (at, of, since) in self.polls.values() {
-            if (*at, of.as_str()) == (machine, session) {
-                touches.extend(life(*since, to, ttl));
-            }
-        }
-        let touches: Vec<_> = touches.into_iter().collect();
-        touches.iter().enumerate().any(|(index, last)| {
-            let end = *last + ttl;
-            let next = touches.get(index + 1).copied().unwrap_or(Timestamp::MAX);
-            // Over somewhere between: what lay unread in a node that slept makes it last longer.
-            end <= to && end <= next && next >= from
-        })
-    }
-
     pub fn latest(&self, id: ExecutionId) -> Option<&Execution> {
         self.histories.get(&id)?.last().map(|row| &row.state)
     }
@@ -126,17 +74,6 @@ impl Ledger {
         let events = row.into_iter().flat_map(|row| &row.events).map(describe);
         events.collect::<Vec<_>>().join(", ")
     }
-}
-
-/// Times that are nowhere a time to live apart.
-fn life(since: Timestamp, until: Timestamp, ttl: Duration) -> Vec<Timestamp> {
-    let mut times = vec![until];
-    let (mut at, step) = (since, (ttl / 2).max(Duration::from_millis(1)));
-    while at < until {
-        times.push(at);
-        at = at + step;
-    }
-    times
 }
 
 pub fn describe(event: &Event) -> String {
@@ -199,52 +136,21 @@ impl World<'_> {
     }
 
     fn check_row(&mut self, node: NodeId, id: ExecutionId) {
-        let Some(row) = self.ledger.histories.get(&id).and_then(|rows| rows.last()) else {
+        let Some(rows) = self.ledger.histories.get(&id) else {
             return;
         };
-        let at = row.state.decided_at;
-        let mut wrong = Vec::new();
-        for event in &row.events {
-            let Event::AttemptFailed(failed) = event else {
-                continue;
-            };
-            // Delivered at most once, an attempt is given up when nobody says that he has it.
-            let given_up = failed.error.error_type == builtin::OUTCOME_UNKNOWN;
-            if !is_worker_lost(&failed.error) || given_up {
-                continue;
-            }
-            // Decided when the last commit was done: the session may have begun anew by then.
-            let rows = self.ledger.histories.get(&id).into_iter().flatten();
-            let scheduled = rows.rev().find(|row| {
-                row.events.iter().any(|event| {
-                    matches!(event, Event::AttemptScheduled { path, attempt, .. }
-                        if *path == failed.path && *attempt == failed.attempt)
-                })
-            });
-            let from = scheduled.map_or(at, |row| row.state.decided_at);
-            let ended = self.ledger.session_ended(node, &failed.worker, from, at);
-            if !ended || failed.outcome != AttemptOutcome::Unknown {
-                let (path, attempt, worker) = (&failed.path, failed.attempt, &failed.worker);
-                wrong.push(format!("{}, {path}:{attempt}, worker `{worker}`", short(&id)));
-            }
+        let [.., before, row] = &rows[..] else {
+            return;
+        };
+        let (before, events, at) = (before.state.clone(), row.events.clone(), row.state.decided_at);
+        if at < before.decided_at {
+            self.violate("time never goes back in a history", short(&id));
         }
-        for what in wrong {
-            self.violate("a lost worker's session has ended", what);
-        }
+        self.check_attempts(node, id, &before, &events, at);
     }
 
-    pub fn check_lost_session(&mut self, node: NodeId, row: &FeedRow) {
-        let name = row.id.strip_prefix("session-").and_then(|rest| rest.rsplit_once('-'));
-        let name = name.and_then(|(name, _)| name.split_once('/'));
-        let Some((_, session)) = name.filter(|(namespace, _)| *namespace == NAMESPACE) else {
-            return self.violate("loose events are of sessions", row.id.clone());
-        };
-        let ttl = self.ledger.session_ttl.get(session).copied().unwrap_or_default();
-        if !self.ledger.session_ended(node, session, row.at - ttl * 8, row.at) {
-            let what = format!("{session} at {:?}", row.at);
-            self.violate("a lost worker's session has ended", what);
-        }
-        self.ledger.sessions_lost.insert(row.id.clone());
+    pub fn plan_of(&self, state: &Execution) -> Option<&Arc<Plan>> {
+        self.catalog.plan(state.workflow.as_str())
     }
 
     /// A key has one holder that runs.

@@ -13,6 +13,7 @@ use recoup_engine::node::io::{Answer, Input, Refusal, StartSpec};
 
 use crate::calls::short;
 use crate::catalog::NAMESPACE;
+use crate::checks::requests::Recorded;
 use crate::machines::{Asker, ReplyId, Request};
 use crate::world::{Event, Stage, World};
 
@@ -50,6 +51,8 @@ pub enum Wake {
     Ask(OpId),
     /// No answer has come.
     Again(OpId, u32),
+    /// The same once more, whatever has come of it.
+    Repeat(OpId),
     Operator,
 }
 
@@ -93,9 +96,42 @@ impl World<'_> {
 
     fn wish(&mut self, wish: Wish, has_request: bool, after: Duration) {
         let id = self.id();
-        let request = has_request.then(|| RequestId { id: format!("request-{id}"), digest: id });
-        self.clients.ops.insert(id, Op { number: id, wish, request, done: false, tries: 0 });
-        self.after(after, Event::Client(Wake::Ask(id)));
+        let name = has_request.then(|| format!("request-{id}"));
+        self.wish_as(id, wish.clone(), name.clone(), after);
+        let Some(name) = name else {
+            return;
+        };
+        if self.random.below(5) == 0 {
+            let later = after + self.random.millis(500, 9_000);
+            self.after(later, Event::Client(Wake::Repeat(id)));
+        }
+        if self.random.below(5) == 0
+            && let Some(other) = self.other_than(&wish)
+        {
+            let (id, later) = (self.id(), after + self.random.millis(0, 6_000));
+            self.wish_as(id, other, Some(name), later);
+        }
+    }
+
+    fn wish_as(&mut self, number: OpId, wish: Wish, request: Option<String>, after: Duration) {
+        let request = request.map(|id| RequestId { id, digest: number });
+        self.clients.ops.insert(number, Op { number, wish, request, done: false, tries: 0 });
+        self.after(after, Event::Client(Wake::Ask(number)));
+    }
+
+    /// Something else that a careless client asks under the same request id.
+    fn other_than(&mut self, wish: &Wish) -> Option<Wish> {
+        Some(match wish.clone() {
+            Wish::Start { workflow, key, on_running, on_ended, wait } => {
+                let workflow = (workflow + 1) % self.catalog.plans.len();
+                let key = if self.random.below(2) == 0 { key } else { None };
+                Wish::Start { workflow, key, on_running, on_ended, wait }
+            }
+            Wish::Cancel(id) | Wish::RetryCompensation(id, _) => Wish::Terminate(id),
+            Wish::Terminate(id) => Wish::Cancel(id),
+            Wish::SkipCompensation(id, step) => Wish::RetryCompensation(id, Some(step)),
+            Wish::Await(..) | Wish::Get(_) => return None,
+        })
     }
 
     pub fn heal_clients(&mut self) {
@@ -114,6 +150,11 @@ impl World<'_> {
                 if again.is_some_and(|op| !op.done && op.tries == tries) {
                     self.send_wish(id);
                 }
+            }
+            Wake::Repeat(id) => {
+                let machine = self.random.index(self.machines.len());
+                self.note(format_args!("op {id} asks machine {machine} once more"));
+                self.send(machine, None, Request::Client(id));
             }
             Wake::Operator => self.operate(),
         }
@@ -169,19 +210,21 @@ impl World<'_> {
     }
 
     /// What the API makes of a request: every copy of a start gets an id of its own.
-    pub fn client_input(&mut self, id: OpId) -> Option<Input<ReplyId>> {
+    pub fn client_input(&mut self, machine: usize, id: OpId) -> Option<Input<ReplyId>> {
         let op = self.clients.ops.get(&id)?.clone();
-        let reply = self.ask(Asker::Client(id));
+        let recorded = self.recorded(&op);
+        let reply = self.ask(Asker::Client(id, recorded));
+        let (input, reason) = (op.input(), op.reason());
         let request = op.request;
         let submit = |execution, command| Input::Submit { execution, command, request, reply };
-        let now = self.now();
+        let now = self.database_time(machine);
         Some(match op.wish {
             Wish::Start { workflow, key, on_running, on_ended, wait } => {
                 let start = StartExecution {
                     id: self.new_execution_id(),
                     namespace: Namespace::from(NAMESPACE),
                     key,
-                    input: Payload::json(format!("{{\"op\":{id}}}")),
+                    input: Payload::json(input),
                     timeout: None,
                     trace: TraceContext::default(),
                 };
@@ -193,25 +236,27 @@ impl World<'_> {
             }
             Wish::Await(execution, wait) => Input::Await { execution, until: now + wait, reply },
             Wish::Get(execution) => Input::Get { execution, reply },
-            Wish::Cancel(execution) => {
-                submit(execution, Command::CancelExecution { reason: "a client".into() })
+            Wish::Cancel(execution) => submit(execution, Command::CancelExecution { reason }),
+            Wish::Terminate(execution) => {
+                submit(execution, Command::TerminateExecution { reason, unstarted: Vec::new() })
             }
-            Wish::Terminate(execution) => submit(
-                execution,
-                Command::TerminateExecution { reason: "a client".into(), unstarted: Vec::new() },
-            ),
             Wish::RetryCompensation(execution, step) => {
-                submit(execution, Command::RetryCompensation { step, reason: String::new() })
+                submit(execution, Command::RetryCompensation { step, reason })
             }
             Wish::SkipCompensation(execution, step) => {
-                let reason = "done by hand".into();
                 submit(execution, Command::SkipCompensation { step, reason })
             }
         })
     }
 
     /// A node has answered: what it says must be so, whether or not the answer arrives.
-    pub fn client_answered(&mut self, machine: usize, id: OpId, answer: Result<Answer, Refusal>) {
+    pub fn client_answered(
+        &mut self,
+        machine: usize,
+        id: OpId,
+        recorded: Option<Recorded>,
+        answer: Result<Answer, Refusal>,
+    ) {
         let Some(op) = self.clients.ops.get(&id).cloned() else {
             return;
         };
@@ -226,6 +271,7 @@ impl World<'_> {
         };
         self.note(format_args!("machine {machine} answers op {id}: {text}"));
         self.check_client_answer(machine, &op, &answer);
+        self.check_request(&op, recorded, &answer);
         let lost = self.profile.lost;
         if self.random.permille(lost) {
             return;

@@ -63,7 +63,7 @@ impl std::str::FromStr for Defect {
     }
 }
 
-/// A call of the store: where a node waits.
+/// A call of the store: where a node waits, or its driver for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Site {
     Join,
@@ -77,11 +77,13 @@ pub enum Site {
     Claim,
     Overflow,
     WithdrawOverflow,
+    Leave,
+    /// Nothing is put into quarantine here, so nobody asks for this.
     ReleaseQuarantine,
 }
 
 impl Site {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Join,
         Self::Renew,
         Self::Commit,
@@ -93,6 +95,7 @@ impl Site {
         Self::Claim,
         Self::Overflow,
         Self::WithdrawOverflow,
+        Self::Leave,
     ];
 
     pub fn of<R>(output: &Output<R>) -> Option<Self> {
@@ -139,6 +142,12 @@ impl CrashPoints {
     pub fn at(&self, site: Site, moment: Moment) -> u64 {
         self.0.get(&(site, moment)).copied().unwrap_or(0)
     }
+
+    /// Where no node has crashed.
+    pub fn missing(&self) -> Vec<(Site, Moment)> {
+        let all = Site::ALL.into_iter().flat_map(|site| Moment::ALL.map(|moment| (site, moment)));
+        all.filter(|(site, moment)| self.at(*site, *moment) == 0).collect()
+    }
 }
 
 impl fmt::Display for CrashPoints {
@@ -175,6 +184,18 @@ pub struct Profile {
     pub pause_every: u64,
     /// A pause is at most so long, in milliseconds.
     pub pause_max: u64,
+    /// The machine's clock pauses with it.
+    pub suspends: u32,
+    /// A clock gains or loses at most so much, in a million.
+    pub drift: u64,
+    /// What a lease says about database time is at most so wrong, in milliseconds.
+    pub misread: u64,
+    /// So often each server is told to stop.
+    pub stops: u64,
+    /// A worker is told to stop.
+    pub drains: u32,
+    /// Nothing happens but that servers and workers are told to stop.
+    pub polite: bool,
     pub starts: u64,
     pub stream_workers: usize,
     pub poll_workers: usize,
@@ -183,25 +204,35 @@ pub struct Profile {
 impl Profile {
     pub fn draw(random: &mut Random) -> Self {
         let one_of = |random: &mut Random, values: &[u32]| *random.pick(values);
+        let polite = random.below(6) == 0;
         let crashes = match random.below(4) {
+            _ if polite => 0,
             0 => 0,
             1 => 1,
             _ => random.between(2, 5),
         };
         let crashes = (0..crashes).map(|_| {
-            let (site, moment) = (*random.pick(&Site::ALL), *random.pick(&Moment::ALL));
+            let site = match random.below(4) {
+                // Seldom waited at: it is chosen the more often.
+                0 => Site::WithdrawOverflow,
+                _ => *random.pick(&Site::ALL),
+            };
+            let moment = *random.pick(&Moment::ALL);
             let passes = match site {
                 Site::Commit | Site::Heads | Site::Claim => random.between(1, 60),
+                // Rare: whoever waits for the second waits in vain.
+                Site::WithdrawOverflow | Site::Leave => 1,
                 _ => random.between(1, 5),
             };
             (site, moment, u32::try_from(passes).unwrap_or(1))
         });
-        let crashes = crashes.collect();
-        let calm = random.below(8) == 0;
+        let crashes: Vec<_> = crashes.collect();
+        let calm = polite || random.below(8) == 0;
         let chance = |random: &mut Random, values: &[u32]| match calm {
             true => 0,
             false => one_of(random, values),
         };
+        let leaves = crashes.iter().any(|(site, ..)| *site == Site::Leave);
         Self {
             phase: random.millis(8_000, 30_000),
             crashes,
@@ -214,10 +245,22 @@ impl Profile {
             broken: chance(random, &[0, 5, 30]),
             pause_every: u64::from(chance(random, &[0, 4_000, 9_000])),
             pause_max: u64::from(one_of(random, &[300, 3_000, 9_000])),
+            suspends: one_of(random, &[0, 500]),
+            drift: u64::from(chance(random, &[0, 20_000, 200_000])),
+            misread: u64::from(chance(random, &[0, 0, 300, 3_000])),
+            stops: if polite || leaves { random.between(1, 3) } else { random.between(0, 1) },
+            drains: one_of(random, if polite { &[200, 600] } else { &[0, 300] }),
+            polite,
             starts: random.between(4, 16),
             stream_workers: random.index(4),
             poll_workers: random.index(3),
         }
+    }
+
+    /// Whether two machines may take one moment for two times.
+    pub fn is_skewed(&self) -> bool {
+        let suspended = self.suspends > 0 && self.pause_every > 0;
+        self.drift > 0 || self.misread > 0 || self.late > 0 || suspended
     }
 
     /// After the faults: whatever still happens happens well.
@@ -235,6 +278,12 @@ impl Profile {
             broken: 0,
             pause_every: 0,
             pause_max: 0,
+            suspends: 0,
+            drift: 0,
+            misread: 0,
+            stops: 0,
+            drains: 0,
+            polite: self.polite,
             starts,
             stream_workers: self.stream_workers,
             poll_workers: self.poll_workers,

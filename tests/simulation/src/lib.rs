@@ -21,8 +21,11 @@ pub mod faults;
 mod calls;
 mod checks;
 mod clients;
+mod clock;
+mod jobs;
 mod machines;
 mod random;
+mod stopping;
 mod subscriber;
 mod trace;
 mod wait;
@@ -48,6 +51,8 @@ pub struct Outcome {
     /// Of all lines of its trace.
     pub hash: u64,
     pub crash_points: CrashPoints,
+    /// Servers and workers that have stopped as they should.
+    pub polite_stops: u64,
     pub executions: usize,
     pub violation: Option<Violation>,
     /// The end of the trace.
@@ -65,6 +70,7 @@ pub fn simulate(catalog: &Catalog, seed: u64, defect: Option<Defect>, print: boo
         seed,
         hash: world.trace.hash(),
         crash_points: world.crash_points.clone(),
+        polite_stops: world.polite_stops + world.drained,
         executions: world.ledger.histories.len(),
         violation: world.violation.clone(),
         last_lines: world.trace.last().map(str::to_owned).collect(),

@@ -2,15 +2,19 @@
 //! what it says, as the driver does in earnest; they pause, crash and boot.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 use recoup_engine::Options;
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{Input, Output, WorkerKey};
 
+use crate::checks::requests::Recorded;
 use crate::clients::OpId;
+use crate::clock::MachineClock;
 use crate::faults::{Moment, Site};
-use crate::workers::Report;
+use crate::jobs::Report;
+use crate::stopping::Stopping;
 use crate::world::{Event, World};
 
 /// How a node's answers find back.
@@ -19,8 +23,13 @@ pub type ReplyId = u64;
 /// Who asked.
 #[derive(Clone, Debug)]
 pub enum Asker {
-    Client(OpId),
-    Worker { worker: usize, life: u64, report: Report },
+    /// With what was on record when the request came.
+    Client(OpId, Option<Recorded>),
+    Worker {
+        worker: usize,
+        life: u64,
+        report: Report,
+    },
 }
 
 pub enum Request {
@@ -29,10 +38,12 @@ pub enum Request {
     Input(Box<Input<ReplyId>>),
 }
 
-struct Mail {
-    input: Input<ReplyId>,
-    /// The call that it answers.
-    answers: Option<Site>,
+enum Mail {
+    Input(Input<ReplyId>),
+    /// An answer to a call, and when the machine's own clock said that it was asked.
+    Answer(Input<ReplyId>, Site, Duration),
+    /// The process is to stop.
+    Stop,
 }
 
 pub struct Machine {
@@ -40,6 +51,9 @@ pub struct Machine {
     pub node: Option<Node<ReplyId>>,
     /// Counts processes.
     pub life: u64,
+    pub clock: MachineClock,
+    /// On its way out, politely.
+    pub stopping: Option<Stopping>,
     mailbox: VecDeque<Mail>,
     step_at: Option<Timestamp>,
     paused_until: Timestamp,
@@ -51,6 +65,8 @@ impl Machine {
             options,
             node: None,
             life: 0,
+            clock: MachineClock::new(Timestamp::default(), Timestamp::default(), 0),
+            stopping: None,
             mailbox: VecDeque::new(),
             step_at: None,
             paused_until: Timestamp::default(),
@@ -68,19 +84,57 @@ impl Machine {
 
 impl World<'_> {
     pub fn boot(&mut self, machine: usize) {
-        let (seed, now) = (self.random.next(), self.now());
-        let place = &mut self.machines[machine];
-        if place.node.is_some() {
+        if self.machines[machine].node.is_some() {
             return;
         }
+        let (seed, now) = (self.random.next(), self.now());
+        let gain = self.draw_gain();
+        // It has asked the store what time it is, and the answer took a while.
+        let asked = self.network_delay();
+        let believes = self.misread(now - asked);
+        let place = &mut self.machines[machine];
+        place.clock = MachineClock::new(now, believes, gain);
         let mut node = Node::new(place.options.clone(), seed);
-        node.begin(now);
+        node.begin(place.clock.database(now));
         place.node = Some(node);
         place.mailbox.clear();
         place.step_at = None;
+        place.stopping = None;
         let life = place.life;
-        self.note(format_args!("machine {machine} boots, life {life}"));
+        self.note(format_args!("machine {machine} boots, life {life}, gains {gain}"));
         self.plan_step(machine, now);
+    }
+
+    /// Database time as the node of a machine knows it.
+    pub fn database_time(&self, machine: usize) -> Timestamp {
+        self.machines[machine].clock.database(self.now())
+    }
+
+    fn draw_gain(&mut self) -> i64 {
+        let most = self.profile.drift;
+        i64::try_from(self.random.between(0, most * 2)).unwrap_or(0)
+            - i64::try_from(most).unwrap_or(0)
+    }
+
+    /// Now and then the time that is read is wrong, as if the database had moved to a machine with
+    /// another clock.
+    pub fn misread(&mut self, time: Timestamp) -> Timestamp {
+        let most = self.profile.misread;
+        if most == 0 || self.random.below(4) > 0 {
+            return time;
+        }
+        time + self.random.millis(0, most) - self.random.millis(0, most)
+    }
+
+    /// A machine's clock runs at another rate from now on.
+    pub fn drift(&mut self, machine: usize) {
+        let (gain, now) = (self.draw_gain(), self.now());
+        self.machines[machine].clock.set_gain(gain, now);
+        self.note(format_args!("machine {machine} gains {gain}"));
+        if self.profile.drift > 0 {
+            let after = self.random.millis(500, 5_000);
+            self.after(after, Event::Drift { machine });
+        }
     }
 
     pub fn plan_pause(&mut self, machine: usize) {
@@ -97,8 +151,15 @@ impl World<'_> {
         }
         let length = self.random.millis(50, self.profile.pause_max);
         let now = self.now();
-        self.note(format_args!("machine {machine} pauses for {length:?}"));
-        self.machines[machine].paused_until = now + length;
+        let suspends = self.profile.suspends;
+        let suspended = self.random.permille(suspends);
+        let how = if suspended { "is suspended" } else { "pauses" };
+        self.note(format_args!("machine {machine} {how} for {length:?}"));
+        let place = &mut self.machines[machine];
+        place.paused_until = now + length;
+        if suspended {
+            place.clock.stand_still(now, now + length);
+        }
         self.plan_pause(machine);
     }
 
@@ -111,7 +172,10 @@ impl World<'_> {
     pub fn heal_machines(&mut self) {
         let now = self.now();
         for machine in 0..self.machines.len() {
-            self.machines[machine].paused_until = now;
+            let place = &mut self.machines[machine];
+            place.paused_until = now;
+            place.clock.go_on(now);
+            place.clock.set_gain(0, now);
             if self.machines[machine].node.is_none() {
                 self.boot(machine);
             }
@@ -121,19 +185,23 @@ impl World<'_> {
     /// The process ends; what it had sent may still arrive.
     pub fn crash(&mut self, machine: usize, why: &str) {
         self.note(format_args!("machine {machine} crashes {why}"));
-        let place = &mut self.machines[machine];
-        place.node = None;
-        place.life += 1;
-        place.mailbox.clear();
-        place.step_at = None;
-        place.paused_until = Timestamp::default();
+        self.end_process(machine);
         let reboot = match self.random.below(3) {
             0 => self.random.millis(1, 200),
             1 => self.random.millis(200, 3_000),
             _ => self.random.millis(3_000, 8_000),
         };
         self.after(reboot, Event::Boot { machine });
-        self.ledger.polls_break(machine);
+    }
+
+    pub fn end_process(&mut self, machine: usize) {
+        let place = &mut self.machines[machine];
+        place.node = None;
+        place.life += 1;
+        place.mailbox.clear();
+        place.step_at = None;
+        place.paused_until = Timestamp::default();
+        place.stopping = None;
         self.break_links_to(machine);
     }
 
@@ -170,21 +238,43 @@ impl World<'_> {
     /// Something has arrived for a node.
     pub fn deliver(&mut self, machine: usize, life: Option<u64>, request: Request) {
         let place = &self.machines[machine];
-        if place.node.is_none() || life.is_some_and(|life| life != place.life) {
+        let leaving = place.stopping.as_ref().is_some_and(|stopping| stopping.leaving);
+        if place.node.is_none() || leaving || life.is_some_and(|life| life != place.life) {
             return;
         }
+        let request = match place.stopping.is_some() {
+            true => self.while_stopping(request),
+            false => Some(request),
+        };
         let input = match request {
-            Request::Client(op) => self.client_input(op),
-            Request::Input(input) => Some(*input),
+            Some(Request::Client(op)) => self.client_input(machine, op),
+            Some(Request::Input(input)) => Some(*input),
+            None => None,
         };
         if let Some(input) = input {
             self.heard(machine, &input);
-            self.put(machine, input, None);
+            self.put(machine, Mail::Input(input));
         }
     }
 
-    pub fn put(&mut self, machine: usize, input: Input<ReplyId>, answers: Option<Site>) {
-        self.machines[machine].mailbox.push_back(Mail { input, answers });
+    /// The store has answered a call.
+    pub fn put_answer(
+        &mut self,
+        machine: usize,
+        input: Input<ReplyId>,
+        site: Site,
+        asked: Duration,
+    ) {
+        self.put(machine, Mail::Answer(input, site, asked));
+    }
+
+    /// Behind all that has come.
+    pub fn put_stop(&mut self, machine: usize) {
+        self.put(machine, Mail::Stop);
+    }
+
+    fn put(&mut self, machine: usize, mail: Mail) {
+        self.machines[machine].mailbox.push_back(mail);
         let at = self.now() + self.random.millis(0, 2);
         self.plan_step(machine, at);
     }
@@ -201,43 +291,90 @@ impl World<'_> {
             let until = place.paused_until;
             return self.plan_step(machine, until);
         }
+        if place.stopping.as_ref().is_some_and(|stopping| stopping.leaving) {
+            return;
+        }
         let Some(mut node) = place.node.take() else {
             return;
         };
-        let life = place.life;
+        let (life, says) = (place.life, place.clock.database(now));
         // A turn takes in only so much.
         let taken = if self.random.below(4) == 0 { self.random.between(1, 3) } else { 1000 };
         for _ in 0..taken {
             let Some(mail) = self.machines[machine].mailbox.pop_front() else {
                 break;
             };
-            node.handle(mail.input, now);
-            if let Some(site) = mail.answers
-                && self.crash_point(machine, site, Moment::AfterAnswer)
-            {
-                return;
+            match mail {
+                Mail::Input(input) => node.handle(input, says),
+                Mail::Stop => {
+                    self.note(format_args!("the node of machine {machine} stops"));
+                    node.stop();
+                }
+                Mail::Answer(input, site, asked) => {
+                    let input = self.take_answer(machine, &mut node, input, asked);
+                    node.handle(input, self.database_time(machine));
+                    if self.crash_point(machine, site, Moment::AfterAnswer) {
+                        return;
+                    }
+                }
             }
         }
+        let says = self.database_time(machine);
         if self.machines[machine].mailbox.is_empty() {
-            node.tick(now);
+            node.tick(says);
         }
-        node.flush(now);
+        node.flush(says);
+        self.note_step(machine, says);
         while let Some(output) = node.output() {
             self.carry_out(machine, &node, output);
             if self.machines[machine].life != life {
                 return;
             }
         }
-        let next = node.next_timer();
+        let (next, quiet) = (node.next_timer(), node.is_quiet());
+        let id = node.node_id();
         let place = &mut self.machines[machine];
         let more = !place.mailbox.is_empty();
+        let at = next.map(|next| place.clock.when(next, now));
         place.node = Some(node);
+        if quiet && self.leave_if_stopped(machine, id) {
+            return;
+        }
         if more {
             self.plan_step(machine, now);
         }
-        if let Some(next) = next {
-            self.plan_step(machine, next.max(now));
+        if let Some(at) = at {
+            self.plan_step(machine, at);
         }
+    }
+
+    /// What the driver does with an answer before the node gets it.
+    fn take_answer(
+        &mut self,
+        machine: usize,
+        node: &mut Node<ReplyId>,
+        mut input: Input<ReplyId>,
+        asked: Duration,
+    ) -> Input<ReplyId> {
+        if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &mut input {
+            let now = self.now();
+            let read = self.misread(lease.now);
+            let place = &mut self.machines[machine];
+            let ttl = lease.expires_at.since(lease.now);
+            lease.now = read;
+            // Granted somewhere between question and answer: at the question, to be safe.
+            lease.expires_at = read + ttl - (place.clock.elapsed(now).saturating_sub(asked));
+            let moved = place.clock.correct(read, asked, now);
+            if moved > Duration::ZERO {
+                node.clock_moved(moved, place.clock.database(now));
+                self.note(format_args!("the clock of machine {machine} goes forward by {moved:?}"));
+            }
+            if let Input::Joined(Ok(lease)) = &input {
+                let node = lease.node;
+                self.note(format_args!("machine {machine} is {node:?}"));
+            }
+        }
+        input
     }
 
     fn carry_out(&mut self, machine: usize, node: &Node<ReplyId>, output: Output<ReplyId>) {
@@ -248,7 +385,9 @@ impl World<'_> {
                     return self.violate("one answer for each request", what);
                 };
                 match asker {
-                    Asker::Client(op) => self.client_answered(machine, op, answer),
+                    Asker::Client(op, recorded) => {
+                        self.client_answered(machine, op, recorded, answer);
+                    }
                     Asker::Worker { worker, life, report } => {
                         self.worker_answered(machine, worker, life, report, answer);
                     }
@@ -257,26 +396,6 @@ impl World<'_> {
             Output::Tell { worker, message } => self.tell(machine, node, worker, message),
             Output::FeedWritten => {}
             output => self.call(machine, output),
-        }
-    }
-
-    /// A message of a session has come: whether or not the node has read it, the session lives.
-    fn heard(&mut self, machine: usize, input: &Input<ReplyId>) {
-        let now = self.now();
-        match input {
-            Input::Attach { worker, offer } => {
-                if let Some(session) = &offer.session {
-                    self.ledger.touched(machine, &session.key.id, now);
-                    self.ledger.links.insert(*worker, session.key.id.clone());
-                    if offer.once {
-                        self.ledger.poll_begins(machine, *worker, &session.key.id, now);
-                    }
-                }
-            }
-            Input::Touch { session } => self.ledger.touched(machine, &session.id, now),
-            Input::Detach { worker } => self.ledger.poll_ends(*worker, now),
-            Input::Credit { worker, .. } => self.ledger.touched_by(machine, *worker, now),
-            _ => {}
         }
     }
 

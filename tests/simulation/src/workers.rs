@@ -1,45 +1,24 @@
-//! Workers: streams that reconnect with what they hold, and polls; they complete, fail, hang, die,
-//! answer twice, answer late, give tasks back, and beat or do not.
+//! Workers: streams that reconnect with what they hold, and polls. [`crate::jobs`] has what they do
+//! with what they get.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use recoup_core::command::{Command, Rejection, TaskId};
-use recoup_core::error::Error;
+use recoup_core::command::TaskId;
 use recoup_core::id::Namespace;
-use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{
-    Answer, HandedTask, Input, Offer, Refusal, Session, SessionKey, WorkerKey, WorkerMessage,
+    HandedTask, Input, Offer, Session, SessionKey, WorkerKey, WorkerMessage,
 };
 
 use crate::calls::short;
 use crate::catalog::{NAMESPACE, QUEUES, queue};
 use crate::faults::Profile;
-use crate::machines::{Asker, ReplyId, Request};
+use crate::jobs::{Job, Report};
+use crate::machines::{ReplyId, Request};
 use crate::random::Random;
 use crate::world::{Event, World};
-
-/// What a worker tells about a task.
-#[derive(Clone, Debug)]
-pub enum Report {
-    Complete { task: TaskId, output: Payload },
-    Fail { task: TaskId, error: Error },
-    Beat { task: TaskId },
-    Release { task: TaskId },
-}
-
-impl Report {
-    pub fn task(&self) -> &TaskId {
-        match self {
-            Self::Complete { task, .. }
-            | Self::Fail { task, .. }
-            | Self::Beat { task }
-            | Self::Release { task } => task,
-        }
-    }
-}
 
 #[derive(Clone, Debug)]
 pub enum Wake {
@@ -54,6 +33,8 @@ pub enum Wake {
     Answered(usize, u64, Report, Result<bool, bool>),
     KeepAlive(usize, u64),
     Beat(usize, u64, TaskId),
+    /// Somebody wants the process to end, politely.
+    Drain(usize),
     /// The poll's wait is over.
     PollOver(WorkerKey),
     /// What hangs is cut off in the end: workers know the time that a task may take.
@@ -70,7 +51,7 @@ pub enum Message {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Stream,
     /// Asks for tasks, one call after the other.
     Poll {
@@ -79,49 +60,37 @@ enum Kind {
 }
 
 pub struct Worker {
-    kind: Kind,
+    pub kind: Kind,
     queues: Vec<&'static str>,
     /// Counts processes.
-    life: u64,
+    pub life: u64,
     alive: bool,
+    /// Begins nothing any more.
+    pub draining: bool,
     slots: u32,
-    link: Option<Link>,
-    jobs: BTreeMap<TaskId, Job>,
+    pub link: Option<Link>,
+    pub jobs: BTreeMap<TaskId, Job>,
 }
 
 #[derive(Clone, Debug)]
-struct Link {
-    key: WorkerKey,
+pub struct Link {
+    pub key: WorkerKey,
     machine: usize,
     life: u64,
     /// Messages on a connection keep their order.
     to_node: Timestamp,
     to_worker: Timestamp,
-}
-
-#[derive(Clone, Debug)]
-struct Job {
-    todo: Todo,
-    report: Option<Report>,
-    beats: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Todo {
-    Complete,
-    Fail,
-    Hang,
-    /// Says something else the second time.
-    Twice,
-    Die,
-    GiveBack,
+    /// Messages that the worker has not heard yet.
+    on_the_way: u32,
 }
 
 #[derive(Default)]
 pub struct Workers {
-    all: Vec<Worker>,
+    pub all: Vec<Worker>,
     /// Who is behind a connection.
     links: BTreeMap<WorkerKey, (usize, u64)>,
+    /// Connections that the server knows to be over, before its node does.
+    ended: BTreeSet<WorkerKey>,
 }
 
 const TTL: Duration = Duration::from_millis(1_500);
@@ -141,22 +110,40 @@ impl Workers {
             };
             all.push(Worker::new(kind, queues, 1 + random.index(3)));
         }
-        Self { all, links: BTreeMap::new() }
+        Self { all, links: BTreeMap::new(), ended: BTreeSet::new() }
+    }
+
+    pub fn count(&self) -> usize {
+        self.all.len()
     }
 }
 
 impl Worker {
     fn new(kind: Kind, queues: Vec<&'static str>, slots: usize) -> Self {
         let slots = u32::try_from(slots).unwrap_or(1);
-        Self { kind, queues, life: 0, alive: false, slots, link: None, jobs: BTreeMap::new() }
+        Self {
+            kind,
+            queues,
+            life: 0,
+            alive: false,
+            draining: false,
+            slots,
+            link: None,
+            jobs: BTreeMap::new(),
+        }
     }
 
-    fn has_session(&self) -> bool {
+    /// Whether a process works on a task now.
+    pub fn is_at(&self, life: u64, task: &TaskId) -> bool {
+        self.alive && self.life == life && self.jobs.contains_key(task)
+    }
+
+    pub fn has_session(&self) -> bool {
         self.kind == Kind::Stream || self.kind == (Kind::Poll { has_session: true })
     }
 }
 
-fn session_key(name: &str) -> SessionKey {
+pub fn session_key(name: &str) -> SessionKey {
     SessionKey { namespace: Namespace::from(NAMESPACE), id: name.to_owned() }
 }
 
@@ -179,12 +166,12 @@ impl World<'_> {
         }
     }
 
-    fn name(&self, worker: usize) -> String {
+    pub fn name(&self, worker: usize) -> String {
         format!("w{worker}.{}", self.workers.all[worker].life)
     }
 
     /// The worker, if it is still the same process.
-    fn process(&mut self, worker: usize, life: u64) -> Option<&mut Worker> {
+    pub fn process(&mut self, worker: usize, life: u64) -> Option<&mut Worker> {
         let process = self.workers.all.get_mut(worker)?;
         (process.alive && process.life == life).then_some(process)
     }
@@ -203,6 +190,7 @@ impl World<'_> {
             Wake::Beat(worker, life, task) => self.beat(worker, life, task),
             Wake::PollOver(key) => self.poll_over(key),
             Wake::GiveUp(worker, life, task) => self.job_over(worker, life, &task),
+            Wake::Drain(worker) => self.drain(worker),
         }
     }
 
@@ -210,17 +198,20 @@ impl World<'_> {
         let process = &mut self.workers.all[worker];
         process.life += 1;
         process.alive = true;
+        process.draining = false;
         process.jobs.clear();
         process.link = None;
         let life = process.life;
         let name = self.name(worker);
         self.note(format_args!("worker {name} begins"));
-        self.ledger.session_ttl.insert(name, TTL);
+        if self.workers.all[worker].has_session() {
+            self.ledger.sessions.begin(name, TTL);
+        }
         self.connect(worker, life);
         self.after(TTL / 3, Event::Worker(Wake::KeepAlive(worker, life)));
     }
 
-    fn die(&mut self, worker: usize, life: u64) {
+    pub fn die(&mut self, worker: usize, life: u64) {
         let Some(process) = self.process(worker, life) else {
             return;
         };
@@ -236,8 +227,8 @@ impl World<'_> {
         self.after(after, Event::Worker(Wake::Begin(worker)));
     }
 
-    fn connect(&mut self, worker: usize, life: u64) {
-        let machine = self.random.index(self.machines.len());
+    pub fn connect(&mut self, worker: usize, life: u64) {
+        let machine = self.pick_machine();
         let name = self.name(worker);
         let Some(process) = self.process(worker, life) else {
             return;
@@ -249,10 +240,11 @@ impl World<'_> {
         let busy = u32::try_from(held.len()).unwrap_or(u32::MAX);
         let credit = process.slots.saturating_sub(busy);
         let is_poll = process.kind != Kind::Stream;
-        if is_poll && credit == 0 {
+        if is_poll && (credit == 0 || process.draining) {
             // Polls again when something is done.
             return;
         }
+        let credit = if process.draining { 0 } else { credit };
         let session = process.has_session().then(|| Session { key: session_key(&name), ttl: TTL });
         let queues = process.queues.iter().map(|name| queue(name)).collect();
         let key = self.new_worker_key();
@@ -267,12 +259,13 @@ impl World<'_> {
         };
         let node_life = self.machines[machine].life;
         let now = self.now();
-        let link = Link { key, machine, life: node_life, to_node: now, to_worker: now };
+        let link =
+            Link { key, machine, life: node_life, to_node: now, to_worker: now, on_the_way: 0 };
         self.workers.all[worker].link = Some(link);
         self.workers.links.insert(key, (worker, life));
         let held = offer.held.as_ref().map_or(0, Vec::len);
         self.note(format_args!("worker {name} attaches to machine {machine}, holds {held}"));
-        if self.machines[machine].node.is_none() {
+        if self.machines[machine].node.is_none() || self.machines[machine].stopping.is_some() {
             return self.lose_link(worker, life);
         }
         self.over_link(worker, Input::Attach { worker: key, offer });
@@ -282,8 +275,22 @@ impl World<'_> {
         }
     }
 
+    /// A machine to talk to. Where nothing goes wrong, nobody talks to one that refuses connections.
+    pub fn pick_machine(&mut self) -> usize {
+        let first = self.random.index(self.machines.len());
+        if !self.profile.polite {
+            return first;
+        }
+        let all = (0..self.machines.len()).map(|step| (first + step) % self.machines.len());
+        let serves = |machine: &usize| {
+            let place = &self.machines[*machine];
+            place.node.is_some() && place.stopping.is_none()
+        };
+        all.clone().find(serves).unwrap_or(first)
+    }
+
     /// Sends something over a worker's connection, in order; the connection may break.
-    fn over_link(&mut self, worker: usize, input: Input<ReplyId>) {
+    pub fn over_link(&mut self, worker: usize, input: Input<ReplyId>) {
         let Some(mut link) = self.workers.all[worker].link.clone() else {
             return;
         };
@@ -305,24 +312,114 @@ impl World<'_> {
         let Some(link) = self.workers.all[worker].link.clone() else {
             return;
         };
-        let noticed = match self.is_faulty() {
+        let noticed = match self.is_rough() {
             true => self.random.millis(1, 2_500),
             false => self.random.millis(1, 100),
         };
-        let at = (self.now() + noticed).max(link.to_node);
+        self.end_link(worker, &link, self.now() + noticed);
+    }
+
+    /// The server ends a connection: at once it takes nothing more for it.
+    fn end_at_server(&mut self, worker: usize, link: &Link) -> Timestamp {
+        self.workers.ended.insert(link.key);
+        self.end_link(worker, link, self.now())
+    }
+
+    /// The node hears of the end behind all that was sent before.
+    fn end_link(&mut self, worker: usize, link: &Link, noticed: Timestamp) -> Timestamp {
+        let at = noticed.max(link.to_node);
         let request = Request::Input(Box::new(Input::Detach { worker: link.key }));
         let (machine, life) = (link.machine, Some(link.life));
         self.at(at, Event::Deliver { machine, life, request });
         let life = self.workers.all[worker].life;
         self.lose_link(worker, life);
+        at
+    }
+
+    /// A server that stops ends the connections over which nothing is under way, or, in the end, all.
+    /// Returns when its node hears of the last one, if none is left.
+    pub fn end_links(&mut self, machine: usize, all: bool) -> Option<Timestamp> {
+        let (mut last, mut left) = (self.now(), false);
+        for worker in 0..self.workers.all.len() {
+            let process = &self.workers.all[worker];
+            let Some(link) = process.link.clone().filter(|link| link.machine == machine) else {
+                continue;
+            };
+            let busy = process.kind == Kind::Stream && !process.jobs.is_empty();
+            if !all && (busy || link.on_the_way > 0) {
+                left = true;
+                continue;
+            }
+            last = self.end_at_server(worker, &link).max(last);
+        }
+        (!left).then_some(last)
+    }
+
+    /// A process finishes what it has begun and ends.
+    fn drain(&mut self, worker: usize) {
+        let process = &mut self.workers.all[worker];
+        if !process.alive || process.draining {
+            return;
+        }
+        process.draining = true;
+        let life = process.life;
+        let name = self.name(worker);
+        self.note(format_args!("worker {name} drains"));
+        if let Some(key) = self.stream_key(worker) {
+            self.over_link(worker, Input::Drain { worker: key });
+        }
+        self.end_if_drained(worker, life);
+    }
+
+    fn stream_key(&self, worker: usize) -> Option<WorkerKey> {
+        let process = &self.workers.all[worker];
+        process.link.as_ref().filter(|_| process.kind == Kind::Stream).map(|link| link.key)
+    }
+
+    /// A server that stops hands nothing new over to its streams.
+    pub fn drain_links(&mut self, machine: usize) {
+        for worker in 0..self.workers.all.len() {
+            let link = self.workers.all[worker].link.as_ref();
+            let here = link.is_some_and(|link| link.machine == machine);
+            if let Some(key) = self.stream_key(worker).filter(|_| here) {
+                let life = Some(self.machines[machine].life);
+                let request = Request::Input(Box::new(Input::Drain { worker: key }));
+                self.after(Duration::ZERO, Event::Deliver { machine, life, request });
+            }
+        }
+    }
+
+    pub fn end_if_drained(&mut self, worker: usize, life: u64) {
+        let Some(process) = self.process(worker, life) else {
+            return;
+        };
+        let waits = process.link.as_ref().is_some_and(|link| link.on_the_way > 0);
+        // A poll's answer may be on its way: it is waited for.
+        let polls = process.kind != Kind::Stream && process.link.is_some();
+        if !process.draining || !process.jobs.is_empty() || waits || polls {
+            return;
+        }
+        process.alive = false;
+        let link = process.link.clone();
+        let name = self.name(worker);
+        self.note(format_args!("worker {name} ends"));
+        if let Some(link) = link {
+            self.end_at_server(worker, &link);
+        }
+        self.drained += 1;
+        let after = self.random.millis(50, 2_000);
+        self.after(after, Event::Worker(Wake::Begin(worker)));
     }
 
     fn lose_link(&mut self, worker: usize, life: u64) {
         if let Some(link) = self.workers.all[worker].link.take() {
             self.workers.links.remove(&link.key);
         }
-        let after = self.random.millis(1, 600);
+        let after = self.random.millis(1, if self.profile.polite { 200 } else { 600 });
         self.after(after, Event::Worker(Wake::Connect(worker, life)));
+        if self.workers.all[worker].draining {
+            self.end_if_drained(worker, life);
+        }
     }
 
     /// A machine has crashed: so have its connections.
@@ -344,9 +441,19 @@ impl World<'_> {
         key: WorkerKey,
         message: WorkerMessage,
     ) {
-        if !matches!(message, WorkerMessage::CancelRequested(_) | WorkerMessage::Closed(_)) {
-            let now = self.now();
-            self.ledger.poll_ends(key, now);
+        let own = self.machines[machine].clock.elapsed(self.now());
+        let is_stream = self
+            .workers
+            .links
+            .get(&key)
+            .is_some_and(|(worker, _)| self.workers.all[*worker].kind == Kind::Stream);
+        let ends = match &message {
+            WorkerMessage::CancelRequested(_) | WorkerMessage::Closed(_) => false,
+            WorkerMessage::Tasks(_) => !is_stream,
+            WorkerMessage::Detached | WorkerMessage::Superseded => true,
+        };
+        if ends {
+            self.ledger.sessions.link_ends(key, own);
         }
         let message = match message {
             WorkerMessage::Tasks(tasks) => {
@@ -354,6 +461,15 @@ impl World<'_> {
                 for handed in &tasks {
                     self.check_hand_out(machine, node, handed);
                     told.push(self.describe_task(machine, key, handed));
+                }
+                let ended = self.workers.ended.contains(&key);
+                if ended || (is_stream && self.machines[machine].stopping.is_some()) {
+                    // A stream that ends passes nothing new on.
+                    return self.give_back(machine, tasks);
+                }
+                for handed in &tasks {
+                    self.check_sent(handed);
+                    self.ledger.sessions.handed(key, &handed.id, own);
                 }
                 Message::Tasks(told)
             }
@@ -380,8 +496,18 @@ impl World<'_> {
         }
         let at = (self.now() + self.network_delay()).max(link.to_worker);
         link.to_worker = at;
+        link.on_the_way += 1;
         self.workers.all[worker].link = Some(link);
         self.at(at, Event::Worker(Wake::Hear(key, message)));
+    }
+
+    fn give_back(&mut self, machine: usize, tasks: Vec<HandedTask>) {
+        let life = Some(self.machines[machine].life);
+        for handed in tasks {
+            let HandedTask { id: task, handed_at, .. } = handed;
+            let request = Request::Input(Box::new(Input::Undelivered { task, handed_at }));
+            self.after(Duration::ZERO, Event::Deliver { machine, life, request });
+        }
     }
 
     fn describe_task(
@@ -406,6 +532,9 @@ impl World<'_> {
         if self.process(worker, life).is_none() {
             return;
         }
+        if let Some(link) = &mut self.workers.all[worker].link {
+            link.on_the_way = link.on_the_way.saturating_sub(1);
+        }
         match message {
             Message::Tasks(tasks) => {
                 for (task, beats, task_type) in tasks {
@@ -415,6 +544,7 @@ impl World<'_> {
                     // This poll is over; the node has detached it.
                     self.lose_link(worker, life);
                 }
+                self.end_if_drained(worker, life);
             }
             Message::CancelRequested(task) => {
                 let stops = self.random.below(2) == 0;
@@ -422,7 +552,7 @@ impl World<'_> {
                     && job.report.is_none()
                     && stops
                 {
-                    job.todo = Todo::Fail;
+                    job.stop();
                     self.work(worker, life, &task);
                 }
             }
@@ -431,223 +561,22 @@ impl World<'_> {
         }
     }
 
-    fn take_task(
-        &mut self,
-        worker: usize,
-        life: u64,
-        task: TaskId,
-        beats: Option<Duration>,
-        task_type: &str,
-    ) {
-        if self.workers.all[worker].jobs.contains_key(&task) {
-            // Handed out again to who has it: nothing new, but for the credit.
-            if self.workers.all[worker].kind == Kind::Stream {
-                let key = self.workers.all[worker].link.as_ref().map_or(0, |link| link.key);
-                self.over_link(worker, Input::Credit { worker: key, tasks: 1 });
-            }
-            return;
-        }
-        let roll = self.random.below(100);
-        let prone = task_type.contains("fails") && self.random.below(3) > 0;
-        let todo = match (self.is_faulty(), roll) {
-            _ if prone => Todo::Fail,
-            (true, 0..=66) | (false, 0..=91) => Todo::Complete,
-            (true, 67..=83) | (false, _) => Todo::Fail,
-            (true, 84..=88) => Todo::Hang,
-            (true, 89..=92) => Todo::Twice,
-            (true, 93..=95) => Todo::Die,
-            (true, _) => Todo::GiveBack,
-        };
-        let duration = match self.random.below(12) {
-            0 if self.is_faulty() => self.random.millis(2_000, 4_500),
-            1 | 2 => self.random.millis(300, 1_500),
-            _ => self.random.millis(1, 250),
-        };
-        let job = Job { todo, report: None, beats };
-        self.workers.all[worker].jobs.insert(task.clone(), job);
-        if let Some(beats) = beats {
-            self.after(beats / 3, Event::Worker(Wake::Beat(worker, life, task.clone())));
-        }
-        self.after(duration, Event::Worker(Wake::Work(worker, life, task)));
-    }
-
-    /// A job is done, one way or the other.
-    fn work(&mut self, worker: usize, life: u64, task: &TaskId) {
-        let number = self.random.below(100);
-        let error = match self.random.below(4) {
-            0 => Error::new("user.declined", "no"),
-            1 => Error {
-                next_retry_delay: Some(Duration::from_millis(90)),
-                ..Error::new("user.slow", "later")
-            },
-            _ => Error::new("user.transient", "try again"),
-        };
-        let name = self.name(worker);
-        let Some(process) = self.process(worker, life) else {
-            return;
-        };
-        let Some(job) = process.jobs.get_mut(task).filter(|job| job.report.is_none()) else {
-            return;
-        };
-        let output = Payload::json(format!("{{\"n\":{number},\"by\":\"{name}\"}}"));
-        let complete = |output| Report::Complete { task: task.clone(), output };
-        match job.todo {
-            Todo::Complete => job.report = Some(complete(output)),
-            Todo::Fail => job.report = Some(Report::Fail { task: task.clone(), error }),
-            Todo::Twice => {
-                job.report = Some(complete(output));
-                let other = Payload::json(format!("{{\"n\":{number},\"by\":\"other\"}}"));
-                let other = complete(other);
-                self.send_report(worker, life, other);
-            }
-            Todo::Hang => {
-                let give_up = Wake::GiveUp(worker, life, task.clone());
-                return self.after(Duration::from_secs(7), Event::Worker(give_up));
-            }
-            Todo::Die => return self.die(worker, life),
-            Todo::GiveBack => {
-                self.send_report(worker, life, Report::Release { task: task.clone() });
-                return self.job_over(worker, life, task);
-            }
-        }
-        self.report(worker, life, task);
-    }
-
-    fn report(&mut self, worker: usize, life: u64, task: &TaskId) {
-        let report = self
-            .process(worker, life)
-            .and_then(|process| process.jobs.get(task).and_then(|job| job.report.clone()));
-        let Some(report) = report else {
-            return;
-        };
-        self.send_report(worker, life, report);
-        let after = self.random.millis(2_000, 4_000);
-        self.after(after, Event::Worker(Wake::ReportAgain(worker, life, task.clone())));
-    }
-
-    fn send_report(&mut self, worker: usize, life: u64, report: Report) {
-        let name = self.name(worker);
-        let doubled = self.profile.doubled;
-        let copies = if self.random.permille(doubled) { 2 } else { 1 };
-        for _ in 0..copies {
-            let reply = self.ask(Asker::Worker { worker, life, report: report.clone() });
-            let execution = report.task().execution;
-            let input = match report.clone() {
-                Report::Complete { task, output } => {
-                    let command = Command::CompleteTask { task, output, worker: name.clone() };
-                    Input::Submit { execution, command, request: None, reply }
-                }
-                Report::Fail { task, error } => {
-                    let command = Command::FailTask { task, error, worker: name.clone() };
-                    Input::Submit { execution, command, request: None, reply }
-                }
-                Report::Beat { task } => Input::Heartbeat { task, details: None, reply },
-                Report::Release { task } => {
-                    let has_session = self.workers.all[worker].has_session();
-                    let session = if has_session { name.clone() } else { String::new() };
-                    Input::Release { task, session, reply }
-                }
-            };
-            let touch = Input::Touch { session: session_key(&name) };
-            if self.workers.all[worker].kind == Kind::Stream {
-                self.over_link(worker, touch);
-                self.over_link(worker, input);
-            } else {
-                let machine = self.random.index(self.machines.len());
-                self.send(machine, None, Request::Input(Box::new(touch)));
-                self.send(machine, None, Request::Input(Box::new(input)));
-            }
-        }
-    }
-
-    /// A node answers a report.
-    pub fn worker_answered(
-        &mut self,
-        machine: usize,
-        worker: usize,
-        life: u64,
-        report: Report,
-        answer: Result<Answer, Refusal>,
-    ) {
-        let task = report.task();
-        let (execution, path, attempt) = (short(&task.execution), &task.path, task.attempt);
-        let name = self.name(worker);
-        let text = match &answer {
-            Ok(_) => "ok".to_owned(),
-            Err(refusal) => refusal.to_string(),
-        };
-        let place = format!("{execution} {path}:{attempt}");
-        self.note(format_args!("machine {machine} answers {name} about {place}: {text}"));
-        self.check_worker_answer(machine, &report, &answer);
-        let lost = self.profile.lost;
-        if self.random.permille(lost) {
-            return;
-        }
-        let answer = match answer {
-            Ok(_) => Ok(true),
-            Err(Refusal::Rejected(Rejection::AttemptClosed)) => Err(true),
-            Err(_) => Err(false),
-        };
-        let delay = self.network_delay();
-        self.after(delay, Event::Worker(Wake::Answered(worker, life, report, answer)));
-    }
-
-    fn hear_answer(
-        &mut self,
-        worker: usize,
-        life: u64,
-        report: &Report,
-        answer: Result<bool, bool>,
-    ) {
-        let is_beat = matches!(report, Report::Beat { .. } | Report::Release { .. });
-        match answer {
-            Ok(_) if is_beat => {}
-            Ok(_) | Err(true) => self.job_over(worker, life, report.task()),
-            // Not done: it is told again in a while.
-            Err(false) => {}
-        }
-    }
-
-    fn job_over(&mut self, worker: usize, life: u64, task: &TaskId) {
-        let Some(process) = self.process(worker, life) else {
-            return;
-        };
-        if process.jobs.remove(task).is_none() {
-            return;
-        }
-        let key = process.link.as_ref().map(|link| link.key);
-        match (process.kind, key) {
-            (Kind::Stream, Some(key)) => {
-                self.over_link(worker, Input::Credit { worker: key, tasks: 1 });
-            }
-            (Kind::Stream, None) => {}
-            (Kind::Poll { .. }, _) => self.connect(worker, life),
-        }
-    }
-
     fn keep_alive(&mut self, worker: usize, life: u64) {
         let name = self.name(worker);
         let Some(process) = self.process(worker, life) else {
             return;
         };
-        if process.kind == Kind::Stream {
-            self.over_link(worker, Input::Touch { session: session_key(&name) });
+        match process.kind {
+            Kind::Stream => self.over_link(worker, Input::Touch { session: session_key(&name) }),
+            // Who polls says that he lives by saying so of his tasks.
+            Kind::Poll { has_session: false } => {}
+            Kind::Poll { has_session: true } => {
+                for task in process.jobs.keys().cloned().collect::<Vec<_>>() {
+                    self.send_report(worker, life, Report::Beat { task });
+                }
+            }
         }
         self.after(TTL / 3, Event::Worker(Wake::KeepAlive(worker, life)));
-    }
-
-    fn beat(&mut self, worker: usize, life: u64, task: TaskId) {
-        let Some(process) = self.process(worker, life) else {
-            return;
-        };
-        let Some(job) = process.jobs.get(&task).filter(|job| job.todo != Todo::Hang) else {
-            return;
-        };
-        let Some(beats) = job.beats else {
-            return;
-        };
-        self.send_report(worker, life, Report::Beat { task: task.clone() });
-        self.after(beats / 3, Event::Worker(Wake::Beat(worker, life, task)));
     }
 
     /// The API answers a poll that has got nothing, and detaches it.
@@ -655,8 +584,9 @@ impl World<'_> {
         let Some((worker, _)) = self.workers.links.get(&key).copied() else {
             return;
         };
-        if self.workers.all[worker].link.as_ref().is_some_and(|link| link.key == key) {
-            self.break_link(worker);
+        let link = self.workers.all[worker].link.clone();
+        if let Some(link) = link.filter(|link| link.key == key && link.on_the_way == 0) {
+            self.end_at_server(worker, &link);
         }
     }
 }

@@ -46,6 +46,22 @@ pub enum Event {
     PowerCut {
         machine: usize,
     },
+    /// A machine's clock runs at another rate.
+    Drift {
+        machine: usize,
+    },
+    /// A server is told to stop, politely.
+    Stop {
+        machine: usize,
+    },
+    Drained {
+        machine: usize,
+        life: u64,
+    },
+    TellStop {
+        machine: usize,
+        life: u64,
+    },
     Effect(CallId),
     Finish(CallId),
     Answer(CallId),
@@ -78,6 +94,8 @@ pub struct World<'a> {
     pub random: Random,
     pub trace: Trace,
     pub profile: Profile,
+    /// Clocks of different machines do not agree.
+    pub skewed: bool,
     pub stage: Stage,
     queue: BTreeMap<(Timestamp, u64), Event>,
     next_event: u64,
@@ -90,6 +108,8 @@ pub struct World<'a> {
     pub subscriber: Subscriber,
     pub ledger: Ledger,
     pub crash_points: CrashPoints,
+    pub polite_stops: u64,
+    pub drained: u64,
     pub violation: Option<Violation>,
     healed_at: Timestamp,
     settled_at: Timestamp,
@@ -122,6 +142,7 @@ impl<'a> World<'a> {
             store,
             random,
             trace: Trace::new(print),
+            skewed: profile.is_skewed(),
             profile,
             stage: Stage::Faults,
             queue: BTreeMap::new(),
@@ -135,6 +156,8 @@ impl<'a> World<'a> {
             subscriber,
             ledger: Ledger::default(),
             crash_points: CrashPoints::default(),
+            polite_stops: 0,
+            drained: 0,
             violation: None,
             healed_at: Timestamp::MAX,
             settled_at: Timestamp::MAX,
@@ -150,13 +173,18 @@ impl<'a> World<'a> {
             let after = self.random.millis(0, 500);
             self.after(after, Event::Boot { machine });
             self.plan_pause(machine);
-            if self.random.permille(300) {
+            if self.profile.drift > 0 {
+                self.after(after, Event::Drift { machine });
+            }
+            if self.random.permille(300) && !self.profile.polite {
                 let after = self.random.millis(1_000, 12_000);
                 self.after(after, Event::PowerCut { machine });
             }
         }
+        self.plan_stops();
         self.begin_clients();
         self.begin_workers();
+        self.plan_drains();
         self.after(Duration::from_millis(5), Event::Read);
         let phase = self.profile.phase;
         self.after(phase, Event::Heal);
@@ -182,6 +210,11 @@ impl<'a> World<'a> {
 
     pub fn is_faulty(&self) -> bool {
         self.stage == Stage::Faults
+    }
+
+    /// Whether things may go wrong that are more than impolite.
+    pub fn is_rough(&self) -> bool {
+        self.is_faulty() && !self.profile.polite
     }
 
     pub fn note(&mut self, what: std::fmt::Arguments<'_>) {
@@ -229,6 +262,10 @@ impl<'a> World<'a> {
             Event::Boot { machine } => self.boot(machine),
             Event::Pause { machine } => self.pause(machine),
             Event::PowerCut { machine } => self.power_cut(machine),
+            Event::Drift { machine } => self.drift(machine),
+            Event::Stop { machine } => self.stop(machine),
+            Event::Drained { machine, life } => self.look_whether_drained(machine, life),
+            Event::TellStop { machine, life } => self.tell_stop(machine, life),
             Event::Effect(call) => self.effect(call),
             Event::Finish(call) => self.finish(call),
             Event::Answer(call) => self.answer(call),

@@ -15,13 +15,17 @@ const REGRESSIONS: [u64; 19] =
 fn what_is_promised_holds_for_every_seed() {
     let catalog = Catalog::new();
     let mut crash_points = CrashPoints::default();
+    let mut polite_stops = 0;
     for seed in 1..=SEEDS {
         let outcome = simulate(&catalog, seed, None, false);
+        polite_stops += outcome.polite_stops;
         crash_points.add(&outcome.crash_points);
         let lines = outcome.last_lines.join("\n");
         assert!(outcome.violation.is_none(), "seed {seed}: {:?}\n{lines}", outcome.violation);
     }
     println!("{crash_points}");
+    assert!(polite_stops > SEEDS / 4, "{polite_stops} servers and workers were told to stop");
+    // The rare ones are counted by the command, over more seeds.
     let hot = [
         Site::Commit,
         Site::StartKeyed,
@@ -31,6 +35,7 @@ fn what_is_promised_holds_for_every_seed() {
         Site::Adopt,
         Site::Claim,
         Site::Overflow,
+        Site::Leave,
     ];
     for (site, moment) in hot.into_iter().flat_map(|site| Moment::ALL.map(|at| (site, at))) {
         assert!(crash_points.at(site, moment) > 0, "no crash at {site:?}, {moment:?}");

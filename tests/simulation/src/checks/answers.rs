@@ -11,8 +11,8 @@ use recoup_engine::node::io::{Answer, HandedTask, Refusal};
 
 use crate::calls::short;
 use crate::clients::{Op, Wish};
+use crate::jobs::Report;
 use crate::machines::ReplyId;
-use crate::workers::Report;
 use crate::world::World;
 
 const LOST: &str = "nothing acknowledged is lost";
@@ -42,8 +42,7 @@ impl World<'_> {
                             }
                         }
                         // What is new was started by this very request.
-                        let own = format!("{{\"op\":{}}}", op.number);
-                        !is_own || state.input.data == own.as_bytes()
+                        !is_own || state.input.data == op.input().as_bytes()
                     }
                     Wish::Await(asked, _) => *asked == id,
                     Wish::Get(_) => false,
@@ -90,20 +89,15 @@ impl World<'_> {
     }
 
     fn check_refusal(&mut self, op: &Op, refusal: &Refusal) {
-        let target = match &op.wish {
-            Wish::Start { .. } => None,
-            Wish::Await(id, _)
-            | Wish::Get(id)
-            | Wish::Cancel(id)
-            | Wish::Terminate(id)
-            | Wish::RetryCompensation(id, _)
-            | Wish::SkipCompensation(id, _) => Some(*id),
-        };
+        let target = op.wish.target();
         let is_so = match (refusal, target) {
             (Refusal::Rejected(Rejection::ExecutionEnded(state)), Some(id)) => {
                 self.ledger.latest(id).is_some_and(|latest| latest.state == *state)
             }
             (Refusal::Rejected(Rejection::NotParked), Some(_)) => true,
+            // Whether they are is seen by what is on record.
+            (Refusal::RequestIdReused, None) => true,
+            (Refusal::Rejected(Rejection::RequestIdReused), Some(_)) => true,
             (Refusal::Rejected(_) | Refusal::RequestIdReused, _) => false,
             (Refusal::KeyHeld { execution, .. }, None) => self.ledger.latest(*execution).is_some(),
             (Refusal::KeyHeld { .. }, Some(_)) => false,
@@ -143,14 +137,14 @@ impl World<'_> {
                 if !recorded {
                     self.violate(LOST, format!("{report:?}"));
                 }
+                let place = (task.execution, task.run, task.path.clone());
+                let own = (task.attempt, output.clone());
+                let (attempt, first) = self.ledger.completed.entry(place).or_insert(own);
                 // Of what undoes a step no output is kept, so any two are the same.
-                if task.path.compensated().is_none() {
-                    let place = (task.execution, task.run, task.path.clone());
-                    let first = self.ledger.completed.entry(place).or_insert(output.clone());
-                    if first != output {
-                        let what = format!("{first:?} and {report:?}");
-                        self.violate("one acknowledged completion of a step", what);
-                    }
+                let same = first == output || task.path.compensated().is_some();
+                if *attempt != task.attempt || !same {
+                    let what = format!("{attempt} {first:?} and {report:?}");
+                    self.violate("one acknowledged completion of a step", what);
                 }
             }
             (Report::Fail { error, .. }, Ok(Answer::Done { state, .. })) => {
@@ -195,7 +189,9 @@ impl World<'_> {
         let task = &handed.id;
         let open = handed.state.open_attempts().find(|open| handed.state.task_id(open) == *task);
         let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
-        if open.is_none_or(|open| open.attempt.scheduled_at > handed.handed_at) {
+        // Another node has found that it was due, by its clock.
+        let early = |at: recoup_core::time::Timestamp| at > handed.handed_at && !self.skewed;
+        if open.is_none_or(|open| early(open.attempt.scheduled_at)) {
             self.violate("only due attempts are handed out", place.clone());
         }
         let read = node
@@ -205,6 +201,12 @@ impl World<'_> {
             let what = format!("{place} by machine {machine} as {:?}", node.node_id());
             self.violate("a new life hands out only what it has read", what);
         }
+    }
+
+    /// A task has left its process on the way to a worker.
+    pub fn check_sent(&mut self, handed: &HandedTask) {
+        let task = &handed.id;
+        let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
         let once = handed.plan.task(&task.path);
         if once.is_some_and(|plan| plan.delivery == Delivery::AtMostOnce) {
             let count = self.ledger.handed_once.entry(task.clone()).or_insert(0);

@@ -27,6 +27,7 @@ impl World<'_> {
                 return self.violate(invariant, what);
             }
         }
+        self.check_effects();
         self.check_feed();
         self.check_nodes();
     }
@@ -149,6 +150,7 @@ impl World<'_> {
                         short(&id),
                         cached.sequence
                     );
+                    let what = format!("{what}\n{}", node.belief(id));
                     self.violate("what nodes have in memory is the fold of the history", what);
                 }
             }

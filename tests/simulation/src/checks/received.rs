@@ -1,0 +1,144 @@
+//! What workers really received, compared with what is said about it.
+
+use recoup_core::command::TaskId;
+use recoup_core::definition::Delivery;
+use recoup_core::error::builtin;
+use recoup_core::event::{AttemptFailed, AttemptOutcome, Event};
+use recoup_core::execution::Execution;
+use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::retry::Verdict;
+use recoup_core::time::Timestamp;
+use recoup_store::NodeId;
+
+use super::is_worker_lost;
+use crate::calls::short;
+use crate::world::World;
+
+/// A worker's process that got a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    worker: usize,
+    life: u64,
+    /// It has said that it did not begin.
+    released: bool,
+}
+
+impl World<'_> {
+    /// A worker has a task in hand, and begins with it.
+    pub fn check_receipt(&mut self, worker: usize, life: u64, task: &TaskId) {
+        let receipts = self.ledger.received.entry(task.clone()).or_default();
+        let before = std::mem::take(receipts);
+        let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
+        if !before.is_empty() && self.is_at_most_once(task.execution, &task.path) {
+            self.violate("at most once is received once", format!("{place}: {before:?}"));
+        }
+        let works = before.iter().find(|one| self.workers.all[one.worker].is_at(one.life, task));
+        if self.profile.polite && works.is_some() {
+            let name = self.name(worker);
+            let what = format!("{place} is with {works:?} and comes to {name}");
+            self.violate("a polite restart doubles nothing", what);
+        }
+        let receipts = self.ledger.received.entry(task.clone()).or_default();
+        *receipts = before;
+        receipts.push(Receipt { worker, life, released: false });
+    }
+
+    /// The worker says that it has not begun with it.
+    pub fn note_release(&mut self, worker: usize, task: &TaskId) {
+        for receipt in self.ledger.received.entry(task.clone()).or_default() {
+            receipt.released |= receipt.worker == worker;
+        }
+    }
+
+    fn is_at_most_once(&self, id: ExecutionId, path: &StepPath) -> bool {
+        let plan = self.ledger.latest(id).and_then(|state| self.plan_of(state));
+        let task = plan.and_then(|plan| plan.task(path));
+        task.is_some_and(|task| task.delivery == Delivery::AtMostOnce)
+    }
+
+    fn may_have_begun(&self, task: &TaskId) -> bool {
+        let receipts = self.ledger.received.get(task);
+        receipts.is_some_and(|receipts| receipts.iter().any(|receipt| !receipt.released))
+    }
+
+    /// Whatever a new row says about attempts. `before` is the state that it was decided on.
+    pub fn check_attempts(
+        &mut self,
+        node: NodeId,
+        id: ExecutionId,
+        before: &Execution,
+        events: &[Event],
+        decided_at: Timestamp,
+    ) {
+        let task_of = |path: &StepPath, attempt: u32| {
+            let open = before.open_attempts();
+            let mut open = open.filter(|one| one.path == *path && one.task.attempt == attempt);
+            open.next().map(|one| before.task_id(&one))
+        };
+        for event in events {
+            match event {
+                Event::AttemptFailed(failed) => {
+                    if let Some(task) = task_of(&failed.path, failed.attempt) {
+                        self.check_failed(node, id, &task, failed, decided_at);
+                    }
+                }
+                Event::AttemptWithdrawn { path, attempt } => {
+                    if let Some(task) = task_of(path, *attempt)
+                        && self.may_have_begun(&task)
+                    {
+                        let what = format!("{} {path}:{attempt} is withdrawn", short(&id));
+                        self.violate("what a worker had may have been done", what);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn check_failed(
+        &mut self,
+        node: NodeId,
+        id: ExecutionId,
+        task: &TaskId,
+        failed: &AttemptFailed,
+        decided_at: Timestamp,
+    ) {
+        let place = format!("{} {}:{}", short(&id), failed.path, failed.attempt);
+        let error_type = failed.error.error_type.as_str();
+        let gone = failed.outcome == AttemptOutcome::Unknown;
+        if failed.outcome == AttemptOutcome::NotStarted && self.may_have_begun(task) {
+            let what = format!("{place} {error_type} is said not to have begun");
+            self.violate("what a worker had may have been done", what);
+        }
+        let lost = is_worker_lost(&failed.error);
+        if lost && !gone {
+            self.violate("what a lost worker did is unknown", place.clone());
+        }
+        if gone && self.is_at_most_once(id, &failed.path) {
+            let retries = matches!(failed.decision.verdict, Verdict::Retry { .. });
+            // An end of the whole run or of its cleanup closes it as well: then nothing follows.
+            let run_ends = [builtin::CANCELLED, builtin::TERMINATED, builtin::CLEANUP_TIMEOUT];
+            if retries
+                || !(error_type == builtin::OUTCOME_UNKNOWN || run_ends.contains(&error_type))
+            {
+                let what = format!("{place}: {error_type}, retries {retries}");
+                self.violate("a lost outcome is recoup.outcome_unknown", what);
+            }
+        }
+        // Delivered at most once, an attempt is given up when nobody says that he has it.
+        let given_up = error_type == builtin::OUTCOME_UNKNOWN;
+        if lost && !given_up {
+            self.check_lost_attempt(node, id, task, failed, decided_at);
+        }
+        if self.profile.polite {
+            let unasked = [builtin::START_TO_CLOSE, builtin::HEARTBEAT].contains(&error_type)
+                && !self.ledger.received.contains_key(task);
+            if lost || given_up || unasked {
+                self.violate(
+                    "whoever stops politely loses nobody",
+                    format!("{place}: {error_type}"),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The clock of a machine: it gains or loses, stands still while the machine is suspended, and learns
+//! database time from leases as the driver's does.
+
+use std::time::Duration;
+
+use recoup_core::time::Timestamp;
+use recoup_engine::clock::DatabaseClock;
+
+pub struct MachineClock {
+    /// The world's time at which `own` was read; in the future for as long as it stands still.
+    read_at: Timestamp,
+    own: Duration,
+    /// So many microseconds in a second.
+    gain: i64,
+    database: DatabaseClock,
+}
+
+impl MachineClock {
+    /// Of a process that begins now and believes that this is database time.
+    pub fn new(now: Timestamp, database: Timestamp, gain: i64) -> Self {
+        let own = Duration::ZERO;
+        Self { read_at: now, own, gain, database: DatabaseClock::new(database, own) }
+    }
+
+    /// What its own clock says, which nobody sets.
+    pub fn elapsed(&self, now: Timestamp) -> Duration {
+        let passed = now.since(self.read_at).as_micros();
+        let rate = u128::from((1_000_000 + self.gain).unsigned_abs());
+        self.own + Duration::from_micros(u64::try_from(passed * rate / 1_000_000).unwrap_or(0))
+    }
+
+    /// Database time as its node knows it.
+    pub fn database(&self, now: Timestamp) -> Timestamp {
+        self.database.now(self.elapsed(now))
+    }
+
+    /// When it will say this.
+    pub fn when(&self, says: Timestamp, now: Timestamp) -> Timestamp {
+        let wait = says.since(self.database(now)).as_micros();
+        let rate = u128::from((1_000_000 + self.gain).unsigned_abs()).max(1);
+        let wait = (wait * 1_000_000).div_ceil(rate);
+        // A clock that stands still goes on first.
+        now.max(self.read_at) + Duration::from_micros(u64::try_from(wait).unwrap_or(0))
+    }
+
+    pub fn set_gain(&mut self, gain: i64, now: Timestamp) {
+        self.own = self.elapsed(now);
+        self.read_at = self.read_at.max(now);
+        self.gain = gain;
+    }
+
+    pub fn stand_still(&mut self, now: Timestamp, until: Timestamp) {
+        self.own = self.elapsed(now);
+        self.read_at = self.read_at.max(until);
+    }
+
+    pub fn go_on(&mut self, now: Timestamp) {
+        self.read_at = self.read_at.min(now);
+    }
+
+    /// A lease has come: see [`DatabaseClock::correct`].
+    pub fn correct(&mut self, database: Timestamp, asked: Duration, now: Timestamp) -> Duration {
+        let elapsed = self.elapsed(now);
+        self.database.correct(database, elapsed.saturating_sub(asked), elapsed)
+    }
+}
