@@ -39,12 +39,15 @@ use session::Session;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Connections beside those that commit; 8 by default.
+    /// Connections beside those that commit or keep the lease; 8 by default.
     pub pool_size: usize,
     /// 5 s by default.
     pub connect_timeout: Duration,
     /// When a commit without an answer is given up, its outcome unknown; 10 s by default.
     pub commit_timeout: Duration,
+    /// When any other statement without an answer is given up; 30 s by default. What retention and
+    /// migrations do may take longer.
+    pub answer_timeout: Duration,
     /// When a statement that waits for a lock is given up; 5 s by default.
     pub lock_timeout: Duration,
     /// Start times that one partition of histories covers; a day by default.
@@ -61,6 +64,7 @@ impl Default for Options {
             pool_size: 8,
             connect_timeout: Duration::from_secs(5),
             commit_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(5),
             partition_width: Duration::from_secs(24 * 3600),
             partitions_ahead: 3,
@@ -78,6 +82,8 @@ pub struct PostgresStore {
 struct Inner {
     options: Options,
     pool: Pool,
+    /// For the lease alone: whatever else is asked, and however long it takes, must not cost it.
+    leases: Pool,
     lanes: Mutex<HashMap<NodeId, Arc<Lane>>>,
     counts: Counters,
 }
@@ -133,16 +139,17 @@ impl PostgresStore {
     /// off), unless [`Options::allow_unsafe_durability`] is set.
     pub async fn connect(url: &str, options: Options) -> Result<Self> {
         let config = session::config(url, options.connect_timeout)?;
-        let pool =
-            Pool::new(config, options.pool_size, options.lock_timeout, options.connect_timeout);
+        let pool = Pool::new(config.clone(), options.pool_size, &options);
+        let leases = Pool::new(config, 1, &options);
         let mut session = pool.take().await?;
+        session.set_patience(Duration::MAX);
         if !options.allow_unsafe_durability {
             check_durability(&mut session).await?;
         }
         migrate::migrate(&mut session).await?;
         drop(session);
         let lanes = Mutex::default();
-        let inner = Arc::new(Inner { options, pool, lanes, counts: Counters::default() });
+        let inner = Arc::new(Inner { options, pool, leases, lanes, counts: Counters::default() });
         inner.incarnation().await?;
         inner.make_partitions().await?;
         Ok(Self { inner })
@@ -170,6 +177,24 @@ impl PostgresStore {
     }
 }
 
+/// The name of this life of this database, if it has one.
+const NAME: &str = "
+    select store.incarnation
+    from store, pg_database as here
+    where here.datname = current_database()
+        and store.database_oid = here.oid::int8
+        and store.table_oid = 'recoup.store'::regclass::oid::int8
+        and store.system_identifier = (select system_identifier from pg_control_system())";
+const RENAME: &str = "
+    update store set incarnation = gen_random_uuid(), database_oid = here.oid::int8,
+        table_oid = 'recoup.store'::regclass::oid::int8,
+        system_identifier = control.system_identifier
+    from pg_database as here, pg_control_system() as control
+    where here.datname = current_database()
+        and (store.database_oid, store.table_oid, store.system_identifier)
+            is distinct from (here.oid::int8, 'recoup.store'::regclass::oid::int8,
+                control.system_identifier)";
+
 impl Inner {
     fn lane(&self, node: NodeId) -> Arc<Lane> {
         let mut lanes = self.lanes.lock().expect("nothing panics while it is held");
@@ -179,26 +204,15 @@ impl Inner {
     /// Of this life of this database. A dump that was restored has the row of the old one, in another
     /// place: the first to look gives it a new name.
     async fn incarnation(&self) -> Result<Uuid> {
-        const READ: &str = "
-            select store.incarnation
-            from store, pg_database as here
-            where here.datname = current_database()
-                and store.database_oid = here.oid::int8
-                and store.table_oid = 'recoup.store'::regclass::oid::int8
-                and store.system_identifier = (select system_identifier from pg_control_system())";
-        const RENAME: &str = "
-            update store set incarnation = gen_random_uuid(), database_oid = here.oid::int8,
-                table_oid = 'recoup.store'::regclass::oid::int8, system_identifier = control.system_identifier
-            from pg_database as here, pg_control_system() as control
-            where here.datname = current_database()
-                and (store.database_oid, store.table_oid, store.system_identifier)
-                    is distinct from (here.oid::int8, 'recoup.store'::regclass::oid::int8,
-                        control.system_identifier)";
         let mut session = self.pool.take().await?;
-        let mut rows = session.query(READ, &[]).await?;
+        self.incarnation_by(&mut session).await
+    }
+
+    async fn incarnation_by(&self, session: &mut Session) -> Result<Uuid> {
+        let mut rows = session.query(NAME, &[]).await?;
         if rows.is_empty() {
             session.execute(RENAME, &[]).await?;
-            rows = session.query(READ, &[]).await?;
+            rows = session.query(NAME, &[]).await?;
         }
         let row = rows.first().ok_or_else(|| {
             Error::Incompatible("the store has lost the row that names it".into())

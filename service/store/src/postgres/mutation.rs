@@ -42,7 +42,7 @@ pub(super) struct Mutation<'a> {
 pub(super) enum Begun<'a> {
     /// The request was answered before, with this.
     Answered(RegistryAnswer),
-    Open(Mutation<'a>),
+    Open(Box<Mutation<'a>>),
 }
 
 impl PostgresStore {
@@ -55,13 +55,13 @@ impl PostgresStore {
         session.begin().await?;
         let commit_timeout = self.inner.options.commit_timeout;
         let Some(asked) = request else {
-            return Ok(Begun::Open(Mutation { session, request, commit_timeout }));
+            return Ok(Begun::Open(Box::new(Mutation { session, request, commit_timeout })));
         };
         let (digest, format) = (asked.digest.cast_signed(), i32::from(format::CURRENT));
         let row: [&(dyn ToSql + Sync); 5] =
             [&asked.namespace.as_str(), &asked.request_id, &operation.as_str(), &digest, &format];
         if !session.query(CLAIM, &row).await?.is_empty() {
-            return Ok(Begun::Open(Mutation { session, request, commit_timeout }));
+            return Ok(Begun::Open(Box::new(Mutation { session, request, commit_timeout })));
         }
         let answer = answered(&mut session, operation, asked).await;
         session.rolled_back().await;

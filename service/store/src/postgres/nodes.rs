@@ -27,6 +27,8 @@ const RENEW: &str = "
     update node set expires_at = clock_timestamp() + $2::int8 * interval '1 microsecond'
     where id = $1 and closed_at is null
     returning id, expires_at - $2::int8 * interval '1 microsecond', expires_at";
+/// The least that a renewal waits for an answer, however short the lease.
+const RENEW_MIN: Duration = Duration::from_secs(1);
 /// Changes when the row is of another life of the database, or the server of another timeline.
 const TIMELINE: &str = "
     select incarnation || '/' || system_identifier || '/'
@@ -64,8 +66,8 @@ const DRAIN: &str = "
 #[async_trait]
 impl Nodes for PostgresStore {
     async fn join(&self, address: &str, ttl: Duration) -> Result<Lease> {
-        self.inner.incarnation().await?;
-        let mut session = self.inner.pool.take().await?;
+        let mut session = self.inner.leases.take().await?;
+        self.inner.incarnation_by(&mut session).await?;
         session.begin().await?;
         session.query(LOCK_JOINS, &[]).await?;
         let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl)]).await?;
@@ -75,8 +77,12 @@ impl Nodes for PostgresStore {
     }
 
     async fn renew(&self, node: NodeId, ttl: Duration) -> Result<Lease> {
-        self.inner.incarnation().await?;
-        let mut session = self.inner.pool.take().await?;
+        let mut session = self.inner.leases.take().await?;
+        // So that there is time to ask again, on another connection.
+        session.set_patience(
+            (ttl / 3).clamp(RENEW_MIN, self.inner.options.answer_timeout.max(RENEW_MIN)),
+        );
+        self.inner.incarnation_by(&mut session).await?;
         let rows = session.query(RENEW, &[&node.0, &value::ttl_us(ttl)]).await?;
         let row = rows.first().ok_or(Error::LeaseLost)?;
         let lease = lease(&mut session, row).await?;
@@ -85,7 +91,7 @@ impl Nodes for PostgresStore {
     }
 
     async fn leave(&self, node: NodeId) -> Result<()> {
-        let mut session = self.inner.pool.take().await?;
+        let mut session = self.inner.leases.take().await?;
         session.begin().await?;
         session.query(LOCK_ONE, &[&node.0]).await?;
         session.execute(CLOSE, &[&&[node.0][..]]).await?;

@@ -5,8 +5,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio_postgres::Config;
+use tokio_postgres::{Config, NoTls};
 
+use super::Options;
 use super::session::{Purpose, Session};
 use crate::contract::{Error, Result};
 
@@ -14,11 +15,13 @@ pub(super) struct Pool {
     config: Config,
     lock_timeout: Duration,
     timeout: Duration,
+    patience: Duration,
     permits: Semaphore,
     idle: Mutex<Vec<Session>>,
 }
 
-/// A connection that goes back when it is dropped, unless it was broken or left in a transaction.
+/// A connection that goes back when it is dropped, unless it was broken, or left in a transaction or
+/// with a statement under way.
 pub(super) struct Pooled<'a> {
     pool: &'a Pool,
     session: Option<Session>,
@@ -27,9 +30,15 @@ pub(super) struct Pooled<'a> {
 }
 
 impl Pool {
-    pub fn new(config: Config, size: usize, lock_timeout: Duration, timeout: Duration) -> Self {
-        let permits = Semaphore::new(size.max(1));
-        Self { config, lock_timeout, timeout, permits, idle: Mutex::default() }
+    pub fn new(config: Config, size: usize, options: &Options) -> Self {
+        Self {
+            config,
+            lock_timeout: options.lock_timeout,
+            timeout: options.connect_timeout,
+            patience: options.answer_timeout,
+            permits: Semaphore::new(size.max(1)),
+            idle: Mutex::default(),
+        }
     }
 
     /// Waits for a free connection, at most as long as for a new one.
@@ -40,7 +49,7 @@ impl Pool {
                 return Err(Error::Unavailable("all connections to Postgres are in use".into()));
             }
         };
-        let session = loop {
+        let mut session = loop {
             let idle = self.idle.lock().expect("nothing panics while it is held").pop();
             match idle {
                 Some(session) if session.is_closed() => {}
@@ -48,6 +57,7 @@ impl Pool {
                 None => break self.open().await?,
             }
         };
+        session.set_patience(self.patience);
         Ok(Pooled { pool: self, session: Some(session), reusable: true, _permit: permit })
     }
 
@@ -101,9 +111,26 @@ impl DerefMut for Pooled<'_> {
 
 impl Drop for Pooled<'_> {
     fn drop(&mut self) {
-        let session = self.session.take().filter(|session| self.reusable && !session.is_closed());
-        if let Some(session) = session {
+        let Some(session) = self.session.take().filter(|session| !session.is_closed()) else {
+            return;
+        };
+        if session.is_busy() {
+            // The next caller would wait for an answer that nobody wants any more.
+            cancel(&session, self.pool.timeout);
+        } else if self.reusable {
             self.pool.idle.lock().expect("nothing panics while it is held").push(session);
         }
+    }
+}
+
+/// Closing the connection alone would leave the server at its work.
+fn cancel(session: &Session, within: Duration) {
+    let token = session.cancel_token();
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(within, token.cancel_query(NoTls)).await {
+                tracing::debug!(%error, "a statement that nobody waits for goes on");
+            }
+        });
     }
 }

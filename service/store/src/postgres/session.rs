@@ -1,14 +1,15 @@
 //! One connection, with the statements that it has prepared.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use recoup_core::time::Timestamp;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, Row, Statement};
 
 use super::error::Failure;
 use super::value::At;
@@ -58,6 +59,10 @@ pub(super) struct Session {
     statements: HashMap<String, Statement>,
     backend: Backend,
     opened_at: Timestamp,
+    /// How long each answer may take.
+    patience: Duration,
+    /// A statement is under way; or it is without anybody who waits for its answer any more.
+    is_busy: AtomicBool,
     /// Ends the connection even if the server has stopped answering.
     driver: JoinHandle<()>,
 }
@@ -121,6 +126,8 @@ impl Session {
             statements: HashMap::new(),
             backend: Backend { pid: 0, started_at: At(Timestamp::default()) },
             opened_at: Timestamp::default(),
+            patience: Duration::MAX,
+            is_busy: AtomicBool::new(false),
             driver,
         };
         let lock_timeout_ms = lock_timeout.as_millis();
@@ -151,9 +158,36 @@ impl Session {
         self.client.is_closed()
     }
 
+    /// From here on an answer that takes longer is [`Failure::Lost`]. At first there is no limit: who
+    /// opened the connection has one of its own, or a statement that may take its time.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// Whoever sent the last statement has gone without its answer.
+    pub fn is_busy(&self) -> bool {
+        self.is_busy.load(Ordering::Relaxed)
+    }
+
+    /// Ends what the connection is busy with, through another one.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.client.cancel_token()
+    }
+
     /// For statements that are run once: no parameters, several at a time.
     pub async fn run(&self, sql: &str) -> Result<(), Failure> {
-        Ok(self.client.batch_execute(sql).await?)
+        self.answered(self.client.batch_execute(sql)).await
+    }
+
+    async fn answered<T>(
+        &self,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Failure> {
+        self.is_busy.store(true, Ordering::Relaxed);
+        let answer = tokio::time::timeout(self.patience, call).await;
+        let answer = answer.map_err(|_| Failure::Lost("no answer in time".into()))?;
+        self.is_busy.store(false, Ordering::Relaxed);
+        Ok(answer?)
     }
 
     pub async fn query(
@@ -162,7 +196,7 @@ impl Session {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
         let statement = self.prepare(sql.as_ref()).await?;
-        Ok(self.client.query(&statement, parameters).await?)
+        self.answered(self.client.query(&statement, parameters)).await
     }
 
     pub async fn execute(
@@ -171,7 +205,7 @@ impl Session {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, Failure> {
         let statement = self.prepare(sql).await?;
-        Ok(self.client.execute(&statement, parameters).await?)
+        self.answered(self.client.execute(&statement, parameters)).await
     }
 
     /// Sends all calls, in their order, before it awaits the answers: one round trip, but that a
@@ -186,14 +220,17 @@ impl Session {
             .iter()
             .zip(&statements)
             .map(|((_, parameters), statement)| self.client.query(statement, parameters));
-        Ok(try_join_all(answers).await?)
+        // All are awaited: what follows an error fails only because of it, and which answer comes in
+        // first is chance.
+        let answers = join_all(answers);
+        self.answered(async { answers.await.into_iter().collect() }).await
     }
 
     async fn prepare(&mut self, sql: &str) -> Result<Statement, Failure> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(sql).await?;
+        let statement = self.answered(self.client.prepare(sql)).await?;
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
         }

@@ -6,3 +6,4 @@ mod feed;
 mod opening;
 mod ranges;
 mod requests;
+mod waiting;

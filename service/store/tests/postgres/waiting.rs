@@ -1,0 +1,132 @@
+//! Statements that take long: nobody but who asked waits for them, and not for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_store::conformance::World;
+use recoup_store::postgres::{Options, PostgresStore};
+use recoup_store::{Batch, Error, Executions, ListFilter, Nodes, Registry, Settled, Transitions};
+use recoup_test_postgres::{Database, Server};
+use tokio_postgres::{Client, NoTls};
+
+/// Longer than any test waits.
+const LONG: Duration = Duration::from_secs(120);
+/// Beyond it, what should happen is held not to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn client(database: &Database) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client
+}
+
+/// Nobody else reads the index of executions as long as this client lives.
+async fn lock_executions(database: &Database) -> Client {
+    let locker = client(database).await;
+    const LOCK: &str = "begin; lock table recoup.execution in access exclusive mode";
+    locker.batch_execute(LOCK).await.expect("nobody uses it");
+    locker
+}
+
+/// Until so many statements wait for that lock.
+async fn waiting(database: &Database, count: i64) {
+    const WAITING: &str = "
+        select count(*) from pg_locks
+        where relation = 'recoup.execution'::regclass and not granted";
+    let observer = client(database).await;
+    let watch = async {
+        while observer.query_one(WAITING, &[]).await.expect("asks").get::<_, i64>(0) != count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let watched = tokio::time::timeout(PATIENCE, watch).await;
+    watched.unwrap_or_else(|_| panic!("{count} statements never waited"));
+}
+
+/// With one connection for everything but commits and the lease.
+fn narrow() -> Options {
+    Options { pool_size: 1, lock_timeout: LONG, ..Options::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_goes_leaves_no_connection_busy_behind() {
+    let database = Server::shared().database().await;
+    let store = PostgresStore::connect(&database.url(), narrow()).await.expect("connects");
+    let _locker = lock_executions(&database).await;
+
+    let listing = tokio::spawn({
+        let store = store.clone();
+        async move { store.list(&ListFilter::default(), None, 10).await }
+    });
+    waiting(&database, 1).await;
+    listing.abort();
+    assert!(listing.await.expect_err("it waits still").is_cancelled());
+
+    let answer = tokio::time::timeout(PATIENCE, store.now()).await;
+    answer.expect("the next caller does not wait behind it").expect("answers");
+    // Nor does the server go on with it.
+    waiting(&database, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_wait_for_does_not_cost_the_lease() {
+    let database = Server::shared().database().await;
+    let options = Options { connect_timeout: Duration::from_secs(2), ..narrow() };
+    let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
+    let node = store.join("test:1", LONG).await.expect("joins").node;
+    let _locker = lock_executions(&database).await;
+
+    let listing = tokio::spawn({
+        let store = store.clone();
+        async move { store.list(&ListFilter::default(), None, 10).await }
+    });
+    waiting(&database, 1).await;
+    assert!(
+        matches!(store.now().await, Err(Error::Unavailable(_))),
+        "the only connection is taken"
+    );
+    store.renew(node, LONG).await.expect("the lease has its own");
+    store.leave(node).await.expect("the lease has its own");
+    listing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_without_an_answer_is_given_up() {
+    let database = Server::shared().database().await;
+    let options = Options { answer_timeout: Duration::from_millis(500), ..narrow() };
+    let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
+    let locker = lock_executions(&database).await;
+    let all = ListFilter::default();
+    let listing = tokio::time::timeout(PATIENCE, store.list(&all, None, 10));
+    let listed = listing.await.expect("it ends by itself");
+    assert!(matches!(listed, Err(Error::Unavailable(_))), "{listed:?}");
+    drop(locker);
+    let listed = tokio::time::timeout(PATIENCE, async {
+        // Until the server has noticed that the lock's holder is gone.
+        while store.list(&all, None, 10).await.is_err() {}
+    });
+    listed.await.expect("the connection was replaced");
+}
+
+/// Answers of a pipeline come in while they are read. What follows an error fails only because the
+/// transaction is broken: taken for the reason, it would hide that one transition is to be refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_refused_is_refused_however_answers_come_in() {
+    let database = Server::shared().database().await;
+    let store =
+        PostgresStore::connect(&database.url(), Options::default()).await.expect("connects");
+    let world = World::open(Arc::new(store.clone())).await;
+    let node = world.node().await;
+    for number in 0..500 {
+        let mut wrong = world.start(world.id());
+        wrong.request = Some(world.request(&format!("{number}\0"), 1));
+        wrong.feed = vec![world.event(&format!("event {number}"), wrong.execution)];
+        let sound = world.start(world.id());
+        let batch = Batch { transitions: vec![wrong, sound], ..Batch::default() };
+        let settled = store.commit(node, &batch).await;
+        let settled = settled.unwrap_or_else(|error| panic!("batch {number}: {error}"));
+        assert!(matches!(settled[0], Settled::Refused(_)), "batch {number}: {settled:?}");
+        assert_eq!(settled[1], Settled::Won, "batch {number}");
+    }
+}
