@@ -41,13 +41,27 @@ const TRY_LOCK: &str = "select pg_try_advisory_lock(hashtext('recoup.history.rep
 const NOW: &str = "select clock_timestamp()";
 const EXPIRED: &str = "select partition, expired_executions from history_range";
 const SURVIVORS: &str = "select count(*) from execution where id >= $1 and id < $2";
-const NEXT_SURVIVORS: &str =
-    "select id from execution where id >= $1 and id < $2 order by id limit 500";
+/// With each, whether its history may still grow.
+const NEXT_SURVIVORS: &str = "
+    select id, active or compensation in ('PARKED', 'PENDING')
+    from execution where id >= $1 and id < $2 order by id limit 500";
 
 /// How long a commit may wait behind us for each of our tries to lock histories.
 const LOCK_TIMEOUT: &str = "100ms";
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const LOCK_TRIES: usize = 50;
+/// Copies take their time; a server that says nothing for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What was copied of a range while it was in use.
+struct Copy {
+    table: String,
+    began: Timestamp,
+    is_empty: bool,
+    /// Whose histories may have grown since, whatever has become of them: one that ended long ago may
+    /// have been parked, and be done by now.
+    open: Vec<Uuid>,
+}
 
 impl Range {
     /// No id of now falls into it any more; clocks may be apart by the width of a range.
@@ -146,6 +160,7 @@ impl Inner {
     pub async fn replace_range(&self) -> Result<bool> {
         // Its own connection: the lock ends with it.
         let mut session = self.pool.open().await?;
+        session.set_patience(PATIENCE);
         let locked = session.query(TRY_LOCK, &[]).await?;
         if !locked[0].try_get::<_, bool>(0)? {
             return Ok(false);
@@ -160,49 +175,53 @@ impl Inner {
             let gone: i64 = gone.map_or(Ok(0), |row| row.try_get(1))?;
             let survivors = session.query(SURVIVORS, &[&range.from, &range.to]).await?;
             let survivors: i64 = survivors[0].try_get(0)?;
-            let is_empty = gone == 0 && survivors == 0 && {
-                let any = format!("select from {} limit 1", range.name);
-                session.query(any, &[]).await?.is_empty()
-            };
-            if is_empty || (gone > 0 && gone >= survivors) {
-                self.replace(&mut session, &range).await?;
-                return Ok(true);
+            // Without survivors, rows that are left are those of executions that went while the range
+            // was replaced the last time.
+            if survivors == 0 || (gone > 0 && gone >= survivors) {
+                return Ok(self.replace(&mut session, &range).await?);
             }
         }
         Ok(false)
     }
 
     /// Copies what stays, then changes the tables under a short lock. A crash in between leaves the
-    /// copy, which the next try throws away.
-    async fn replace(&self, session: &mut Session, range: &Range) -> Result<(), Failure> {
+    /// copy, which the next try throws away. False if the range stayed in use: every try holds up
+    /// commits, so the next one should be a while off.
+    async fn replace(&self, session: &mut Session, range: &Range) -> Result<bool, Failure> {
         let Range { name, from, to } = range;
-        let copy = format!("{name}_next");
+        let table = format!("{name}_next");
         let began = now(session).await?;
         session
             .run(&format!(
-                "drop table if exists {copy};
-                create table {copy} (like history including all);
-                alter table {copy} add constraint history_range check (
+                "drop table if exists {table};
+                create table {table} (like history including all);
+                alter table {table} add constraint history_range check (
                     execution_id >= '{from}' and execution_id < '{to}' and execution_id is not null)"
             ))
             .await?;
         let insert = format!(
-            "insert into {copy} select * from {name} where execution_id = any($1)
+            "insert into {table} select * from {name} where execution_id = any($1)
             on conflict do nothing"
         );
         let mut after = *from;
-        let mut is_copied = false;
+        let mut copy = Copy { table, began, is_empty: true, open: Vec::new() };
         loop {
-            let ids = session.query(NEXT_SURVIVORS, &[&after, to]).await?;
-            let ids: Vec<Uuid> = ids.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+            let survivors = session.query(NEXT_SURVIVORS, &[&after, to]).await?;
+            let mut ids: Vec<Uuid> = Vec::with_capacity(survivors.len());
+            for row in &survivors {
+                ids.push(row.try_get(0)?);
+                if row.try_get(1)? {
+                    copy.open.push(row.try_get(0)?);
+                }
+            }
             let Some(last) = ids.last() else { break };
-            is_copied = true;
+            copy.is_empty = false;
             after = Uuid::from_u128(last.as_u128() + 1);
             session.query(insert.clone(), &[&ids]).await?;
         }
         for _ in 0..LOCK_TRIES {
-            match self.exchange(session, range, &copy, began, is_copied).await {
-                Ok(()) => return Ok(()),
+            match self.exchange(session, range, &copy).await {
+                Ok(()) => return Ok(true),
                 Err(Failure::Refused(error))
                     if *error.code() == tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE
                         || Failure::Refused(error.clone()).refusal() == Some(Refusal::Again) =>
@@ -217,18 +236,18 @@ impl Inner {
             }
         }
         tracing::warn!(partition = name, "a range of histories is in use and was not replaced");
-        session.run(&format!("drop table {copy}")).await
+        session.run(&format!("drop table {}", copy.table)).await?;
+        Ok(false)
     }
 
     async fn exchange(
         &self,
         session: &mut Session,
         range: &Range,
-        copy: &str,
-        began: Timestamp,
-        is_copied: bool,
+        copy: &Copy,
     ) -> Result<(), Failure> {
         let Range { name, from, to } = range;
+        let Copy { table, began, is_empty, open } = copy;
         session
             .run(&format!(
                 "begin; set local lock_timeout = '{LOCK_TIMEOUT}';
@@ -236,29 +255,31 @@ impl Inner {
             ))
             .await?;
         let locked = Instant::now();
-        // What was written since. Histories that had ended by then have not grown.
+        // What was written since, to histories that were open then and to those that are new. None is
+        // opened again.
         let delta = format!(
-            "insert into {copy}
+            "insert into {table}
             select history.* from execution
             join {name} as history on history.execution_id = execution.id
             where execution.id >= $1 and execution.id < $2
                 and (execution.active or execution.compensation in ('PARKED', 'PENDING')
                     or execution.ended_at is null
-                    or execution.ended_at > $3::timestamptz - interval '1 hour')
+                    or execution.ended_at > $3::timestamptz - interval '1 hour'
+                    or execution.id = any($4))
             on conflict do nothing returning true"
         );
-        let parameters: [&(dyn ToSql + Sync); 3] = [from, to, &At(began)];
+        let parameters: [&(dyn ToSql + Sync); 4] = [from, to, &At(*began), open];
         let added = session.query(delta, &parameters).await?;
-        let attach = if is_copied || !added.is_empty() {
+        let attach = if *is_empty && added.is_empty() {
+            format!("drop table {name}; drop table {table}")
+        } else {
             format!(
-                "alter table history attach partition {copy}
+                "alter table history attach partition {table}
                     for values from ('{from}') to ('{to}');
                 drop table {name};
-                alter table {copy} drop constraint history_range;
-                alter table {copy} rename to {name}"
+                alter table {table} drop constraint history_range;
+                alter table {table} rename to {name}"
             )
-        } else {
-            format!("drop table {name}; drop table {copy}")
         };
         session
             .run(&format!(

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_postgres::types::ToSql;
@@ -6,14 +7,19 @@ use uuid::Uuid;
 
 use super::error::Failure;
 use super::partition::{self, Range};
-use super::{Inner, PostgresStore, value};
+use super::value::{self, At};
+use super::{Inner, PostgresStore};
 use crate::contract::{Expired, Result, Retention};
 
 /// Of rows whose namespace does not exist: as long as `default` keeps them at first.
 const RETENTION_DEFAULT_US: i64 = 30 * 24 * 3600 * 1_000_000;
 
+/// How long an answer may take: where little is due, much may be looked through.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// Ended longer ago than its namespace keeps it. Ages are compared, for the sum of a time and a long
-/// retention need not be a time.
+/// retention need not be a time. The rows are locked, so that what is deleted is what was found; those
+/// that another has are left to him.
 const DUE_EXECUTIONS: &str = "
     select execution.id
     from execution
@@ -23,7 +29,8 @@ const DUE_EXECUTIONS: &str = "
             > coalesce(namespace.retention_us, $2::int8)
         and not exists (
             select from quarantine where execution_id = execution.id and released_at is null)
-    order by execution.id limit $1";
+    order by execution.id limit $1
+    for update of execution skip locked";
 const DELETE_QUARANTINES: &str = "delete from quarantine where execution_id = any($1)";
 const DELETE_KEYS: &str = "delete from execution_key where execution_id = any($1)";
 const DELETE_EXECUTIONS: &str = "delete from execution where id = any($1) returning id";
@@ -35,13 +42,16 @@ const DEFER_HISTORIES: &str = "
     on conflict (partition) do update
         set expired_executions = there.expired_executions + excluded.expired_executions";
 
+/// Only those are looked at that are older than the shortest time that any namespace keeps them.
 const DUE_EVENTS: &str = "
     select feed.lane, feed.number
     from feed
     left join namespace on namespace.name = feed.namespace
-    where extract(epoch from clock_timestamp() - feed.at) * 1000000
+    where feed.at < $3 and extract(epoch from clock_timestamp() - feed.at) * 1000000
         > coalesce(namespace.retention_us, $2::int8)
     order by feed.at limit $1";
+const SHORTEST_RETENTION: &str = "
+    select least(min(retention_us), $1::int8) from namespace";
 const DELETE_EVENTS: &str = "
     delete from feed using unnest($1::int8[], $2::int8[]) as due (lane, number)
     where feed.lane = due.lane and feed.number = due.number
@@ -103,6 +113,7 @@ impl Retention for PostgresStore {
 impl Inner {
     async fn expire_executions(&self, limit: usize, expired: &mut Expired) -> Result<()> {
         let mut session = self.pool.take().await?;
+        session.set_patience(PATIENCE);
         let now = partition::now(&mut session).await?;
         let ranges = partition::ranges(&mut session).await?;
         let width = self.options.partition_width;
@@ -140,9 +151,13 @@ impl Inner {
 
     async fn expire_events(&self, limit: usize, expired: &mut Expired) -> Result<()> {
         let mut session = self.pool.take().await?;
+        session.set_patience(PATIENCE);
+        let shortest = session.query(SHORTEST_RETENTION, &[&RETENTION_DEFAULT_US]).await?;
+        let shortest = Duration::from_micros(value::unsigned(shortest[0].try_get(0)?));
+        let oldest_kept = partition::now(&mut session).await? - shortest;
         session.begin().await?;
-        let parameters: [&(dyn ToSql + Sync); 2] =
-            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US];
+        let parameters: [&(dyn ToSql + Sync); 3] =
+            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US, &At(oldest_kept)];
         let due = session.query(DUE_EVENTS, &parameters).await?;
         expired.more |= due.len() > limit;
         let pairs = |rows: &[tokio_postgres::Row]| -> Result<(Vec<i64>, Vec<i64>), Failure> {
@@ -166,6 +181,7 @@ impl Inner {
 
     async fn expire_requests(&self, limit: usize, expired: &mut Expired) -> Result<()> {
         let mut session = self.pool.take().await?;
+        session.set_patience(PATIENCE);
         expired.start_requests = session.execute(DELETE_REQUESTS, &[&value::limit(limit)]).await?;
         if expired.start_requests >= limit as u64 {
             expired.more |= !session.query(REQUEST_DUE, &[]).await?.is_empty();

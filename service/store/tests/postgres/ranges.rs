@@ -15,7 +15,9 @@ use recoup_store::{
     Batch, Executions, IndexRow, NewQuarantine, NodeId, Registry, Retention, Settled, Transition,
     Transitions,
 };
-use recoup_test_postgres::Server;
+use recoup_test_postgres::{Database, Server};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
 
 const WIDTH: Duration = Duration::from_millis(1500);
 const RANGES_WANTED: u64 = 4;
@@ -210,13 +212,170 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
     // Beyond it, a commit would be given up.
     assert!(stall_us_max < 2_000_000, "a commit stalled for {stall_us_max} µs");
 
-    let client = {
-        let (client, connection) = tokio_postgres::connect(&database.url(), tokio_postgres::NoTls)
-            .await
-            .expect("connects");
-        tokio::spawn(connection);
-        client
-    };
+    let client = client(&database).await;
     let default = client.query_one("select count(*) from recoup.history_default", &[]).await;
     assert_eq!(default.expect("counts").get::<_, i64>(0), 0, "rows outside of all ranges");
+}
+
+/// A range whose copy is made, and waits for a reader until it may take the range's place.
+struct Copied {
+    database: Database,
+    store: PostgresStore,
+    world: World,
+    node: NodeId,
+    /// Ended hours ago, with a parked compensation.
+    parked: ExecutionId,
+    namespace: &'static str,
+    reader: Client,
+    /// Whether more was due, of each call until the range was replaced.
+    replacing: JoinHandle<Vec<bool>>,
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn narrow() -> Options {
+    Options { partition_width: WIDTH, partitions_ahead: 4, ..Options::default() }
+}
+
+async fn client(database: &Database) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(&database.url(), tokio_postgres::NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client
+}
+
+impl Copied {
+    async fn of(namespace: &'static str) -> Self {
+        let database = Server::shared().database().await;
+        let store = PostgresStore::connect(&database.url(), narrow()).await.expect("connects");
+        store.create_namespace(&"brief".into(), "", HOUR, None).await.expect("is new");
+        let world = World::open(Arc::new(store.clone())).await;
+        let node = world.node().await;
+        // Of the first range, which no empty one comes before.
+        let first = first_range(&database).await;
+        let (parked, forgotten) =
+            (ExecutionId::new(first, [1; 10]), ExecutionId::new(first, [2; 10]));
+        let reader = client(&database).await;
+        // Holds up the exchange, and nobody else.
+        const READ: &str = "begin; lock table only recoup.history in access share mode";
+        reader.batch_execute(READ).await.expect("locks");
+        let replacing = tokio::spawn(replace_one(store.clone(), first + WIDTH * 2));
+        let this = Self { database, store, world, node, parked, namespace, reader, replacing };
+
+        let index = this.ended(namespace, CompensationState::Parked);
+        this.world.won(node, [Transition { index, ..this.world.start(parked) }]).await;
+        let index = this.ended("brief", CompensationState::None);
+        this.world.won(node, [Transition { index, ..this.world.start(forgotten) }]).await;
+        this.eventually_waits().await;
+        this
+    }
+
+    fn ended(&self, namespace: &str, compensation: CompensationState) -> Option<IndexRow> {
+        let ended_at = Some(self.world.now - HOUR * 2);
+        let row = self.world.in_state(State::Terminated, compensation);
+        Some(IndexRow { namespace: namespace.into(), ended_at, ..row })
+    }
+
+    async fn eventually_waits(&self) {
+        const WAITS: &str = "
+            select from pg_locks where relation = 'recoup.history'::regclass
+                and mode = 'AccessExclusiveLock' and not granted";
+        let observer = client(&self.database).await;
+        let began = Instant::now();
+        while observer.query(WAITS, &[]).await.expect("asks").is_empty() {
+            assert!(began.elapsed() < GIVE_UP_AFTER, "the range was never replaced");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// The compensation is retried, and is done.
+    async fn compensate(&self) {
+        let steps = [(2, CompensationState::Running), (3, CompensationState::Done)];
+        for (sequence, compensation) in steps {
+            let index = self.ended(self.namespace, compensation);
+            let next = self.world.next(self.parked, sequence);
+            self.world.won(self.node, [Transition { index, ..next }]).await;
+        }
+    }
+
+    async fn exchanged(&mut self) -> Vec<bool> {
+        self.reader.batch_execute("rollback").await.expect("unlocks");
+        let more = (&mut self.replacing).await.expect("no panic");
+        assert_eq!(self.store.counts().ranges_replaced, 1);
+        more
+    }
+}
+
+/// When the oldest range begins.
+async fn first_range(database: &Database) -> Timestamp {
+    const FIRST: &str = "
+        select substr(min(inhrelid::regclass::name::text), length('history_') + 1)::int8
+        from pg_inherits where inhparent = 'recoup.history'::regclass
+            and inhrelid <> 'recoup.history_default'::regclass";
+    let client = client(database).await;
+    client.batch_execute("set search_path = recoup").await.expect("is there");
+    let millis: i64 = client.query_one(FIRST, &[]).await.expect("asks").get(0);
+    Timestamp::from_micros(millis * 1000)
+}
+
+/// From the time on at which the range is old: before, what is in it is deleted row by row.
+async fn replace_one(store: PostgresStore, old_at: Timestamp) -> Vec<bool> {
+    while store.now().await.expect("answers") < old_at {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut more = Vec::new();
+    let began = Instant::now();
+    while store.counts().ranges_replaced == 0 && began.elapsed() < GIVE_UP_AFTER {
+        more.push(store.expire(100).await.expect("expires").more);
+    }
+    more
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_compensated_while_its_range_is_copied_is_kept_whole() {
+    let mut copied = Copied::of("default").await;
+    copied.compensate().await;
+    copied.exchanged().await;
+    let histories = copied.store.load(copied.node, &[copied.parked]).await.expect("loads");
+    let sequences = histories.iter().flat_map(|history| &history.transitions);
+    let sequences: Vec<u64> = sequences.map(|transition| transition.sequence).collect();
+    assert_eq!(sequences, [1, 2, 3]);
+}
+
+/// Its rows are in the copy, and no count says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expires_while_its_range_is_copied_keeps_no_range() {
+    let mut copied = Copied::of("brief").await;
+    copied.compensate().await;
+    let other = copied.database.url();
+    let other = PostgresStore::connect(&other, narrow()).await.expect("connects");
+    assert_eq!(other.expire(100).await.expect("expires").executions, 1);
+    copied.exchanged().await;
+
+    let observer = client(&copied.database).await;
+    let rows = format!("select from recoup.history where execution_id = '{}'", copied.parked.0);
+    let began = Instant::now();
+    while !observer.query(&rows, &[]).await.expect("asks").is_empty() {
+        assert!(began.elapsed() < GIVE_UP_AFTER, "rows of what retention took are kept for good");
+        copied.store.expire(100).await.expect("expires");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Each try holds up commits for a moment: as long as somebody reads, they are not made one after the
+/// other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_that_stays_in_use_is_left_for_later() {
+    let mut copied = Copied::of("default").await;
+    let observer = client(&copied.database).await;
+    const COPY: &str = r"select from pg_class where relname like 'history\_%\_next'";
+    let began = Instant::now();
+    while !observer.query(COPY, &[]).await.expect("asks").is_empty() {
+        assert!(began.elapsed() < GIVE_UP_AFTER, "it is tried for good");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let more = copied.exchanged().await;
+    assert!(more.len() > 1, "it was replaced in spite of the reader");
+    assert_eq!(more.first(), Some(&false));
+    assert_eq!(more.last(), Some(&true));
 }
