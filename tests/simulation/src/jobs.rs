@@ -200,7 +200,7 @@ impl World<'_> {
                 self.touch(worker);
                 self.over_link(worker, input);
             } else {
-                let machine = self.pick_machine();
+                let machine = self.pick_machine(worker);
                 self.send(machine, None, Request::Input(Box::new(input)));
             }
         }

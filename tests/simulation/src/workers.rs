@@ -228,7 +228,7 @@ impl World<'_> {
     }
 
     pub fn connect(&mut self, worker: usize, life: u64) {
-        let machine = self.pick_machine();
+        let machine = self.pick_machine(worker);
         let name = self.name(worker);
         let Some(process) = self.process(worker, life) else {
             return;
@@ -276,11 +276,12 @@ impl World<'_> {
     }
 
     /// A machine to talk to. Where nothing goes wrong, nobody talks to one that refuses connections.
-    pub fn pick_machine(&mut self) -> usize {
-        let first = self.random.index(self.machines.len());
+    pub fn pick_machine(&mut self, worker: usize) -> usize {
         if !self.profile.polite {
-            return first;
+            return self.random.index(self.machines.len());
         }
+        // A session is alive where it is heard.
+        let first = worker % self.machines.len();
         let all = (0..self.machines.len()).map(|step| (first + step) % self.machines.len());
         let serves = |machine: &usize| {
             let place = &self.machines[*machine];

@@ -221,7 +221,18 @@ impl<R> Node<R> {
                 if let Place::Handed(handed) = &mut attempt.place {
                     handed.recorded |= started.is_some();
                 }
+                let claimed = slot.claimed.contains_key(&key_of(&task));
+                let once =
+                    plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
                 match (&attempt.place, started) {
+                    // Its owner has put it where this node claimed it: nobody has it here any more.
+                    (Place::Handed(_) | Place::Grace { .. }, _)
+                        if claimed && !once && !self.held.contains_key(&task) =>
+                    {
+                        attempt.place = Place::Scheduled;
+                        attempt.claimed = true;
+                        come.push((task, None));
+                    }
                     (Place::Starting { worker }, Some(_)) if committed => {
                         come.push((task, Some(*worker)));
                     }
@@ -597,7 +608,7 @@ impl<R> Node<R> {
     /// A worker was chosen and was gone, or did not get it: the next one does, though the history says
     /// already that the attempt has started.
     fn never_left(&mut self, task: &TaskId) {
-        if self.stopping {
+        if self.stopping && self.is_at_most_once(task) {
             return self.fail_unsent(task);
         }
         if let Some(attempt) = self.attempt_mut(task) {
@@ -648,6 +659,10 @@ impl<R> Node<R> {
     /// The history says that it has started, so no other node would hand it out, and this one does so no
     /// more: all that can be said is that it was not done.
     fn fail_unsent(&mut self, task: &TaskId) {
+        if !self.is_at_most_once(task) {
+            // Whoever goes on with it hands it out once more.
+            return;
+        }
         let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
         self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
     }

@@ -33,7 +33,11 @@ impl World<'_> {
             self.violate("at most once is received once", format!("{place}: {before:?}"));
         }
         let works = before.iter().find(|one| self.workers.all[one.worker].is_at(one.life, task));
-        if self.profile.polite && works.is_some() {
+        // A command that another node takes makes it the owner, which asks who has the attempt only for
+        // so long.
+        let state = self.ledger.latest(task.execution);
+        let goes_on = state.is_some_and(|state| state.stop.is_none());
+        if self.profile.polite && works.is_some() && goes_on {
             let name = self.name(worker);
             let what = format!("{place} is with {works:?} and comes to {name}");
             self.violate("a polite restart doubles nothing", what);
@@ -124,6 +128,10 @@ impl World<'_> {
                 let what = format!("{place}: {error_type}, retries {retries}");
                 self.violate("a lost outcome is recoup.outcome_unknown", what);
             }
+        }
+        let goes_on = self.ledger.latest(id).is_some_and(|state| state.stop.is_none());
+        if error_type == builtin::CANCELLED && goes_on && !self.is_at_most_once(id, &failed.path) {
+            self.violate("what is given back does not count", place.clone());
         }
         // Delivered at most once, an attempt is given up when nobody says that he has it.
         let given_up = error_type == builtin::OUTCOME_UNKNOWN;
