@@ -34,8 +34,11 @@ create table execution (
 );
 
 create index execution_list on execution (namespace, id);
--- A success writes none of these three but the entry of its start.
+-- A success adds an entry here at its start, and one to `execution_ended` at its end.
 create index execution_owned on execution (owner, id) where active;
 create index execution_failed on execution (namespace, id)
     where state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED');
+-- In the order of ends: what retention looks through.
+create index execution_ended on execution (namespace, ended_at)
+    where not active and compensation <> 'PARKED';
 create index execution_due on execution (owner, wake_at, id) where wake_at is not null;

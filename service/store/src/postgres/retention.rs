@@ -17,20 +17,36 @@ const RETENTION_DEFAULT_US: i64 = 30 * 24 * 3600 * 1_000_000;
 /// How long an answer may take: where little is due, much may be looked through.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Ended longer ago than its namespace keeps it. Ages are compared, for the sum of a time and a long
-/// retention need not be a time. The rows are locked, so that what is deleted is what was found; those
-/// that another has are left to him.
+/// Ended longer ago than its namespace keeps it. Namespaces are those that have ended executions, found
+/// by one look into the index for each: what is not due yet is not looked at. Ages are compared, for the
+/// sum of a time and a long retention need not be a time; that of at most 5,000 years, the one that the
+/// index goes by, is. The rows are locked, so that what is deleted is what was found; those that another
+/// has are left to him.
 const DUE_EXECUTIONS: &str = "
-    select execution.id
-    from execution
-    left join namespace on namespace.name = execution.namespace
-    where not execution.active and execution.compensation <> 'PARKED'
-        and extract(epoch from clock_timestamp() - execution.ended_at) * 1000000
-            > coalesce(namespace.retention_us, $2::int8)
-        and not exists (
-            select from quarantine where execution_id = execution.id and released_at is null)
-    order by execution.id limit $1
-    for update of execution skip locked";
+    with recursive present (name) as (
+        select min(namespace) from execution where not active and compensation <> 'PARKED'
+        union all
+        select (
+            select min(namespace) from execution
+            where not active and compensation <> 'PARKED' and namespace > present.name)
+        from present where present.name is not null)
+    select due.id
+    from present
+    left join namespace on namespace.name = present.name
+    cross join lateral (
+        select execution.id
+        from execution
+        where not execution.active and execution.compensation <> 'PARKED'
+            and execution.namespace = present.name
+            and execution.ended_at < $3::timestamptz - interval '1 microsecond'
+                * least(coalesce(namespace.retention_us, $2::int8), 157680000000000000)
+            and extract(epoch from $3::timestamptz - execution.ended_at) * 1000000
+                > coalesce(namespace.retention_us, $2::int8)
+            and not exists (
+                select from quarantine where execution_id = execution.id and released_at is null)
+        order by execution.ended_at limit $1
+        for update of execution skip locked) as due
+    limit $1";
 const DELETE_QUARANTINES: &str = "delete from quarantine where execution_id = any($1)";
 const DELETE_KEYS: &str = "delete from execution_key where execution_id = any($1)";
 const DELETE_EXECUTIONS: &str = "delete from execution where id = any($1) returning id";
@@ -120,8 +136,8 @@ impl Inner {
         let old: Vec<Range> = ranges.into_iter().filter(|range| range.is_old(now, width)).collect();
 
         session.begin().await?;
-        let parameters: [&(dyn ToSql + Sync); 2] =
-            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US];
+        let parameters: [&(dyn ToSql + Sync); 3] =
+            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US, &At(now)];
         let due = session.query(DUE_EXECUTIONS, &parameters).await?;
         expired.more |= due.len() > limit;
         let due: Vec<Uuid> =
