@@ -142,6 +142,29 @@ pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn H
     assert_eq!(world.feed_ids().await, names);
 }
 
+/// A batch that was under way when its node's lease was lost is sent again in the next life, without
+/// a look at what the last one knew.
+pub async fn a_life_goes_on_behind_the_one_before(world: World, harness: &dyn Harness) {
+    let before = world.node().await;
+    let ahead = world.now + Duration::from_secs(3600);
+    harness.set_lane(before, ahead.as_micros()).await;
+    let id = world.id();
+    let next = |sequence: u64, name: &str| {
+        let feed = vec![world.event(name, id)];
+        Transition { index: Some(world.index()), feed, ..world.next(id, sequence) }
+    };
+    world.won(before, [next(1, "1")]).await;
+    let batch = super::world::batch([next(2, "2")]);
+    world.store.leave(before).await.expect("leaves");
+    let refused = world.store.commit(before, &batch).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let node = world.node().await;
+    assert_eq!(world.store.commit(node, &batch).await.expect("commits"), [Settled::Won]);
+    let first = world.store.failure("1").await.expect("asks").expect("there");
+    assert!(first.position.number > ahead.as_micros(), "the lane was not set");
+    assert_eq!(world.feed_ids().await, ["1", "2"]);
+}
+
 pub async fn start_and_end(world: World) {
     let (start, end) = (world.store.feed_start().await, world.store.feed_end().await);
     let (start, end) = (start.expect("start"), end.expect("end"));

@@ -8,6 +8,7 @@ use recoup_core::id::ExecutionId;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 
+use super::Harness;
 use super::world::World;
 use crate::contract::*;
 
@@ -219,6 +220,34 @@ pub async fn a_later_event_is_behind_that_of_the_quarantine(world: World) {
         world.store.failure(event).await.expect("asks").expect("there").position.number
     };
     assert!(of_it(&found(&world, id, 1).event.id).await < of_it("next").await);
+}
+
+/// It takes no place in the history that would send back those who have not seen it.
+pub async fn events_beside_a_quarantine_keep_their_order_without_a_load(
+    world: World,
+    harness: &dyn Harness,
+) {
+    let (ahead, behind) = (world.node().await, world.node().await);
+    let hour = Duration::from_secs(3600);
+    let go_ahead = async |hours: u32| {
+        harness.set_lane(ahead, (world.now + hour * hours).as_micros()).await;
+    };
+    let id = world.id();
+    let written = |name: &str| vec![world.event(name, id)];
+
+    go_ahead(1).await;
+    world.won(ahead, [Transition { feed: written("start"), ..world.start(id) }]).await;
+    put(&world, behind, vec![found(&world, id, 1)]).await;
+    world.store.release_quarantine(ahead, id, &because("mended", None)).await.expect("releases");
+    go_ahead(2).await;
+    put(&world, ahead, vec![found(&world, id, 2)]).await;
+    world.store.release_quarantine(behind, id, &because("mended", None)).await.expect("releases");
+    world.won(behind, [Transition { feed: written("next"), ..world.next(id, 2) }]).await;
+
+    let [first, second] = [1, 2].map(|seconds| found(&world, id, seconds).event.id);
+    assert_eq!(world.feed_ids().await, ["start", &first, &second, "next"]);
+    let start = world.store.failure("start").await.expect("asks").expect("there");
+    assert!(start.position.number > (world.now + hour).as_micros(), "the lane was not set");
 }
 
 pub async fn what_a_newer_binary_wrote_is_not_adopted(world: World) {

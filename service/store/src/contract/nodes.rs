@@ -27,6 +27,10 @@ pub struct Lease {
 #[async_trait]
 pub trait Nodes {
     /// Begins a life. `address` is where other nodes reach this one.
+    ///
+    /// Its events have feed positions behind all that earlier lives of the same process wrote, and
+    /// behind all of the executions that they had loaded: a batch that was under way when a life ended
+    /// is sent again in the next, without another load.
     async fn join(&self, address: &str, ttl: Duration) -> Result<Lease>;
 
     /// Extends the lease. [`super::Error::LeaseLost`] if it was closed meanwhile.

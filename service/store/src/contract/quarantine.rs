@@ -19,6 +19,10 @@ pub struct NewQuarantine {
     pub execution: ExecutionId,
     pub quarantine: Quarantine,
     /// Written if the quarantine is. One whose id is there already is left as it is.
+    ///
+    /// Its feed position is behind all earlier events of the execution, and before those of all later
+    /// commits, whether their nodes have loaded it or not: it takes no place in the history, so nobody
+    /// loses one who has not seen it.
     pub event: FeedRow,
 }
 

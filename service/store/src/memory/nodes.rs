@@ -14,7 +14,9 @@ impl Nodes for MemoryStore {
         let mut state = self.lock();
         let node = NodeId(state.nodes.last_key_value().map_or(1, |(last, _)| last.0 + 1));
         let expires_at = now + ttl;
-        state.nodes.insert(node, Node { expires_at, closed: false, lane: Lane::default() });
+        let last = state.nodes.values().map(|node| node.lane.last).max().unwrap_or(0);
+        let lane = Lane { last, ..Lane::default() };
+        state.nodes.insert(node, Node { expires_at, closed: false, lane });
         Ok(Lease { node, now, expires_at, timeline: state.incarnation.to_string() })
     }
 

@@ -9,7 +9,7 @@ use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
 use crate::contract::{
-    Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned,
+    Batch, Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned,
     QuarantineRow, RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey,
     WorkflowVersion,
 };
@@ -105,6 +105,16 @@ impl Lane {
 }
 
 impl State {
+    /// The highest number that a batch must not stay behind, though it may lose no place: that of the
+    /// executions that it quarantines, or that were in quarantine.
+    pub fn reached_beside_history(&self, batch: &Batch) -> Option<i64> {
+        let going_on = batch.transitions.iter().map(|transition| transition.execution);
+        let were_there = going_on.filter(|execution| self.quarantines.contains_key(execution));
+        let goes_there = batch.quarantined.iter().map(|new| new.execution);
+        let numbers = were_there.chain(goes_there).map(|id| self.last_numbers.get(&id).copied());
+        numbers.flatten().max()
+    }
+
     pub fn new(incarnation: Uuid, now: Timestamp) -> Self {
         let name = Namespace::from("default");
         let default = NamespaceRow {

@@ -297,25 +297,32 @@ mod conformance {
     #[tokio::test]
     async fn the_model_agrees_with_itself_for_many_seeds() {
         for seed in 2..10 {
-            crate::conformance::differential::compare(Memory::default().fresh().await, seed).await;
+            crate::conformance::differential::compare(&Memory::default(), seed).await;
         }
     }
 
-    fn mutant() -> Arc<dyn Store> {
-        let options = Options { mutant_companions_for_losers: true, ..Options::default() };
-        Arc::new(MemoryStore::with_options(Arc::new(crate::memory::system_now), options))
+    struct Mutant;
+
+    #[async_trait::async_trait]
+    impl Harness for Mutant {
+        async fn fresh(&self) -> Arc<dyn Store> {
+            let options = Options { mutant_companions_for_losers: true, ..Options::default() };
+            Arc::new(MemoryStore::with_options(Arc::new(crate::memory::system_now), options))
+        }
+
+        async fn set_lane(&self, _: NodeId, _: i64) {}
     }
 
     #[tokio::test]
     #[should_panic(expected = "assertion")]
     async fn the_suite_notices_what_losers_write() {
-        let world = crate::conformance::World::open(mutant()).await;
+        let world = crate::conformance::World::open(Mutant.fresh().await).await;
         crate::conformance::places::a_lost_place_writes_nothing(world).await;
     }
 
     #[tokio::test]
     #[should_panic(expected = "the store (left) and the model (right) differ")]
     async fn the_comparison_notices_what_losers_write() {
-        crate::conformance::differential::compare(mutant(), 1).await;
+        crate::conformance::differential::compare(&Mutant, 1).await;
     }
 }

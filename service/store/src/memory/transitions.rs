@@ -55,10 +55,12 @@ impl MemoryStore {
         let PendingCommit { node, batch, mut first } = pending;
         let now = self.time();
         let mut state = self.lock();
+        let reached = state.reached_beside_history(&batch).unwrap_or(0);
         let lane = &mut state.live(node)?.lane;
-        if lane.end() >= first {
+        if lane.end().max(reached) >= first {
             // A later transaction of this node is visible already. Real ones queue on the lane, so
             // this one takes its numbers only now.
+            lane.last = lane.last.max(reached);
             first = lane.take(event_count(&batch), now);
         }
         let mut write = Write { state: &mut state, node, now };

@@ -24,13 +24,15 @@ pub(super) const BEGIN: &str = "begin isolation level read committed";
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
-/// The same, but fails as well if one of these executions is in quarantine: which of the two it was is
-/// found out row by row. It costs a look at a table that is empty as a rule.
+/// The same, but fails as well if one of these executions is in quarantine, or was and our numbers are
+/// not greater than its event's: which of them it was is found out row by row. It costs a look at a
+/// table that is empty as a rule.
 const FENCE_ALL: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held
     where not exists (
-        select from quarantine where execution_id = any($2) and released_at is null)";
+        select from quarantine
+        where execution_id = any($2) and (released_at is null or feed_number >= $3))";
 pub(super) const COMMIT: &str = "commit";
 /// How often a transaction that met a deadlock is sent before the caller hears of it.
 pub(super) const SENT_MAX: usize = 8;
@@ -74,6 +76,10 @@ impl Inner {
     async fn commit(&self, held: &mut Held, batch: &Batch) -> Result<Vec<Settled>, Failure> {
         let counts = &self.counts;
         let rest = batch.feed.len() + batch.quarantined.len();
+        if !batch.quarantined.is_empty() {
+            let executions = batch.quarantined.iter().map(|new| new.execution.0);
+            held.pass(&executions.collect::<Vec<_>>()).await?;
+        }
         let numbers = Numbers::new(held, batch.transitions.iter(), rest);
         let is_sound = batch.transitions.iter().all(|transition| flaw(transition).is_none());
         for _ in 0..if is_sound { SENT_MAX } else { 0 } {
@@ -93,6 +99,9 @@ impl Inner {
                 },
             }
         }
+        // A quarantine that was released may be what stood in the way, or may not have been asked for.
+        held.pass(&going_on(batch)).await?;
+        let numbers = Numbers::new(held, batch.transitions.iter(), rest);
         let mut sent = 1;
         loop {
             match settle(held, batch, &numbers).await {
@@ -145,6 +154,12 @@ impl Numbers {
     }
 }
 
+/// Executions that a quarantine may stand in the way of: nobody puts one there before it exists.
+fn going_on(batch: &Batch) -> Vec<Uuid> {
+    let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
+    going_on.map(|transition| transition.execution.0).collect()
+}
+
 async fn commit_at_once(
     held: &mut Held,
     batch: &Batch,
@@ -159,9 +174,10 @@ async fn commit_at_once(
     let quarantined = batch.quarantined.iter().enumerate();
     let quarantined = quarantined.map(|(at, new)| (new, numbers.quarantine(batch, at)));
     let quarantines = Quarantines::new(node, quarantined);
-    let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
-    let going_on: Vec<Uuid> = going_on.map(|transition| transition.execution.0).collect();
-    let mut calls: Vec<Call<'_>> = vec![(BEGIN, vec![]), (FENCE_ALL, vec![&node.0, &going_on])];
+    let going_on = going_on(batch);
+    let first = numbers.transitions.first().unwrap_or(&numbers.rest);
+    let mut calls: Vec<Call<'_>> =
+        vec![(BEGIN, vec![]), (FENCE_ALL, vec![&node.0, &going_on, first])];
     calls.extend(rows.insert());
     if !quarantines.is_empty() {
         calls.push(quarantines.offer());

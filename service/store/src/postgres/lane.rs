@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use recoup_core::time::Timestamp;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::error::Elapsed;
+use uuid::Uuid;
 
 use super::Inner;
 use super::error::Failure;
@@ -77,6 +78,15 @@ impl Lane {
 }
 
 impl Inner {
+    /// The lane of a new life. Its numbers are greater than all that earlier lives of this process gave
+    /// out or loaded: what they had under way is sent again in this one.
+    pub fn begin_lane(&self, node: NodeId) {
+        let mut lanes = self.lanes.lock().expect("nothing panics while it is held");
+        let reached = lanes.values().map(|lane| lane.last.load(Ordering::SeqCst)).max();
+        let lane = lanes.entry(node).or_insert_with(|| Arc::new(Lane::new(node)));
+        lane.pass(reached.unwrap_or(0));
+    }
+
     /// Waits for the lane, and for a connection if it has none.
     pub async fn hold(&self, node: NodeId) -> Result<Held> {
         let lane = self.lane(node);
@@ -154,6 +164,18 @@ impl Inner {
 }
 
 impl Held {
+    /// Sets the lane past what these executions have on the feed, as loading them does.
+    pub async fn pass(&mut self, executions: &[Uuid]) -> Result<(), Failure> {
+        const REACHED: &str = "
+            select greatest(
+                (select max(feed_number) from history where execution_id = any($1)),
+                (select max(feed_number) from quarantine where execution_id = any($1)))";
+        let rows = self.session.query(REACHED, &[&executions]).await?;
+        let reached: Option<i64> = rows[0].try_get(0)?;
+        self.lane.pass(reached.unwrap_or(0));
+        Ok(())
+    }
+
     /// Gives the lane back, with its connection if that is in a known state.
     pub fn done<T>(self, outcome: Result<Result<T, Failure>, Elapsed>) -> Result<T> {
         let Self { session, after_unknown, mut slot, .. } = self;

@@ -73,6 +73,7 @@ impl Nodes for PostgresStore {
         let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl)]).await?;
         let lease = lease(&mut session, &rows[0]).await?;
         session.committed().await?;
+        self.inner.begin_lane(lease.node);
         Ok(lease)
     }
 

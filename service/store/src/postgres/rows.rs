@@ -86,7 +86,8 @@ const OFFER_QUARANTINE: &str = "
         order by execution
         on conflict (execution_id) do update
             set reason = excluded.reason, detail = excluded.detail, at = excluded.at,
-                feed_number = excluded.feed_number, released_at = null
+                feed_number = greatest(there.feed_number, excluded.feed_number),
+                released_at = null
             where there.released_at is not null and there.at < excluded.at
         returning there.execution_id as execution)
     insert into feed (number, id, namespace, kind, workflow, error_type, execution_id, fingerprint,

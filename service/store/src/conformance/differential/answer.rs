@@ -25,6 +25,10 @@ impl Side {
         Self { store, nodes: vec![], cursor: None, subscriptions: BTreeMap::new() }
     }
 
+    pub fn joined_last(&self) -> Option<NodeId> {
+        self.nodes.last().copied()
+    }
+
     pub async fn apply(&mut self, op: &Op) -> Answer {
         let store = self.store.clone();
         let node = |ordinal: &usize| self.nodes[*ordinal];

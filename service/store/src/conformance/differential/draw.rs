@@ -1,7 +1,7 @@
 //! Drawing operations. Small pools of names, so that they meet; a memory of what won, so that most
 //! of what is drawn makes sense and some of it just does not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,8 +30,8 @@ pub(super) struct Draw {
     random: u64,
     now: Timestamp,
     made: u64,
-    /// The operations that come first.
-    first: Vec<Op>,
+    /// Operations that come before any that is drawn, the next one last.
+    next: Vec<Op>,
     nodes: Vec<Life>,
     /// Those that may go on.
     live: BTreeMap<ExecutionId, Live>,
@@ -57,6 +57,9 @@ struct Live {
     last: Transition,
     /// How it was started, if by key.
     start: Option<KeyedStart>,
+    /// The nodes whose events for it follow all that it has: who wrote the last one, and who loaded it
+    /// since.
+    following: BTreeSet<usize>,
 }
 
 impl Draw {
@@ -68,13 +71,13 @@ impl Draw {
             Op::CreateNamespace((*name).into(), (*name == "team").then_some(request))
         });
         let nodes = [false, false, true].map(|expired| Op::Join { expired });
-        let mut first: Vec<_> = namespaces.chain(nodes).collect();
-        first.reverse();
+        let mut next: Vec<_> = namespaces.chain(nodes).collect();
+        next.reverse();
         Self {
             random: seed,
             now,
             made: 0,
-            first,
+            next,
             nodes: vec![],
             live: BTreeMap::new(),
             over: vec![],
@@ -85,7 +88,7 @@ impl Draw {
     }
 
     pub fn op(&mut self) -> Op {
-        if let Some(op) = self.first.pop() {
+        if let Some(op) = self.next.pop() {
             return op;
         }
         if self.nodes.iter().filter(|life| **life == Life::Runs).count() < 2 {
@@ -195,14 +198,21 @@ impl Draw {
                     }
                 }
             }
-            Op::Commit(_, batch, _) => {
+            Op::Commit(node, batch, _) => {
                 for i in &answer.won {
-                    self.won(&batch.transitions[*i], None);
+                    self.won(*node, &batch.transitions[*i], None);
                 }
             }
-            Op::Keyed(_, starts, _) => {
+            Op::Keyed(node, starts, _) => {
                 for i in &answer.won {
-                    self.won(&starts[*i].transition, Some(&starts[*i]));
+                    self.won(*node, &starts[*i].transition, Some(&starts[*i]));
+                }
+            }
+            Op::Load(node, ids) => {
+                for id in ids {
+                    if let Some(live) = self.live.get_mut(id) {
+                        live.following.insert(*node);
+                    }
                 }
             }
             Op::Overflow(_, tasks) => self.tasks.extend(tasks.iter().map(OverflowTask::key)),
@@ -210,7 +220,7 @@ impl Draw {
         }
     }
 
-    fn won(&mut self, transition: &Transition, start: Option<&KeyedStart>) {
+    fn won(&mut self, node: usize, transition: &Transition, start: Option<&KeyedStart>) {
         self.events.extend(transition.feed.iter().map(|event| event.id.clone()));
         let id = transition.execution;
         if transition.index.as_ref().is_some_and(is_over) {
@@ -218,9 +228,29 @@ impl Draw {
             self.over.push(id);
             return;
         }
-        let start = start.cloned().or_else(|| self.live.remove(&id)?.start);
-        let live = Live { sequence: transition.sequence, last: transition.clone(), start };
-        self.live.insert(id, live);
+        let before = self.live.remove(&id);
+        let (start_before, following) = before.map(|live| (live.start, live.following)).unzip();
+        let start = start.cloned().or(start_before.flatten());
+        let following = match following {
+            Some(following) if transition.feed.is_empty() => following,
+            _ => BTreeSet::from([node]),
+        };
+        let (sequence, last) = (transition.sequence, transition.clone());
+        self.live.insert(id, Live { sequence, last, start, following });
+    }
+
+    /// The operation, but after the node has loaded those of the executions it writes events for that
+    /// another wrote events for last: nodes do so, and without it no store promises the feed an order
+    /// between the two. See [`Executions::load`].
+    fn loaded(&mut self, node: usize, writes: &[ExecutionId], op: Op) -> Op {
+        let follows = |live: &Live| live.following.contains(&node);
+        let behind = |id: &&ExecutionId| self.live.get(*id).is_some_and(|live| !follows(live));
+        let behind: Vec<_> = writes.iter().filter(behind).copied().collect();
+        if behind.is_empty() {
+            return op;
+        }
+        self.next.push(op);
+        Op::Load(node, behind)
     }
 
     fn commit(&mut self) -> Op {
@@ -274,7 +304,11 @@ impl Draw {
         {
             feed.push(FeedRow { id, ..self.event(None) });
         }
-        Op::Commit(self.node(), Batch { transitions: again, feed, ..Batch::default() }, count)
+        let writes = again[count..].iter().filter(|transition| !transition.feed.is_empty());
+        let writes: Vec<_> = writes.map(|transition| transition.execution).collect();
+        let batch = Batch { transitions: again, feed, ..Batch::default() };
+        let node = self.node();
+        self.loaded(node, &writes, Op::Commit(node, batch, count))
     }
 
     /// With an event that is on the feed already, or was.
