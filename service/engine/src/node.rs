@@ -5,7 +5,8 @@
 //! | --- | --- |
 //! | `slots` | executions in memory: what is committed, what waits, what is under way |
 //! | `commit` | deciding, batching, and settling what the store answered |
-//! | `dispatch` | open attempts, queues, and handing out |
+//! | `attempt`, `queue` | where an open attempt is, and what waits for workers |
+//! | `dispatch` | bringing both in line with the states, and handing out |
 //! | `workers` | workers, sessions, and what they hold |
 //! | `quarantine` | executions that nobody may go on with |
 //! | `ownership` | the lease, adoption, overflow, and what other nodes did |
@@ -18,10 +19,12 @@
 
 pub mod io;
 
+mod attempt;
 mod commit;
 mod dispatch;
 mod ownership;
 mod quarantine;
+mod queue;
 mod slots;
 mod workers;
 
@@ -36,8 +39,8 @@ use recoup_store::{FeedRow, Lease, NewQuarantine, NodeId, QueueName};
 
 use crate::options::Options;
 use commit::{InFlight, KeyedInFlight};
-use dispatch::Queue;
 use io::{HandedTask, Input, Output, Refusal, SessionKey, WorkerKey};
+use queue::Queue;
 use slots::Slot;
 use workers::{Holder, SessionState, WorkerState};
 

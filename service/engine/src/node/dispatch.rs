@@ -1,7 +1,7 @@
-//! Open attempts: where each is, and how it gets to a worker. All of it follows from the states of
-//! the executions that this node owns.
+//! How open attempts get to workers. All of it follows from the states of the executions that this
+//! node owns.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
@@ -9,187 +9,19 @@ use recoup_core::definition::Delivery;
 use recoup_core::error::{Error, builtin};
 use recoup_core::execution::{Execution, Phase};
 use recoup_core::id::{ExecutionId, StepPath};
-use recoup_core::payload::Payload;
-use recoup_core::plan::TaskPlan;
-use recoup_core::time::Timestamp;
 use recoup_store::{QueueName, TaskKey};
 
-use super::io::{HandedTask, LiveAttempt, SessionKey, WorkerKey, WorkerMessage};
+use super::attempt::{Attempt, Handed, Place};
+use super::io::{HandedTask, SessionKey, WorkerKey, WorkerMessage};
 use super::slots::Known;
 use super::workers::Holder;
 use super::{Node, Output, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
-use crate::options::Options;
 
 /// What is due so soon another node may have handed out, by its clock or before it hears that the
 /// execution is no longer its own.
 pub(super) const DOUBT: Duration = Duration::from_secs(5);
-
-/// One open attempt of an execution in memory.
-#[derive(Clone, Debug)]
-pub(super) struct Attempt {
-    pub id: TaskId,
-    pub scheduled_at: Timestamp,
-    pub place: Place,
-    /// A worker had it, or may have had it.
-    pub possibly_started: bool,
-    /// Its start must be durable before the hand-over: it came from the overflow, or may be there.
-    pub claimed: bool,
-    /// The history says that it has been handed over, and it never left this node.
-    pub unsent: bool,
-    /// Its result is here, and not yet durable.
-    pub reported: bool,
-    /// A command of the node's own about it is under way.
-    pub acting: bool,
-    pub cancel_told: bool,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Place {
-    /// Its time has not come.
-    Scheduled,
-    /// A worker that the last owner knew may say that he holds it.
-    Grace {
-        until: Timestamp,
-    },
-    Queued {
-        queue: QueueName,
-        order: Order,
-    },
-    /// Chosen for a worker; the start is on its way into the history.
-    Starting {
-        worker: WorkerKey,
-    },
-    Handed(Handed),
-    /// Any node may claim it.
-    Overflowed,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Handed {
-    pub worker: Option<WorkerKey>,
-    pub name: String,
-    pub session: Option<SessionKey>,
-    /// Also what names the hand-over: no two of an attempt have the same.
-    pub since: Timestamp,
-    pub beat_at: Timestamp,
-    /// The history says so.
-    pub recorded: bool,
-    /// What its heartbeats said last.
-    pub details: Option<Payload>,
-}
-
-/// Highest priority first, then first come, first served.
-pub(super) type Order = (i32, u64);
-
-#[derive(Default)]
-pub(super) struct Queue {
-    by_type: BTreeMap<String, BTreeMap<Order, TaskId>>,
-    len: usize,
-    /// Who takes tasks from it, in turn.
-    pub workers: VecDeque<WorkerKey>,
-    /// Somebody looks after the tasks that nobody here takes.
-    watched: bool,
-}
-
-impl Queue {
-    /// The first task that a worker of these types takes; all types if there are none.
-    fn first(&self, task_types: &[String]) -> Option<(Order, TaskId)> {
-        let first = |tasks: &BTreeMap<Order, TaskId>| {
-            tasks.first_key_value().map(|(order, id)| (*order, id.clone()))
-        };
-        if task_types.is_empty() {
-            self.by_type.values().filter_map(first).min()
-        } else {
-            task_types.iter().filter_map(|name| self.by_type.get(name)).filter_map(first).min()
-        }
-    }
-
-    fn insert(&mut self, task_type: &str, order: Order, id: TaskId) {
-        self.len += 1;
-        match self.by_type.get_mut(task_type) {
-            Some(tasks) => {
-                tasks.insert(order, id);
-            }
-            None => {
-                self.by_type.insert(task_type.to_owned(), BTreeMap::from([(order, id)]));
-            }
-        }
-    }
-
-    fn remove(&mut self, order: Order) -> Option<TaskId> {
-        let id = self.by_type.values_mut().find_map(|tasks| tasks.remove(&order))?;
-        self.len -= 1;
-        if self.by_type.len() > 64 {
-            self.by_type.retain(|_, tasks| !tasks.is_empty());
-        }
-        Some(id)
-    }
-}
-
-impl Attempt {
-    /// Silence began that much later. What runs since the hand-over is in database time.
-    pub fn clock_moved(&mut self, forward: Duration) {
-        match &mut self.place {
-            Place::Handed(handed) => handed.beat_at = handed.beat_at + forward,
-            Place::Grace { until } => *until = *until + forward,
-            _ => {}
-        }
-    }
-
-    /// Whoever has it may still say so until then: its execution has come to this node only now.
-    pub fn wait_until(&mut self, then: Timestamp) {
-        if let Place::Grace { until } = &mut self.place {
-            *until = then;
-        }
-    }
-
-    pub fn is_handed(&self) -> bool {
-        matches!(self.place, Place::Handed(_) | Place::Starting { .. })
-    }
-
-    /// As the owner knows: no worker has it, and none has had it.
-    fn is_with_nobody(&self) -> bool {
-        let place = &self.place;
-        let waits = matches!(place, Place::Queued { .. } | Place::Overflowed | Place::Scheduled);
-        waits && !self.possibly_started
-    }
-
-    pub fn live(&self) -> Option<LiveAttempt> {
-        let Place::Handed(Handed { name, session, since, details, .. }) = &self.place else {
-            return None;
-        };
-        Some(LiveAttempt {
-            task: self.id.clone(),
-            worker: name.clone(),
-            session: session.as_ref().map(|session| session.id.clone()),
-            since: *since,
-            details: details.clone(),
-        })
-    }
-
-    /// When it must be looked at next.
-    pub fn due(&self, plan: &TaskPlan, options: &Options) -> Option<Timestamp> {
-        if self.acting || self.reported {
-            return None;
-        }
-        match &self.place {
-            Place::Scheduled => Some(self.scheduled_at),
-            Place::Grace { until } => Some(*until),
-            Place::Queued { .. } | Place::Overflowed => {
-                plan.schedule_to_start.map(|timeout| self.scheduled_at + timeout)
-            }
-            Place::Starting { .. } => None,
-            Place::Handed(handed) => {
-                let record = (!handed.recorded).then(|| handed.since + options.record_start_after);
-                let beat = plan.heartbeat.map(|timeout| handed.beat_at + timeout);
-                let close = Some(handed.since + plan.start_to_close);
-                [record, beat, close].into_iter().flatten().min()
-            }
-        }
-    }
-}
 
 impl<R> Node<R> {
     /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
@@ -479,7 +311,7 @@ impl<R> Node<R> {
         attempt.place = Place::Queued { queue: name.clone(), order };
         let queue = self.queues.entry(name.clone()).or_default();
         queue.insert(&plan.task_type, order, task.clone());
-        let unserved = queue.workers.is_empty() || queue.len > self.options.queue_max;
+        let unserved = queue.workers.is_empty() || queue.len() > self.options.queue_max;
         if unserved && !queue.watched {
             queue.watched = true;
             self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
@@ -529,7 +361,7 @@ impl<R> Node<R> {
             let Some(queue) = self.queues.get_mut(name) else {
                 return;
             };
-            if queue.len == 0 {
+            if queue.len() == 0 {
                 return;
             }
             let mut chosen = None;
@@ -839,13 +671,9 @@ impl<R> Node<R> {
         };
         queue.watched = false;
         let keep = if queue.workers.is_empty() { 0 } else { self.options.queue_max };
-        let excess = queue.len.saturating_sub(keep);
-        let mut orders: Vec<Order> =
-            queue.by_type.values().flat_map(|tasks| tasks.keys().copied()).collect();
-        orders.sort_unstable();
-        let taken = orders.iter().rev().take(excess);
-        let taken: Vec<_> = taken.filter_map(|order| queue.remove(*order)).collect();
-        if queue.len == 0 && queue.workers.is_empty() {
+        let excess = queue.len().saturating_sub(keep);
+        let taken = queue.take_last(excess);
+        if queue.len() == 0 && queue.workers.is_empty() {
             self.queues.remove(name);
         }
         taken

@@ -7,7 +7,8 @@ use std::ops::Bound;
 use recoup_core::id::ExecutionId;
 use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, QueueName};
 
-use super::dispatch::{Place, key_of};
+use super::attempt::Place;
+use super::dispatch::key_of;
 use super::io::Output;
 use super::slots::{Known, Slot};
 use super::{Node, Timer};

@@ -12,7 +12,7 @@ use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
 
-use super::dispatch::{Attempt, Place};
+use super::attempt::{Attempt, Place};
 use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
 use super::{Node, Timer};
 

@@ -10,7 +10,7 @@ use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
-use super::dispatch::{Attempt, Handed, Place};
+use super::attempt::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};

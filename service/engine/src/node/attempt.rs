@@ -1,0 +1,130 @@
+//! One open attempt in memory: where it is, and when it must be looked at.
+
+use std::time::Duration;
+
+use recoup_core::command::TaskId;
+use recoup_core::payload::Payload;
+use recoup_core::plan::TaskPlan;
+use recoup_core::time::Timestamp;
+use recoup_store::QueueName;
+
+use super::io::{LiveAttempt, SessionKey, WorkerKey};
+use super::queue::Order;
+use crate::options::Options;
+
+/// One open attempt of an execution in memory.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub id: TaskId,
+    pub scheduled_at: Timestamp,
+    pub place: Place,
+    /// A worker had it, or may have had it.
+    pub possibly_started: bool,
+    /// Its start must be durable before the hand-over: it came from the overflow, or may be there.
+    pub claimed: bool,
+    /// The history says that it has been handed over, and it never left this node.
+    pub unsent: bool,
+    /// Its result is here, and not yet durable.
+    pub reported: bool,
+    /// A command of the node's own about it is under way.
+    pub acting: bool,
+    pub cancel_told: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Its time has not come.
+    Scheduled,
+    /// A worker that the last owner knew may say that he holds it.
+    Grace {
+        until: Timestamp,
+    },
+    Queued {
+        queue: QueueName,
+        order: Order,
+    },
+    /// Chosen for a worker; the start is on its way into the history.
+    Starting {
+        worker: WorkerKey,
+    },
+    Handed(Handed),
+    /// Any node may claim it.
+    Overflowed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Handed {
+    pub worker: Option<WorkerKey>,
+    pub name: String,
+    pub session: Option<SessionKey>,
+    /// Also what names the hand-over: no two of an attempt have the same.
+    pub since: Timestamp,
+    pub beat_at: Timestamp,
+    /// The history says so.
+    pub recorded: bool,
+    /// What its heartbeats said last.
+    pub details: Option<Payload>,
+}
+
+impl Attempt {
+    /// Silence began that much later. What runs since the hand-over is in database time.
+    pub fn clock_moved(&mut self, forward: Duration) {
+        match &mut self.place {
+            Place::Handed(handed) => handed.beat_at = handed.beat_at + forward,
+            Place::Grace { until } => *until = *until + forward,
+            _ => {}
+        }
+    }
+
+    /// Whoever has it may still say so until then: its execution has come to this node only now.
+    pub fn wait_until(&mut self, then: Timestamp) {
+        if let Place::Grace { until } = &mut self.place {
+            *until = then;
+        }
+    }
+
+    pub fn is_handed(&self) -> bool {
+        matches!(self.place, Place::Handed(_) | Place::Starting { .. })
+    }
+
+    /// As the owner knows: no worker has it, and none has had it.
+    pub fn is_with_nobody(&self) -> bool {
+        let place = &self.place;
+        let waits = matches!(place, Place::Queued { .. } | Place::Overflowed | Place::Scheduled);
+        waits && !self.possibly_started
+    }
+
+    pub fn live(&self) -> Option<LiveAttempt> {
+        let Place::Handed(Handed { name, session, since, details, .. }) = &self.place else {
+            return None;
+        };
+        Some(LiveAttempt {
+            task: self.id.clone(),
+            worker: name.clone(),
+            session: session.as_ref().map(|session| session.id.clone()),
+            since: *since,
+            details: details.clone(),
+        })
+    }
+
+    /// When it must be looked at next.
+    pub fn due(&self, plan: &TaskPlan, options: &Options) -> Option<Timestamp> {
+        if self.acting || self.reported {
+            return None;
+        }
+        match &self.place {
+            Place::Scheduled => Some(self.scheduled_at),
+            Place::Grace { until } => Some(*until),
+            Place::Queued { .. } | Place::Overflowed => {
+                plan.schedule_to_start.map(|timeout| self.scheduled_at + timeout)
+            }
+            Place::Starting { .. } => None,
+            Place::Handed(handed) => {
+                let record = (!handed.recorded).then(|| handed.since + options.record_start_after);
+                let beat = plan.heartbeat.map(|timeout| handed.beat_at + timeout);
+                let close = Some(handed.since + plan.start_to_close);
+                [record, beat, close].into_iter().flatten().min()
+            }
+        }
+    }
+}
