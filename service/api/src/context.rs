@@ -71,6 +71,19 @@ impl Context {
         let _ = self.shutdown.clone().wait_for(|stop| *stop).await;
     }
 
+    /// A call of the engine that waits for an end, and goes on to its answer at once when the server is
+    /// going to stop.
+    pub async fn until_stop<T>(&self, call: impl Future<Output = T>) -> T {
+        let mut call = std::pin::pin!(call);
+        tokio::select! {
+            biased;
+            answer = &mut call => return answer,
+            () = self.stopping() => {}
+        }
+        self.engine.answer_waiters().await;
+        call.await
+    }
+
     pub fn new_execution_id(&self) -> ExecutionId {
         // Byte 6 and 8 of a UUID v4 hold its version and variant.
         let [a, b, c, d, e, f, _, _, _, g, h, i, j, ..] = *Uuid::new_v4().as_bytes();

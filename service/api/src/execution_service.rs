@@ -319,7 +319,8 @@ impl ExecutionService for Service {
         let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
         let request = request.into_inner();
         let spec = self.spec(request.execution, request.request_id, trace).await?;
-        let started = self.context.engine.run(spec, wait).await.map_err(Error::from)?;
+        let run = self.context.engine.run(spec, wait);
+        let started = self.context.until_stop(run).await.map_err(Error::from)?;
         let state = &started.state;
         let result = match state.state.is_ended() {
             true => Outcome::Ended(execution::outcome(state)),
@@ -357,7 +358,8 @@ impl ExecutionService for Service {
         use v1::await_execution_response::Result as Outcome;
         let wait: Duration = metadata::wait(request.get_ref().wait, request.metadata())?;
         let id = text::execution_id(&request.get_ref().execution_id, "execution_id")?;
-        let state = self.context.engine.await_end(id, wait).await.map_err(Error::from)?;
+        let end = self.context.engine.await_end(id, wait);
+        let state = self.context.until_stop(end).await.map_err(Error::from)?;
         let result = match state.state.is_ended() {
             true => Outcome::Ended(execution::outcome(&state)),
             false => Outcome::StillRunning(still_running(&state)),

@@ -210,6 +210,12 @@ impl Engine {
         }
     }
 
+    /// From now on whoever waits for an end is answered at once, with the state as it is. For a server
+    /// that is going to stop.
+    pub async fn answer_waiters(&self) {
+        self.tell(Input::AnswerWaiters).await;
+    }
+
     async fn tell(&self, input: Input<Reply>) {
         // An engine that has stopped needs to be told nothing.
         let _ = self.requests.send(Request::Input(input)).await;

@@ -74,6 +74,8 @@ pub struct Node<R> {
     random: Random,
     lease: Option<Lease>,
     stopping: bool,
+    /// Whoever waits for an end is answered at once.
+    impatient: bool,
 
     slots: BTreeMap<ExecutionId, Slot<R>>,
     /// Executions with something to decide.
@@ -117,6 +119,7 @@ impl<R> Node<R> {
             random: Random::new(seed),
             lease: None,
             stopping: false,
+            impatient: false,
             slots: BTreeMap::new(),
             ready: VecDeque::new(),
             to_load: BTreeSet::new(),
@@ -244,6 +247,7 @@ impl<R> Node<R> {
             Input::Get { execution, reply } => self.wait(execution, None, reply),
             Input::Attach { worker, offer } => self.attach(worker, offer),
             Input::Credit { worker, tasks } => self.credit(worker, tasks),
+            Input::AnswerWaiters => self.answer_waiters(),
             Input::Drain { worker } => self.drain(worker),
             Input::Touch { session } => self.touch(&session),
             Input::Detach { worker } => self.detach(worker),

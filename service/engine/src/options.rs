@@ -35,7 +35,7 @@ pub struct Options {
     pub inbox_max: usize,
     /// Tasks of one queue in memory; more go to the overflow.
     pub queue_max: usize,
-    /// Pause before a commit is sent again that failed or whose outcome is unknown.
+    /// Pause before a commit is sent again that failed or whose outcome is unknown; it doubles up to 16 times that.
     pub commit_retry: Duration,
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,

@@ -122,8 +122,12 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
         eprintln!("warning: other machines can reach this server, and it asks nobody for a key");
     }
     stopped.wait().await;
-    tracing::info!("stopping: what runs is brought to its answer");
-    running.stop().await
+    eprintln!("stopping: what runs is brought to its answer; once more ends at once");
+    tokio::select! {
+        done = running.stop() => done,
+        // Nothing that was acknowledged is lost by it.
+        () = stopped.wait() => bail!("stopped before everything had been answered"),
+    }
 }
 
 /// Hears that the process is asked to stop, from the moment it listens.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use recoup_proto::v1;
 use tonic::Code;
 
-use crate::server::{ORDER, Server, assert_refused, json, permanent, refusal, spec, start};
+use crate::server::{
+    ORDER, PATIENCE, Server, assert_refused, json, permanent, refusal, spec, start,
+};
 
 #[tokio::test]
 async fn an_execution_runs_from_start_to_end_and_its_history_says_how() {
@@ -89,6 +91,33 @@ async fn run_answers_before_the_callers_deadline_and_then_with_the_outcome() {
     assert_eq!(outcome.state(), v1::ExecutionState::Failed);
     assert_eq!(outcome.failed_step, "charge");
     assert_eq!(outcome.error.expect("why").r#type, "payment.declined");
+}
+
+#[tokio::test]
+async fn who_waits_for_an_end_is_answered_when_the_server_is_going_to_stop() {
+    use v1::await_execution_response::Result as Awaited;
+    use v1::run_execution_response::Result as Outcome;
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let run = v1::RunExecutionRequest { execution: Some(spec("order")), ..Default::default() };
+    let mut executions = server.executions();
+    let running = tokio::spawn(async move { executions.run_execution(run).await });
+    // The task says that it has started; the wait would go on for a minute.
+    let task = server.poll().await;
+    server.shutdown.send_replace(true);
+    let answer = tokio::time::timeout(PATIENCE, running).await.expect("at once");
+    let answer = answer.expect("no panic").expect("it is OK").into_inner();
+    assert!(matches!(answer.result, Some(Outcome::StillRunning(_))), "{answer:?}");
+    assert_eq!(answer.execution_id, task.execution_id);
+
+    // Also who comes later, as long as the server answers.
+    let request = v1::AwaitExecutionRequest { execution_id: answer.execution_id, wait: None };
+    let mut executions = server.executions();
+    let awaited = tokio::time::timeout(PATIENCE, executions.await_execution(request)).await;
+    let awaited = awaited.expect("at once").expect("it is OK").into_inner();
+    assert!(matches!(awaited.result, Some(Awaited::StillRunning(_))), "{awaited:?}");
+    // Results still come in.
+    server.complete(&task, "1").await.expect("it is open");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection};
 use recoup_core::decide::{Decider, next_wake};
@@ -25,7 +26,11 @@ use super::slots::{Known, Pending, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
+use crate::options::Options;
 use crate::transition::{feed_rows, index_differs, index_row};
+
+/// So often the pause before a batch is sent again is doubled: to 800 ms by default.
+const COMMIT_RETRY_DOUBLINGS: u32 = 4;
 
 /// The batch under way.
 pub(super) struct InFlight<R> {
@@ -33,12 +38,15 @@ pub(super) struct InFlight<R> {
     entries: Vec<Entry<R>>,
     /// Waits for its time to be sent again.
     resting: bool,
+    /// How often it has been sent in vain.
+    failures: u32,
 }
 
 pub(super) struct KeyedInFlight<R> {
     starts: Arc<Vec<KeyedStart>>,
     entries: Vec<Entry<R>>,
     resting: bool,
+    failures: u32,
 }
 
 /// One execution's part of a batch.
@@ -60,6 +68,13 @@ struct Finished {
 }
 
 type Decided<R> = (Pending<R>, Result<(), Rejection>);
+
+/// Before the next try: longer each time, for a store that is away for a while.
+fn pause(options: &Options, failures: &mut u32) -> Duration {
+    let pause = options.commit_retry * (1 << (*failures).min(COMMIT_RETRY_DOUBLINGS));
+    *failures += 1;
+    pause
+}
 
 impl<R> Node<R> {
     pub(super) fn commit_ready(&mut self) {
@@ -97,7 +112,7 @@ impl<R> Node<R> {
         }
         let batch = Arc::new(batch);
         self.outputs.push_back(Output::Commit(node, batch.clone()));
-        self.batch = Some(InFlight { batch, entries, resting: false });
+        self.batch = Some(InFlight { batch, entries, resting: false, failures: 0 });
     }
 
     /// Decides everything that waits in a slot. What changes nothing is answered at once.
@@ -292,9 +307,10 @@ impl<R> Node<R> {
             }
             Err(error) => {
                 // Known or unknown, the same batch goes again: the store recognises it.
-                tracing::warn!(%error, "a commit is sent again");
                 flight.resting = true;
-                return self.set_timer(self.options.commit_retry, Timer::Commit);
+                let pause = pause(&self.options, &mut flight.failures);
+                tracing::warn!(%error, ?pause, "a commit is sent again");
+                return self.set_timer(pause, Timer::Commit);
             }
         };
         let Some(InFlight { batch, entries, .. }) = self.batch.take() else {
@@ -365,7 +381,7 @@ impl<R> Node<R> {
             let is_own = matches!(pending.command, Command::StartExecution(_));
             match (verdict, pending.until) {
                 (Ok(()), Some(until)) if !next.state.is_ended() => {
-                    let until = Some(until);
+                    let until = Some(self.end_of_wait(until));
                     let waiter = Waiter { until, reply, is_own, snapshot: false };
                     if let Some(slot) = self.slots.get_mut(&id) {
                         slot.waiters.push(waiter);
@@ -523,7 +539,7 @@ impl<R> Node<R> {
         }
         let starts = Arc::new(starts);
         self.outputs.push_back(Output::StartKeyed(node, starts.clone()));
-        self.keyed_batch = Some(KeyedInFlight { starts, entries, resting: false });
+        self.keyed_batch = Some(KeyedInFlight { starts, entries, resting: false, failures: 0 });
     }
 
     pub(super) fn keyed_started(
@@ -542,9 +558,10 @@ impl<R> Node<R> {
                 return if is_past { self.start_keyed_again() } else { self.lose_life() };
             }
             Err(error) => {
-                tracing::warn!(%error, "starts with keys are sent again");
                 flight.resting = true;
-                return self.set_timer(self.options.commit_retry, Timer::StartKeyed);
+                let pause = pause(&self.options, &mut flight.failures);
+                tracing::warn!(%error, ?pause, "starts with keys are sent again");
+                return self.set_timer(pause, Timer::StartKeyed);
             }
         };
         let Some(KeyedInFlight { entries, .. }) = self.keyed_batch.take() else {

@@ -56,6 +56,8 @@ pub enum Input<R> {
         worker: WorkerKey,
         tasks: u32,
     },
+    /// Nobody waits for an end any more: the server is going to stop.
+    AnswerWaiters,
     /// He takes no more: what he was to get is for others, and nothing waits here for him.
     Drain {
         worker: WorkerKey,

@@ -264,7 +264,8 @@ impl<R> Node<R> {
         self.add_waiter(id, Waiter { until, reply, is_own: false, snapshot });
     }
 
-    pub(super) fn add_waiter(&mut self, id: ExecutionId, waiter: Waiter<R>) {
+    pub(super) fn add_waiter(&mut self, id: ExecutionId, mut waiter: Waiter<R>) {
+        waiter.until = waiter.until.map(|until| self.end_of_wait(until));
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
         // What another node owns may have moved on: ask the store, not the memory.
         let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::State(..));
@@ -273,6 +274,27 @@ impl<R> Node<R> {
             self.to_load.insert(id);
         } else {
             self.touch_slot(id);
+            self.serve_waiters(id);
+            self.settle_slot(id);
+        }
+    }
+
+    pub(super) fn end_of_wait(&self, until: Timestamp) -> Timestamp {
+        if self.impatient { until.min(self.now) } else { until }
+    }
+
+    /// Answers whoever waits for an end with the state as it is, now and from now on.
+    pub(super) fn answer_waiters(&mut self) {
+        self.impatient = true;
+        let now = self.now;
+        let waiting = self.slots.iter_mut().filter(|(_, slot)| !slot.waiters.is_empty());
+        let waiting = waiting.map(|(id, slot)| {
+            for waiter in &mut slot.waiters {
+                waiter.until = waiter.until.map(|until| until.min(now));
+            }
+            *id
+        });
+        for id in waiting.collect::<Vec<_>>() {
             self.serve_waiters(id);
             self.settle_slot(id);
         }
