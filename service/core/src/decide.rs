@@ -199,7 +199,10 @@ impl<'a> Decider<'a> {
         let compensation_due = !self.due_compensations().is_empty();
         self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
         let open = self.state().open_attempts();
-        let waiting = open.filter(|open| self.is_far(open.attempt.scheduled_at));
+        // What is on record as with a worker was handed out by a clock that is ahead of this one.
+        let waiting = open.filter(|open| {
+            open.attempt.started.is_none() && self.is_far(open.attempt.scheduled_at)
+        });
         let waiting: Vec<_> = waiting.map(|open| (open.path, open.task.attempt)).collect();
         for (path, attempt) in waiting {
             self.emit(Event::AttemptWithdrawn { path, attempt });

@@ -447,6 +447,25 @@ fn a_cancel_between_attempts_ends_at_once_and_one_that_nobody_had_is_withdrawn()
 }
 
 #[test]
+fn a_cancel_does_not_withdraw_what_a_worker_has_by_a_clock_that_is_ahead() {
+    let started = |rig: &Rig| {
+        let (task, at) = (rig.open(), rig.now + SECOND);
+        Command::RecordStart { task, worker: "w".into(), session: "s".into(), at }
+    };
+    let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
+    rig.fail("a", declined());
+    let start = started(&rig);
+    rig.submit(start).expect("the attempt is open");
+    let open = rig.state().open_attempts().next().map(|open| open.attempt.scheduled_at);
+    assert!(open.is_some_and(|at| at > rig.now), "its time has not come by this clock");
+    rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
+    assert_eq!(rig.state().state, State::Cancelling);
+    rig.complete("a");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Done));
+}
+
+#[test]
 fn a_cancel_during_the_cleanup_is_recorded_and_changes_nothing() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     rig.complete("a");
