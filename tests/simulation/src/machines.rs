@@ -299,27 +299,34 @@ impl World<'_> {
         };
         let (life, says) = (place.life, place.clock.database(now));
         // A turn takes in only so much.
+        // The latest that the node is told: an answer may set the clock back, its time stays.
+        let mut told = Timestamp::default();
         let taken = if self.random.below(4) == 0 { self.random.between(1, 3) } else { 1000 };
         for _ in 0..taken {
             let Some(mail) = self.machines[machine].mailbox.pop_front() else {
                 break;
             };
             match mail {
-                Mail::Input(input) => node.handle(input, says),
+                Mail::Input(input) => {
+                    told = told.max(says);
+                    node.handle(input, says);
+                }
                 Mail::Stop => {
                     self.note(format_args!("the node of machine {machine} stops"));
                     node.stop();
                 }
                 Mail::Answer(input, site, asked) => {
                     let input = self.take_answer(machine, &mut node, input, asked);
-                    node.handle(input, self.database_time(machine));
+                    let says = self.database_time(machine);
+                    told = told.max(says);
+                    node.handle(input, says);
                     if self.crash_point(machine, site, Moment::AfterAnswer) {
                         return;
                     }
                 }
             }
         }
-        let says = self.database_time(machine);
+        let says = told.max(self.database_time(machine));
         if self.machines[machine].mailbox.is_empty() {
             node.tick(says);
         }
