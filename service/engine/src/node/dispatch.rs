@@ -23,6 +23,9 @@ use crate::options::Mutant;
 /// execution is no longer its own.
 pub(super) const DOUBT: Duration = Duration::from_secs(5);
 
+/// The session on record of what is with nobody: no worker calls its own so.
+const NOBODYS: &str = ".nobody";
+
 impl<R> Node<R> {
     /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
     /// work, so an attempt that is new was never with anybody.
@@ -346,9 +349,17 @@ impl<R> Node<R> {
         }
         let attempts =
             self.slots.values().filter(|slot| slot.owned).flat_map(|slot| &slot.attempts);
-        let unsent = attempts.filter(|own| own.unsent && !own.acting && !own.is_handed());
-        for task in unsent.map(|own| own.id.clone()).collect::<Vec<_>>() {
-            self.fail_unsent(&task);
+        let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
+        let waiting = waiting.map(|own| {
+            let waits_here = matches!(own.place, Place::Scheduled | Place::Queued { .. });
+            (own.id.clone(), own.unsent, waits_here)
+        });
+        for (task, unsent, waits_here) in waiting.collect::<Vec<_>>() {
+            if unsent && self.is_at_most_once(&task) {
+                self.fail_unsent(&task);
+            } else if waits_here {
+                self.disown(&task);
+            }
         }
     }
 
@@ -447,8 +458,29 @@ impl<R> Node<R> {
             attempt.place = Place::Scheduled;
             attempt.unsent = true;
         }
+        self.wait_again(task);
+    }
+
+    /// Nobody has it any more, and it is as good as it was.
+    fn wait_again(&mut self, task: &TaskId) {
         self.enqueue(task);
+        if self.stopping {
+            self.disown(task);
+        }
         self.settle_slot(task.execution);
+    }
+
+    /// This node hands out no more, and the history says that somebody without a session has what in
+    /// truth nobody has: whoever goes on with it would wait until his time is up. For one with a
+    /// session he waits no longer than for those who come back.
+    fn disown(&mut self, task: &TaskId) {
+        let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
+        if started.is_none_or(|by| !by.session.is_empty()) || self.is_at_most_once(task) {
+            return;
+        }
+        let (task, session) = (task.clone(), NOBODYS.to_owned());
+        let command = Command::RecordStart { task, worker: String::new(), session, at: self.now };
+        self.act(command);
     }
 
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
@@ -491,10 +523,6 @@ impl<R> Node<R> {
     /// The history says that it has started, so no other node would hand it out, and this one does so no
     /// more: all that can be said is that it was not done.
     fn fail_unsent(&mut self, task: &TaskId) {
-        if !self.is_at_most_once(task) {
-            // Whoever goes on with it hands it out once more.
-            return;
-        }
         let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
         self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
     }
@@ -537,8 +565,7 @@ impl<R> Node<R> {
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.place = Place::Scheduled;
         }
-        self.enqueue(task);
-        self.settle_slot(task.execution);
+        self.wait_again(task);
     }
 
     fn is_at_most_once(&self, task: &TaskId) -> bool {

@@ -6,9 +6,10 @@ use recoup_core::command::{Rejection, TaskId};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
-use recoup_store::Settled;
+use recoup_engine::options::Options;
+use recoup_store::{Nodes, Settled};
 
-use crate::world::{World, poll, session, stream};
+use crate::world::{World, poll, ready, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -187,6 +188,26 @@ fn a_worker_without_a_session_gives_back_by_the_token_alone() {
     let answer = world.ask(0, |reply| Input::Release { task: gone, session: String::new(), reply });
     let closed = Refusal::Rejected(Rejection::AttemptClosed);
     assert_eq!(answer.expect("at once").err(), Some(closed));
+}
+
+#[test]
+fn what_nobody_has_at_a_stop_is_not_taken_to_be_with_who_gave_it_back() {
+    let mut world = World::new(2);
+    world.start(1, "default");
+    let bare = world.attach(1, poll("default", "", None));
+    let task = world.handed(1, bare).remove(0);
+    // Its start goes on record.
+    world.pass(2 * SECOND);
+    release(&mut world, 1, &task, "");
+    let node = world.machines[1].node.node_id().expect("it lives");
+    world.machines[1].node.stop();
+    world.put(1, Input::Touch { session: session("default", "s") });
+    assert!(world.machines[1].node.is_quiet());
+    ready(world.store.leave(node)).expect("the model does not fail");
+    world.machines.pop();
+    let other = world.attach(0, poll("default", "t", None));
+    world.pass(Options::default().reconnect_grace + 3 * SECOND);
+    assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");
 }
 
 #[test]
