@@ -24,6 +24,8 @@ pub(super) struct Attempt {
     pub claimed: bool,
     /// The history says that it has been handed over, and it never left this node.
     pub unsent: bool,
+    /// So often its worker, who may have begun it, did not have it any more.
+    pub missed: u32,
     /// Its result is here, and not yet durable.
     pub reported: bool,
     /// A command of the node's own about it is under way.

@@ -23,6 +23,9 @@ use crate::options::Mutant;
 /// execution is no longer its own.
 pub(super) const DOUBT: Duration = Duration::from_secs(5);
 
+/// So often an attempt is handed out again, uncounted, because its worker does not have it any more.
+const MISSED_MAX: u32 = 10;
+
 /// The session on record of what is with nobody: no worker calls its own so.
 const NOBODYS: &str = ".nobody";
 
@@ -132,6 +135,7 @@ impl<R> Node<R> {
                 possibly_started,
                 claimed,
                 unsent: false,
+                missed: 0,
                 reported: false,
                 acting: false,
                 cancel_told: false,
@@ -563,6 +567,11 @@ impl<R> Node<R> {
             });
         }
         if let Some(attempt) = self.attempt_mut(task) {
+            attempt.missed += u32::from(!unstarted);
+            if attempt.missed > MISSED_MAX {
+                // No lost answer: whatever has it breaks down, again and again.
+                return self.act(Command::LoseWorker { task: task.clone(), worker });
+            }
             attempt.place = Place::Scheduled;
         }
         self.wait_again(task);

@@ -38,6 +38,21 @@ fn what_a_poll_does_not_list_is_handed_out_again_at_once_and_uncounted() {
 }
 
 #[test]
+fn what_a_worker_loses_again_and_again_counts_as_lost() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world);
+    for _ in 0..10 {
+        let worker = world.attach(0, poll("default", "s", Some(&[])));
+        assert_eq!(world.handed(0, worker), [task.clone()]);
+    }
+    let worker = world.attach(0, poll("default", "s", Some(&[])));
+    assert_eq!(world.handed(0, worker), [], "the next attempt has a time of its own");
+    let state = world.snapshot(0, task.execution).state;
+    let lost = state.task(&task.path).and_then(|task| task.last_error.as_ref());
+    assert_eq!(lost.map(|error| error.error_type.as_str()), Some("recoup.worker_lost"));
+}
+
+#[test]
 fn what_a_poll_lists_goes_on() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
