@@ -9,6 +9,16 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Compensation:
+    """What a compensator undoes."""
+
+    #: False: nobody knows whether the step took effect. Ask whoever made it, under the idempotency key.
+    completed: bool
+    #: What the step returned. None where its outcome is unknown.
+    step_output: Any
+
+
+@dataclass(frozen=True)
 class TaskContext:
     """What a handler knows besides its input."""
 
@@ -18,6 +28,13 @@ class TaskContext:
     idempotency_key: str
     #: Set when the task should stop. For a while, what it then returns or raises still counts.
     cancelled: threading.Event
+    #: Set when the task undoes a step.
+    compensation: Compensation | None = None
+
+    @property
+    def undone_key(self) -> str:
+        """The idempotency key of the step that a compensation undoes."""
+        return self.idempotency_key.removesuffix("/compensate")
 
 
 class TaskFailed(Exception):
@@ -80,6 +97,15 @@ def ship(context: TaskContext, order: Any) -> Any:
     return {"parcel": f"P-{order['order']}"}
 
 
+def refund(context: TaskContext, order: Any) -> Any:
+    """Gives the money back. Where nobody knows whether it was taken, the provider has to be asked first."""
+    undone = context.compensation
+    if undone is not None and undone.completed:
+        return {"refunded": undone.step_output["receipt"]}
+    # A real one would look the charge up under the key that it was made with.
+    return {"looked_up": context.undone_key}
+
+
 def undo(context: TaskContext, task_input: Any) -> Any:
     """Undoes a step, and does no harm where there is nothing to undo."""
     return {"undone": True}
@@ -94,7 +120,7 @@ HANDLERS: dict[str, Handler] = {
     "stock.reserve": reserve,
     "stock.release": undo,
     "payment.charge": charge,
-    "payment.refund": undo,
+    "payment.refund": refund,
     "parcel.ship": ship,
     "parcel.recall": undo,
     "mail.notify": notify,

@@ -44,10 +44,10 @@ def connect(address: str) -> grpc.Channel:
 
 
 def to_payload(value: Any) -> payload_pb2.Payload:
-    """A JSON value as payload. None is no value."""
+    """A JSON value as payload. None is no value. Raises for what has no JSON form, such as NaN."""
     if value is None:
         return payload_pb2.Payload()
-    return payload_pb2.Payload(json=json.dumps(value))
+    return payload_pb2.Payload(json=json.dumps(value, allow_nan=False))
 
 
 def from_payload(payload: payload_pb2.Payload) -> Any:

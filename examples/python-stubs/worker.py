@@ -1,8 +1,8 @@
 """A worker for the order workflow on nothing but generated stubs: polls, works, reports.
 
 The whole protocol of a worker is PollTasks, CompleteTask, FailTask, HeartbeatTask and, for what it takes
-and cannot do, ReleaseTask. This one holds a session, so that what it holds goes to others when it dies. Prints one JSON line when a task starts
-and one when its result is durable. SIGTERM and Ctrl-C end it once what it holds is finished.
+and cannot do, ReleaseTask. This one holds a session, so that what it holds goes to others when it dies. Prints
+one JSON line when a task starts and one when its result is durable. SIGTERM and Ctrl-C end it once what it holds is finished.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 import grpc
 
-from handlers import HANDLERS, Handler, TaskContext, TaskFailed
+from handlers import HANDLERS, Compensation, Handler, TaskContext, TaskFailed
 from wire import PASSING_CODES, Backoff, connect, from_payload, refusal_reason, to_duration, to_payload
 
-from recoup.v1 import error_pb2, retry_pb2, worker_service_pb2, worker_service_pb2_grpc
+from recoup.v1 import error_pb2, execution_pb2, payload_pb2, retry_pb2, worker_service_pb2, worker_service_pb2_grpc
 
 log = logging.getLogger("worker")
 
@@ -38,6 +38,11 @@ REPORT_LIMIT_S = 300.0
 #: Causes of an error that are reported, and characters of each text. The server takes 20 causes and 64 KiB in all.
 CAUSES_MAX = 10
 TEXT_MAX = 4_000
+TYPE_MAX = 255
+#: What the server reads of one message, in bytes.
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+#: Refusals of a result that leave its attempt open.
+DEFECTS = frozenset({"FIELD_INVALID", "PAYLOAD_INVALID"})
 
 
 class Worker:
@@ -120,19 +125,23 @@ class Worker:
     def _release(self, task: worker_service_pb2.Task) -> None:
         """Gives back what was not begun: others get it at once, and it does not count as an attempt."""
         request = worker_service_pb2.ReleaseTaskRequest(task_token=task.task_token, session_id=self._session_id)
-        self._report(self._stub.ReleaseTask, request)
+        try:
+            self._report(self._stub.ReleaseTask, request)
+        except Refused as refused:
+            log.warning("a task was not taken back: %s", refused)
 
     def _work(self, task: worker_service_pb2.Task, cancelled: threading.Event) -> None:
         finished = threading.Event()
-        threading.Thread(target=self._heartbeat, args=(task, cancelled, finished), daemon=True).start()
         try:
-            _print_line(task, event="started")
-            context = TaskContext(task.attempt, task.idempotency_key, cancelled)
             try:
+                threading.Thread(target=self._heartbeat, args=(task, cancelled, finished), daemon=True).start()
+                _print_line(task, event="started")
+                context = TaskContext(task.attempt, task.idempotency_key, cancelled, compensation(task))
                 output = to_payload(self._handlers[task.type](context, from_payload(task.input)))
-            except Exception as error:
-                # Whatever a handler raises is the attempt's error.
-                self._fail(task, error)
+            except BaseException as error:
+                # Whatever a handler raises is the attempt's error, SystemExit too: a task that is dropped without
+                # a word would come again at once, for ever. No KeyboardInterrupt comes here, in a thread.
+                self._fail(task, to_error(error))
             else:
                 self._complete(task, output)
         finally:
@@ -141,29 +150,67 @@ class Worker:
                 del self._held[task.task_token]
                 self._held_changed.notify_all()
 
-    def _complete(self, task: worker_service_pb2.Task, output: Any) -> None:
+    def _complete(self, task: worker_service_pb2.Task, output: payload_pb2.Payload) -> None:
         request = worker_service_pb2.CompleteTaskRequest(task_token=task.task_token, output=output)
-        if self._report(self._stub.CompleteTask, request) is not None:
-            _print_line(task, event="completed")
+        try:
+            if self._report(self._stub.CompleteTask, request) is not None:
+                _print_line(task, event="completed")
+        except Refused as refused:
+            # The same output would be refused again.
+            error = error_pb2.Error(
+                type=refused.error_type, message=str(refused), source="python-stubs", non_retryable=True
+            )
+            self._fail(task, error)
 
-    def _fail(self, task: worker_service_pb2.Task, error: Exception) -> None:
-        request = worker_service_pb2.FailTaskRequest(task_token=task.task_token, error=to_error(error))
+    def _fail(self, task: worker_service_pb2.Task, error: error_pb2.Error) -> None:
+        try:
+            self._fail_once(task, error)
+        except Refused as refused:
+            # Without what may be wrong with it, but with what it said, about retries too.
+            plain = error_pb2.Error(
+                type="python.result_refused",
+                message=f"`{error.type[:TYPE_MAX]}`: {error.message} [{refused}]",
+                stack_trace=error.stack_trace,
+                source="python-stubs",
+            )
+            said = error
+            while not said.HasField("non_retryable") and said.HasField("cause"):
+                said = said.cause
+            if said.HasField("non_retryable"):
+                plain.non_retryable = said.non_retryable
+            try:
+                self._fail_once(task, plain)
+            except Refused as again:
+                log.error("a result was refused, and the error in its place too: %s", again)
+
+    def _fail_once(self, task: worker_service_pb2.Task, error: error_pb2.Error) -> None:
+        request = worker_service_pb2.FailTaskRequest(task_token=task.task_token, error=error)
         answer = self._report(self._stub.FailTask, request)
         if answer is not None:
             verdict = retry_pb2.RetryVerdict.Name(answer.decision.verdict)
-            _print_line(task, event="failed", error_type=request.error.type, verdict=verdict)
+            _print_line(task, event="failed", error_type=error.type, verdict=verdict)
 
     def _report(self, call: Callable[..., Any], request: Any) -> Any | None:
-        """Sends a result until the server has it: results are idempotent by token. None: it was refused."""
+        """Sends a result until the server has it: results are idempotent by token. None: nobody waits for it.
+
+        Raises Refused when the attempt is still open and wants another result.
+        """
+        if request.ByteSize() > MESSAGE_BYTES_MAX:
+            # Not even read by the server.
+            raise Refused("recoup.payload_too_large", f"the result has {request.ByteSize()} bytes")
         backoff = Backoff()
         give_up_at = time.monotonic() + REPORT_LIMIT_S
         while True:
             try:
                 return call(request, timeout=CALL_LIMIT_S)
             except grpc.RpcError as error:
+                reason = refusal_reason(error)
+                if reason in DEFECTS:
+                    raise Refused("python.result_refused", f"{reason}: {error.details()}") from error
                 if error.code() not in PASSING_CODES or time.monotonic() > give_up_at:
-                    # Mostly ATTEMPT_CLOSED: a timeout or somebody else was faster.
-                    log.warning("a result was refused: %s %s", refusal_reason(error), error.details())
+                    # Mostly ATTEMPT_CLOSED: a timeout or somebody else was faster. Or it was too large, which the
+                    # server has made an error of.
+                    log.warning("a result was refused: %s %s", reason, error.details())
                     return None
                 log.warning("result: %s; sending it again", error.details())
                 time.sleep(backoff.next_s())
@@ -195,9 +242,29 @@ class Worker:
             cancelled.set()
 
 
-def to_error(exception: BaseException, depth: int = 0) -> error_pb2.Error:
+class Refused(Exception):
+    """The server does not take a result, and the attempt is open: an error of `error_type` goes in its place."""
+
+    def __init__(self, error_type: str, message: str) -> None:
+        super().__init__(f"refused: {message}")
+        self.error_type = error_type
+
+
+def to_error(exception: BaseException) -> error_pb2.Error:
     """An exception and its causes as Recoup's error. What is no TaskFailed gets the type `python.<class>`."""
-    error = error_pb2.Error(message=str(exception)[:TEXT_MAX], source="python-stubs")
+    try:
+        error = _link(exception, 0)
+        # The end tells most, and the causes are in it.
+        error.stack_trace = _text("".join(traceback.format_exception(exception))[-TEXT_MAX:])
+        return error
+    except Exception as defect:
+        # It has details that are no JSON, or cannot even say what it is: an error all the same.
+        message = f"a {type(exception).__name__} that cannot be reported as it is: {type(defect).__name__}"
+        return error_pb2.Error(type="python.error_invalid", message=_text(message), source="python-stubs")
+
+
+def _link(exception: BaseException, depth: int) -> error_pb2.Error:
+    error = error_pb2.Error(message=_text(str(exception)[:TEXT_MAX]), source="python-stubs")
     if isinstance(exception, TaskFailed):
         error.type = exception.error_type
         if exception.details is not None:
@@ -208,12 +275,23 @@ def to_error(exception: BaseException, depth: int = 0) -> error_pb2.Error:
             error.next_retry_delay.CopyFrom(to_duration(exception.retry_after_s))
     else:
         error.type = f"python.{type(exception).__name__}"
-    if depth == 0:
-        # The end tells most, and the causes are in it.
-        error.stack_trace = "".join(traceback.format_exception(exception))[-TEXT_MAX:]
     if exception.__cause__ is not None and depth < CAUSES_MAX:
-        error.cause.CopyFrom(to_error(exception.__cause__, depth + 1))
+        error.cause.CopyFrom(_link(exception.__cause__, depth + 1))
     return error
+
+
+def _text(text: str) -> str:
+    """Text that can be sent: Python's may hold halves of characters."""
+    return text.encode(errors="replace").decode()
+
+
+def compensation(task: worker_service_pb2.Task) -> Compensation | None:
+    """What a task undoes. None: it is no compensation."""
+    if not task.HasField("compensation"):
+        return None
+    undone = task.compensation
+    completed = undone.outcome == execution_pb2.STEP_OUTCOME_COMPLETED
+    return Compensation(completed, from_payload(undone.step_output))
 
 
 def _print_line(task: worker_service_pb2.Task, **what: str) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+from unittest import mock
 
 import grpc
 import pytest
 
 from client import Client
 from conftest import Bench
-from handlers import HANDLERS
-from wire import connect, from_payload, refusal_reason
-from worker import Worker
+from handlers import HANDLERS, Compensation, Handler, TaskContext, TaskFailed, refund
+from wire import connect, from_payload, refusal_reason, to_payload
+from worker import Worker, compensation
 
 from recoup.v1 import execution_pb2, worker_service_pb2
+from recoup.v1.payload_pb2 import Payload
 
 Line = dict[str, Any]
 
@@ -143,6 +147,121 @@ def test_a_defect_of_a_handler_is_an_error_like_any_other(bench: Bench, client: 
     events = feed.until(is_end_of("o-1"))
     assert kinds(events)[:4] == ["ATTEMPT_FAILED"] * 3 + ["STEP_FAILED"]
     assert events[3]["decision"]["reason"] == "RETRY_REASON_ATTEMPTS_EXHAUSTED"
+
+
+@contextmanager
+def serving(bench: Bench, handlers: dict[str, Handler]) -> Iterator[None]:
+    """A worker in this process, with some handlers other than those of the example."""
+    stop = threading.Event()
+    # A poll that waits would keep the end of the test waiting.
+    with connect(bench.address) as channel, mock.patch("worker.POLL_WAIT_S", 0.2):
+        worker = Worker(
+            channel, HANDLERS | handlers, namespace="default", queue="orders", slots=1, session_ttl_s=30.0
+        )
+        running = threading.Thread(target=worker.run, args=(stop,), daemon=True)
+        running.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            running.join(timeout=20)
+            assert not running.is_alive()
+
+
+class Mute(Exception):
+    def __str__(self) -> NoReturn:
+        raise RuntimeError("no words")
+
+
+MIB = 1024 * 1024
+#: What is raised, and what is reported: the type, a part of the message, how often it is tried.
+RAISED: dict[str, tuple[BaseException, str, str, int]] = {
+    "an exit": (SystemExit(3), "python.SystemExit", "3", 4),
+    "an interrupt": (KeyboardInterrupt("here"), "python.KeyboardInterrupt", "here", 4),
+    "no type": (TaskFailed("has space!", "no"), "python.result_refused", "`has space!`: no", 4),
+    "a type of the service": (TaskFailed("recoup.foo", "no"), "python.result_refused", "`recoup.foo`: no", 4),
+    "a final one": (TaskFailed("a b", "no", non_retryable=True), "python.result_refused", "`a b`: no", 1),
+    "details that are no JSON": (TaskFailed("a.b", "no", details=object()), "python.error_invalid", "TaskFailed", 4),
+    "details over all limits": (
+        TaskFailed("a.b", "no", details="x" * 5 * MIB), "python.result_refused", "`a.b`: no", 4,
+    ),
+    "no words": (Mute(), "python.error_invalid", "a Mute", 4),
+    "half a character": (ValueError("\ud800"), "python.ValueError", "?", 4),
+}
+#: What is returned, and what is reported: the type, a part of the message, how often it is tried.
+RETURNED: dict[str, tuple[Any, str, str, int]] = {
+    "no JSON": (float("nan"), "python.ValueError", "not JSON compliant", 4),
+    # These would be refused again.
+    "over the limit of an output": ("x" * 3 * MIB, "recoup.payload_too_large", "too large", 1),
+    "over the limit of a message": ("x" * 5 * MIB, "recoup.payload_too_large", "bytes", 1),
+    "a reference": (Payload(reference={"payload_id": "p"}), "python.result_refused", "PAYLOAD_INVALID", 1),
+    "an endless media type": (Payload(content_type="x" * 300), "python.result_refused", "FIELD_INVALID", 1),
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+def test_whatever_a_handler_raises_is_reported(bench: Bench, client: Client, name: str) -> None:
+    raised, error_type, message, attempts = RAISED[name]
+    calls = []
+
+    def charge(context: TaskContext, order: Any) -> NoReturn:
+        calls.append(context.attempt)
+        raise raised
+
+    with serving(bench, {"payment.charge": charge}):
+        outcome = client.run("o-1", "")
+    assert (state(outcome), outcome.error.type) == ("FAILED", error_type)
+    assert message in outcome.error.message
+    assert calls == list(range(1, attempts + 1))
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_an_output_that_is_refused_is_an_error(
+    bench: Bench, client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returned, error_type, message, attempts = RETURNED[name]
+    calls = []
+    # A handler of the example returns JSON; one that makes payloads of its own can do more wrong.
+    as_it_is = lambda value: value if isinstance(value, Payload) else to_payload(value)
+    monkeypatch.setattr("worker.to_payload", as_it_is)
+
+    def charge(context: TaskContext, order: Any) -> Any:
+        calls.append(context.attempt)
+        return returned
+
+    with serving(bench, {"payment.charge": charge}):
+        outcome = client.run("o-1", "")
+    assert (state(outcome), outcome.error.type) == ("FAILED", error_type)
+    assert message in outcome.error.message
+    assert calls == list(range(1, attempts + 1))
+
+
+def test_a_compensator_knows_what_it_undoes(bench: Bench, client: Client) -> None:
+    undone: list[TaskContext] = []
+
+    def release(context: TaskContext, order: Any) -> None:
+        undone.append(context)
+
+    with serving(bench, {"stock.release": release}):
+        assert state(client.run("o-1", "declined")) == "FAILED"
+    [context] = undone
+    assert context.compensation == Compensation(True, {"reservation": context.undone_key})
+
+    task = worker_service_pb2.Task()
+    assert compensation(task) is None
+    task.compensation.outcome = execution_pb2.STEP_OUTCOME_UNKNOWN
+    assert compensation(task) == Compensation(False, None)
+    task.compensation.outcome = execution_pb2.STEP_OUTCOME_COMPLETED
+    task.compensation.step_output.CopyFrom(to_payload({"receipt": "r-1"}))
+    assert compensation(task) == Compensation(True, {"receipt": "r-1"})
+
+
+def test_a_refund_takes_what_was_charged_or_asks() -> None:
+    def answer(undone: Compensation) -> Any:
+        return refund(TaskContext(1, "e/charge/0/compensate", threading.Event(), undone), {})
+
+    assert answer(Compensation(True, {"receipt": "r-1"})) == {"refunded": "r-1"}
+    assert answer(Compensation(False, None)) == {"looked_up": "e/charge/0"}
 
 
 def test_a_cursor_goes_on_behind_its_event(bench: Bench, client: Client) -> None:
