@@ -44,6 +44,9 @@ pub(crate) fn check_size(payload: &Payload) -> Result<(), Error> {
         Some(reference @ Content::Reference(_)) => reference.encoded_len(),
         None => 0,
     };
+    // What stands around the content counts too.
+    let around = payload.metadata.iter().map(|(name, value)| name.len() + value.len());
+    let size = size + payload.content_type.len() + around.sum::<usize>();
     if size > PAYLOAD_BYTES_MAX {
         return Err(Error::PayloadTooLarge { size });
     }

@@ -155,6 +155,11 @@ impl TaskError {
         false
     }
 
+    /// An error in the form of the protocol.
+    pub(crate) fn from_proto(error: v1::Error) -> Self {
+        Self { error: Box::new(error) }
+    }
+
     /// The message of the protocol, within its limits: over 64 KiB or 20 causes the least important
     /// parts go (stack traces, details, long texts, deep causes) and the message says so.
     pub fn into_proto(self) -> v1::Error {
@@ -196,7 +201,7 @@ const SHRINKING: [(&str, DropPart); 3] = [
     }),
 ];
 
-fn shorten(text: &mut String, bytes_max: usize) {
+pub(crate) fn shorten(text: &mut String, bytes_max: usize) {
     if text.len() > bytes_max {
         let mut end = bytes_max;
         while !text.is_char_boundary(end) {

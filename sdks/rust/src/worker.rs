@@ -3,6 +3,7 @@
 mod context;
 mod handler;
 mod message;
+mod refusal;
 mod session;
 mod stream;
 mod unary;
@@ -40,7 +41,8 @@ pub enum Transport {
 /// again, a handler that runs goes on. Delivery is at least once: use
 /// [`TaskContext::idempotency_key`] where an effect must happen once. A handler that panics fails its
 /// attempt with the type `rust.panic`; a task type without a handler fails with `recoup.no_such_task`;
-/// an output over 2 MiB fails with `recoup.payload_too_large`.
+/// an output over 2 MiB fails with `recoup.payload_too_large`. An error whose type the service refuses is
+/// reported as `rust.result_refused`, with the original in its message and as its cause.
 ///
 /// ```no_run
 /// use recoup_sdk::{Client, TaskContext, TaskError, Worker};

@@ -265,6 +265,50 @@ async fn a_worker_by_unary_calls_that_stops_finishes_what_it_holds() {
     a_worker_that_stops_finishes_what_it_holds(Transport::Unary).await;
 }
 
+/// A type that the service refuses costs neither the rest of the error nor its retries.
+async fn a_refused_error_is_told_in_another(transport: Transport) {
+    let site = Site::start("sdk-refused").await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let handler = |_: TaskContext, _: u64| async move {
+        Err::<(), _>(TaskError::new("has space!").message("the bank said no").details(&51))
+    };
+    let worker = Worker::builder(site.client.clone()).transport(transport).task("wait", handler);
+    let serving = tokio::spawn(worker.run(async move {
+        // An error is the end of the test.
+        let _ = stopped.await;
+    }));
+    let execution = site.begin(0).await;
+    let ended = site.client.await_execution(&execution, Some(PATIENCE)).await.expect("it ends");
+    assert_eq!(ended.state(), ExecutionState::Failed, "{ended:?}");
+    let history = site.client.history(&execution).collect(usize::MAX).await.expect("it exists");
+    let failed = history.into_iter().filter_map(|entry| match entry.event {
+        Some(Event::AttemptFailed(event)) => event.error,
+        _ => None,
+    });
+    let failed: Vec<_> = failed.collect();
+    assert_eq!(failed.len(), 3, "the original left it to the policy: {failed:?}");
+    for error in failed {
+        assert_eq!(error.r#type, "rust.result_refused");
+        assert!(error.message.contains("`has space!`: the bank said no"), "{}", error.message);
+        let cause = error.cause.expect("the original");
+        assert_eq!(cause.message, "the bank said no");
+        let details: u64 = recoup_sdk::from_payload(cause.details.as_ref()).expect("a number");
+        assert_eq!(details, 51);
+    }
+    let _ = stop.send(());
+    serving.await.expect("it does not panic").expect("it has nothing to say");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_error_is_told_in_another_by_stream() {
+    a_refused_error_is_told_in_another(Transport::Stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_error_is_told_in_another_by_unary_calls() {
+    a_refused_error_is_told_in_another(Transport::Unary).await;
+}
+
 fn sorted(ids: &[String]) -> Vec<String> {
     let mut sorted = ids.to_vec();
     sorted.sort();

@@ -46,6 +46,12 @@ pub(super) fn result(token: Bytes, result: task_result::Result) -> Bytes {
     buffer.freeze()
 }
 
+/// What [`result`] encoded.
+pub(super) fn decoded(encoded: &Bytes) -> Option<task_result::Result> {
+    let message = StreamTasksRequest::decode(encoded.clone()).ok()?;
+    message.results.into_iter().next()?.result
+}
+
 /// The codec of the stream: [`Outgoing`] out, ordinary messages in.
 #[derive(Default)]
 pub(super) struct StreamCodec(PhantomData<()>);

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::context::{Attempt, CancelReason};
 use super::message::{self, Outgoing};
-use crate::TaskError;
+use super::refusal;
 
 /// A message is at most 4 MiB; a batch ends before that. One result alone is below it by its limits.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
@@ -203,12 +203,9 @@ impl Session {
             self.unacked.remove(&ack.task_token);
             return;
         }
-        let error_type = match reason {
-            ErrorReason::PayloadTooLarge => "recoup.payload_too_large",
-            _ => "rust.result_refused",
-        };
-        let error = TaskError::new(error_type).message(ack.message).non_retryable();
-        let failed = task_result::Result::Failed(error.into_proto());
+        let refused = message::decoded(&unacked.encoded);
+        let error = refusal::in_place_of(refused, reason, &ack.message);
+        let failed = task_result::Result::Failed(error);
         unacked.encoded = message::result(ack.task_token.clone(), failed);
         unacked.last_resort = true;
         self.queue.push_back(ack.task_token);

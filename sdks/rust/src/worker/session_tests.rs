@@ -176,6 +176,21 @@ async fn a_late_result_is_dropped_and_a_refused_one_becomes_an_error_once() {
 }
 
 #[tokio::test]
+async fn a_refused_error_stays_the_cause_of_what_takes_its_place() {
+    let mut session = session(8);
+    let original = crate::TaskError::new("has space!").message("the bank said no");
+    let failed = task_result::Result::Failed(original.into_proto());
+    session.finish(token("a"), message::result(token("a"), failed));
+    session.next_message();
+    session.acknowledge(ack("a", ErrorReason::FieldInvalid), Instant::now());
+    let result = results(&session.next_message()).remove(0).result;
+    let Some(task_result::Result::Failed(error)) = result else { panic!("{result:?}") };
+    assert_eq!((error.r#type.as_str(), error.non_retryable), ("rust.result_refused", None));
+    assert!(error.message.contains("`has space!`: the bank said no"), "{}", error.message);
+    assert_eq!(error.cause.expect("the original").message, "the bank said no");
+}
+
+#[tokio::test]
 async fn a_result_of_a_quarantined_execution_does_not_fail_its_step() {
     let mut session = session(8);
     for name in ["quarantined", "newer"] {

@@ -14,10 +14,12 @@ use recoup_proto::v1::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tonic::Code;
 
 use super::context::{Attempt, CancelReason, Event, TaskContext};
 use super::handler::{self, Handler, Outcome, RawTask};
 use super::message;
+use super::refusal;
 use super::{Worker, passes};
 use crate::Error;
 use crate::backoff::Backoff;
@@ -275,28 +277,33 @@ async fn report_once(
     token: &Bytes,
     result: task_result::Result,
 ) -> Result<(), Error> {
-    let error = match result {
+    let Err(refused) = send(worker, token, result.clone()).await else { return Ok(()) };
+    let reason = match (refused.reason(), &refused) {
+        (reason @ (ErrorReason::FieldInvalid | ErrorReason::PayloadInvalid), _) => reason,
+        // Over what a message may have, the transport refuses, here or there.
+        (ErrorReason::PayloadTooLarge, _)
+        | (_, Error::MessageTooLarge { .. } | Error::Service { code: Code::OutOfRange, .. }) => {
+            ErrorReason::PayloadTooLarge
+        }
+        _ => return Err(refused),
+    };
+    tracing::warn!(%refused, "the service refused a result");
+    let error = refusal::in_place_of(Some(result), reason, &refused.to_string());
+    send(worker, token, task_result::Result::Failed(error)).await
+}
+
+async fn send(worker: &Worker, token: &Bytes, result: task_result::Result) -> Result<(), Error> {
+    match result {
         task_result::Result::Completed(output) => {
             let request = CompleteTaskRequest { task_token: token.clone(), output: Some(output) };
-            match rpc!(worker.client, WorkerServiceClient.complete_task(request)).await {
-                Ok(_) => return Ok(()),
-                Err(refused)
-                    if matches!(
-                        refused.reason(),
-                        ErrorReason::PayloadInvalid | ErrorReason::PayloadTooLarge
-                    ) =>
-                {
-                    let refusal = crate::TaskError::new("rust.result_refused");
-                    refusal.message(refused.to_string()).non_retryable().into_proto()
-                }
-                Err(error) => return Err(error),
-            }
+            rpc!(worker.client, WorkerServiceClient.complete_task(request)).await?;
         }
-        task_result::Result::Failed(error) => error,
-        task_result::Result::Released(_) => return Ok(()),
-    };
-    let request = FailTaskRequest { task_token: token.clone(), error: Some(error) };
-    rpc!(worker.client, WorkerServiceClient.fail_task(request)).await?;
+        task_result::Result::Failed(error) => {
+            let request = FailTaskRequest { task_token: token.clone(), error: Some(error) };
+            rpc!(worker.client, WorkerServiceClient.fail_task(request)).await?;
+        }
+        task_result::Result::Released(_) => {}
+    }
     Ok(())
 }
 
