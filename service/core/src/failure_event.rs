@@ -164,7 +164,8 @@ pub fn worker_lost(
     attempts: usize,
     at: Timestamp,
 ) -> FailureEvent {
-    let message = format!("the session ended while it held {attempts} attempts");
+    let plural = if attempts == 1 { "" } else { "s" };
+    let message = format!("the session ended while it held {attempts} attempt{plural}");
     let error = Error::builtin(builtin::WORKER_LOST, message);
     FailureEvent {
         // A worker may use the id of its session again, and lose it again; another namespace may too.

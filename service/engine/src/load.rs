@@ -45,7 +45,7 @@ impl Plans {
         version: Option<u32>,
     ) -> Result<Option<Arc<Plan>>, String> {
         let found = self.look_up(store, namespace, name, version).await;
-        found.map_err(|error| error.to_string())?.map_err(|unplanned| unplanned.to_string())
+        found.map_err(unavailable)?.map_err(|unplanned| unplanned.to_string())
     }
 
     /// As [`Plans::find`], but tells a store that does not answer from a definition that is no plan.
@@ -133,6 +133,14 @@ enum Unplanned {
 }
 
 /// No panic leaves a map half changed, so a poisoned lock is as good as a whole one.
+/// What [`Refusal::Unavailable`](crate::Refusal) is made of: it says itself that the store is unavailable.
+pub(crate) fn unavailable(error: recoup_store::Error) -> String {
+    match error {
+        recoup_store::Error::Unavailable(reason) => reason,
+        other => other.to_string(),
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,6 +18,7 @@ use recoup_store::{Error, NewQuarantine, NodeId, Release};
 use super::Node;
 use super::io::{Damage, Output, Refusal};
 use super::slots::{Known, Slot, Waiter};
+use crate::load::unavailable;
 use crate::transition::feed_row;
 
 impl<R> Node<R> {
@@ -90,8 +91,9 @@ impl<R> Node<R> {
                 return self.reply(reply, Err(Refusal::RequestIdReused));
             }
             Err(error) => {
-                self.reply(reply, Err(Refusal::Unavailable(error.to_string())));
-                if matches!(error, Error::LeaseLost) && self.node_id() == Some(node) {
+                let is_lease_lost = matches!(error, Error::LeaseLost);
+                self.reply(reply, Err(Refusal::Unavailable(unavailable(error))));
+                if is_lease_lost && self.node_id() == Some(node) {
                     self.lose_life();
                 }
                 return;
