@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use recoup_sdk::Client;
+use recoup_sdk::{Client, Pages};
 use serde::Serialize;
 
 use self::exit::Failed;
@@ -130,6 +130,16 @@ impl Session {
             Output::Json => exit::print(&[serde_json::to_string(document).map_err(Failed::json)?]),
             Output::Text => exit::print(&lines(self.style)),
         }
+    }
+
+    /// At most so many items. That there are more is said on standard error.
+    async fn up_to<T>(&self, pages: Pages<T>, limit: usize) -> Result<Vec<T>, Failed> {
+        let mut items = pages.collect(limit.saturating_add(1)).await?;
+        if items.len() > limit {
+            items.truncate(limit);
+            eprintln!("there are more than these {limit}: --limit N shows N of them");
+        }
+        Ok(items)
     }
 
     /// One document per item for scripts, a table for people.

@@ -1,7 +1,11 @@
 //! What the process says about itself while it runs.
 
+use std::io::IsTerminal;
+
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+
+use crate::cli::Style;
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum LogFormat {
@@ -15,7 +19,12 @@ pub enum LogFormat {
 /// Logs go to standard error. `filter` has the syntax of `RUST_LOG`.
 pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log in a file is read by tools that know no colours.
+    let colours = Style::detect(std::io::stderr().is_terminal()).has_colours();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours);
     let installed = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -126,6 +126,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
         (vec!["compensation", "retry", id, "--step", "x"], 3, "STEP_NOT_FOUND", "no step `x`"),
         (vec!["failures", "show", "nope"], 3, "FAILURE_NOT_FOUND", "with that id"),
         (vec!["failures", "tail", "--subscription", "no"], 3, "SUBSCRIPTION_NOT_FOUND", "`no`"),
+        (vec!["failures", "unsubscribe", "no"], 3, "SUBSCRIPTION_NOT_FOUND", "`no`"),
         (vec!["failures", "ack", "no", "token"], 3, "SUBSCRIPTION_NOT_FOUND", "`no`"),
         (vec!["start", "nosuch"], 3, "WORKFLOW_NOT_FOUND", "`nosuch`"),
         (vec!["run", "two", "--version", "9"], 3, "WORKFLOW_VERSION_NOT_FOUND", "no version 9"),
@@ -193,6 +194,12 @@ fn what_has_ended_is_named_as_everywhere() {
     assert_eq!(still["stillRunning"]["state"], "EXECUTION_STATE_RUNNING");
     let id = still["executionId"].as_str().expect("an id");
     assert_eq!(site.document(&["show", id])["execution"]["state"], "EXECUTION_STATE_RUNNING");
+
+    // An hour of another zone, behind the start and before it.
+    let after = ["list", "--started-after", "2020-01-01T01:00:00+01:00"];
+    assert!(site.answer(&after).contains(id));
+    let before = ["list", "--started-before", "2020-01-01T00:00:00Z"];
+    assert_eq!(site.answer(&before).lines().count(), 1);
 }
 
 #[test]
@@ -221,7 +228,11 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         (&["list", "--state", "nosuch"], "nosuch"),
         (&["list", "--limit", "many"], "many"),
         (&["run", "x", "--wait", "5"], "`5` is no duration"),
-        (&["failures", "list", "--kind", "nosuch"], "`nosuch` is no kind"),
+        (&["failures", "list", "--kind", "nosuch"], "nosuch"),
+        (&["failures", "list", "--error-type", "a b"], "`a b` is no pattern"),
+        (&["failures", "tail", "--error-type", "a.b,"], "`` is no pattern"),
+        (&["list", "--error-type", "a*"], "`a*` is no pattern"),
+        (&["list", "--started-after", "yesterday"], "`yesterday` is no time"),
         (&["terminate", NO_ID], "required"),
         (&["nosuch"], "nosuch"),
         (&["list", "--address", "127.0.0.1:7430"], "must begin with http://"),
@@ -235,6 +246,11 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         let message = error["message"].as_str().expect("a text");
         assert!(message.contains(says) && !message.starts_with("error"), "{error}");
     }
+    let output = recoup_once(&["failures", "list", "--kind", "nosuch"]);
+    assert!(told(&output).contains("compensation_parked"), "{}", told(&output));
+    let output = recoup_once(&["failures", "list", "--help"]);
+    let help = String::from_utf8(output.stdout).expect("text");
+    assert!(help.contains("compensation_parked"), "{help}");
     // Help is an answer, and begins with what is the command's own.
     let output = recoup_once(&["start", "--help"]);
     assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
@@ -263,6 +279,20 @@ fn a_start_that_is_sent_again_is_answered_as_it_was() {
     assert_eq!((&own["started"], &plain["started"]), (&true.into(), &true.into()));
     assert_eq!((&given["executionId"], given.get("started")), (&own["executionId"], None));
     assert_eq!(answers[0], answers[1]);
+}
+
+#[test]
+fn a_log_in_a_file_has_no_colours() {
+    let folder = Folder::new("cli-log");
+    let data = folder.path().join("data").display().to_string();
+    let place = ["--listen", "127.0.0.1:0", "--store", "sqlite", "--data-dir", &data];
+    let arguments = [&["serve", "--log", "debug"], &place[..]].concat();
+    let mut server = recoup(&arguments, &folder.path().join("server.log"));
+    assert!(server.line(PATIENCE).is_some(), "{}", server.log());
+    server.terminate();
+    assert_eq!(server.exit(PATIENCE).and_then(|exit| exit.code()), Some(0), "{}", server.log());
+    let log = server.log();
+    assert!(!log.is_empty() && !log.contains('\u{1b}'), "{log:?}");
 }
 
 /// As somebody would who tries it out: from the definition to what a person must do.
@@ -334,15 +364,25 @@ steps:
     assert!(parked.is_some_and(|line| line.contains("test.stuck")), "{events}");
     let kind = ["failures", "list", "--kind", "execution_failed", "--workflow", "way"];
     let event = site.document(&kind)["id"].as_str().expect("an id").to_owned();
+    let listed = site.answer(&kind);
+    assert!(listed.trim_end().ends_with(&event), "{listed}");
     let shown = site.answer(&["failures", "show", &event]);
     assert!(shown.contains("execution_failed") && shown.contains(id), "{shown}");
     let tailed = site.answer(&["failures", "tail", "--from-beginning", "--limit", "1"]);
     assert!(tailed.contains("step_failed"), "{tailed}");
+    let event = tailed.split_whitespace().last().expect("an id");
+    assert!(site.answer(&["failures", "show", event]).contains("step_failed"), "{tailed}");
+    let subscriptions = site.answer(&["failures", "subscriptions"]);
+    assert!(subscriptions.lines().count() == 2, "{subscriptions}");
+    assert!(subscriptions.lines().any(|line| line.starts_with("all  ")), "{subscriptions}");
     let delivery = site.document(&["failures", "tail", "--subscription", "all", "--limit", "1"]);
     let token = delivery["ackToken"].as_str().expect("a token");
     assert_eq!(site.answer(&["failures", "ack", "all", token]), format!("{token} accepted\n"));
     let output = site.run(&["failures", "ack", "all", "nope"]);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b"nope invalid\n"[..]));
+
+    assert_eq!(site.answer(&["failures", "unsubscribe", "all"]), "all deleted\n");
+    assert_eq!(site.answer(&["failures", "subscriptions"]).lines().count(), 1);
 
     let reason = ["--reason", "line\u{1b}[1mone\nline two"];
     let retry = [&["compensation", "retry", id], &reason[..]].concat();
@@ -357,6 +397,16 @@ steps:
     let shown = site.answer(&["show", id]);
     assert!(shown.contains("compensation DONE") && shown.contains("by hand"), "{shown}");
     assert!(shown.contains("tried again: line [1mone line two"), "{shown}");
+
+    let output = site.run(&["run", "way"]);
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(said.contains("parked, a person must act: first\n"), "{said}");
+    let other = said.split_whitespace().nth(2).expect("an id");
+    let retry = format!("recoup compensation retry {other} --step first\n");
+    assert!(said.contains(&retry), "{said}");
+    let output = site.run(&["list", "--limit", "1"]);
+    assert!(told(&output).contains("more than these 1: --limit"), "{}", told(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
 
     let created = site.answer(&["namespace", "create", "shop.eu", "--retention", "24h"]);
     assert_eq!(created, "shop.eu\n");

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use recoup_proto::Timestamp;
 use recoup_sdk::proto::await_execution_response::Result as Awaited;
 use recoup_sdk::proto::{
     AwaitExecutionResponse, CancelExecutionResponse, CompensationState, ExecutionFilter,
@@ -16,10 +17,11 @@ use serde_json::Value;
 use super::exit::{EXIT_CODES, Exit, Failed};
 use super::text::{
     Paint, duration, error_line, nanos_between, one_line, payload_text, state_name, timestamp,
+    whole_error_line,
 };
-use super::timeline::state_symbol;
+use super::timeline::{parked_lines, state_symbol};
 use super::workflow::read;
-use super::{Connection, Output};
+use super::{Connection, Output, Session};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -99,8 +101,8 @@ pub struct ListArguments {
     #[arg(long, default_value = "", hide_default_value = true)]
     workflow: String,
     /// With an error of this type or below it.
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "PATTERN")]
-    error_type: String,
+    #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
+    error_type: Option<String>,
     /// With a key that begins with this.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "PREFIX")]
     key_prefix: String,
@@ -110,6 +112,12 @@ pub struct ListArguments {
     /// In quarantine.
     #[arg(long)]
     quarantined: bool,
+    /// Started at or after this time, like 2026-11-21T04:30:00Z.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    started_after: Option<Timestamp>,
+    /// Started before this time, like 2026-11-21T04:30:00Z.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    started_before: Option<Timestamp>,
     /// At most this many.
     #[arg(long, default_value = "100")]
     limit: usize,
@@ -198,6 +206,24 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|error| error.to_string())
 }
 
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    serde_json::from_value(Value::from(text))
+        .map_err(|_| format!("`{text}` is no time: 2026-11-21T04:30:00Z is one"))
+}
+
+/// A type of errors, which stands for all below it too, or `*`. One that no error can have would
+/// quietly find nothing.
+pub(super) fn parse_pattern(text: &str) -> Result<String, String> {
+    let is_segment = |segment: &str| {
+        let is_odd = |c: char| c.is_whitespace() || c.is_control() || c == '*';
+        !segment.is_empty() && !segment.contains(is_odd)
+    };
+    if text == "*" || text.strip_suffix(".*").unwrap_or(text).split('.').all(is_segment) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("`{text}` is no pattern: `a.b` takes it and all below, `*` all"))
+}
+
 /// The input as JSON. Numbers keep their text: what is sent is what was written.
 fn input(argument: &str) -> Result<String, Failed> {
     let text = match argument.strip_prefix('@') {
@@ -278,6 +304,12 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
         ended => ended?,
     };
     let state = ended.outcome.state();
+    let parked = match ended.outcome.compensation_state() {
+        CompensationState::Parked if session.output == Output::Text => {
+            parked(&session, &ended.execution_id).await
+        }
+        _ => Vec::new(),
+    };
     let answer = AwaitExecutionResponse {
         execution_id: ended.execution_id,
         result: Some(Awaited::Ended(ended.outcome)),
@@ -293,7 +325,7 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
             } else {
                 format!("{}: ", outcome.failed_step)
             };
-            lines.push(format!("  {step}{}", error_line(Some(error))));
+            lines.push(format!("  {step}{}", whole_error_line(Some(error))));
         }
         if outcome.output.is_some() {
             lines.push(format!("  output {}", payload_text(outcome.output.as_ref())));
@@ -306,9 +338,19 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
             let hint = format!("  recoup show {}", answer.execution_id);
             lines.push(style.paint(Paint::Dim, &hint));
         }
+        lines.extend(parked);
         lines
     })?;
     Ok(Exit::of(state))
+}
+
+/// What a person must do after an end that leaves compensations parked. How it ended is told even where
+/// this cannot be read any more.
+async fn parked(session: &Session, id: &str) -> Vec<String> {
+    match session.client.execution(id).await {
+        Ok(execution) => parked_lines(&execution, session.style),
+        Err(_) => vec![session.style.paint(Paint::Bad, "  parked, a person must act")],
+    }
 }
 
 pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
@@ -327,7 +369,7 @@ pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
     let filter = ExecutionFilter {
         states: arguments.state.iter().map(|one| state(one).into()).collect(),
         workflow: arguments.workflow,
-        error_type: arguments.error_type,
+        error_type: arguments.error_type.unwrap_or_default(),
         execution_key_prefix: arguments.key_prefix,
         compensation_states: if arguments.parked {
             vec![CompensationState::Parked.into()]
@@ -335,9 +377,10 @@ pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
             Vec::new()
         },
         quarantined: arguments.quarantined,
-        ..ExecutionFilter::default()
+        started_after: arguments.started_after,
+        started_before: arguments.started_before,
     };
-    let executions = session.client.executions(filter).collect(arguments.limit).await?;
+    let executions = session.up_to(session.client.executions(filter), arguments.limit).await?;
     let head = ["EXECUTION", "WORKFLOW", "STATE", "STARTED", "TOOK", "KEY", "ERROR"];
     session.say_all(&executions, &head, |execution| {
         let took = match (&execution.started_at, &execution.ended_at) {
@@ -435,5 +478,23 @@ mod tests {
         assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
         parse_duration("90").expect_err("no unit");
         parse_duration("-1s").expect_err("negative");
+    }
+
+    #[test]
+    fn patterns_are_those_that_can_find_something() {
+        for pattern in ["*", "a", "a.b", "a.b.*"] {
+            assert_eq!(parse_pattern(pattern), Ok(pattern.to_owned()));
+        }
+        for pattern in ["", "a b", "a..b", "*.a", "a.*.b", "a*", ".*", " a"] {
+            parse_pattern(pattern).expect_err(pattern);
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_rfc_3339() {
+        let time = parse_time("2026-09-21T16:13:20+02:00").expect("a time");
+        assert_eq!((time.seconds, time.nanos), (1_790_000_000, 0));
+        parse_time("2026-09-21").expect_err("a day");
+        parse_time("yesterday").expect_err("no time");
     }
 }

@@ -1,15 +1,17 @@
 //! `recoup failures …`
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use recoup_sdk::proto::{
-    FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition, Subscription,
-    subscription,
+    FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition, StepOutcome,
+    Subscription, subscription,
 };
 use recoup_sdk::{AckOutcome, Delivery, Failures};
 use serde_json::json;
 
+use super::execution::parse_pattern;
 use super::exit::{self, EXIT_CODES, Exit, Failed};
-use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp};
+use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp, whole_error_line};
 use super::timeline::decision_text;
 use super::{Connection, Output, Session};
 
@@ -48,6 +50,14 @@ enum FailuresCommand {
         #[arg(long)]
         from_beginning: bool,
     },
+    /// List durable subscriptions by name
+    Subscriptions {
+        /// At most this many.
+        #[arg(long, default_value = "100")]
+        limit: usize,
+    },
+    /// Delete a durable subscription; who reads it is sent away
+    Unsubscribe { name: String },
     /// Acknowledge deliveries of a durable subscription
     Ack {
         subscription: String,
@@ -83,11 +93,11 @@ struct FilterArguments {
     /// Of these workflows.
     #[arg(long, value_delimiter = ',')]
     workflow: Vec<String>,
-    /// Of these kinds, such as step_failed or compensation_parked.
-    #[arg(long, value_delimiter = ',', value_parser = parse_kind)]
+    /// Of these kinds.
+    #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = kinds())]
     kind: Vec<FailureKind>,
     /// With an error of these types or below them.
-    #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN", value_parser = parse_pattern)]
     error_type: Vec<String>,
 }
 
@@ -102,8 +112,34 @@ impl FilterArguments {
     }
 }
 
+/// The kinds of failure events by name; case does not matter.
+const KINDS: [&str; 18] = [
+    "attempt_failed",
+    "step_failed",
+    "step_ignored",
+    "execution_failed",
+    "execution_timed_out",
+    "execution_warning",
+    "execution_cancelled",
+    "execution_terminated",
+    "compensation_started",
+    "compensation_done",
+    "compensation_parked",
+    "handler_failed",
+    "worker_lost",
+    "queue_unserved",
+    "delivery_failed",
+    "recovered",
+    "feed_gap",
+    "execution_quarantined",
+];
+
+fn kinds() -> impl TypedValueParser<Value = FailureKind> {
+    PossibleValuesParser::new(KINDS).try_map(|text| parse_kind(&text))
+}
+
 fn parse_kind(text: &str) -> Result<FailureKind, String> {
-    let name = format!("FAILURE_KIND_{}", text.to_ascii_uppercase().replace('-', "_"));
+    let name = format!("FAILURE_KIND_{}", text.to_ascii_uppercase());
     FailureKind::from_str_name(&name)
         .filter(|kind| *kind != FailureKind::Unspecified)
         .ok_or_else(|| format!("`{text}` is no kind of failure event"))
@@ -119,11 +155,11 @@ pub async fn run(arguments: FailuresArguments) -> Result<Exit, Failed> {
         FailuresCommand::Tail(tail) => follow(&session, tail).await?,
         FailuresCommand::List { filter, execution, limit } => {
             let pages = session.client.failure_events(filter.filter(), execution);
-            let events = pages.collect(limit).await?;
+            let events = session.up_to(pages, limit).await?;
             if session.output == Output::Json {
                 session.say_all(&events, &[], |_| Vec::new())?;
             } else {
-                let lines = events.iter().map(|event| event_line(event, session.style));
+                let lines = events.iter().map(|event| listed_line(event, session.style));
                 exit::print(&lines.collect::<Vec<_>>())?;
             }
         }
@@ -143,11 +179,43 @@ pub async fn run(arguments: FailuresArguments) -> Result<Exit, Failed> {
             let created = session.client.create_subscription(wanted).await?;
             session.say(&created, |_| vec![created.name.clone()])?;
         }
+        FailuresCommand::Subscriptions { limit } => subscriptions(&session, limit).await?,
+        FailuresCommand::Unsubscribe { name } => {
+            session.client.delete_subscription(&name).await?;
+            session.say(&json!({}), |_| vec![format!("{} deleted", one_line(&name))])?;
+        }
         FailuresCommand::Ack { subscription, tokens } => {
             return ack(&session, &subscription, tokens).await;
         }
     }
     Ok(Exit::Done)
+}
+
+async fn subscriptions(session: &Session, limit: usize) -> Result<(), Failed> {
+    let subscriptions = session.up_to(session.client.subscriptions(), limit).await?;
+    let head = ["NAME", "CREATED", "OUTSTANDING", "CONSUMER", "FILTER"];
+    session.say_all(&subscriptions, &head, |subscription| {
+        vec![
+            subscription.name.clone(),
+            subscription.created_at.as_ref().map(timestamp).unwrap_or_default(),
+            subscription.outstanding.to_string(),
+            one_line(&subscription.consumer),
+            subscription.filter.as_ref().map(filter_text).unwrap_or_default(),
+        ]
+    })
+}
+
+/// As the flags that it was made with.
+fn filter_text(filter: &FailureFilter) -> String {
+    let kinds = filter.kinds().map(kind_name).collect::<Vec<_>>();
+    let flags = [
+        ("--workflow", &filter.workflows),
+        ("--kind", &kinds),
+        ("--error-type", &filter.error_types),
+    ];
+    let given = flags.iter().filter(|(_, values)| !values.is_empty());
+    let given = given.map(|(flag, values)| format!("{flag} {}", one_line(&values.join(","))));
+    given.collect::<Vec<_>>().join(" ")
 }
 
 async fn follow(session: &Session, tail: TailArguments) -> Result<(), Failed> {
@@ -156,7 +224,7 @@ async fn follow(session: &Session, tail: TailArguments) -> Result<(), Failed> {
     while left > 0 {
         let delivery = failures.next().await?;
         session.say(&document(&delivery), |style| {
-            let mut line = event_line(&delivery.event, style);
+            let mut line = listed_line(&delivery.event, style);
             if !tail.ack && !delivery.ack_token().is_empty() {
                 let token = format!("  ack {}", delivery.ack_token());
                 line.push_str(&style.paint(Paint::Dim, &token));
@@ -242,14 +310,12 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
         "{}  {}  {}",
         style.paint(Paint::Dim, &time),
         style.paint(paint, &format!("{:<22}", kind_name(event.kind()))),
-        event.workflow,
+        subject(event),
     );
-    let name =
-        if event.execution_key.is_empty() { &event.execution_id } else { &event.execution_key };
-    if !name.is_empty() {
-        line.push_str(&format!(" {}", one_line(name)));
-    }
-    if !event.step_path.is_empty() {
+    if event.kind() == FailureKind::CompensationStarted && !event.step_path.is_empty() {
+        // The step is the one that failed, not one that is undone.
+        line.push_str(&format!("  after {} failed", event.step_path));
+    } else if !event.step_path.is_empty() {
         let what = if event.compensation { " (compensation)" } else { "" };
         line.push_str(&format!("  {}{what}", event.step_path));
     }
@@ -262,7 +328,7 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
     }
     if let Some(decision) = &event.decision {
         let next = of_max(event.attempt + 1, event.max_attempts);
-        let text = format!(" → {}", decision_text(decision, &next));
+        let text = format!(" → {}", decision_text(decision, &next, event.error.as_ref()));
         line.push_str(&style.paint(Paint::Dim, &text));
     }
     if let Some(gap) = &event.gap {
@@ -271,8 +337,35 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
     line
 }
 
+/// As events stand in lists: with the id that `failures show` asks for.
+fn listed_line(event: &FailureEvent, style: Style) -> String {
+    let line = event_line(event, style);
+    if event.id.is_empty() {
+        return line;
+    }
+    format!("{line}  {}", style.paint(Paint::Dim, &one_line(&event.id)))
+}
+
+/// What an event is about: an execution, or the session of a worker.
+fn subject(event: &FailureEvent) -> String {
+    let name =
+        if event.execution_key.is_empty() { &event.execution_id } else { &event.execution_key };
+    let mut named = vec![event.workflow.clone(), one_line(name)];
+    if event.workflow.is_empty() && event.execution_id.is_empty() {
+        if !event.worker.is_empty() {
+            named.push(format!("worker {}", one_line(&event.worker)));
+        }
+        if !event.session_id.is_empty() {
+            named.push(format!("session {}", one_line(&event.session_id)));
+        }
+    }
+    named.retain(|part| !part.is_empty());
+    named.join(" ")
+}
+
+/// After a person's retry the numbers go on beyond what the policy allows, which counts anew.
 fn of_max(attempt: u32, max: u32) -> String {
-    if max == 0 { attempt.to_string() } else { format!("{attempt} of {max}") }
+    if max == 0 || attempt > max { attempt.to_string() } else { format!("{attempt} of {max}") }
 }
 
 fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
@@ -283,6 +376,10 @@ fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
         }
     };
     fact("id", &event.id);
+    let whole = whole_error_line(event.error.as_ref());
+    if whole != error_line(event.error.as_ref()) {
+        fact("error", &whole);
+    }
     fact("namespace", &event.namespace);
     fact("execution", &event.execution_id);
     fact("fingerprint", &event.fingerprint);
@@ -290,6 +387,10 @@ fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
     fact("traceparent", &event.traceparent);
     for step in &event.completed_steps {
         let undone = if step.compensated { ", undone" } else { "" };
+        if step.outcome() == StepOutcome::Unknown {
+            fact("unknown", &format!("{}{undone}: may have taken effect", step.step_path));
+            continue;
+        }
         let output = payload_text(step.output.as_ref());
         fact("completed", &format!("{}{undone}: {output}", step.step_path));
     }
@@ -308,17 +409,78 @@ fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use recoup_sdk::proto::{Error, RetryDecision, RetryReason, RetryVerdict};
+    use recoup_sdk::proto::{CompletedStep, Error, RetryDecision, RetryReason, RetryVerdict};
 
     use super::*;
 
     #[test]
     fn kinds_are_named_as_in_the_documentation() {
         assert_eq!(parse_kind("step_failed"), Ok(FailureKind::StepFailed));
-        assert_eq!(parse_kind("Compensation-Parked"), Ok(FailureKind::CompensationParked));
+        assert_eq!(parse_kind("Compensation_Parked"), Ok(FailureKind::CompensationParked));
+        let known = (1..).map_while(|number| FailureKind::try_from(number).ok());
+        assert_eq!(known.map(kind_name).collect::<Vec<_>>(), KINDS);
         assert_eq!(kind_name(FailureKind::StepFailed), "step_failed");
         parse_kind("unspecified").expect_err("it is none");
         parse_kind("x").expect_err("it is none");
+    }
+
+    #[test]
+    fn what_may_have_taken_effect_is_not_called_completed() {
+        let step = |path: &str, outcome: StepOutcome| CompletedStep {
+            step_path: path.to_owned(),
+            outcome: outcome.into(),
+            ..CompletedStep::default()
+        };
+        let message = "x".repeat(4_000);
+        let error = Error { r#type: "a".to_owned(), message, ..Error::default() };
+        let event = FailureEvent {
+            completed_steps: vec![
+                step("flight", StepOutcome::Completed),
+                step("hotel", StepOutcome::Unknown),
+            ],
+            error: Some(error.clone()),
+            ..FailureEvent::default()
+        };
+        let lines = event_lines(&event, Style::PLAIN);
+        assert!(!lines[0].contains(&error.message), "{}", lines[0]);
+        assert_eq!(lines[1], format!("  error        a: {}", error.message));
+        assert_eq!(lines[2], "  completed    flight: null");
+        assert_eq!(lines[3], "  unknown      hotel: may have taken effect");
+    }
+
+    #[test]
+    fn what_an_event_is_about_is_told() {
+        let told = |kind: FailureKind, event: FailureEvent| {
+            let event = FailureEvent { kind: kind.into(), id: "id-1".to_owned(), ..event };
+            let line = listed_line(&event, Style::PLAIN);
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let lost = FailureEvent {
+            worker: "w1".to_owned(),
+            session_id: "s1".to_owned(),
+            ..FailureEvent::default()
+        };
+        let line = told(FailureKind::WorkerLost, lost);
+        assert_eq!(line, "worker_lost worker w1 session s1 id-1");
+        let begun = FailureEvent {
+            workflow: "order".to_owned(),
+            execution_key: "order-7".to_owned(),
+            step_path: "charge".to_owned(),
+            ..FailureEvent::default()
+        };
+        let line = told(FailureKind::CompensationStarted, begun);
+        assert_eq!(line, "compensation_started order order-7 after charge failed id-1");
+        assert_eq!((of_max(2, 2), of_max(3, 2)), ("2 of 2".to_owned(), "3".to_owned()));
+    }
+
+    #[test]
+    fn a_filter_is_told_as_its_flags() {
+        let mut filter = FailureFilter::default();
+        assert_eq!(filter_text(&filter), "");
+        filter.workflows = vec!["order".to_owned()];
+        filter.push_kinds(FailureKind::StepFailed);
+        filter.push_kinds(FailureKind::Recovered);
+        assert_eq!(filter_text(&filter), "--workflow order --kind step_failed,recovered");
     }
 
     #[test]

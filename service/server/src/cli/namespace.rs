@@ -49,7 +49,7 @@ pub async fn run(arguments: NamespaceArguments) -> Result<Exit, Failed> {
             session.say(&created, |_| vec![created.name.clone()])?;
         }
         NamespaceCommand::List { pattern, limit } => {
-            let namespaces = session.client.namespaces(pattern).collect(limit).await?;
+            let namespaces = session.up_to(session.client.namespaces(pattern), limit).await?;
             let head = ["NAME", "RETENTION", "CREATED", "DESCRIPTION"];
             session.say_all(&namespaces, &head, |namespace| {
                 let retention = namespace.retention.as_ref();

@@ -6,6 +6,9 @@ use recoup_proto::{Duration, Timestamp};
 /// The longest text of a payload in a line.
 const PAYLOAD_CHARS_MAX: usize = 300;
 
+/// The longest message of an error in a line among others.
+const MESSAGE_CHARS_MAX: usize = 200;
+
 /// What a text means, from which its colour follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
@@ -31,6 +34,10 @@ impl Style {
     pub fn detect(is_terminal: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { colours: !refused && is_terminal }
+    }
+
+    pub fn has_colours(self) -> bool {
+        self.colours
     }
 
     pub fn heading(self, text: &str) -> String {
@@ -65,20 +72,31 @@ pub fn proto_nanos(duration: &Duration) -> i128 {
 }
 
 /// `850us`, `12ms`, `2.1s`, `1m05s`, `3h07m`, `2d04h`.
+///
+/// Rounded to what is shown; 59.96 s are a minute.
 pub fn duration(nanos: i128) -> String {
-    let millis = nanos / 1_000_000;
-    let seconds = millis / 1_000;
-    match seconds {
-        _ if nanos <= 0 => "0ms".to_owned(),
-        _ if millis == 0 => format!("{}us", nanos / 1_000),
-        0 => format!("{millis}ms"),
-        1..60 => {
-            let tenths = millis / 100;
-            format!("{}.{}s", tenths / 10, tenths % 10)
-        }
-        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
-        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    const MICRO: i128 = 1_000;
+    const MILLI: i128 = 1_000 * MICRO;
+    const SECOND: i128 = 1_000 * MILLI;
+    const MINUTE: i128 = 60 * SECOND;
+    const HOUR: i128 = 60 * MINUTE;
+    let rounded = |unit: i128| (nanos + unit / 2) / unit;
+    let (micros, millis, tenths) = (rounded(MICRO), rounded(MILLI), rounded(SECOND / 10));
+    let (seconds, minutes, hours) = (rounded(SECOND), rounded(MINUTE), rounded(HOUR));
+    if nanos <= 0 {
+        "0ms".to_owned()
+    } else if micros < 1_000 {
+        format!("{micros}us")
+    } else if millis < 1_000 {
+        format!("{millis}ms")
+    } else if tenths < 600 {
+        format!("{}.{}s", tenths / 10, tenths % 10)
+    } else if seconds < 3_600 {
+        format!("{}m{:02}s", seconds / 60, seconds % 60)
+    } else if minutes < 1_440 {
+        format!("{}h{:02}m", minutes / 60, minutes % 60)
+    } else {
+        format!("{}d{:02}h", hours / 24, hours % 24)
     }
 }
 
@@ -108,10 +126,14 @@ pub fn payload_text(payload: Option<&Payload>) -> String {
         }
         None => "null".to_owned(),
     };
-    if text.chars().count() <= PAYLOAD_CHARS_MAX {
+    shortened(text, PAYLOAD_CHARS_MAX)
+}
+
+fn shortened(text: String, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
         return text;
     }
-    text.chars().take(PAYLOAD_CHARS_MAX).chain(['…']).collect()
+    text.chars().take(chars_max).chain(['…']).collect()
 }
 
 /// What others wrote must not move the cursor of a terminal or begin a line of its own.
@@ -119,8 +141,17 @@ pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// `payment.card_declined: no (caused by bank.refused: code 51)`
+/// `payment.card_declined: no (caused by bank.refused: code 51)`, long messages cut with an ellipsis.
 pub fn error_line(error: Option<&v1::Error>) -> String {
+    error_text(error, MESSAGE_CHARS_MAX)
+}
+
+/// The same with whole messages.
+pub fn whole_error_line(error: Option<&v1::Error>) -> String {
+    error_text(error, usize::MAX)
+}
+
+fn error_text(error: Option<&v1::Error>, chars_max: usize) -> String {
     let Some(error) = error else { return String::new() };
     let mut line = one_line(&error.r#type);
     if line.is_empty() {
@@ -128,10 +159,10 @@ pub fn error_line(error: Option<&v1::Error>) -> String {
     }
     if !error.message.is_empty() {
         line.push_str(": ");
-        line.push_str(&one_line(&error.message));
+        line.push_str(&shortened(one_line(&error.message), chars_max));
     }
     if let Some(cause) = &error.cause {
-        line.push_str(&format!(" (caused by {})", error_line(Some(cause))));
+        line.push_str(&format!(" (caused by {})", error_text(Some(cause), chars_max)));
     }
     line
 }
@@ -167,9 +198,15 @@ mod tests {
             (12_345_678, "12ms"),
             (SECOND, "1.0s"),
             (2_149_000_000, "2.1s"),
-            (59_999_000_000, "59.9s"),
+            (2_498_000_000, "2.5s"),
+            (999_700, "1ms"),
+            (999_600_000, "1.0s"),
+            (59_949_000_000, "59.9s"),
+            (59_950_000_000, "1m00s"),
             (65 * SECOND, "1m05s"),
+            (3_599_500_000_000, "1h00m"),
             (11_220 * SECOND, "3h07m"),
+            (86_399 * SECOND, "1d00h"),
             (187_200 * SECOND, "2d04h"),
         ] {
             assert_eq!(duration(nanos), expected);
@@ -185,6 +222,10 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(error_line(Some(&error)), "a.b: one two [31m (caused by c)");
+        let wordy = v1::Error { message: "x".repeat(4_000), ..error };
+        let short = "a.b: ".len() + MESSAGE_CHARS_MAX + "… (caused by c)".chars().count();
+        assert_eq!(error_line(Some(&wordy)).chars().count(), short);
+        assert!(whole_error_line(Some(&wordy)).contains(&wordy.message));
         let long =
             Payload { content: Some(Content::Json("x".repeat(1_000))), ..Payload::default() };
         assert_eq!(payload_text(Some(&long)).chars().count(), PAYLOAD_CHARS_MAX + 1);

@@ -10,7 +10,7 @@ use recoup_proto::v1::{
 
 use super::text::{
     Paint, Style, duration, error_line, nanos_between, one_line, payload_text, state_name,
-    timestamp_nanos,
+    timestamp_nanos, whole_error_line,
 };
 
 /// How many attempts the policies of a workflow allow: history does not say it, the definition does.
@@ -18,6 +18,9 @@ use super::text::{
 pub struct AttemptsMax {
     by_step: HashMap<(String, bool), Option<u32>>,
 }
+
+/// Of so many parked compensations the commands are told.
+const PARKED_MAX: usize = 3;
 
 /// The built-in policy's, where none is named.
 const ATTEMPTS_MAX: u32 = 5;
@@ -143,23 +146,38 @@ fn foot(execution: &ExecutionInfo, style: Style) -> Vec<String> {
         lines.push(String::new());
         lines.push(format!("  output {}", payload_text(execution.output.as_ref())));
     }
+    let parked = parked_lines(execution, style);
+    if !parked.is_empty() {
+        lines.push(String::new());
+        lines.extend(parked);
+    }
+    if let Some(quarantine) = &execution.quarantine {
+        lines.push(String::new());
+        lines.extend(quarantined(&execution.execution_id, quarantine, style));
+    }
+    lines
+}
+
+/// Which compensations are parked, and the commands for a person who acts. Empty if none is.
+pub(super) fn parked_lines(execution: &ExecutionInfo, style: Style) -> Vec<String> {
     let parked = execution
         .compensations
         .iter()
         .filter(|one| one.state() == v1::CompensationStepState::Parked)
         .map(|one| one.step_path.as_str())
         .collect::<Vec<_>>();
-    if let Some(first) = parked.first() {
-        let id = &execution.execution_id;
-        lines.push(String::new());
-        let must = format!("  parked, a person must act: {}", parked.join(", "));
-        lines.push(style.paint(Paint::Bad, &must));
-        lines.push(format!("    recoup compensation retry {id} --step {first}"));
-        lines.push(format!("    recoup compensation skip {id} {first} --reason \"…\""));
+    if parked.is_empty() {
+        return Vec::new();
     }
-    if let Some(quarantine) = &execution.quarantine {
-        lines.push(String::new());
-        lines.extend(quarantined(&execution.execution_id, quarantine, style));
+    let id = &execution.execution_id;
+    let must = format!("  parked, a person must act: {}", parked.join(", "));
+    let mut lines = vec![style.paint(Paint::Bad, &must)];
+    for step in parked.iter().take(PARKED_MAX) {
+        lines.push(format!("    recoup compensation retry {id} --step {step}"));
+        lines.push(format!("    recoup compensation skip {id} {step} --reason \"…\""));
+    }
+    if parked.len() > PARKED_MAX {
+        lines.push(format!("    … or all of them: recoup compensation retry {id}"));
     }
     lines
 }
@@ -200,6 +218,12 @@ struct Timeline<'a> {
     due_at: HashMap<(String, bool), i128>,
     /// Steps whose last attempt failed: their failure is told by that line.
     told: HashSet<(String, bool)>,
+    /// Steps whose compensation a person had tried again.
+    retried: HashSet<String>,
+    /// The execution's end has been told.
+    ended: bool,
+    /// What a person did after it is being told.
+    is_again: bool,
     run: u32,
 }
 
@@ -215,6 +239,9 @@ impl<'a> Timeline<'a> {
             lines: Vec::new(),
             due_at: HashMap::new(),
             told: HashSet::new(),
+            retried: HashSet::new(),
+            ended: false,
+            is_again: false,
             run: 1,
         }
     }
@@ -222,6 +249,7 @@ impl<'a> Timeline<'a> {
     fn entry(&mut self, entry: &HistoryEntry) {
         let at = entry.time.as_ref().map_or(self.started_at, timestamp_nanos);
         if entry.run > self.run {
+            self.ended = false;
             self.run = entry.run;
             self.lines.push(Line::Section(format!("run {}", entry.run)));
         }
@@ -307,6 +335,8 @@ impl<'a> Timeline<'a> {
                 });
             }
             Event::CompensationRetried(retried) => {
+                self.again();
+                self.retried.insert(retried.step_path.clone());
                 let text = match retried.reason.as_str() {
                     "" => "tried again".to_owned(),
                     reason => format!("tried again: {reason}"),
@@ -314,13 +344,17 @@ impl<'a> Timeline<'a> {
                 self.row(at, '↻', Paint::Warn, &retried.step_path, &text);
             }
             Event::CompensationSkipped(skipped) => {
+                self.again();
                 let text = format!("skipped by a person: {}", skipped.reason);
                 self.row(at, '↷', Paint::Warn, &skipped.step_path, &text);
             }
             Event::CompensationEnded(ended) => {
                 if ended.state() == CompensationState::Parked {
                     self.row(at, '‼', Paint::Bad, "compensation", "not all could be undone");
+                } else if self.is_again {
+                    self.row(at, '✓', Paint::Good, "compensation", "nothing is left to undo");
                 }
+                self.is_again = false;
             }
             Event::FinallyStarted(_) => self.lines.push(Line::Section("finally".to_owned())),
             Event::HandlerFailed(failed) => {
@@ -330,7 +364,8 @@ impl<'a> Timeline<'a> {
             Event::ExecutionEnded(ended) => {
                 self.lines.push(Line::Section(String::new()));
                 let (symbol, paint) = state_symbol(ended.state());
-                let mut text = error_line(ended.error.as_ref());
+                self.ended = true;
+                let mut text = whole_error_line(ended.error.as_ref());
                 if !ended.reason.is_empty() {
                     text = ended.reason.clone();
                 }
@@ -350,14 +385,18 @@ impl<'a> Timeline<'a> {
         if failed.outcome() == AttemptOutcome::Unknown {
             text.push_str(" (outcome unknown)");
         }
-        let next = self.attempts_max.text(&step, failed.attempt + 1);
-        let decision = decision_text(&decision, &next);
+        let next = self.attempt_text(&step, failed.attempt + 1);
+        let decision = decision_text(&decision, &next, failed.error.as_ref());
         self.attempt_row(at, symbol, paint, &step, failed.attempt, &text, &decision);
         self.told.insert(key(&step));
     }
 
     fn run_stopped(&mut self, at: i128, stopped: &v1::RunStopped) {
         match stopped.cause() {
+            // Every step is done, what cannot be made is the output.
+            StopCause::Failed if stopped.step_path.is_empty() => {
+                self.row(at, '✗', Paint::Bad, "output", &error_line(stopped.error.as_ref()));
+            }
             // The line of the failed step says it all.
             StopCause::Failed | StopCause::Unspecified => {}
             StopCause::TimedOut => {
@@ -367,6 +406,22 @@ impl<'a> Timeline<'a> {
                 self.row(at, '■', Paint::Warn, "cancelling", "no further step begins");
             }
         }
+    }
+
+    /// What a person has done about an execution that had ended stands apart from its end.
+    fn again(&mut self) {
+        if self.ended && !self.is_again {
+            self.is_again = true;
+            self.lines.push(Line::Section("compensation, again".to_owned()));
+        }
+    }
+
+    /// A person's retry begins anew with the attempts that the policy allows, but the numbers go on.
+    fn attempt_text(&self, step: &StepRef, attempt: u32) -> String {
+        if step.compensation && self.retried.contains(&step.step_path) {
+            return attempt.to_string();
+        }
+        self.attempts_max.text(step, attempt)
     }
 
     fn compensation_started(&mut self, started: &v1::CompensationStarted) {
@@ -403,6 +458,9 @@ impl<'a> Timeline<'a> {
         }
         let max = match pending.max_attempts {
             0 => pending.attempt.to_string(),
+            _ if step.compensation && self.retried.contains(&step.step_path) => {
+                pending.attempt.to_string()
+            }
             max => format!("{} of {max}", pending.attempt),
         };
         self.push(Row {
@@ -447,7 +505,7 @@ impl<'a> Timeline<'a> {
             symbol,
             paint,
             subject: step.step_path.clone(),
-            attempt: self.attempts_max.text(step, attempt),
+            attempt: self.attempt_text(step, attempt),
             took: took.unwrap_or_default(),
             text: text.to_owned(),
             decision: decision.to_owned(),
@@ -457,7 +515,7 @@ impl<'a> Timeline<'a> {
     fn offset(&self, at: i128) -> String {
         let nanos = (at - self.started_at).max(0);
         if nanos < 1_000 * 1_000_000_000 {
-            let millis = nanos / 1_000_000;
+            let millis = (nanos + 500_000) / 1_000_000;
             format!("+{}.{:03}s", millis / 1_000, millis % 1_000)
         } else {
             format!("+{}", duration(nanos))
@@ -471,7 +529,11 @@ impl<'a> Timeline<'a> {
 }
 
 /// What was decided and why, in words: `retry in 2.1s (policy, attempt 2 of 5)`.
-pub(super) fn decision_text(decision: &RetryDecision, next_attempt: &str) -> String {
+pub(super) fn decision_text(
+    decision: &RetryDecision,
+    next_attempt: &str,
+    error: Option<&v1::Error>,
+) -> String {
     let rule =
         || decision.rule_index.map_or("rule".to_owned(), |index| format!("rule {}", index + 1));
     if decision.verdict() == RetryVerdict::Retry {
@@ -485,7 +547,12 @@ pub(super) fn decision_text(decision: &RetryDecision, next_attempt: &str) -> Str
         return format!("retry in {} ({why}, attempt {next_attempt})", duration(delay));
     }
     let why = match decision.reason() {
-        RetryReason::Cancelled => "the execution is being cancelled".to_owned(),
+        // One reason for every way of ending: the error says which.
+        RetryReason::Cancelled => match error.map_or("", |error| &error.r#type) {
+            "recoup.terminated" => "the execution was terminated".to_owned(),
+            "recoup.timeout.execution" => "the time of the execution is up".to_owned(),
+            _ => "the execution is being cancelled".to_owned(),
+        },
         RetryReason::ScheduleTimeout => "its time over all attempts is up".to_owned(),
         RetryReason::NonRetryable => "non-retryable (the error says so)".to_owned(),
         RetryReason::NonRetryableType => "non-retryable type (caller's policy)".to_owned(),

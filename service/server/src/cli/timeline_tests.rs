@@ -186,7 +186,7 @@ fn a_failure_that_was_compensated() {
 
   +0.000s  ● started                order v3
   +0.012s  ✓ reserve  1 of 5  12ms  by worker-1
-  +1.204s  ↻ charge   1 of 3  1.1s  payment.rate_limited: slow down → retry in 2.1s (rule 1, attempt 2 of 3)
+  +1.204s  ↻ charge   1 of 3  1.2s  payment.rate_limited: slow down → retry in 2.1s (rule 1, attempt 2 of 3)
   +3.310s  ✗ charge   2 of 3   6ms  payment.card_declined: the bank said no → stopped: non-retryable type (caller's policy)
 
   compensation: reserve
@@ -314,6 +314,135 @@ fn one_that_a_person_must_look_at() {
 }
 
 #[test]
+fn what_a_person_does_after_the_end_stands_apart() {
+    let mut execution = execution(ExecutionState::Failed);
+    execution.ended_at = at(100);
+    execution.set_compensation_state(CompensationState::Done);
+    let message = "x".repeat(4_000);
+    let away = error("stock.away", &message);
+    let undo = |attempt, decision| {
+        let mut event = failed("reserve", attempt, away.clone(), decision);
+        let Event::AttemptFailed(failed) = &mut event else { unreachable!("it was made one") };
+        failed.step = step("reserve", true);
+        event
+    };
+    let parked = Event::CompensationParked(v1::CompensationParked {
+        step_path: "reserve".to_owned(),
+        error: away.clone(),
+    });
+    let over = |state: CompensationState| {
+        Event::CompensationEnded(v1::CompensationEnded { state: state.into() })
+    };
+    let end = Event::ExecutionEnded(v1::ExecutionEnded {
+        state: ExecutionState::Failed.into(),
+        error: away.clone(),
+        reason: String::new(),
+    });
+    let again = Event::CompensationRetried(v1::CompensationRetried {
+        step_path: "reserve".to_owned(),
+        reason: "the stock is back".to_owned(),
+    });
+    let events = vec![
+        (0, started()),
+        (80, undo(2, stop(RetryReason::AttemptsExhausted))),
+        (80, parked),
+        (80, over(CompensationState::Parked)),
+        (80, Event::FinallyStarted(v1::FinallyStarted::default())),
+        (90, completed("notify", false, 1)),
+        (100, end),
+        (200, again),
+        (210, undo(3, retry(208, RetryReason::Policy, None))),
+        (420, completed("reserve", true, 4)),
+        (420, over(CompensationState::Done)),
+    ];
+    let short = format!("{}…", "x".repeat(200));
+    reads(
+        &execution,
+        events,
+        &format!(
+            "
+✗ order v3  e1  FAILED after 100ms, compensation DONE
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {{\"id\":7}}
+
+  +0.000s  ● started                 order v3
+  +0.080s  ✗ reserve       2 of 2    stock.away: {short} → stopped: attempts used up
+  +0.080s  ‼ reserve                 stock.away: {short} → parked: a person must act
+  +0.080s  ‼ compensation            not all could be undone
+
+  finally
+  +0.090s  ✓ notify        1 of 5    by worker-1
+
+  +0.100s  ✗ FAILED                  stock.away: {message}
+
+  compensation, again
+  +0.200s  ↻ reserve                 tried again: the stock is back
+  +0.210s  ↻ reserve       3         stock.away: {short} → retry in 208ms (policy, attempt 4)
+  +0.420s  ↩ reserve       4         undone by worker-1
+  +0.420s  ✓ compensation            nothing is left to undo
+"
+        ),
+    );
+}
+
+#[test]
+fn an_output_that_cannot_be_made_has_a_line() {
+    let execution = execution(ExecutionState::Compensating);
+    let stopped = |step: &str| {
+        let mut stopped = v1::RunStopped {
+            error: error("recoup.expression", "no such key"),
+            step_path: step.to_owned(),
+            ..v1::RunStopped::default()
+        };
+        stopped.set_cause(StopCause::Failed);
+        Event::RunStopped(stopped)
+    };
+    reads(
+        &execution,
+        vec![(0, started()), (5, stopped("charge")), (5, stopped(""))],
+        "
+↩ order v3  e1  COMPENSATING
+  namespace default · key order-7 · started 2026-09-21T14:13:20Z
+  input {\"id\":7}
+
+  +0.000s  ● started      order v3
+  +0.005s  ✗ output       recoup.expression: no such key
+",
+    );
+}
+
+#[test]
+fn each_of_a_few_parked_steps_has_its_commands() {
+    let mut execution = execution(ExecutionState::Failed);
+    let parked = |step: &str| {
+        let mut parked = CompensationInfo { step_path: step.to_owned(), ..Default::default() };
+        parked.set_state(CompensationStepState::Parked);
+        parked
+    };
+    execution.compensations = ["a", "b", "c"].map(parked).into();
+    let lines = parked_lines(&execution, Style::PLAIN);
+    assert_eq!(lines[0], "  parked, a person must act: a, b, c");
+    assert_eq!(lines[5], "    recoup compensation retry e1 --step c");
+    assert_eq!(lines.len(), 7);
+    execution.compensations.push(parked("d"));
+    let lines = parked_lines(&execution, Style::PLAIN);
+    assert_eq!(lines[7..], ["    … or all of them: recoup compensation retry e1"]);
+    execution.compensations.clear();
+    assert_eq!(parked_lines(&execution, Style::PLAIN), [""; 0]);
+}
+
+#[test]
+fn the_end_that_stopped_an_attempt_is_named() {
+    let told = |error_type| {
+        let error = error(error_type, "");
+        decision_text(&stop(RetryReason::Cancelled), "", error.as_ref())
+    };
+    assert_eq!(told("recoup.terminated"), "stopped: the execution was terminated");
+    assert_eq!(told("recoup.timeout.execution"), "stopped: the time of the execution is up");
+    assert_eq!(told("recoup.cancelled"), "stopped: the execution is being cancelled");
+}
+
+#[test]
 fn a_quarantine_is_told_with_what_to_do() {
     let mut quarantine = v1::QuarantineInfo {
         detail: "transition 2 is missing, 3 follows".to_owned(),
@@ -364,7 +493,7 @@ fn every_reason_to_stop_is_told() {
     let mut seen = HashSet::new();
     for reason in 1..=11 {
         let reason = RetryReason::try_from(reason).expect("a reason to stop");
-        let text = decision_text(&stop(reason), "");
+        let text = decision_text(&stop(reason), "", None);
         assert!(!text.contains("no reason given"), "{reason:?}");
         assert!(seen.insert(text), "{reason:?} is told like another");
     }

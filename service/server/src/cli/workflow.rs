@@ -64,7 +64,7 @@ pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
         }
         WorkflowCommand::List { prefix, limit } => {
             let session = arguments.connection.open().await?;
-            let workflows = session.client.workflows(prefix).collect(limit).await?;
+            let workflows = session.up_to(session.client.workflows(prefix), limit).await?;
             session.say_all(
                 &workflows,
                 &["NAME", "VERSION", "REGISTERED", "DESCRIPTION"],
