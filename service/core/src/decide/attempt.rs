@@ -69,7 +69,10 @@ impl Decider<'_> {
     }
 
     pub(super) fn lose(&mut self, task: &TaskId, worker: String) -> Result<(), Rejection> {
-        let error = Error::builtin(builtin::WORKER_LOST, "the worker's session ended, or it does not have the task any more");
+        let error = Error::builtin(
+            builtin::WORKER_LOST,
+            "the worker's session ended, or it does not have the task any more",
+        );
         self.fail(task, error, AttemptOutcome::Unknown, worker)
     }
 
