@@ -336,3 +336,18 @@ pub(crate) async fn remains(
     let plan = plans.look_up(store, &index.namespace, &index.workflow, version).await?;
     Ok(Some(Remains { listed, state, plan: plan.ok().flatten() }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Refusal;
+
+    #[test]
+    fn that_the_store_is_unavailable_is_said_once() {
+        let told = |error| Refusal::Unavailable(unavailable(error)).to_string();
+        let away = recoup_store::Error::Unavailable("it is away".to_owned());
+        assert_eq!(told(away), "the store is unavailable: it is away");
+        let lost = told(recoup_store::Error::LeaseLost);
+        assert_eq!(lost, "the store is unavailable: the lease of the node was lost");
+    }
+}

@@ -312,7 +312,9 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
         style.paint(paint, &format!("{:<22}", kind_name(event.kind()))),
         subject(event),
     );
-    if event.kind() == FailureKind::CompensationStarted && !event.step_path.is_empty() {
+    let is_of_all =
+        matches!(event.kind(), FailureKind::CompensationStarted | FailureKind::CompensationDone);
+    if is_of_all && !event.step_path.is_empty() {
         // The step is the one that failed, not one that is undone.
         line.push_str(&format!("  after {} failed", event.step_path));
     } else if !event.step_path.is_empty() {
@@ -468,8 +470,12 @@ mod tests {
             step_path: "charge".to_owned(),
             ..FailureEvent::default()
         };
-        let line = told(FailureKind::CompensationStarted, begun);
+        let line = told(FailureKind::CompensationStarted, begun.clone());
         assert_eq!(line, "compensation_started order order-7 after charge failed id-1");
+        let line = told(FailureKind::CompensationDone, begun.clone());
+        assert_eq!(line, "compensation_done order order-7 after charge failed id-1");
+        let line = told(FailureKind::StepFailed, begun);
+        assert_eq!(line, "step_failed order order-7 charge id-1");
         assert_eq!((of_max(2, 2), of_max(3, 2)), ("2 of 2".to_owned(), "3".to_owned()));
     }
 
