@@ -137,7 +137,7 @@ impl Session {
         let mut items = pages.collect(limit.saturating_add(1)).await?;
         if items.len() > limit {
             items.truncate(limit);
-            eprintln!("there are more than these {limit}: --limit N shows N of them");
+            eprintln!("there are more: --limit {limit} held them back");
         }
         Ok(items)
     }
