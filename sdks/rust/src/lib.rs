@@ -37,3 +37,8 @@ pub use self::failures::{Delivery, Failures, FailuresBuilder};
 pub use self::payload::{PAYLOAD_BYTES_MAX, from_payload, to_payload};
 pub use self::task_error::{ErrorCategory, TaskError};
 pub use self::worker::{CancelReason, RawTask, TaskContext, Transport, Worker, WorkerBuilder};
+
+/// Its examples are compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

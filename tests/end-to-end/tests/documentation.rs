@@ -8,6 +8,8 @@ use recoup_end_to_end::server::{Folder, Server, recoup_once};
 const DEFINITIONS: &str = include_str!("../../../docs/definitions.md");
 const RETRIES: &str = include_str!("../../../docs/retries.md");
 const OPERATING: &str = include_str!("../../../docs/operating.md");
+const README: &str = include_str!("../../../README.md");
+const ORDER: &str = include_str!("../../../examples/order/order.yaml");
 
 /// Files that are wrong, each in the way that one line or more of "Common mistakes" tells.
 const MISTAKES: [&str; 16] = [
@@ -100,6 +102,17 @@ fn the_workflows_of_the_documentation_are_valid() {
     for block in shown {
         let (valid, printed) = site.validate(&whole(block));
         assert!(valid, "{block}\n{printed:?}");
+    }
+}
+
+#[test]
+fn the_step_that_the_readme_shows_is_that_of_the_example() {
+    let shown = blocks(README, "yaml").pop().expect("it shows one");
+    let mut lines = ORDER.lines();
+    for line in shown.lines().filter(|line| !line.trim().is_empty()) {
+        // In a list of the page it stands one column further to the right.
+        let line = &line[1..];
+        assert!(lines.any(|real| real == line), "`{line}` does not follow in order.yaml");
     }
 }
 
