@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-
 use super::Decider;
 use crate::command::{AttemptTimeout, Command, Rejection, RequestId, StartExecution, TaskId};
 use crate::decide::next_wake;
