@@ -2,21 +2,17 @@
 
 use std::time::Duration;
 
-/// splitmix64.
+/// The numbers of core, and what a run draws from them.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(recoup_core::random::Random);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(recoup_core::random::Random::new(seed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.number()
     }
 
     /// A number below `bound`; 0 if there is none.

@@ -26,15 +26,14 @@ use super::slots::{Known, Pending, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
-use crate::options::Options;
 use crate::transition::{feed_rows, index_differs, index_row};
 
 /// So often the pause before a batch is sent again is doubled: to 800 ms by default.
 const COMMIT_RETRY_DOUBLINGS: u32 = 4;
 
-/// The batch under way.
-pub(super) struct InFlight<R> {
-    batch: Arc<Batch>,
+/// What is under way to the store, to be sent again as it is until it is settled.
+pub(super) struct Flight<R, B> {
+    batch: Arc<B>,
     entries: Vec<Entry<R>>,
     /// Waits for its time to be sent again.
     resting: bool,
@@ -42,11 +41,27 @@ pub(super) struct InFlight<R> {
     failures: u32,
 }
 
-pub(super) struct KeyedInFlight<R> {
-    starts: Arc<Vec<KeyedStart>>,
-    entries: Vec<Entry<R>>,
-    resting: bool,
-    failures: u32,
+/// The batch under way.
+pub(super) type InFlight<R> = Flight<R, Batch>;
+/// The starts with keys under way.
+pub(super) type KeyedInFlight<R> = Flight<R, Vec<KeyedStart>>;
+
+impl<R, B> Flight<R, B> {
+    fn new(batch: Arc<B>, entries: Vec<Entry<R>>) -> Self {
+        Self { batch, entries, resting: false, failures: 0 }
+    }
+
+    /// Before the next try: longer each time, for a store that is away for a while.
+    fn pause(&mut self, first: Duration) -> Duration {
+        let pause = first * (1 << self.failures.min(COMMIT_RETRY_DOUBLINGS));
+        self.failures += 1;
+        pause
+    }
+
+    /// What is to be sent once more, if it waits for that.
+    fn again(&mut self) -> Option<Arc<B>> {
+        std::mem::take(&mut self.resting).then(|| self.batch.clone())
+    }
 }
 
 /// One execution's part of a batch.
@@ -68,13 +83,6 @@ struct Finished {
 }
 
 type Decided<R> = (Pending<R>, Result<(), Rejection>);
-
-/// Before the next try: longer each time, for a store that is away for a while.
-fn pause(options: &Options, failures: &mut u32) -> Duration {
-    let pause = options.commit_retry * (1 << (*failures).min(COMMIT_RETRY_DOUBLINGS));
-    *failures += 1;
-    pause
-}
 
 impl<R> Node<R> {
     pub(super) fn commit_ready(&mut self) {
@@ -112,7 +120,7 @@ impl<R> Node<R> {
         }
         let batch = Arc::new(batch);
         self.outputs.push_back(Output::Commit(node, batch.clone()));
-        self.batch = Some(InFlight { batch, entries, resting: false, failures: 0 });
+        self.batch = Some(Flight::new(batch, entries));
     }
 
     /// Decides everything that waits in a slot. What changes nothing is answered at once.
@@ -308,12 +316,12 @@ impl<R> Node<R> {
             Err(error) => {
                 // Known or unknown, the same batch goes again: the store recognises it.
                 flight.resting = true;
-                let pause = pause(&self.options, &mut flight.failures);
+                let pause = flight.pause(self.options.commit_retry);
                 tracing::warn!(%error, ?pause, "a commit is sent again");
                 return self.set_timer(pause, Timer::Commit);
             }
         };
-        let Some(InFlight { batch, entries, .. }) = self.batch.take() else {
+        let Some(Flight { batch, entries, .. }) = self.batch.take() else {
             return;
         };
         let fed =
@@ -343,10 +351,8 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        if let Some(flight) = &mut self.batch
-            && std::mem::take(&mut flight.resting)
-        {
-            self.outputs.push_back(Output::Commit(node, flight.batch.clone()));
+        if let Some(batch) = self.batch.as_mut().and_then(Flight::again) {
+            self.outputs.push_back(Output::Commit(node, batch));
         }
     }
 
@@ -539,7 +545,7 @@ impl<R> Node<R> {
         }
         let starts = Arc::new(starts);
         self.outputs.push_back(Output::StartKeyed(node, starts.clone()));
-        self.keyed_batch = Some(KeyedInFlight { starts, entries, resting: false, failures: 0 });
+        self.keyed_batch = Some(Flight::new(starts, entries));
     }
 
     pub(super) fn keyed_started(
@@ -559,12 +565,12 @@ impl<R> Node<R> {
             }
             Err(error) => {
                 flight.resting = true;
-                let pause = pause(&self.options, &mut flight.failures);
+                let pause = flight.pause(self.options.commit_retry);
                 tracing::warn!(%error, ?pause, "starts with keys are sent again");
                 return self.set_timer(pause, Timer::StartKeyed);
             }
         };
-        let Some(KeyedInFlight { entries, .. }) = self.keyed_batch.take() else {
+        let Some(Flight { entries, .. }) = self.keyed_batch.take() else {
             return;
         };
         for (entry, settled) in entries.into_iter().zip(settled) {
@@ -598,10 +604,8 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        if let Some(flight) = &mut self.keyed_batch
-            && std::mem::take(&mut flight.resting)
-        {
-            self.outputs.push_back(Output::StartKeyed(node, flight.starts.clone()));
+        if let Some(starts) = self.keyed_batch.as_mut().and_then(Flight::again) {
+            self.outputs.push_back(Output::StartKeyed(node, starts));
         }
     }
 
