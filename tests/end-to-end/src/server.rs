@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use recoup_sdk::Client;
 use tempfile::TempDir;
 
 use crate::binary;
@@ -85,6 +86,14 @@ impl Server {
 pub fn recoup(arguments: &[&str], log: &Path) -> Process {
     let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Process::start(binary::recoup(), &arguments, log)
+}
+
+/// A server on an embedded database in a folder of its own, and a client of the SDK.
+pub async fn connected(name: &str) -> (Folder, Server, Client) {
+    let folder = Folder::new(name);
+    let server = Server::embedded(folder.path());
+    let client = Client::connect(server.url()).await.expect("it listens");
+    (folder, server, client)
 }
 
 /// Runs `recoup` to its end, with nothing on its standard input.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use recoup_end_to_end::process::Process;
-use recoup_end_to_end::server::{Folder, Server, sdk_example};
+use recoup_end_to_end::server::{Folder, Server, connected, sdk_example};
 use recoup_sdk::{Client, TaskContext, TaskError, Worker};
 use serde_json::{Value, json};
 
@@ -19,9 +19,7 @@ struct Site {
 impl Site {
     /// With workers of the order workflow, whose payment declines every order with a `d` in its name.
     async fn start(name: &str) -> Self {
-        let folder = Folder::new(name);
-        let server = Server::embedded(folder.path());
-        let client = Client::connect(server.url()).await.expect("it listens");
+        let (folder, server, client) = connected(name).await;
         let done = |_: TaskContext, _: Value| async { Ok::<_, TaskError>(json!({})) };
         let worker = Worker::builder(client.clone())
             .queue("orders")

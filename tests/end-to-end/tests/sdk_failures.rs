@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use recoup_end_to_end::server::{Folder, Server};
+use recoup_end_to_end::server::{Folder, Server, connected};
 use recoup_sdk::proto::{FailureKind, Subscription};
 use recoup_sdk::{AckOutcome, Client, Delivery, Failures, TaskContext, TaskError, Worker};
 
@@ -32,9 +32,7 @@ struct Site {
 
 impl Site {
     async fn start(name: &str) -> Self {
-        let folder = Folder::new(name);
-        let server = Server::embedded(folder.path());
-        let client = Client::connect(server.url()).await.expect("it listens");
+        let (folder, server, client) = connected(name).await;
         client.register_workflow(WORKFLOW).await.expect("it is correct");
         let worker = Worker::builder(client.clone()).task("fail", |_: TaskContext, (): ()| async {
             Err::<(), _>(TaskError::new("test.always"))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use recoup_end_to_end::server::{Folder, Server};
+use recoup_end_to_end::server::{Folder, Server, connected};
 use recoup_sdk::proto::history_entry::Event;
 use recoup_sdk::proto::{AttemptState, ExecutionState};
 use recoup_sdk::{Client, Error, TaskContext, TaskError, Transport, Worker};
@@ -31,9 +31,7 @@ struct Site {
 
 impl Site {
     async fn start(name: &str) -> Self {
-        let folder = Folder::new(name);
-        let server = Server::embedded(folder.path());
-        let client = Client::connect(server.url()).await.expect("it listens");
+        let (folder, server, client) = connected(name).await;
         client.register_workflow(WORKFLOW).await.expect("it is correct");
         Self { server, client, folder }
     }
