@@ -1,44 +1,120 @@
-//! Database time as a node follows it between two looks at the database.
+//! The two clocks of a node.
+//!
+//! | clock | measures | set by |
+//! | --- | --- | --- |
+//! | [`Tick`] | silence, attempts, the node's own lease: what begins and ends in this process | nobody |
+//! | store time ([`Timestamp`]) | what is stored: when something is due, and when it happened | the database, forward only |
+//!
+//! The database's clock may step, because an operator sets it or because the database moves to another
+//! machine. Ticks do not notice. Store time follows a step forward at once, and never goes back: it
+//! runs a little slower until the database has caught up.
 
+use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 
-/// Database time: what the last lease said, and what the machine's own clock has added since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DatabaseClock {
-    /// Database time minus the machine's own, in microseconds.
-    offset: i64,
+/// While store time is ahead of the database it loses one part in so many.
+const SLOWER: u32 = 16;
+
+/// A moment on the monotonic clock of this process. It means nothing to another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tick(i64);
+
+impl Tick {
+    /// So long after the process began.
+    pub fn after(elapsed: Duration) -> Self {
+        Self(micros(elapsed))
+    }
+
+    /// The time from `earlier` to this one; zero if it is not earlier.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
+    }
 }
 
-impl DatabaseClock {
-    /// `elapsed` is what the machine's own clock, which nobody sets, says now.
-    pub fn new(database: Timestamp, elapsed: Duration) -> Self {
-        Self { offset: database.as_micros() - micros(elapsed) }
+impl Add<Duration> for Tick {
+    type Output = Self;
+
+    /// Saturates: a deadline beyond the end of time never strikes.
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(micros(duration)))
+    }
+}
+
+impl Sub<Duration> for Tick {
+    type Output = Self;
+
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(duration)))
+    }
+}
+
+/// The same moment on both clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    pub tick: Tick,
+    pub time: Timestamp,
+}
+
+impl Now {
+    /// A stored time that has passed, as a tick of this process.
+    pub fn tick_of(self, past: Timestamp) -> Tick {
+        self.tick - self.time.since(past)
     }
 
-    pub fn now(&self, elapsed: Duration) -> Timestamp {
-        Timestamp::from_micros(self.offset + micros(elapsed))
+    /// When store time will be what it is at a tick; now, if the tick has passed.
+    pub fn time_of(self, tick: Tick) -> Timestamp {
+        self.time + tick.since(self.tick)
     }
 
-    /// The database said `database` at some moment of a call that lasted until now for `under_way`. A
-    /// clock that may be right is left alone: how long an answer took moves no clock. Returns by how
-    /// much it went forward at once: so much less time has passed than it says.
+    /// The later of both, clock by clock: none of them goes back.
+    pub fn max(self, other: Self) -> Self {
+        Self { tick: self.tick.max(other.tick), time: self.time.max(other.time) }
+    }
+}
+
+/// Store time: what the last lease said, and what the monotonic clock has added since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreClock {
+    time: Timestamp,
+    /// When it was `time`.
+    read_at: Tick,
+    /// By how much it was ahead of the database then.
+    ahead: Duration,
+}
+
+impl StoreClock {
+    pub fn new(database: Timestamp, tick: Tick) -> Self {
+        Self { time: database, read_at: tick, ahead: Duration::ZERO }
+    }
+
+    pub fn now(&self, tick: Tick) -> Now {
+        let passed = tick.since(self.read_at);
+        let lost = (passed / SLOWER).min(self.ahead);
+        Now { tick, time: self.time + (passed - lost) }
+    }
+
+    /// At some moment of a call that lasted until now for `under_way`, the database said `database`,
+    /// and no life of any node was known to be beyond `reached`. A clock that may be right is left
+    /// alone: how long an answer took moves no clock. Returns by how much it went forward at once.
     pub fn correct(
         &mut self,
         database: Timestamp,
+        reached: Timestamp,
         under_way: Duration,
-        elapsed: Duration,
+        tick: Tick,
     ) -> Duration {
-        let before = self.now(elapsed);
-        let after = before.clamp(database, database + under_way);
-        self.offset = after.as_micros() - micros(elapsed);
-        after.since(before)
+        let before = self.now(tick).time;
+        self.time = before.max(database).max(reached);
+        self.read_at = tick;
+        self.ahead = self.time.since(database + under_way);
+        self.time.since(before)
     }
 }
 
-fn micros(elapsed: Duration) -> i64 {
-    i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX / 2)
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 2)
 }
 
 #[cfg(test)]
@@ -53,18 +129,53 @@ mod tests {
         Timestamp::from_micros(millis * 1000)
     }
 
+    fn tick(millis: u64) -> Tick {
+        Tick::after(ms(millis))
+    }
+
     #[test]
-    fn a_clock_that_may_be_right_is_left_alone_and_another_goes_to_the_nearest_time() {
-        let mut clock = DatabaseClock::new(at(5_000), ms(100));
-        assert_eq!(clock.now(ms(1_100)), at(6_000));
+    fn a_clock_that_may_be_right_is_left_alone_and_one_that_is_behind_goes_forward() {
+        let mut clock = StoreClock::new(at(5_000), tick(100));
+        assert_eq!(clock.now(tick(1_100)).time, at(6_000));
         // Asked 300 ms ago, granted somewhere between.
-        assert_eq!(clock.correct(at(5_800), ms(300), ms(1_100)), ms(0));
-        assert_eq!(clock.now(ms(1_100)), at(6_000));
+        assert_eq!(clock.correct(at(5_800), at(0), ms(300), tick(1_100)), ms(0));
+        assert_eq!(clock.now(tick(1_100)).time, at(6_000));
         // Behind: the machine slept, and its clock with it.
-        assert_eq!(clock.correct(at(9_000), ms(10), ms(1_200)), ms(2_900));
-        assert_eq!(clock.now(ms(1_300)), at(9_100));
-        // Ahead.
-        assert_eq!(clock.correct(at(8_000), ms(50), ms(1_300)), ms(0));
-        assert_eq!(clock.now(ms(1_300)), at(8_050));
+        assert_eq!(clock.correct(at(9_000), at(0), ms(10), tick(1_200)), ms(2_900));
+        assert_eq!(clock.now(tick(1_300)).time, at(9_100));
+    }
+
+    #[test]
+    fn a_step_back_makes_store_time_slower_until_the_database_has_caught_up() {
+        let mut clock = StoreClock::new(at(100_000), tick(0));
+        assert_eq!(clock.correct(at(41_600), at(0), ms(0), tick(1_600)), ms(0));
+        assert_eq!(clock.now(tick(1_600)).time, at(101_600));
+        // It goes on, at 15 sixteenths of its speed.
+        assert_eq!(clock.now(tick(1_601)).time, at(101_600) + Duration::from_micros(937));
+        assert_eq!(clock.now(tick(17_600)).time, at(116_600));
+        // Once nothing is left of the 60 s, it runs as before.
+        assert_eq!(clock.now(tick(1_600 + 960_000)).time, at(101_600 + 900_000));
+        assert_eq!(clock.now(tick(1_600 + 961_000)).time, at(101_600 + 901_000));
+        // A later look finds how much is left.
+        clock.correct(at(57_600), at(0), ms(0), tick(17_600));
+        assert_eq!(clock.ahead, ms(59_000));
+    }
+
+    #[test]
+    fn store_time_is_never_behind_what_another_life_has_reached() {
+        let mut clock = StoreClock::new(at(10_000), tick(0));
+        let hour = ms(3_600_000);
+        assert_eq!(clock.correct(at(10_000), at(10_000) + hour, ms(5), tick(0)), hour);
+        assert_eq!(clock.now(tick(0)).time, at(10_000) + hour);
+        assert_eq!(clock.ahead, hour - ms(5));
+    }
+
+    #[test]
+    fn a_stored_time_becomes_a_tick_and_back_by_how_far_away_it_is() {
+        let now = Now { tick: tick(500), time: at(90_000) };
+        assert_eq!(now.tick_of(at(89_700)), tick(200));
+        assert_eq!(now.tick_of(at(80_000)), Tick(-9_500_000), "before the process began");
+        assert_eq!(now.time_of(tick(700)), at(90_200));
+        assert_eq!(now.time_of(tick(100)), at(90_000));
     }
 }

@@ -13,12 +13,12 @@ use recoup_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, Span, debug_span};
 
-use crate::clock::DatabaseClock;
+use crate::clock::{Now, StoreClock, Tick};
 use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
 use crate::node::io::{
-    Answer, HandedTask, Input, Offer, Output, Refusal, WorkerKey, WorkerMessage,
+    Adopted, Answer, HandedTask, Input, Offer, Output, Refusal, WorkerKey, WorkerMessage,
 };
 use crate::options::Options;
 
@@ -36,30 +36,38 @@ pub(crate) enum Request {
     Stop(oneshot::Sender<()>),
 }
 
-/// Database time for everybody: set by the driver alone.
+/// The time for everybody in this process: corrected by the driver alone.
 pub struct Clock {
     origin: Instant,
-    database: Mutex<DatabaseClock>,
+    store: Mutex<StoreClock>,
 }
 
 impl Clock {
     fn new(now: Timestamp) -> Self {
-        let database = Mutex::new(DatabaseClock::new(now, Duration::ZERO));
-        Self { origin: Instant::now(), database }
+        let store = Mutex::new(StoreClock::new(now, Tick::default()));
+        Self { origin: Instant::now(), store }
     }
 
+    /// Store time.
     pub fn now(&self) -> Timestamp {
-        self.lock().now(self.origin.elapsed())
+        self.both().time
     }
 
-    /// Returns by how much it went forward at once.
-    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) -> Duration {
-        self.lock().correct(lease.now, under_way, self.origin.elapsed())
+    fn both(&self) -> Now {
+        self.lock().now(self.tick())
+    }
+
+    fn tick(&self) -> Tick {
+        Tick::after(self.origin.elapsed())
+    }
+
+    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) {
+        self.lock().correct(lease.now, lease.reached, under_way, self.tick());
     }
 
     /// No panic leaves it half changed, so a poisoned lock is as good as a whole one.
-    fn lock(&self) -> MutexGuard<'_, DatabaseClock> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, StoreClock> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,9 +126,9 @@ impl Driver {
     async fn run(mut self) {
         let mut stopping: Option<oneshot::Sender<()>> = None;
         let mut inputs = Vec::new();
-        self.node.begin(self.clock.now());
+        self.node.begin(self.clock.both());
         loop {
-            self.node.flush(self.clock.now());
+            self.node.flush(self.clock.both());
             self.carry_out();
             if stopping.is_some() && self.node.is_quiet() {
                 break;
@@ -150,7 +158,7 @@ impl Driver {
             for request in inputs.drain(..) {
                 self.take(request, &mut stopping);
             }
-            self.node.tick(self.clock.now());
+            self.node.tick(self.clock.both());
         }
         if let Some(node) = self.node.node_id()
             && let Err(error) = self.store.leave(node).await
@@ -164,7 +172,7 @@ impl Driver {
     }
 
     fn take(&mut self, request: Request, stopping: &mut Option<oneshot::Sender<()>>) {
-        let now = self.clock.now();
+        let now = self.clock.both();
         match request {
             Request::Input(input) => {
                 if let Input::Detach { worker } = input {
@@ -183,17 +191,11 @@ impl Driver {
         }
     }
 
-    fn take_answer(&mut self, Answered { mut input, began }: Answered) {
-        if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &mut input {
-            let under_way = began.elapsed();
-            let moved = self.clock.correct(lease, under_way);
-            if moved > Duration::ZERO {
-                self.node.clock_moved(moved, self.clock.now());
-            }
-            // It was granted somewhere between question and answer: to be safe, at the question.
-            lease.expires_at = lease.expires_at - under_way;
+    fn take_answer(&mut self, Answered { input, began }: Answered) {
+        if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &input {
+            self.clock.correct(lease, began.elapsed());
         }
-        self.node.handle(input, self.clock.now());
+        self.node.handle(input, self.clock.both());
         if self.node.node_id().is_some()
             && let Some(begun) = self.begun.take()
         {
@@ -223,7 +225,7 @@ impl Driver {
         let Some(unsent) = unsent else {
             return;
         };
-        let now = self.clock.now();
+        let now = self.clock.both();
         self.sinks.remove(&worker);
         self.node.handle(Input::Detach { worker }, now);
         let WorkerMessage::Tasks(tasks) = unsent else {
@@ -248,8 +250,8 @@ impl Driver {
                     let joined = store.join(&options.address, options.lease_ttl).await;
                     Input::Joined(joined)
                 }
-                Output::Renew(node) => {
-                    let renewed = store.renew(node, options.lease_ttl).await;
+                Output::Renew { node, reached } => {
+                    let renewed = store.renew(node, options.lease_ttl, reached).await;
                     Input::Renewed(node, renewed)
                 }
                 Output::Commit(node, batch) => {
@@ -262,13 +264,15 @@ impl Driver {
                     let loaded = load::load(&*store, &plans, node, &asked).await;
                     Input::Loaded { node, asked, loaded }
                 }
-                Output::Adopt(node, limit) => Input::Adopted(node, store.adopt(node, limit).await),
+                Output::Adopt { node, silent, limit } => {
+                    Input::Adopted(node, Adopted::ask(&*store, node, &silent, limit).await)
+                }
                 Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
                 Output::Due(node, until, limit) => {
                     Input::Due(node, store.due(node, until, limit).await)
                 }
-                Output::Claim { node, queues, limit, lease } => {
-                    Input::Claimed(node, store.claim(node, &queues, limit, lease).await)
+                Output::Claim { node, queues, limit, lease, now } => {
+                    Input::Claimed(node, store.claim(node, &queues, limit, lease, now).await)
                 }
                 Output::Overflow(node, tasks) => {
                     let result = store.overflow(node, &tasks).await;
@@ -305,8 +309,8 @@ fn span(output: &Output<Reply>) -> Span {
         }
         Output::Load(node, ids) => debug_span!("load", node = node.0, executions = ids.len()),
         Output::Join => debug_span!("join"),
-        Output::Renew(node) => debug_span!("renew", node = node.0),
-        Output::Adopt(node, limit) => debug_span!("adopt", node = node.0, limit),
+        Output::Renew { node, .. } => debug_span!("renew", node = node.0),
+        Output::Adopt { node, limit, .. } => debug_span!("adopt", node = node.0, limit),
         Output::Heads(node, ids) => debug_span!("heads", node = node.0, executions = ids.len()),
         Output::Due(node, ..) => debug_span!("due", node = node.0),
         Output::Claim { node, limit, .. } => debug_span!("claim", node = node.0, limit),

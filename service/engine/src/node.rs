@@ -1,5 +1,5 @@
 //! A node without I/O. Inputs change it, [`Node::flush`] decides what has gathered, outputs say what
-//! is to be done; time is an argument. The same inputs in the same order give the same outputs.
+//! is to be done; time is an argument, on both clocks of [`crate::clock`]. The same inputs in the same order give the same outputs.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -37,14 +37,17 @@ use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
 use recoup_store::{FeedRow, Lease, NewQuarantine, NodeId, QueueName};
 
+use crate::clock::{Now, Tick};
 use crate::options::Options;
 use commit::{InFlight, KeyedInFlight};
 use io::{HandedTask, Input, Output, Refusal, SessionKey, WorkerKey};
+use ownership::Watched;
 use queue::Queue;
 use slots::Slot;
 use workers::{Holder, SessionState, WorkerState};
 
-/// When something must be looked at. What is no longer so when the time has come does nothing.
+/// When something must be looked at, in store time, which a step of the database's clock may take
+/// forward: what is not so, or not yet, when the time has come does nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Execution(ExecutionId),
@@ -69,10 +72,18 @@ const CATCH_UP: Duration = Duration::from_millis(200);
 
 pub struct Node<R> {
     options: Options,
+    /// Store time: what is stored and scheduled.
     now: Timestamp,
+    /// The same moment for silence, attempts and the lease.
+    monotonic: Tick,
     caught_up_at: Timestamp,
     random: Random,
     lease: Option<Lease>,
+    lease_asked_at: Tick,
+    /// Until when this node holds the lease; others wait at least that long.
+    lease_ends: Tick,
+    /// The leases of other nodes.
+    watched: BTreeMap<NodeId, Watched>,
     stopping: bool,
     /// Whoever waits for an end is answered at once.
     impatient: bool,
@@ -115,9 +126,13 @@ impl<R> Node<R> {
         Self {
             options,
             now: Timestamp::default(),
+            monotonic: Tick::default(),
             caught_up_at: Timestamp::default(),
             random: Random::new(seed),
             lease: None,
+            lease_asked_at: Tick::default(),
+            lease_ends: Tick::default(),
+            watched: BTreeMap::new(),
             stopping: false,
             impatient: false,
             slots: BTreeMap::new(),
@@ -190,9 +205,19 @@ impl<R> Node<R> {
     }
 
     /// Asks for a life.
-    pub fn begin(&mut self, now: Timestamp) {
-        self.now = now;
-        self.outputs.push_back(Output::Join);
+    pub fn begin(&mut self, now: Now) {
+        self.is_now(now);
+        self.join();
+    }
+
+    /// Neither clock goes back.
+    fn is_now(&mut self, now: Now) {
+        let now = self.at().max(now);
+        (self.monotonic, self.now) = (now.tick, now.time);
+    }
+
+    fn at(&self) -> Now {
+        Now { tick: self.monotonic, time: self.now }
     }
 
     /// Takes nothing new from now on.
@@ -204,19 +229,6 @@ impl<R> Node<R> {
 
     pub fn is_stopping(&self) -> bool {
         self.stopping
-    }
-
-    /// Database time goes forward at once, by what the machine's own clock does not know: nothing has
-    /// lasted so much longer because of it.
-    pub fn clock_moved(&mut self, forward: Duration, now: Timestamp) {
-        // Where the clock had been ahead, time has stood still here until now.
-        let forward = forward.min(now.since(self.now));
-        for session in self.sessions.values_mut() {
-            session.expires_at = session.expires_at + forward;
-        }
-        for attempt in self.slots.values_mut().flat_map(|slot| &mut slot.attempts) {
-            attempt.clock_moved(forward);
-        }
     }
 
     /// Whether everything that was taken has been answered or left to other nodes.
@@ -236,8 +248,8 @@ impl<R> Node<R> {
         self.outputs.pop_front()
     }
 
-    pub fn handle(&mut self, input: Input<R>, now: Timestamp) {
-        self.now = self.now.max(now);
+    pub fn handle(&mut self, input: Input<R>, now: Now) {
+        self.is_now(now);
         match input {
             Input::Start { spec, reply } => self.start(*spec, reply),
             Input::Submit { execution, command, request, reply } => {
@@ -274,8 +286,8 @@ impl<R> Node<R> {
     }
 
     /// Does what is due.
-    pub fn tick(&mut self, now: Timestamp) {
-        self.now = self.now.max(now);
+    pub fn tick(&mut self, now: Now) {
+        self.is_now(now);
         self.catch_up();
         while let Some((at, _)) = self.timers.first()
             && *at <= self.now
@@ -288,7 +300,7 @@ impl<R> Node<R> {
                 Timer::Session(id) => self.check_session(&id),
                 Timer::Queue(name) => self.overflow_unserved(&name),
                 Timer::Renew => self.renew(),
-                Timer::Join => self.outputs.push_back(Output::Join),
+                Timer::Join => self.join(),
                 Timer::Commit => self.commit_again(),
                 Timer::StartKeyed => self.start_keyed_again(),
                 // The next flush asks.
@@ -328,8 +340,8 @@ impl<R> Node<R> {
     }
 
     /// Decides what has gathered and hands out what may go.
-    pub fn flush(&mut self, now: Timestamp) {
-        self.now = self.now.max(now);
+    pub fn flush(&mut self, now: Now) {
+        self.is_now(now);
         if self.lease.is_some() {
             self.commit_ready();
             self.start_keyed_ready();

@@ -11,9 +11,10 @@ use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
+use recoup_engine::clock::{Now, Tick};
 use recoup_engine::load::{Plans, load};
 use recoup_engine::node::Node;
-use recoup_engine::node::io::{Answer, Input, Output};
+use recoup_engine::node::io::{Adopted, Answer, Input, Output};
 use recoup_engine::{Options, Refusal, StartSpec};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
@@ -86,7 +87,7 @@ impl Rig {
         let node = Node::new(Options { panics, lease_ttl: TTL, ..Options::default() }, 1);
         let (plans, answers) = (Plans::default(), Vec::new());
         let mut rig = Self { clock, store, plans, node, answers, rough: None, commits: 0 };
-        rig.node.begin(rig.now());
+        rig.node.begin(rig.at());
         rig.settle().await;
         rig
     }
@@ -95,15 +96,21 @@ impl Rig {
         Timestamp::from_micros(*self.clock.lock().expect("no test panics with it"))
     }
 
+    fn at(&self) -> Now {
+        let time = self.now();
+        let micros = u64::try_from(time.as_micros()).expect("it is after 1970");
+        Now { tick: Tick::after(Duration::from_micros(micros)), time }
+    }
+
     /// Does what the node asks for, until it asks for nothing more.
     async fn settle(&mut self) {
         loop {
-            self.node.flush(self.now());
+            self.node.flush(self.at());
             let mut asked = false;
             while let Some(output) = self.node.output() {
                 asked = true;
                 if let Some(input) = self.call(output).await {
-                    self.node.handle(input, self.now());
+                    self.node.handle(input, self.at());
                 }
             }
             if !asked {
@@ -116,7 +123,9 @@ impl Rig {
         let store = &self.store;
         Some(match output {
             Output::Join => Input::Joined(store.join("", TTL).await),
-            Output::Renew(node) => Input::Renewed(node, store.renew(node, TTL).await),
+            Output::Renew { node, reached } => {
+                Input::Renewed(node, store.renew(node, TTL, reached).await)
+            }
             Output::Commit(node, batch) => {
                 let rough = self.rough.take_if(|_| !batch.quarantined.is_empty());
                 self.commits += usize::from(!batch.quarantined.is_empty());
@@ -135,7 +144,9 @@ impl Rig {
                 let loaded = load(store, &self.plans, node, &asked).await;
                 Input::Loaded { node, asked, loaded }
             }
-            Output::Adopt(node, limit) => Input::Adopted(node, store.adopt(node, limit).await),
+            Output::Adopt { node, silent, limit } => {
+                Input::Adopted(node, Adopted::ask(store, node, &silent, limit).await)
+            }
             Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
             Output::Due(node, at, limit) => Input::Due(node, store.due(node, at, limit).await),
             Output::Reply { reply, answer } => {
@@ -150,7 +161,7 @@ impl Rig {
     /// Lets the timers strike that are due within a second.
     async fn a_second_later(&mut self) {
         *self.clock.lock().expect("no test panics with it") += 1_000_000;
-        self.node.tick(self.now());
+        self.node.tick(self.at());
         self.settle().await;
     }
 
@@ -171,7 +182,7 @@ impl Rig {
             request: None,
             until: None,
         };
-        self.node.handle(Input::Start { spec: Box::new(spec), reply: 0 }, self.now());
+        self.node.handle(Input::Start { spec: Box::new(spec), reply: 0 }, self.at());
         self.settle().await;
         assert!(matches!(self.answers.pop(), Some((0, Ok(_)))), "it starts");
         id
@@ -180,7 +191,7 @@ impl Rig {
     fn cancel(&mut self, execution: ExecutionId, reply: u32) {
         let command = Command::CancelExecution { reason: "enough".into() };
         let input = Input::Submit { execution, command, request: None, reply };
-        self.node.handle(input, self.now());
+        self.node.handle(input, self.at());
     }
 
     async fn events(&self) -> usize {
@@ -207,7 +218,7 @@ async fn nobody_is_refused_before_the_quarantine_is_durable() {
     rig.settle().await;
     // It is written, but the node does not know. Who comes now waits as well.
     rig.cancel(id, 2);
-    rig.node.handle(Input::Get { execution: id, reply: 3 }, rig.now());
+    rig.node.handle(Input::Get { execution: id, reply: 3 }, rig.at());
     rig.settle().await;
     assert!(rig.answers.is_empty(), "{:?}", rig.answers);
     assert_eq!((rig.commits, rig.events().await), (1, 1));
@@ -217,7 +228,7 @@ async fn nobody_is_refused_before_the_quarantine_is_durable() {
     assert_eq!((rig.commits, rig.events().await), (2, 1), "sent again, and written once");
     // Nothing of it is left in memory; who asks reads the store.
     assert_eq!(rig.node.belief(id), "nothing");
-    rig.node.handle(Input::Get { execution: id, reply: 4 }, rig.now());
+    rig.node.handle(Input::Get { execution: id, reply: 4 }, rig.at());
     rig.settle().await;
     assert_eq!(rig.refused(), [4]);
     assert_eq!((rig.commits, rig.events().await), (2, 1));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use recoup_core::id::ExecutionId;
 use recoup_engine::load::load;
-use recoup_engine::node::io::{Input, Output};
+use recoup_engine::node::io::{Adopted, Input, Output};
 use recoup_store::memory::PendingCommit;
 use recoup_store::{
     Batch, Error, Executions, KeySettled, KeyedStart, NodeId, Nodes, Overflow, Settled, Transitions,
@@ -162,9 +162,9 @@ impl World<'_> {
                 }
                 Input::Joined(joined)
             }
-            Output::Renew(node) => {
+            Output::Renew { node, reached } => {
                 let ttl = self.machines[machine].options().lease_ttl;
-                Input::Renewed(node, ready(self.store.renew(node, ttl)))
+                Input::Renewed(node, ready(self.store.renew(node, ttl, reached)))
             }
             Output::Commit(node, batch) => return self.commit(id, node, batch, fault),
             Output::StartKeyed(node, starts) => {
@@ -190,12 +190,12 @@ impl World<'_> {
                 let loaded = ready(load(&self.store, &self.catalog.cache, node, &asked));
                 Input::Loaded { node, asked, loaded }
             }
-            Output::Adopt(node, limit) => {
-                let adopted = ready(self.store.adopt(node, limit));
-                if let Ok(adopted) = &adopted
-                    && !adopted.is_empty()
+            Output::Adopt { node, silent, limit } => {
+                let adopted = ready(Adopted::ask(&self.store, node, &silent, limit));
+                if let Ok(Adopted { executions, .. }) = &adopted
+                    && !executions.is_empty()
                 {
-                    let count = adopted.len();
+                    let count = executions.len();
                     self.note(format_args!("machine {machine} as {node:?} adopts {count}"));
                 }
                 Input::Adopted(node, adopted)
@@ -204,8 +204,8 @@ impl World<'_> {
             Output::Due(node, until, limit) => {
                 Input::Due(node, ready(self.store.due(node, until, limit)))
             }
-            Output::Claim { node, queues, limit, lease } => {
-                let claimed = ready(self.store.claim(node, &queues, limit, lease));
+            Output::Claim { node, queues, limit, lease, now } => {
+                let claimed = ready(self.store.claim(node, &queues, limit, lease, now));
                 if let Ok(claimed) = &claimed
                     && !claimed.is_empty()
                 {
@@ -428,13 +428,13 @@ impl World<'_> {
 fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<ReplyId>> {
     Some(match output {
         Output::Join => Input::Joined(Err(error())),
-        Output::Renew(node) => Input::Renewed(node, Err(error())),
+        Output::Renew { node, .. } => Input::Renewed(node, Err(error())),
         Output::Commit(node, _) => Input::Committed(node, Err(error())),
         Output::StartKeyed(node, _) => Input::KeyedStarted(node, Err(error())),
         Output::Load(node, asked) => {
             Input::Loaded { node, asked, loaded: Err(error().to_string()) }
         }
-        Output::Adopt(node, _) => Input::Adopted(node, Err(error())),
+        Output::Adopt { node, .. } => Input::Adopted(node, Err(error())),
         Output::Heads(node, _) => Input::Heads(node, Err(error())),
         Output::Due(node, ..) => Input::Due(node, Err(error())),
         Output::Claim { node, .. } => Input::Claimed(node, Err(error())),

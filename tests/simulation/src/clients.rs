@@ -217,7 +217,7 @@ impl World<'_> {
         let (input, reason) = (op.input(), op.reason());
         let request = op.request;
         let submit = |execution, command| Input::Submit { execution, command, request, reply };
-        let now = self.database_time(machine);
+        let now = self.store_time(machine);
         Some(match op.wish {
             Wish::Start { workflow, key, on_running, on_ended, wait } => {
                 let start = StartExecution {

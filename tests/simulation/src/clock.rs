@@ -1,10 +1,11 @@
 //! The clock of a machine: it gains or loses, stands still while the machine is suspended, and learns
-//! database time from leases as the driver's does.
+//! store time from leases as the driver's does.
 
 use std::time::Duration;
 
 use recoup_core::time::Timestamp;
-use recoup_engine::clock::DatabaseClock;
+use recoup_engine::clock::{Now, StoreClock, Tick};
+use recoup_store::Lease;
 
 pub struct MachineClock {
     /// The world's time at which `own` was read; in the future for as long as it stands still.
@@ -12,14 +13,14 @@ pub struct MachineClock {
     own: Duration,
     /// So many microseconds in a second.
     gain: i64,
-    database: DatabaseClock,
+    store: StoreClock,
 }
 
 impl MachineClock {
     /// Of a process that begins now and believes that this is database time.
     pub fn new(now: Timestamp, database: Timestamp, gain: i64) -> Self {
-        let own = Duration::ZERO;
-        Self { read_at: now, own, gain, database: DatabaseClock::new(database, own) }
+        let store = StoreClock::new(database, Tick::default());
+        Self { read_at: now, own: Duration::ZERO, gain, store }
     }
 
     /// What its own clock says, which nobody sets.
@@ -29,14 +30,14 @@ impl MachineClock {
         self.own + Duration::from_micros(u64::try_from(passed * rate / 1_000_000).unwrap_or(0))
     }
 
-    /// Database time as its node knows it.
-    pub fn database(&self, now: Timestamp) -> Timestamp {
-        self.database.now(self.elapsed(now))
+    /// What its node is told.
+    pub fn says(&self, now: Timestamp) -> Now {
+        self.store.now(Tick::after(self.elapsed(now)))
     }
 
-    /// When it will say this.
+    /// When it will say this, or a little before: it may run slower for a while.
     pub fn when(&self, says: Timestamp, now: Timestamp) -> Timestamp {
-        let wait = says.since(self.database(now)).as_micros();
+        let wait = says.since(self.says(now).time).as_micros();
         let rate = u128::from((1_000_000 + self.gain).unsigned_abs()).max(1);
         let wait = (wait * 1_000_000).div_ceil(rate);
         // A clock that stands still goes on first.
@@ -58,9 +59,10 @@ impl MachineClock {
         self.read_at = self.read_at.min(now);
     }
 
-    /// A lease has come: see [`DatabaseClock::correct`].
-    pub fn correct(&mut self, database: Timestamp, asked: Duration, now: Timestamp) -> Duration {
+    /// A lease has come: see [`StoreClock::correct`].
+    pub fn correct(&mut self, lease: &Lease, asked: Duration, now: Timestamp) -> Duration {
         let elapsed = self.elapsed(now);
-        self.database.correct(database, elapsed.saturating_sub(asked), elapsed)
+        let under_way = elapsed.saturating_sub(asked);
+        self.store.correct(lease.now, lease.reached, under_way, Tick::after(elapsed))
     }
 }

@@ -101,11 +101,11 @@ impl Site {
     pub fn of<R>(output: &Output<R>) -> Option<Self> {
         match output {
             Output::Join => Some(Self::Join),
-            Output::Renew(_) => Some(Self::Renew),
+            Output::Renew { .. } => Some(Self::Renew),
             Output::Commit(..) => Some(Self::Commit),
             Output::StartKeyed(..) => Some(Self::StartKeyed),
             Output::Load(..) => Some(Self::Load),
-            Output::Adopt(..) => Some(Self::Adopt),
+            Output::Adopt { .. } => Some(Self::Adopt),
             Output::Heads(..) => Some(Self::Heads),
             Output::Due(..) => Some(Self::Due),
             Output::Claim { .. } => Some(Self::Claim),

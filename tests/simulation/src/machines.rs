@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 use recoup_engine::Options;
+use recoup_engine::clock::Now;
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{Input, Output, WorkerKey};
 
@@ -95,7 +96,7 @@ impl World<'_> {
         let place = &mut self.machines[machine];
         place.clock = MachineClock::new(now, believes, gain);
         let mut node = Node::new(place.options.clone(), seed);
-        node.begin(place.clock.database(now));
+        node.begin(place.clock.says(now));
         place.node = Some(node);
         place.mailbox.clear();
         place.step_at = None;
@@ -105,9 +106,13 @@ impl World<'_> {
         self.plan_step(machine, now);
     }
 
-    /// Database time as the node of a machine knows it.
-    pub fn database_time(&self, machine: usize) -> Timestamp {
-        self.machines[machine].clock.database(self.now())
+    /// Store time as the node of a machine knows it.
+    pub fn store_time(&self, machine: usize) -> Timestamp {
+        self.says(machine).time
+    }
+
+    fn says(&self, machine: usize) -> Now {
+        self.machines[machine].clock.says(self.now())
     }
 
     fn draw_gain(&mut self) -> i64 {
@@ -297,10 +302,10 @@ impl World<'_> {
         let Some(mut node) = place.node.take() else {
             return;
         };
-        let (life, says) = (place.life, place.clock.database(now));
+        let (life, says) = (place.life, place.clock.says(now));
         // A turn takes in only so much.
         // The latest that the node is told: an answer may set the clock back, its time stays.
-        let mut told = Timestamp::default();
+        let mut told = Now::default();
         let taken = if self.random.below(4) == 0 { self.random.between(1, 3) } else { 1000 };
         for _ in 0..taken {
             let Some(mail) = self.machines[machine].mailbox.pop_front() else {
@@ -316,8 +321,8 @@ impl World<'_> {
                     node.stop();
                 }
                 Mail::Answer(input, site, asked) => {
-                    let input = self.take_answer(machine, &mut node, input, asked);
-                    let says = self.database_time(machine);
+                    let input = self.take_answer(machine, input, asked);
+                    let says = self.says(machine);
                     told = told.max(says);
                     node.handle(input, says);
                     if self.crash_point(machine, site, Moment::AfterAnswer) {
@@ -326,12 +331,12 @@ impl World<'_> {
                 }
             }
         }
-        let says = told.max(self.database_time(machine));
+        let says = told.max(self.says(machine));
         if self.machines[machine].mailbox.is_empty() {
             node.tick(says);
         }
         node.flush(says);
-        self.note_step(machine, says);
+        self.note_step(machine, says.time);
         while let Some(output) = node.output() {
             self.carry_out(machine, &node, output);
             if self.machines[machine].life != life {
@@ -359,7 +364,6 @@ impl World<'_> {
     fn take_answer(
         &mut self,
         machine: usize,
-        node: &mut Node<ReplyId>,
         mut input: Input<ReplyId>,
         asked: Duration,
     ) -> Input<ReplyId> {
@@ -367,13 +371,9 @@ impl World<'_> {
             let now = self.now();
             let read = self.misread(lease.now);
             let place = &mut self.machines[machine];
-            let ttl = lease.expires_at.since(lease.now);
             lease.now = read;
-            // Granted somewhere between question and answer: at the question, to be safe.
-            lease.expires_at = read + ttl - (place.clock.elapsed(now).saturating_sub(asked));
-            let moved = place.clock.correct(read, asked, now);
+            let moved = place.clock.correct(lease, asked, now);
             if moved > Duration::ZERO {
-                node.clock_moved(moved, place.clock.database(now));
                 self.note(format_args!("the clock of machine {machine} goes forward by {moved:?}"));
             }
             if let Input::Joined(Ok(lease)) = &input {

@@ -1,7 +1,5 @@
 //! One open attempt in memory: where it is, and when it must be looked at.
 
-use std::time::Duration;
-
 use recoup_core::command::TaskId;
 use recoup_core::payload::Payload;
 use recoup_core::plan::TaskPlan;
@@ -10,6 +8,7 @@ use recoup_store::QueueName;
 
 use super::io::{LiveAttempt, SessionKey, WorkerKey};
 use super::queue::Order;
+use crate::clock::{Now, Tick};
 use crate::options::Options;
 
 /// One open attempt of an execution in memory.
@@ -39,7 +38,7 @@ pub(super) enum Place {
     Scheduled,
     /// A worker that the last owner knew may say that he holds it.
     Grace {
-        until: Timestamp,
+        until: Tick,
     },
     Queued {
         queue: QueueName,
@@ -61,7 +60,9 @@ pub(super) struct Handed {
     pub session: Option<SessionKey>,
     /// Also what names the hand-over: no two of an attempt have the same.
     pub since: Timestamp,
-    pub beat_at: Timestamp,
+    /// The same for the clocks that judge it, which no step of the database's clock may strike.
+    pub began: Tick,
+    pub beat_at: Tick,
     /// The history says so.
     pub recorded: bool,
     /// What its heartbeats said last.
@@ -69,17 +70,8 @@ pub(super) struct Handed {
 }
 
 impl Attempt {
-    /// Silence began that much later. What runs since the hand-over is in database time.
-    pub fn clock_moved(&mut self, forward: Duration) {
-        match &mut self.place {
-            Place::Handed(handed) => handed.beat_at = handed.beat_at + forward,
-            Place::Grace { until } => *until = *until + forward,
-            _ => {}
-        }
-    }
-
     /// Whoever has it may still say so until then: its execution has come to this node only now.
-    pub fn wait_until(&mut self, then: Timestamp) {
+    pub fn wait_until(&mut self, then: Tick) {
         if let Place::Grace { until } = &mut self.place {
             *until = then;
         }
@@ -110,22 +102,22 @@ impl Attempt {
     }
 
     /// When it must be looked at next.
-    pub fn due(&self, plan: &TaskPlan, options: &Options) -> Option<Timestamp> {
+    pub fn due(&self, plan: &TaskPlan, options: &Options, now: Now) -> Option<Timestamp> {
         if self.acting || self.reported {
             return None;
         }
         match &self.place {
             Place::Scheduled => Some(self.scheduled_at),
-            Place::Grace { until } => Some(*until),
+            Place::Grace { until } => Some(now.time_of(*until)),
             Place::Queued { .. } | Place::Overflowed => {
                 plan.schedule_to_start.map(|timeout| self.scheduled_at + timeout)
             }
             Place::Starting { .. } => None,
             Place::Handed(handed) => {
-                let record = (!handed.recorded).then(|| handed.since + options.record_start_after);
+                let record = (!handed.recorded).then(|| handed.began + options.record_start_after);
                 let beat = plan.heartbeat.map(|timeout| handed.beat_at + timeout);
-                let close = Some(handed.since + plan.start_to_close);
-                [record, beat, close].into_iter().flatten().min()
+                let close = Some(handed.began + plan.start_to_close);
+                [record, beat, close].into_iter().flatten().min().map(|tick| now.time_of(tick))
             }
         }
     }

@@ -16,6 +16,7 @@ use super::io::{HandedTask, SessionKey, WorkerKey, WorkerMessage};
 use super::slots::Known;
 use super::workers::Holder;
 use super::{Node, Output, Timer};
+use crate::clock::Now;
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
@@ -33,8 +34,9 @@ impl<R> Node<R> {
     /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
     /// work, so an attempt that is new was never with anybody.
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
-        let now = self.now;
-        let grace = self.options.reconnect_grace;
+        let at = self.at();
+        let Now { tick, time: now } = at;
+        let grace_ends = tick + self.options.reconnect_grace;
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -76,7 +78,7 @@ impl<R> Node<R> {
                     }
                     (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(_)) => {
                         // Another node has handed it out meanwhile.
-                        let place = Place::Grace { until: now + grace };
+                        let place = Place::Grace { until: grace_ends };
                         parted.push(std::mem::replace(&mut attempt.place, place));
                         attempt.possibly_started = true;
                     }
@@ -99,7 +101,8 @@ impl<R> Node<R> {
                     session: Some(holder.session.clone()),
                     // Its time runs on, whichever node its worker is at.
                     since: started.map_or(now, |started| started.at.min(now)),
-                    beat_at: now,
+                    began: started.map_or(tick, |started| at.tick_of(started.at)),
+                    beat_at: tick,
                     recorded: started.is_some(),
                     details: None,
                 }),
@@ -116,11 +119,12 @@ impl<R> Node<R> {
                         name: started.worker.clone(),
                         session: None,
                         since: started.at.min(now),
-                        beat_at: now,
+                        began: at.tick_of(started.at),
+                        beat_at: tick,
                         recorded: true,
                         details: None,
                     }),
-                    _ => Place::Grace { until: now + grace },
+                    _ => Place::Grace { until: grace_ends },
                 },
             };
             // The clock of whoever had it may be ahead of this one.
@@ -328,7 +332,7 @@ impl<R> Node<R> {
 
     /// Past its lease a node hands nothing out: another may be doing it.
     fn has_lease(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| lease.expires_at > self.now)
+        self.lease.is_some() && self.lease_ends > self.monotonic
     }
 
     fn may_dispatch(&self) -> bool {
@@ -446,7 +450,7 @@ impl<R> Node<R> {
         if self.has_lease() {
             return self.never_left(task);
         }
-        let until = self.now + self.options.reconnect_grace;
+        let until = self.monotonic + self.options.reconnect_grace;
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.place = Place::Grace { until };
         }
@@ -488,7 +492,7 @@ impl<R> Node<R> {
     }
 
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
-        let now = self.now;
+        let Now { tick, time: now } = self.at();
         let (Some(worker), Some(slot)) =
             (self.workers.get(&key), self.slots.get_mut(&task.execution))
         else {
@@ -510,7 +514,8 @@ impl<R> Node<R> {
             name: worker.name.clone(),
             session: worker.session.clone(),
             since: now,
-            beat_at: now,
+            began: tick,
+            beat_at: tick,
             recorded,
             details: None,
         });
@@ -605,7 +610,7 @@ impl<R> Node<R> {
         if let Some(slot) = self.slots.get_mut(&task.execution) {
             slot.released.remove(task);
         }
-        let until = self.now + self.options.reconnect_grace;
+        let until = self.monotonic + self.options.reconnect_grace;
         if let Some(attempt) = self.attempt_mut(task)
             && let Place::Starting { worker } = attempt.place
         {
@@ -616,7 +621,7 @@ impl<R> Node<R> {
 
     /// Does what is due with the attempts of a slot.
     pub(super) fn check_attempts(&mut self, id: ExecutionId) {
-        let now = self.now;
+        let now = self.at();
         let Some(slot) = self.slots.get(&id) else {
             return;
         };
@@ -627,7 +632,8 @@ impl<R> Node<R> {
         let due =
             slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter(|attempt| {
                 let task = plan.task(&attempt.id.path);
-                task.and_then(|task| attempt.due(task, &self.options)).is_some_and(|at| at <= now)
+                let due = task.and_then(|task| attempt.due(task, &self.options, now));
+                due.is_some_and(|at| at <= now.time)
             });
         for attempt in due.cloned().collect::<Vec<_>>() {
             let Some(task) = plan.task(&attempt.id.path) else {
@@ -663,8 +669,8 @@ impl<R> Node<R> {
                 Place::Handed(handed) => {
                     let name = handed.name.clone();
                     let silent =
-                        task.heartbeat.is_some_and(|timeout| handed.beat_at + timeout <= now);
-                    if handed.since + task.start_to_close <= now {
+                        task.heartbeat.is_some_and(|timeout| handed.beat_at + timeout <= now.tick);
+                    if handed.began + task.start_to_close <= now.tick {
                         self.time_out(&attempt, AttemptTimeout::StartToClose, name);
                     } else if silent {
                         self.time_out(&attempt, AttemptTimeout::Heartbeat, name);

@@ -13,8 +13,8 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use recoup_store::{
-    Batch, Head, KeySettled, KeyedStart, Lease, NodeId, OverflowTask, QuarantineRow, QueueName,
-    Release, Settled, TaskKey,
+    Batch, Head, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask, QuarantineRow,
+    QueueName, Release, Renewals, Settled, TaskKey,
 };
 
 /// How a caller is answered: a closure over a channel in the driver, a number in the simulation.
@@ -107,7 +107,7 @@ pub enum Input<R> {
         asked: Vec<ExecutionId>,
         loaded: Result<Vec<Loaded>, String>,
     },
-    Adopted(NodeId, recoup_store::Result<Vec<ExecutionId>>),
+    Adopted(NodeId, recoup_store::Result<Adopted>),
     Heads(NodeId, recoup_store::Result<Vec<Head>>),
     Due(NodeId, recoup_store::Result<Vec<ExecutionId>>),
     Claimed(NodeId, recoup_store::Result<Vec<OverflowTask>>),
@@ -189,14 +189,45 @@ pub struct Damage {
     pub subject: Subject,
 }
 
+/// What a look for executions without an owner has found.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Those of other nodes, which are open.
+    pub leases: Vec<Renewals>,
+    /// Owned by this node from now on.
+    pub executions: Vec<ExecutionId>,
+}
+
+impl Adopted {
+    /// Closes what is silent and takes over what has no owner.
+    pub async fn ask(
+        store: &(impl Nodes + ?Sized),
+        node: NodeId,
+        silent: &[Renewals],
+        limit: usize,
+    ) -> recoup_store::Result<Self> {
+        let leases = store.leases(node, silent).await?;
+        Ok(Self { leases, executions: store.adopt(node, limit).await? })
+    }
+}
+
 #[derive(Debug)]
 pub enum Output<R> {
     Join,
-    Renew(NodeId),
+    Renew {
+        node: NodeId,
+        /// The node's store time.
+        reached: Timestamp,
+    },
     Commit(NodeId, Arc<Batch>),
     StartKeyed(NodeId, Arc<Vec<KeyedStart>>),
     Load(NodeId, Vec<ExecutionId>),
-    Adopt(NodeId, usize),
+    Adopt {
+        node: NodeId,
+        /// Leases to close before, unless they are renewed in the meantime.
+        silent: Vec<Renewals>,
+        limit: usize,
+    },
     Heads(NodeId, Vec<ExecutionId>),
     Due(NodeId, Timestamp, usize),
     Claim {
@@ -204,6 +235,7 @@ pub enum Output<R> {
         queues: Vec<QueueName>,
         limit: usize,
         lease: Duration,
+        now: Timestamp,
     },
     Overflow(NodeId, Vec<OverflowTask>),
     WithdrawOverflow(Vec<TaskKey>),

@@ -5,13 +5,14 @@ use std::collections::btree_map::Entry;
 use std::ops::Bound;
 
 use recoup_core::id::ExecutionId;
-use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, QueueName};
+use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, QueueName, Renewals};
 
 use super::attempt::Place;
 use super::dispatch::key_of;
-use super::io::Output;
+use super::io::{Adopted, Output};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
+use crate::clock::Tick;
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
@@ -21,7 +22,20 @@ const DUE_MAX: usize = 1000;
 const CLAIM_MAX: usize = 256;
 const HEADS_MAX: usize = 2000;
 
+/// Another node's lease.
+#[derive(Clone, Copy)]
+pub(super) struct Watched {
+    lease: Renewals,
+    /// When this node first saw it like that.
+    since: Tick,
+}
+
 impl<R> Node<R> {
+    pub(super) fn join(&mut self) {
+        self.lease_asked_at = self.monotonic;
+        self.outputs.push_back(Output::Join);
+    }
+
     pub(super) fn joined(&mut self, joined: recoup_store::Result<Lease>) {
         let lease = match joined {
             Ok(lease) => lease,
@@ -30,8 +44,8 @@ impl<R> Node<R> {
                 return self.set_timer(self.options.commit_retry, Timer::Join);
             }
         };
-        self.now = self.now.max(lease.now);
         self.lease = Some(lease);
+        self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
         self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
         self.set_timer(std::time::Duration::ZERO, Timer::Adopt);
         self.set_timer(self.options.head_interval, Timer::Heads);
@@ -52,7 +66,8 @@ impl<R> Node<R> {
 
     pub(super) fn renew(&mut self) {
         if let Some(node) = self.node_id() {
-            self.outputs.push_back(Output::Renew(node));
+            self.lease_asked_at = self.monotonic;
+            self.outputs.push_back(Output::Renew { node, reached: self.now });
         }
     }
 
@@ -63,8 +78,10 @@ impl<R> Node<R> {
         };
         match renewed {
             Ok(lease) if lease.node == known.node && lease.timeline == known.timeline => {
-                let was_out = known.expires_at <= self.now;
+                let was_out = self.lease_ends <= self.monotonic;
                 self.lease = Some(lease);
+                // Granted after the question: another node sees it renewed later than this.
+                self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
                 self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
                 if was_out {
                     self.dispatch_all();
@@ -89,7 +106,7 @@ impl<R> Node<R> {
             return;
         }
         tracing::warn!("the lease was lost; beginning a new life");
-        self.outputs.push_back(Output::Join);
+        self.join();
         let wanted = |timer: &Timer| {
             // A queue that is watched relies on its timer.
             matches!(
@@ -137,25 +154,40 @@ impl<R> Node<R> {
         if room == 0 || self.stopping {
             return self.set_timer(self.options.adopt_interval, Timer::Adopt);
         }
-        self.outputs.push_back(Output::Adopt(node, room.min(ADOPT_MAX)));
+        let (silent, limit) = (self.silent(), room.min(ADOPT_MAX));
+        self.outputs.push_back(Output::Adopt { node, silent, limit });
     }
 
-    pub(super) fn adopted(
-        &mut self,
-        node: NodeId,
-        adopted: recoup_store::Result<Vec<ExecutionId>>,
-    ) {
+    /// The leases that have not been renewed for their length, on this node's clock.
+    fn silent(&self) -> Vec<Renewals> {
+        let watched = self.watched.values();
+        let silent = watched.filter(|one| self.monotonic.since(one.since) >= one.lease.ttl);
+        silent.map(|one| one.lease).collect()
+    }
+
+    /// The count that an answer shows was read before it came, so its silence began earlier.
+    fn watch(&mut self, leases: Vec<Renewals>) {
+        let before = std::mem::take(&mut self.watched);
+        let seen = |lease: Renewals| match before.get(&lease.node) {
+            Some(known) if known.lease == lease => (lease.node, *known),
+            _ => (lease.node, Watched { lease, since: self.monotonic }),
+        };
+        self.watched = leases.into_iter().map(seen).collect();
+    }
+
+    pub(super) fn adopted(&mut self, node: NodeId, adopted: recoup_store::Result<Adopted>) {
         // Asked in a life that is over: this one has its own round, and adopts what that one got.
         if self.node_id() != Some(node) {
             return;
         }
         let mut pause = self.options.adopt_interval;
         match adopted {
-            Ok(ids) => {
-                if ids.len() >= ADOPT_MAX {
+            Ok(Adopted { leases, executions }) => {
+                self.watch(leases);
+                if executions.len() >= ADOPT_MAX {
                     pause = std::time::Duration::ZERO;
                 }
-                for id in ids {
+                for id in executions {
                     self.slots.entry(id).or_insert_with(Slot::unread);
                     self.to_load.insert(id);
                 }
@@ -249,7 +281,8 @@ impl<R> Node<R> {
             return self.set_timer(self.options.claim_interval, Timer::Claim);
         }
         let (limit, lease) = (credit.min(CLAIM_MAX), self.options.claim_lease);
-        self.outputs.push_back(Output::Claim { node, queues, limit, lease });
+        let now = self.now;
+        self.outputs.push_back(Output::Claim { node, queues, limit, lease, now });
     }
 
     pub(super) fn claimed(

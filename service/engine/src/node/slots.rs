@@ -395,7 +395,7 @@ impl<R> Node<R> {
                     slot.known = Known::State(state, plan);
                     slot.quarantine = loaded.quarantine;
                     if mine && !slot.owned {
-                        let until = self.now + self.options.reconnect_grace;
+                        let until = self.monotonic + self.options.reconnect_grace;
                         slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
                     }
                     slot.owned = mine;
@@ -543,11 +543,9 @@ impl<R> Node<R> {
         if !slot.owned {
             return waiters.min();
         }
-        let attempts = slot
-            .attempts
-            .iter()
-            .filter(|attempt| !slot.holds_back(attempt))
-            .filter_map(|attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options));
+        let attempts = slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter_map(
+            |attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options, self.at()),
+        );
         // While its own command to wake is under way, it needs no other.
         let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);
         let wake = next_wake(state, plan).filter(|_| !waking);

@@ -14,6 +14,7 @@ use super::attempt::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
+use crate::clock::{Now, Tick};
 use crate::transition::feed_row;
 
 pub(super) struct WorkerState {
@@ -29,7 +30,7 @@ pub(super) struct WorkerState {
 pub(super) struct SessionState {
     worker: String,
     ttl: Duration,
-    pub expires_at: Timestamp,
+    expires_at: Tick,
     /// Its stream, or its polls that wait.
     workers: BTreeSet<WorkerKey>,
     /// Of [`Node::held`], what is this session's.
@@ -84,7 +85,8 @@ impl<R> Node<R> {
 
     fn open_session(&mut self, session: &Session, worker: &str) {
         let Session { key, ttl } = session;
-        let expires_at = self.now + *ttl;
+        let expires_at = self.monotonic + *ttl;
+        let timer_at = self.now + *ttl;
         let Some(known) = self.sessions.get_mut(key) else {
             let state = SessionState {
                 worker: worker.to_owned(),
@@ -94,13 +96,13 @@ impl<R> Node<R> {
                 held: BTreeSet::new(),
             };
             self.sessions.insert(key.clone(), state);
-            self.timers.insert((expires_at, Timer::Session(key.clone())));
+            self.timers.insert((timer_at, Timer::Session(key.clone())));
             return;
         };
         worker.clone_into(&mut known.worker);
         if *ttl < known.ttl {
             // Its timer may be set for later.
-            self.timers.insert((expires_at, Timer::Session(key.clone())));
+            self.timers.insert((timer_at, Timer::Session(key.clone())));
         }
         known.ttl = *ttl;
         known.expires_at = expires_at;
@@ -156,7 +158,7 @@ impl<R> Node<R> {
 
     /// A worker of this node says that he holds an attempt.
     pub(super) fn hold(&mut self, task: &TaskId) {
-        let now = self.now;
+        let Now { tick, time: now } = self.at();
         let Some(holder) = self.held.get(task).cloned() else {
             return;
         };
@@ -181,9 +183,11 @@ impl<R> Node<R> {
             }
             return;
         };
-        let (recorded, since, details) = match &mut attempt.place {
-            Place::Handed(handed) => (handed.recorded, handed.since, handed.details.take()),
-            _ => (false, now, None),
+        let (recorded, since, began, details) = match &mut attempt.place {
+            Place::Handed(handed) => {
+                (handed.recorded, handed.since, handed.began, handed.details.take())
+            }
+            _ => (false, now, tick, None),
         };
         attempt.possibly_started = true;
         let handed = Place::Handed(Handed {
@@ -191,7 +195,8 @@ impl<R> Node<R> {
             name: holder.name,
             session: Some(holder.session),
             since,
-            beat_at: now,
+            began,
+            beat_at: tick,
             recorded,
             details,
         });
@@ -244,7 +249,7 @@ impl<R> Node<R> {
     }
 
     pub(super) fn touch(&mut self, session: &SessionKey) {
-        let now = self.now;
+        let now = self.monotonic;
         if let Some(session) = self.sessions.get_mut(session) {
             session.expires_at = now + session.ttl;
         }
@@ -343,26 +348,28 @@ impl<R> Node<R> {
 
     /// The worker of an open attempt has said that he works on it: wherever it waited, it is with him.
     pub(super) fn is_alive(&mut self, task: &TaskId, details: Option<Payload>) {
-        let now = self.now;
+        let now = self.at();
         let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
         let Some(attempt) = self.attempt_mut(task) else {
             return;
         };
         if let Place::Handed(handed) = &mut attempt.place {
-            handed.beat_at = now;
+            handed.beat_at = now.tick;
             handed.details = details.or(handed.details.take());
             return;
         }
         let before = attempt.clone();
         attempt.possibly_started = true;
+        let since = started.as_ref().map_or(now.time, |started| started.at.min(now.time));
         attempt.place = Place::Handed(Handed {
             worker: None,
             recorded: started.is_some(),
             // Its time runs on, whichever node its worker talks to.
-            since: started.as_ref().map_or(now, |started| started.at.min(now)),
+            since,
+            began: now.tick_of(since),
             name: started.map_or(String::new(), |started| started.worker),
             session: None,
-            beat_at: now,
+            beat_at: now.tick,
             details,
         });
         self.unqueue(&before);
@@ -453,8 +460,9 @@ impl<R> Node<R> {
         let Some(session) = self.sessions.get(key) else {
             return;
         };
-        if session.expires_at > self.now {
-            self.timers.insert((session.expires_at, Timer::Session(key.clone())));
+        if session.expires_at > self.monotonic {
+            let at = self.at().time_of(session.expires_at);
+            self.timers.insert((at, Timer::Session(key.clone())));
             return;
         }
         for worker in session.workers.clone() {

@@ -1,5 +1,6 @@
 //! The node without I/O, on the model store, in a time that the tests make.
 
+mod clock;
 mod rounds;
 mod sessions;
 mod world;

@@ -17,11 +17,12 @@ use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::retry::{Limits, RetryPolicy, Schedule};
 use recoup_core::time::Timestamp;
+use recoup_engine::clock::{Now, StoreClock, Tick};
 use recoup_engine::load::{Plans, load};
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{
-    Answer, Input, Offer, Output, Refusal, Session, SessionKey, Snapshot, StartSpec, WorkerKey,
-    WorkerMessage,
+    Adopted, Answer, Input, Offer, Output, Refusal, Session, SessionKey, Snapshot, StartSpec,
+    WorkerKey, WorkerMessage,
 };
 use recoup_engine::options::Options;
 use recoup_store::memory::MemoryStore;
@@ -41,6 +42,9 @@ pub type Reply = u64;
 
 pub struct Machine {
     pub node: Node<Reply>,
+    clock: StoreClock,
+    /// It does nothing any more, as if its process had been killed.
+    pub is_dead: bool,
     pub replies: BTreeMap<Reply, Result<Answer, Refusal>>,
     /// What workers were told and no test has looked at yet.
     told: Vec<(WorkerKey, WorkerMessage)>,
@@ -57,6 +61,9 @@ pub struct World {
     pub store: MemoryStore,
     pub machines: Vec<Machine>,
     plans: Plans,
+    /// How much time has passed.
+    elapsed: Duration,
+    /// The database's clock, in microseconds.
     clock: Arc<AtomicI64>,
     last: u64,
 }
@@ -82,52 +89,89 @@ impl World {
             };
             ready(store.register(&version, None)).expect("the model registers");
         }
-        let mut world =
-            Self { store, machines: Vec::new(), plans: Plans::default(), clock, last: 0 };
-        for machine in 0..nodes {
-            // The rarest round is made as often as others are.
-            let options = Options { sleep_horizon: Duration::from_secs(4), ..Options::default() };
-            let mut node = Node::new(options, 7);
-            node.begin(world.now());
-            world.machines.push(Machine {
-                node,
-                replies: BTreeMap::new(),
-                told: Vec::new(),
-                calls: Vec::new(),
-                heads: Vec::new(),
-                hold_back: &[],
-                late: Vec::new(),
-            });
-            world.settle(machine);
-            assert!(world.machines[machine].node.node_id().is_some());
+        let (plans, elapsed) = (Plans::default(), Duration::ZERO);
+        let mut world = Self { store, machines: Vec::new(), plans, elapsed, clock, last: 0 };
+        for _ in 0..nodes {
+            world.boot();
         }
         world
     }
 
+    /// One more node begins its life.
+    pub fn boot(&mut self) -> usize {
+        // The rarest round is made as often as others are.
+        let options = Options { sleep_horizon: Duration::from_secs(4), ..Options::default() };
+        let mut node = Node::new(options, 7);
+        let clock = StoreClock::new(self.now(), self.tick());
+        node.begin(clock.now(self.tick()));
+        self.machines.push(Machine {
+            node,
+            clock,
+            is_dead: false,
+            replies: BTreeMap::new(),
+            told: Vec::new(),
+            calls: Vec::new(),
+            heads: Vec::new(),
+            hold_back: &[],
+            late: Vec::new(),
+        });
+        let machine = self.machines.len() - 1;
+        self.settle(machine);
+        assert!(self.machines[machine].node.node_id().is_some());
+        machine
+    }
+
+    /// The database's clock.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_micros(self.clock.load(Ordering::Relaxed))
     }
 
+    /// The database's clock is set back, or forward.
+    pub fn set_clock(&mut self, to: Timestamp) {
+        self.clock.store(to.as_micros(), Ordering::Relaxed);
+    }
+
+    fn tick(&self) -> Tick {
+        Tick::after(self.elapsed)
+    }
+
+    /// What a machine's clocks say.
+    pub fn at(&self, machine: usize) -> Now {
+        self.machines[machine].clock.now(self.tick())
+    }
+
     /// Time passes, and everybody does what is due.
     pub fn pass(&mut self, time: Duration) {
-        let until = self.now() + time;
+        let mut left = time;
         loop {
-            let next = self.machines.iter().filter_map(|machine| machine.node.next_timer()).min();
-            let Some(at) = next.filter(|at| *at <= until) else {
+            let alive = (0..self.machines.len()).filter(|machine| !self.machines[*machine].is_dead);
+            let alive: Vec<_> = alive.collect();
+            let wait = |machine: &usize| {
+                let next = self.machines[*machine].node.next_timer();
+                next.map(|at| at.since(self.at(*machine).time))
+            };
+            let next = alive.iter().filter_map(wait).min();
+            let Some(wait) = next.filter(|wait| *wait <= left) else {
                 break;
             };
-            self.clock.store(at.max(self.now()).as_micros(), Ordering::Relaxed);
-            for machine in 0..self.machines.len() {
-                let now = self.now();
+            self.go_on(wait);
+            left -= wait;
+            for machine in alive {
+                let now = self.at(machine);
                 self.machines[machine].node.tick(now);
                 self.settle(machine);
             }
         }
-        self.clock.store(until.as_micros(), Ordering::Relaxed);
+        self.go_on(left);
+    }
+
+    fn go_on(&mut self, time: Duration) {
+        self.elapsed += time;
+        self.set_clock(self.now() + time);
     }
 
     pub fn put(&mut self, machine: usize, input: Input<Reply>) {
-        let now = self.now();
+        let now = self.at(machine);
         self.machines[machine].node.handle(input, now);
         self.machines[machine].node.tick(now);
         self.settle(machine);
@@ -147,7 +191,7 @@ impl World {
 
     fn settle(&mut self, machine: usize) {
         loop {
-            let now = self.now();
+            let now = self.at(machine);
             self.machines[machine].node.flush(now);
             let Some(output) = self.machines[machine].node.output() else {
                 return;
@@ -173,7 +217,9 @@ impl World {
             Output::Tell { worker, message } => return machine.told.push((worker, message)),
             Output::FeedWritten => return,
             Output::Join => ("join", Input::Joined(ready(store.join("", ttl)))),
-            Output::Renew(node) => ("renew", Input::Renewed(node, ready(store.renew(node, ttl)))),
+            Output::Renew { node, reached } => {
+                ("renew", Input::Renewed(node, ready(store.renew(node, ttl, reached))))
+            }
             Output::Commit(node, batch) => {
                 ("commit", Input::Committed(node, ready(store.commit(node, &batch))))
             }
@@ -184,8 +230,8 @@ impl World {
                 let loaded = ready(load(store, &self.plans, node, &asked));
                 ("load", Input::Loaded { node, asked, loaded })
             }
-            Output::Adopt(node, limit) => {
-                ("adopt", Input::Adopted(node, ready(store.adopt(node, limit))))
+            Output::Adopt { node, silent, limit } => {
+                ("adopt", Input::Adopted(node, ready(Adopted::ask(store, node, &silent, limit))))
             }
             Output::Heads(node, ids) => {
                 machine.heads.push(ids.clone());
@@ -194,8 +240,8 @@ impl World {
             Output::Due(node, until, limit) => {
                 ("due", Input::Due(node, ready(store.due(node, until, limit))))
             }
-            Output::Claim { node, queues, limit, lease } => {
-                let claimed = ready(store.claim(node, &queues, limit, lease));
+            Output::Claim { node, queues, limit, lease, now } => {
+                let claimed = ready(store.claim(node, &queues, limit, lease, now));
                 ("claim", Input::Claimed(node, claimed))
             }
             Output::Overflow(node, tasks) => {
@@ -211,7 +257,12 @@ impl World {
         if machine.hold_back.contains(&name) {
             return machine.late.push(input);
         }
-        let now = self.now();
+        if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &input {
+            let tick = self.tick();
+            let clock = &mut self.machines[at].clock;
+            clock.correct(lease.now, lease.reached, Duration::ZERO, tick);
+        }
+        let now = self.at(at);
         self.machines[at].node.handle(input, now);
     }
 

@@ -4,8 +4,16 @@ create table node (
     id integer not null,
     address text not null,
     joined_at integer not null,
-    expires_at integer not null,
+    -- The length of the lease, and how often it was renewed: other nodes watch the count.
+    ttl_us integer not null,
+    renewals integer not null default 0,
+    -- On the clock of the machine, which may go back.
+    renewed_at integer not null,
+    -- The highest time that the node has used, which never goes back.
+    reached_at integer not null default 0,
     closed_at integer,
     constraint node_pk primary key (id),
-    constraint node_id_is_positive check (id > 0)
+    constraint node_id_is_positive check (id > 0),
+    constraint node_ttl_is_not_negative check (ttl_us >= 0),
+    constraint node_renewals_only_grow check (renewals >= 0)
 ) strict;

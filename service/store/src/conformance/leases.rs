@@ -1,9 +1,11 @@
 //! Lives of nodes, and who takes over what they leave behind.
 
+use std::time::Duration;
+
 use recoup_core::execution::{CompensationState, State};
 use recoup_core::key::{OnEnded, OnRunning};
 
-use super::world::{LONG, SHORT, World, batch, eventually, queue};
+use super::world::{LONG, SHORT, World, batch, queue};
 use crate::contract::*;
 
 pub async fn every_life_has_a_greater_id(world: World) {
@@ -20,14 +22,30 @@ pub async fn every_life_has_a_greater_id(world: World) {
 
 pub async fn a_lease_is_renewed(world: World) {
     let lease = world.store.join("test:1", SHORT).await.expect("joins");
-    assert_eq!(lease.expires_at, lease.now + SHORT);
-    let renewed = world.store.renew(lease.node, LONG).await.expect("renews");
+    let renewed = world.store.renew(lease.node, LONG, world.now).await.expect("renews");
     assert_eq!(renewed.node, lease.node);
     assert!(renewed.now >= lease.now);
-    assert_eq!(renewed.expires_at, renewed.now + LONG);
     assert_eq!(renewed.timeline, lease.timeline);
-    let never = world.store.renew(NodeId(lease.node.0 + 1000), LONG).await;
+    let never = world.store.renew(NodeId(lease.node.0 + 1000), LONG, world.now).await;
     assert!(matches!(never, Err(Error::LeaseLost)), "{never:?}");
+}
+
+/// The database's clock may be behind that: what nodes have reached is kept beside it.
+pub async fn later_lives_learn_how_far_time_has_got(world: World) {
+    let (store, hour) = (&world.store, Duration::from_secs(3600));
+    let one = store.join("test:1", LONG).await.expect("joins");
+    assert!(one.reached <= one.now, "nobody has been further: {one:?}");
+    let ahead = world.now + hour;
+    let renewed = store.renew(one.node, LONG, ahead).await.expect("renews");
+    assert_eq!(renewed.reached, ahead);
+    assert!(renewed.now < ahead, "the database's clock is its own");
+    let again = store.renew(one.node, LONG, world.now).await.expect("renews");
+    assert_eq!(again.reached, ahead, "it never goes back");
+    let other = store.join("test:2", LONG).await.expect("joins");
+    assert_eq!((other.reached, other.renewed_before), (ahead, Some(again.now)));
+    store.leave(one.node).await.expect("leaves");
+    let renewed = store.renew(other.node, LONG, world.now).await.expect("renews");
+    assert_eq!(renewed.reached, ahead, "its life may be over");
 }
 
 pub async fn who_leaves_is_closed(world: World) {
@@ -38,7 +56,7 @@ pub async fn who_leaves_is_closed(world: World) {
     world.store.leave(one).await.expect("once more changes nothing");
     assert_eq!(world.head(id).await.expect("there").owner, None);
     assert_eq!(world.load(other, id).await.expect("there").owner, None);
-    let renewed = world.store.renew(one, LONG).await;
+    let renewed = world.store.renew(one, LONG, world.now).await;
     assert!(matches!(renewed, Err(Error::LeaseLost)), "{renewed:?}");
 
     assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [id]);
@@ -46,19 +64,36 @@ pub async fn who_leaves_is_closed(world: World) {
     assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "it has an owner");
 }
 
-pub async fn an_expired_lease_is_closed_by_adopt(world: World) {
-    let one = world.store.join("test:1", SHORT).await.expect("joins").node;
-    let other = world.node().await;
+pub async fn a_lease_is_closed_when_its_count_stands_still(world: World) {
+    let store = &world.store;
+    let one = store.join("test:1", SHORT).await.expect("joins").node;
+    let (other, third) = (world.node().await, world.node().await);
     let id = world.begun(one, world.index()).await;
-    let adopted = eventually("the lease's end", || async {
-        let adopted = world.store.adopt(other, 10).await.expect("adopts");
-        Some(adopted).filter(|adopted| !adopted.is_empty())
-    });
-    assert_eq!(adopted.await, [id]);
-    let late = world.store.commit(one, &batch([world.next(id, 2)])).await;
+    let of = |open: &[Renewals]| open.iter().find(|lease| lease.node == one).copied();
+    let open = store.leases(other, &[]).await.expect("asks");
+    let mut nodes: Vec<_> = open.iter().map(|lease| lease.node).collect();
+    nodes.sort();
+    assert_eq!(nodes, [one, third], "all but its own");
+    let seen = of(&open).expect("it is open");
+    assert_eq!(seen.ttl, SHORT);
+
+    // However long it took: it has been renewed since it was seen like that.
+    store.renew(one, LONG, world.now).await.expect("renews");
+    let open = store.leases(other, &[seen]).await.expect("asks");
+    let moved = of(&open).expect("it is still open");
+    assert!(moved.count > seen.count, "{moved:?} after {seen:?}");
+    assert_eq!(moved.ttl, LONG);
+    assert_eq!(store.adopt(other, 10).await.expect("adopts"), []);
+
+    let open = store.leases(other, &[moved]).await.expect("asks");
+    assert_eq!(of(&open), None);
+    assert_eq!(store.adopt(other, 10).await.expect("adopts"), [id]);
+    let late = store.commit(one, &batch([world.next(id, 2)])).await;
     assert!(matches!(late, Err(Error::LeaseLost)), "{late:?}");
-    let renewed = world.store.renew(one, LONG).await;
+    let renewed = store.renew(one, LONG, world.now).await;
     assert!(matches!(renewed, Err(Error::LeaseLost)), "{renewed:?}");
+    let asked = store.leases(one, &[]).await;
+    assert!(matches!(asked, Err(Error::LeaseLost)), "{asked:?}");
     assert_eq!(world.head(id).await.expect("there").sequence, 1);
 }
 
@@ -86,7 +121,8 @@ pub async fn a_closed_node_writes_nothing(world: World) {
         ("event", store.commit(node, &event).await.map(drop)),
         ("start_keyed", store.start_keyed(node, &[keyed]).await.map(drop)),
         ("overflow", store.overflow(node, &[late]).await),
-        ("claim", store.claim(node, &[queue("a")], 1, LONG).await.map(drop)),
+        ("claim", store.claim(node, &[queue("a")], 1, LONG, world.now).await.map(drop)),
+        ("leases", store.leases(node, &[]).await.map(drop)),
         ("adopt", store.adopt(node, 1).await.map(drop)),
     ];
     for (call, answer) in refused {
@@ -96,7 +132,7 @@ pub async fn a_closed_node_writes_nothing(world: World) {
     assert_eq!(world.load(other, fresh).await, None);
     assert_eq!(world.store.key_holder(&"default".into(), "k").await.expect("asks"), None);
     assert!(world.feed_ids().await.is_empty());
-    let claimed = store.claim(other, &[queue("a")], 9, LONG).await.expect("claims");
+    let claimed = store.claim(other, &[queue("a")], 9, LONG, world.now).await.expect("claims");
     assert_eq!(claimed, [task]);
 }
 

@@ -5,11 +5,21 @@ use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 
-use super::world::{LONG, SHORT, World, eventually, queue};
+use super::world::{LONG, SHORT, World, queue};
 use crate::contract::*;
 
 async fn claim(world: &World, node: NodeId, limit: usize, lease: Duration) -> Vec<OverflowTask> {
-    world.store.claim(node, &[queue("a")], limit, lease).await.expect("claims")
+    claim_at(world, node, limit, lease, world.now).await
+}
+
+async fn claim_at(
+    world: &World,
+    node: NodeId,
+    limit: usize,
+    lease: Duration,
+    now: Timestamp,
+) -> Vec<OverflowTask> {
+    world.store.claim(node, &[queue("a")], limit, lease, now).await.expect("claims")
 }
 
 fn paths(tasks: &[OverflowTask]) -> Vec<&str> {
@@ -38,8 +48,9 @@ pub async fn no_task_is_claimed_twice(world: World) {
     tasks.sort_by_key(OverflowTask::key);
     assert_eq!(claimed, tasks);
     let both = [queue("a"), queue("b")];
-    assert_eq!(world.store.claim(one, &both, 9, LONG).await.expect("claims"), [elsewhere]);
-    assert_eq!(world.store.claim(one, &[], 9, LONG).await.expect("claims"), []);
+    let now = world.now;
+    assert_eq!(world.store.claim(one, &both, 9, LONG, now).await.expect("claims"), [elsewhere]);
+    assert_eq!(world.store.claim(one, &[], 9, LONG, now).await.expect("claims"), []);
 }
 
 pub async fn claims_go_by_priority_then_age(world: World) {
@@ -67,13 +78,14 @@ pub async fn claims_that_race_share_no_task(world: World) {
     let id = world.id();
     let tasks: Vec<_> = (0..300).map(|i| world.task(id, &format!("s{i}"))).collect();
     world.store.overflow(nodes[0], &tasks).await.expect("overflows");
+    let now = world.now;
     let racing = nodes.map(|node| {
         let store = world.store.clone();
         tokio::spawn(async move {
             let (mut claimed, mut empty) = (Vec::new(), 0);
             // A racing claim may find every row locked by another: that is no end yet.
             while empty < 3 && claimed.len() <= 300 {
-                let some = store.claim(node, &[queue("a")], 7, LONG).await.expect("claims");
+                let some = store.claim(node, &[queue("a")], 7, LONG, now).await.expect("claims");
                 empty = if some.is_empty() { empty + 1 } else { 0 };
                 claimed.extend(some);
             }
@@ -95,11 +107,11 @@ pub async fn a_claim_that_ran_out_is_given_again(world: World) {
     let task = world.task(world.id(), "s");
     world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
     assert_eq!(paths(&claim(&world, one, 1, SHORT).await), ["s"]);
-    let again = eventually("the claim's end", || async {
-        Some(claim(&world, other, 1, LONG).await).filter(|claimed| !claimed.is_empty())
-    });
-    assert_eq!(again.await, [task]);
-    assert_eq!(claim(&world, one, 1, LONG).await, []);
+    let until = world.now + SHORT;
+    let just_before = until - Duration::from_micros(1);
+    assert_eq!(claim_at(&world, other, 1, LONG, just_before).await, []);
+    assert_eq!(claim_at(&world, other, 1, LONG, until).await, [task]);
+    assert_eq!(claim_at(&world, one, 1, LONG, until).await, []);
 }
 
 pub async fn withdrawn_and_ended_tasks_are_gone(world: World) {

@@ -14,14 +14,29 @@ use super::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub i64);
 
+/// What a node learns when it begins a life, and with each renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     pub node: NodeId,
-    /// The store's clock when the lease was granted. Deadlines are in this time.
+    /// The database's clock, which may have gone back since the last time.
     pub now: Timestamp,
-    pub expires_at: Timestamp,
+    /// The highest time that any life of any node has said it has reached.
+    pub reached: Timestamp,
+    /// Of a life that has just begun: what the database's clock said when the life before it, of
+    /// whatever node, was last renewed.
+    pub renewed_before: Option<Timestamp>,
     /// Changes when the database was restored or failed over: all cached state is void then.
     pub timeline: String,
+}
+
+/// How often a node has renewed its lease. The number grows for as long as the node is alive, so
+/// another node can tell by its own clock whether it still is; no two clocks have to agree for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewals {
+    pub node: NodeId,
+    pub count: u64,
+    /// The length of its lease.
+    pub ttl: Duration,
 }
 
 #[async_trait]
@@ -33,15 +48,25 @@ pub trait Nodes {
     /// is sent again in the next, without another load.
     async fn join(&self, address: &str, ttl: Duration) -> Result<Lease>;
 
-    /// Extends the lease. [`super::Error::LeaseLost`] if it was closed meanwhile.
-    async fn renew(&self, node: NodeId, ttl: Duration) -> Result<Lease>;
+    /// Counts a renewal and notes that this node has reached `reached` in its own store time: later
+    /// lives, and other nodes, go on from there. [`super::Error::LeaseLost`] if the lease was closed
+    /// meanwhile.
+    async fn renew(&self, node: NodeId, ttl: Duration, reached: Timestamp) -> Result<Lease>;
 
     /// Ends a life: closes its lease, so that others may adopt at once.
     async fn leave(&self, node: NodeId) -> Result<()>;
 
-    /// Closes the leases that have expired, then takes over at most `limit` active executions whose
-    /// owner's lease is closed, and returns them; not those whose history has a transition in a format
-    /// newer than [`crate::format::CURRENT`], which stay for a node that can read it. After this a closed node can commit nothing: its
-    /// commits answer [`super::Error::LeaseLost`].
+    /// Closes those of the `silent` leases that have not been renewed since they were seen like this,
+    /// then answers with all leases that are open, except the asking node's own. A closed node can
+    /// commit nothing from then on: its commits answer [`super::Error::LeaseLost`]. So does this call
+    /// for a node whose own lease was closed.
+    ///
+    /// The caller decides who is silent: whose count has not moved for the length of the lease, on the
+    /// caller's monotonic clock. The database's clock has no say, so its steps close no lease.
+    async fn leases(&self, node: NodeId, silent: &[Renewals]) -> Result<Vec<Renewals>>;
+
+    /// Takes over at most `limit` active executions whose owner's lease is closed, and returns them;
+    /// not those whose history has a transition in a format newer than [`crate::format::CURRENT`],
+    /// which stay for a node that can read it.
     async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>>;
 }

@@ -47,13 +47,15 @@ pub trait Overflow {
     async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<()>;
 
     /// Leases at most `limit` available tasks of these queues to the node for `lease`: highest
-    /// priority first, then the longest available. No task is leased to two at a time.
+    /// priority first, then the longest available. No task is leased to two at a time. `now` is the
+    /// node's store time, in which tasks became available.
     async fn claim(
         &self,
         node: NodeId,
         queues: &[QueueName],
         limit: usize,
         lease: Duration,
+        now: Timestamp,
     ) -> Result<Vec<OverflowTask>>;
 
     /// Takes rows away that turned out to be void, or that their owner hands out itself.

@@ -2,30 +2,39 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use recoup_core::id::ExecutionId;
+use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
 use super::state::{Lane, Node};
-use crate::contract::{Lease, NodeId, Nodes, Result};
+use crate::contract::{Lease, NodeId, Nodes, Renewals, Result};
 
 #[async_trait]
 impl Nodes for MemoryStore {
     async fn join(&self, _address: &str, ttl: Duration) -> Result<Lease> {
         let now = self.time();
         let mut state = self.lock();
-        let node = NodeId(state.nodes.last_key_value().map_or(1, |(last, _)| last.0 + 1));
-        let expires_at = now + ttl;
+        let latest = state.nodes.last_key_value();
+        let node = NodeId(latest.map_or(1, |(last, _)| last.0 + 1));
+        let renewed_before = latest.map(|(_, node)| node.renewed_at);
         let last = state.nodes.values().map(|node| node.lane.last).max().unwrap_or(0);
         let lane = Lane { last, ..Lane::default() };
-        state.nodes.insert(node, Node { expires_at, closed: false, lane });
-        Ok(Lease { node, now, expires_at, timeline: state.incarnation.to_string() })
+        let reached = Timestamp::default();
+        let row = Node { ttl, renewals: 0, renewed_at: now, reached, closed: false, lane };
+        state.nodes.insert(node, row);
+        let (reached, timeline) = (state.reached(), state.incarnation.to_string());
+        Ok(Lease { node, now, reached, renewed_before, timeline })
     }
 
-    async fn renew(&self, node: NodeId, ttl: Duration) -> Result<Lease> {
+    async fn renew(&self, node: NodeId, ttl: Duration, reached: Timestamp) -> Result<Lease> {
         let now = self.time();
         let mut state = self.lock();
-        let expires_at = now + ttl;
-        state.live(node)?.expires_at = expires_at;
-        Ok(Lease { node, now, expires_at, timeline: state.incarnation.to_string() })
+        let row = state.live(node)?;
+        row.ttl = ttl;
+        row.renewals += 1;
+        row.renewed_at = now;
+        row.reached = row.reached.max(reached);
+        let (reached, timeline) = (state.reached(), state.incarnation.to_string());
+        Ok(Lease { node, now, reached, renewed_before: None, timeline })
     }
 
     async fn leave(&self, node: NodeId) -> Result<()> {
@@ -35,16 +44,24 @@ impl Nodes for MemoryStore {
         Ok(())
     }
 
-    async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>> {
-        let now = self.time();
+    async fn leases(&self, node: NodeId, silent: &[Renewals]) -> Result<Vec<Renewals>> {
         let mut state = self.lock();
         state.live(node)?;
-        for (&other, row) in &mut state.nodes {
-            // Who asks is alive: it is not the one to close its own lease.
-            if other != node && row.expires_at <= now {
+        for seen in silent {
+            if let Some(row) = state.nodes.get_mut(&seen.node)
+                && row.renewals == seen.count
+            {
                 row.closed = true;
             }
         }
+        let open = state.nodes.iter().filter(|(other, row)| **other != node && !row.closed);
+        let open = open.map(|(&node, row)| Renewals { node, count: row.renewals, ttl: row.ttl });
+        Ok(open.collect())
+    }
+
+    async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>> {
+        let mut state = self.lock();
+        state.live(node)?;
         let orphaned = state
             .executions
             .iter()

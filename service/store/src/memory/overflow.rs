@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
 use super::state::Overflowed;
@@ -26,8 +27,8 @@ impl Overflow for MemoryStore {
         queues: &[QueueName],
         limit: usize,
         lease: Duration,
+        now: Timestamp,
     ) -> Result<Vec<OverflowTask>> {
-        let now = self.time();
         let mut state = self.lock();
         state.live(node)?;
         let free = state.overflow.values_mut().filter(|row| {

@@ -72,7 +72,12 @@ pub(super) struct Quarantined {
 
 /// A life of a node, with the lane of the feed that it writes.
 pub(super) struct Node {
-    pub expires_at: Timestamp,
+    pub ttl: Duration,
+    pub renewals: u64,
+    /// On the database's clock.
+    pub renewed_at: Timestamp,
+    /// In the node's own store time.
+    pub reached: Timestamp,
     pub closed: bool,
     pub lane: Lane,
 }
@@ -141,10 +146,14 @@ impl State {
         }
     }
 
-    /// The node, unless its lease was closed. That it has expired alone does not matter: nobody can
-    /// have adopted anything without closing it.
+    /// The node, unless its lease was closed. Nothing it owns can be adopted before that.
     pub fn live(&mut self, node: NodeId) -> Result<&mut Node> {
         self.nodes.get_mut(&node).filter(|node| !node.closed).ok_or(Error::LeaseLost)
+    }
+
+    /// The highest store time that any life has reached.
+    pub fn reached(&self) -> Timestamp {
+        self.nodes.values().map(|node| node.reached).max().unwrap_or_default()
     }
 
     pub fn is_live(&self, node: NodeId) -> bool {

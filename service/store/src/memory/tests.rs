@@ -185,11 +185,13 @@ async fn closing_a_lease_rolls_back_what_is_open() {
 
     hands.set(1000 + 11_000_000);
     let late = store.commit(a, &batch([transition(id(2), 1, "late")])).await;
-    assert_eq!(late.expect("expired, not closed"), [Settled::Won]);
+    assert_eq!(late.expect("silent, not closed"), [Settled::Won]);
+    let seen = store.leases(b, &[]).await.expect("asks");
+    assert_eq!(store.leases(b, &seen).await.expect("closes"), []);
     assert_eq!(store.adopt(b, 10).await.expect("adopts"), [id(1), id(2)]);
     assert!(matches!(store.finish(open), Err(Error::LeaseLost)));
     assert!(matches!(store.begin_commit(a, &Batch::default()), Err(Error::LeaseLost)));
-    assert!(matches!(store.renew(a, TTL).await, Err(Error::LeaseLost)));
+    assert!(matches!(store.renew(a, TTL, Timestamp::default()).await, Err(Error::LeaseLost)));
 }
 
 #[tokio::test]

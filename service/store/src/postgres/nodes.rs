@@ -11,22 +11,25 @@ use super::PostgresStore;
 use super::error::Failure;
 use super::session::Session;
 use super::value::{self, At};
-use crate::contract::{Error, Lease, NodeId, Nodes, Result};
+use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result};
 
 /// Lives begin one after the other, so that a reader of the feed that sees one has seen all before
 /// it. Ids come near the clock: lives after a restored backup have ids above those that it lost.
 const LOCK_JOINS: &str = "select pg_advisory_xact_lock(hashtext('recoup.node'))";
+const LATEST: &str = "select renewed_at from node order by id desc limit 1";
 const JOIN: &str = "
-    insert into node (id, address, expires_at)
+    insert into node (id, address, ttl_us)
     select greatest(coalesce(max(id), 0) + 1,
             (extract(epoch from clock_timestamp()) * 1000000)::int8),
-        $1, clock_timestamp() + $2::int8 * interval '1 microsecond'
+        $1, $2::int8
     from node
-    returning id, expires_at - $2::int8 * interval '1 microsecond', expires_at";
+    returning id, renewed_at,
+        (select coalesce(max(reached_at), to_timestamp(0)) from node)";
 const RENEW: &str = "
-    update node set expires_at = clock_timestamp() + $2::int8 * interval '1 microsecond'
+    update node set ttl_us = $2, renewals = renewals + 1, renewed_at = clock_timestamp(),
+        reached_at = greatest(reached_at, $3)
     where id = $1 and closed_at is null
-    returning id, expires_at - $2::int8 * interval '1 microsecond', expires_at";
+    returning id, renewed_at, greatest(reached_at, (select max(reached_at) from node))";
 /// The least that a renewal waits for an answer, however short the lease.
 const RENEW_MIN: Duration = Duration::from_secs(1);
 /// Changes when the row is of another life of the database, or the server of another timeline.
@@ -37,13 +40,18 @@ const TIMELINE: &str = "
 /// This lock waits for the commits that passed the fence, and holds up those that have not: an update
 /// that leaves the key alone would do neither.
 const LOCK_ONE: &str = "select id from node where id = $1 and closed_at is null for update";
-const LOCK_EXPIRED: &str = "
-    select id from node
-    where closed_at is null and id <> $1 and expires_at <= clock_timestamp()
-    order by id for update";
+const LOCK_SILENT: &str = "
+    select node.id
+    from node
+    join unnest($1::int8[], $2::int8[]) as seen (id, renewals)
+        on node.id = seen.id and node.renewals = seen.renewals
+    where node.closed_at is null
+    order by node.id for update of node";
 const CLOSE: &str = "
     update node set closed_at = clock_timestamp() where id = any($1) and closed_at is null";
 const LIVE: &str = "select from node where id = $1 and closed_at is null for key share";
+const OPEN: &str =
+    "select id, renewals, ttl_us from node where closed_at is null and id <> $1 order by id";
 const ADOPT: &str = "
     update execution set owner = $1
     from (
@@ -70,21 +78,25 @@ impl Nodes for PostgresStore {
         self.inner.incarnation_by(&mut session).await?;
         session.begin().await?;
         session.query(LOCK_JOINS, &[]).await?;
+        let latest = session.query(LATEST, &[]).await?;
         let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl)]).await?;
-        let lease = lease(&mut session, &rows[0]).await?;
+        let mut lease = lease(&mut session, &rows[0]).await?;
+        if let Some(latest) = latest.first() {
+            lease.renewed_before = Some(latest.try_get::<_, At>(0)?.0);
+        }
         session.committed().await?;
         self.inner.begin_lane(lease.node);
         Ok(lease)
     }
 
-    async fn renew(&self, node: NodeId, ttl: Duration) -> Result<Lease> {
+    async fn renew(&self, node: NodeId, ttl: Duration, reached: Timestamp) -> Result<Lease> {
         let mut session = self.inner.leases.take().await?;
         // So that there is time to ask again, on another connection.
         session.set_patience(
             (ttl / 3).clamp(RENEW_MIN, self.inner.options.answer_timeout.max(RENEW_MIN)),
         );
         self.inner.incarnation_by(&mut session).await?;
-        let rows = session.query(RENEW, &[&node.0, &value::ttl_us(ttl)]).await?;
+        let rows = session.query(RENEW, &[&node.0, &value::ttl_us(ttl), &At(reached)]).await?;
         let row = rows.first().ok_or(Error::LeaseLost)?;
         let lease = lease(&mut session, row).await?;
         self.inner.lane(node).set_clock(lease.now);
@@ -99,25 +111,46 @@ impl Nodes for PostgresStore {
         session.committed().await
     }
 
-    async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>> {
+    async fn leases(&self, node: NodeId, silent: &[Renewals]) -> Result<Vec<Renewals>> {
+        if !silent.is_empty() {
+            let mut session = self.inner.pool.take().await?;
+            session.begin().await?;
+            if session.query(LIVE, &[&node.0]).await?.is_empty() {
+                return Err(Error::LeaseLost);
+            }
+            session.committed().await?;
+
+            // Who renews while we wait for the lock keeps the lease: the condition is checked again.
+            let mut session = self.inner.pool.take().await?;
+            session.begin().await?;
+            let ids: Vec<i64> = silent.iter().map(|seen| seen.node.0).collect();
+            let counts: Vec<i64> = silent.iter().map(|seen| seen.count.cast_signed()).collect();
+            let locked = session.query(LOCK_SILENT, &[&ids, &counts]).await?;
+            let locked: Vec<i64> =
+                locked.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+            if !locked.is_empty() {
+                session.execute(CLOSE, &[&locked]).await?;
+            }
+            session.committed().await?;
+        }
         let mut session = self.inner.pool.take().await?;
         session.begin().await?;
         if session.query(LIVE, &[&node.0]).await?.is_empty() {
             return Err(Error::LeaseLost);
         }
+        let open = session.query(OPEN, &[&node.0]).await?;
         session.committed().await?;
+        let open = open.iter().map(|row| {
+            Ok(Renewals {
+                node: NodeId(row.try_get(0)?),
+                count: value::unsigned(row.try_get(1)?),
+                ttl: Duration::from_micros(value::unsigned(row.try_get(2)?)),
+            })
+        });
+        open.collect()
+    }
 
-        // Who renews while we wait for the lock keeps the lease: the condition is checked again.
-        let mut session = self.inner.pool.take().await?;
-        session.begin().await?;
-        let expired = session.query(LOCK_EXPIRED, &[&node.0]).await?;
-        let expired: Vec<i64> =
-            expired.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        if !expired.is_empty() {
-            session.execute(CLOSE, &[&expired]).await?;
-        }
-        session.committed().await?;
-
+    async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>> {
         let mut session = self.inner.pool.take().await?;
         session.begin().await?;
         if session.query(LIVE, &[&node.0]).await?.is_empty() {
@@ -148,7 +181,8 @@ async fn lease(session: &mut Session, row: &Row) -> Result<Lease, Failure> {
     Ok(Lease {
         node: NodeId(row.try_get(0)?),
         now: time(1)?,
-        expires_at: time(2)?,
+        reached: time(2)?,
+        renewed_before: None,
         timeline: timeline.try_get(0)?,
     })
 }

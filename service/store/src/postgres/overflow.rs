@@ -3,6 +3,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
+use recoup_core::time::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -34,8 +35,8 @@ const CLAIM: &str = "
             select execution_id, path, attempt, priority, available_at
             from overflow_task as task
             where task.namespace = asked.namespace and task.queue = asked.queue
-                and task.available_at <= clock_timestamp()
-                and (task.leased_until is null or task.leased_until <= clock_timestamp())
+                and task.available_at <= $5
+                and (task.leased_until is null or task.leased_until <= $5)
             order by task.priority desc, task.available_at, task.execution_id, task.path,
                 task.attempt
             limit $4
@@ -43,7 +44,7 @@ const CLAIM: &str = "
         order by task.priority desc, task.available_at, task.execution_id, task.path, task.attempt
         limit $4)
     update overflow_task as task
-    set leased_until = clock_timestamp() + $3::int8 * interval '1 microsecond'
+    set leased_until = $5::timestamptz + $3::int8 * interval '1 microsecond'
     from free
     where task.execution_id = free.execution_id and task.path = free.path
         and task.attempt = free.attempt
@@ -93,14 +94,15 @@ impl Overflow for PostgresStore {
         queues: &[QueueName],
         limit: usize,
         lease: Duration,
+        now: Timestamp,
     ) -> Result<Vec<OverflowTask>> {
         let namespaces: Vec<&str> = queues.iter().map(|queue| queue.namespace.as_str()).collect();
         let names: Vec<&str> = queues.iter().map(|queue| queue.queue.as_str()).collect();
         let mut session = self.inner.pool.take().await?;
         session.begin().await?;
         session.query(FENCE, &[&node.0]).await?;
-        let parameters: [&(dyn ToSql + Sync); 4] =
-            [&namespaces, &names, &value::ttl_us(lease), &value::limit(limit)];
+        let parameters: [&(dyn ToSql + Sync); 5] =
+            [&namespaces, &names, &value::ttl_us(lease), &value::limit(limit), &At(now)];
         let rows = session.query(CLAIM, &parameters).await?;
         session.committed().await?;
         let mut tasks = rows.iter().map(task).collect::<Result<Vec<_>, Failure>>()?;

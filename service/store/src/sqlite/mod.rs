@@ -61,6 +61,7 @@ pub struct SqliteStore {
 struct Inner {
     readers: Readers,
     writer: Writer,
+    /// May go back. What is written has times that do not: see [`Write::now`].
     clock: Clock,
     incarnation: Uuid,
     _folder: Folder,
@@ -84,14 +85,14 @@ impl SqliteStore {
         Self::open_with_clock(folder, Arc::new(system_now))
     }
 
-    /// The same on another clock, for tests. It is never seen to go back.
+    /// The same on another clock, for tests. Times that are written never go back, though it may.
     pub fn open_with_clock(folder: &Path, clock: Clock) -> Result<Self> {
-        let clock = never_back(clock);
+        let steady = never_back(clock.clone());
         let folder = Folder::open(folder)?;
         let mut connection = connect(&folder.database(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let opened = prepare(&mut connection, &folder, clock())?;
+        let opened = prepare(&mut connection, &folder, steady())?;
         let readers = Readers::start(&folder.database())?;
-        let writer = Writer::start(connection, opened.last_number, clock.clone())?;
+        let writer = Writer::start(connection, opened.last_number, steady)?;
         let incarnation = opened.incarnation;
         Ok(Self { inner: Arc::new(Inner { readers, writer, clock, incarnation, _folder: folder }) })
     }

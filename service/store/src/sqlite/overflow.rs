@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use recoup_core::command::TaskId;
+use recoup_core::time::Timestamp;
 use rusqlite::{Row, params};
 
 use super::error::Failure;
@@ -50,6 +51,7 @@ impl Overflow for SqliteStore {
         queues: &[QueueName],
         limit: usize,
         lease: Duration,
+        now: Timestamp,
     ) -> Result<Vec<OverflowTask>> {
         const FREE: &str = "
             select execution_id, path, attempt, run, sequence, namespace, queue, task_type,
@@ -64,11 +66,11 @@ impl Overflow for SqliteStore {
         let queues: BTreeSet<_> = queues.iter().cloned().collect();
         self.write(move |write| {
             write.live(node)?;
-            let now = write.now.as_micros();
             let mut free = Vec::new();
             for QueueName { namespace, queue } in &queues {
                 let mut statement = write.prepare(FREE)?;
-                let wanted = params![namespace.as_str(), queue, now, value::limit(limit)];
+                let wanted =
+                    params![namespace.as_str(), queue, now.as_micros(), value::limit(limit)];
                 let mut rows = statement.query(wanted)?;
                 while let Some(row) = rows.next()? {
                     free.push(task(row)?);
@@ -76,7 +78,7 @@ impl Overflow for SqliteStore {
             }
             free.sort_by_key(|task| (Reverse(task.priority), task.available_at, task.key()));
             free.truncate(limit);
-            let until = (write.now + lease).as_micros();
+            let until = (now + lease).as_micros();
             for task in &free {
                 let TaskKey { execution, path, attempt } = task.key();
                 let row = params![execution.0.as_bytes(), path.as_str(), attempt, until];

@@ -121,7 +121,7 @@ async fn what_was_written_is_there_after_the_next_start() {
     let history = store.load(before, &[execution(1)]).await.expect("loads").pop().expect("there");
     assert_eq!(history.transitions.len(), 1);
     assert_eq!(history.owner, None, "the life before ended with its process");
-    assert!(matches!(store.renew(before, LONG).await, Err(Error::LeaseLost)));
+    assert!(matches!(store.renew(before, LONG, Timestamp::default()).await, Err(Error::LeaseLost)));
     let after = join(&store).await;
     assert!(after > before);
     assert_eq!(store.adopt(after, 10).await.expect("adopts"), [execution(1)]);

@@ -122,10 +122,15 @@ async fn a_restored_dump_is_another_life() {
     let after = connect(&new).await.expect("opens");
     let read = after.read_feed(&cursor, PageLimit::events(10)).await;
     assert!(matches!(read, Err(Error::ForeignCursor)), "{read:?}");
-    let renewed = after.renew(lease.node, Duration::from_secs(60)).await.expect("still open");
+    let renewed =
+        after.renew(lease.node, Duration::from_secs(60), lease.now).await.expect("still open");
     assert_ne!(renewed.timeline, lease.timeline);
     assert_eq!(
-        before.renew(lease.node, Duration::from_secs(60)).await.expect("renews").timeline,
+        before
+            .renew(lease.node, Duration::from_secs(60), lease.now)
+            .await
+            .expect("renews")
+            .timeline,
         lease.timeline
     );
     before.read_feed(&cursor, PageLimit::events(10)).await.expect("it is its own cursor");

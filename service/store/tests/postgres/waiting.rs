@@ -86,7 +86,10 @@ async fn what_others_wait_for_does_not_cost_the_lease() {
         matches!(store.now().await, Err(Error::Unavailable(_))),
         "the only connection is taken"
     );
-    store.renew(node, LONG).await.expect("the lease has its own");
+    store
+        .renew(node, LONG, recoup_core::time::Timestamp::default())
+        .await
+        .expect("the lease has its own");
     store.leave(node).await.expect("the lease has its own");
     listing.abort();
 }

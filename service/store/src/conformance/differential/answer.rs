@@ -39,10 +39,16 @@ impl Side {
                 self.nodes.extend(joined.as_ref().map(|lease| lease.node));
                 done("join", joined.map(drop))
             }
-            Op::Renew(n) => done("renew", store.renew(node(n), LEASE).await.map(drop)),
+            Op::Renew(n) => {
+                let reached = store.now().await.expect("the store has a clock");
+                done("renew", store.renew(node(n), LEASE, reached).await.map(drop))
+            }
             Op::Leave(n) => done("leave", store.leave(node(n)).await),
             Op::Adopt(n) => {
-                let adopted = store.adopt(node(n), 1_000_000).await;
+                let adopted = match close_expired(&*store, node(n)).await {
+                    Ok(()) => store.adopt(node(n), 1_000_000).await,
+                    Err(error) => Err(error),
+                };
                 let sorted = adopted.map(|mut ids| {
                     ids.sort();
                     ids
@@ -104,7 +110,8 @@ impl Side {
             }
             Op::Overflow(n, tasks) => done("overflow", store.overflow(node(n), tasks).await),
             Op::Claim(n, queues, limit) => {
-                several("claim", store.claim(node(n), queues, *limit, LEASE).await)
+                let now = store.now().await.expect("the store has a clock");
+                several("claim", store.claim(node(n), queues, *limit, LEASE, now).await)
             }
             Op::Withdraw(tasks) => done("withdraw", store.withdraw(tasks).await),
             Op::OverflowDepth => {
@@ -415,6 +422,13 @@ fn keyed(result: Result<Vec<KeySettled>>, again: usize) -> Answer {
         answer.text.push_str(&text);
     }
     answer
+}
+
+/// Closes the leases that last no time, as if they had been watched for so long.
+async fn close_expired(store: &dyn Store, node: NodeId) -> Result<()> {
+    let open = store.leases(node, &[]).await?;
+    let expired: Vec<_> = open.into_iter().filter(|lease| lease.ttl.is_zero()).collect();
+    store.leases(node, &expired).await.map(drop)
 }
 
 async fn expire(store: &dyn Store, portion: usize) -> Answer {
