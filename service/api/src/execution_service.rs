@@ -8,7 +8,7 @@ use recoup_core::command::{Command, Rejection, RequestId, StartExecution};
 use recoup_core::error::type_matches;
 use recoup_core::execution::{Execution, TraceContext};
 use recoup_core::id::{ExecutionId, StepPath, namespace_matches};
-use recoup_core::limits::{ERROR_TYPE_BYTES_MAX, KEY_BYTES_MAX};
+use recoup_core::limits::KEY_BYTES_MAX;
 use recoup_engine::{Refusal, StartSpec};
 use recoup_proto::v1::execution_service_server::ExecutionService;
 use recoup_proto::v1::{self, ErrorReason};
@@ -244,9 +244,11 @@ fn filter(pattern: &str, given: &v1::ExecutionFilter) -> Result<ListFilter> {
             Error::invalid(format!("filter.states[{index}]"), format!("{number} is no known state"))
         })?);
     }
-    let field = "filter.error_type";
-    let error_type = text::optional(given.error_type.clone(), field, ERROR_TYPE_BYTES_MAX)?;
-    let error_type = Some(error_type.strip_suffix(".*").unwrap_or(&error_type).to_owned());
+    let error_type = given.error_type.as_str();
+    if !error_type.is_empty() {
+        text::error_type_pattern(error_type, "filter.error_type")?;
+    }
+    let error_type = Some(error_type.strip_suffix(".*").unwrap_or(error_type).to_owned());
     let field = "filter.execution_key_prefix";
     let prefix = text::optional(given.execution_key_prefix.clone(), field, KEY_BYTES_MAX)?;
     let workflow = given.workflow.as_str();

@@ -12,6 +12,8 @@ use crate::expression::{Condition, Template};
 use crate::id::{StepId, StepPath, WorkflowName};
 use crate::retry::RetryPolicy;
 
+pub use self::policy::{PatternError, check_error_type_pattern};
+
 /// Time of one attempt from its hand-over, where nothing else is said.
 pub const START_TO_CLOSE: Duration = Duration::from_secs(60);
 pub const CANCEL_GRACE: Duration = Duration::from_secs(10);

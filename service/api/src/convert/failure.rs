@@ -199,6 +199,9 @@ pub fn filter_from(filter: Option<v1::FailureFilter>, field: &str) -> Result<Fil
     };
     bounded(&filter.workflows, "workflows", recoup_core::limits::NAME_BYTES_MAX)?;
     bounded(&filter.error_types, "error_types", recoup_core::limits::ERROR_TYPE_BYTES_MAX)?;
+    for (index, pattern) in filter.error_types.iter().enumerate() {
+        text::error_type_pattern(pattern, &format!("{field}.error_types[{index}]"))?;
+    }
     let mut kinds = Vec::new();
     for (index, number) in filter.kinds.iter().enumerate() {
         let known = v1::FailureKind::try_from(*number);

@@ -2,6 +2,7 @@
 
 use recoup_core::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use recoup_core::limits::{self, clean};
+use recoup_core::plan::check_error_type_pattern;
 
 use crate::status::{Error, Result};
 
@@ -46,6 +47,11 @@ pub fn namespace_pattern(pattern: &str, field: &str) -> Result<String> {
         return Ok(pattern.to_owned());
     }
     Err(Error::invalid(field, "a pattern is a namespace, `company.*` for those below it, or `*`"))
+}
+
+/// A pattern of error types, as a retry policy takes it.
+pub fn error_type_pattern(pattern: &str, field: &str) -> Result<()> {
+    check_error_type_pattern(pattern).map_err(|error| Error::invalid(field, error.to_string()))
 }
 
 /// Text that may be empty, cleaned.

@@ -189,6 +189,28 @@ async fn a_request_id_with_another_body() {
     assert_refused(taken, Code::AlreadyExists, "NAMESPACE_EXISTS", &[]);
 }
 
+/// Such a pattern would be accepted and silently find nothing.
+#[tokio::test]
+async fn patterns_of_error_types_that_no_error_can_have() {
+    let server = Server::start().await;
+    for pattern in ["a b", "a..b", "*.a", "a*", "a\0", "recoup.nosuch", &"a".repeat(256)] {
+        let filter = v1::ExecutionFilter { error_type: pattern.into(), ..Default::default() };
+        let request = v1::ListExecutionsRequest { filter: Some(filter), ..Default::default() };
+        let refused = server.executions().list_executions(request).await;
+        let field = &["filter.error_type"][..];
+        assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID", field);
+    }
+    let patterns = ["a.b", "a b"].map(str::to_owned).to_vec();
+    let filter = Some(v1::FailureFilter { error_types: patterns, ..Default::default() });
+    let field = &["filter.error_types[1]"][..];
+    let request = v1::ListFailuresRequest { filter: filter.clone(), ..Default::default() };
+    let refused = server.failures().list_failures(request).await;
+    assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID", field);
+    let request = v1::PullFailuresRequest { filter, ..Default::default() };
+    let refused = server.failures().pull_failures(request).await;
+    assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID", field);
+}
+
 #[tokio::test]
 async fn page_tokens_of_others() {
     let server = Server::start().await;

@@ -130,29 +130,72 @@ fn types(patterns: &[String], path: &str, issues: &mut Issues) {
     }
     for (index, pattern) in patterns.iter().take(ERROR_TYPES_MAX).enumerate() {
         let path = format!("{path}[{index}]");
-        let plain = pattern.strip_suffix(".*").unwrap_or(pattern);
-        let is_formed = pattern == "*"
-            || plain.split('.').all(|segment| {
-                !segment.is_empty()
-                    && !segment.contains(|letter: char| {
-                        letter.is_whitespace() || letter.is_control() || letter == '*'
-                    })
-            });
-        if pattern.len() > ERROR_TYPE_BYTES_MAX {
-            let message = format!("a pattern has at most {ERROR_TYPE_BYTES_MAX} bytes");
-            issues.add(path, IssueCode::TooLong, message);
-        } else if !is_formed {
-            let message =
-                format!("`{pattern}` is no pattern: `a.b` takes it and all below, `*` all");
-            wrong(issues, path, message);
-        } else if type_matches(builtin::PREFIX, plain)
-            && !builtin::ALL.iter().any(|known| type_matches(plain, known))
-        {
-            wrong(issues, path, format!("there is no built-in error type `{plain}`"));
+        match check_error_type_pattern(pattern) {
+            Ok(()) => {}
+            Err(error @ PatternError::TooLong) => {
+                issues.add(path, IssueCode::TooLong, error.to_string());
+            }
+            Err(error) => wrong(issues, path, error.to_string()),
         }
     }
 }
 
+/// Why no error can have a type that a pattern matches.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    #[error("a pattern has at most {ERROR_TYPE_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("`{0}` is no pattern: `a.b` takes it and all below, `*` all")]
+    Malformed(String),
+    #[error("there is no built-in error type `{0}`")]
+    UnknownBuiltin(String),
+}
+
+/// Checks a pattern of error types, in a retry policy or in a filter. One that matches no possible error
+/// would otherwise be accepted and silently find nothing.
+///
+/// # Errors
+/// What is wrong with the pattern.
+pub fn check_error_type_pattern(pattern: &str) -> Result<(), PatternError> {
+    if pattern.len() > ERROR_TYPE_BYTES_MAX {
+        return Err(PatternError::TooLong);
+    }
+    let plain = pattern.strip_suffix(".*").unwrap_or(pattern);
+    let is_segment = |segment: &str| {
+        let is_odd = |c: char| c.is_whitespace() || c.is_control() || c == '*';
+        !segment.is_empty() && !segment.contains(is_odd)
+    };
+    if pattern != "*" && !plain.split('.').all(is_segment) {
+        return Err(PatternError::Malformed(pattern.to_owned()));
+    }
+    let is_builtin = type_matches(builtin::PREFIX, plain);
+    if is_builtin && !builtin::ALL.iter().any(|known| type_matches(plain, known)) {
+        return Err(PatternError::UnknownBuiltin(plain.to_owned()));
+    }
+    Ok(())
+}
+
 fn wrong(issues: &mut Issues, path: String, message: String) {
     issues.add(path, IssueCode::RetryPolicyInvalid, message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_must_match_an_error_that_can_exist() {
+        for pattern in ["*", "a", "a.b", "a.b.*", "recoup", "recoup.*", "recoup.timeout"] {
+            assert_eq!(check_error_type_pattern(pattern), Ok(()), "{pattern}");
+        }
+        for pattern in ["", "a b", "a..b", "*.a", "a.*.b", "a*", ".*", " a", "a\0"] {
+            let malformed = PatternError::Malformed(pattern.to_owned());
+            assert_eq!(check_error_type_pattern(pattern), Err(malformed), "{pattern:?}");
+        }
+        let unknown = PatternError::UnknownBuiltin("recoup.nosuch".to_owned());
+        assert_eq!(check_error_type_pattern("recoup.nosuch.*"), Err(unknown));
+        let longest = "a".repeat(ERROR_TYPE_BYTES_MAX);
+        assert_eq!(check_error_type_pattern(&longest), Ok(()));
+        assert_eq!(check_error_type_pattern(&format!("{longest}a")), Err(PatternError::TooLong));
+    }
 }
