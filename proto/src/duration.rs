@@ -54,6 +54,20 @@ impl Duration {
             i32::try_from(nanos % NANOS_PER_SECOND).expect("a remainder of 10^9 fits into 32 bits");
         Ok(Self { seconds, nanos })
     }
+
+    /// As people write it, largest unit first: `1h30m`, `250ms`, `0s`.
+    pub fn in_units(self) -> String {
+        let total = i128::from(self.seconds) * NANOS_PER_SECOND + i128::from(self.nanos);
+        let mut text = if total < 0 { "-".to_owned() } else { String::new() };
+        let mut left = total.abs();
+        for (unit, length) in UNITS {
+            if left >= length {
+                text.push_str(&format!("{}{unit}", left / length));
+                left %= length;
+            }
+        }
+        if total == 0 { "0s".to_owned() } else { text }
+    }
 }
 
 impl std::str::FromStr for Duration {
@@ -237,6 +251,7 @@ mod tests {
             let duration: Duration = text.parse().expect("listed as a duration");
             assert_eq!(duration.to_string(), expected);
             assert_eq!(expected.parse(), Ok(duration));
+            assert_eq!(duration.in_units(), text);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Reads definition files: YAML or JSON text into a [`WorkflowDefinition`], with line, column and
-//! field path for everything that is wrong.
+//! field path for everything that is wrong. [`write()`] is the way back.
 //!
 //! ```
 //! use recoup_proto::{source, v1::DefinitionFormat};
@@ -15,6 +15,7 @@
 mod positions;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use prost::Message;
 use serde_saphyr::{
@@ -22,6 +23,7 @@ use serde_saphyr::{
 };
 
 pub use positions::{Place, Positions};
+pub use write::write;
 
 use crate::v1::{DefinitionFormat, DefinitionSource, ErrorReason, WorkflowDefinition};
 
