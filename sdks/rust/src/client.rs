@@ -113,10 +113,15 @@ impl ClientBuilder {
 
     fn endpoint(&self) -> Result<Endpoint, Error> {
         let wrong = |message: String| Error::Address { address: self.address.clone(), message };
-        let endpoint = Endpoint::from_shared(self.address.clone())
-            .map_err(|error| wrong(error.to_string()))?;
+        let has_scheme = self.address.contains("://");
+        let url =
+            if has_scheme { self.address.clone() } else { format!("http://{}", self.address) };
+        let endpoint = Endpoint::from_shared(url).map_err(|error| wrong(error.to_string()))?;
         if endpoint.uri().scheme_str() != Some("http") {
-            return Err(wrong("it must begin with http://".to_owned()));
+            return Err(wrong("its scheme must be http, or left out".to_owned()));
+        }
+        if !has_scheme && endpoint.uri().port().is_none() {
+            return Err(wrong("it has no port, as in 127.0.0.1:7430".to_owned()));
         }
         Ok(endpoint
             .connect_timeout(self.connect_timeout)
@@ -139,7 +144,8 @@ impl ClientBuilder {
 }
 
 impl Client {
-    /// Connects to a server, such as `http://127.0.0.1:7430`, in the namespace `default`.
+    /// Connects to a server, such as `http://127.0.0.1:7430` or `127.0.0.1:7430`, in the namespace
+    /// `default`.
     ///
     /// # Errors
     /// As [`ClientBuilder::connect`].
@@ -147,7 +153,7 @@ impl Client {
         Self::builder(address).connect().await
     }
 
-    /// Sets up a client of the server at `address`.
+    /// Sets up a client of the server at `address`, which is a URL, or host and port.
     pub fn builder(address: impl Into<String>) -> ClientBuilder {
         ClientBuilder {
             address: address.into(),
@@ -264,10 +270,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_address_wants_a_scheme() {
-        for address in ["127.0.0.1:7430", "", "https://127.0.0.1:7430", "http://a b"] {
-            let error = Client::connect(address).await.err().expect(address);
+    async fn an_address_is_host_and_port_or_a_url() {
+        let wrong =
+            ["", "localhost", "[::1]", "::1:7430", "https://127.0.0.1:7430", "http://a b", "a:b"];
+        for address in wrong {
+            let error = Client::builder(address).connect_lazy().err().expect(address);
             assert!(matches!(error, Error::Address { .. }), "{address}: {error}");
+        }
+        for address in ["127.0.0.1:7430", "localhost:7430", "[::1]:7430", "http://localhost"] {
+            Client::builder(address).connect_lazy().expect(address);
         }
     }
 

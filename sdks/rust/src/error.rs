@@ -39,7 +39,8 @@ pub enum Error {
         /// Text for people.
         message: String,
     },
-    /// The address is none: it wants a scheme, host and port, like `http://127.0.0.1:7430`.
+    /// The address cannot be used: it must be host and port, like `127.0.0.1:7430` or `[::1]:7430`, or a
+    /// URL, like `http://127.0.0.1:7430`.
     #[error("`{address}` is no address: {message}")]
     Address {
         /// What was given.

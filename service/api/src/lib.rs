@@ -7,6 +7,7 @@
 mod ack_token;
 mod context;
 pub mod convert;
+pub mod definition_check;
 mod delivery;
 mod digest;
 mod durable;

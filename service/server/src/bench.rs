@@ -14,7 +14,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::serve::StoreKind;
+use crate::serve::{NO_DATABASE_URL, StoreKind, WrongSetting};
 use process::Process;
 use recoup_sdk::proto::{Payload, payload};
 
@@ -119,7 +119,7 @@ pub async fn run(options: BenchOptions) -> Result<()> {
         }
         StoreKind::Postgres => {
             let url = options.database_url.clone();
-            let url = url.context("--store postgres needs --database-url")?;
+            let url = url.ok_or_else(|| WrongSetting(NO_DATABASE_URL.to_owned()))?;
             arguments.extend(["--store".into(), "postgres".into(), "--database-url".into(), url]);
         }
     }

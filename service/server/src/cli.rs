@@ -57,13 +57,13 @@ const CONNECTION: &str = "Connection and output";
 /// Where to, and how to answer.
 #[derive(Args, Clone)]
 pub struct Connection {
-    /// The server.
+    /// The server, as HOST:PORT or as a URL.
     #[arg(
         long,
         global = true,
         env = "RECOUP_ADDRESS",
         default_value = "http://127.0.0.1:7430",
-        value_name = "URL",
+        value_name = "ADDRESS",
         help_heading = CONNECTION
     )]
     address: String,
@@ -103,7 +103,33 @@ struct Session {
     style: Style,
 }
 
+/// One document for scripts, lines for people.
+fn say<T: Serialize>(
+    output: Output,
+    style: Style,
+    document: &T,
+    lines: impl FnOnce(Style) -> Vec<String>,
+) -> Result<(), Failed> {
+    match output {
+        Output::Json => exit::print(&[serde_json::to_string(document).map_err(Failed::json)?]),
+        Output::Text => exit::print(&lines(style)),
+    }
+}
+
+/// How many items or attempts at most; 0 would only hide what was asked for.
+pub fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
 impl Connection {
+    fn style(&self) -> Style {
+        Style::detect(std::io::stdout().is_terminal())
+    }
+
     /// Connects at once: a server that is away is told at once, not after retries.
     async fn open(&self) -> Result<Session, Failed> {
         let client = Client::builder(&self.address)
@@ -111,11 +137,7 @@ impl Connection {
             .retry_timeout(Duration::from_secs(5))
             .connect()
             .await?;
-        Ok(Session {
-            client,
-            output: self.output,
-            style: Style::detect(std::io::stdout().is_terminal()),
-        })
+        Ok(Session { client, output: self.output, style: self.style() })
     }
 }
 
@@ -126,10 +148,7 @@ impl Session {
         document: &T,
         lines: impl FnOnce(Style) -> Vec<String>,
     ) -> Result<(), Failed> {
-        match self.output {
-            Output::Json => exit::print(&[serde_json::to_string(document).map_err(Failed::json)?]),
-            Output::Text => exit::print(&lines(self.style)),
-        }
+        say(self.output, self.style, document, lines)
     }
 
     /// At most so many items. That there are more is said on standard error.
@@ -162,25 +181,26 @@ impl Session {
 
 /// Runs a command and tells what went wrong on standard error.
 pub async fn run(command: ClientCommand) -> ExitCode {
-    let (output, done) = match command {
-        ClientCommand::Workflow(it) => (it.connection.output, workflow::run(it).await),
-        ClientCommand::Start(it) => (it.connection.output, execution::start(it).await),
-        ClientCommand::Run(it) => (it.connection.output, execution::run(it).await),
-        ClientCommand::Show(it) => (it.connection.output, show::show(it).await),
-        ClientCommand::List(it) => (it.connection.output, execution::list(it).await),
-        ClientCommand::Cancel(it) => (it.connection.output, execution::cancel(it).await),
-        ClientCommand::Terminate(it) => (it.connection.output, execution::terminate(it).await),
-        ClientCommand::Release(it) => (it.connection.output, execution::release(it).await),
+    let (connection, done) = match command {
+        ClientCommand::Workflow(it) => (it.connection.clone(), workflow::run(it).await),
+        ClientCommand::Start(it) => (it.connection.clone(), execution::start(it).await),
+        ClientCommand::Run(it) => (it.connection.clone(), execution::run(it).await),
+        ClientCommand::Show(it) => (it.connection.clone(), show::show(it).await),
+        ClientCommand::List(it) => (it.connection.clone(), execution::list(it).await),
+        ClientCommand::Cancel(it) => (it.connection.clone(), execution::cancel(it).await),
+        ClientCommand::Terminate(it) => (it.connection.clone(), execution::terminate(it).await),
+        ClientCommand::Release(it) => (it.connection.clone(), execution::release(it).await),
         ClientCommand::Compensation(it) => {
-            (it.connection.output, execution::compensation(it).await)
+            (it.connection.clone(), execution::compensation(it).await)
         }
-        ClientCommand::Failures(it) => (it.connection.output, failures::run(it).await),
-        ClientCommand::Namespace(it) => (it.connection.output, namespace::run(it).await),
+        ClientCommand::Failures(it) => (it.connection.clone(), failures::run(it).await),
+        ClientCommand::Namespace(it) => (it.connection.clone(), namespace::run(it).await),
     };
     match done {
         Ok(exit) => exit.into(),
         Err(failed) => {
-            failed.tell(output);
+            let failed = failed.at(&connection.address);
+            failed.tell(connection.output);
             failed.exit.into()
         }
     }

@@ -8,7 +8,7 @@ mod telemetry;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -66,7 +66,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return cli::refuse_command_line(error),
+        Err(error) => return cli::refuse_command_line(error, Arguments::command()),
     };
     if let Err(error) = telemetry::init(arguments.log_format, &arguments.log) {
         eprintln!("error: {error:#}");
@@ -96,7 +96,7 @@ async fn run(command: Command) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<serve::WrongSetting>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -18,6 +18,10 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::cli::parse_count;
+
+pub const NO_DATABASE_URL: &str = "--store postgres needs --database-url or RECOUP_DATABASE_URL";
+
 /// How often what has outlived its retention is looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRE_BATCH: usize = 1000;
@@ -26,7 +30,21 @@ const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// A silent connection is asked for a sign of life after this time, and cut after as much again.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// Part of the help of `serve` and `dev`.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  stopped as asked
+  1  could not start (the port or the folder is in use, the database cannot be used), or was stopped
+     before everything had been answered
+  2  a flag or a variable is wrong";
+
+/// A flag or a variable that is wrong whatever the machine is like: starting again cannot help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongSetting(pub String);
+
 #[derive(Args, Clone, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub struct ServeOptions {
     /// Where to listen. Port 0 takes a free one.
     #[arg(long, env = "RECOUP_LISTEN", default_value = "127.0.0.1:7430")]
@@ -54,16 +72,27 @@ pub struct ServeOptions {
 
     /// Readers of the failure feed that may stream at the same time; further ones are told to come
     /// again.
-    #[arg(long, env = "RECOUP_FEED_STREAMS_MAX", default_value_t = recoup_api::FEED_STREAMS_MAX)]
+    #[arg(
+        long,
+        env = "RECOUP_FEED_STREAMS_MAX",
+        default_value_t = recoup_api::FEED_STREAMS_MAX,
+        value_parser = parse_count
+    )]
     pub feed_streams_max: usize,
 
     /// Bytes of failure events that are read at once for one reader; one that takes nothing holds
     /// about twice as much.
-    #[arg(long, env = "RECOUP_FEED_PAGE_BYTES", default_value_t = recoup_api::FEED_PAGE_BYTES)]
+    #[arg(
+        long,
+        env = "RECOUP_FEED_PAGE_BYTES",
+        default_value_t = recoup_api::FEED_PAGE_BYTES,
+        value_parser = parse_count
+    )]
     pub feed_page_bytes: usize,
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub struct DevOptions {
     /// Port on 127.0.0.1; 0 takes a free one.
     #[arg(long, default_value = "7430")]
@@ -153,15 +182,26 @@ impl Stopped {
     }
 }
 
-/// Opens the store, begins a life on it and listens.
-pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
+/// What is wrong with the settings by themselves, before anything is opened.
+fn check(options: &ServeOptions) -> Result<(), WrongSetting> {
     if !options.listen.ip().is_loopback() && !options.insecure_listen {
-        bail!(
+        return Err(WrongSetting(format!(
             "{} can be reached from other machines, and there are no keys yet: \
              say --insecure-listen if that is what you want",
             options.listen
-        );
+        )));
     }
+    match (options.store, &options.database_url) {
+        (StoreKind::Postgres, Some(url)) => recoup_store::postgres::check_url(url)
+            .map_err(|error| WrongSetting(format!("--database-url: {error}"))),
+        (StoreKind::Postgres, None) => Err(WrongSetting(NO_DATABASE_URL.to_owned())),
+        (StoreKind::Sqlite, _) => Ok(()),
+    }
+}
+
+/// Opens the store, begins a life on it and listens.
+pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
+    check(options)?;
     let store = open_store(options).await?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -229,8 +269,7 @@ async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
         }
         StoreKind::Postgres => {
             let url = options.database_url.as_deref();
-            let url =
-                url.context("--store postgres needs --database-url or RECOUP_DATABASE_URL")?;
+            let url = url.context(NO_DATABASE_URL)?;
             let store_options = recoup_store::postgres::Options {
                 allow_unsafe_durability: options.allow_unsafe_durability,
                 ..Default::default()

@@ -98,9 +98,14 @@ pub async fn connected(name: &str) -> (Folder, Server, Client) {
 
 /// Runs `recoup` to its end, with nothing on its standard input.
 pub fn recoup_once(arguments: &[&str]) -> std::process::Output {
+    recoup_with(arguments, &[])
+}
+
+/// The same with variables of the environment.
+pub fn recoup_with(arguments: &[&str], variables: &[(&str, &str)]) -> std::process::Output {
     let mut command = Command::new(binary::recoup());
     forget_settings(&mut command);
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null());
     command.output().expect("the binary can be started")
 }
 

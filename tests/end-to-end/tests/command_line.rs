@@ -4,7 +4,7 @@
 use std::process::Output;
 use std::time::Duration;
 
-use recoup_end_to_end::server::{Folder, Server, free_port, recoup, recoup_once};
+use recoup_end_to_end::server::{Folder, Server, free_port, recoup, recoup_once, recoup_with};
 use recoup_sdk::{Client, TaskContext, TaskError, Worker};
 use serde_json::Value;
 
@@ -117,7 +117,6 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
         (vec!["workflow", "register", &broken], 2, "DEFINITION_INVALID", "steps[0].tsak: "),
         (vec!["workflow", "register", &large], 2, "DEFINITION_TOO_LARGE", "over 1 MiB"),
         (vec!["workflow", "register", &huge], 2, "", "the limit is 4194304"),
-        (vec!["workflow", "validate", &huge], 2, "", "the limit is 4194304"),
         // Nothing has that name.
         (vec!["show", NO_ID], 3, "EXECUTION_NOT_FOUND", NO_ID),
         (vec!["cancel", NO_ID], 3, "EXECUTION_NOT_FOUND", "no such execution"),
@@ -217,16 +216,26 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         let output = recoup_once(&arguments);
         assert_eq!(output.status.code(), Some(6), "{arguments:?}");
         let told = told(&output);
-        assert!(told.starts_with("error: the service cannot be reached: "), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let [problem, hint] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+        assert!(problem.starts_with(&format!("error: no server answers at {away}: ")), "{told}");
+        assert!(hint.contains("`recoup dev`") && hint.contains("--address"), "{told}");
         let output = recoup_once(&[&arguments[..], &["-o", "json"]].concat());
         assert_eq!(output.status.code(), Some(6), "{arguments:?}");
-        error(&output);
+        let message = error(&output)["message"].as_str().expect("a text").to_owned();
+        assert!(message.contains(&away) && !message.contains("recoup dev"), "{message}");
     }
     for (arguments, says) in [
         (&["list", "--nosuch"][..], "--nosuch"),
         (&["list", "--state", "nosuch"], "nosuch"),
         (&["list", "--limit", "many"], "many"),
+        (&["list", "--limit", "0"], "it must be at least 1"),
+        (&["workflow", "list", "--limit", "0"], "it must be at least 1"),
+        (&["namespace", "list", "--limit", "0"], "it must be at least 1"),
+        (&["failures", "list", "--limit", "0"], "it must be at least 1"),
+        (&["failures", "tail", "--limit", "0"], "it must be at least 1"),
+        (&["failures", "subscriptions", "--limit", "0"], "it must be at least 1"),
+        (&["workflow", "retire", "two"], "required"),
+        (&["workflow", "retire", "two", "1", "--all-versions"], "cannot be used with"),
         (&["run", "x", "--wait", "5"], "`5` is no duration"),
         (&["failures", "list", "--kind", "nosuch"], "nosuch"),
         (&["failures", "list", "--error-type", "a b"], "`a b` is no pattern"),
@@ -235,7 +244,8 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         (&["list", "--started-after", "yesterday"], "`yesterday` is no time"),
         (&["terminate", NO_ID], "required"),
         (&["nosuch"], "nosuch"),
-        (&["list", "--address", "127.0.0.1:7430"], "must begin with http://"),
+        (&["list", "--address", "https://127.0.0.1:7430"], "its scheme must be http"),
+        (&["list", "--address", "127.0.0.1"], "it has no port"),
     ] {
         let output = recoup_once(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -258,6 +268,133 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
     let (own, every) = help.split_once("\nConnection and output:").expect("both are there");
     assert!(own.contains("--input") && own.contains("<WORKFLOW>"), "{own}");
     assert!(every.contains("--address") && !every.contains("--input"), "{every}");
+}
+
+#[test]
+fn a_usage_line_shows_as_required_only_what_is() {
+    let usage = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let output = recoup_with(arguments, variables);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let told = told(&output);
+        told.lines().find(|line| line.starts_with("Usage: ")).unwrap_or(&told).to_owned()
+    };
+    let terminate = "Usage: recoup terminate [OPTIONS] --reason <REASON> <EXECUTION_ID>";
+    assert_eq!(usage(&["terminate"], &[]), terminate);
+    let settings = [("RECOUP_ADDRESS", "http://127.0.0.1:1"), ("RECOUP_NAMESPACE", "a")];
+    assert_eq!(usage(&["terminate"], &settings), terminate);
+    assert_eq!(usage(&["--log", "list", "terminate", "-o", "text"], &settings), terminate);
+    let retire = "Usage: recoup workflow retire [OPTIONS] <NAME> <VERSION|--all-versions>";
+    assert_eq!(usage(&["workflow", "retire"], &settings), retire);
+    let serve = [("RECOUP_DATA_DIR", "x"), ("RECOUP_LISTEN", "127.0.0.1:0")];
+    assert_eq!(usage(&["serve", "--nosuch"], &serve), "Usage: recoup serve [OPTIONS]");
+}
+
+#[test]
+fn an_address_needs_no_scheme() {
+    let site = Site::start("cli-address");
+    let address = site.server.address().to_string();
+    for address in [address.clone(), format!("http://{address}")] {
+        let output = recoup_once(&["list", "--address", &address]);
+        assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""), "{address}");
+    }
+    let output = recoup_once(&["list", "--address", "[::1]:1"]);
+    assert_eq!(output.status.code(), Some(6));
+    let wanted = "error: no server answers at [::1]:1: ";
+    assert!(told(&output).starts_with(wanted), "{}", told(&output));
+}
+
+#[test]
+fn a_file_is_validated_without_a_server_as_the_server_validates_it() {
+    let folder = Folder::new("cli-validate");
+    let away = format!("http://127.0.0.1:{}", free_port());
+    let validate = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("the folder is ours");
+        let file = file.display().to_string();
+        let output = recoup_once(&["workflow", "validate", &file, "--address", &away]);
+        assert_eq!(told(&output), "");
+        let said = String::from_utf8(output.stdout).expect("text");
+        (output.status.code(), said.replace(&file, name))
+    };
+    let (code, said) = validate("two.yaml", WORKFLOW);
+    let wanted = "valid\n  first: no retry\n  first, compensation: no retry\n  second: no retry\n";
+    assert_eq!((code, said.as_str()), (Some(0), wanted));
+    let policy = "name: two\nsteps:\n- id: a\n  task: {type: t}\n  retry: {max_attempts: 0}\n";
+    let (code, said) = validate("policy.yaml", policy);
+    assert_eq!(code, Some(2));
+    let place = "policy.yaml:5:11: error: steps[0].retry.max_attempts: ";
+    assert!(said.starts_with(place), "{said}");
+    let (code, said) = validate("huge.yaml", &format!("name: two\n#{}", "x".repeat(6 << 20)));
+    assert_eq!(code, Some(2));
+    assert!(said.contains("error: the source is over 1 MiB"), "{said}");
+}
+
+#[test]
+fn a_retired_version_starts_nothing() {
+    let site = Site::start("cli-retire");
+    let one = site.file("one.yaml", "name: one\nsteps: [{id: a, task: {type: a}}]\n");
+    let other = site.file("other.yaml", "name: one\nsteps: [{id: b, task: {type: b}}]\n");
+    site.answer(&["workflow", "register", &one, &other]);
+    assert_eq!(site.answer(&["workflow", "retire", "one", "2"]), "one v2 retired\n");
+    let output = site.run(&["start", "one", "--version", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told(&output).ends_with("(WORKFLOW_RETIRED)\n"), "{}", told(&output));
+    assert_eq!(site.document(&["start", "one"])["workflowVersion"], 1);
+    assert!(site.document(&["workflow", "retire", "one", "2"])["retiredAt"].is_string());
+    assert_eq!(site.answer(&["workflow", "retire", "one", "--all-versions"]), "one retired\n");
+    assert_eq!(site.run(&["start", "one"]).status.code(), Some(1));
+    for (arguments, says) in [
+        (&["workflow", "retire", "one", "9"][..], "WORKFLOW_VERSION_NOT_FOUND"),
+        (&["workflow", "retire", "nosuch", "--all-versions"], "WORKFLOW_NOT_FOUND"),
+    ] {
+        let output = site.run(arguments);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(told(&output).contains(says), "{}", told(&output));
+    }
+}
+
+/// As docs/operating.md says: 2 for a setting that is wrong by itself, 1 for what may be right later.
+#[test]
+fn a_server_says_why_it_does_not_start() {
+    let folder = Folder::new("cli-serve");
+    let data = folder.path().join("data").display().to_string();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").expect("the folder is ours");
+    let file = file.display().to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = taken.local_addr().expect("it is bound").to_string();
+    /// Arguments, variables, exit code and what the line says.
+    type Case<'a> = (Vec<&'a str>, Vec<(&'a str, &'a str)>, i32, &'a str);
+    let cases: Vec<Case<'_>> = vec![
+        (vec!["--listen", "nowhere"], vec![], 2, "--listen"),
+        (vec![], vec![("RECOUP_LISTEN", "nowhere")], 2, "--listen"),
+        (vec!["--listen", "0.0.0.0:0"], vec![], 2, "--insecure-listen"),
+        (vec![], vec![("RECOUP_INSECURE_LISTEN", "perhaps")], 2, "--insecure-listen"),
+        (vec!["--store", "nosuch"], vec![], 2, "nosuch"),
+        (vec!["--store", "postgres"], vec![], 2, "needs --database-url"),
+        (vec!["--store", "postgres", "--database-url", "nosuch://"], vec![], 2, "--database-url"),
+        (
+            vec!["--store", "postgres"],
+            vec![("RECOUP_DATABASE_URL", "postgres://h/x?sslmode=require")],
+            2,
+            "sslmode",
+        ),
+        (vec!["--feed-streams-max", "0"], vec![], 2, "it must be at least 1"),
+        (vec!["--feed-page-bytes", "0"], vec![], 2, "it must be at least 1"),
+        (vec!["--log", "recoup=nosuch"], vec![], 2, "error: "),
+        (vec![], vec![("RECOUP_LOG_FORMAT", "nosuch")], 2, "--log-format"),
+        (vec!["--nosuch"], vec![], 2, "--nosuch"),
+        // What may be otherwise at the next start.
+        (vec!["--data-dir", &data, "--listen", &taken], vec![], 1, "cannot listen on"),
+        (vec!["--data-dir", &file], vec![], 1, "cannot open the database in"),
+    ];
+    for (arguments, variables, code, says) in cases {
+        let output = recoup_with(&[&["serve"], &arguments[..]].concat(), &variables);
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {told}");
+        assert!(told.starts_with("error: ") && told.contains(says), "{arguments:?}: {told}");
+        assert_eq!(output.stdout, b"", "{arguments:?}");
+    }
 }
 
 #[test]
@@ -324,6 +461,12 @@ steps:
     let listed = site.answer(&["workflow", "list"]);
     assert!(listed.contains("way") && listed.ends_with("to see\n"), "{listed:?}");
     assert_eq!(site.document(&["workflow", "show", "way"])["version"], 1);
+    // The definition is spelled as in a file, and is the same one when it is registered again.
+    let shown = site.answer(&["workflow", "show", "way"]);
+    assert!(shown.starts_with("way v1\n") && shown.contains("max_attempts: 1\n"), "{shown}");
+    let definition: Vec<_> = shown.lines().skip(2).collect();
+    let copy = site.file("copy.yaml", &definition.join("\n"));
+    assert_eq!(site.answer(&["workflow", "register", &copy]), "way v1 unchanged\n");
 
     site.answer(&["failures", "subscribe", "all"]);
     let output = site.run(&["run", "way", "--key", "a\u{1b}b", "-o", "json"]);

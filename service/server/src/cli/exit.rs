@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue};
 use recoup_sdk::proto::{ErrorReason, ExecutionState};
 use recoup_sdk::{Error, FieldViolation};
 use serde_json::{Value, json};
@@ -60,7 +62,15 @@ pub struct Failed {
     message: String,
     reason: ErrorReason,
     violations: Vec<FieldViolation>,
+    /// What the transport said of a server that cannot be reached.
+    unreachable: Option<String>,
+    /// What to do about it; only for people.
+    hint: &'static str,
 }
+
+/// Of a server that cannot be reached.
+const START_ONE: &str =
+    "start one with `recoup dev`, or say where it is with --address or RECOUP_ADDRESS";
 
 impl Failed {
     pub fn usage(message: impl Into<String>) -> Self {
@@ -82,7 +92,18 @@ impl Failed {
             message: message.into(),
             reason: ErrorReason::Unspecified,
             violations: Vec::new(),
+            unreachable: None,
+            hint: "",
         }
+    }
+
+    /// The server was asked for at this address.
+    pub fn at(mut self, address: &str) -> Self {
+        if let Some(why) = self.unreachable.take() {
+            self.message = format!("no server answers at {address}: {why}");
+            self.hint = START_ONE;
+        }
+        self
     }
 
     /// The problems are those of a file: they are told with their place in it.
@@ -138,6 +159,9 @@ impl Failed {
         if self.file.is_empty() {
             // One problem is often all that the message says.
             problems.retain(|problem| *problem != one_line(&self.message));
+            if !self.hint.is_empty() {
+                problems.push(self.hint.to_owned());
+            }
             let message = one_line(&self.message);
             return head(format!("error: {message}{reason}"), problems);
         }
@@ -177,8 +201,8 @@ fn head(first: String, below: Vec<String>) -> Vec<String> {
     std::iter::once(first).chain(below).collect()
 }
 
-/// Ends the process for a command line that could not be understood.
-pub fn refuse_command_line(error: clap::Error) -> ExitCode {
+/// Ends the process for a command line that `command` could not understand.
+pub fn refuse_command_line(mut error: clap::Error, command: clap::Command) -> ExitCode {
     // Help and version are answers.
     if error.use_stderr() && wants_json(std::env::args()) {
         // The first line says what is wrong, the others how it is done right.
@@ -187,7 +211,31 @@ pub fn refuse_command_line(error: clap::Error) -> ExitCode {
         Failed::usage(message.trim_start_matches("error: ")).tell(Output::Json);
         return Exit::Usage.into();
     }
+    if error.get(ContextKind::Usage).is_some() {
+        let usage = ContextValue::StyledStr(usage(command, std::env::args().skip(1)));
+        error.insert(ContextKind::Usage, usage);
+    }
     error.exit()
+}
+
+/// The usage line of the command that the arguments name, as its help shows it. The one that clap puts
+/// into an error lists every setting that has a value, even from a variable, as if it were required.
+fn usage(mut command: clap::Command, arguments: impl Iterator<Item = String>) -> StyledStr {
+    command.build();
+    let mut named = &mut command;
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        let is_option = |option: &clap::Arg| {
+            argument.strip_prefix("--").is_some_and(|name| option.get_long() == Some(name))
+        };
+        if named.get_arguments().any(|it| is_option(it) && it.get_action().takes_values()) {
+            // The value of an option may look like the name of a command.
+            arguments.next();
+        } else if named.find_subcommand(&argument).is_some() {
+            named = named.find_subcommand_mut(&argument).expect("it was found above");
+        }
+    }
+    named.render_usage()
 }
 
 /// Whether JSON is asked for, as far as that can be read in a command line that is wrong.
@@ -229,12 +277,14 @@ impl From<Error> for Failed {
             }
             _ => error.to_string(),
         };
-        let reason = error.reason();
-        let violations = match error {
-            Error::Service { field_violations, .. } => field_violations,
-            _ => Vec::new(),
-        };
-        Self { exit, file: String::new(), message, reason, violations }
+        let failed = Self { reason: error.reason(), ..Self::new(exit, message) };
+        match error {
+            Error::Service { field_violations, .. } => {
+                Self { violations: field_violations, ..failed }
+            }
+            Error::Unavailable { message, .. } => Self { unreachable: Some(message), ..failed },
+            _ => failed,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::execution::parse_pattern;
 use super::exit::{self, EXIT_CODES, Exit, Failed};
 use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp, whole_error_line};
 use super::timeline::decision_text;
-use super::{Connection, Output, Session};
+use super::{Connection, Output, Session, parse_count};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -36,7 +36,7 @@ enum FailuresCommand {
         #[arg(long, value_name = "EXECUTION_ID")]
         execution: Option<String>,
         /// At most this many.
-        #[arg(long, default_value = "100")]
+        #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Show a failure event with everything that it holds
@@ -53,7 +53,7 @@ enum FailuresCommand {
     /// List durable subscriptions by name
     Subscriptions {
         /// At most this many.
-        #[arg(long, default_value = "100")]
+        #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Delete a durable subscription; who reads it is sent away
@@ -84,7 +84,7 @@ struct TailArguments {
     #[arg(long, requires = "subscription")]
     ack: bool,
     /// End after this many events. Default: never.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_count)]
     limit: Option<usize>,
 }
 

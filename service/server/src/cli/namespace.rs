@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::Connection;
 use super::execution::parse_duration;
 use super::exit::{EXIT_CODES, Exit, Failed};
 use super::text::{duration, one_line, proto_nanos, timestamp};
+use super::{Connection, parse_count};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -36,7 +36,7 @@ enum NamespaceCommand {
         #[arg(default_value = "", hide_default_value = true)]
         pattern: String,
         /// At most this many.
-        #[arg(long, default_value = "100")]
+        #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
 }

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use recoup_sdk::proto::{DefinitionIssue, IssueSeverity, StepRetrySchedule};
+use recoup_proto::source::write;
+use recoup_sdk::proto::{
+    DefinitionFormat, DefinitionIssue, DefinitionSource, IssueSeverity, StepRetrySchedule,
+};
 
 use super::exit::{EXIT_CODES, Exit, Failed};
 use super::text::{Paint, Style, duration, one_line, proto_nanos, timestamp};
-use super::{Connection, Session};
+use super::{Connection, Session, parse_count, say};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -26,7 +29,8 @@ enum WorkflowCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Check a file as `register` would, and print the waits that its retry policies compute
+    /// Check a file as `register` would, without a server, and print the waits that its retry policies
+    /// compute
     Validate {
         /// File; `-` is standard input.
         file: PathBuf,
@@ -37,7 +41,7 @@ enum WorkflowCommand {
         #[arg(default_value = "", hide_default_value = true)]
         prefix: String,
         /// At most this many.
-        #[arg(long, default_value = "100")]
+        #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Show a workflow with its definition
@@ -47,6 +51,24 @@ enum WorkflowCommand {
         #[arg(long)]
         version: Option<u32>,
     },
+    /// Retire a version: it starts no more executions, those that run go on
+    #[command(override_usage = "recoup workflow retire [OPTIONS] <NAME> <VERSION|--all-versions>")]
+    Retire {
+        name: String,
+        #[command(flatten)]
+        which: Retired,
+    },
+}
+
+/// One version or all: leaving a number out must not retire more than was meant.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Retired {
+    /// Which version.
+    version: Option<u32>,
+    /// Retire the workflow with all its versions, until another version is registered.
+    #[arg(long)]
+    all_versions: bool,
 }
 
 pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
@@ -59,8 +81,7 @@ pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
         }
         WorkflowCommand::Validate { file } => {
             let text = read(&file)?;
-            let session = arguments.connection.open().await?;
-            validate(&session, text, &file).await
+            validate(&arguments.connection, text, &file)
         }
         WorkflowCommand::List { prefix, limit } => {
             let session = arguments.connection.open().await?;
@@ -82,6 +103,15 @@ pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
         WorkflowCommand::Show { name, version } => {
             let session = arguments.connection.open().await?;
             show(&session, name, version).await
+        }
+        WorkflowCommand::Retire { name, which } => {
+            let session = arguments.connection.open().await?;
+            let retired = session.client.retire_workflow(&name, which.version).await?;
+            session.say(&retired, |_| {
+                let version = which.version.map(|version| format!(" v{version}"));
+                vec![format!("{}{} retired", one_line(&name), version.unwrap_or_default())]
+            })?;
+            Ok(Exit::Done)
         }
     }
 }
@@ -115,9 +145,11 @@ async fn register(
     Ok(Exit::Done)
 }
 
-async fn validate(session: &Session, text: String, file: &Path) -> Result<Exit, Failed> {
-    let answer = session.client.validate_workflow(text).await?;
-    session.say(&answer, |style| {
+/// The check is the server's own, run in this process.
+fn validate(connection: &Connection, text: String, file: &Path) -> Result<Exit, Failed> {
+    let source = DefinitionSource { text, format: DefinitionFormat::Yaml.into() };
+    let answer = recoup_api::definition_check::validate(source);
+    say(connection.output, connection.style(), &answer, |style| {
         let file = file.display().to_string();
         let issues = answer.issues.iter().map(|issue| issue_line(issue, &file, style));
         let mut lines: Vec<_> = issues.collect();
@@ -172,7 +204,6 @@ fn schedule_lines(schedule: &StepRetrySchedule) -> Vec<String> {
 
 async fn show(session: &Session, name: String, version: Option<u32>) -> Result<Exit, Failed> {
     let workflow = session.client.workflow(name, version).await?;
-    let definition = serde_json::to_string_pretty(&workflow.definition).map_err(Failed::json)?;
     session.say(&workflow, |style| {
         let title = format!("{} v{}", workflow.name, workflow.version);
         let mut facts = format!("  namespace {}", workflow.namespace);
@@ -182,7 +213,10 @@ async fn show(session: &Session, name: String, version: Option<u32>) -> Result<E
         if let Some(retired) = &workflow.retired_at {
             facts.push_str(&format!(" · retired {}", timestamp(retired)));
         }
-        vec![style.paint(Paint::Bold, &title), style.paint(Paint::Dim, &facts), definition]
+        let mut lines = vec![style.paint(Paint::Bold, &title), style.paint(Paint::Dim, &facts)];
+        let definition = workflow.definition.as_ref().map(write).unwrap_or_default();
+        lines.extend(definition.lines().map(str::to_owned));
+        lines
     })?;
     Ok(Exit::Done)
 }

@@ -130,6 +130,14 @@ impl std::fmt::Debug for PostgresStore {
     }
 }
 
+/// Whether a connection string can be used, without connecting.
+///
+/// # Errors
+/// [`Error::Incompatible`] if it cannot be read, or asks for encryption.
+pub fn check_url(url: &str) -> Result<()> {
+    session::config(url, Options::default().connect_timeout).map(drop)
+}
+
 impl PostgresStore {
     /// Connects, brings the schema up to date and makes partitions ahead. `url` is a connection string
     /// of libpq, without encryption.
