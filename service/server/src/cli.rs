@@ -41,7 +41,7 @@ pub enum ClientCommand {
     Cancel(execution::CancelArguments),
     /// End an execution at once: nothing is undone, what was due is parked
     Terminate(execution::TerminateArguments),
-    /// Let an execution go on that is in quarantine, after its cause is mended
+    /// Release a quarantined execution once its cause is fixed
     Release(execution::ReleaseArguments),
     /// Resolve parked compensations
     Compensation(execution::CompensationArguments),
@@ -156,7 +156,7 @@ impl Session {
         let mut items = pages.collect(limit.saturating_add(1)).await?;
         if items.len() > limit {
             items.truncate(limit);
-            eprintln!("there are more: --limit {limit} held them back");
+            eprintln!("more results exist: raise --limit {limit}");
         }
         Ok(items)
     }

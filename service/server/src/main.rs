@@ -13,12 +13,13 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Durable workflows whose subject is failure.
+/// Durable workflows built around failure handling.
 ///
-/// Recoup retries what fails by the policies that you choose, undoes what was done when nothing helps,
-/// and streams every failure to those who must know.
+/// Recoup retries failed steps by the policies that you choose,
+/// compensates completed steps when no retry helps,
+/// and streams every failure to its subscribers.
 #[derive(Parser)]
-#[command(name = "recoup", version, max_term_width = 100)]
+#[command(name = "recoup", version, max_term_width = 100, verbatim_doc_comment)]
 struct Arguments {
     /// What to log, in the syntax of RUST_LOG.
     #[arg(

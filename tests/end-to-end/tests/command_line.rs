@@ -548,7 +548,7 @@ steps:
     let retry = format!("recoup compensation retry {other} --step first\n");
     assert!(said.contains(&retry), "{said}");
     let output = site.run(&["list", "--limit", "1"]);
-    assert!(told(&output).contains("there are more: --limit 1 "), "{}", told(&output));
+    assert!(told(&output).contains("more results exist: raise --limit 1"), "{}", told(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
 
     let created = site.answer(&["namespace", "create", "shop.eu", "--retention", "24h"]);
