@@ -17,7 +17,7 @@ use crate::load::{self, Started};
 use crate::order::{ATTEMPTS_MAX, COMPENSATED_STEPS, COMPENSATION_ATTEMPTS_MAX, STEPS};
 use crate::record::{Attempt, Entry};
 use crate::subscriber::Received;
-use crate::worker;
+use crate::worker::{self, Transport};
 
 const PAGE: u32 = 1000;
 const OPEN: [ExecutionState; 5] = [
@@ -201,7 +201,15 @@ impl Evidence {
                     Some(Event::StepCompleted(done)) => {
                         let attempt = attempt(execution, done.step.as_ref(), done.attempt);
                         let mark = worker::mark(done.output.as_ref());
-                        completed.insert(mark, (attempt, done.worker.clone()));
+                        let by = worker::maker(done.output.as_ref());
+                        // A call with a result names no worker, and a server that has just started has
+                        // not heard of its session yet.
+                        let is_named = done.worker == by
+                            || (done.worker.is_empty() && by.starts_with(Transport::Unary.name()));
+                        violations.check(is_named, || {
+                            format!("{attempt:?} was completed by {by}, not {}", done.worker)
+                        });
+                        completed.insert(mark, (attempt, by));
                     }
                     Some(Event::AttemptFailed(failure)) => {
                         let attempt = attempt(execution, failure.step.as_ref(), failure.attempt);

@@ -1,5 +1,7 @@
-//! A worker on the bare protocol: a stream, a session that outlives it, results sent until they are
-//! acknowledged.
+//! A worker on the bare protocol, by stream or by unary calls: a session that outlives the connection,
+//! results sent until they are acknowledged.
+
+mod calls;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,8 +36,29 @@ pub struct Options {
     pub session: String,
     /// Where it writes what it does.
     pub record: PathBuf,
+    pub transport: Transport,
     /// Servers, tried in turn.
     pub urls: Vec<String>,
+}
+
+/// How it talks to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Stream,
+    Unary,
+}
+
+impl Transport {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Unary => "unary",
+        }
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        [Self::Stream, Self::Unary].into_iter().find(|transport| transport.name() == name)
+    }
 }
 
 /// What it holds of a task that it has not got rid of.
@@ -51,16 +74,26 @@ struct Worker {
     held: HashMap<Bytes, Held>,
     /// Tokens whose work is done.
     finished: mpsc::UnboundedSender<(Bytes, Outcome)>,
+    done: mpsc::UnboundedReceiver<(Bytes, Outcome)>,
+    /// What calls with results were answered; a stream brings its own.
+    answered: mpsc::UnboundedSender<ResultAck>,
+    answers: mpsc::UnboundedReceiver<ResultAck>,
 }
 
 /// Serves until the process is killed.
 pub async fn run(options: Options) {
-    let (finished, mut done) = mpsc::unbounded_channel();
+    let (finished, done) = mpsc::unbounded_channel();
+    let (answered, answers) = mpsc::unbounded_channel();
     let record = Writer::open(&options.record);
-    let mut worker = Worker { options, record, held: HashMap::new(), finished };
+    let held = HashMap::new();
+    let mut worker = Worker { options, record, held, finished, done, answered, answers };
     for turn in 0.. {
         let url = worker.options.urls[turn % worker.options.urls.len()].clone();
-        if let Err(status) = worker.serve(&url, &mut done).await {
+        let served = match worker.options.transport {
+            Transport::Stream => worker.serve_by_stream(&url).await,
+            Transport::Unary => worker.serve_by_calls(&url).await,
+        };
+        if let Err(status) = served {
             eprintln!("{}: {url}: {status}", worker.options.name);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -69,12 +102,8 @@ pub async fn run(options: Options) {
 
 impl Worker {
     /// One stream, until it breaks.
-    async fn serve(
-        &mut self,
-        url: &str,
-        done: &mut mpsc::UnboundedReceiver<(Bytes, Outcome)>,
-    ) -> Result<(), tonic::Status> {
-        while let Ok((token, result)) = done.try_recv() {
+    async fn serve_by_stream(&mut self, url: &str) -> Result<(), tonic::Status> {
+        while let Ok((token, result)) = self.done.try_recv() {
             self.finish(&token, result);
         }
         let (send, receive) = mpsc::channel(64);
@@ -95,7 +124,7 @@ impl Worker {
                     }
                     StreamTasksRequest { credit, ..StreamTasksRequest::default() }
                 }
-                Some((token, result)) = done.recv() => {
+                Some((token, result)) = self.done.recv() => {
                     let results = self.finish(&token, result).into_iter().collect();
                     StreamTasksRequest { results, ..StreamTasksRequest::default() }
                 }
@@ -212,6 +241,11 @@ impl Worker {
 /// What names one success among all that workers ever reported.
 pub fn mark(output: Option<&Payload>) -> String {
     connect::value(output)["mark"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The worker that made an output.
+pub fn maker(output: Option<&Payload>) -> String {
+    connect::value(output)["by"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Most work is short; some of it lasts long enough to be recorded as started.

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::binary;
 use crate::process::Process;
 use crate::record::{self, Entry};
+use crate::worker::Transport;
 
 /// Some workers of the order workflow.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts them. Each prefers another of the servers.
+    /// Starts them. Each prefers another of the servers; of four, two take their tasks by unary calls.
     pub fn start(folder: &Path, urls: &[String], count: usize) -> Self {
         let (folder, urls) = (folder.to_path_buf(), urls.to_vec());
         let mut workers = Self { folder, urls, running: Vec::new(), kills: 0 };
@@ -54,6 +55,7 @@ impl Workers {
     fn spawn(&self, number: usize, session: &str) -> Process {
         let mut arguments = vec![name(number), session.to_owned()];
         arguments.push(self.record(number).display().to_string());
+        arguments.push(transport(number).name().to_owned());
         let count = self.urls.len();
         arguments.extend((0..count).map(|turn| self.urls[(number + turn) % count].clone()));
         let log = self.folder.join(format!("{}.log", name(number)));
@@ -66,5 +68,9 @@ impl Workers {
 }
 
 fn name(number: usize) -> String {
-    format!("worker-{number}")
+    format!("{}-{number}", transport(number).name())
+}
+
+fn transport(number: usize) -> Transport {
+    if number % 4 < 2 { Transport::Stream } else { Transport::Unary }
 }

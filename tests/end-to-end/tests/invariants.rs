@@ -28,7 +28,7 @@ fn completed(path: &str, compensation: bool) -> Event {
     Event::StepCompleted(v1::StepCompleted {
         step: step(path, compensation),
         attempt: 1,
-        output: Some(connect::json(&json!({"mark": mark(path, compensation)}))),
+        output: Some(connect::json(&json!({"mark": mark(path, compensation), "by": "w"}))),
         worker: "w".into(),
     })
 }
@@ -142,7 +142,7 @@ fn evidence_in_order_is_accepted() {
 #[test]
 fn each_thing_that_is_wrong_is_found() {
     type Break = fn(&mut Evidence);
-    let cases: [(&str, Break); 16] = [
+    let cases: [(&str, Break); 18] = [
         ("acknowledged, it is not there", |e| e.executions.clear()),
         ("no order was acknowledged", |e| e.started.clear()),
         ("ended as []", |e| without(e, |event| matches!(event, Event::ExecutionEnded(_)))),
@@ -170,6 +170,9 @@ fn each_thing_that_is_wrong_is_found() {
             e.listed.insert(event(9, 0).id);
         }),
         ("out of order", |e| e.received.events.reverse()),
+        // Only a worker by unary calls may be missing from the history.
+        ("was completed by w, not other", |e| by(e, "other")),
+        ("was completed by w, not ", |e| by(e, "")),
     ];
     for (wanted, break_it) in cases {
         let found = violations(break_it);
@@ -184,6 +187,16 @@ fn twice(evidence: &mut Evidence, event: Event) {
     let (sequence, index) = (last.sequence, last.index + 1);
     let event = Some(event);
     history.push(v1::HistoryEntry { sequence, index, event, ..Default::default() });
+}
+
+/// Names another worker in the first completion.
+fn by(evidence: &mut Evidence, worker: &str) {
+    let history = evidence.histories.get_mut(ID).expect("it is there");
+    let done = history.iter_mut().find_map(|entry| match &mut entry.event {
+        Some(Event::StepCompleted(done)) => Some(done),
+        _ => None,
+    });
+    done.expect("it is there").worker = worker.to_owned();
 }
 
 fn record(evidence: &mut Evidence, entry: Entry) {
