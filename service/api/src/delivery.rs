@@ -1,6 +1,6 @@
-//! Tasks on their way out of this process in the answer to a call. The answer may be made when its
-//! caller has gone, or go no further than the connection that is being closed: then it is dropped,
-//! and the tasks in it are handed out again at once. Once the connection has taken all of it, only the
+//! Tasks and notices on their way out of this process in the answer to a call. The answer may be made
+//! when its caller has gone, or go no further than the connection that is being closed: then it is
+//! dropped, the tasks in it are handed out again at once, and its notices are told again. Once the connection has taken all of it, only the
 //! worker can tell.
 
 use std::pin::Pin;
@@ -12,40 +12,77 @@ use http_body::{Frame, SizeHint};
 use recoup_core::command::TaskId;
 use recoup_core::time::Timestamp;
 use recoup_engine::Engine;
+use recoup_engine::node::io::{Notice, SessionKey};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
-/// Tasks in an answer, with the times of their hand-overs. Travels in the answer's extensions.
+/// An answer that is followed to the connection. Travels in the answer's extensions.
 #[derive(Clone)]
-pub struct Parcel(Arc<Contents>);
+pub struct Parcel(Arc<Mutex<Contents>>);
 
-struct Contents {
+/// What in an answer must be taken back if the answer does not arrive. Dropping it takes it back.
+pub struct Contents {
     engine: Engine,
-    tasks: Mutex<Vec<(TaskId, Timestamp)>>,
+    /// The session that polls.
+    session: Option<SessionKey>,
+    /// Tasks, with the times of their hand-overs.
+    tasks: Vec<(TaskId, Timestamp)>,
+    notices: Vec<(TaskId, Notice)>,
 }
 
 impl Parcel {
-    pub fn new(engine: Engine, tasks: Vec<(TaskId, Timestamp)>) -> Self {
-        Self(Arc::new(Contents { engine, tasks: Mutex::new(tasks) }))
+    pub fn new(contents: Contents) -> Self {
+        Self(Arc::new(Mutex::new(contents)))
     }
 
     fn is_delivered(&self) {
-        self.0.take();
+        // No panic leaves the lists half changed.
+        let mut contents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        contents.tasks.clear();
+        contents.notices.clear();
     }
 }
 
 impl Contents {
-    fn take(&self) -> Vec<(TaskId, Timestamp)> {
-        // No panic leaves the list half changed.
-        std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn new(engine: Engine, session: Option<SessionKey>) -> Self {
+        Self { engine, session, tasks: Vec::new(), notices: Vec::new() }
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.notices.is_empty()
+    }
+
+    pub fn task(&mut self, hand_over: (TaskId, Timestamp)) {
+        self.tasks.push(hand_over);
+    }
+
+    pub fn notice(&mut self, task: TaskId, notice: Notice) {
+        self.notices.push((task, notice));
+    }
+
+    /// All of it; nothing stays behind.
+    pub fn take(&mut self) -> Self {
+        Self {
+            engine: self.engine.clone(),
+            session: self.session.clone(),
+            tasks: std::mem::take(&mut self.tasks),
+            notices: std::mem::take(&mut self.notices),
+        }
     }
 }
 
 impl Drop for Contents {
     fn drop(&mut self) {
-        self.engine.undelivered(self.take());
+        self.engine.undelivered(std::mem::take(&mut self.tasks));
+        if let Some(session) = self.session.take() {
+            self.engine.untold(session, std::mem::take(&mut self.notices));
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use recoup_core::command::{Command, Rejection, TaskId};
 use recoup_core::error::{Error as AttemptError, builtin};
 use recoup_core::event::Event;
@@ -12,8 +11,8 @@ use recoup_core::limits::{QUEUE_BYTES_MAX, TASK_TYPE_BYTES_MAX};
 use recoup_core::payload::Payload;
 use recoup_core::plan::QUEUE;
 use recoup_core::time::Timestamp;
-use recoup_engine::node::io::{Session, SessionKey};
-use recoup_engine::{Engine, HandedTask, Refusal, Worker, WorkerLink, WorkerMessage, token};
+use recoup_engine::node::io::{Notice, Session, SessionKey};
+use recoup_engine::{HandedTask, Refusal, Worker, WorkerLink, WorkerMessage, token};
 use recoup_proto as proto;
 use recoup_proto::v1::worker_service_server::WorkerService;
 use recoup_proto::v1::{self, ErrorReason, TaskCancellationReason as Reason};
@@ -25,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::context::Context;
 use crate::convert::{decision, error, payload, task, text, time};
-use crate::delivery::Parcel;
+use crate::delivery::{Contents, Parcel};
 use crate::status::{Error, Result};
 use crate::{BATCH_BYTES_MAX, metadata, task_stream};
 
@@ -54,12 +53,12 @@ impl Service {
         Self { context }
     }
 
-    /// The answer, and what in it was handed over when.
+    /// The answer, and what must be taken back if it does not arrive.
     async fn poll(
         &self,
         request: v1::PollTasksRequest,
         wait: Duration,
-    ) -> Result<(v1::PollTasksResponse, Vec<(TaskId, Timestamp)>)> {
+    ) -> Result<(v1::PollTasksResponse, Contents)> {
         let wait = if request.draining { Duration::ZERO } else { wait };
         let deadline = Instant::now() + wait;
         let namespace = text::namespace(&request.namespace, "namespace")?;
@@ -90,49 +89,40 @@ impl Service {
             queues: vec![queue(&namespace, request.queue, "queue")?],
             task_types: task_types(request.task_types, "task_types")?,
             credit: if request.draining { 0 } else { max_tasks },
-            session: has_session.then_some(Session { key, ttl }),
+            session: has_session.then_some(Session { key: key.clone(), ttl }),
             worker: text::optional(request.worker, "worker", text::LABEL_BYTES_MAX)?,
-            held: held.clone(),
+            held,
             once: true,
         };
-        let beats = held.into_iter().flatten().map(|task| beat(&self.context, task, None));
-        let told = join_all(beats).await.into_iter().flatten();
-        let mut cancellations: Vec<_> = garbage.into_iter().map(closed).chain(told).collect();
         let engine = &self.context.engine;
-        let mut poll = Poll { link: engine.attach(offer).await?, engine };
-        let mut tasks = Tasks::default();
-        while tasks.of_answer.is_empty() {
-            // What is known already is answered at once.
-            let until = if cancellations.is_empty() { deadline } else { Instant::now() };
+        let session = has_session.then_some(key);
+        let contents = Contents::new(engine.clone(), session);
+        let mut poll = Poll { link: engine.attach(offer).await?, contents };
+        let mut answer = PollAnswer::default();
+        answer.cancellations.extend(garbage.into_iter().map(closed));
+        while answer.is_empty() {
             let message = tokio::select! {
                 biased;
                 message = poll.link.messages.recv() => message,
-                () = tokio::time::sleep_until(until) => break,
+                () = tokio::time::sleep_until(deadline) => break,
                 () = self.context.stopping() => break,
             };
             match message {
-                Some(WorkerMessage::Tasks(handed)) => tasks.collect(handed, engine),
-                Some(WorkerMessage::CancelRequested(task)) => {
-                    cancellations.push(task::cancellation(&task, Reason::CancelRequested));
-                }
-                Some(WorkerMessage::Closed(task)) => {
-                    cancellations.push(task::cancellation(&task, Reason::AttemptClosed));
-                }
                 Some(WorkerMessage::Superseded) => {
                     let message = "another poll says what the session holds";
                     return Err(Error::new(ErrorReason::SessionSuperseded, message));
                 }
                 Some(WorkerMessage::Detached) | None => break,
+                Some(message) => answer.take(message, &mut poll.contents),
             }
         }
         // What was handed over while the wait ended is answered as well.
-        for message in poll.last() {
-            if let WorkerMessage::Tasks(handed) = message {
-                tasks.collect(handed, engine);
-            }
+        poll.link.messages.close();
+        while let Ok(message) = poll.link.messages.try_recv() {
+            answer.take(message, &mut poll.contents);
         }
-        let Tasks { of_answer, handed, .. } = tasks;
-        Ok((v1::PollTasksResponse { tasks: of_answer, cancellations }, handed))
+        let PollAnswer { tasks, cancellations, .. } = answer;
+        Ok((v1::PollTasksResponse { tasks, cancellations }, poll.into_contents()))
     }
 
     async fn complete(&self, request: v1::CompleteTaskRequest) -> Result<()> {
@@ -148,11 +138,16 @@ impl Service {
         let error = request.error.ok_or_else(|| Error::required("error"))?;
         let result = v1::task_result::Result::Failed(error);
         let (command, refusal) = command(task.clone(), result, "", "error")?;
-        self.context.engine.command(task.execution, command, None).await.map_err(of_worker)?;
+        let decision = self.context.engine.fail(command, &task).await.map_err(of_worker)?;
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
-        Ok(v1::FailTaskResponse { decision: self.decision(&task).await })
+        let decision = match decision {
+            Some(decision) => Some(decision::to_proto(&decision)),
+            // Recorded by an earlier call.
+            None => self.decision(&task).await,
+        };
+        Ok(v1::FailTaskResponse { decision })
     }
 
     /// What was decided about an attempt. It is durable whether or not it can be read now.
@@ -175,55 +170,81 @@ impl Service {
     }
 }
 
-/// A poll that is going on. Dropped with its caller, it loses nothing that was handed over.
-struct Poll<'a> {
+/// A poll that is going on. If it is dropped with its caller, what it was told is taken back.
+struct Poll {
     link: WorkerLink,
-    engine: &'a Engine,
+    contents: Contents,
 }
 
-impl Poll<'_> {
-    /// No more is handed over; what was is returned.
-    fn last(&mut self) -> Vec<WorkerMessage> {
-        self.link.messages.close();
-        std::iter::from_fn(|| self.link.messages.try_recv().ok()).collect()
+impl Poll {
+    /// The answer is complete.
+    fn into_contents(mut self) -> Contents {
+        self.contents.take()
     }
 }
 
-impl Drop for Poll<'_> {
+impl Drop for Poll {
     fn drop(&mut self) {
-        for message in self.last() {
-            if let WorkerMessage::Tasks(handed) = message {
-                self.engine.undelivered(handed.into_iter().map(hand_over).collect());
+        self.link.messages.close();
+        while let Ok(message) = self.link.messages.try_recv() {
+            match message {
+                WorkerMessage::Tasks(handed) => {
+                    handed.into_iter().for_each(|handed| self.contents.task(hand_over(handed)));
+                }
+                WorkerMessage::CancelRequested(task) => {
+                    self.contents.notice(task, Notice::CancelRequested);
+                }
+                WorkerMessage::Closed(task) => self.contents.notice(task, Notice::Closed),
+                WorkerMessage::Superseded | WorkerMessage::Detached => {}
             }
         }
     }
 }
 
-/// The tasks of one answer.
+/// The answer to a poll that is being made.
 #[derive(Default)]
-struct Tasks {
-    of_answer: Vec<v1::Task>,
-    handed: Vec<(TaskId, Timestamp)>,
+struct PollAnswer {
+    tasks: Vec<v1::Task>,
+    cancellations: Vec<v1::TaskCancellation>,
     bytes: usize,
 }
 
-impl Tasks {
-    /// Takes as many as fit into one message, at least one; the others go back.
-    fn collect(&mut self, handed: Vec<HandedTask>, engine: &Engine) {
+impl PollAnswer {
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.cancellations.is_empty()
+    }
+
+    fn take(&mut self, message: WorkerMessage, contents: &mut Contents) {
+        match message {
+            WorkerMessage::Tasks(handed) => self.collect(handed, contents),
+            WorkerMessage::CancelRequested(task) => {
+                self.cancellations.push(task::cancellation(&task, Reason::CancelRequested));
+                contents.notice(task, Notice::CancelRequested);
+            }
+            WorkerMessage::Closed(task) => {
+                self.cancellations.push(task::cancellation(&task, Reason::AttemptClosed));
+                contents.notice(task, Notice::Closed);
+            }
+            WorkerMessage::Superseded | WorkerMessage::Detached => {}
+        }
+    }
+
+    /// Takes as many tasks as fit into one message, at least one; the others go back.
+    fn collect(&mut self, handed: Vec<HandedTask>, contents: &mut Contents) {
         let mut rest = Vec::new();
         for handed in handed {
             match task::to_proto(&handed) {
                 Some((task, size))
-                    if self.of_answer.is_empty() || self.bytes + size <= BATCH_BYTES_MAX =>
+                    if self.tasks.is_empty() || self.bytes + size <= BATCH_BYTES_MAX =>
                 {
                     self.bytes += size;
-                    self.of_answer.push(task);
-                    self.handed.push(hand_over(handed));
+                    self.tasks.push(task);
+                    contents.task(hand_over(handed));
                 }
                 _ => rest.push(hand_over(handed)),
             }
         }
-        engine.undelivered(rest);
+        contents.engine().undelivered(rest);
     }
 }
 
@@ -384,10 +405,10 @@ impl WorkerService for Service {
         request: Request<v1::PollTasksRequest>,
     ) -> Result<Response<v1::PollTasksResponse>, Status> {
         let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
-        let (response, handed) = self.poll(request.into_inner(), wait).await?;
+        let (response, contents) = self.poll(request.into_inner(), wait).await?;
         let mut response = Response::new(response);
-        if !handed.is_empty() {
-            response.extensions_mut().insert(Parcel::new(self.context.engine.clone(), handed));
+        if !contents.is_empty() {
+            response.extensions_mut().insert(Parcel::new(contents));
         }
         Ok(response)
     }

@@ -18,7 +18,7 @@ use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
 use crate::node::io::{
-    Adopted, Answer, HandedTask, Input, Offer, Output, Refusal, WorkerKey, WorkerMessage,
+    Adopted, Answer, HandedTask, Input, Notice, Offer, Output, Refusal, WorkerKey, WorkerMessage,
 };
 use crate::options::Options;
 
@@ -227,9 +227,19 @@ impl Driver {
         };
         let now = self.clock.both();
         self.sinks.remove(&worker);
+        let session = self.node.session_of(worker).cloned();
         self.node.handle(Input::Detach { worker }, now);
-        let WorkerMessage::Tasks(tasks) = unsent else {
-            return;
+        let tasks = match (unsent, session) {
+            (WorkerMessage::Tasks(tasks), _) => tasks,
+            (WorkerMessage::CancelRequested(task), Some(session)) => {
+                let notice = Notice::CancelRequested;
+                return self.node.handle(Input::Untold { session, task, notice }, now);
+            }
+            (WorkerMessage::Closed(task), Some(session)) => {
+                let notice = Notice::Closed;
+                return self.node.handle(Input::Untold { session, task, notice }, now);
+            }
+            _ => return,
         };
         for task in tasks {
             let HandedTask { id: task, handed_at, .. } = task;
@@ -271,8 +281,11 @@ impl Driver {
                 Output::Due(node, until, limit) => {
                     Input::Due(node, store.due(node, until, limit).await)
                 }
-                Output::Claim { node, queues, limit, lease, now } => {
-                    Input::Claimed(node, store.claim(node, &queues, limit, lease, now).await)
+                Output::Publish(node, idle) => {
+                    Input::Published(node, store.publish_idle(node, &idle).await)
+                }
+                Output::Claim { node, idle, limit, lease, now } => {
+                    Input::Claimed(node, store.claim(node, &idle, limit, lease, now).await)
                 }
                 Output::Overflow(node, tasks) => {
                     let result = store.overflow(node, &tasks).await;
@@ -313,6 +326,7 @@ fn span(output: &Output<Reply>) -> Span {
         Output::Adopt { node, limit, .. } => debug_span!("adopt", node = node.0, limit),
         Output::Heads(node, ids) => debug_span!("heads", node = node.0, executions = ids.len()),
         Output::Due(node, ..) => debug_span!("due", node = node.0),
+        Output::Publish(node, _) => debug_span!("publish_idle", node = node.0),
         Output::Claim { node, limit, .. } => debug_span!("claim", node = node.0, limit),
         Output::Overflow(node, tasks) => {
             debug_span!("overflow", node = node.0, tasks = tasks.len())

@@ -8,6 +8,7 @@ use recoup_core::execution::Execution;
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
+use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
 use recoup_store::{Release, Store};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,7 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::driver::{Clock, Reply, Request};
 use crate::load::{Plans, Remains, remains};
 use crate::node::io::{
-    Answer, Input, Offer, Refusal, SessionKey, Snapshot, StartSpec, WorkerKey, WorkerMessage,
+    Answer, Input, Notice, Offer, Refusal, SessionKey, Snapshot, StartSpec, WorkerKey,
+    WorkerMessage,
 };
 
 /// Cheap to clone. The engine ends when [`Engine::stop`] is called.
@@ -93,6 +95,17 @@ impl Engine {
         Ok(started(answer).state)
     }
 
+    /// Reports that an attempt failed, and answers with the decision once it is durable; none if the
+    /// same report was recorded earlier.
+    pub async fn fail(&self, command: Command, task: &TaskId) -> Result<Option<Decision>, Refusal> {
+        let execution = task.execution;
+        let request = None;
+        match self.ask(|reply| Input::Submit { execution, command, request, reply }).await? {
+            Answer::Done { decision, .. } => Ok(decision),
+            Answer::Snapshot(_) | Answer::Beat { .. } | Answer::Released => Err(Refusal::Stopping),
+        }
+    }
+
     /// As [`Engine::command`], answered through a callback: for streams that carry many. Waits only
     /// for room in the engine's queue.
     pub async fn submit(&self, execution: ExecutionId, command: Command, reply: Reply) {
@@ -166,6 +179,19 @@ impl Engine {
         });
     }
 
+    /// Keeps notices for the next stream or poll of a session that have not reached it. Never waits.
+    pub fn untold(&self, session: SessionKey, notices: Vec<(TaskId, Notice)>) {
+        if notices.is_empty() {
+            return;
+        }
+        let engine = self.clone();
+        tokio::spawn(async move {
+            for (task, notice) in notices {
+                engine.tell(Input::Untold { session: session.clone(), task, notice }).await;
+            }
+        });
+    }
+
     /// A message came from this session: it lives.
     pub async fn touch(&self, session: SessionKey) {
         self.tell(Input::Touch { session }).await;
@@ -232,7 +258,7 @@ impl Engine {
 
 fn started(answer: Answer) -> Started {
     match answer {
-        Answer::Done { state, is_own } => Started { state, is_own },
+        Answer::Done { state, is_own, .. } => Started { state, is_own },
         Answer::Snapshot(snapshot) => Started { state: snapshot.state, is_own: false },
         Answer::Beat { .. } | Answer::Released => {
             unreachable!("only heartbeats and releases are answered so")

@@ -8,6 +8,8 @@
 //! | `attempt`, `queue` | where an open attempt is, and what waits for workers |
 //! | `dispatch` | bringing both in line with the states, and handing out |
 //! | `workers` | workers, sessions, and what they hold |
+//! | `notices` | telling sessions that tasks they hold should stop or are over |
+//! | `offers` | which tasks go to other nodes, and what those are told of idle workers |
 //! | `quarantine` | executions that nobody may go on with |
 //! | `ownership` | the lease, adoption, overflow, and what other nodes did |
 //!
@@ -22,6 +24,8 @@ pub mod io;
 mod attempt;
 mod commit;
 mod dispatch;
+mod notices;
+mod offers;
 mod ownership;
 mod quarantine;
 mod queue;
@@ -35,7 +39,7 @@ use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
-use recoup_store::{FeedRow, Lease, NewQuarantine, NodeId, QueueName};
+use recoup_store::{FeedRow, Lease, NewQuarantine, NodeId, Peers, QueueName};
 
 use crate::clock::{Now, Tick};
 use crate::options::Options;
@@ -52,7 +56,6 @@ use workers::{Holder, SessionState, WorkerState};
 enum Timer {
     Execution(ExecutionId),
     Session(SessionKey),
-    Queue(QueueName),
     Renew,
     Join,
     Commit,
@@ -61,6 +64,7 @@ enum Timer {
     Adopt,
     Heads,
     Due,
+    Publish,
     Claim,
     Dispatch,
 }
@@ -103,6 +107,10 @@ pub struct Node<R> {
     quarantines: VecDeque<NewQuarantine>,
 
     queues: BTreeMap<QueueName, Queue>,
+    /// Queues with tasks that may go to other nodes at once.
+    crowded: BTreeSet<QueueName>,
+    /// What other nodes have published, less what went to them since.
+    peers: Peers,
     next_order: u64,
     workers: BTreeMap<WorkerKey, WorkerState>,
     sessions: BTreeMap<SessionKey, SessionState>,
@@ -145,6 +153,8 @@ impl<R> Node<R> {
             loose_events: Vec::new(),
             quarantines: VecDeque::new(),
             queues: BTreeMap::new(),
+            crowded: BTreeSet::new(),
+            peers: Peers::default(),
             next_order: 0,
             workers: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -266,6 +276,7 @@ impl<R> Node<R> {
             Input::Heartbeat { task, details, reply } => self.heartbeat(task, details, reply),
             Input::Release { task, session, reply } => self.release(task, &session, reply),
             Input::Undelivered { task, handed_at } => self.undelivered(&task, handed_at),
+            Input::Untold { session, task, notice } => self.untold(&session, task, notice),
             Input::ReleaseQuarantine { execution, release, reply } => {
                 self.release_quarantine(execution, release, reply);
             }
@@ -280,6 +291,7 @@ impl<R> Node<R> {
             Input::Adopted(node, adopted) => self.adopted(node, adopted),
             Input::Heads(node, heads) => self.heads(node, heads),
             Input::Due(node, due) => self.due(node, due),
+            Input::Published(node, peers) => self.published(node, peers),
             Input::Claimed(node, claimed) => self.claimed(node, claimed),
             Input::Overflowed { node, tasks, result } => self.overflowed(node, &tasks, result),
         }
@@ -298,7 +310,6 @@ impl<R> Node<R> {
             match timer {
                 Timer::Execution(id) => self.wake(id),
                 Timer::Session(id) => self.check_session(&id),
-                Timer::Queue(name) => self.overflow_unserved(&name),
                 Timer::Renew => self.renew(),
                 Timer::Join => self.join(),
                 Timer::Commit => self.commit_again(),
@@ -308,6 +319,7 @@ impl<R> Node<R> {
                 Timer::Adopt => self.adopt(),
                 Timer::Heads => self.ask_heads(),
                 Timer::Due => self.ask_due(),
+                Timer::Publish => self.publish(),
                 Timer::Claim => self.claim(),
                 Timer::Dispatch => self.dispatch_all(),
             }
@@ -343,6 +355,7 @@ impl<R> Node<R> {
     pub fn flush(&mut self, now: Now) {
         self.is_now(now);
         if self.lease.is_some() {
+            self.give_away_new();
             self.commit_ready();
             self.start_keyed_ready();
             // Deciding may find that memory is old.

@@ -13,9 +13,10 @@ pub struct Options {
     pub reconnect_grace: Duration,
     /// An attempt that has been with a worker for this long is recorded as started.
     pub record_start_after: Duration,
-    /// A task for which this node has no worker goes to the overflow after this time.
+    /// A task whose workers here are all busy may go to idle workers of another node after this time.
     pub overflow_after: Duration,
-    /// How often a node with free workers looks into the overflow.
+    /// How often nodes exchange what workers wait for, and look for tasks that others have given away;
+    /// once a second where a node is alone.
     pub claim_interval: Duration,
     /// How long a claimed task is this node's alone.
     pub claim_lease: Duration,
@@ -62,7 +63,7 @@ impl Default for Options {
             reconnect_grace: Duration::from_secs(5),
             record_start_after: Duration::from_secs(1),
             overflow_after: Duration::from_millis(500),
-            claim_interval: Duration::from_millis(200),
+            claim_interval: Duration::from_millis(100),
             claim_lease: Duration::from_secs(10),
             head_interval: Duration::from_millis(200),
             adopt_interval: Duration::from_secs(1),

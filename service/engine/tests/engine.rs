@@ -103,6 +103,10 @@ impl Rig {
     }
 
     async fn worker(&self) -> WorkerLink {
+        self.worker_of(&self.engine).await
+    }
+
+    async fn worker_of(&self, engine: &Engine) -> WorkerLink {
         let namespace = Namespace::from("default");
         let queues = vec![QueueName { namespace, queue: "default".into() }];
         let worker = Worker {
@@ -114,7 +118,7 @@ impl Rig {
             held: None,
             once: false,
         };
-        self.engine.attach(worker).await.expect("the engine takes workers")
+        engine.attach(worker).await.expect("the engine takes workers")
     }
 }
 
@@ -312,16 +316,15 @@ async fn a_termination_parks_nothing_of_what_no_worker_has_had() {
 }
 
 #[tokio::test]
-async fn a_task_without_a_worker_goes_to_the_overflow_and_comes_back() {
+async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
     let mut rig = Rig::new().await;
+    let store = rig.engine.store().clone();
+    let other = recoup_engine::driver::start(store.clone(), Options::default());
+    let other = other.await.expect("a second node");
+    let mut worker = rig.worker_of(&other).await;
     let spec = rig.spec(None, None);
     let id = spec.start.id;
     rig.engine.start(spec).await.expect("it starts");
-    let store = rig.engine.store().clone();
-    while store.overflow_depth().await.expect("it is read").is_empty() {
-        tokio::task::yield_now().await;
-    }
-    let mut worker = rig.worker().await;
     let task = next_task(&mut worker).await;
     assert_eq!((task.id.execution, task.id.attempt), (id, 1));
     let open = task.state.open_attempts().next().map(|open| open.attempt.started.is_some());

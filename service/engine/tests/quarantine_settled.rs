@@ -18,7 +18,7 @@ use recoup_engine::node::io::{Adopted, Answer, Input, Output};
 use recoup_engine::{Options, Refusal, StartSpec};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
-    Error, Executions, Feed, NewVersion, Nodes, PageLimit, Registry, Transitions, format,
+    Error, Executions, Feed, NewVersion, Nodes, Overflow, PageLimit, Registry, Transitions, format,
 };
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -149,6 +149,9 @@ impl Rig {
             }
             Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
             Output::Due(node, at, limit) => Input::Due(node, store.due(node, at, limit).await),
+            Output::Publish(node, idle) => {
+                Input::Published(node, store.publish_idle(node, &idle).await)
+            }
             Output::Reply { reply, answer } => {
                 self.answers.push((reply, answer));
                 return None;

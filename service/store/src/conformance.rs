@@ -94,6 +94,8 @@ macro_rules! conformance {
             overflow: a_claim_that_ran_out_is_given_again;
             overflow: withdrawn_and_ended_tasks_are_gone;
             overflow: a_task_that_is_there_stays_as_it_is;
+            overflow: workers_get_only_the_types_that_they_take_and_no_more_than_their_credit;
+            overflow: nodes_see_what_others_have_published_of_their_workers;
             leases: every_life_has_a_greater_id;
             leases: a_lease_is_renewed;
             leases: who_leaves_is_closed;

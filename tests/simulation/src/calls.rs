@@ -204,8 +204,11 @@ impl World<'_> {
             Output::Due(node, until, limit) => {
                 Input::Due(node, ready(self.store.due(node, until, limit)))
             }
-            Output::Claim { node, queues, limit, lease, now } => {
-                let claimed = ready(self.store.claim(node, &queues, limit, lease, now));
+            Output::Publish(node, idle) => {
+                Input::Published(node, ready(self.store.publish_idle(node, &idle)))
+            }
+            Output::Claim { node, idle, limit, lease, now } => {
+                let claimed = ready(self.store.claim(node, &idle, limit, lease, now));
                 if let Ok(claimed) = &claimed
                     && !claimed.is_empty()
                 {
@@ -437,6 +440,7 @@ fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<R
         Output::Adopt { node, .. } => Input::Adopted(node, Err(error())),
         Output::Heads(node, _) => Input::Heads(node, Err(error())),
         Output::Due(node, ..) => Input::Due(node, Err(error())),
+        Output::Publish(node, _) => Input::Published(node, Err(error())),
         Output::Claim { node, .. } => Input::Claimed(node, Err(error())),
         Output::Overflow(node, tasks) => Input::Overflowed { node, tasks, result: Err(error()) },
         Output::ReleaseQuarantine { node, execution, reply, .. } => {

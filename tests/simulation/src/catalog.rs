@@ -1,5 +1,6 @@
 //! The workflows that run: between them they use all that a definition can say so far.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,19 @@ impl Catalog {
             };
             ready(store.register(&version, None)).expect("the model registers what is new");
         }
+    }
+
+    /// Every task type, compensations' included, in the order of their names.
+    pub fn task_types(&self) -> Vec<String> {
+        let blocks =
+            self.definitions.iter().flat_map(|own| own.steps.0.iter().chain(&own.finally.0));
+        let tasks = blocks.flat_map(|step| {
+            let StepKind::Task(task) = &step.kind;
+            let undo = step.compensate.as_ref().map(|undo| &undo.task);
+            std::iter::once(task).chain(undo)
+        });
+        let types: BTreeSet<_> = tasks.map(|task| task.task_type.clone()).collect();
+        types.into_iter().collect()
     }
 
     pub fn plan(&self, name: &str) -> Option<&Arc<Plan>> {

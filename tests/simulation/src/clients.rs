@@ -261,7 +261,7 @@ impl World<'_> {
             return;
         };
         let text = match &answer {
-            Ok(Answer::Done { state, is_own }) => {
+            Ok(Answer::Done { state, is_own, .. }) => {
                 format!("{} {:?} #{} own {is_own}", short(&state.id), state.state, state.sequence)
             }
             Ok(Answer::Snapshot(snapshot)) => format!("snapshot #{}", snapshot.state.sequence),

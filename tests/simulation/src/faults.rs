@@ -74,6 +74,7 @@ pub enum Site {
     Adopt,
     Heads,
     Due,
+    Publish,
     Claim,
     Overflow,
     WithdrawOverflow,
@@ -83,7 +84,7 @@ pub enum Site {
 }
 
 impl Site {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Join,
         Self::Renew,
         Self::Commit,
@@ -92,6 +93,7 @@ impl Site {
         Self::Adopt,
         Self::Heads,
         Self::Due,
+        Self::Publish,
         Self::Claim,
         Self::Overflow,
         Self::WithdrawOverflow,
@@ -108,6 +110,7 @@ impl Site {
             Output::Adopt { .. } => Some(Self::Adopt),
             Output::Heads(..) => Some(Self::Heads),
             Output::Due(..) => Some(Self::Due),
+            Output::Publish(..) => Some(Self::Publish),
             Output::Claim { .. } => Some(Self::Claim),
             Output::Overflow(..) => Some(Self::Overflow),
             Output::WithdrawOverflow(_) => Some(Self::WithdrawOverflow),
@@ -219,7 +222,7 @@ impl Profile {
             };
             let moment = *random.pick(&Moment::ALL);
             let passes = match site {
-                Site::Commit | Site::Heads | Site::Claim => random.between(1, 60),
+                Site::Commit | Site::Heads | Site::Publish | Site::Claim => random.between(1, 60),
                 // Rare: whoever waits for the second waits in vain.
                 Site::WithdrawOverflow | Site::Leave => 1,
                 _ => random.between(1, 5),

@@ -62,6 +62,8 @@ pub enum Kind {
 pub struct Worker {
     pub kind: Kind,
     queues: Vec<&'static str>,
+    /// Those that it takes; none are all.
+    task_types: Vec<String>,
     /// Counts processes.
     pub life: u64,
     alive: bool,
@@ -96,7 +98,7 @@ pub struct Workers {
 const TTL: Duration = Duration::from_millis(1_500);
 
 impl Workers {
-    pub fn new(profile: &Profile, random: &mut Random) -> Self {
+    pub fn new(profile: &Profile, task_types: &[String], random: &mut Random) -> Self {
         let mut all = Vec::new();
         for index in 0..profile.stream_workers + profile.poll_workers {
             let kind = match index < profile.stream_workers {
@@ -108,7 +110,12 @@ impl Workers {
                 1 => vec![QUEUES[1]],
                 _ => QUEUES.to_vec(),
             };
-            all.push(Worker::new(kind, queues, 1 + random.index(3)));
+            let slots = 1 + random.index(3);
+            let mut taken = Vec::new();
+            if random.below(2) == 0 {
+                taken.extend(task_types.iter().filter(|_| random.below(2) == 0).cloned());
+            }
+            all.push(Worker { task_types: taken, ..Worker::new(kind, queues, slots) });
         }
         Self { all, links: BTreeMap::new(), ended: BTreeSet::new() }
     }
@@ -124,6 +131,7 @@ impl Worker {
         Self {
             kind,
             queues,
+            task_types: Vec::new(),
             life: 0,
             alive: false,
             draining: false,
@@ -247,10 +255,11 @@ impl World<'_> {
         let credit = if process.draining { 0 } else { credit };
         let session = process.has_session().then(|| Session { key: session_key(&name), ttl: TTL });
         let queues = process.queues.iter().map(|name| queue(name)).collect();
+        let task_types = process.task_types.clone();
         let key = self.new_worker_key();
         let offer = Offer {
             queues,
-            task_types: Vec::new(),
+            task_types,
             credit,
             session,
             worker: name.clone(),
@@ -539,6 +548,12 @@ impl World<'_> {
         match message {
             Message::Tasks(tasks) => {
                 for (task, beats, task_type) in tasks {
+                    let taken = &self.workers.all[worker].task_types;
+                    if !taken.is_empty() && !taken.contains(&task_type) {
+                        let what = format!("worker {worker} gets {task_type} of {task:?}");
+                        return self
+                            .violate("a worker gets only the task types that it takes", what);
+                    }
                     self.take_task(worker, life, task, beats, &task_type);
                 }
                 if self.workers.all[worker].kind != Kind::Stream {

@@ -135,7 +135,7 @@ impl<'a> World<'a> {
         let machines =
             (0..2).map(|_| Machine::new(crate::faults::node_options(&mut random, defect)));
         let machines = machines.collect();
-        let workers = Workers::new(&profile, &mut random);
+        let workers = Workers::new(&profile, &catalog.task_types(), &mut random);
         let mut world = Self {
             catalog,
             clock,

@@ -29,7 +29,8 @@ pub(super) struct Attempt {
     pub reported: bool,
     /// A command of the node's own about it is under way.
     pub acting: bool,
-    pub cancel_told: bool,
+    /// It was taken back from the queue because the run is ending.
+    pub withdrawn: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -55,7 +56,6 @@ pub(super) enum Place {
 
 #[derive(Clone, Debug)]
 pub(super) struct Handed {
-    pub worker: Option<WorkerKey>,
     pub name: String,
     pub session: Option<SessionKey>,
     /// Also what names the hand-over: no two of an attempt have the same.

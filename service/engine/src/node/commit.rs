@@ -14,6 +14,7 @@ use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, StepPath, TransitionId};
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
+use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
 use recoup_store::{
     Batch, Error, FeedRow, IndexRow, KeySettled, KeyedStart, NodeId, Settled, StartRequest,
@@ -71,7 +72,40 @@ struct Entry<R> {
     plan: Arc<Plan>,
     index: Option<IndexRow>,
     overflow_done: Vec<TaskKey>,
+    failures: Failures,
     decided: Vec<Decided<R>>,
+}
+
+/// The attempts that failed in a transition, for the workers that reported them.
+#[derive(Default)]
+struct Failures(Vec<(StepPath, u32, Decision)>);
+
+impl Failures {
+    fn of<R>(events: &[Event], decided: &[Decided<R>]) -> Self {
+        let reported = |(pending, _): &Decided<R>| {
+            pending.reply.is_some() && matches!(pending.command, Command::FailTask { .. })
+        };
+        if !decided.iter().any(reported) {
+            return Self::default();
+        }
+        let failed = events.iter().filter_map(|event| match event {
+            Event::AttemptFailed(failed) => {
+                Some((failed.path.clone(), failed.attempt, failed.decision.clone()))
+            }
+            _ => None,
+        });
+        Self(failed.collect())
+    }
+
+    fn decision(&self, command: &Command) -> Option<Decision> {
+        let Command::FailTask { task, .. } = command else {
+            return None;
+        };
+        let mut failed = self.0.iter();
+        let found =
+            failed.find(|(path, attempt, _)| *path == task.path && *attempt == task.attempt);
+        found.map(|(_, _, decision)| decision.clone())
+    }
 }
 
 /// A decision, and what follows from it: all that could panic.
@@ -252,8 +286,9 @@ impl<R> Node<R> {
             feed,
             overflow_done: overflow_done.clone(),
         };
+        let failures = Failures::of(&events, &decided);
         let next = Arc::new(next);
-        (Entry { id, next, plan, index, overflow_done, decided }, transition)
+        (Entry { id, next, plan, index, overflow_done, failures, decided }, transition)
     }
 
     /// Where the next thing to do is far away: when the execution wants to be read again.
@@ -286,7 +321,9 @@ impl<R> Node<R> {
                 continue;
             };
             let answer = match (verdict, &state) {
-                (Ok(()), Some(state)) => Ok(Answer::Done { state: state.clone(), is_own: false }),
+                (Ok(()), Some(state)) => {
+                    Ok(Answer::Done { state: state.clone(), is_own: false, decision: None })
+                }
                 (Ok(()), None) => Err(Rejection::NoSuchExecution.into()),
                 (Err(rejection), _) => Err(rejection.into()),
             };
@@ -357,7 +394,7 @@ impl<R> Node<R> {
     }
 
     fn won(&mut self, entry: Entry<R>) {
-        let Entry { id, next, plan, index, overflow_done, decided } = entry;
+        let Entry { id, next, plan, index, overflow_done, failures, decided } = entry;
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -393,7 +430,11 @@ impl<R> Node<R> {
                         slot.waiters.push(waiter);
                     }
                 }
-                (Ok(()), _) => self.reply(reply, Ok(Answer::Done { state: next.clone(), is_own })),
+                (Ok(()), _) => {
+                    let decision = failures.decision(&pending.command);
+                    let state = next.clone();
+                    self.reply(reply, Ok(Answer::Done { state, is_own, decision }));
+                }
                 (Err(rejection), _) => self.reply(reply, Err(rejection.into())),
             }
         }
@@ -626,7 +667,7 @@ impl<R> Node<R> {
                     let state = entry.next.clone();
                     self.outputs.push_back(Output::Reply {
                         reply,
-                        answer: Ok(Answer::Done { state, is_own: true }),
+                        answer: Ok(Answer::Done { state, is_own: true, decision: None }),
                     });
                 }
             }

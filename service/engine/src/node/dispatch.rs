@@ -7,13 +7,14 @@ use std::time::Duration;
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
 use recoup_core::error::{Error, builtin};
-use recoup_core::execution::{Execution, Phase};
+use recoup_core::execution::Execution;
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_store::{QueueName, TaskKey};
 
 use super::attempt::{Attempt, Handed, Place};
-use super::io::{HandedTask, SessionKey, WorkerKey, WorkerMessage};
-use super::slots::Known;
+use super::io::{HandedTask, SessionKey, WorkerKey};
+use super::notices::Notice;
+use super::slots::{Known, Slot};
 use super::workers::Holder;
 use super::{Node, Output, Timer};
 use crate::clock::Now;
@@ -96,7 +97,6 @@ impl<R> Node<R> {
             let place = match holder {
                 _ if scheduled_at > now => Place::Scheduled,
                 Some(holder) => Place::Handed(Handed {
-                    worker: holder.worker,
                     name: holder.name.clone(),
                     session: Some(holder.session.clone()),
                     // Its time runs on, whichever node its worker is at.
@@ -115,7 +115,6 @@ impl<R> Node<R> {
                 None => match started {
                     // Without a session nobody comes back to say that he has it: its own clocks bind it.
                     Some(started) if started.session.is_empty() => Place::Handed(Handed {
-                        worker: None,
                         name: started.worker.clone(),
                         session: None,
                         since: started.at.min(now),
@@ -142,7 +141,7 @@ impl<R> Node<R> {
                 missed: 0,
                 reported: false,
                 acting: false,
-                cancel_told: false,
+                withdrawn: false,
             });
         }
         let claimed = std::mem::take(&mut slot.claimed);
@@ -159,7 +158,6 @@ impl<R> Node<R> {
         }
         let void: Vec<_> = void.into_keys().collect();
         slot.attempts = kept;
-        let owned = slot.owned;
         if !void.is_empty() {
             self.outputs.push_back(Output::WithdrawOverflow(void));
         }
@@ -181,7 +179,7 @@ impl<R> Node<R> {
                 None => self.enqueue(&task),
             }
         }
-        if state.is_stopping() && state.phase == Phase::Steps && owned {
+        if self.slots.get(&id).is_some_and(Slot::is_ending) {
             self.tell_cancelled(id);
         }
     }
@@ -189,12 +187,13 @@ impl<R> Node<R> {
     /// The attempt is over, whoever has it.
     fn close(&mut self, attempt: &Attempt) {
         self.unqueue(attempt);
-        self.let_go(&attempt.id);
-        if let Place::Handed(Handed { worker: Some(worker), .. }) = &attempt.place
-            && !attempt.reported
-        {
-            let message = WorkerMessage::Closed(attempt.id.clone());
-            self.outputs.push_back(Output::Tell { worker: *worker, message });
+        let Some(holder) = self.held.get(&attempt.id) else {
+            return;
+        };
+        let session = holder.session.clone();
+        self.drop_hold(&attempt.id, attempt.reported);
+        if !attempt.reported {
+            self.notify(&session, attempt.id.clone(), Notice::Closed);
         }
     }
 
@@ -205,13 +204,10 @@ impl<R> Node<R> {
         let is_open =
             |task: &TaskId| state.open_attempts().any(|open| state.task_id(&open) == *task);
         let closed = of_execution.filter(|(task, _)| !is_open(task));
-        let closed: Vec<_> = closed.map(|(task, holder)| (task.clone(), holder.worker)).collect();
-        for (task, worker) in closed {
+        let closed = closed.map(|(task, holder)| (task.clone(), holder.session.clone()));
+        for (task, session) in closed.collect::<Vec<_>>() {
             self.let_go(&task);
-            if let Some(worker) = worker {
-                let message = WorkerMessage::Closed(task);
-                self.outputs.push_back(Output::Tell { worker, message });
-            }
+            self.notify(&session, task, Notice::Closed);
         }
     }
 
@@ -239,28 +235,26 @@ impl<R> Node<R> {
         }
     }
 
-    /// The run ends: who works for it is told; what nobody has is taken back.
-    fn tell_cancelled(&mut self, id: ExecutionId) {
+    /// The run ends: workers that have tasks of it are asked to stop; tasks that no worker has are taken
+    /// back.
+    pub(super) fn tell_cancelled(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        let (mut told, mut withdrawn) = (Vec::new(), Vec::new());
+        let (mut handed, mut withdrawn) = (Vec::new(), Vec::new());
         for attempt in &mut slot.attempts {
-            if attempt.cancel_told || attempt.id.path.compensated().is_some() {
+            if attempt.id.path.compensated().is_some() {
                 continue;
             }
-            attempt.cancel_told = true;
-            match &attempt.place {
-                Place::Handed(Handed { worker: Some(worker), .. }) => {
-                    told.push((*worker, attempt.id.clone()));
-                }
-                _ if attempt.is_with_nobody() => withdrawn.push(attempt.id.clone()),
-                _ => {}
+            if matches!(attempt.place, Place::Handed(_)) {
+                handed.push(attempt.id.clone());
+            } else if attempt.is_with_nobody() && !attempt.withdrawn {
+                attempt.withdrawn = true;
+                withdrawn.push(attempt.id.clone());
             }
         }
-        for (worker, task) in told {
-            let message = WorkerMessage::CancelRequested(task);
-            self.outputs.push_back(Output::Tell { worker, message });
+        for task in handed {
+            self.ask_to_stop(&task);
         }
         for task in withdrawn {
             self.withhold(&task);
@@ -322,12 +316,9 @@ impl<R> Node<R> {
         attempt.place = Place::Queued { queue: name.clone(), order };
         let queue = self.queues.entry(name.clone()).or_default();
         queue.insert(&plan.task_type, order, task.clone());
-        let unserved = queue.workers.is_empty() || queue.len() > self.options.queue_max;
-        if unserved && !queue.watched {
-            queue.watched = true;
-            self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
-        }
+        let task_type = plan.task_type.clone();
         self.dispatch(&name);
+        self.offer_elsewhere(&name, &task_type);
     }
 
     /// Past its lease a node hands nothing out: another may be doing it.
@@ -507,10 +498,7 @@ impl<R> Node<R> {
         attempt.possibly_started = true;
         attempt.unsent = false;
         attempt.claimed &= !recorded;
-        // A poll is over with its tasks; a session remembers which it was.
-        let is_gone = worker.once && worker.session.is_none();
         attempt.place = Place::Handed(Handed {
-            worker: (!is_gone).then_some(key),
             name: worker.name.clone(),
             session: worker.session.clone(),
             since: now,
@@ -522,7 +510,7 @@ impl<R> Node<R> {
         let (state, plan) = (state.clone(), plan.clone());
         if let Some(session) = &worker.session {
             let (session, name) = (session.clone(), worker.name.clone());
-            self.take_hold(task.clone(), Holder { session, name, worker: Some(key) });
+            self.take_hold(task.clone(), Holder { session, name });
         }
         let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
         self.outbox.entry(key).or_default().push(handed);
@@ -703,22 +691,6 @@ impl<R> Node<R> {
             attempt.acting = true;
         }
         self.submit(task.execution, command, None, None);
-    }
-
-    /// Takes the tasks of a queue that go to the overflow: all if nobody here serves it, else those
-    /// beyond the bound, the last first.
-    pub(super) fn unserved(&mut self, name: &QueueName) -> Vec<TaskId> {
-        let Some(queue) = self.queues.get_mut(name) else {
-            return Vec::new();
-        };
-        queue.watched = false;
-        let keep = if queue.workers.is_empty() { 0 } else { self.options.queue_max };
-        let excess = queue.len().saturating_sub(keep);
-        let taken = queue.take_last(excess);
-        if queue.len() == 0 && queue.workers.is_empty() {
-            self.queues.remove(name);
-        }
-        taken
     }
 }
 

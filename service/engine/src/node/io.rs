@@ -11,11 +11,14 @@ use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
+use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
 use recoup_store::{
-    Batch, Head, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask, QuarantineRow,
-    QueueName, Release, Renewals, Settled, TaskKey,
+    Batch, Head, IdleCredit, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask, Peers,
+    QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey,
 };
+
+pub use super::notices::Notice;
 
 /// How a caller is answered: a closure over a channel in the driver, a number in the simulation.
 pub type WorkerKey = u64;
@@ -88,6 +91,12 @@ pub enum Input<R> {
         task: TaskId,
         handed_at: Timestamp,
     },
+    /// A notice has not reached the session that it was for.
+    Untold {
+        session: SessionKey,
+        task: TaskId,
+        notice: Notice,
+    },
     /// An operator wants an execution to go on that is in quarantine.
     ReleaseQuarantine {
         execution: ExecutionId,
@@ -110,6 +119,7 @@ pub enum Input<R> {
     Adopted(NodeId, recoup_store::Result<Adopted>),
     Heads(NodeId, recoup_store::Result<Vec<Head>>),
     Due(NodeId, recoup_store::Result<Vec<ExecutionId>>),
+    Published(NodeId, recoup_store::Result<Peers>),
     Claimed(NodeId, recoup_store::Result<Vec<OverflowTask>>),
     Overflowed {
         node: NodeId,
@@ -230,9 +240,10 @@ pub enum Output<R> {
     },
     Heads(NodeId, Vec<ExecutionId>),
     Due(NodeId, Timestamp, usize),
+    Publish(NodeId, Vec<IdleCredit>),
     Claim {
         node: NodeId,
-        queues: Vec<QueueName>,
+        idle: Vec<IdleCredit>,
         limit: usize,
         lease: Duration,
         now: Timestamp,
@@ -265,6 +276,8 @@ pub enum Answer {
     Done {
         state: Arc<Execution>,
         is_own: bool,
+        /// Of a failed attempt, if this command ended it: what was decided about the next one.
+        decision: Option<Decision>,
     },
     Snapshot(Snapshot),
     /// Of a heartbeat.

@@ -3,12 +3,12 @@
 
 use std::collections::btree_map::Entry;
 use std::ops::Bound;
+use std::time::Duration;
 
 use recoup_core::id::ExecutionId;
-use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, QueueName, Renewals};
+use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, Peers, Renewals};
 
-use super::attempt::Place;
-use super::dispatch::key_of;
+use super::attempt::{Attempt, Handed, Place};
 use super::io::{Adopted, Output};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
@@ -21,6 +21,8 @@ const ADOPT_MAX: usize = 500;
 const DUE_MAX: usize = 1000;
 const CLAIM_MAX: usize = 256;
 const HEADS_MAX: usize = 2000;
+/// So long after a worker was last heard from, it may have turned to another node.
+const PARTED_AFTER: Duration = Duration::from_secs(1);
 
 /// Another node's lease.
 #[derive(Clone, Copy)]
@@ -47,7 +49,8 @@ impl<R> Node<R> {
         self.lease = Some(lease);
         self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
         self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
-        self.set_timer(std::time::Duration::ZERO, Timer::Adopt);
+        self.set_timer(Duration::ZERO, Timer::Adopt);
+        self.set_timer(Duration::ZERO, Timer::Publish);
         self.set_timer(self.options.head_interval, Timer::Heads);
         self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
         // What workers of this node hold goes on here, whoever owns it now.
@@ -57,7 +60,7 @@ impl<R> Node<R> {
         // A look into the overflow that fell between two lives was the last one.
         if !self.claiming && !self.workers.is_empty() {
             self.claiming = true;
-            self.set_timer(std::time::Duration::ZERO, Timer::Claim);
+            self.set_timer(Duration::ZERO, Timer::Claim);
         }
         // What was under way when the last life ended is settled by the store.
         self.commit_again();
@@ -108,14 +111,11 @@ impl<R> Node<R> {
         tracing::warn!("the lease was lost; beginning a new life");
         self.join();
         let wanted = |timer: &Timer| {
-            // A queue that is watched relies on its timer.
-            matches!(
-                timer,
-                Timer::Session(_) | Timer::Execution(_) | Timer::Queue(_) | Timer::Dispatch
-            )
+            matches!(timer, Timer::Session(_) | Timer::Execution(_) | Timer::Dispatch)
         };
         self.timers.retain(|(_, timer)| wanted(timer));
         self.claiming = false;
+        self.peers = Peers::default();
         #[cfg(feature = "mutants")]
         if self.options.has(Mutant::NoReloadAfterLostLease) {
             return;
@@ -185,7 +185,7 @@ impl<R> Node<R> {
             Ok(Adopted { leases, executions }) => {
                 self.watch(leases);
                 if executions.len() >= ADOPT_MAX {
-                    pause = std::time::Duration::ZERO;
+                    pause = Duration::ZERO;
                 }
                 for id in executions {
                     self.slots.entry(id).or_insert_with(Slot::unread);
@@ -203,6 +203,10 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
+        let silent =
+            self.sessions.values().filter(|own| own.silence(self.monotonic) > PARTED_AFTER);
+        let held = silent.flat_map(|session| session.held.iter().map(|task| task.execution));
+        self.doubtful.extend(held);
         // On from where the last round ended, so that everyone's turn comes.
         let ahead = self.doubtful.range((Bound::Excluded(self.heads_asked), Bound::Unbounded));
         let behind = self.doubtful.range(..=self.heads_asked);
@@ -210,10 +214,11 @@ impl<R> Node<R> {
         self.heads_asked = round.last().copied().unwrap_or(self.heads_asked);
         let mut ids = Vec::with_capacity(round.len());
         for id in round {
-            match self.slots.get(&id).filter(|slot| slot.is_doubtful()) {
-                Some(slot) if !slot.in_flight && slot.state().is_some() => ids.push(id),
-                Some(_) => {}
-                None => {
+            let slot = self.slots.get(&id);
+            match slot.map(|slot| (slot, self.may_have_moved(slot))) {
+                Some((slot, true)) if !slot.in_flight && slot.state().is_some() => ids.push(id),
+                Some((slot, moved)) if moved || slot.is_doubtful() => {}
+                _ => {
                     self.doubtful.remove(&id);
                 }
             }
@@ -222,6 +227,23 @@ impl<R> Node<R> {
             return self.set_timer(self.options.head_interval, Timer::Heads);
         }
         self.outputs.push_back(Output::Heads(node, ids));
+    }
+
+    /// Whether another node may have moved an execution on by now. A worker that has been heard from
+    /// a moment ago is still with this node.
+    fn may_have_moved(&self, slot: &Slot<R>) -> bool {
+        let moved = |attempt: &Attempt| match &attempt.place {
+            Place::Overflowed => true,
+            Place::Handed(Handed { session: None, began, .. }) => {
+                self.monotonic.since(*began) > PARTED_AFTER
+            }
+            Place::Handed(Handed { session: Some(key), .. }) => {
+                let session = self.sessions.get(key);
+                session.is_none_or(|session| session.silence(self.monotonic) > PARTED_AFTER)
+            }
+            _ => false,
+        };
+        slot.is_foreign() || slot.attempts.iter().any(moved)
     }
 
     pub(super) fn heads(&mut self, node: NodeId, heads: recoup_store::Result<Vec<Head>>) {
@@ -272,17 +294,18 @@ impl<R> Node<R> {
 
     /// Looks into the overflow for tasks that workers of this node would take.
     pub(super) fn claim(&mut self) {
-        let (queues, credit) = self.hungry();
         let Some(node) = self.node_id().filter(|_| !self.workers.is_empty()) else {
             self.claiming = false;
             return;
         };
-        if queues.is_empty() {
+        let idle = self.idle();
+        if idle.is_empty() {
             return self.set_timer(self.options.claim_interval, Timer::Claim);
         }
+        let credit: usize = idle.iter().map(|idle| idle.credit as usize).sum();
         let (limit, lease) = (credit.min(CLAIM_MAX), self.options.claim_lease);
         let now = self.now;
-        self.outputs.push_back(Output::Claim { node, queues, limit, lease, now });
+        self.outputs.push_back(Output::Claim { node, idle, limit, lease, now });
     }
 
     pub(super) fn claimed(
@@ -291,9 +314,13 @@ impl<R> Node<R> {
         claimed: recoup_store::Result<Vec<OverflowTask>>,
     ) {
         let is_ours = self.node_id() == Some(node);
+        let mut pause = self.exchange_interval();
         match claimed {
             // What an earlier life has claimed is taken all the same: others wait until that lapses.
             Ok(tasks) => {
+                if !tasks.is_empty() {
+                    pause = self.options.claim_interval;
+                }
                 for overflow in tasks {
                     self.take_claimed(&overflow);
                 }
@@ -303,7 +330,7 @@ impl<R> Node<R> {
             Err(error) => tracing::warn!(%error, "could not claim tasks from the overflow"),
         }
         if is_ours {
-            self.set_timer(self.options.claim_interval, Timer::Claim);
+            self.set_timer(pause, Timer::Claim);
         }
     }
 
@@ -337,43 +364,6 @@ impl<R> Node<R> {
         slot.claimed.insert(key, scheduled_in);
         if !slot.in_flight {
             self.to_load.insert(id);
-        }
-    }
-
-    /// A queue has tasks that nobody here takes, or too many.
-    pub(super) fn overflow_unserved(&mut self, name: &QueueName) {
-        let Some(node) = self.node_id() else {
-            return self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
-        };
-        let mut tasks = Vec::new();
-        for task in self.unserved(name) {
-            let Some(slot) = self.slots.get_mut(&task.execution) else {
-                continue;
-            };
-            let Known::State(_, plan) = &slot.known else {
-                continue;
-            };
-            let Some(plan) = plan.task(&task.path) else {
-                continue;
-            };
-            let (task_type, priority) = (plan.task_type.clone(), plan.priority);
-            let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == task) else {
-                continue;
-            };
-            attempt.place = Place::Overflowed;
-            self.doubtful.insert(task.execution);
-            slot.overflow.insert(key_of(&task));
-            let available_at = attempt.scheduled_at;
-            tasks.push(OverflowTask {
-                task,
-                queue: name.clone(),
-                task_type,
-                priority,
-                available_at,
-            });
-        }
-        if !tasks.is_empty() {
-            self.outputs.push_back(Output::Overflow(node, tasks));
         }
     }
 

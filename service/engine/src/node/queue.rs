@@ -1,10 +1,12 @@
 //! What waits for workers, by task type.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use recoup_core::command::TaskId;
+use recoup_core::time::Timestamp;
 
-use super::io::WorkerKey;
+use super::io::{SessionKey, WorkerKey};
 
 /// Highest priority first, then first come, first served.
 pub(super) type Order = (i32, u64);
@@ -15,8 +17,21 @@ pub(super) struct Queue {
     len: usize,
     /// Who takes tasks from it, in turn.
     pub workers: VecDeque<WorkerKey>,
-    /// Somebody looks after the tasks that nobody here takes.
-    pub watched: bool,
+    /// The task types that sessions take, between their polls too.
+    sessions: BTreeMap<SessionKey, Vec<String>>,
+    /// The task types that polls without a session took a moment ago, and until when they are expected
+    /// to be back.
+    recent: BTreeMap<Vec<String>, Timestamp>,
+}
+
+/// A poll without a session is expected to be followed by the next within this time.
+const POLL_GAP: Duration = Duration::from_secs(1);
+/// Different lists of task types of polls without a session that are remembered.
+const RECENT_MAX: usize = 1000;
+
+/// Whether a worker of these task types takes one; no types are all.
+pub(super) fn takes(task_types: &[String], task_type: &str) -> bool {
+    task_types.is_empty() || task_types.iter().any(|taken| taken == task_type)
 }
 
 impl Queue {
@@ -55,6 +70,65 @@ impl Queue {
             self.by_type.retain(|_, tasks| !tasks.is_empty());
         }
         Some(id)
+    }
+
+    /// A session takes tasks of these types until it drains or ends.
+    pub fn offer_of_session(&mut self, session: &SessionKey, task_types: &[String]) {
+        match self.sessions.get_mut(session) {
+            Some(known) if known == task_types => {}
+            Some(known) => known.clone_from(&task_types.to_vec()),
+            None => {
+                self.sessions.insert(session.clone(), task_types.to_vec());
+            }
+        }
+    }
+
+    pub fn withdraw_offer(&mut self, session: &SessionKey) {
+        self.sessions.remove(session);
+    }
+
+    /// A poll without a session is over; its worker is expected to poll again.
+    pub fn poll_was_here(&mut self, task_types: &[String], now: Timestamp) {
+        if let Some(until) = self.recent.get_mut(task_types) {
+            *until = now + POLL_GAP;
+            return;
+        }
+        self.recent.retain(|_, until| *until > now);
+        if self.recent.len() < RECENT_MAX {
+            self.recent.insert(task_types.to_vec(), now + POLL_GAP);
+        }
+    }
+
+    /// Whether a worker of this node takes a task type, be it busy or between two polls. `attached` has
+    /// the task types of workers that are attached.
+    pub fn is_served<'a>(
+        &self,
+        task_type: &str,
+        now: Timestamp,
+        attached: impl Fn(WorkerKey) -> Option<&'a [String]>,
+    ) -> bool {
+        let mut workers = self.workers.iter().filter_map(|worker| attached(*worker));
+        let mut recent = self.recent.iter().filter(|(_, until)| **until > now);
+        workers.any(|types| takes(types, task_type))
+            || self.sessions.values().any(|types| takes(types, task_type))
+            || recent.any(|(types, _)| takes(types, task_type))
+    }
+
+    /// Whether it neither has tasks nor a worker that may come back.
+    pub fn is_idle(&self, now: Timestamp) -> bool {
+        let gone = self.workers.is_empty() && self.sessions.is_empty();
+        gone && self.len == 0 && self.recent.values().all(|until| *until <= now)
+    }
+
+    /// Task types with tasks that wait.
+    pub fn task_types(&self) -> impl Iterator<Item = &String> {
+        self.by_type.iter().filter(|(_, tasks)| !tasks.is_empty()).map(|(name, _)| name)
+    }
+
+    /// The tasks of a type in the order in which they would go out.
+    pub fn first_of(&self, task_type: &str) -> impl Iterator<Item = (Order, TaskId)> {
+        let tasks = self.by_type.get(task_type);
+        tasks.into_iter().flatten().map(|(order, task)| (*order, task.clone()))
     }
 
     /// Takes away the last ones in the order in which they would go out.

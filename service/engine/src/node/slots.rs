@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection, RequestId, TaskId};
 use recoup_core::decide::next_wake;
-use recoup_core::execution::{CompensationState, Execution, Started};
+use recoup_core::execution::{CompensationState, Execution, Phase, Started};
 use recoup_core::id::ExecutionId;
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::plan::Plan;
@@ -145,11 +145,26 @@ impl<R> Slot<R> {
         open.find(|open| state.task_id(open) == *task)?.attempt.started.clone()
     }
 
-    /// Whether another node may move it on, or may have.
+    /// Whether the run is ending and its steps are to stop.
+    pub fn is_ending(&self) -> bool {
+        let ending = |state: &Arc<Execution>| state.is_stopping() && state.phase == Phase::Steps;
+        self.owned && self.state().is_some_and(ending)
+    }
+
+    /// Whether another node may move it on: it is another node's, any node may claim one of its
+    /// tasks, or a worker without a session may turn to any node with its result.
     pub fn is_doubtful(&self) -> bool {
-        let lent = self.attempts.iter().any(|attempt| matches!(attempt.place, Place::Overflowed));
-        let foreign = !self.owned && (!self.waiters.is_empty() || self.holds());
-        lent || foreign || self.has_parted()
+        let lent = |attempt: &Attempt| match &attempt.place {
+            Place::Overflowed => true,
+            Place::Handed(handed) => handed.session.is_none(),
+            _ => false,
+        };
+        self.is_foreign() || self.attempts.iter().any(lent)
+    }
+
+    /// Another node's, and of interest here.
+    pub fn is_foreign(&self) -> bool {
+        !self.owned && (!self.waiters.is_empty() || self.holds())
     }
 
     /// Whether an attempt's time has to wait for what is under way: that may take the attempt back,
@@ -161,16 +176,6 @@ impl<R> Slot<R> {
     /// Whether a worker of this node holds one of its attempts.
     pub fn holds(&self) -> bool {
         self.attempts.iter().any(Attempt::is_handed)
-    }
-
-    /// Whether the connection is gone over which an attempt was handed out: its worker may have
-    /// taken it to another node.
-    fn has_parted(&self) -> bool {
-        let parted = |attempt: &Attempt| match &attempt.place {
-            Place::Handed(handed) => handed.worker.is_none(),
-            _ => false,
-        };
-        self.attempts.iter().any(parted)
     }
 }
 
@@ -482,7 +487,7 @@ impl<R> Node<R> {
                 let quarantine = quarantine.clone();
                 Answer::Snapshot(Snapshot { state, plan, live, quarantine })
             } else {
-                Answer::Done { state: state.clone(), is_own: waiter.is_own }
+                Answer::Done { state: state.clone(), is_own: waiter.is_own, decision: None }
             };
             self.reply(waiter.reply, Ok(answer));
         }

@@ -12,13 +12,17 @@ use recoup_store::QueueName;
 
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
+use super::notices::{Notice, Notices};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
 use crate::transition::feed_row;
 
+/// Queues that a session is remembered to take tasks from while none of its polls waits.
+const SESSION_QUEUES_MAX: usize = 1000;
+
 pub(super) struct WorkerState {
-    queues: Vec<QueueName>,
+    pub queues: Vec<QueueName>,
     pub task_types: Vec<String>,
     pub credit: u32,
     pub session: Option<SessionKey>,
@@ -31,10 +35,28 @@ pub(super) struct SessionState {
     worker: String,
     ttl: Duration,
     expires_at: Tick,
+    /// All that its streams and polls have named so far.
+    queues: BTreeSet<QueueName>,
     /// Its stream, or its polls that wait.
     workers: BTreeSet<WorkerKey>,
     /// Of [`Node::held`], what is this session's.
-    held: BTreeSet<TaskId>,
+    pub held: BTreeSet<TaskId>,
+    pub notices: Notices,
+}
+
+impl SessionState {
+    /// Its stream, or the latest of its polls that wait.
+    pub fn newest_worker(&self) -> Option<WorkerKey> {
+        self.workers.last().copied()
+    }
+
+    /// How long it has neither sent a message nor had a stream or a poll open.
+    pub fn silence(&self, now: Tick) -> Duration {
+        match self.workers.is_empty() {
+            true => self.ttl.saturating_sub(self.expires_at.since(now)),
+            false => Duration::ZERO,
+        }
+    }
 }
 
 /// Who holds an attempt.
@@ -42,7 +64,6 @@ pub(super) struct SessionState {
 pub(super) struct Holder {
     pub session: SessionKey,
     pub name: String,
-    pub worker: Option<WorkerKey>,
 }
 
 impl<R> Node<R> {
@@ -57,9 +78,28 @@ impl<R> Node<R> {
         let session = session.map(|session| session.key);
         if let Some(session) = session.as_ref().and_then(|key| self.sessions.get_mut(key)) {
             session.workers.insert(key);
+            for name in &queues {
+                if session.queues.len() < SESSION_QUEUES_MAX {
+                    session.queues.insert(name.clone());
+                }
+            }
         }
-        for queue in &queues {
-            self.queues.entry(queue.clone()).or_default().workers.push_back(key);
+        // The last poll of a worker that stops takes nothing.
+        let takes_more = credit > 0 || !once;
+        let remembers = |session: &SessionKey, name: &QueueName| {
+            let session = self.sessions.get(session);
+            session.is_some_and(|session| session.queues.contains(name))
+        };
+        for name in &queues {
+            let queue = self.queues.entry(name.clone()).or_default();
+            queue.workers.push_back(key);
+            match &session {
+                Some(session) if takes_more && remembers(session, name) => {
+                    queue.offer_of_session(session, &task_types);
+                }
+                Some(session) => queue.withdraw_offer(session),
+                None => {}
+            }
         }
         let worker = WorkerState {
             queues: queues.clone(),
@@ -71,8 +111,11 @@ impl<R> Node<R> {
             draining: false,
         };
         self.workers.insert(key, worker);
-        if let (Some(session), Some(held)) = (session, held) {
-            self.reconcile(key, &session, held);
+        if let Some(session) = session {
+            if let Some(held) = held {
+                self.reconcile(key, &session, held);
+            }
+            self.tell_waiting(&session, key);
         }
         if !self.claiming {
             self.claiming = true;
@@ -92,8 +135,10 @@ impl<R> Node<R> {
                 worker: worker.to_owned(),
                 ttl: *ttl,
                 expires_at,
+                queues: BTreeSet::new(),
                 workers: BTreeSet::new(),
                 held: BTreeSet::new(),
+                notices: Notices::default(),
             };
             self.sessions.insert(key.clone(), state);
             self.timers.insert((timer_at, Timer::Session(key.clone())));
@@ -132,12 +177,40 @@ impl<R> Node<R> {
         let Some(worker) = self.workers.get(&key) else {
             return;
         };
-        let (name, worker) = (worker.name.clone(), (!worker.once).then_some(key));
+        let (name, is_poll) = (worker.name.clone(), worker.once);
+        if let Some(session) = self.sessions.get_mut(session) {
+            match is_poll {
+                true => session.notices.listed_by_poll(&held),
+                false => session.notices.listed_by_stream(),
+            }
+        }
         for task in held {
+            if is_poll && self.has_it_already(&task, session) {
+                continue;
+            }
             let (session, name) = (session.clone(), name.clone());
-            self.take_hold(task.clone(), Holder { session, name, worker });
+            self.take_hold(task.clone(), Holder { session, name });
             self.hold(&task);
         }
+    }
+
+    /// Whether a session that lists a task says nothing new: it is on record here as the holder, or
+    /// the answer to its result is on the way.
+    fn has_it_already(&self, task: &TaskId, session: &SessionKey) -> bool {
+        let settled = |session: &SessionState| session.notices.is_settled(task);
+        if self.sessions.get(session).is_some_and(settled) {
+            return true;
+        }
+        let holds = self.held.get(task).is_some_and(|holder| holder.session == *session);
+        let slot = self.slots.get(&task.execution).filter(|slot| slot.owned && holds);
+        slot.is_some_and(|slot| {
+            let mut attempts = slot.attempts.iter();
+            let attempt = attempts.find(|attempt| attempt.id == *task);
+            attempt.is_some_and(|attempt| match &attempt.place {
+                Place::Handed(handed) => handed.session.as_ref() == Some(session),
+                _ => false,
+            })
+        })
     }
 
     pub(super) fn take_hold(&mut self, task: TaskId, holder: Holder) {
@@ -149,9 +222,15 @@ impl<R> Node<R> {
     }
 
     pub(super) fn let_go(&mut self, task: &TaskId) -> Option<Holder> {
+        self.drop_hold(task, false)
+    }
+
+    /// No session holds the task any more. `reported`: because the result of its holder is recorded.
+    pub(super) fn drop_hold(&mut self, task: &TaskId, reported: bool) -> Option<Holder> {
         let holder = self.held.remove(task)?;
         if let Some(session) = self.sessions.get_mut(&holder.session) {
             session.held.remove(task);
+            session.notices.let_go(task, reported);
         }
         Some(holder)
     }
@@ -177,32 +256,30 @@ impl<R> Node<R> {
         }
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             self.let_go(task);
-            if let Some(worker) = holder.worker {
-                let message = WorkerMessage::Closed(task.clone());
-                self.outputs.push_back(Output::Tell { worker, message });
-            }
-            return;
-        };
-        let (recorded, since, began, details) = match &mut attempt.place {
-            Place::Handed(handed) => {
-                (handed.recorded, handed.since, handed.began, handed.details.take())
-            }
-            _ => (false, now, tick, None),
+            return self.notify(&holder.session, task.clone(), Notice::Closed);
         };
         attempt.possibly_started = true;
-        let handed = Place::Handed(Handed {
-            worker: holder.worker,
-            name: holder.name,
-            session: Some(holder.session),
-            since,
-            began,
-            beat_at: tick,
-            recorded,
-            details,
-        });
-        let mut before = attempt.clone();
-        before.place = std::mem::replace(&mut attempt.place, handed);
-        self.unqueue(&before);
+        if let Place::Handed(handed) = &mut attempt.place {
+            // To hold a task is no progress with it: its heartbeat clock runs on.
+            handed.name = holder.name;
+            handed.session = Some(holder.session);
+        } else {
+            let handed = Place::Handed(Handed {
+                name: holder.name,
+                session: Some(holder.session),
+                since: now,
+                began: tick,
+                beat_at: tick,
+                recorded: false,
+                details: None,
+            });
+            let mut before = attempt.clone();
+            before.place = std::mem::replace(&mut attempt.place, handed);
+            self.unqueue(&before);
+        }
+        if self.slots.get(&task.execution).is_some_and(Slot::is_ending) {
+            self.tell_cancelled(task.execution);
+        }
         self.settle_slot(task.execution);
     }
 
@@ -233,17 +310,26 @@ impl<R> Node<R> {
         worker.draining = true;
         worker.credit = 0;
         let queues = std::mem::take(&mut worker.queues);
+        let session = worker.session.clone();
         self.leave_queues(key, &queues);
+        if let Some(session) = session {
+            self.withdraw_offers(&session, &queues.into_iter().collect());
+        }
     }
 
     fn leave_queues(&mut self, key: WorkerKey, queues: &[QueueName]) {
         for name in queues {
-            let Some(queue) = self.queues.get_mut(name) else {
-                continue;
-            };
-            queue.workers.retain(|other| *other != key);
-            if queue.workers.is_empty() {
-                self.set_timer(self.options.overflow_after, Timer::Queue(name.clone()));
+            if let Some(queue) = self.queues.get_mut(name) {
+                queue.workers.retain(|other| *other != key);
+            }
+        }
+    }
+
+    /// A session takes no more tasks from these queues.
+    fn withdraw_offers(&mut self, session: &SessionKey, queues: &BTreeSet<QueueName>) {
+        for name in queues {
+            if let Some(queue) = self.queues.get_mut(name) {
+                queue.withdraw_offer(session);
             }
         }
     }
@@ -266,6 +352,13 @@ impl<R> Node<R> {
         let Some(worker) = self.workers.remove(&key) else {
             return;
         };
+        if worker.once && worker.session.is_none() && !worker.draining {
+            for name in &worker.queues {
+                if let Some(queue) = self.queues.get_mut(name) {
+                    queue.poll_was_here(&worker.task_types, self.now);
+                }
+            }
+        }
         self.leave_queues(key, &worker.queues);
         // What was on its way to him and not yet sent goes back.
         for handed in self.outbox.remove(&key).unwrap_or_default() {
@@ -282,19 +375,6 @@ impl<R> Node<R> {
             return;
         };
         session.workers.remove(&key);
-        for task in &session.held {
-            let Some(holder) = self.held.get_mut(task).filter(|own| own.worker == Some(key)) else {
-                continue;
-            };
-            holder.worker = None;
-            let slot = self.slots.get_mut(&task.execution);
-            let attempt = slot.and_then(|slot| slot.attempts.iter_mut().find(|a| a.id == *task));
-            if let Some(Attempt { place: Place::Handed(handed), .. }) = attempt {
-                handed.worker = None;
-                // He may take it to another node.
-                self.doubtful.insert(task.execution);
-            }
-        }
     }
 
     /// Polls end with the first tasks that they get.
@@ -362,7 +442,6 @@ impl<R> Node<R> {
         attempt.possibly_started = true;
         let since = started.as_ref().map_or(now.time, |started| started.at.min(now.time));
         attempt.place = Place::Handed(Handed {
-            worker: None,
             recorded: started.is_some(),
             // Its time runs on, whichever node its worker talks to.
             since,
@@ -473,6 +552,7 @@ impl<R> Node<R> {
         let Some(session) = self.sessions.remove(key) else {
             return;
         };
+        self.withdraw_offers(key, &session.queues);
         for task in &session.held {
             self.held.remove(task);
         }
@@ -495,18 +575,5 @@ impl<R> Node<R> {
                 self.act(Command::LoseWorker { task, worker: worker.clone() });
             }
         }
-    }
-
-    /// The queues from which workers of this node would take more, and how much.
-    pub(super) fn hungry(&self) -> (Vec<QueueName>, usize) {
-        let mut queues: Vec<QueueName> = Vec::new();
-        let mut credit = 0;
-        for worker in self.workers.values().filter(|worker| worker.credit > 0) {
-            credit += worker.credit as usize;
-            queues.extend(worker.queues.iter().cloned());
-        }
-        queues.sort_unstable();
-        queues.dedup();
-        (queues, credit)
     }
 }

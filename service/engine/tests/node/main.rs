@@ -1,6 +1,8 @@
 //! The node without I/O, on the model store, in a time that the tests make.
 
 mod clock;
+mod notices;
+mod offers;
 mod rounds;
 mod sessions;
 mod world;

@@ -9,7 +9,7 @@ use recoup_store::Error;
 use crate::world::{World, poll, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
-const ROUNDS: &[&str] = &["renew", "adopt", "heads", "due", "claim"];
+const ROUNDS: &[&str] = &["renew", "adopt", "heads", "due", "publish", "claim"];
 
 /// How often a machine calls the store in some time.
 fn calls(world: &mut World, time: Duration) -> Vec<(&'static str, usize)> {
@@ -22,12 +22,13 @@ fn calls(world: &mut World, time: Duration) -> Vec<(&'static str, usize)> {
 
 #[test]
 fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
-    let mut world = World::new(1);
+    let mut world = World::new(2);
     let execution = world.start(0, "default");
-    // Handed to a poll, the attempt is one to ask about; and there is somebody who takes more.
-    let worker = world.attach(0, poll("default", "s", None));
-    let task = world.handed(0, worker).remove(0);
-    let holder = world.attach(0, poll("default", "s", Some(&[&task])));
+    // Handed to a poll without a session, the attempt is one to ask about; and a worker waits for more.
+    let worker = world.attach(0, poll("default", "", None));
+    assert_eq!(world.handed(0, worker).len(), 1);
+    world.attach(0, poll("default", "s", Some(&[])));
+    world.pass(SECOND);
     let regular = calls(&mut world, 10 * SECOND);
     assert!(regular.iter().all(|(_, count)| *count > 0), "{regular:?}");
 
@@ -52,7 +53,7 @@ fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
         assert!(after.abs_diff(*before) <= 2, "{name}: {before} times, then {after}");
     }
     let live = world.snapshot(0, execution).live;
-    assert_eq!(live.len(), 1, "the poll {holder} is still there");
+    assert_eq!(live.len(), 1, "its time is not up");
 }
 
 #[test]
@@ -95,9 +96,16 @@ fn what_an_earlier_life_has_read_is_read_again() {
 #[test]
 fn a_round_of_heads_goes_by_what_is_in_doubt() {
     let mut world = World::new(2);
+    // A worker of the other node would take them all, and is gone before that node has claimed any.
+    let mut offer = stream("default", "gone", &[]);
+    offer.credit = 1_000;
+    let gone = world.attach(1, offer);
+    world.pass(2 * SECOND);
+    world.machines[1].hold_back = &["claim"];
     for _ in 0..300 {
         world.start(0, "default");
     }
+    world.put(1, Input::Detach { worker: gone });
     world.pass(SECOND);
     let node = &world.machines[0].node;
     assert_eq!((node.cached().count(), node.in_doubt()), (300, 300), "all are in the overflow");
@@ -123,6 +131,23 @@ fn a_round_of_heads_goes_by_what_is_in_doubt() {
 }
 
 #[test]
+fn a_task_is_asked_about_once_its_worker_has_been_silent_for_a_second() {
+    let mut world = World::new(1);
+    world.start(0, "default");
+    let worker = world.attach(0, poll("default", "s", None));
+    let task = world.handed(0, worker).remove(0);
+    let holder = world.attach(0, poll("default", "s", Some(&[&task])));
+    world.pass(5 * SECOND);
+    assert!(world.machines[0].heads.is_empty(), "its worker waits in a poll here");
+    world.put(0, Input::Detach { worker: holder });
+    world.pass(Duration::from_millis(900));
+    assert!(world.machines[0].heads.is_empty(), "it is expected to poll again");
+    world.pass(Duration::from_millis(500));
+    let heads = &world.machines[0].heads;
+    assert!(heads.iter().all(|ids| *ids == [task.execution]) && !heads.is_empty(), "{heads:?}");
+}
+
+#[test]
 fn more_executions_than_one_question_holds_are_asked_about_in_turn() {
     let mut world = World::new(2);
     let ids: BTreeSet<_> = (0..2_500).map(|_| world.start(0, "default")).collect();
@@ -142,11 +167,17 @@ fn more_executions_than_one_question_holds_are_asked_about_in_turn() {
 /// A claim that was asked for in a life that is over is worked on all the same.
 #[test]
 fn what_an_earlier_life_has_claimed_is_handed_out() {
-    let mut world = World::new(1);
-    world.start(0, "default");
-    world.pass(SECOND);
+    let mut world = World::new(2);
+    // Node 1 gives the task away for a worker of node 0, which is gone before node 0 has claimed it.
+    let first = world.attach(0, stream("default", "first", &[]));
+    world.pass(2 * SECOND);
     world.machines[0].hold_back = &["claim"];
+    world.start(1, "default");
+    world.put(0, Input::Detach { worker: first });
+    world.pass(SECOND);
+    world.machines[0].late.clear();
     let worker = world.attach(0, stream("default", "s", &[]));
+    world.pass(SECOND / 2);
     let before = world.machines[0].node.node_id().expect("it lives");
     world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
     world.machines[0].hold_back = &[];

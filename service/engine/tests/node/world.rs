@@ -69,8 +69,8 @@ pub struct World {
 }
 
 impl World {
-    /// With that many nodes, each with a lease, and the workflow `order` of one step in `default`
-    /// and `team`.
+    /// With that many nodes, each with a lease, and two workflows of one step in `default` and `team`:
+    /// `order`, and `watched`, whose step has a heartbeat timeout of 2 s.
     pub fn new(nodes: usize) -> Self {
         let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
         let tell = clock.clone();
@@ -80,14 +80,16 @@ impl World {
         let created = ready(store.create_namespace(&team, "", Duration::from_secs(3600), None));
         created.expect("it is new");
         for namespace in ["default", "team"] {
-            let version = NewVersion {
-                namespace: Namespace::from(namespace),
-                name: "order".into(),
-                digest: [1; 32],
-                format: format::CURRENT,
-                definition: format::encode_workflow(&order()),
-            };
-            ready(store.register(&version, None)).expect("the model registers");
+            for workflow in [order(), watched()] {
+                let version = NewVersion {
+                    namespace: Namespace::from(namespace),
+                    name: workflow.name.clone(),
+                    digest: [1; 32],
+                    format: format::CURRENT,
+                    definition: format::encode_workflow(&workflow),
+                };
+                ready(store.register(&version, None)).expect("the model registers");
+            }
         }
         let (plans, elapsed) = (Plans::default(), Duration::ZERO);
         let mut world = Self { store, machines: Vec::new(), plans, elapsed, clock, last: 0 };
@@ -240,8 +242,11 @@ impl World {
             Output::Due(node, until, limit) => {
                 ("due", Input::Due(node, ready(store.due(node, until, limit))))
             }
-            Output::Claim { node, queues, limit, lease, now } => {
-                let claimed = ready(store.claim(node, &queues, limit, lease, now));
+            Output::Publish(node, idle) => {
+                ("publish", Input::Published(node, ready(store.publish_idle(node, &idle))))
+            }
+            Output::Claim { node, idle, limit, lease, now } => {
+                let claimed = ready(store.claim(node, &idle, limit, lease, now));
                 ("claim", Input::Claimed(node, claimed))
             }
             Output::Overflow(node, tasks) => {
@@ -268,14 +273,19 @@ impl World {
 
     /// Starts an execution and answers with its id.
     pub fn start(&mut self, machine: usize, namespace: &str) -> ExecutionId {
-        let (id, answer) = self.asks_to_start(machine, namespace);
+        self.start_of(machine, namespace, "order")
+    }
+
+    /// Starts an execution of a workflow and answers with its id.
+    pub fn start_of(&mut self, machine: usize, namespace: &str, workflow: &str) -> ExecutionId {
+        let (id, answer) = self.asks_to_start(machine, namespace, workflow);
         answer.expect("at once").expect("it starts");
         id
     }
 
     /// Asks for an execution that is not there at once.
     pub fn start_later(&mut self, machine: usize, namespace: &str) -> ExecutionId {
-        let (id, answer) = self.asks_to_start(machine, namespace);
+        let (id, answer) = self.asks_to_start(machine, namespace, "order");
         assert!(answer.is_none(), "{answer:?}");
         id
     }
@@ -284,9 +294,10 @@ impl World {
         &mut self,
         machine: usize,
         namespace: &str,
+        workflow: &str,
     ) -> (ExecutionId, Option<Result<Answer, Refusal>>) {
         let namespace = Namespace::from(namespace);
-        let plan = ready(self.plans.find(&self.store, &namespace, &"order".into(), None));
+        let plan = ready(self.plans.find(&self.store, &namespace, &workflow.into(), None));
         let plan: Arc<Plan> = plan.expect("it compiles").expect("it is registered");
         let number = self.last.to_be_bytes();
         let mut random = [0; 10];
@@ -363,6 +374,14 @@ pub fn poll(namespace: &str, id: &str, held: Option<&[&TaskId]>) -> Offer {
 
 pub fn stream(namespace: &str, id: &str, held: &[&TaskId]) -> Offer {
     Offer { once: false, ..poll(namespace, id, Some(held)) }
+}
+
+fn watched() -> Workflow {
+    let mut workflow = order();
+    workflow.name = "watched".into();
+    let StepKind::Task(task) = &mut workflow.steps.0[0].kind;
+    task.timeouts.heartbeat = Some(Duration::from_secs(2));
+    workflow
 }
 
 fn order() -> Workflow {

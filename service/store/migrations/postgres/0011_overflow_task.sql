@@ -18,3 +18,11 @@ create table overflow_task (
 
 create index overflow_task_claim
     on overflow_task (namespace, queue, priority desc, available_at, execution_id, path, attempt);
+
+-- What each node has published of its workers that wait for tasks: where other nodes may give theirs.
+-- It is of the moment, so a crash may lose it.
+create unlogged table node_idle (
+    node_id bigint not null,
+    idle bytea not null,
+    constraint node_idle_pk primary key (node_id)
+);

@@ -63,6 +63,8 @@ const KINDS: &[&str] = &[
     "overflow: LeaseLost",
     "claim: some",
     "claim: LeaseLost",
+    "publish_idle: some",
+    "publish_idle: LeaseLost",
     "withdraw",
     "overflow_depth: some",
     "read_feed: some",
@@ -134,7 +136,8 @@ enum Op {
     KeyHolder(Namespace, String),
     StartedBy(Namespace, String),
     Overflow(usize, Vec<OverflowTask>),
-    Claim(usize, Vec<QueueName>, usize),
+    Claim(usize, Vec<IdleCredit>, usize),
+    PublishIdle(usize, Vec<IdleCredit>),
     Withdraw(Vec<TaskKey>),
     OverflowDepth,
     /// On from where the last one ended, in pages of this size.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use recoup_core::execution::{CompensationState, State};
 use recoup_core::key::{OnEnded, OnRunning};
 
-use super::world::{LONG, SHORT, World, batch, queue};
+use super::world::{LONG, SHORT, World, batch, idle};
 use crate::contract::*;
 
 pub async fn every_life_has_a_greater_id(world: World) {
@@ -121,7 +121,8 @@ pub async fn a_closed_node_writes_nothing(world: World) {
         ("event", store.commit(node, &event).await.map(drop)),
         ("start_keyed", store.start_keyed(node, &[keyed]).await.map(drop)),
         ("overflow", store.overflow(node, &[late]).await),
-        ("claim", store.claim(node, &[queue("a")], 1, LONG, world.now).await.map(drop)),
+        ("publish_idle", store.publish_idle(node, &[idle(&["a"], 1)]).await.map(drop)),
+        ("claim", store.claim(node, &[idle(&["a"], 1)], 1, LONG, world.now).await.map(drop)),
         ("leases", store.leases(node, &[]).await.map(drop)),
         ("adopt", store.adopt(node, 1).await.map(drop)),
     ];
@@ -132,7 +133,7 @@ pub async fn a_closed_node_writes_nothing(world: World) {
     assert_eq!(world.load(other, fresh).await, None);
     assert_eq!(world.store.key_holder(&"default".into(), "k").await.expect("asks"), None);
     assert!(world.feed_ids().await.is_empty());
-    let claimed = store.claim(other, &[queue("a")], 9, LONG, world.now).await.expect("claims");
+    let claimed = store.claim(other, &[idle(&["a"], 9)], 9, LONG, world.now).await.expect("claims");
     assert_eq!(claimed, [task]);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 
-use super::world::{LONG, SHORT, World, queue};
+use super::world::{LONG, SHORT, World, idle, queue};
 use crate::contract::*;
 
 async fn claim(world: &World, node: NodeId, limit: usize, lease: Duration) -> Vec<OverflowTask> {
@@ -19,7 +19,7 @@ async fn claim_at(
     lease: Duration,
     now: Timestamp,
 ) -> Vec<OverflowTask> {
-    world.store.claim(node, &[queue("a")], limit, lease, now).await.expect("claims")
+    world.store.claim(node, &[idle(&["a"], 1_000)], limit, lease, now).await.expect("claims")
 }
 
 fn paths(tasks: &[OverflowTask]) -> Vec<&str> {
@@ -47,10 +47,12 @@ pub async fn no_task_is_claimed_twice(world: World) {
     tasks.truncate(10);
     tasks.sort_by_key(OverflowTask::key);
     assert_eq!(claimed, tasks);
-    let both = [queue("a"), queue("b")];
-    let now = world.now;
-    assert_eq!(world.store.claim(one, &both, 9, LONG, now).await.expect("claims"), [elsewhere]);
-    assert_eq!(world.store.claim(one, &[], 9, LONG, now).await.expect("claims"), []);
+    let both = [idle(&["a", "b"], 9)];
+    assert_eq!(
+        world.store.claim(one, &both, 9, LONG, world.now).await.expect("claims"),
+        [elsewhere]
+    );
+    assert_eq!(world.store.claim(one, &[], 9, LONG, world.now).await.expect("claims"), []);
 }
 
 pub async fn claims_go_by_priority_then_age(world: World) {
@@ -85,7 +87,8 @@ pub async fn claims_that_race_share_no_task(world: World) {
             let (mut claimed, mut empty) = (Vec::new(), 0);
             // A racing claim may find every row locked by another: that is no end yet.
             while empty < 3 && claimed.len() <= 300 {
-                let some = store.claim(node, &[queue("a")], 7, LONG, now).await.expect("claims");
+                let some =
+                    store.claim(node, &[idle(&["a"], 7)], 7, LONG, now).await.expect("claims");
                 empty = if some.is_empty() { empty + 1 } else { 0 };
                 claimed.extend(some);
             }
@@ -142,4 +145,53 @@ pub async fn a_task_that_is_there_stays_as_it_is(world: World) {
     world.store.overflow(other, &[changed]).await.expect("overflows");
     assert_eq!(claim(&world, other, 9, LONG).await, []);
     assert_eq!(world.store.overflow_depth().await.expect("depth"), [(queue("a"), 1)]);
+}
+
+pub async fn workers_get_only_the_types_that_they_take_and_no_more_than_their_credit(world: World) {
+    let node = world.node().await;
+    let id = world.id();
+    let task = |path: &str, task_type: &str, priority| OverflowTask {
+        task_type: task_type.into(),
+        priority,
+        ..world.task(id, path)
+    };
+    let mut tasks: Vec<_> = (0..20).map(|i| task(&format!("other{i}"), "other", 9)).collect();
+    tasks.extend([
+        task("ship", "ship", 5),
+        task("charge", "charge", 4),
+        task("refund", "refund", 3),
+    ]);
+    world.store.overflow(node, &tasks).await.expect("overflows");
+    let of_types = |types: &[&str], credit| IdleCredit {
+        task_types: types.iter().map(|name| (*name).to_owned()).collect(),
+        ..idle(&["a"], credit)
+    };
+    let some = [of_types(&["charge", "refund"], 1), of_types(&["ship"], 5)];
+    let claimed = world.store.claim(node, &some, 9, LONG, world.now).await.expect("claims");
+    assert_eq!(paths(&claimed), ["ship", "charge"], "one of the first two is all that they take");
+    let none = [of_types(&["ship"], 5), of_types(&["refund"], 0)];
+    assert_eq!(world.store.claim(node, &none, 9, LONG, world.now).await.expect("claims"), []);
+    // The same task, for workers that both take it, is one task.
+    let twice = [of_types(&["refund"], 1), of_types(&["refund", "ship"], 1)];
+    let claimed = world.store.claim(node, &twice, 9, LONG, world.now).await.expect("claims");
+    assert_eq!(paths(&claimed), ["refund"]);
+    assert_eq!(claim(&world, node, 3, LONG).await.len(), 3);
+}
+
+pub async fn nodes_see_what_others_have_published_of_their_workers(world: World) {
+    let store = &world.store;
+    let (one, other) = (world.node().await, world.node().await);
+    let idle =
+        [idle(&["a", "b"], 3), IdleCredit { task_types: vec!["ship".into()], ..idle(&["a"], 1) }];
+    let alone = store.publish_idle(one, &idle).await.expect("publishes");
+    assert_eq!(alone, Peers { nodes: 1, idle: Vec::new() });
+    let seen = store.publish_idle(other, &[]).await.expect("publishes");
+    assert_eq!(seen, Peers { nodes: 1, idle: idle.to_vec() });
+    // What is published replaces what was.
+    store.publish_idle(one, &idle[1..]).await.expect("publishes");
+    let seen = store.publish_idle(other, &[]).await.expect("publishes");
+    assert_eq!(seen.idle, idle[1..]);
+    store.leave(one).await.expect("leaves");
+    let seen = store.publish_idle(other, &[]).await.expect("publishes");
+    assert_eq!(seen, Peers::default(), "it ended with the lease");
 }

@@ -214,6 +214,12 @@ pub fn queue(name: &str) -> QueueName {
     QueueName { namespace: NAMESPACE.into(), queue: name.into() }
 }
 
+/// Workers that take tasks of all types from queues.
+pub fn idle(queues: &[&str], credit: u32) -> IdleCredit {
+    let queues = queues.iter().map(|name| queue(name)).collect();
+    IdleCredit { queues, task_types: Vec::new(), credit }
+}
+
 /// Asks again until there is an answer. For what comes with time alone.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,

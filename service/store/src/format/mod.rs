@@ -8,6 +8,7 @@
 mod definition;
 mod event;
 mod failure;
+mod idle;
 mod registry;
 #[cfg(test)]
 pub mod strategy;
@@ -24,6 +25,7 @@ use recoup_core::subscription::Subscription;
 use recoup_core::time::Timestamp;
 
 use crate::contract::RegistryAnswer;
+pub use idle::{decode_idle, encode_idle};
 use value::Stored;
 
 /// The format that this binary writes.

@@ -19,7 +19,15 @@ impl Nodes for MemoryStore {
         let last = state.nodes.values().map(|node| node.lane.last).max().unwrap_or(0);
         let lane = Lane { last, ..Lane::default() };
         let reached = Timestamp::default();
-        let row = Node { ttl, renewals: 0, renewed_at: now, reached, closed: false, lane };
+        let row = Node {
+            ttl,
+            renewals: 0,
+            renewed_at: now,
+            reached,
+            closed: false,
+            lane,
+            idle: Vec::new(),
+        };
         state.nodes.insert(node, row);
         let (reached, timeline) = (state.reached(), state.incarnation.to_string());
         Ok(Lease { node, now, reached, renewed_before, timeline })

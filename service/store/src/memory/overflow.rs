@@ -1,4 +1,3 @@
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -7,7 +6,9 @@ use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
 use super::state::Overflowed;
-use crate::contract::{NodeId, Overflow, OverflowTask, QueueName, Result, TaskKey};
+use crate::contract::{
+    IdleCredit, NodeId, Overflow, OverflowTask, Peers, QueueName, Result, TaskKey, choose,
+};
 
 #[async_trait]
 impl Overflow for MemoryStore {
@@ -21,28 +22,35 @@ impl Overflow for MemoryStore {
         Ok(())
     }
 
+    async fn publish_idle(&self, node: NodeId, idle: &[IdleCredit]) -> Result<Peers> {
+        let mut state = self.lock();
+        state.live(node)?.idle = idle.to_vec();
+        let others = state.nodes.iter().filter(|(id, other)| **id != node && !other.closed);
+        let published: Vec<_> = others.map(|(_, other)| other.idle.clone()).collect();
+        Ok(Peers { nodes: published.len(), idle: published.concat() })
+    }
+
     async fn claim(
         &self,
         node: NodeId,
-        queues: &[QueueName],
+        idle: &[IdleCredit],
         limit: usize,
         lease: Duration,
         now: Timestamp,
     ) -> Result<Vec<OverflowTask>> {
         let mut state = self.lock();
         state.live(node)?;
-        let free = state.overflow.values_mut().filter(|row| {
-            queues.contains(&row.task.queue)
-                && row.task.available_at <= now
-                && row.leased_until.is_none_or(|until| until <= now)
+        let free = state.overflow.values().filter(|row| {
+            row.task.available_at <= now && row.leased_until.is_none_or(|until| until <= now)
         });
-        let mut free: Vec<_> = free.collect();
-        free.sort_by_key(|row| (Reverse(row.task.priority), row.task.available_at));
-        let claimed = free.into_iter().take(limit).map(|row| {
-            row.leased_until = Some(now + lease);
-            row.task.clone()
-        });
-        Ok(claimed.collect())
+        let free = free.map(|row| row.task.clone()).collect();
+        let claimed = choose(free, idle, limit);
+        for task in &claimed {
+            if let Some(row) = state.overflow.get_mut(&task.key()) {
+                row.leased_until = Some(now + lease);
+            }
+        }
+        Ok(claimed)
     }
 
     async fn withdraw(&self, tasks: &[TaskKey]) -> Result<()> {

@@ -9,8 +9,8 @@ use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
 use crate::contract::{
-    Batch, Error, FeedRow, IndexRow, NamespaceRow, NodeId, OverflowTask, Position, Positioned,
-    QuarantineRow, RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey,
+    Batch, Error, FeedRow, IdleCredit, IndexRow, NamespaceRow, NodeId, OverflowTask, Position,
+    Positioned, QuarantineRow, RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey,
     WorkflowVersion,
 };
 
@@ -80,6 +80,8 @@ pub(super) struct Node {
     pub reached: Timestamp,
     pub closed: bool,
     pub lane: Lane,
+    /// What it has published of its workers.
+    pub idle: Vec<IdleCredit>,
 }
 
 #[derive(Default)]

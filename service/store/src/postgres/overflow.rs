@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +14,10 @@ use super::commit::FENCE;
 use super::error::Failure;
 use super::rows::Tasks;
 use super::value::{self, At};
-use crate::contract::{NodeId, Overflow, OverflowTask, QueueName, Result, TaskKey};
+use crate::contract::{
+    IdleCredit, NodeId, Overflow, OverflowTask, Peers, QueueName, Result, TaskKey, choose,
+};
+use crate::format;
 
 const INSERT: &str = "
     insert into overflow_task (execution_id, path, attempt, run, sequence, namespace, queue,
@@ -24,32 +28,46 @@ const INSERT: &str = "
             available_at)
     order by execution_id, path collate \"C\", attempt
     on conflict (execution_id, path, attempt) do nothing";
-/// Locks at most `$4` of each queue, and leases the best of all. What another claim has locked is
-/// passed over: it will be leased to that one.
-const CLAIM: &str = "
-    with free as (
-        select task.*
-        from (select distinct * from unnest($1::text[], $2::text[]) as asked (namespace, queue))
-            as asked
-        cross join lateral (
-            select execution_id, path, attempt, priority, available_at
-            from overflow_task as task
-            where task.namespace = asked.namespace and task.queue = asked.queue
-                and task.available_at <= $5
-                and (task.leased_until is null or task.leased_until <= $5)
-            order by task.priority desc, task.available_at, task.execution_id, task.path,
-                task.attempt
-            limit $4
-            for update skip locked) as task
+/// Locks at most `$6` of each queue that these workers take. What another claim has locked is passed
+/// over: it will be leased to that one.
+const FREE: &str = "
+    with typed as (
+        select * from unnest($4::int4[], $5::text[]) as typed (workers, task_type))
+    select task.*
+    from unnest($1::int4[], $2::text[], $3::text[]) as asked (workers, namespace, queue)
+    cross join lateral (
+        select execution_id, path, attempt, run, sequence, namespace, queue, task_type, priority,
+            available_at
+        from overflow_task as task
+        where task.namespace = asked.namespace and task.queue = asked.queue
+            and (not exists (select from typed where typed.workers = asked.workers)
+                or exists (
+                    select from typed
+                    where typed.workers = asked.workers and typed.task_type = task.task_type))
+            and task.available_at <= $7
+            and (task.leased_until is null or task.leased_until <= $7)
         order by task.priority desc, task.available_at, task.execution_id, task.path, task.attempt
-        limit $4)
+        limit $6
+        for update skip locked) as task";
+const LEASE: &str = "
     update overflow_task as task
-    set leased_until = $5::timestamptz + $3::int8 * interval '1 microsecond'
-    from free
-    where task.execution_id = free.execution_id and task.path = free.path
-        and task.attempt = free.attempt
-    returning task.execution_id, task.path, task.attempt, task.run, task.sequence, task.namespace,
-        task.queue, task.task_type, task.priority, task.available_at";
+    set leased_until = $5::timestamptz + $4::int8 * interval '1 microsecond'
+    from unnest($1::uuid[], $2::text[], $3::int8[]) as claimed (execution_id, path, attempt)
+    where task.execution_id = claimed.execution_id and task.path = claimed.path
+        and task.attempt = claimed.attempt";
+const PUBLISH: &str = "
+    insert into node_idle (node_id, idle) values ($1, $2)
+    on conflict (node_id) do update set idle = excluded.idle
+    where node_idle.idle is distinct from excluded.idle";
+const PEERS: &str = "
+    select node_idle.idle
+    from node left join node_idle on node_idle.node_id = node.id
+    where node.closed_at is null and node.id <> $1
+    order by node.id";
+/// What lives that have ended had published.
+const FORGET: &str = "
+    delete from node_idle using node
+    where node.id = node_idle.node_id and node.closed_at is not null";
 const DEPTH: &str = "
     select namespace, queue, count(*) from overflow_task
     group by namespace, queue order by namespace, queue";
@@ -88,29 +106,66 @@ impl Overflow for PostgresStore {
         session.committed().await
     }
 
+    async fn publish_idle(&self, node: NodeId, idle: &[IdleCredit]) -> Result<Peers> {
+        let own = format::encode_idle(idle);
+        let mut session = self.inner.pool.take().await?;
+        session.begin().await?;
+        session.query(FENCE, &[&node.0]).await?;
+        session.execute(PUBLISH, &[&node.0, &&own[..]]).await?;
+        session.execute(FORGET, &[]).await?;
+        let rows = session.query(PEERS, &[&node.0]).await?;
+        session.committed().await?;
+        let mut peers = Peers { nodes: rows.len(), idle: Vec::new() };
+        for row in rows {
+            let published: Option<Vec<u8>> = row.try_get(0).map_err(Failure::from)?;
+            // A newer node may say more than is understood here, never less.
+            peers.idle.extend(published.map(|own| format::decode_idle(&own)).unwrap_or_default());
+        }
+        Ok(peers)
+    }
+
     async fn claim(
         &self,
         node: NodeId,
-        queues: &[QueueName],
+        idle: &[IdleCredit],
         limit: usize,
         lease: Duration,
         now: Timestamp,
     ) -> Result<Vec<OverflowTask>> {
-        let namespaces: Vec<&str> = queues.iter().map(|queue| queue.namespace.as_str()).collect();
-        let names: Vec<&str> = queues.iter().map(|queue| queue.queue.as_str()).collect();
+        let mut asked = (Vec::new(), Vec::new(), Vec::new());
+        let mut typed = (Vec::new(), Vec::new());
+        for (workers, own) in (0_i32..).zip(idle) {
+            for queue in own.queues.iter().collect::<BTreeSet<_>>() {
+                asked.0.push(workers);
+                asked.1.push(queue.namespace.as_str());
+                asked.2.push(queue.queue.as_str());
+            }
+            for task_type in &own.task_types {
+                typed.0.push(workers);
+                typed.1.push(task_type.as_str());
+            }
+        }
         let mut session = self.inner.pool.take().await?;
         session.begin().await?;
         session.query(FENCE, &[&node.0]).await?;
-        let parameters: [&(dyn ToSql + Sync); 5] =
-            [&namespaces, &names, &value::ttl_us(lease), &value::limit(limit), &At(now)];
-        let rows = session.query(CLAIM, &parameters).await?;
+        let most = value::limit(limit);
+        let now = At(now);
+        let parameters: [&(dyn ToSql + Sync); 7] =
+            [&asked.0, &asked.1, &asked.2, &typed.0, &typed.1, &most, &now];
+        let rows = session.query(FREE, &parameters).await?;
+        let free = rows.iter().map(task).collect::<Result<Vec<_>, Failure>>()?;
+        let claimed = choose(free, idle, limit);
+        if !claimed.is_empty() {
+            let executions: Vec<Uuid> = claimed.iter().map(|task| task.task.execution.0).collect();
+            let paths: Vec<&str> = claimed.iter().map(|task| task.task.path.as_str()).collect();
+            let attempts: Vec<i64> = claimed.iter().map(|task| task.task.attempt.into()).collect();
+            let lease = value::ttl_us(lease);
+            let parameters: [&(dyn ToSql + Sync); 5] =
+                [&executions, &paths, &attempts, &lease, &now];
+            session.execute(LEASE, &parameters).await?;
+        }
         session.committed().await?;
-        let mut tasks = rows.iter().map(task).collect::<Result<Vec<_>, Failure>>()?;
-        // What an update returns has no order.
-        tasks.sort_by_cached_key(|task| {
-            (std::cmp::Reverse(task.priority), task.available_at, task.key())
-        });
-        Ok(tasks)
+        Ok(claimed)
     }
 
     async fn withdraw(&self, tasks: &[TaskKey]) -> Result<()> {

@@ -23,17 +23,18 @@ mod tests;
 mod value;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use recoup_core::time::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 use uuid::Uuid;
 
-use crate::contract::Result;
+use crate::contract::{IdleCredit, NodeId, Result};
 use error::Failure;
 use folder::Folder;
 use reader::Readers;
@@ -64,6 +65,8 @@ struct Inner {
     /// May go back. What is written has times that do not: see [`Write::now`].
     clock: Clock,
     incarnation: Uuid,
+    /// What the nodes of this process have published of their workers.
+    idle: Mutex<BTreeMap<NodeId, Vec<IdleCredit>>>,
     _folder: Folder,
 }
 
@@ -94,7 +97,16 @@ impl SqliteStore {
         let readers = Readers::start(&folder.database())?;
         let writer = Writer::start(connection, opened.last_number, steady)?;
         let incarnation = opened.incarnation;
-        Ok(Self { inner: Arc::new(Inner { readers, writer, clock, incarnation, _folder: folder }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                readers,
+                writer,
+                clock,
+                incarnation,
+                idle: Mutex::default(),
+                _folder: folder,
+            }),
+        })
     }
 
     /// Makes every lane go on behind this number, as if the clock had been ahead: one writer numbers

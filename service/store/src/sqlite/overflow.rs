@@ -1,7 +1,7 @@
 //! Tasks for any node to claim.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +12,9 @@ use rusqlite::{Row, params};
 use super::error::Failure;
 use super::writer::Write;
 use super::{SqliteStore, value};
-use crate::contract::{NodeId, Overflow, OverflowTask, QueueName, Result, TaskKey};
+use crate::contract::{
+    Error, IdleCredit, NodeId, Overflow, OverflowTask, Peers, QueueName, Result, TaskKey, choose,
+};
 
 #[async_trait]
 impl Overflow for SqliteStore {
@@ -45,10 +47,30 @@ impl Overflow for SqliteStore {
         .await
     }
 
+    async fn publish_idle(&self, node: NodeId, idle: &[IdleCredit]) -> Result<Peers> {
+        const LIVE: &str = "select id from node where closed_at is null";
+        let live = self.read(|connection| {
+            let mut statement = connection.prepare_cached(LIVE)?;
+            let ids = statement.query_map([], |row| row.get(0).map(NodeId))?;
+            Ok(ids.collect::<rusqlite::Result<BTreeSet<NodeId>>>()?)
+        });
+        let live = live.await?;
+        if !live.contains(&node) {
+            return Err(Error::LeaseLost);
+        }
+        // Only nodes of this process use the file, so it is kept in memory.
+        let mut published = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        published.retain(|other, _| live.contains(other));
+        published.insert(node, idle.to_vec());
+        let others = published.iter().filter(|(other, _)| **other != node);
+        let idle = others.flat_map(|(_, idle)| idle.iter().cloned()).collect();
+        Ok(Peers { nodes: live.len() - 1, idle })
+    }
+
     async fn claim(
         &self,
         node: NodeId,
-        queues: &[QueueName],
+        idle: &[IdleCredit],
         limit: usize,
         lease: Duration,
         now: Timestamp,
@@ -59,32 +81,45 @@ impl Overflow for SqliteStore {
             from overflow_task
             where namespace = ?1 and queue = ?2 and available_at <= ?3
                 and (leased_until is null or leased_until <= ?3)
+                and (?5 is null or task_type = ?5)
             order by priority desc, available_at, execution_id, path, attempt limit ?4";
         const LEASE: &str = "
             update overflow_task set leased_until = ?4
             where execution_id = ?1 and path = ?2 and attempt = ?3";
-        let queues: BTreeSet<_> = queues.iter().cloned().collect();
+        let idle = idle.to_vec();
         self.write(move |write| {
             write.live(node)?;
             let mut free = Vec::new();
-            for QueueName { namespace, queue } in &queues {
-                let mut statement = write.prepare(FREE)?;
-                let wanted =
-                    params![namespace.as_str(), queue, now.as_micros(), value::limit(limit)];
-                let mut rows = statement.query(wanted)?;
-                while let Some(row) = rows.next()? {
-                    free.push(task(row)?);
+            for workers in &idle {
+                // None: all.
+                let types = workers.task_types.iter().map(Some);
+                let types: Vec<_> = match workers.task_types.is_empty() {
+                    true => vec![None],
+                    false => types.collect(),
+                };
+                for (QueueName { namespace, queue }, task_type) in workers
+                    .queues
+                    .iter()
+                    .flat_map(|queue| types.iter().map(move |own| (queue, own)))
+                {
+                    let mut statement = write.prepare(FREE)?;
+                    let limit = value::limit(limit);
+                    let wanted =
+                        params![namespace.as_str(), queue, now.as_micros(), limit, task_type];
+                    let mut rows = statement.query(wanted)?;
+                    while let Some(row) = rows.next()? {
+                        free.push(task(row)?);
+                    }
                 }
             }
-            free.sort_by_key(|task| (Reverse(task.priority), task.available_at, task.key()));
-            free.truncate(limit);
+            let claimed = choose(free, &idle, limit);
             let until = (now + lease).as_micros();
-            for task in &free {
+            for task in &claimed {
                 let TaskKey { execution, path, attempt } = task.key();
                 let row = params![execution.0.as_bytes(), path.as_str(), attempt, until];
                 write.execute(LEASE, row)?;
             }
-            Ok(free)
+            Ok(claimed)
         })
         .await
     }

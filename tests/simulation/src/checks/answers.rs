@@ -25,7 +25,7 @@ impl World<'_> {
         answer: &Result<Answer, Refusal>,
     ) {
         match answer {
-            Ok(Answer::Done { state, is_own }) => {
+            Ok(Answer::Done { state, is_own, .. }) => {
                 self.check_state(machine, state);
                 self.ledger.known.insert(state.id);
                 let id = state.id;

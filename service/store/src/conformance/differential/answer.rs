@@ -109,9 +109,13 @@ impl Side {
                 maybe("started_by", store.started_by(namespace, id).await)
             }
             Op::Overflow(n, tasks) => done("overflow", store.overflow(node(n), tasks).await),
-            Op::Claim(n, queues, limit) => {
+            Op::Claim(n, idle, limit) => {
                 let now = store.now().await.expect("the store has a clock");
-                several("claim", store.claim(node(n), queues, *limit, LEASE, now).await)
+                several("claim", store.claim(node(n), idle, *limit, LEASE, now).await)
+            }
+            Op::PublishIdle(n, idle) => {
+                let peers = store.publish_idle(node(n), idle).await;
+                several("publish_idle", peers.map(|peers| peers.idle))
             }
             Op::Withdraw(tasks) => done("withdraw", store.withdraw(tasks).await),
             Op::OverflowDepth => {

@@ -25,6 +25,7 @@ const SUBSCRIPTIONS: [&str; 4] = ["alerts", "mirror", "pager", "audit"];
 const ERROR_TYPES: [&str; 6] =
     ["", "payment", "payment.card_declined", "payments", "recoup.worker_lost", "a_b%c"];
 const QUEUES: [&str; 3] = ["a", "b", "c"];
+const TASK_TYPES: [&str; 3] = ["charge", "ship", "refund"];
 
 pub(super) struct Draw {
     random: u64,
@@ -118,10 +119,11 @@ impl Draw {
             59 => Op::KeyHolder(self.namespace(), self.key()),
             60 => Op::StartedBy(self.namespace(), self.request_id()),
             61..=64 => self.overflow(),
-            65..=68 => {
-                let queues: Vec<_> = (0..1 + self.below(3)).map(|_| self.queue()).collect();
-                Op::Claim(self.node(), queues, self.limit())
+            65..=67 => {
+                let idle = (0..1 + self.below(2)).map(|_| self.idle()).collect();
+                Op::Claim(self.node(), idle, self.limit())
             }
+            68 => Op::PublishIdle(self.node(), (0..self.below(3)).map(|_| self.idle()).collect()),
             69 => Op::Withdraw((0..self.below(4)).filter_map(|_| self.task()).collect()),
             70 => Op::OverflowDepth,
             71..=74 => Op::ReadFeed(self.limit()),
@@ -500,6 +502,12 @@ impl Draw {
         })
     }
 
+    fn idle(&mut self) -> IdleCredit {
+        let queues = (0..1 + self.below(3)).map(|_| self.queue()).collect();
+        let task_types = (0..self.below(3)).map(|_| self.pick(&TASK_TYPES).into()).collect();
+        IdleCredit { queues, task_types, credit: u32::try_from(self.below(6)).unwrap_or(1) }
+    }
+
     fn overflow(&mut self) -> Op {
         let node = self.node();
         let tasks = (0..1 + self.below(4)).map(|_| {
@@ -511,7 +519,7 @@ impl Draw {
             OverflowTask {
                 task: TaskId { execution, run: 1, path, attempt, sequence: number },
                 queue: self.queue(),
-                task_type: "charge".into(),
+                task_type: self.pick(&TASK_TYPES).into(),
                 priority: i32::from(self.byte() % 5) - 2,
                 // No two are equally old: between equals a store may choose.
                 available_at: if later {

@@ -1,0 +1,191 @@
+//! Which tasks this node gives to other nodes, through the overflow.
+//!
+//! | the task | goes to the overflow |
+//! | --- | --- |
+//! | is of a type that no worker of this node takes | at once, where idle workers of another node take it, no more tasks than those have credit for |
+//! | is of a type whose workers here are busy | on the same condition, once it has waited for `overflow_after` |
+//! | is beyond `queue_max` of its queue | at once, the last ones first |
+//!
+//! Nodes publish the credit of their idle workers, and read what the others have published, in the same
+//! call. Between two calls a node counts what it has given away against what it has read. A node whose
+//! tasks nobody takes keeps them, and looks again at the next call.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use recoup_core::command::TaskId;
+use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
+
+use super::attempt::Place;
+use super::dispatch::key_of;
+use super::io::{Output, WorkerKey};
+use super::slots::Known;
+use super::{Node, Timer};
+
+/// How often a node that is alone looks for others, and into the overflow.
+const ALONE: Duration = Duration::from_secs(1);
+/// Groups of workers that a node publishes or claims for; those beyond have to wait for its own tasks.
+const GROUPS_MAX: usize = 256;
+
+impl<R> Node<R> {
+    /// How often this node exchanges tasks with others.
+    pub(super) fn exchange_interval(&self) -> Duration {
+        match self.peers.nodes {
+            0 => ALONE.max(self.options.claim_interval),
+            _ => self.options.claim_interval,
+        }
+    }
+
+    /// The workers that would take more tasks, those alike together.
+    pub(super) fn idle(&self) -> Vec<IdleCredit> {
+        let mut groups: BTreeMap<(&[QueueName], &[String]), u32> = BTreeMap::new();
+        for worker in self.workers.values().filter(|worker| worker.credit > 0) {
+            let alike = (worker.queues.as_slice(), worker.task_types.as_slice());
+            if groups.len() < GROUPS_MAX || groups.contains_key(&alike) {
+                let credit = groups.entry(alike).or_default();
+                *credit = credit.saturating_add(worker.credit);
+            }
+        }
+        let idle = groups.into_iter().map(|((queues, task_types), credit)| IdleCredit {
+            queues: queues.to_vec(),
+            task_types: task_types.to_vec(),
+            credit,
+        });
+        idle.collect()
+    }
+
+    pub(super) fn publish(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        let idle = if self.stopping { Vec::new() } else { self.idle() };
+        self.outputs.push_back(Output::Publish(node, idle));
+    }
+
+    pub(super) fn published(&mut self, node: NodeId, peers: recoup_store::Result<Peers>) {
+        if self.node_id() != Some(node) {
+            return;
+        }
+        match peers {
+            Ok(peers) => self.peers = peers,
+            Err(Error::LeaseLost) => return self.lose_life(),
+            Err(error) => {
+                // What was read last is too old to go by.
+                self.peers.idle.clear();
+                tracing::warn!(%error, "could not exchange with other nodes what workers wait for");
+            }
+        }
+        let now = self.now;
+        self.queues.retain(|_, queue| !queue.is_idle(now));
+        self.give_away();
+        self.set_timer(self.exchange_interval(), Timer::Publish);
+    }
+
+    /// Notes a task that was not handed out at once and that another node may take at once.
+    pub(super) fn offer_elsewhere(&mut self, name: &QueueName, task_type: &str) {
+        let Some(queue) = self.queues.get(name) else {
+            return;
+        };
+        let is_wanted =
+            self.peers.idle.iter().any(|idle| idle.credit > 0 && idle.takes(name, task_type));
+        if is_wanted || queue.len() > self.options.queue_max {
+            self.crowded.insert(name.clone());
+        }
+    }
+
+    /// Gives away what may go of the queues that changed since the last time.
+    pub(super) fn give_away_new(&mut self) {
+        let mut tasks = Vec::new();
+        for name in std::mem::take(&mut self.crowded) {
+            tasks.extend(self.surplus(&name, false));
+        }
+        self.overflow(tasks);
+    }
+
+    /// Gives away what may go of all queues.
+    fn give_away(&mut self) {
+        let waiting = self.queues.iter().filter(|(_, queue)| queue.len() > 0);
+        let mut tasks = Vec::new();
+        for name in waiting.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            tasks.extend(self.surplus(&name, true));
+        }
+        self.overflow(tasks);
+    }
+
+    /// Takes from a queue what may go to other nodes. `aged`: also what has waited too long for busy
+    /// workers of this node.
+    fn surplus(&mut self, name: &QueueName, aged: bool) -> Vec<(QueueName, TaskId)> {
+        let now = self.now;
+        let Some(queue) = self.queues.get(name) else {
+            return Vec::new();
+        };
+        let attached =
+            |key: WorkerKey| self.workers.get(&key).map(|worker| worker.task_types.as_slice());
+        let mut taken = Vec::new();
+        for task_type in queue.task_types() {
+            let wanted = self.peers.idle.iter().filter(|idle| idle.takes(name, task_type));
+            let wanted: usize = wanted.map(|idle| idle.credit as usize).sum();
+            let is_served = queue.is_served(task_type, now, attached);
+            if wanted == 0 || (is_served && !aged) {
+                continue;
+            }
+            let is_due = |task: &TaskId| {
+                let attempts = self.slots.get(&task.execution).map(|slot| &slot.attempts);
+                let attempt = attempts.and_then(|own| own.iter().find(|own| own.id == *task));
+                attempt.is_some_and(|own| own.scheduled_at + self.options.overflow_after <= now)
+            };
+            let first = queue.first_of(task_type).take(wanted);
+            let due = first.filter(|(_, task)| !is_served || is_due(task));
+            taken.extend(due.map(|(order, task)| (order, task, task_type.clone())));
+        }
+        let mut given = Vec::new();
+        for (order, task, task_type) in taken {
+            if self.use_credit(name, &task_type)
+                && let Some(queue) = self.queues.get_mut(name)
+            {
+                queue.remove(order);
+                given.push(task);
+            }
+        }
+        if let Some(queue) = self.queues.get_mut(name) {
+            let excess = queue.len().saturating_sub(self.options.queue_max);
+            given.extend(queue.take_last(excess));
+        }
+        given.into_iter().map(|task| (name.clone(), task)).collect()
+    }
+
+    /// Counts a task against the credit that other nodes have for it.
+    fn use_credit(&mut self, name: &QueueName, task_type: &str) -> bool {
+        let mut idle = self.peers.idle.iter_mut();
+        let taker = idle.find(|idle| idle.credit > 0 && idle.takes(name, task_type));
+        taker.map(|taker| taker.credit -= 1).is_some()
+    }
+
+    /// Puts tasks that were taken from their queues where any node claims them.
+    fn overflow(&mut self, taken: Vec<(QueueName, TaskId)>) {
+        let mut tasks = Vec::new();
+        for (queue, task) in taken {
+            let Some(slot) = self.slots.get_mut(&task.execution) else {
+                continue;
+            };
+            let Known::State(_, plan) = &slot.known else {
+                continue;
+            };
+            let Some(plan) = plan.task(&task.path) else {
+                continue;
+            };
+            let (task_type, priority) = (plan.task_type.clone(), plan.priority);
+            let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == task) else {
+                continue;
+            };
+            attempt.place = Place::Overflowed;
+            self.doubtful.insert(task.execution);
+            slot.overflow.insert(key_of(&task));
+            let available_at = attempt.scheduled_at;
+            tasks.push(OverflowTask { task, queue, task_type, priority, available_at });
+        }
+        if let (Some(node), false) = (self.node_id(), tasks.is_empty()) {
+            self.outputs.push_back(Output::Overflow(node, tasks));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What workers are told about tasks that they hold, and what a poll that lists them says.
+
+use std::time::Duration;
+
+use recoup_core::command::{Command, RequestId, TaskId};
+use recoup_core::error::Error;
+use recoup_core::payload::Payload;
+use recoup_core::retry::Verdict;
+use recoup_engine::node::io::{Answer, Input, Notice, WorkerMessage};
+
+use crate::world::{World, poll, session, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// One execution of a workflow, its task handed to a poll of session `s`.
+fn handed_to_a_poll(world: &mut World, workflow: &str) -> TaskId {
+    world.start_of(0, "default", workflow);
+    let worker = world.attach(0, poll("default", "s", Some(&[])));
+    let mut handed = world.handed(0, worker);
+    assert_eq!(handed.len(), 1);
+    handed.remove(0)
+}
+
+fn submit(world: &mut World, task: &TaskId, command: Command) -> Answer {
+    let (execution, request) = (task.execution, None::<RequestId>);
+    let answer = world.ask(0, |reply| Input::Submit { execution, command, request, reply });
+    answer.expect("at once").expect("it is accepted")
+}
+
+fn cancel(world: &mut World, task: &TaskId) {
+    submit(world, task, Command::CancelExecution { reason: "enough".to_owned() });
+}
+
+fn complete(world: &mut World, task: &TaskId) {
+    let (output, worker) = (Payload::json("1"), String::new());
+    submit(world, task, Command::CompleteTask { task: task.clone(), output, worker });
+}
+
+/// What a poll or stream was told beside tasks.
+fn notices(world: &mut World, worker: u64) -> Vec<(TaskId, Notice)> {
+    let told = world.told(0, worker).into_iter().filter_map(|message| match message {
+        WorkerMessage::CancelRequested(task) => Some((task, Notice::CancelRequested)),
+        WorkerMessage::Closed(task) => Some((task, Notice::Closed)),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn a_cancel_wakes_the_poll_that_holds_the_task_and_the_next_poll_waits() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    let waiting = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, waiting), []);
+    cancel(&mut world, &task);
+    assert_eq!(notices(&mut world, waiting), [(task.clone(), Notice::CancelRequested)]);
+    world.put(0, Input::Detach { worker: waiting });
+    let next = world.attach(0, poll("default", "s", Some(&[&task])));
+    world.pass(2 * SECOND);
+    assert_eq!(notices(&mut world, next), [], "it was told once");
+}
+
+#[test]
+fn a_cancel_that_meets_no_poll_is_told_to_the_next_one() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    cancel(&mut world, &task);
+    let next = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, next), [(task.clone(), Notice::CancelRequested)]);
+}
+
+#[test]
+fn a_notice_in_an_answer_that_was_lost_is_told_again() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    let first = world.attach(0, poll("default", "s", Some(&[&task])));
+    cancel(&mut world, &task);
+    assert_eq!(notices(&mut world, first).len(), 1);
+    world.put(0, Input::Detach { worker: first });
+    let (session, notice) = (session("default", "s"), Notice::CancelRequested);
+    world.put(0, Input::Untold { session, task: task.clone(), notice });
+    let next = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, next), [(task, Notice::CancelRequested)]);
+}
+
+#[test]
+fn a_stream_that_reconnects_hears_again_that_a_task_should_stop() {
+    let mut world = World::new(1);
+    world.start(0, "default");
+    let first = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, first).remove(0);
+    cancel(&mut world, &task);
+    assert_eq!(notices(&mut world, first), [(task.clone(), Notice::CancelRequested)]);
+    world.put(0, Input::Detach { worker: first });
+    let second = world.attach(0, stream("default", "s", &[&task]));
+    assert_eq!(notices(&mut world, second), [(task, Notice::CancelRequested)]);
+}
+
+#[test]
+fn a_poll_that_lists_a_task_whose_result_is_recorded_waits() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    complete(&mut world, &task);
+    // Sent before the answer to the result had arrived.
+    let worker = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, worker), []);
+    let calls = world.machines[0].calls.len();
+    world.put(0, Input::Detach { worker });
+    world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(world.machines[0].calls.len(), calls, "the store is not asked about it");
+}
+
+#[test]
+fn a_stream_that_lists_a_task_whose_result_is_recorded_hears_that_it_is_closed() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    complete(&mut world, &task);
+    let worker = world.attach(0, stream("default", "s", &[&task]));
+    assert_eq!(notices(&mut world, worker), [(task, Notice::Closed)]);
+}
+
+#[test]
+fn an_attempt_that_timed_out_is_told_to_the_poll_that_holds_it() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "watched");
+    let worker = world.attach(0, poll("default", "s", Some(&[&task])));
+    world.pass(2 * SECOND);
+    assert_eq!(notices(&mut world, worker), [(task, Notice::Closed)]);
+}
+
+#[test]
+fn polls_that_list_a_task_are_no_heartbeats_of_it() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "watched");
+    for _ in 0..3 {
+        world.pass(Duration::from_millis(600));
+        let worker = world.attach(0, poll("default", "s", Some(&[&task])));
+        assert_eq!(notices(&mut world, worker), []);
+        world.put(0, Input::Detach { worker });
+    }
+    assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
+    world.pass(Duration::from_millis(200));
+    assert_eq!(world.snapshot(0, task.execution).live, [], "2 s without a heartbeat have passed");
+}
+
+#[test]
+fn a_heartbeat_keeps_a_task_that_polls_list() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "watched");
+    for _ in 0..4 {
+        world.pass(Duration::from_millis(1_500));
+        let (beat, details) = (task.clone(), None);
+        let answer = world.ask(0, |reply| Input::Heartbeat { task: beat, details, reply });
+        assert!(matches!(answer, Some(Ok(Answer::Beat { .. }))), "{answer:?}");
+        world.attach(0, poll("default", "s", Some(&[&task])));
+    }
+    assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
+}
+
+#[test]
+fn a_stream_that_reconnects_with_a_task_is_no_heartbeat_of_it() {
+    let mut world = World::new(1);
+    world.start_of(0, "default", "watched");
+    let first = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, first).remove(0);
+    world.pass(Duration::from_millis(1_500));
+    world.attach(0, stream("default", "s", &[&task]));
+    world.pass(Duration::from_millis(500));
+    assert_eq!(world.snapshot(0, task.execution).live, []);
+}
+
+#[test]
+fn tasks_of_a_worker_that_is_between_two_polls_stay_here() {
+    for id in ["s", ""] {
+        let mut world = World::new(1);
+        let offer = || poll("default", id, None);
+        let first = world.attach(0, offer());
+        world.start(0, "default");
+        assert_eq!(world.handed(0, first).len(), 1);
+        world.start(0, "default");
+        world.pass(Duration::from_millis(900));
+        assert!(!world.machines[0].calls.contains(&"overflow"), "session {id:?}");
+        let second = world.attach(0, offer());
+        assert_eq!(world.handed(0, second).len(), 1);
+    }
+}
+
+#[test]
+fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    let failed = Command::FailTask {
+        task: task.clone(),
+        error: Error::new("card.declined", "no money"),
+        worker: String::new(),
+    };
+    let Answer::Done { decision: Some(decision), .. } = submit(&mut world, &task, failed.clone())
+    else {
+        panic!("the decision is missing");
+    };
+    assert!(matches!(decision.verdict, Verdict::Retry { .. }), "{decision:?}");
+    let Answer::Done { decision, .. } = submit(&mut world, &task, failed) else {
+        panic!("the repeated report is accepted");
+    };
+    assert_eq!(decision, None, "an earlier call has recorded it");
+}

@@ -1,0 +1,156 @@
+//! Which tasks go to other nodes, and how soon.
+
+use std::time::Duration;
+
+use recoup_core::command::{Command, TaskId};
+use recoup_core::payload::Payload;
+use recoup_engine::node::io::{Input, Offer};
+use recoup_engine::options::Options;
+use recoup_store::{Overflow, QueueName};
+
+use crate::world::{World, poll, ready, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn overflows(world: &World, machine: usize) -> usize {
+    world.machines[machine].calls.iter().filter(|call| **call == "overflow").count()
+}
+
+/// Tasks in the overflow.
+fn depth(world: &World) -> u64 {
+    let depth = ready(world.store.overflow_depth()).expect("the model answers");
+    depth.into_iter().map(|(_, tasks)| tasks).sum()
+}
+
+fn of_types(offer: Offer, types: &[&str]) -> Offer {
+    Offer { task_types: types.iter().map(|name| (*name).to_owned()).collect(), ..offer }
+}
+
+fn with_credit(offer: Offer, credit: u32) -> Offer {
+    Offer { credit, ..offer }
+}
+
+fn complete(world: &mut World, machine: usize, task: TaskId) {
+    let (execution, output) = (task.execution, Payload::json("1"));
+    let command = Command::CompleteTask { task, output, worker: String::new() };
+    let done =
+        world.ask(machine, |reply| Input::Submit { execution, command, request: None, reply });
+    done.expect("at once").expect("it is accepted");
+}
+
+#[test]
+fn a_node_alone_keeps_tasks_that_no_worker_takes() {
+    let mut world = World::new(1);
+    world.start(0, "default");
+    world.pass(60 * SECOND);
+    assert_eq!(overflows(&world, 0), 0);
+    let worker = world.attach(0, stream("default", "s", &[]));
+    assert_eq!(world.handed(0, worker).len(), 1);
+}
+
+#[test]
+fn a_task_goes_to_the_node_whose_worker_takes_its_type_in_less_than_300_ms() {
+    let mut world = World::new(2);
+    // The right queue, and the wrong type.
+    let wrong = world.attach(0, of_types(stream("default", "w", &[]), &["refund"]));
+    let right = world.attach(1, of_types(stream("default", "r", &[]), &["charge"]));
+    world.pass(2 * SECOND);
+    let execution = world.start(0, "default");
+    world.pass(Duration::from_millis(300));
+    let handed = world.handed(1, right);
+    assert_eq!(handed.len(), 1);
+    assert_eq!(handed[0].execution, execution);
+    assert_eq!(world.handed(0, wrong), []);
+}
+
+#[test]
+fn a_worker_that_comes_later_to_another_node_gets_what_waits() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    world.pass(5 * SECOND);
+    assert_eq!(overflows(&world, 0), 0, "no node has a worker for it");
+    let worker = world.attach(1, stream("default", "s", &[]));
+    world.pass(SECOND);
+    assert_eq!(world.handed(1, worker).len(), 1);
+}
+
+#[test]
+fn no_more_tasks_go_to_another_node_than_its_workers_take() {
+    let mut world = World::new(2);
+    world.attach(1, with_credit(stream("default", "s", &[]), 3));
+    world.pass(2 * SECOND);
+    for _ in 0..10 {
+        world.start(0, "default");
+    }
+    assert_eq!(depth(&world), 3, "at once, and no more");
+}
+
+#[test]
+fn a_task_whose_workers_here_are_busy_waits_a_while_before_it_goes_elsewhere() {
+    let mut world = World::new(2);
+    let busy = world.attach(0, stream("default", "b", &[]));
+    world.start(0, "default");
+    assert_eq!(world.handed(0, busy).len(), 1);
+    let idle = world.attach(1, stream("default", "i", &[]));
+    world.pass(2 * SECOND);
+    world.start(0, "default");
+    world.pass(Options::default().overflow_after - Duration::from_millis(100));
+    assert_eq!(overflows(&world, 0), 0);
+    world.pass(Duration::from_millis(500));
+    assert_eq!(world.handed(1, idle).len(), 1);
+}
+
+#[test]
+fn a_worker_that_is_between_two_polls_is_waited_for() {
+    for id in ["s", ""] {
+        let mut world = World::new(2);
+        world.attach(1, stream("default", "other", &[]));
+        let worker = world.attach(0, poll("default", id, None));
+        world.pass(2 * SECOND);
+        world.start(0, "default");
+        let first = world.handed(0, worker);
+        assert_eq!(first.len(), 1, "session {id:?}");
+        world.start(0, "default");
+        world.pass(Duration::from_millis(400));
+        assert_eq!(overflows(&world, 0), 0, "session {id:?}");
+        complete(&mut world, 0, first[0].clone());
+        let again = world.attach(0, poll("default", id, None));
+        assert_eq!(world.handed(0, again).len(), 1, "session {id:?}");
+    }
+}
+
+#[test]
+fn a_session_that_drains_is_not_waited_for() {
+    let mut world = World::new(2);
+    let draining = world.attach(0, stream("default", "d", &[]));
+    let other = world.attach(1, stream("default", "o", &[]));
+    world.pass(2 * SECOND);
+    world.put(0, Input::Drain { worker: draining });
+    world.start(0, "default");
+    world.pass(Duration::from_millis(300));
+    assert_eq!(world.handed(1, other).len(), 1);
+}
+
+#[test]
+fn a_node_claims_only_tasks_that_its_idle_workers_take() {
+    let mut world = World::new(3);
+    // Given away for the worker of node 1, which is gone before it claims.
+    let gone = world.attach(1, stream("default", "g", &[]));
+    world.pass(2 * SECOND);
+    world.machines[1].hold_back = &["claim"];
+    world.start(0, "default");
+    world.put(1, Input::Detach { worker: gone });
+    let wrong = world.attach(2, of_types(stream("default", "w", &[]), &["refund"]));
+    let elsewhere = Offer {
+        queues: vec![QueueName { namespace: "default".into(), queue: "slow".into() }],
+        ..stream("default", "e", &[])
+    };
+    let elsewhere = world.attach(2, elsewhere);
+    world.pass(20 * SECOND);
+    assert_eq!(depth(&world), 1);
+    assert_eq!(world.handed(2, wrong), []);
+    assert_eq!(world.handed(2, elsewhere), []);
+    let right = world.attach(2, of_types(stream("default", "r", &[]), &["charge"]));
+    world.pass(SECOND);
+    assert_eq!(world.handed(2, right).len(), 1);
+}
