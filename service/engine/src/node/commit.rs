@@ -90,7 +90,7 @@ impl Failures {
         }
         let failed = events.iter().filter_map(|event| match event {
             Event::AttemptFailed(failed) => {
-                Some((failed.path.clone(), failed.attempt, failed.decision.clone()))
+                Some((failed.path.clone(), failed.attempt, failed.decision))
             }
             _ => None,
         });
@@ -104,7 +104,7 @@ impl Failures {
         let mut failed = self.0.iter();
         let found =
             failed.find(|(path, attempt, _)| *path == task.path && *attempt == task.attempt);
-        found.map(|(_, _, decision)| decision.clone())
+        found.map(|(_, _, decision)| *decision)
     }
 }
 

@@ -608,8 +608,9 @@ impl Draw {
         }
         let other = self.one_in(6);
         let of = if other { self.pick(&RegistryOperation::ALL) } else { operation };
-        // Few, so that they meet; but not only those, which are all taken one day.
-        let number = if self.one_in(4) { self.next_number() } else { 0 };
+        // Few, so that they meet; but not only those, which are all taken one day, some of them by
+        // another operation.
+        let number = if self.one_in(4) { 3 + self.next_number() } else { self.below(3) };
         let request_id = format!("{} {number}", of.as_str());
         let digest = u64::from(self.one_in(3));
         Some(RegistryRequest { namespace: self.namespace(), request_id, digest })
