@@ -9,6 +9,10 @@ pub const WORKFLOW: &str = "order";
 /// Steps with a compensation, in their order.
 pub const COMPENSATED_STEPS: [&str; 2] = ["reserve", "charge"];
 pub const STEPS: [&str; 3] = ["reserve", "charge", "ship"];
+/// The types of its tasks, for workers of two kinds.
+pub const TASK_TYPES: [&[&str]; 2] =
+    [&["stock.reserve", "stock.release"], &["payment.charge", "payment.refund", "shipping.ship"]];
+
 /// Three steps, two of which can be undone. Retries are quick, so that faults meet them in all stages.
 pub const DEFINITION: &str = "
 name: order

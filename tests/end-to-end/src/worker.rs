@@ -37,6 +37,8 @@ pub struct Options {
     /// Where it writes what it does.
     pub record: PathBuf,
     pub transport: Transport,
+    /// The types of tasks that it takes.
+    pub task_types: Vec<String>,
     /// Servers, tried in turn.
     pub urls: Vec<String>,
 }
@@ -139,6 +141,7 @@ impl Worker {
     /// The first message: who it is, what it holds, what it has done in the meantime.
     fn opening(&self) -> StreamTasksRequest {
         let open = OpenSession {
+            task_types: self.options.task_types.clone(),
             session_id: self.options.session.clone(),
             worker: self.options.name.clone(),
             held_task_tokens: self.held.keys().cloned().collect(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use crate::binary;
+use crate::order::TASK_TYPES;
 use crate::process::Process;
 use crate::record::{self, Entry};
 use crate::worker::Transport;
@@ -20,7 +21,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts them. Each prefers another of the servers; of four, two take their tasks by unary calls.
+    /// Starts them, each with another server that it prefers and other types of tasks: with two servers
+    /// each order needs workers of both. Of four, two take their tasks by unary calls.
     pub fn start(folder: &Path, urls: &[String], count: usize) -> Self {
         let (folder, urls) = (folder.to_path_buf(), urls.to_vec());
         let mut workers = Self { folder, urls, running: Vec::new(), kills: 0 };
@@ -56,6 +58,7 @@ impl Workers {
         let mut arguments = vec![name(number), session.to_owned()];
         arguments.push(self.record(number).display().to_string());
         arguments.push(transport(number).name().to_owned());
+        arguments.push(TASK_TYPES[number % TASK_TYPES.len()].join(","));
         let count = self.urls.len();
         arguments.extend((0..count).map(|turn| self.urls[(number + turn) % count].clone()));
         let log = self.folder.join(format!("{}.log", name(number)));

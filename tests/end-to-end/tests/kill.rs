@@ -20,7 +20,7 @@ use recoup_test_postgres::Server as Postgres;
 use recoup_test_postgres::proxy::{Fault, Proxy};
 
 const CLIENTS: usize = 24;
-/// Two by stream and two by unary calls.
+/// Of each kind of tasks one by stream and one by unary calls.
 const WORKERS: usize = 4;
 /// Between two faults so many starts must have been acknowledged: each strikes under load.
 const STARTS_BETWEEN: usize = 15;

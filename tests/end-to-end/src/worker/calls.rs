@@ -53,6 +53,7 @@ impl Worker {
 
     fn poll_request(&self, free: u32) -> PollTasksRequest {
         PollTasksRequest {
+            task_types: self.options.task_types.clone(),
             max_tasks: free,
             wait: Some(duration(POLL_WAIT)),
             session_id: self.options.session.clone(),
