@@ -64,6 +64,26 @@ pub enum Command {
     Wake,
 }
 
+impl Command {
+    /// The attempt that it is about, if it is about one.
+    pub fn task(&self) -> Option<&TaskId> {
+        match self {
+            Self::CompleteTask { task, .. }
+            | Self::FailTask { task, .. }
+            | Self::TimeOutTask { task, .. }
+            | Self::LoseWorker { task, .. }
+            | Self::RecordStart { task, .. }
+            | Self::WithdrawTask { task } => Some(task),
+            Self::StartExecution(_)
+            | Self::CancelExecution { .. }
+            | Self::TerminateExecution { .. }
+            | Self::RetryCompensation { .. }
+            | Self::SkipCompensation { .. }
+            | Self::Wake => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct StartExecution {
     pub id: ExecutionId,

@@ -352,6 +352,12 @@ impl Execution {
             .filter_map(|(path, task)| Some(Open { path, task, attempt: task.open.as_ref()? }))
     }
 
+    /// Who the history says has an open attempt.
+    pub fn started(&self, task: &TaskId) -> Option<&Started> {
+        let mut open = self.open_attempts();
+        open.find(|open| self.task_id(open) == *task)?.attempt.started.as_ref()
+    }
+
     pub fn task_id(&self, open: &Open<'_>) -> TaskId {
         TaskId {
             execution: self.id,

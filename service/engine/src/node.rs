@@ -123,6 +123,10 @@ pub struct Node<R> {
     doubtful: BTreeSet<ExecutionId>,
     /// The last one that a round came to.
     heads_asked: ExecutionId,
+    /// As much for what workers of this node hold.
+    held_asked: Option<TaskId>,
+    /// When that began with the first of them.
+    held_round: Tick,
 
     timers: BTreeSet<(Timestamp, Timer)>,
     outputs: VecDeque<Output<R>>,
@@ -163,6 +167,8 @@ impl<R> Node<R> {
             claiming: false,
             doubtful: BTreeSet::new(),
             heads_asked: ExecutionId(uuid::Uuid::nil()),
+            held_asked: None,
+            held_round: Tick::default(),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
         }

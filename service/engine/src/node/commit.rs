@@ -464,10 +464,12 @@ impl<R> Node<R> {
         slot.owned = false;
         slot.index = None;
         slot.overflow.clear();
-        // A hand-over that was under way is off; what workers say that they hold is not.
+        // A hand-over that was under way is off; what workers say that they hold is not. That an attempt
+        // was with nobody, or had had its time, is judged again on what is read.
         let held = &self.held;
         slot.inbox.retain(|one| match &one.command {
             Command::RecordStart { task, .. } => one.reply.is_some() || held.contains_key(task),
+            Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,
             _ => true,
         });
         for attempt in std::mem::take(&mut slot.attempts) {

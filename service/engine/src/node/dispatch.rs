@@ -15,7 +15,7 @@ use super::attempt::{Attempt, Handed, Place};
 use super::io::{HandedTask, SessionKey, WorkerKey};
 use super::notices::Notice;
 use super::slots::{Known, Slot};
-use super::workers::Holder;
+use super::workers::{Holder, SessionState};
 use super::{Node, Output, Timer};
 use crate::clock::Now;
 #[cfg(feature = "mutants")]
@@ -47,7 +47,7 @@ impl<R> Node<R> {
         let (state, plan) = (state.clone(), plan.clone());
         let mut known = std::mem::take(&mut slot.attempts);
         let mut kept = Vec::with_capacity(1);
-        let (mut come, mut parted) = (Vec::new(), Vec::new());
+        let (mut come, mut parted, mut disowned) = (Vec::new(), Vec::new(), Vec::new());
         let released = match committed {
             // The start that was recorded for it has made it this node's.
             true => std::mem::take(&mut slot.released),
@@ -56,9 +56,10 @@ impl<R> Node<R> {
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let started = open.attempt.started.as_ref();
-            if let Some(at) = known.iter().position(|attempt| attempt.id == task) {
-                let mut attempt = known.swap_remove(at);
-                attempt.acting = false;
+            if let Some(place) = known.iter().position(|attempt| attempt.id == task) {
+                let mut attempt = known.swap_remove(place);
+                let was_acting = attempt.acting;
+                attempt.acting = slot.acts_on(&task);
                 if let Place::Handed(handed) = &mut attempt.place {
                     handed.recorded |= started.is_some();
                 }
@@ -66,6 +67,13 @@ impl<R> Node<R> {
                 let once =
                     plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
                 match (&attempt.place, started) {
+                    // A worker here has said so, while the execution was another node's.
+                    (place, _) if !attempt.is_handed() && self.held.contains_key(&task) => {
+                        parted.push(place.clone());
+                        let holder = &self.held[&task];
+                        attempt.place = Place::Handed(holder.handed(started, at));
+                        attempt.possibly_started = true;
+                    }
                     // Its owner has put it where this node claimed it: nobody has it here any more.
                     (Place::Handed(_) | Place::Grace { .. }, _)
                         if claimed && !once && !self.held.contains_key(&task) =>
@@ -76,6 +84,18 @@ impl<R> Node<R> {
                     }
                     (Place::Starting { worker }, Some(_)) if committed => {
                         come.push((task, Some(*worker)));
+                    }
+                    // Given back while the start was on its way into the history.
+                    (Place::Scheduled | Place::Queued { .. }, Some(_))
+                        if committed && was_acting =>
+                    {
+                        disowned.push(task);
+                    }
+                    (Place::Overflowed, Some(_)) if committed && was_acting => {
+                        // The row may have gone with the start.
+                        attempt.place = Place::Scheduled;
+                        attempt.claimed = true;
+                        come.push((task, None));
                     }
                     (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(_)) => {
                         // Another node has handed it out meanwhile.
@@ -95,17 +115,9 @@ impl<R> Node<R> {
             let once = plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
             let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
             let place = match holder {
-                _ if scheduled_at > now => Place::Scheduled,
-                Some(holder) => Place::Handed(Handed {
-                    name: holder.name.clone(),
-                    session: Some(holder.session.clone()),
-                    // Its time runs on, whichever node its worker is at.
-                    since: started.map_or(now, |started| started.at.min(now)),
-                    began: started.map_or(tick, |started| at.tick_of(started.at)),
-                    beat_at: tick,
-                    recorded: started.is_some(),
-                    details: None,
-                }),
+                // What is with a worker is due, though the clock of the node that handed it out is ahead.
+                None if scheduled_at > now && started.is_none() => Place::Scheduled,
+                Some(holder) => Place::Handed(holder.handed(started, at)),
                 // Nobody had it, or its owner has waited for whoever had: a claim commits the start
                 // first.
                 None if is_fresh || claimed => {
@@ -136,7 +148,9 @@ impl<R> Node<R> {
                 scheduled_at,
                 place,
                 possibly_started,
-                claimed,
+                // What an owner before this one still decides, believing that nobody has had the attempt,
+                // has to lose against the start.
+                claimed: claimed || !is_fresh,
                 unsent: false,
                 missed: 0,
                 reported: false,
@@ -144,6 +158,11 @@ impl<R> Node<R> {
                 withdrawn: false,
             });
         }
+        // Of what was claimed, the owner says that nobody has it: a worker here has.
+        let is_claimed = |task: &&TaskId| slot.claimed.contains_key(&key_of(task));
+        let open_here = kept.iter().map(|attempt| &attempt.id);
+        let open_here = open_here.filter(|task| self.held.contains_key(*task));
+        let contradicted: Vec<_> = open_here.filter(is_claimed).cloned().collect();
         let claimed = std::mem::take(&mut slot.claimed);
         let open = |key: &TaskKey| kept.iter().any(|attempt| key_of(&attempt.id) == *key);
         let (found, missing): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -158,6 +177,10 @@ impl<R> Node<R> {
         }
         let void: Vec<_> = void.into_keys().collect();
         slot.attempts = kept;
+        let owned = slot.owned;
+        if owned {
+            self.note_started(&state);
+        }
         if !void.is_empty() {
             self.outputs.push_back(Output::WithdrawOverflow(void));
         }
@@ -179,9 +202,63 @@ impl<R> Node<R> {
                 None => self.enqueue(&task),
             }
         }
+        if self.stopping {
+            for task in &disowned {
+                self.disown(task);
+            }
+        }
+        for task in &contradicted {
+            match owned {
+                true => self.withdraw_row(task),
+                false => self.hold(task),
+            }
+        }
         if self.slots.get(&id).is_some_and(Slot::is_ending) {
             self.tell_cancelled(id);
         }
+    }
+
+    /// What the history says of the attempts that workers of this node hold.
+    fn note_started(&mut self, state: &Execution) {
+        if self.held.is_empty() {
+            return;
+        }
+        for open in state.open_attempts() {
+            if let Some(holder) = self.held.get_mut(&state.task_id(&open)) {
+                holder.started_at = open.attempt.started.as_ref().map(|started| started.at);
+            }
+        }
+    }
+
+    /// Another node has become the owner, by a command that came to it. It waits only so long for whoever
+    /// has the attempts to say so, and workers that are connected here have no reason to say anything:
+    /// with the start that is recorded for them, the execution comes back. Unless something has been
+    /// recorded of the attempt meanwhile: then it is with somebody else, or its worker talks to another
+    /// node.
+    pub(super) fn speak_for_workers(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get(&id).filter(|slot| !slot.owned) else {
+            return;
+        };
+        let spoken_for = slot.attempts.iter().map(|attempt| &attempt.id).filter(|task| {
+            let started_at = slot.state().and_then(|state| state.started(task));
+            let started_at = started_at.map(|started| started.at);
+            let holder = self.held.get(*task).filter(|holder| holder.started_at == started_at);
+            // Between two polls it may be another node that a worker talks to.
+            let session = holder.and_then(|holder| self.sessions.get(&holder.session));
+            session.is_some_and(SessionState::is_connected) && !slot.acts_on(task)
+        });
+        for task in spoken_for.cloned().collect::<Vec<_>>() {
+            self.hold(&task);
+        }
+    }
+
+    /// A row in the overflow is void.
+    fn withdraw_row(&mut self, task: &TaskId) {
+        let key = key_of(task);
+        if let Some(slot) = self.slots.get_mut(&task.execution) {
+            slot.overflow.remove(&key);
+        }
+        self.outputs.push_back(Output::WithdrawOverflow(vec![key]));
     }
 
     /// The attempt is over, whoever has it.
@@ -495,6 +572,8 @@ impl<R> Node<R> {
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
         };
+        // What nobody has had is on no record.
+        let may_be_on_record = recorded || attempt.possibly_started;
         attempt.possibly_started = true;
         attempt.unsent = false;
         attempt.claimed &= !recorded;
@@ -510,7 +589,9 @@ impl<R> Node<R> {
         let (state, plan) = (state.clone(), plan.clone());
         if let Some(session) = &worker.session {
             let (session, name) = (session.clone(), worker.name.clone());
-            self.take_hold(task.clone(), Holder { session, name });
+            let started = may_be_on_record.then(|| state.started(task)).flatten();
+            let started_at = started.map(|started| started.at);
+            self.take_hold(task.clone(), Holder { session, name, started_at });
         }
         let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
         self.outbox.entry(key).or_default().push(handed);
@@ -519,7 +600,7 @@ impl<R> Node<R> {
 
     /// The history says that it has started, so no other node would hand it out, and this one does so no
     /// more: all that can be said is that it was not done.
-    fn fail_unsent(&mut self, task: &TaskId) {
+    pub(super) fn fail_unsent(&mut self, task: &TaskId) {
         let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
         self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
     }
@@ -680,12 +761,8 @@ impl<R> Node<R> {
 
     /// Submits a command of the node's own about an attempt.
     pub(super) fn act(&mut self, command: Command) {
-        let task = match &command {
-            Command::TimeOutTask { task, .. }
-            | Command::LoseWorker { task, .. }
-            | Command::FailTask { task, .. }
-            | Command::RecordStart { task, .. } => task.clone(),
-            _ => return,
+        let Some(task) = command.task().cloned() else {
+            return;
         };
         if let Some(attempt) = self.attempt_mut(&task) {
             attempt.acting = true;

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use recoup_core::command::TaskId;
+use recoup_core::definition::Delivery;
 use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
 
 use super::attempt::Place;
@@ -163,7 +164,7 @@ impl<R> Node<R> {
 
     /// Puts tasks that were taken from their queues where any node claims them.
     fn overflow(&mut self, taken: Vec<(QueueName, TaskId)>) {
-        let mut tasks = Vec::new();
+        let (mut tasks, mut never_left) = (Vec::new(), Vec::new());
         for (queue, task) in taken {
             let Some(slot) = self.slots.get_mut(&task.execution) else {
                 continue;
@@ -178,6 +179,12 @@ impl<R> Node<R> {
             let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == task) else {
                 continue;
             };
+            if attempt.unsent && plan.delivery == Delivery::AtMostOnce {
+                // The history says that it has started: no other node would take it.
+                attempt.place = Place::Scheduled;
+                never_left.push(task);
+                continue;
+            }
             attempt.place = Place::Overflowed;
             self.doubtful.insert(task.execution);
             slot.overflow.insert(key_of(&task));
@@ -186,6 +193,9 @@ impl<R> Node<R> {
         }
         if let (Some(node), false) = (self.node_id(), tasks.is_empty()) {
             self.outputs.push_back(Output::Overflow(node, tasks));
+        }
+        for task in never_left {
+            self.fail_unsent(&task);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::time::Duration;
 
+use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
 use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, Peers, Renewals};
 
@@ -23,6 +24,8 @@ const CLAIM_MAX: usize = 256;
 const HEADS_MAX: usize = 2000;
 /// So long after a worker was last heard from, it may have turned to another node.
 const PARTED_AFTER: Duration = Duration::from_secs(1);
+/// Held attempts that a round of questions about heads looks at.
+const HELD_MAX: usize = 1000;
 
 /// Another node's lease.
 #[derive(Clone, Copy)]
@@ -116,6 +119,13 @@ impl<R> Node<R> {
         self.timers.retain(|(_, timer)| wanted(timer));
         self.claiming = false;
         self.peers = Peers::default();
+        // Handed out in the life that is over, and not on its way yet: it stays here.
+        for (worker, tasks) in std::mem::take(&mut self.outbox) {
+            self.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
+            for handed in tasks {
+                self.let_go(&handed.id);
+            }
+        }
         #[cfg(feature = "mutants")]
         if self.options.has(Mutant::NoReloadAfterLostLease) {
             return;
@@ -223,9 +233,12 @@ impl<R> Node<R> {
                 }
             }
         }
+        ids.extend(self.owned_and_held());
         if ids.is_empty() {
             return self.set_timer(self.options.head_interval, Timer::Heads);
         }
+        ids.sort_unstable();
+        ids.dedup();
         self.outputs.push_back(Output::Heads(node, ids));
     }
 
@@ -244,6 +257,37 @@ impl<R> Node<R> {
             _ => false,
         };
         slot.is_foreign() || slot.attempts.iter().any(moved)
+    }
+
+    /// Of what workers of this node have had for a while, the next few: a command that came to another
+    /// node has made that one the owner, which gives the attempt to somebody else unless it hears of it
+    /// within the grace. So each is asked about some four times in that time.
+    fn owned_and_held(&mut self) -> Vec<ExecutionId> {
+        let pause = self.options.reconnect_grace / 4;
+        if self.held_asked.is_none() {
+            if self.monotonic < self.held_round + pause {
+                return Vec::new();
+            }
+            self.held_round = self.monotonic;
+        }
+        let rounds = pause.as_micros() / self.options.head_interval.as_micros().max(1);
+        let share = self.held.len() / usize::try_from(rounds).unwrap_or(1).max(1) + 1;
+        let share = share.min(HELD_MAX);
+        let after = match &self.held_asked {
+            Some(task) => Bound::Excluded(task),
+            None => Bound::Unbounded,
+        };
+        let round = self.held.range((after, Bound::Unbounded)).take(share);
+        let round: Vec<TaskId> = round.map(|(task, _)| task.clone()).collect();
+        self.held_asked = round.last().filter(|_| round.len() == share).cloned();
+        let lasts = |task: &&TaskId| {
+            let slot = self.slots.get(&task.execution);
+            slot.filter(|slot| slot.owned && !slot.in_flight).is_some_and(|slot| {
+                let attempt = slot.attempts.iter().find(|attempt| attempt.id == **task);
+                matches!(attempt.map(|own| &own.place), Some(Place::Handed(own)) if own.recorded)
+            })
+        };
+        round.iter().filter(lasts).map(|task| task.execution).collect()
     }
 
     pub(super) fn heads(&mut self, node: NodeId, heads: recoup_store::Result<Vec<Head>>) {

@@ -140,9 +140,13 @@ impl<R> Slot<R> {
 
     /// Who the history says has an open attempt.
     pub fn started(&self, task: &TaskId) -> Option<Started> {
-        let state = self.state()?;
-        let mut open = state.open_attempts();
-        open.find(|open| state.task_id(open) == *task)?.attempt.started.clone()
+        self.state()?.started(task).cloned()
+    }
+
+    /// Whether a command of the node's own about an attempt waits to be decided.
+    pub fn acts_on(&self, task: &TaskId) -> bool {
+        let own = self.inbox.iter().filter(|pending| pending.reply.is_none());
+        own.filter_map(|pending| pending.command.task()).any(|other| other == task)
     }
 
     /// Whether the run is ending and its steps are to stop.
@@ -414,6 +418,7 @@ impl<R> Node<R> {
                     }
                     self.sync_attempts(id, false);
                     self.void_releases(id);
+                    self.speak_for_workers(id);
                 }
             }
             Err(Unusable::Damaged(damage)) => return self.quarantine(id, *damage),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use recoup_core::command::{Command, TaskId};
+use recoup_core::execution::Started;
 use recoup_core::failure_event::worker_lost;
 use recoup_core::id::ExecutionId;
 use recoup_core::payload::Payload;
@@ -59,11 +60,37 @@ impl SessionState {
     }
 }
 
+impl SessionState {
+    /// Whether a stream or a poll of it is here.
+    pub fn is_connected(&self) -> bool {
+        !self.workers.is_empty()
+    }
+}
+
 /// Who holds an attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Holder {
     pub session: SessionKey,
     pub name: String,
+    /// When the attempt started, as the history had it while this node last owned its execution.
+    pub started_at: Option<Timestamp>,
+}
+
+impl Holder {
+    /// Where an attempt is that this holder has.
+    pub fn handed(&self, started: Option<&Started>, now: Now) -> Handed {
+        let Now { tick, time } = now;
+        Handed {
+            name: self.name.clone(),
+            session: Some(self.session.clone()),
+            // Its time runs on, whichever node its worker is at.
+            since: started.map_or(time, |started| started.at.min(time)),
+            began: started.map_or(tick, |started| now.tick_of(started.at)),
+            beat_at: tick,
+            recorded: started.is_some(),
+            details: None,
+        }
+    }
 }
 
 impl<R> Node<R> {
@@ -189,7 +216,7 @@ impl<R> Node<R> {
                 continue;
             }
             let (session, name) = (session.clone(), name.clone());
-            self.take_hold(task.clone(), Holder { session, name });
+            self.take_hold(task.clone(), Holder { session, name, started_at: None });
             self.hold(&task);
         }
     }

@@ -3,6 +3,7 @@
 mod clock;
 mod notices;
 mod offers;
+mod owners;
 mod rounds;
 mod sessions;
 mod world;

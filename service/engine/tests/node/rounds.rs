@@ -118,7 +118,9 @@ fn a_round_of_heads_goes_by_what_is_in_doubt() {
     world.pass(SECOND);
     let node = &world.machines[0].node;
     assert_eq!((node.cached().count(), node.in_doubt()), (300, 0));
-    assert!(world.machines[0].heads.is_empty());
+    // What its worker has is asked about a few times within the grace, not in each round.
+    let asked = world.machines[0].heads.iter().map(Vec::len).sum::<usize>();
+    assert!((150..=400).contains(&asked), "{asked}");
     // Somebody asks the other node about one of them.
     let (execution, _) = world.machines[0].node.cached().next().expect("there are 300");
     let until = world.now() + 60 * SECOND;
@@ -138,13 +140,14 @@ fn a_task_is_asked_about_once_its_worker_has_been_silent_for_a_second() {
     let task = world.handed(0, worker).remove(0);
     let holder = world.attach(0, poll("default", "s", Some(&[&task])));
     world.pass(5 * SECOND);
-    assert!(world.machines[0].heads.is_empty(), "its worker waits in a poll here");
+    let asked = world.machines[0].heads.len();
+    assert!((1..=4).contains(&asked), "its worker waits in a poll here: now and then, not {asked}");
     world.put(0, Input::Detach { worker: holder });
     world.pass(Duration::from_millis(900));
-    assert!(world.machines[0].heads.is_empty(), "it is expected to poll again");
-    world.pass(Duration::from_millis(500));
+    world.machines[0].heads.clear();
+    world.pass(SECOND);
     let heads = &world.machines[0].heads;
-    assert!(heads.iter().all(|ids| *ids == [task.execution]) && !heads.is_empty(), "{heads:?}");
+    assert!(heads.iter().all(|ids| *ids == [task.execution]) && heads.len() >= 4, "{heads:?}");
 }
 
 #[test]

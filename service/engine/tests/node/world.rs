@@ -72,6 +72,11 @@ impl World {
     /// With that many nodes, each with a lease, and two workflows of one step in `default` and `team`:
     /// `order`, and `watched`, whose step has a heartbeat timeout of 2 s.
     pub fn new(nodes: usize) -> Self {
+        Self::with(nodes, &order())
+    }
+
+    /// As [`World::new`], with another definition of the workflow.
+    pub fn with(nodes: usize, order: &Workflow) -> Self {
         let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
         let tell = clock.clone();
         let now = move || Timestamp::from_micros(tell.load(Ordering::Relaxed));
@@ -80,13 +85,13 @@ impl World {
         let created = ready(store.create_namespace(&team, "", Duration::from_secs(3600), None));
         created.expect("it is new");
         for namespace in ["default", "team"] {
-            for workflow in [order(), watched()] {
+            for workflow in [order, &watched()] {
                 let version = NewVersion {
                     namespace: Namespace::from(namespace),
                     name: workflow.name.clone(),
                     digest: [1; 32],
                     format: format::CURRENT,
-                    definition: format::encode_workflow(&workflow),
+                    definition: format::encode_workflow(workflow),
                 };
                 ready(store.register(&version, None)).expect("the model registers");
             }
@@ -175,6 +180,16 @@ impl World {
     pub fn put(&mut self, machine: usize, input: Input<Reply>) {
         let now = self.at(machine);
         self.machines[machine].node.handle(input, now);
+        self.machines[machine].node.tick(now);
+        self.settle(machine);
+    }
+
+    /// Several inputs that have come before the node does anything.
+    pub fn put_all(&mut self, machine: usize, inputs: Vec<Input<Reply>>) {
+        let now = self.at(machine);
+        for input in inputs {
+            self.machines[machine].node.handle(input, now);
+        }
         self.machines[machine].node.tick(now);
         self.settle(machine);
     }
@@ -384,7 +399,8 @@ fn watched() -> Workflow {
     workflow
 }
 
-fn order() -> Workflow {
+/// One step, `charge`, three attempts a second apart.
+pub fn order() -> Workflow {
     let interval = Duration::from_secs(1);
     let step = Step {
         id: StepId::from("charge"),

@@ -1,0 +1,203 @@
+//! Executions that change their owner while workers have their tasks.
+
+use std::time::Duration;
+
+use recoup_core::command::{Command, TaskId};
+use recoup_core::definition::{Delivery, StepKind};
+use recoup_core::error::{Error, builtin};
+use recoup_core::retry::Schedule;
+use recoup_engine::node::io::{Answer, Input, Offer, WorkerMessage};
+use recoup_engine::options::Options;
+use recoup_store::Nodes;
+
+use crate::world::{Reply, World, order, poll, ready, session, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn submit(command: Command) -> impl FnOnce(Reply) -> Input<Reply> {
+    let execution = command.task().map(|task| task.execution).expect("it is about a task");
+    move |reply| Input::Submit { execution, command, request: None, reply }
+}
+
+fn cancel(world: &mut World, machine: usize, task: &TaskId) {
+    let (execution, reason) = (task.execution, String::new());
+    let command = Command::CancelExecution { reason };
+    let answer =
+        world.ask(machine, |reply| Input::Submit { execution, command, request: None, reply });
+    assert!(matches!(answer, Some(Ok(Answer::Done { .. }))), "{answer:?}");
+}
+
+/// Time passes, and a session is heard of all the while.
+fn pass_alive(world: &mut World, machine: usize, id: &str, time: Duration) {
+    let until = world.now() + time;
+    while world.now() < until {
+        world.put(machine, Input::Touch { session: session("default", id) });
+        world.pass(SECOND.min(until.since(world.now())));
+    }
+}
+
+fn leave(world: &mut World, machine: usize) {
+    let node = world.machines[machine].node.node_id().expect("it lives");
+    ready(world.store.leave(node)).expect("the model does not fail");
+}
+
+#[test]
+fn what_a_worker_has_stays_with_it_when_another_node_takes_a_command() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    // Its start goes on record.
+    pass_alive(&mut world, 0, "s", 2 * SECOND);
+    let other = world.attach(1, stream("default", "t", &[]));
+    cancel(&mut world, 1, &task);
+    for _ in 0..8 {
+        world.put(1, Input::Touch { session: session("default", "t") });
+        pass_alive(&mut world, 0, "s", SECOND);
+    }
+    assert_eq!(world.handed(1, other), [], "the first worker is still at it");
+    let told = world.told(0, holder);
+    let is_told = told.iter().any(|message| matches!(message, WorkerMessage::CancelRequested(_)));
+    assert!(is_told, "{told:?}");
+    assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
+}
+
+#[test]
+fn what_a_worker_brings_along_stays_with_it_although_the_grace_is_long_over() {
+    let mut world = World::new(2);
+    let execution = world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    pass_alive(&mut world, 0, "s", 2 * SECOND);
+    // The other node knows of it all the while.
+    let until = world.now() + 60 * SECOND;
+    world.put(1, Input::Await { execution, until, reply: 0 });
+    pass_alive(&mut world, 0, "s", Options::default().reconnect_grace + SECOND);
+    world.put(0, Input::Detach { worker: holder });
+    let other = world.attach(1, stream("default", "t", &[]));
+    world.attach(1, Offer { credit: 0, ..stream("default", "s", &[&task]) });
+    pass_alive(&mut world, 1, "s", SECOND);
+    assert_eq!(world.handed(1, other), []);
+    assert_eq!(world.snapshot(1, execution).live[0].session.as_deref(), Some("s"));
+}
+
+#[test]
+fn what_was_not_on_its_way_when_the_lease_was_lost_stays() {
+    let mut world = World::new(1);
+    world.machines[0].hold_back = &["commit"];
+    let worker = world.attach(0, stream("default", "s", &[]));
+    world.start_later(0, "default");
+    let before = world.machines[0].node.node_id().expect("it lives");
+    let mut inputs = std::mem::take(&mut world.machines[0].late);
+    assert_eq!(inputs.len(), 1, "{inputs:?}");
+    world.machines[0].hold_back = &[];
+    // Both answers are there before the node does anything.
+    inputs.push(Input::Renewed(before, Err(recoup_store::Error::LeaseLost)));
+    world.put_all(0, inputs);
+    assert_ne!(world.machines[0].node.node_id(), Some(before));
+    assert_eq!(world.handed(0, worker), [], "the new life has not read it yet");
+}
+
+#[test]
+fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    let error = Error::new("user.transient", "once more");
+    let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
+    assert!(matches!(world.ask(0, failed), Some(Ok(_))));
+    // The next attempt has a second to go, and is with somebody all the same.
+    let sequence = world.snapshot(0, task.execution).state.sequence;
+    let task = TaskId { attempt: 2, sequence, ..task };
+    let (worker, session, at) = ("w".to_owned(), "elsewhere".to_owned(), world.now());
+    let started = submit(Command::RecordStart { task: task.clone(), worker, session, at });
+    assert!(matches!(world.ask(0, started), Some(Ok(_))));
+    leave(&mut world, 0);
+    world.machines.remove(0);
+    let other = world.attach(0, stream("default", "t", &[]));
+    pass_alive(&mut world, 0, "t", 3 * SECOND);
+    assert_eq!(world.handed(0, other), [], "within the grace");
+    pass_alive(&mut world, 0, "t", Options::default().reconnect_grace);
+    assert_eq!(world.handed(0, other), [task]);
+}
+
+#[test]
+fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_queue() {
+    let mut definition = order();
+    let StepKind::Task(step) = &mut definition.steps.0[0].kind;
+    step.delivery = Delivery::AtMostOnce;
+    let mut world = World::with(2, &definition);
+    let execution = world.start(0, "default");
+    world.machines[0].hold_back = &["commit"];
+    let worker = world.attach(0, poll("default", "s", None));
+    world.put(0, Input::Detach { worker });
+    world.machines[0].hold_back = &[];
+    let started = std::mem::take(&mut world.machines[0].late);
+    assert_eq!(started.len(), 1, "its start is under way: {started:?}");
+    world.put_all(0, started);
+    let other = world.attach(1, stream("default", "t", &[]));
+    pass_alive(&mut world, 1, "t", 8 * SECOND);
+    let state = world.snapshot(0, execution).state;
+    let error = state.task(&"charge".into()).and_then(|task| task.last_error.clone());
+    assert_eq!(error.map(|error| error.error_type), Some(builtin::CANCELLED.to_owned()));
+    // The next attempt is for any node.
+    let handed = world.handed(1, other);
+    assert_eq!(handed.iter().map(|task| task.attempt).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn what_is_given_back_while_its_start_is_written_is_not_taken_to_be_with_who_gave_it_back() {
+    let mut world = World::new(2);
+    world.start(1, "default");
+    let bare = world.attach(1, poll("default", "", None));
+    let task = world.handed(1, bare).remove(0);
+    let handed_at = world.now();
+    world.machines[1].hold_back = &["commit"];
+    world.machines[1].node.stop();
+    world.put(1, Input::Undelivered { task: task.clone(), handed_at });
+    world.machines[1].hold_back = &[];
+    let started = std::mem::take(&mut world.machines[1].late);
+    assert_eq!(started.len(), 1, "its start is under way: {started:?}");
+    world.put_all(1, started);
+    assert!(world.machines[1].node.is_quiet());
+    leave(&mut world, 1);
+    world.machines.pop();
+    let other = world.attach(0, poll("default", "t", None));
+    world.pass(Options::default().reconnect_grace + 3 * SECOND);
+    assert_eq!(world.handed(0, other), [task], "long before its time is up");
+}
+
+#[test]
+fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
+    let mut definition = order();
+    let retry = definition.steps.0[0].retry.as_mut().expect("it has one");
+    retry.schedule = Some(Schedule::Constant { interval: 5 * SECOND });
+    let mut world = World::with(2, &definition);
+    let execution = world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    let error = Error::new("user.transient", "once more");
+    let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
+    assert!(matches!(world.ask(0, failed), Some(Ok(_))));
+    // The next attempt is with nobody, as this life knows, and its lease is over before the batch comes.
+    world.machines[0].hold_back = &["commit"];
+    leave(&mut world, 0);
+    let command = Command::TerminateExecution { reason: String::new(), unstarted: Vec::new() };
+    let submitted = Input::Submit { execution, command, request: None, reply: 0 };
+    world.put(0, submitted);
+    assert_eq!(world.machines[0].late.len(), 1, "it is on its way");
+    let other = world.attach(1, stream("default", "t", &[]));
+    pass_alive(&mut world, 1, "t", 6 * SECOND);
+    assert_eq!(world.handed(1, other).len(), 1);
+    world.machines[0].hold_back = &[];
+    for input in std::mem::take(&mut world.machines[0].late) {
+        world.put(0, input);
+    }
+    world.pass(SECOND);
+    let answer = world.machines[0].replies.remove(&0);
+    assert!(matches!(answer, Some(Ok(Answer::Done { .. }))), "{answer:?}");
+    let state = world.snapshot(1, execution).state;
+    assert!(state.state.is_ended());
+    assert!(state.task(&task.path).is_some_and(|task| task.unknown), "{state:?}");
+}
