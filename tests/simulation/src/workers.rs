@@ -475,7 +475,7 @@ impl World<'_> {
                 let ended = self.workers.ended.contains(&key);
                 if ended || (is_stream && self.machines[machine].stopping.is_some()) {
                     // A stream that ends passes nothing new on.
-                    return self.give_back(machine, tasks);
+                    return self.give_back(machine, key, ended, tasks);
                 }
                 for handed in &tasks {
                     self.check_sent(handed);
@@ -511,8 +511,14 @@ impl World<'_> {
         self.at(at, Event::Worker(Wake::Hear(key, message)));
     }
 
-    fn give_back(&mut self, machine: usize, tasks: Vec<HandedTask>) {
+    /// What does not get through comes back. The driver, which finds the link gone, detaches its worker
+    /// first: else the node would hand the same tasks to it again at once, and again.
+    fn give_back(&mut self, machine: usize, key: WorkerKey, gone: bool, tasks: Vec<HandedTask>) {
         let life = Some(self.machines[machine].life);
+        if gone {
+            let request = Request::Input(Box::new(Input::Detach { worker: key }));
+            self.after(Duration::ZERO, Event::Deliver { machine, life, request });
+        }
         for handed in tasks {
             let HandedTask { id: task, handed_at, .. } = handed;
             let request = Request::Input(Box::new(Input::Undelivered { task, handed_at }));
@@ -560,7 +566,6 @@ impl World<'_> {
                     // This poll is over; the node has detached it.
                     self.lose_link(worker, life);
                 }
-                self.end_if_drained(worker, life);
             }
             Message::CancelRequested(task) => {
                 let stops = self.random.below(2) == 0;
@@ -575,6 +580,8 @@ impl World<'_> {
             Message::Closed(task) => self.job_over(worker, life, &task),
             Message::Detached => self.lose_link(worker, life),
         }
+        // It may have waited for this message alone.
+        self.end_if_drained(worker, life);
     }
 
     fn keep_alive(&mut self, worker: usize, life: u64) {

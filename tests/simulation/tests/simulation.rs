@@ -8,9 +8,10 @@ const SEEDS: u64 = 300;
 /// A defect has to be found within so many seeds.
 const SEEDS_FOR_DEFECTS: u64 = 300;
 /// Each showed a defect once that has been mended since.
-const REGRESSIONS: [u64; 23] = [
+const REGRESSIONS: [u64; 38] = [
     1, 4, 5, 9, 18, 19, 50, 110, 155, 247, 423, 430, 445, 513, 545, 788, 1322, 1998, 2050, 2493,
-    2660, 2975, 4500,
+    2660, 2975, 4500, 5_004_392, 5_006_903, 5_009_618, 9_001_191, 9_001_526, 9_001_980, 9_005_239,
+    9_006_415, 9_008_085, 9_008_435, 9_010_613, 9_013_721, 9_019_041, 9_019_291, 9_000_780,
 ];
 
 #[test]
