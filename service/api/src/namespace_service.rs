@@ -125,4 +125,13 @@ impl NamespaceService for Service {
     ) -> Result<Response<v1::ListNamespacesResponse>, Status> {
         Ok(Response::new(self.list(request.into_inner()).await?))
     }
+
+    async fn resume_retention(
+        &self,
+        _: Request<v1::ResumeRetentionRequest>,
+    ) -> Result<Response<v1::ResumeRetentionResponse>, Status> {
+        let paused_at = self.context.store().resume_retention().await.map_err(Error::from)?;
+        let paused_at = paused_at.map(time::timestamp);
+        Ok(Response::new(v1::ResumeRetentionResponse { paused_at }))
+    }
 }

@@ -9,6 +9,7 @@
 //! machine. Ticks do not notice. Store time follows a step forward at once, and never goes back: it
 //! runs a little slower until the database has caught up.
 
+use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use recoup_core::time::Timestamp;
 
 /// While store time is ahead of the database it loses one part in so many.
 const SLOWER: u32 = 16;
+/// A clock that is further away than this was set, or is another machine's: it did not just run fast or
+/// slow.
+const STEP: Duration = Duration::from_secs(60);
 
 /// A moment on the monotonic clock of this process. It means nothing to another process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,19 +78,61 @@ impl Now {
     }
 }
 
-/// Store time: what the last lease said, and what the monotonic clock has added since.
+/// What the database said about the time, at some moment of a call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    /// Its clock.
+    pub database: Timestamp,
+    /// How far the life of a node has got that has got furthest.
+    pub reached: Timestamp,
+    /// What its clock said when another life was last renewed.
+    pub renewed_before: Option<Timestamp>,
+    /// How long the call took.
+    pub under_way: Duration,
+    /// For how long the machine has been suspended since the reading before, which ticks do not count.
+    pub suspended: Duration,
+}
+
+/// The database's clock was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Forward(Duration),
+    Back(Duration),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(by) => write!(f, "{by:?} forward"),
+            Self::Back(by) => write!(f, "{by:?} back"),
+        }
+    }
+}
+
+/// What a reading has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Correction {
+    /// By how much store time went forward at once.
+    pub forward: Duration,
+    pub step: Option<Step>,
+}
+
+/// Store time: what the last reading said, and what the monotonic clock has added since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreClock {
     time: Timestamp,
-    /// When it was `time`.
+    /// When it was `time`, and the database's clock was `database` or a little more.
     read_at: Tick,
     /// By how much it was ahead of the database then.
     ahead: Duration,
+    database: Timestamp,
+    uncertain: Duration,
 }
 
 impl StoreClock {
     pub fn new(database: Timestamp, tick: Tick) -> Self {
-        Self { time: database, read_at: tick, ahead: Duration::ZERO }
+        let (ahead, uncertain) = (Duration::ZERO, Duration::ZERO);
+        Self { time: database, read_at: tick, ahead, database, uncertain }
     }
 
     pub fn now(&self, tick: Tick) -> Now {
@@ -95,21 +141,27 @@ impl StoreClock {
         Now { tick, time: self.time + (passed - lost) }
     }
 
-    /// At some moment of a call that lasted until now for `under_way`, the database said `database`,
-    /// and no life of any node was known to be beyond `reached`. A clock that may be right is left
-    /// alone: how long an answer took moves no clock. Returns by how much it went forward at once.
-    pub fn correct(
-        &mut self,
-        database: Timestamp,
-        reached: Timestamp,
-        under_way: Duration,
-        tick: Tick,
-    ) -> Duration {
+    /// The answer to a call has come. A clock that may be right is left alone: how long an answer took
+    /// moves no clock.
+    pub fn correct(&mut self, reading: Reading, tick: Tick) -> Correction {
+        let Reading { database, reached, renewed_before, under_way, suspended } = reading;
         let before = self.now(tick).time;
+        let passed = tick.since(self.read_at) + suspended;
         self.time = before.max(database).max(reached);
         self.read_at = tick;
         self.ahead = self.time.since(database + under_way);
-        self.time.since(before)
+        let earliest = (self.database + passed).max(renewed_before.unwrap_or_default());
+        let latest = self.database + passed + self.uncertain;
+        (self.database, self.uncertain) = (database, under_way);
+        // Another life may have seen a step forward that was taken back since.
+        let forward = database.since(latest).max(reached.since(before.max(database) + suspended));
+        let back = earliest.since(database + under_way);
+        let step = match (forward > STEP, back > STEP) {
+            (_, true) => Some(Step::Back(back)),
+            (true, _) => Some(Step::Forward(forward)),
+            _ => None,
+        };
+        Correction { forward: self.time.since(before), step }
     }
 }
 
@@ -133,22 +185,29 @@ mod tests {
         Tick::after(ms(millis))
     }
 
+    fn read(database: Timestamp, reached: Timestamp, under_way: Duration) -> Reading {
+        Reading { database, reached, under_way, ..Reading::default() }
+    }
+
     #[test]
     fn a_clock_that_may_be_right_is_left_alone_and_one_that_is_behind_goes_forward() {
         let mut clock = StoreClock::new(at(5_000), tick(100));
         assert_eq!(clock.now(tick(1_100)).time, at(6_000));
         // Asked 300 ms ago, granted somewhere between.
-        assert_eq!(clock.correct(at(5_800), at(0), ms(300), tick(1_100)), ms(0));
+        let corrected = clock.correct(read(at(5_800), at(0), ms(300)), tick(1_100));
+        assert_eq!(corrected.forward, ms(0));
         assert_eq!(clock.now(tick(1_100)).time, at(6_000));
         // Behind: the machine slept, and its clock with it.
-        assert_eq!(clock.correct(at(9_000), at(0), ms(10), tick(1_200)), ms(2_900));
+        let corrected = clock.correct(read(at(9_000), at(0), ms(10)), tick(1_200));
+        assert_eq!(corrected.forward, ms(2_900));
         assert_eq!(clock.now(tick(1_300)).time, at(9_100));
     }
 
     #[test]
     fn a_step_back_makes_store_time_slower_until_the_database_has_caught_up() {
         let mut clock = StoreClock::new(at(100_000), tick(0));
-        assert_eq!(clock.correct(at(41_600), at(0), ms(0), tick(1_600)), ms(0));
+        let corrected = clock.correct(read(at(41_600), at(0), ms(0)), tick(1_600));
+        assert_eq!(corrected.forward, ms(0));
         assert_eq!(clock.now(tick(1_600)).time, at(101_600));
         // It goes on, at 15 sixteenths of its speed.
         assert_eq!(clock.now(tick(1_601)).time, at(101_600) + Duration::from_micros(937));
@@ -157,7 +216,7 @@ mod tests {
         assert_eq!(clock.now(tick(1_600 + 960_000)).time, at(101_600 + 900_000));
         assert_eq!(clock.now(tick(1_600 + 961_000)).time, at(101_600 + 901_000));
         // A later look finds how much is left.
-        clock.correct(at(57_600), at(0), ms(0), tick(17_600));
+        clock.correct(read(at(57_600), at(0), ms(0)), tick(17_600));
         assert_eq!(clock.ahead, ms(59_000));
     }
 
@@ -165,9 +224,39 @@ mod tests {
     fn store_time_is_never_behind_what_another_life_has_reached() {
         let mut clock = StoreClock::new(at(10_000), tick(0));
         let hour = ms(3_600_000);
-        assert_eq!(clock.correct(at(10_000), at(10_000) + hour, ms(5), tick(0)), hour);
+        let corrected = clock.correct(read(at(10_000), at(10_000) + hour, ms(5)), tick(0));
+        assert_eq!(corrected.forward, hour);
         assert_eq!(clock.now(tick(0)).time, at(10_000) + hour);
         assert_eq!(clock.ahead, hour - ms(5));
+    }
+
+    #[test]
+    fn only_what_no_run_of_clocks_explains_is_a_step() {
+        let start = at(10_000_000);
+        let minute = Duration::from_secs(60);
+        let step = |reading: Reading, passed: Duration| {
+            let mut clock = StoreClock::new(start, tick(0));
+            clock.correct(reading, Tick::after(passed)).step
+        };
+        let then = |database: Timestamp| read(database, at(0), ms(0));
+        assert_eq!(step(then(start + minute), ms(0)), None);
+        assert_eq!(step(then(start + minute * 2), ms(0)), Some(Step::Forward(minute * 2)));
+        assert_eq!(step(then(start + minute * 2), minute), None, "time has passed");
+        let slept = Reading { suspended: minute * 9, ..then(start + minute * 10) };
+        assert_eq!(step(slept, minute), None, "the machine was suspended");
+        assert_eq!(step(then(start - minute), ms(0)), None);
+        assert_eq!(step(then(start - minute * 2), ms(0)), Some(Step::Back(minute * 2)));
+        // What another life has seen: a step that was taken back, or one before this process began.
+        let other = read(start, start + minute * 3, ms(0));
+        assert_eq!(step(other, ms(0)), Some(Step::Forward(minute * 3)));
+        let before = Reading { renewed_before: Some(start + minute * 3), ..then(start) };
+        assert_eq!(step(before, ms(0)), Some(Step::Back(minute * 3)));
+        // It is told once.
+        let mut clock = StoreClock::new(start, tick(0));
+        let stepped = clock.correct(then(start - minute * 2), tick(0));
+        assert!(stepped.step.is_some());
+        let renewed = read(start - minute * 2, start, ms(0));
+        assert_eq!(clock.correct(renewed, tick(10)).step, None);
     }
 
     #[test]

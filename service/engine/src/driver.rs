@@ -13,7 +13,7 @@ use recoup_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, Span, debug_span};
 
-use crate::clock::{Now, StoreClock, Tick};
+use crate::clock::{Now, Reading, Step, StoreClock, Tick};
 use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
@@ -27,6 +27,8 @@ pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;
 
 /// Requests that wait for the node.
 const REQUESTS_MAX: usize = 8192;
+/// Between tries to note a step of the database's clock in the store.
+const PAUSE_RETRY: Duration = Duration::from_secs(1);
 /// Taken in before the node decides again.
 const DRAIN_MAX: usize = 4096;
 
@@ -39,13 +41,21 @@ pub(crate) enum Request {
 /// The time for everybody in this process: corrected by the driver alone.
 pub struct Clock {
     origin: Instant,
-    store: Mutex<StoreClock>,
+    following: Mutex<Following>,
+}
+
+struct Following {
+    store: StoreClock,
+    suspended: Duration,
+    /// Steps of the database's clock that the store does not know of yet.
+    unnoted: u32,
 }
 
 impl Clock {
     fn new(now: Timestamp) -> Self {
-        let store = Mutex::new(StoreClock::new(now, Tick::default()));
-        Self { origin: Instant::now(), store }
+        let store = StoreClock::new(now, Tick::default());
+        let following = Following { store, suspended: suspended(), unnoted: 0 };
+        Self { origin: Instant::now(), following: Mutex::new(following) }
     }
 
     /// Store time.
@@ -53,21 +63,44 @@ impl Clock {
         self.both().time
     }
 
+    /// Store time for whoever deletes what is old; none while it has taken in a step of the database's
+    /// clock of which the store does not know yet.
+    pub fn for_retention(&self) -> Option<Timestamp> {
+        let following = self.lock();
+        (following.unnoted == 0).then(|| following.store.now(self.tick()).time)
+    }
+
     fn both(&self) -> Now {
-        self.lock().now(self.tick())
+        self.lock().store.now(self.tick())
     }
 
     fn tick(&self) -> Tick {
         Tick::after(self.origin.elapsed())
     }
 
-    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) {
-        self.lock().correct(lease.now, lease.reached, under_way, self.tick());
+    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) -> Option<Step> {
+        let mut following = self.lock();
+        let suspended = suspended();
+        let before = std::mem::replace(&mut following.suspended, suspended);
+        let reading = Reading {
+            database: lease.now,
+            reached: lease.reached,
+            renewed_before: lease.renewed_before,
+            under_way,
+            suspended: suspended.saturating_sub(before),
+        };
+        let step = following.store.correct(reading, self.tick()).step;
+        following.unnoted += u32::from(step.is_some());
+        step
+    }
+
+    fn step_noted(&self) {
+        self.lock().unnoted -= 1;
     }
 
     /// No panic leaves it half changed, so a poisoned lock is as good as a whole one.
-    fn lock(&self) -> MutexGuard<'_, StoreClock> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Following> {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,7 +226,10 @@ impl Driver {
 
     fn take_answer(&mut self, Answered { input, began }: Answered) {
         if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &input {
-            self.clock.correct(lease, began.elapsed());
+            let step = self.clock.correct(lease, began.elapsed());
+            if let Some(step) = step {
+                self.stepped(step);
+            }
         }
         self.node.handle(input, self.clock.both());
         if self.node.node_id().is_some()
@@ -202,6 +238,26 @@ impl Driver {
             // Who started the engine may have given up.
             let _ = begun.send(());
         }
+    }
+
+    /// Nothing is deleted from now on: by a clock that was set wrongly, everything may look old.
+    fn stepped(&self, step: Step) {
+        tracing::error!(
+            %step,
+            "the database's clock was set; retention pauses until `recoup namespace \
+             resume-retention` confirms that the time is right"
+        );
+        let (store, clock, answers) =
+            (self.store.clone(), self.clock.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            while !answers.is_closed() {
+                match store.pause_retention().await {
+                    Ok(()) => return clock.step_noted(),
+                    Err(error) => tracing::warn!(%error, "retention could not be paused yet"),
+                }
+                tokio::time::sleep(PAUSE_RETRY).await;
+            }
+        });
     }
 
     fn carry_out(&mut self) {
@@ -337,6 +393,21 @@ fn span(output: &Output<Reply>) -> Span {
         Output::WithdrawOverflow(tasks) => debug_span!("withdraw", tasks = tasks.len()),
         Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => Span::none(),
     }
+}
+
+/// For how long this machine has been suspended since it was booted: what the monotonic clock leaves
+/// out. Where the system does not tell, a suspension looks like a step of the database's clock.
+fn suspended() -> Duration {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+        // The later one is read later: never less than nothing.
+        let monotonic = read(ClockId::Monotonic);
+        read(ClockId::Boottime).saturating_sub(monotonic)
+    }
+    #[cfg(not(target_os = "linux"))]
+    Duration::ZERO
 }
 
 async fn sleep(wait: Option<Duration>) {

@@ -61,6 +61,12 @@ impl Engine {
         self.clock.now()
     }
 
+    /// As of when retention may delete what is old; `None` for the moment after the database's clock was
+    /// set.
+    pub fn retention_time(&self) -> Option<Timestamp> {
+        self.clock.for_retention()
+    }
+
     /// Starts an execution and answers when that is durable.
     pub async fn start(&self, spec: StartSpec) -> Result<Started, Refusal> {
         let spec = StartSpec { until: None, ..spec };

@@ -1,6 +1,7 @@
 //! The driven engine on the model store: the way of an execution from its start to its end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use recoup_core::command::{Command, RequestId, StartExecution};
@@ -15,6 +16,7 @@ use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::retry::{Limits, RetryPolicy, Schedule};
+use recoup_core::time::Timestamp;
 use recoup_engine::{
     Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
 };
@@ -362,4 +364,30 @@ async fn a_heartbeat_at_another_node_is_kept_there_with_what_it_says() {
     assert_eq!(beat, Ok(false));
     let live = other.snapshot(id).await.expect("it is there").live;
     assert_eq!(live[0].details, Some(details));
+}
+
+/// Whoever deletes what is old waits for an operator, whichever way the clock went.
+#[tokio::test]
+async fn a_step_of_the_databases_clock_pauses_retention() {
+    const DAY_US: i64 = 24 * 3600 * 1_000_000;
+    for step in [-DAY_US, DAY_US] {
+        let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+        let reads = clock.clone();
+        let now = move || Timestamp::from_micros(reads.load(Ordering::Relaxed));
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Arc::new(now)));
+        let options = Options { lease_ttl: Duration::from_millis(30), ..Options::default() };
+        let engine = recoup_engine::driver::start(store.clone(), options).await;
+        let engine = engine.expect("the engine starts");
+        let before = engine.retention_time().expect("nothing has happened");
+        assert!(!store.expire(before, 1).await.expect("asks").paused);
+        clock.fetch_add(step, Ordering::Relaxed);
+        let paused = async {
+            while !store.expire(before, 1).await.expect("asks").paused {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), paused).await.expect("a renewal shows it");
+        assert!(store.resume_retention().await.expect("resumes").is_some());
+        engine.stop().await;
+    }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use recoup_engine::Engine;
-use recoup_store::Store;
 use recoup_store::postgres::PostgresStore;
 use recoup_store::sqlite::SqliteStore;
+use recoup_store::{Expired, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -237,7 +237,7 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
             let _ = stopped.wait_for(|stop| *stop).await;
         });
     let serving = tokio::spawn(serving);
-    let expiring = tokio::spawn(expire(store, stopping));
+    let expiring = tokio::spawn(expire(engine.clone(), stopping));
     Ok(Running { address, engine, shutdown, serving, expiring })
 }
 
@@ -281,10 +281,24 @@ async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 /// Lets go of what has outlived its retention, for as long as the server runs.
-async fn expire(store: Arc<dyn Store>, mut stopping: watch::Receiver<bool>) {
+async fn expire(engine: Engine, mut stopping: watch::Receiver<bool>) {
+    let mut was_paused = false;
     loop {
-        let more = match store.expire(EXPIRE_BATCH).await {
-            Ok(expired) => expired.more,
+        let expired = match engine.retention_time() {
+            Some(now) => engine.store().expire(now, EXPIRE_BATCH).await,
+            None => Ok(Expired { paused: true, ..Expired::default() }),
+        };
+        let more = match expired {
+            Ok(Expired { more, paused, .. }) => {
+                if paused && !was_paused {
+                    tracing::warn!(
+                        "retention is paused: nothing is deleted until `recoup namespace \
+                         resume-retention`"
+                    );
+                }
+                was_paused = paused;
+                more
+            }
             Err(error) => {
                 tracing::warn!(%error, "what has outlived its retention could not be deleted");
                 false

@@ -147,6 +147,8 @@ macro_rules! conformance {
             retention: retention_is_the_namespaces_own;
             retention: keys_that_name_expired_executions_go;
             retention: in_portions;
+            retention: nothing_goes_while_retention_is_paused;
+            retention: what_goes_is_old_by_the_time_that_is_given;
         }
 
         $crate::conformance_lanes! { $harness;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use recoup_core::time::Timestamp;
-use recoup_engine::clock::{Now, StoreClock, Tick};
+use recoup_engine::clock::{Now, Reading, StoreClock, Tick};
 use recoup_store::Lease;
 
 pub struct MachineClock {
@@ -63,6 +63,8 @@ impl MachineClock {
     pub fn correct(&mut self, lease: &Lease, asked: Duration, now: Timestamp) -> Duration {
         let elapsed = self.elapsed(now);
         let under_way = elapsed.saturating_sub(asked);
-        self.store.correct(lease.now, lease.reached, under_way, Tick::after(elapsed))
+        let (database, reached) = (lease.now, lease.reached);
+        let reading = Reading { database, reached, under_way, ..Reading::default() };
+        self.store.correct(reading, Tick::after(elapsed)).forward
     }
 }

@@ -39,6 +39,16 @@ impl Client {
         response.namespace.ok_or(Error::Incomplete("namespace"))
     }
 
+    /// Lets retention delete again after the database's clock was set, in all namespaces. The answer
+    /// says since when it was paused, if it was.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn resume_retention(&self) -> Result<v1::ResumeRetentionResponse, Error> {
+        let request = v1::ResumeRetentionRequest {};
+        rpc!(self, NamespaceServiceClient.resume_retention(request)).await
+    }
+
     /// Namespaces by name. `pattern`: `company.*` for those below `company`, a full name, or empty for all.
     pub fn namespaces(&self, pattern: impl Into<String>) -> Pages<v1::Namespace> {
         let (client, pattern) = (self.clone(), pattern.into());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use recoup_proto::v1;
-use recoup_store::Registry;
 use recoup_store::memory::MemoryStore;
+use recoup_store::{Registry, Retention};
 use tonic::Code;
 
 use crate::server::{ORDER, Server, assert_refused, source};
@@ -145,4 +145,17 @@ async fn a_subscription_does_not_come_back() {
     let refused = second.failures().delete_subscription(delete("c 2")).await;
     assert_refused(refused, code, reason, fields);
     second.failures().delete_subscription(delete("d 2")).await.expect("the next one is there");
+}
+
+#[tokio::test]
+async fn an_operator_resumes_retention_once() {
+    let store = Arc::new(MemoryStore::with_system_clock());
+    let server = Server::on(store.clone(), |_| {}).await;
+    store.pause_retention().await.expect("the model pauses");
+    let resume = async || {
+        let answer = server.namespaces().resume_retention(v1::ResumeRetentionRequest {}).await;
+        answer.expect("it answers").into_inner().paused_at
+    };
+    assert!(resume().await.is_some(), "since when it was paused");
+    assert_eq!(resume().await, None, "it was not paused any more");
 }

@@ -17,7 +17,7 @@ use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::retry::{Limits, RetryPolicy, Schedule};
 use recoup_core::time::Timestamp;
-use recoup_engine::clock::{Now, StoreClock, Tick};
+use recoup_engine::clock::{Now, Reading, StoreClock, Tick};
 use recoup_engine::load::{Plans, load};
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{
@@ -280,7 +280,8 @@ impl World {
         if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &input {
             let tick = self.tick();
             let clock = &mut self.machines[at].clock;
-            clock.correct(lease.now, lease.reached, Duration::ZERO, tick);
+            let (database, reached) = (lease.now, lease.reached);
+            clock.correct(Reading { database, reached, ..Reading::default() }, tick);
         }
         let now = self.at(at);
         self.machines[at].node.handle(input, now);

@@ -39,6 +39,8 @@ enum NamespaceCommand {
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
+    /// Let retention delete again after the database's clock was set
+    ResumeRetention,
 }
 
 pub async fn run(arguments: NamespaceArguments) -> Result<Exit, Failed> {
@@ -59,6 +61,15 @@ pub async fn run(arguments: NamespaceArguments) -> Result<Exit, Failed> {
                     namespace.created_at.as_ref().map(timestamp).unwrap_or_default(),
                     one_line(&namespace.description),
                 ]
+            })?;
+        }
+        NamespaceCommand::ResumeRetention => {
+            let resumed = session.client.resume_retention().await?;
+            session.say(&resumed, |_| {
+                vec![match &resumed.paused_at {
+                    Some(at) => format!("retention runs again; it was paused at {}", timestamp(at)),
+                    None => "retention was not paused".to_owned(),
+                }]
             })?;
         }
     }

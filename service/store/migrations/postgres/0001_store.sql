@@ -6,6 +6,8 @@ create table store (
     system_identifier bigint not null,
     database_oid bigint not null,
     table_oid bigint not null,
+    -- Since when nothing is deleted; null: retention runs.
+    retention_paused_at timestamptz,
     constraint store_pk primary key (only_row),
     constraint store_is_one_row check (only_row)
 );

@@ -5,6 +5,8 @@ create table store (
     incarnation blob not null,
     -- Counts how often the database was opened.
     session integer not null default 0,
+    -- Since when nothing is deleted, on the clock of the machine; null: retention runs.
+    retention_paused_at integer,
     constraint store_pk primary key (only_row),
     constraint store_is_one_row check (only_row = 1),
     constraint store_incarnation_is_a_uuid check (length(incarnation) = 16)

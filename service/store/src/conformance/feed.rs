@@ -276,7 +276,7 @@ pub async fn retention_leaves_a_gap(world: World) {
     write(vec![world.free_event("new")]).await;
     let current = world.store.feed_end().await.expect("end");
 
-    let expired = world.store.expire(100).await.expect("expires");
+    let expired = world.store.expire(Timestamp::MAX, 100).await.expect("expires");
     assert_eq!(expired.events, 3);
     let (events, end, gap) = world.read_on(&early, 10).await;
     assert_eq!(ids(&events), ["new"]);
@@ -299,7 +299,7 @@ pub async fn a_gap_with_nothing_behind_it_is_said_once(world: World) {
         let batch = Batch { feed: vec![old], ..Batch::default() };
         world.store.commit(node, &batch).await.expect("commits");
     }
-    assert_eq!(world.store.expire(100).await.expect("expires").events, 2);
+    assert_eq!(world.store.expire(Timestamp::MAX, 100).await.expect("expires").events, 2);
     let (events, end, gap) = world.read_on(&early, 10).await;
     assert_eq!((events.len(), gap.is_some()), (0, true));
     assert_eq!(world.read_on(&end, 10).await.2, None, "said once");

@@ -252,7 +252,7 @@ pub async fn calls_that_race_answer_alike(world: World) {
 /// Retention takes those that are older than a day, and this one is not.
 pub async fn an_id_of_today_stays(world: World) {
     create(&world, "s", &STATE, &request("c", 1)).await.expect("creates");
-    assert_eq!(world.store.expire(10).await.expect("expires"), Expired::default());
+    assert_eq!(world.store.expire(Timestamp::MAX, 10).await.expect("expires"), Expired::default());
     let operation = RegistryOperation::CreateSubscription;
     let answered = world.store.answered(operation, &request("c", 1)).await;
     assert!(answered.expect("asks").is_some());

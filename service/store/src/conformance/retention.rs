@@ -45,14 +45,17 @@ pub async fn what_ended_long_ago_goes(world: World) {
     let feed = vec![old, world.event("new", gone[0])];
     world.store.commit(node, &Batch { feed, ..Batch::default() }).await.expect("commits");
 
-    let expired = world.store.expire(1000).await.expect("expires");
+    let expired = world.store.expire(Timestamp::MAX, 1000).await.expect("expires");
     assert_eq!((expired.executions, expired.events), (gone.len() as u64, 1));
     assert_eq!((expired.start_requests, expired.more), (0, false));
     for id in gone {
         assert!(!is_there(&world, node, id).await, "{id} stayed");
     }
     assert_eq!(world.feed_ids().await, ["new"]);
-    assert_eq!(world.store.expire(1000).await.expect("expires"), Expired::default());
+    assert_eq!(
+        world.store.expire(Timestamp::MAX, 1000).await.expect("expires"),
+        Expired::default()
+    );
 }
 
 pub async fn what_is_open_parked_or_recent_stays(world: World) {
@@ -76,7 +79,10 @@ pub async fn what_is_open_parked_or_recent_stays(world: World) {
         kept.push((start.execution, row));
         world.won(node, [start]).await;
     }
-    assert_eq!(world.store.expire(1000).await.expect("expires"), Expired::default());
+    assert_eq!(
+        world.store.expire(Timestamp::MAX, 1000).await.expect("expires"),
+        Expired::default()
+    );
     for (id, row) in kept {
         assert!(is_there(&world, node, id).await, "{row:?}");
     }
@@ -107,7 +113,7 @@ pub async fn retention_is_the_namespaces_own(world: World) {
         world.store.commit(node, &Batch { feed, ..Batch::default() }).await.expect("commits");
         written.push((id, event.id, stays));
     }
-    let expired = world.store.expire(1000).await.expect("expires");
+    let expired = world.store.expire(Timestamp::MAX, 1000).await.expect("expires");
     assert_eq!((expired.executions, expired.events), (1, 1));
     for (id, event, stays) in written {
         assert_eq!(is_there(&world, node, id).await, stays, "{event}");
@@ -139,7 +145,7 @@ pub async fn keys_that_name_expired_executions_go(world: World) {
     take(replaced, "passed on", ended(&world, long_ago())).await;
     take(successor, "passed on", world.index()).await;
 
-    assert_eq!(world.store.expire(1000).await.expect("expires").executions, 2);
+    assert_eq!(world.store.expire(Timestamp::MAX, 1000).await.expect("expires").executions, 2);
     assert_eq!(holder("alone").await, None);
     assert_eq!(holder("passed on").await, Some(successor), "it names another by now");
     let next = world.id();
@@ -157,11 +163,11 @@ pub async fn in_portions(world: World) {
         let batch = Batch { feed: vec![old], ..Batch::default() };
         world.store.commit(node, &batch).await.expect("commits");
     }
-    let first = world.store.expire(3).await.expect("expires");
+    let first = world.store.expire(Timestamp::MAX, 3).await.expect("expires");
     assert_eq!((first.executions, first.events, first.more), (3, 3, true));
     let (mut executions, mut events, mut calls) = (3, 3, 1);
     loop {
-        let expired = world.store.expire(3).await.expect("expires");
+        let expired = world.store.expire(Timestamp::MAX, 3).await.expect("expires");
         assert!(expired.executions <= 3 && expired.events <= 3, "{expired:?}");
         executions += expired.executions;
         events += expired.events;
@@ -173,4 +179,31 @@ pub async fn in_portions(world: World) {
     }
     assert_eq!((executions, events), (7, 7));
     assert!(world.store.heads(&gone).await.expect("heads").is_empty());
+}
+
+pub async fn nothing_goes_while_retention_is_paused(world: World) {
+    let (store, node) = (&world.store, world.node().await);
+    let id = world.begun(node, ended(&world, long_ago())).await;
+    assert_eq!(store.resume_retention().await.expect("resumes"), None, "it was not paused");
+    store.pause_retention().await.expect("pauses");
+    store.pause_retention().await.expect("once more changes nothing");
+    let expired = store.expire(Timestamp::MAX, 10).await.expect("asks");
+    assert_eq!(expired, Expired { paused: true, ..Expired::default() });
+    assert!(is_there(&world, node, id).await);
+    let paused_at = store.resume_retention().await.expect("resumes").expect("it was paused");
+    assert!(paused_at >= world.now, "{paused_at:?}");
+    assert_eq!(store.resume_retention().await.expect("resumes"), None);
+    assert_eq!(store.expire(Timestamp::MAX, 10).await.expect("expires").executions, 1);
+}
+
+/// Who asks may know better than the database's clock what time it is: nothing goes earlier than both
+/// say.
+pub async fn what_goes_is_old_by_the_time_that_is_given(world: World) {
+    let (store, node) = (&world.store, world.node().await);
+    let id = world.begun(node, ended(&world, long_ago())).await;
+    let just_ended = long_ago() + HOUR;
+    assert_eq!(store.expire(just_ended, 10).await.expect("expires"), Expired::default());
+    assert!(is_there(&world, node, id).await);
+    let a_month_later = long_ago() + HOUR * 24 * 31;
+    assert_eq!(store.expire(a_month_later, 10).await.expect("expires").executions, 1);
 }

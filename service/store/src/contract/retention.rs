@@ -1,6 +1,7 @@
 //! Letting go of what nobody needs any more.
 
 use async_trait::async_trait;
+use recoup_core::time::Timestamp;
 
 use super::Result;
 
@@ -13,6 +14,8 @@ pub struct Expired {
     pub registry_requests: u64,
     /// More is due than the call was allowed to do.
     pub more: bool,
+    /// Retention is paused: nothing was deleted.
+    pub paused: bool,
 }
 
 #[async_trait]
@@ -21,5 +24,14 @@ pub trait Retention {
     /// retention, have no parked compensation and are not in quarantine (with the keys that still name
     /// them), failure events older than it, request ids older than a day. Where
     /// histories are partitioned, makes partitions ahead and replaces old ones by what must stay.
-    async fn expire(&self, limit: usize) -> Result<Expired>;
+    ///
+    /// Ages are as of `now`, or of the database's clock if that is behind.
+    async fn expire(&self, now: Timestamp, limit: usize) -> Result<Expired>;
+
+    /// From now on nothing is deleted, by whatever node, until retention is resumed. A restart changes
+    /// nothing about that.
+    async fn pause_retention(&self) -> Result<()>;
+
+    /// Returns since when it was paused, on the database's clock of that moment; `None` if it was not.
+    async fn resume_retention(&self) -> Result<Option<Timestamp>>;
 }

@@ -8,10 +8,13 @@ use crate::contract::{Expired, IndexRow, Result, Retention};
 
 #[async_trait]
 impl Retention for MemoryStore {
-    async fn expire(&self, limit: usize) -> Result<Expired> {
-        let now = self.time();
+    async fn expire(&self, now: Timestamp, limit: usize) -> Result<Expired> {
+        let now = now.min(self.time());
         let mut state = self.lock();
         let mut expired = Expired::default();
+        if state.retention_paused_at.is_some() {
+            return Ok(Expired { paused: true, ..expired });
+        }
 
         let due = state.executions.iter().filter(|(id, execution)| {
             state.has_expired(&execution.row, now) && state.quarantine(**id).is_none()
@@ -59,6 +62,16 @@ impl Retention for MemoryStore {
             state.registry_requests.remove(&place);
         }
         Ok(expired)
+    }
+
+    async fn pause_retention(&self) -> Result<()> {
+        let now = self.time();
+        self.lock().retention_paused_at.get_or_insert(now);
+        Ok(())
+    }
+
+    async fn resume_retention(&self) -> Result<Option<Timestamp>> {
+        Ok(self.lock().retention_paused_at.take())
     }
 }
 

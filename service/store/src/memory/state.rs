@@ -21,6 +21,7 @@ pub(super) const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 360
 
 pub(super) struct State {
     pub incarnation: Uuid,
+    pub retention_paused_at: Option<Timestamp>,
     pub nodes: BTreeMap<NodeId, Node>,
     pub executions: BTreeMap<ExecutionId, Indexed>,
     pub history: BTreeMap<ExecutionId, BTreeMap<u64, StoredTransition>>,
@@ -132,6 +133,7 @@ impl State {
         };
         Self {
             incarnation,
+            retention_paused_at: None,
             nodes: BTreeMap::new(),
             executions: BTreeMap::new(),
             history: BTreeMap::new(),

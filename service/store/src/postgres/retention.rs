@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use recoup_core::time::Timestamp;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -63,7 +64,7 @@ const DUE_EVENTS: &str = "
     select feed.lane, feed.number
     from feed
     left join namespace on namespace.name = feed.namespace
-    where feed.at < $3 and extract(epoch from clock_timestamp() - feed.at) * 1000000
+    where feed.at < $3 and extract(epoch from $4::timestamptz - feed.at) * 1000000
         > coalesce(namespace.retention_us, $2::int8)
     order by feed.at limit $1";
 const SHORTEST_RETENTION: &str = "
@@ -93,44 +94,79 @@ const DELETE_REGISTRY_REQUESTS: &str = "
     delete from registry_request
     using (
         select namespace, request_id from registry_request
-        where created_at <= clock_timestamp() - interval '1 day'
+        where created_at <= $2::timestamptz - interval '1 day'
         order by created_at limit $1
         for update skip locked) as due
     where registry_request.namespace = due.namespace
         and registry_request.request_id = due.request_id";
 const REGISTRY_REQUEST_DUE: &str = "
-    select from registry_request where created_at <= clock_timestamp() - interval '1 day' limit 1";
+    select from registry_request where created_at <= $1::timestamptz - interval '1 day' limit 1";
 
 const DELETE_REQUESTS: &str = "
     delete from start_request
     using (
         select namespace, request_id from start_request
-        where created_at <= clock_timestamp() - interval '1 day'
+        where created_at <= $2::timestamptz - interval '1 day'
         order by created_at limit $1
         for update skip locked) as due
     where start_request.namespace = due.namespace and start_request.request_id = due.request_id";
 const REQUEST_DUE: &str = "
-    select from start_request where created_at <= clock_timestamp() - interval '1 day' limit 1";
+    select from start_request where created_at <= $1::timestamptz - interval '1 day' limit 1";
+
+const PAUSED: &str = "select from store where retention_paused_at is not null";
+const PAUSE: &str = "
+    update store set retention_paused_at = clock_timestamp() where retention_paused_at is null";
+const LOCK_PAUSED: &str = "
+    select retention_paused_at from store where retention_paused_at is not null for update";
+const RESUME: &str = "
+    update store set retention_paused_at = null where retention_paused_at is not null";
 
 #[async_trait]
 impl Retention for PostgresStore {
-    async fn expire(&self, limit: usize) -> Result<Expired> {
+    async fn expire(&self, now: Timestamp, limit: usize) -> Result<Expired> {
         let inner = &self.inner;
         inner.make_partitions().await?;
-        let mut expired = Expired::default();
-        inner.expire_executions(limit, &mut expired).await?;
-        inner.expire_events(limit, &mut expired).await?;
-        inner.expire_requests(limit, &mut expired).await?;
+        let mut session = inner.pool.take().await?;
+        let now = now.min(partition::now(&mut session).await?);
+        let paused = !session.query(PAUSED, &[]).await?.is_empty();
+        drop(session);
+        let mut expired = Expired { paused, ..Expired::default() };
+        if paused {
+            return Ok(expired);
+        }
+        inner.expire_executions(now, limit, &mut expired).await?;
+        inner.expire_events(now, limit, &mut expired).await?;
+        inner.expire_requests(now, limit, &mut expired).await?;
         expired.more |= inner.replace_range().await?;
         Ok(expired)
+    }
+
+    async fn pause_retention(&self) -> Result<()> {
+        let mut session = self.inner.pool.take().await?;
+        session.execute(PAUSE, &[]).await?;
+        Ok(())
+    }
+
+    async fn resume_retention(&self) -> Result<Option<Timestamp>> {
+        let mut session = self.inner.pool.take().await?;
+        session.begin().await?;
+        let paused = session.query(LOCK_PAUSED, &[]).await?;
+        session.execute(RESUME, &[]).await?;
+        session.committed().await?;
+        let paused_at = paused.first().map(|row| Ok::<_, Failure>(row.try_get::<_, At>(0)?.0));
+        Ok(paused_at.transpose()?)
     }
 }
 
 impl Inner {
-    async fn expire_executions(&self, limit: usize, expired: &mut Expired) -> Result<()> {
+    async fn expire_executions(
+        &self,
+        now: Timestamp,
+        limit: usize,
+        expired: &mut Expired,
+    ) -> Result<()> {
         let mut session = self.pool.take().await?;
         session.set_patience(PATIENCE);
-        let now = partition::now(&mut session).await?;
         let ranges = partition::ranges(&mut session).await?;
         let width = self.options.partition_width;
         let old: Vec<Range> = ranges.into_iter().filter(|range| range.is_old(now, width)).collect();
@@ -165,15 +201,24 @@ impl Inner {
         Ok(())
     }
 
-    async fn expire_events(&self, limit: usize, expired: &mut Expired) -> Result<()> {
+    async fn expire_events(
+        &self,
+        now: Timestamp,
+        limit: usize,
+        expired: &mut Expired,
+    ) -> Result<()> {
         let mut session = self.pool.take().await?;
         session.set_patience(PATIENCE);
         let shortest = session.query(SHORTEST_RETENTION, &[&RETENTION_DEFAULT_US]).await?;
         let shortest = Duration::from_micros(value::unsigned(shortest[0].try_get(0)?));
-        let oldest_kept = partition::now(&mut session).await? - shortest;
+        let oldest_kept = now - shortest;
         session.begin().await?;
-        let parameters: [&(dyn ToSql + Sync); 3] =
-            [&value::limit(limit).saturating_add(1), &RETENTION_DEFAULT_US, &At(oldest_kept)];
+        let parameters: [&(dyn ToSql + Sync); 4] = [
+            &value::limit(limit).saturating_add(1),
+            &RETENTION_DEFAULT_US,
+            &At(oldest_kept),
+            &At(now),
+        ];
         let due = session.query(DUE_EVENTS, &parameters).await?;
         expired.more |= due.len() > limit;
         let pairs = |rows: &[tokio_postgres::Row]| -> Result<(Vec<i64>, Vec<i64>), Failure> {
@@ -195,17 +240,23 @@ impl Inner {
         session.committed().await
     }
 
-    async fn expire_requests(&self, limit: usize, expired: &mut Expired) -> Result<()> {
+    async fn expire_requests(
+        &self,
+        now: Timestamp,
+        limit: usize,
+        expired: &mut Expired,
+    ) -> Result<()> {
         let mut session = self.pool.take().await?;
         session.set_patience(PATIENCE);
-        expired.start_requests = session.execute(DELETE_REQUESTS, &[&value::limit(limit)]).await?;
+        expired.start_requests =
+            session.execute(DELETE_REQUESTS, &[&value::limit(limit), &At(now)]).await?;
         if expired.start_requests >= limit as u64 {
-            expired.more |= !session.query(REQUEST_DUE, &[]).await?.is_empty();
+            expired.more |= !session.query(REQUEST_DUE, &[&At(now)]).await?.is_empty();
         }
         expired.registry_requests =
-            session.execute(DELETE_REGISTRY_REQUESTS, &[&value::limit(limit)]).await?;
+            session.execute(DELETE_REGISTRY_REQUESTS, &[&value::limit(limit), &At(now)]).await?;
         if expired.registry_requests >= limit as u64 {
-            expired.more |= !session.query(REGISTRY_REQUEST_DUE, &[]).await?.is_empty();
+            expired.more |= !session.query(REGISTRY_REQUEST_DUE, &[&At(now)]).await?.is_empty();
         }
         Ok(())
     }

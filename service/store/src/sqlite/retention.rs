@@ -11,28 +11,59 @@ use crate::contract::{Expired, Result, Retention};
 
 #[async_trait]
 impl Retention for SqliteStore {
-    async fn expire(&self, limit: usize) -> Result<Expired> {
+    async fn expire(&self, now: Timestamp, limit: usize) -> Result<Expired> {
         self.write(move |write| {
+            let now = now.min(write.now);
             let mut expired = Expired::default();
-            (expired.executions, expired.more) = executions(write, limit)?;
+            if paused_at(write)?.is_some() {
+                return Ok(Expired { paused: true, ..expired });
+            }
+            (expired.executions, expired.more) = executions(write, now, limit)?;
             let more;
-            (expired.events, more) = events(write, limit)?;
+            (expired.events, more) = events(write, now, limit)?;
             expired.more |= more;
             let more;
-            (expired.start_requests, more) = start_requests(write, limit)?;
+            (expired.start_requests, more) = start_requests(write, now, limit)?;
             expired.more |= more;
             let more;
-            (expired.registry_requests, more) = registry_requests(write, limit)?;
+            (expired.registry_requests, more) = registry_requests(write, now, limit)?;
             expired.more |= more;
             Ok(expired)
         })
         .await
     }
+
+    async fn pause_retention(&self) -> Result<()> {
+        const PAUSE: &str =
+            "update store set retention_paused_at = coalesce(retention_paused_at, ?1)";
+        let clock = self.inner.clock.clone();
+        self.write(move |write| write.execute(PAUSE, [clock().as_micros()]).map(drop)).await
+    }
+
+    async fn resume_retention(&self) -> Result<Option<Timestamp>> {
+        const RESUME: &str = "update store set retention_paused_at = null";
+        self.write(|write| {
+            let paused_at = paused_at(write)?;
+            write.execute(RESUME, ())?;
+            Ok(paused_at)
+        })
+        .await
+    }
+}
+
+fn paused_at(write: &Write<'_>) -> Result<Option<Timestamp>, Failure> {
+    let mut statement = write.prepare("select retention_paused_at from store")?;
+    let paused_at = statement.query_row((), |row| row.get::<_, Option<i64>>(0))?;
+    Ok(paused_at.map(Timestamp::from_micros))
 }
 
 /// Namespaces that have rows of a kind, found by one look into the index for each: rows may outlive
 /// their namespace. With each, the time before which its rows go.
-fn cutoffs(write: &Write<'_>, next: &str) -> Result<Vec<(String, Timestamp)>, Failure> {
+fn cutoffs(
+    write: &Write<'_>,
+    now: Timestamp,
+    next: &str,
+) -> Result<Vec<(String, Timestamp)>, Failure> {
     const RETENTION: &str = "select retention_us from namespace where name = ?1";
     let mut cutoffs: Vec<(String, Timestamp)> = Vec::new();
     let mut next = write.prepare(next)?;
@@ -44,20 +75,21 @@ fn cutoffs(write: &Write<'_>, next: &str) -> Result<Vec<(String, Timestamp)>, Fa
         let Some(namespace): Option<String> = namespace else { return Ok(cutoffs) };
         let kept = retention.query_row([&namespace], |row| row.get(0)).optional()?;
         let kept = kept.map_or(RETENTION_DEFAULT, value::duration);
-        cutoffs.push((namespace, write.now - kept));
+        cutoffs.push((namespace, now - kept));
     }
 }
 
 /// The first rows that are due, and whether there are more. `due` takes namespace, cutoff and limit.
 fn due<T>(
     write: &Write<'_>,
+    now: Timestamp,
     [next, due]: [&str; 2],
     limit: usize,
     read: impl Fn(&rusqlite::Row<'_>) -> Result<T, rusqlite::Error>,
 ) -> Result<(Vec<T>, bool), Failure> {
     let wanted = limit.saturating_add(1);
     let mut found = Vec::new();
-    for (namespace, before) in cutoffs(write, next)? {
+    for (namespace, before) in cutoffs(write, now, next)? {
         let mut statement = write.prepare(due)?;
         let left = value::limit(wanted - found.len());
         let rows =
@@ -73,7 +105,7 @@ fn due<T>(
     Ok((found, false))
 }
 
-fn executions(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
+fn executions(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool), Failure> {
     // In the words of the index `execution_ended`, which leaves out what is active or parked.
     const NEXT: &str = "
         select namespace from execution
@@ -93,7 +125,7 @@ fn executions(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
         "delete from history where execution_id = ?1",
         "delete from execution where id = ?1",
     ];
-    let (due, more) = due(write, [NEXT, DUE], limit, |row| row.get::<_, [u8; 16]>(0))?;
+    let (due, more) = due(write, now, [NEXT, DUE], limit, |row| row.get::<_, [u8; 16]>(0))?;
     for execution in &due {
         for delete in DELETE {
             write.execute(delete, [execution])?;
@@ -102,14 +134,14 @@ fn executions(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
     Ok((due.len() as u64, more))
 }
 
-fn events(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
+fn events(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool), Failure> {
     const NEXT: &str = "
         select namespace from feed where namespace > ?1 order by namespace limit 1";
     const DUE: &str = "
         select lane, number from feed where namespace = ?1 and at < ?2 order by at limit ?3";
     const DELETE: &str = "delete from feed where number = ?1";
     let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let (due, more) = due(write, [NEXT, DUE], limit, read)?;
+    let (due, more) = due(write, now, [NEXT, DUE], limit, read)?;
     for &(lane, number) in &due {
         write.execute(DELETE, [number])?;
         note_removed(write, lane, number)?;
@@ -145,7 +177,7 @@ fn note_removed(write: &Write<'_>, lane: i64, number: i64) -> Result<(), Failure
     Ok(())
 }
 
-fn start_requests(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
+fn start_requests(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool), Failure> {
     // The first rows are the oldest: what comes behind one that stays, stays too.
     const DELETE: &str = "
         delete from start_request where id in (
@@ -153,18 +185,22 @@ fn start_requests(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failur
             where created_at <= ?1)";
     const MORE: &str = "
         select coalesce((select created_at <= ?1 from start_request order by id limit 1), 0)";
-    let until = (write.now - REQUEST_KEPT).as_micros();
+    let until = (now - REQUEST_KEPT).as_micros();
     let deleted = write.execute(DELETE, [until, value::limit(limit)])?;
     let more = write.prepare(MORE)?.query_row([until], |row| row.get(0))?;
     Ok((deleted as u64, more))
 }
 
-fn registry_requests(write: &Write<'_>, limit: usize) -> Result<(u64, bool), Failure> {
+fn registry_requests(
+    write: &Write<'_>,
+    now: Timestamp,
+    limit: usize,
+) -> Result<(u64, bool), Failure> {
     const DELETE: &str = "
         delete from registry_request where rowid in (
             select rowid from registry_request where created_at <= ?1 order by created_at limit ?2)";
     const MORE: &str = "select 1 from registry_request where created_at <= ?1";
-    let until = (write.now - REQUEST_KEPT).as_micros();
+    let until = (now - REQUEST_KEPT).as_micros();
     let deleted = write.execute(DELETE, params![until, value::limit(limit)])?;
     Ok((deleted as u64, write.prepare(MORE)?.exists([until])?))
 }

@@ -330,7 +330,11 @@ async fn a_request_id_is_free_again_after_its_day() {
     assert_eq!(started().await, None);
     assert_eq!(settle(2, 8).await, Settled::Won);
     assert_eq!(started().await, Some((execution(2), 8)));
-    assert_eq!(store.expire(10).await.expect("expires").start_requests, 0, "it is new");
+    assert_eq!(
+        store.expire(Timestamp::MAX, 10).await.expect("expires").start_requests,
+        0,
+        "it is new"
+    );
 }
 
 #[tokio::test]
@@ -357,7 +361,7 @@ async fn a_request_id_of_the_registry_is_free_again_after_its_day_and_not_after_
     assert_eq!(create(&store, "a", "r", 1).await.expect("again"), first);
     let reused = create(&store, "c", "r", 2).await;
     assert!(matches!(reused, Err(Error::RequestIdReused)), "{reused:?}");
-    assert_eq!(store.expire(10).await.expect("expires").registry_requests, 0);
+    assert_eq!(store.expire(Timestamp::MAX, 10).await.expect("expires").registry_requests, 0);
     set(Timestamp::from_micros(1_000_000) + REQUEST_KEPT);
     let taken = create(&store, "a", "r", 1).await;
     assert!(matches!(taken, Err(Error::AlreadyExists)), "{taken:?}");
@@ -365,7 +369,7 @@ async fn a_request_id_of_the_registry_is_free_again_after_its_day_and_not_after_
     create(&store, "d", "t", 1).await.expect("creates");
     set(Timestamp::from_micros(1_000_000) + REQUEST_KEPT * 2);
     for more in [true, false] {
-        let expired = store.expire(2).await.expect("expires");
+        let expired = store.expire(Timestamp::MAX, 2).await.expect("expires");
         assert_eq!((expired.registry_requests, expired.more), (if more { 2 } else { 1 }, more));
     }
 }

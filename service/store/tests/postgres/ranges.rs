@@ -171,7 +171,7 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
     let began = Instant::now();
     let mut expired = 0;
     while store.counts().ranges_replaced < RANGES_WANTED && began.elapsed() < GIVE_UP_AFTER {
-        expired += store.expire(10_000).await.expect("expires").executions;
+        expired += store.expire(Timestamp::MAX, 10_000).await.expect("expires").executions;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     stop.store(true, Ordering::Relaxed);
@@ -326,7 +326,7 @@ async fn replace_one(store: PostgresStore, old_at: Timestamp) -> Vec<bool> {
     let mut more = Vec::new();
     let began = Instant::now();
     while store.counts().ranges_replaced == 0 && began.elapsed() < GIVE_UP_AFTER {
-        more.push(store.expire(100).await.expect("expires").more);
+        more.push(store.expire(Timestamp::MAX, 100).await.expect("expires").more);
     }
     more
 }
@@ -349,7 +349,7 @@ async fn what_expires_while_its_range_is_copied_keeps_no_range() {
     copied.compensate().await;
     let other = copied.database.url();
     let other = PostgresStore::connect(&other, narrow()).await.expect("connects");
-    assert_eq!(other.expire(100).await.expect("expires").executions, 1);
+    assert_eq!(other.expire(Timestamp::MAX, 100).await.expect("expires").executions, 1);
     copied.exchanged().await;
 
     let observer = client(&copied.database).await;
@@ -357,7 +357,7 @@ async fn what_expires_while_its_range_is_copied_keeps_no_range() {
     let began = Instant::now();
     while !observer.query(&rows, &[]).await.expect("asks").is_empty() {
         assert!(began.elapsed() < GIVE_UP_AFTER, "rows of what retention took are kept for good");
-        copied.store.expire(100).await.expect("expires");
+        copied.store.expire(Timestamp::MAX, 100).await.expect("expires");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

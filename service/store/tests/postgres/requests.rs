@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use recoup_core::time::Timestamp;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{
     Error, NewVersion, Registry, RegistryOperation, RegistryRequest, Result, Retention,
@@ -168,7 +169,7 @@ async fn a_request_id_is_free_again_after_its_day() {
     assert_eq!((row.version, is_new), (1, true));
     let reused = register("c", "r", 2).await;
     assert!(matches!(reused, Err(Error::RequestIdReused)), "{reused:?}");
-    assert_eq!(store.expire(10).await.expect("expires").registry_requests, 0);
+    assert_eq!(store.expire(Timestamp::MAX, 10).await.expect("expires").registry_requests, 0);
 
     pass("1 minute").await;
     let operation = RegistryOperation::RegisterWorkflow;
@@ -176,11 +177,11 @@ async fn a_request_id_is_free_again_after_its_day() {
     let (_, is_new) = register("b", "s", 2).await.expect("the id is free");
     assert!(!is_new);
     register("c", "t", 1).await.expect("registers");
-    let expired = store.expire(10).await.expect("expires");
+    let expired = store.expire(Timestamp::MAX, 10).await.expect("expires");
     assert_eq!((expired.registry_requests, expired.more), (1, false), "`s` is new again");
     pass("1 day").await;
     for more in [true, false] {
-        let expired = store.expire(1).await.expect("expires");
+        let expired = store.expire(Timestamp::MAX, 1).await.expect("expires");
         assert_eq!((expired.registry_requests, expired.more), (1, more));
     }
 }
