@@ -167,6 +167,34 @@ impl fmt::Display for CrashPoints {
     }
 }
 
+/// Somebody sets the database's clock, or it moves to a machine with another. It stays like that.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockStep {
+    /// When, from the beginning of the run.
+    pub after: Duration,
+    pub micros: i64,
+}
+
+impl ClockStep {
+    /// None in most runs; else up to three, while faults last and both ways.
+    pub fn draw(random: &mut Random, phase: Duration) -> Vec<Self> {
+        let count = if random.below(4) == 0 { random.between(1, 3) } else { 0 };
+        let steps = (0..count).map(|_| {
+            let after = random.millis(0, u64::try_from(phase.as_millis()).unwrap_or(0));
+            let by = match random.below(4) {
+                0 => random.millis(500, 10_000),
+                1 | 2 => random.millis(10_000, 90_000),
+                _ => random.millis(600_000, 7_200_000),
+            };
+            let by = i64::try_from(by.as_micros()).unwrap_or(0);
+            // Back is what may stop everything.
+            let micros = if random.below(3) > 0 { -by } else { by };
+            Self { after, micros }
+        });
+        steps.collect()
+    }
+}
+
 /// The faults of one run. Chances are in a thousand.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -193,6 +221,8 @@ pub struct Profile {
     pub drift: u64,
     /// What a lease says about database time is at most so wrong, in milliseconds.
     pub misread: u64,
+    /// When somebody sets the database's clock.
+    pub clock_steps: Vec<ClockStep>,
     /// So often each server is told to stop.
     pub stops: u64,
     /// A worker is told to stop.
@@ -251,6 +281,7 @@ impl Profile {
             suspends: one_of(random, &[0, 500]),
             drift: u64::from(chance(random, &[0, 20_000, 200_000])),
             misread: u64::from(chance(random, &[0, 0, 300, 3_000])),
+            clock_steps: Vec::new(),
             stops: if polite || leaves { random.between(1, 3) } else { random.between(0, 1) },
             drains: one_of(random, if polite { &[200, 600] } else { &[0, 300] }),
             polite,
@@ -263,7 +294,8 @@ impl Profile {
     /// Whether two machines may take one moment for two times.
     pub fn is_skewed(&self) -> bool {
         let suspended = self.suspends > 0 && self.pause_every > 0;
-        self.drift > 0 || self.misread > 0 || self.late > 0 || suspended
+        let set = !self.clock_steps.is_empty();
+        self.drift > 0 || self.misread > 0 || self.late > 0 || suspended || set
     }
 
     /// After the faults: whatever still happens happens well.
@@ -284,6 +316,7 @@ impl Profile {
             suspends: 0,
             drift: 0,
             misread: 0,
+            clock_steps: Vec::new(),
             stops: 0,
             drains: 0,
             polite: self.polite,

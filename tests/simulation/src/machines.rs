@@ -92,7 +92,7 @@ impl World<'_> {
         let gain = self.draw_gain();
         // It has asked the store what time it is, and the answer took a while.
         let asked = self.network_delay();
-        let believes = self.misread(now - asked);
+        let believes = self.misread(self.database_now() - asked);
         let place = &mut self.machines[machine];
         place.clock = MachineClock::new(now, believes, gain);
         let mut node = Node::new(place.options.clone(), seed);

@@ -15,7 +15,7 @@ use crate::calls::{Call, CallId, Late};
 use crate::catalog::Catalog;
 use crate::checks::Ledger;
 use crate::clients::Clients;
-use crate::faults::{CrashPoints, Defect, Profile};
+use crate::faults::{ClockStep, CrashPoints, Defect, Profile};
 use crate::machines::{Machine, Request};
 use crate::random::Random;
 use crate::subscriber::Subscriber;
@@ -50,6 +50,8 @@ pub enum Event {
     Drift {
         machine: usize,
     },
+    /// The database's clock is set.
+    SetClock(ClockStep),
     /// A server is told to stop, politely.
     Stop {
         machine: usize,
@@ -90,6 +92,8 @@ pub enum Stage {
 pub struct World<'a> {
     pub catalog: &'a Catalog,
     clock: Arc<AtomicI64>,
+    /// What has been set: the database's clock minus the world's, in microseconds.
+    clock_set_by: Arc<AtomicI64>,
     pub store: MemoryStore,
     pub random: Random,
     pub trace: Trace,
@@ -118,19 +122,27 @@ pub struct World<'a> {
 impl<'a> World<'a> {
     pub fn new(catalog: &'a Catalog, seed: u64, defect: Option<Defect>, print: bool) -> Self {
         let clock = Arc::new(AtomicI64::new(EPOCH_MICROS));
-        let tell = clock.clone();
+        let clock_set_by = Arc::new(AtomicI64::new(0));
+        let (tell, set_by) = (clock.clone(), clock_set_by.clone());
         let options = memory::Options {
             incarnation: Some(Uuid::from_u128(1)),
             mutant_scalar_cursor: defect == Some(Defect::ScalarCursor),
             mutant_companions_for_losers: defect == Some(Defect::CompanionsForLosers),
         };
         let store = MemoryStore::with_options(
-            Arc::new(move || Timestamp::from_micros(tell.load(Ordering::Relaxed))),
+            Arc::new(move || {
+                let micros = tell.load(Ordering::Relaxed) + set_by.load(Ordering::Relaxed);
+                Timestamp::from_micros(micros)
+            }),
             options,
         );
         catalog.register(&store);
         let mut random = Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(seed));
-        let profile = Profile::draw(&mut random);
+        let mut profile = Profile::draw(&mut random);
+        if !profile.polite {
+            // By lots of its own: runs without steps are what they would be without this fault.
+            profile.clock_steps = ClockStep::draw(&mut Random::new(!seed), profile.phase);
+        }
         let subscriber = Subscriber::new(&store);
         let machines =
             (0..2).map(|_| Machine::new(crate::faults::node_options(&mut random, defect)));
@@ -139,6 +151,7 @@ impl<'a> World<'a> {
         let mut world = Self {
             catalog,
             clock,
+            clock_set_by,
             store,
             random,
             trace: Trace::new(print),
@@ -181,6 +194,9 @@ impl<'a> World<'a> {
                 self.after(after, Event::PowerCut { machine });
             }
         }
+        for step in self.profile.clock_steps.clone() {
+            self.after(step.after, Event::SetClock(step));
+        }
         self.plan_stops();
         self.begin_clients();
         self.begin_workers();
@@ -192,6 +208,17 @@ impl<'a> World<'a> {
 
     pub fn now(&self) -> Timestamp {
         Timestamp::from_micros(self.clock.load(Ordering::Relaxed))
+    }
+
+    /// What the database's clock says.
+    pub fn database_now(&self) -> Timestamp {
+        let set_by = self.clock_set_by.load(Ordering::Relaxed);
+        Timestamp::from_micros(self.now().as_micros() + set_by)
+    }
+
+    fn set_clock(&mut self, step: ClockStep) {
+        self.note(format_args!("the database's clock is set by {} us", step.micros));
+        self.clock_set_by.fetch_add(step.micros, Ordering::Relaxed);
     }
 
     pub fn after(&mut self, delay: Duration, event: Event) {
@@ -263,6 +290,7 @@ impl<'a> World<'a> {
             Event::Pause { machine } => self.pause(machine),
             Event::PowerCut { machine } => self.power_cut(machine),
             Event::Drift { machine } => self.drift(machine),
+            Event::SetClock(step) => self.set_clock(step),
             Event::Stop { machine } => self.stop(machine),
             Event::Drained { machine, life } => self.look_whether_drained(machine, life),
             Event::TellStop { machine, life } => self.tell_stop(machine, life),
