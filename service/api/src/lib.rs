@@ -21,6 +21,7 @@ mod page;
 pub mod status;
 mod subscriptions;
 mod task_stream;
+mod transport;
 mod worker_service;
 mod workflow_service;
 
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 
 use context::Context;
+pub use transport::transport;
 
 /// Bytes of one message, either way: 4 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;

@@ -17,6 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use recoup_sdk::{Client, Pages};
 use serde::Serialize;
 
+pub use self::execution::parse_duration;
 use self::exit::Failed;
 pub use self::exit::refuse_command_line;
 pub use self::failures::event_line;

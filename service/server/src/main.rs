@@ -2,7 +2,9 @@
 
 mod bench;
 mod cli;
+mod connection;
 mod demo;
+mod listen;
 mod serve;
 mod telemetry;
 

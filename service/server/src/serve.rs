@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+
+use crate::listen::{self, ConnectionLimits};
 
 use crate::cli::parse_count;
 
@@ -27,8 +27,6 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRE_BATCH: usize = 1000;
 /// How long streams may take to end when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
-/// A silent connection is asked for a sign of life after this time, and cut after as much again.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Part of the help of `serve` and `dev`.
 const EXIT_CODES: &str = "\
@@ -89,6 +87,9 @@ pub struct ServeOptions {
         value_parser = parse_count
     )]
     pub feed_page_bytes: usize,
+
+    #[command(flatten)]
+    pub connections: ConnectionLimits,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -121,6 +122,7 @@ impl ServeOptions {
             allow_unsafe_durability: false,
             feed_streams_max: recoup_api::FEED_STREAMS_MAX,
             feed_page_bytes: recoup_api::FEED_PAGE_BYTES,
+            connections: ConnectionLimits::DEFAULT,
         }
     }
 }
@@ -220,12 +222,9 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
         ..recoup_api::ApiOptions::new(stopping.clone())
     };
     let routes = recoup_api::router(engine.clone(), api_options);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = listen::connections(listener, &options.connections);
     let mut stopped = stopping.clone();
-    let serving = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(10_000)
+    let serving = recoup_api::transport()
         .trace_fn(|request| {
             let traceparent = request.headers().get("traceparent");
             let traceparent = traceparent.and_then(|value| value.to_str().ok()).unwrap_or("");

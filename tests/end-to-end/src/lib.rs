@@ -16,6 +16,7 @@ pub mod load;
 pub mod mishap;
 pub mod order;
 pub mod process;
+pub mod raw;
 pub mod record;
 pub mod refusal;
 pub mod server;

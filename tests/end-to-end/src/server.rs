@@ -20,6 +20,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 pub struct Server {
     pub process: Process,
     address: SocketAddr,
+    program: PathBuf,
     arguments: Vec<String>,
     log: PathBuf,
     starts: usize,
@@ -28,29 +29,47 @@ pub struct Server {
 impl Server {
     /// On an embedded database below `folder`.
     pub fn embedded(folder: &Path) -> Self {
+        Self::embedded_with(folder, &[])
+    }
+
+    /// On an embedded database below `folder`, with more settings.
+    pub fn embedded_with(folder: &Path, settings: &[&str]) -> Self {
         let data = folder.join("data").display().to_string();
-        Self::start(folder, &["--store", "sqlite", "--data-dir", &data])
+        let arguments = [&["--store", "sqlite", "--data-dir", &data], settings].concat();
+        Self::start(folder, binary::recoup().to_path_buf(), &[], &arguments)
+    }
+
+    /// As [`Self::embedded_with`], in a process that may have only so many files open.
+    pub fn embedded_with_files(folder: &Path, files_max: u32, settings: &[&str]) -> Self {
+        let data = folder.join("data").display().to_string();
+        let arguments = [&["--store", "sqlite", "--data-dir", &data], settings].concat();
+        let limit = format!("--nofile={files_max}");
+        let program = binary::recoup().display().to_string();
+        Self::start(folder, "prlimit".into(), &[&limit, &program], &arguments)
     }
 
     /// On a database of Postgres.
     pub fn on_postgres(folder: &Path, url: &str) -> Self {
-        Self::start(folder, &["--store", "postgres", "--database-url", url])
+        let program = binary::recoup().to_path_buf();
+        Self::start(folder, program, &[], &["--store", "postgres", "--database-url", url])
     }
 
-    fn start(folder: &Path, store: &[&str]) -> Self {
+    /// `before` are arguments of a program that starts the server in its own place.
+    fn start(folder: &Path, program: PathBuf, before: &[&str], settings: &[&str]) -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let mut arguments = vec!["serve".to_owned(), "--listen".to_owned(), address.to_string()];
-        arguments.extend(store.iter().map(|&argument| argument.to_owned()));
+        let listen = address.to_string();
+        let arguments = [before, &["serve", "--listen", &listen], settings].concat();
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let log = folder.join(format!("server-{}.log", address.port()));
-        let process = Process::start(binary::recoup(), &arguments, &log);
-        let server = Self { process, address, arguments, log, starts: 1 };
+        let process = Process::start(&program, &arguments, &log);
+        let server = Self { process, address, program, arguments, log, starts: 1 };
         server.until_it_listens();
         server
     }
 
     /// Starts it again, after it was killed or ended.
     pub fn restart(&mut self) {
-        self.process = Process::start(binary::recoup(), &self.arguments, &self.log);
+        self.process = Process::start(&self.program, &self.arguments, &self.log);
         self.starts += 1;
         self.until_it_listens();
     }

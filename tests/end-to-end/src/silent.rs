@@ -5,14 +5,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const WINDOW_UPDATE: u8 = 8;
-const END_HEADERS: u8 = 4;
-/// The setting of the window of new streams, and the largest window that there is.
-const INITIAL_WINDOW: u16 = 4;
+use crate::raw::{
+    DATA, END_HEADERS, HEADERS, INITIAL_WINDOW, PREFACE, SETTINGS, WINDOW_UPDATE, frame, headers,
+    message, setting,
+};
+
+/// The largest window that there is.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 
 /// One call on a connection of its own.
@@ -25,18 +23,13 @@ impl Silent {
     /// # Panics
     ///
     /// If the server does not take it.
-    pub fn call(server: SocketAddr, path: &str, message: &[u8]) -> Self {
+    pub fn call(server: SocketAddr, path: &str, encoded: &[u8]) -> Self {
         let mut bytes = PREFACE.to_vec();
-        let mut setting = INITIAL_WINDOW.to_be_bytes().to_vec();
-        setting.extend(WINDOW_MAX.to_be_bytes());
-        frame(&mut bytes, SETTINGS, 0, 0, &setting);
+        frame(&mut bytes, SETTINGS, 0, 0, &setting(INITIAL_WINDOW, WINDOW_MAX));
         // The connection has a window of 65,535 bytes from the start.
         frame(&mut bytes, WINDOW_UPDATE, 0, 0, &(WINDOW_MAX - 65_535).to_be_bytes());
         frame(&mut bytes, HEADERS, END_HEADERS, 1, &headers(&server.to_string(), path));
-        let mut body = vec![0];
-        body.extend((message.len() as u32).to_be_bytes());
-        body.extend(message);
-        frame(&mut bytes, DATA, 0, 1, &body);
+        frame(&mut bytes, DATA, 0, 1, &message(encoded));
         let mut socket = TcpStream::connect(server).expect("the server listens");
         socket.write_all(&bytes).expect("the server reads");
         Self(socket)
@@ -60,31 +53,4 @@ impl Silent {
         }
         false
     }
-}
-
-fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    bytes.extend(&(payload.len() as u32).to_be_bytes()[1..]);
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-}
-
-/// In HPACK, without its tables of what came before and without its Huffman code.
-fn headers(authority: &str, path: &str) -> Vec<u8> {
-    // `:method: POST` and `:scheme: http` are 3 and 6 of the static table.
-    let mut bytes = vec![0x83, 0x86];
-    for (name, value) in [
-        (":path", path),
-        (":authority", authority),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ] {
-        bytes.push(0);
-        for text in [name, value] {
-            bytes.push(u8::try_from(text.len()).expect("short enough for one byte"));
-            assert!(text.len() < 127, "longer texts need a longer length");
-            bytes.extend(text.as_bytes());
-        }
-    }
-    bytes
 }

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::service::Routes;
-use tonic::transport::{Channel, Server as Transport};
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
@@ -49,7 +49,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let incoming = TcpListenerStream::new(listener);
-        tokio::spawn(Transport::builder().add_routes(routes).serve_with_incoming(incoming));
+        tokio::spawn(recoup_api::transport().add_routes(routes).serve_with_incoming(incoming));
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
         Self {
             address,

@@ -14,7 +14,9 @@ use tokio::time::sleep;
 
 use super::{BenchOptions, WORKFLOW, payload};
 
-const CONNECTIONS: usize = 2;
+const CONNECTIONS_MIN: u32 = 2;
+/// Half of what the server lets one connection have open.
+const CALLS_PER_CONNECTION: u32 = 500;
 const WARM_UP: Duration = Duration::from_secs(2);
 
 /// Microseconds from each call to its answer.
@@ -23,7 +25,7 @@ type Latencies = Mutex<Histogram<u64>>;
 /// Says `registered`, then `measuring` once warm, then what it measured.
 pub async fn run(address: &str, options: &BenchOptions) -> Result<()> {
     let mut connections = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..options.clients.div_ceil(CALLS_PER_CONNECTION).max(CONNECTIONS_MIN) {
         connections.push(Client::connect(address).await?);
     }
     connections[0].register_workflow(WORKFLOW).await?;

@@ -201,7 +201,7 @@ enum CompensationCommand {
     },
 }
 
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed: recoup_proto::Duration =
         text.parse().map_err(|error: recoup_proto::DurationError| error.to_string())?;
     Duration::try_from(parsed).map_err(|error| error.to_string())

@@ -1,0 +1,199 @@
+//! Connections that say nothing, half of what they should, or too much of it, and too many of them:
+//! other clients are served all the same.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
+use std::time::Duration;
+
+use recoup_end_to_end::connect;
+use recoup_end_to_end::raw::{
+    END_HEADERS, GOAWAY, HEADERS, INITIAL_WINDOW, MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE,
+    PREFACE, Raw, SETTINGS, WINDOW_UPDATE, frame, headers, settings,
+};
+use recoup_end_to_end::server::{Folder, Server};
+use recoup_proto::v1;
+use tonic::transport::Channel;
+
+/// Whatever is waited for comes by then, or never.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn list(channel: &Channel) -> Result<(), tonic::Status> {
+    let request = v1::ListNamespacesRequest::default();
+    connect::namespaces(channel.clone()).list_namespaces(request).await.map(drop)
+}
+
+/// Waits until a new client is served.
+async fn until_served(server: &Server) {
+    let serving = async {
+        // A connection of its own each time: one that was refused is not tried again.
+        while list(&connect::channel(&server.url())).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, serving).await.expect("a new client is served");
+}
+
+/// Waits until the log has a line.
+async fn until_logged(server: &Server, line: &str) {
+    let waiting = async {
+        while !server.process.log().contains(line) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let logged = tokio::time::timeout(PATIENCE, waiting).await;
+    logged.unwrap_or_else(|_| panic!("`{line}` is not in\n{}", server.process.log()));
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_keep_others_out() {
+    let folder = Folder::new("silent-connections");
+    let settings = ["--preface-timeout", "2s", "--connections-per-peer-max", "1000"];
+    let mut server = Server::embedded_with_files(folder.path(), 256, &settings);
+    let early = connect::channel(&server.url());
+    list(&early).await.expect("there is room");
+    let mut silent: Vec<Raw> = (0..300).map(|_| Raw::connect(server.address())).collect();
+    until_logged(&server, "too many are open").await;
+    list(&early).await.expect("who was there first is served");
+    for (number, connection) in silent.iter_mut().enumerate() {
+        if number % 2 == 0 {
+            // Half a preface is as good as none. Some were refused already.
+            let _ = connection.send(&PREFACE[..12]);
+        }
+    }
+    for connection in &mut silent {
+        connection.until_closed(PATIENCE);
+    }
+    until_logged(&server, "they sent no HTTP/2 preface in time").await;
+    until_served(&server).await;
+    assert!(server.process.is_alive());
+    // The limit of connections left files for the store.
+    let log = server.process.log();
+    assert!(!log.contains("cannot be accepted"), "{log}");
+}
+
+#[tokio::test]
+async fn only_connections_without_a_preface_are_closed() {
+    let folder = Folder::new("half-preface");
+    let server = Server::embedded_with(folder.path(), &["--preface-timeout", "300ms"]);
+    let mut idle = Raw::connect(server.address());
+    idle.greet();
+    // Its settings, its answer to ours and the window of the connection.
+    let frames = (0..3).map(|_| idle.next(PATIENCE).expect("the server greets").kind);
+    let mut frames: Vec<u8> = frames.collect();
+    frames.sort_unstable();
+    assert_eq!(frames, [SETTINGS, SETTINGS, WINDOW_UPDATE]);
+    let mut half = Raw::connect(server.address());
+    half.send(&PREFACE[..PREFACE.len() - 1]).expect("the server reads");
+    half.until_closed(PATIENCE);
+    // It is older than the one that was closed.
+    assert!(idle.is_quiet(), "the idle connection was closed");
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_closed_at_once() {
+    let folder = Folder::new("full");
+    let limits = ["--connections-max", "3", "--connections-per-peer-max", "3"];
+    let server = Server::embedded_with(folder.path(), &limits);
+    let mut open: Vec<Raw> = (0..3).map(|_| Raw::connect(server.address())).collect();
+    open.iter_mut().for_each(Raw::greet);
+    let mut refused = Raw::connect(server.address());
+    refused.until_closed(PATIENCE);
+    until_logged(&server, "too many are open").await;
+    for connection in &mut open {
+        assert!(connection.next(PATIENCE).is_some(), "it was there in time");
+    }
+    drop(open.pop());
+    until_served(&server).await;
+}
+
+#[tokio::test]
+async fn one_peer_does_not_keep_another_out() {
+    let folder = Folder::new("per-peer");
+    let limits = ["--connections-max", "10", "--connections-per-peer-max", "2"];
+    let server = Server::embedded_with(folder.path(), &limits);
+    let _held = [Raw::connect(server.address()), Raw::connect(server.address())];
+    let mut refused = Raw::connect(server.address());
+    refused.until_closed(PATIENCE);
+    until_logged(&server, "their peers have too many open").await;
+    let other = IpAddr::from(Ipv4Addr::new(127, 0, 0, 2));
+    let mut other = Raw::connect_from(other, server.address()).await;
+    other.greet();
+    assert_eq!(other.next(PATIENCE).map(|frame| frame.kind), Some(SETTINGS));
+}
+
+#[tokio::test]
+async fn a_process_without_files_left_says_so_and_accepts_again_later() {
+    let folder = Folder::new("no-files");
+    let server = Server::embedded(folder.path());
+    until_served(&server).await;
+    let process = server.process.id();
+    let open = std::fs::read_dir(format!("/proc/{process}/fd")).expect("it is ours").count();
+    // Lowered while it runs: the number of connections does not follow.
+    let arguments = [format!("--pid={process}"), format!("--nofile={}:", open + 4)];
+    let status = Command::new("prlimit").args(arguments).status();
+    assert!(status.is_ok_and(|status| status.success()), "prlimit is part of every Debian");
+    let connections: Vec<Raw> = (0..20).map(|_| Raw::connect(server.address())).collect();
+    until_logged(&server, "connections cannot be accepted").await;
+    drop(connections);
+    until_served(&server).await;
+}
+
+#[test]
+fn the_limits_of_a_connection_are_in_the_settings_of_the_server() {
+    let folder = Folder::new("settings");
+    let server = Server::embedded(folder.path());
+    let mut connection = Raw::connect(server.address());
+    connection.greet();
+    let greeting = connection.next(PATIENCE).expect("the server greets");
+    let settings = settings(&greeting.payload);
+    for setting in
+        [(MAX_CONCURRENT_STREAMS, 1000), (INITIAL_WINDOW, 1 << 20), (MAX_HEADER_LIST_SIZE, 16384)]
+    {
+        assert!(settings.contains(&setting), "{setting:?} is not in {settings:?}");
+    }
+}
+
+/// A client that makes the server reset streams (CVE-2025-8671) keeps it busy for nothing.
+#[test]
+fn a_client_that_breaks_stream_after_stream_is_cut() {
+    let folder = Folder::new("broken-streams");
+    let server = Server::embedded(folder.path());
+    let mut connection = Raw::connect(server.address());
+    connection.greet();
+    let path = "/recoup.v1.NamespaceService/ListNamespaces";
+    let block = headers(&server.address().to_string(), path);
+    for number in 0..2000 {
+        let stream = 2 * number + 1;
+        let mut bytes = Vec::new();
+        frame(&mut bytes, HEADERS, END_HEADERS, stream, &block);
+        // A window that overflows is an error of the stream alone.
+        frame(&mut bytes, WINDOW_UPDATE, 0, stream, &(u32::MAX >> 1).to_be_bytes());
+        if connection.send(&bytes).is_err() {
+            break;
+        }
+    }
+    let mut kinds = Vec::new();
+    // A reset of the connection may overtake the frame that says why.
+    while let Some(frame) = connection.next(PATIENCE) {
+        kinds.push(frame.kind);
+        if frame.kind == GOAWAY {
+            const ENHANCE_YOUR_CALM: u8 = 11;
+            assert_eq!(frame.payload[7], ENHANCE_YOUR_CALM, "{frame:?}");
+        }
+    }
+    println!("{} frames before the end", kinds.len());
+}
+
+#[tokio::test]
+async fn headers_are_taken_up_to_their_limit() {
+    let folder = Folder::new("headers");
+    let server = Server::embedded(folder.path());
+    let mut namespaces = connect::namespaces(connect::channel(&server.url()));
+    for (bytes, fits) in [(15 << 10, true), (17 << 10, false)] {
+        let mut request = tonic::Request::new(v1::ListNamespacesRequest::default());
+        let value = "x".repeat(bytes).parse().expect("it is ASCII");
+        request.metadata_mut().insert("padding", value);
+        let answer = namespaces.list_namespaces(request).await;
+        assert_eq!(answer.is_ok(), fits, "{bytes} bytes: {answer:?}");
+    }
+}
