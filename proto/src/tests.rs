@@ -27,6 +27,22 @@ fn reflection_knows_every_service_and_what_the_files_import() {
     }
 }
 
+/// protoc-gen-go refuses a file without `go_package`.
+#[test]
+fn every_file_says_where_its_generated_code_goes() {
+    let set = descriptors();
+    let own: Vec<_> = set.file.iter().filter(|file| file.package() == "recoup.v1").collect();
+    assert!(own.len() >= 12, "{} files", own.len());
+    for file in own {
+        let options = file.options.as_ref().expect("it has options");
+        let name = file.name();
+        assert_eq!(options.go_package(), "recoup/v1;recoupv1", "{name}");
+        assert_eq!(options.java_package(), "recoup.v1", "{name}");
+        assert!(options.java_multiple_files(), "{name}");
+        assert_eq!(options.csharp_namespace(), "Recoup.V1", "{name}");
+    }
+}
+
 /// The tag of a field numbered below 16 is one byte.
 #[test]
 fn hot_messages_are_small() {

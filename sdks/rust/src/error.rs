@@ -104,10 +104,12 @@ pub struct FieldViolation {
 }
 
 impl Error {
-    /// Why the service refused the call; `Unspecified` for everything else.
+    /// Why the service refused the call, or would have refused it: a payload over the limit is not sent.
+    /// `Unspecified` for everything else.
     pub fn reason(&self) -> ErrorReason {
         match self {
             Self::Service { reason, .. } => *reason,
+            Self::PayloadTooLarge { .. } => ErrorReason::PayloadTooLarge,
             _ => ErrorReason::Unspecified,
         }
     }
@@ -231,6 +233,12 @@ mod tests {
         assert_eq!(field_violations.len(), 1);
         assert_eq!(field_violations[0].field, "execution.execution_key");
         assert_eq!(metadata["execution_id"], "e1");
+    }
+
+    #[test]
+    fn a_payload_that_is_not_sent_has_the_reason_of_the_service() {
+        let error = Error::PayloadTooLarge { size: 3 << 20 };
+        assert_eq!(error.reason(), ErrorReason::PayloadTooLarge);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the engine.
 
 mod ack_token;
+mod compression;
 mod context;
 pub mod convert;
 pub mod definition_check;
@@ -35,8 +36,10 @@ use recoup_proto::v1::namespace_service_server::NamespaceServiceServer;
 use recoup_proto::v1::worker_service_server::WorkerServiceServer;
 use recoup_proto::v1::workflow_service_server::WorkflowServiceServer;
 use tokio::sync::watch;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 
+use compression::Compression;
 use context::Context;
 pub use transport::transport;
 
@@ -81,17 +84,17 @@ impl ApiOptions {
 /// the health of the store is watched by a task, until the shutdown.
 pub fn router(engine: Engine, options: ApiOptions) -> Routes {
     let health = health::service(engine.clone(), options.shutdown.clone());
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(recoup_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors are those that this binary was built with");
+    let known = "the descriptors are those that this binary was built with";
     let context = Arc::new(Context::new(engine, options));
     macro_rules! limited {
         ($server:ident, $service:expr) => {
-            $server::new($service)
-                .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            Compression(
+                $server::new($service)
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX)
+                    .accept_compressed(CompressionEncoding::Gzip)
+                    .send_compressed(CompressionEncoding::Gzip),
+            )
         };
     }
     Routes::new(limited!(ExecutionServiceServer, execution_service::Service::new(context.clone())))
@@ -106,6 +109,16 @@ pub fn router(engine: Engine, options: ApiOptions) -> Routes {
         .add_service(limited!(FailureServiceServer, failure_service::Service::new(context.clone())))
         .add_service(limited!(NamespaceServiceServer, namespace_service::Service::new(context)))
         .add_service(health)
-        .add_service(reflection)
+        .add_service(reflection().build_v1().expect(known))
+        .add_service(reflection().build_v1alpha().expect(known))
         .prepare()
+}
+
+/// With the details of errors: clients that know the services by reflection alone, such as grpcurl, read
+/// from it what a refusal carries.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(recoup_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }

@@ -1,5 +1,6 @@
 //! Why a call is refused, and how that looks on the wire: a canonical code, `google.rpc.ErrorInfo`
-//! with a reason of [`ErrorReason`], `BadRequest` for fields, `RetryInfo` for load.
+//! with a reason of [`ErrorReason`], `BadRequest` for fields, `RetryInfo` for load. Clients of gRPC that
+//! retry by a service config read no details: for them the delay is in `grpc-retry-pushback-ms` too.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,11 +10,14 @@ use recoup_core::plan::{Issue, IssueCode};
 use recoup_engine::Refusal;
 use recoup_proto::source::SourceError;
 use recoup_proto::v1::{DefinitionIssue, ErrorReason};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "recoup";
+/// Trailer with the milliseconds after which a client may try again (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const PREFIX: &str = "ERROR_REASON_";
 /// Texts in a status travel in headers, which transports bound: no message is longer.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -204,10 +208,14 @@ impl From<Error> for Status {
                 .collect();
             details.set_bad_request(violations);
         }
-        if error.retry_after.is_some() {
-            details.set_retry_info(error.retry_after);
+        let mut trailers = MetadataMap::new();
+        if let Some(delay) = error.retry_after {
+            details.set_retry_info(Some(delay));
+            let millis = delay.as_nanos().div_ceil(1_000_000);
+            trailers.insert(PUSHBACK, u64::try_from(millis).unwrap_or(u64::MAX).into());
         }
-        Status::with_error_details(code(error.reason), bounded(error.message), details)
+        let message = bounded(error.message);
+        Status::with_error_details_and_metadata(code(error.reason), message, details, trailers)
     }
 }
 
@@ -363,6 +371,20 @@ mod tests {
         let details = status.get_error_details();
         let retry = details.retry_info().expect("it is load");
         assert_eq!(retry.retry_delay, Some(retry_after));
+        assert_eq!(
+            status.metadata().get(PUSHBACK).map(|value| value.as_bytes()),
+            Some(&b"250"[..])
+        );
+    }
+
+    #[test]
+    fn only_a_refusal_that_may_pass_says_when_to_come_again() {
+        let status = Status::from(Error::required("name"));
+        assert!(status.metadata().get(PUSHBACK).is_none());
+        // Rounded up: a client that comes a moment early is refused again.
+        let retry_after = Duration::from_micros(1_001);
+        let status = Status::from(Error::from(Refusal::Overloaded { retry_after }));
+        assert_eq!(status.metadata().get(PUSHBACK).map(|value| value.as_bytes()), Some(&b"2"[..]));
     }
 
     #[test]

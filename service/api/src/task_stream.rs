@@ -310,12 +310,12 @@ impl Stream {
             }
             Some(result) => result,
             None => {
-                let answer = Err(Error::required("results.result"));
+                let answer = Err(Error::required("result"));
                 return self.acknowledge_now(Answered { token, answer });
             }
         };
         let execution = task.execution;
-        match command(task, result, &self.worker, "results") {
+        match command(task, result, &self.worker) {
             Ok((command, refusal)) => {
                 self.in_flight += 1;
                 let answers = self.answers.clone();

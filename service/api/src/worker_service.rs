@@ -128,7 +128,7 @@ impl Service {
     async fn complete(&self, request: v1::CompleteTaskRequest) -> Result<()> {
         let task = decode(&request.task_token)?;
         let result = v1::task_result::Result::Completed(request.output.unwrap_or_default());
-        let (command, refusal) = command(task.clone(), result, "", "output")?;
+        let (command, refusal) = command(task.clone(), result, "")?;
         self.context.engine.command(task.execution, command, None).await.map_err(of_worker)?;
         refusal.map_or(Ok(()), Err)
     }
@@ -137,7 +137,7 @@ impl Service {
         let task = decode(&request.task_token)?;
         let error = request.error.ok_or_else(|| Error::required("error"))?;
         let result = v1::task_result::Result::Failed(error);
-        let (command, refusal) = command(task.clone(), result, "", "error")?;
+        let (command, refusal) = command(task.clone(), result, "")?;
         let decision = self.context.engine.fail(command, &task).await.map_err(of_worker)?;
         if let Some(refusal) = refusal {
             return Err(refusal);
@@ -287,19 +287,20 @@ pub fn closed(token: bytes::Bytes) -> v1::TaskCancellation {
 }
 
 /// What a result asks of the engine. Work that was done but is over a limit is recorded as the error
-/// `recoup.payload_too_large`; the refusal that comes with it is told once that is durable.
+/// `recoup.payload_too_large`; the refusal that comes with it is told once that is durable. Fields are
+/// named as in the unary calls, `output` and `error`, on streams too: an acknowledgement is about one
+/// result, and a result that is sent again by the other transport must be the same.
 pub fn command(
     task: TaskId,
     result: v1::task_result::Result,
     worker: &str,
-    field: &str,
 ) -> Result<(Command, Option<Error>)> {
     use v1::task_result::Result as Proto;
     let worker = worker.to_owned();
     let too_large =
         |reason| matches!(reason, ErrorReason::PayloadTooLarge | ErrorReason::ErrorTooLarge);
     let (error, refusal): (AttemptError, _) = match result {
-        Proto::Completed(output) => match payload::from_proto(output, field) {
+        Proto::Completed(output) => match payload::from_proto(output, "output") {
             Ok(output) => return Ok((Command::CompleteTask { task, output, worker }, None)),
             Err(refusal) if too_large(refusal.reason) => {
                 let message = format!("the output of the task is too large: {refusal}");
@@ -309,7 +310,7 @@ pub fn command(
         },
         Proto::Failed(reported) => {
             let told = (reported.r#type.clone(), excerpt(&reported.message));
-            match error::from_proto(reported, field) {
+            match error::from_proto(reported, "error") {
                 Ok(error) => (error, None),
                 Err(refusal) if too_large(refusal.reason) => {
                     (error::too_large(&told.0, &told.1), Some(refusal))
@@ -317,7 +318,7 @@ pub fn command(
                 Err(refusal) => return Err(refusal),
             }
         }
-        Proto::Released(_) => return Err(Error::required(field)),
+        Proto::Released(_) => return Err(Error::required("result")),
     };
     Ok((Command::FailTask { task, error, worker }, refusal))
 }

@@ -166,6 +166,8 @@ async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
         );
         assert_eq!(info.metadata.get("limit").map(String::as_str), Some("open feed streams"));
         assert!(details.retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
+        // For clients that retry by a service config.
+        assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
     }
     // Who was refused took nothing over.
     writer.write([event("a", writer.now().await)]).await;

@@ -1,6 +1,7 @@
 //! The services over a real engine and the in-memory store, through gRPC on a port of this machine.
 
 mod bad_input;
+mod clients;
 mod compensations;
 mod executions;
 mod failures;

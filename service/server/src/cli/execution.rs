@@ -8,9 +8,9 @@ use recoup_core::plan::check_error_type_pattern;
 use recoup_proto::Timestamp;
 use recoup_sdk::proto::await_execution_response::Result as Awaited;
 use recoup_sdk::proto::{
-    AwaitExecutionResponse, CancelExecutionResponse, CompensationState, ExecutionFilter,
-    ExecutionState, OnEnded, OnRunning, ReleaseExecutionResponse, RetryCompensationResponse,
-    SkipCompensationResponse, StartExecutionResponse, StillRunning,
+    AwaitExecutionResponse, CancelExecutionResponse, CompensationState, ErrorReason,
+    ExecutionFilter, ExecutionState, OnEnded, OnRunning, ReleaseExecutionResponse,
+    RetryCompensationResponse, SkipCompensationResponse, StartExecutionResponse, StillRunning,
 };
 use recoup_sdk::{Error, TraceContext};
 use serde_json::Value;
@@ -226,7 +226,8 @@ fn input(argument: &str) -> Result<String, Failed> {
         None => argument.to_owned(),
     };
     serde_json::from_str::<Value>(&text)
-        .map_err(|error| Failed::usage(format!("the input is not JSON: {error}")))?;
+        .map_err(|error| Failed::usage(format!("the input is not JSON: {error}")))
+        .map_err(|failed| failed.with_reason(ErrorReason::PayloadInvalid))?;
     Ok(text)
 }
 
@@ -463,7 +464,9 @@ mod tests {
         std::fs::write(file.path(), "[18446744073709551615]").expect("it can be written");
         let argument = format!("@{}", file.path().display());
         assert_eq!(input(&argument).expect("JSON"), "[18446744073709551615]");
-        assert_eq!(input("{").expect_err("no JSON").exit, Exit::Usage);
+        let refused = input("{").expect_err("no JSON");
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(format!("{refused:?}").contains("reason: PayloadInvalid"), "{refused:?}");
         assert_eq!(input("@/nonexistent").expect_err("no file").exit, Exit::Usage);
     }
 

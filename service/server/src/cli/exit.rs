@@ -106,6 +106,11 @@ impl Failed {
         self
     }
 
+    /// The reason that the service has for the same refusal.
+    pub fn with_reason(self, reason: ErrorReason) -> Self {
+        Self { reason, ..self }
+    }
+
     /// The problems are those of a file: they are told with their place in it.
     pub fn in_file(mut self, file: &Path) -> Self {
         if !self.violations.is_empty() {
@@ -339,6 +344,16 @@ mod tests {
         for exit in 0..=6 {
             assert!(EXIT_CODES.contains(&format!("\n  {exit}  ")), "{exit} is not documented");
         }
+    }
+
+    #[test]
+    fn a_payload_is_refused_with_its_reason_before_it_is_sent() {
+        let failed = Failed::from(Error::PayloadTooLarge { size: 3 << 20 });
+        assert_eq!(failed.exit, Exit::Usage);
+        assert_eq!(failed.document()["error"]["reason"], "PAYLOAD_TOO_LARGE");
+        let failed =
+            Failed::usage("the input is not JSON").with_reason(ErrorReason::PayloadInvalid);
+        assert_eq!(failed.document()["error"]["reason"], "PAYLOAD_INVALID");
     }
 
     fn wrong(message: &str, violations: &[(&str, &str)]) -> Failed {
