@@ -72,6 +72,7 @@ fn check_now(given: Given) -> Checked {
         };
         return Checked { read: None, issues: vec![issue] };
     }
+    let proto = definition::canonical_templates(proto);
     let (workflow, mut issues) = definition::from_proto(&proto);
     let unreadable: Vec<String> = issues.iter().map(|issue| issue.field_path.clone()).collect();
     if let Err(found) = Plan::compile(&workflow, 1) {

@@ -48,13 +48,13 @@ impl Service {
             None => return Err(Error::required("workflow")),
         };
         let checked = check(given).await?;
-        let Some((proto, workflow)) = checked.read.filter(|_| checked.issues.is_empty()) else {
+        let Some((_, workflow)) = checked.read.filter(|_| checked.issues.is_empty()) else {
             return Err(Error::definition(&checked.issues));
         };
         let new = NewVersion {
             namespace: namespace.clone(),
             name: workflow.name.clone(),
-            digest: Sha256::digest(proto.encode_to_vec()).into(),
+            digest: Sha256::digest(definition::to_proto(&workflow).encode_to_vec()).into(),
             format: format::CURRENT,
             definition: format::encode_workflow(&workflow),
         };

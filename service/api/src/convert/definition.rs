@@ -23,6 +23,25 @@ pub fn from_proto(definition: &v1::WorkflowDefinition) -> (Workflow, Vec<Issue>)
     (workflow, reader.issues)
 }
 
+/// A definition with the text of its templates as a definition file would give it: without spaces, with
+/// sorted keys. How a message was written must not make it another definition. Text that is not JSON
+/// stays as it is, and is an issue.
+pub fn canonical_templates(mut definition: v1::WorkflowDefinition) -> v1::WorkflowDefinition {
+    let blocks = [&mut definition.steps, &mut definition.finally];
+    let tasks = blocks.into_iter().flatten().flat_map(|step| {
+        let own = step.kind.as_mut().map(|v1::step::Kind::Task(task)| task);
+        let compensation = step.compensate.as_mut().and_then(|compensate| compensate.kind.as_mut());
+        own.into_iter().chain(compensation.map(|v1::compensate::Kind::Task(task)| task))
+    });
+    let inputs = tasks.filter_map(|task| task.input.as_mut());
+    for template in inputs.chain(definition.output.as_mut()) {
+        if let Ok(value) = template.value() {
+            *template = v1::Template::new(&value);
+        }
+    }
+    definition
+}
+
 #[derive(Default)]
 pub struct Reader {
     issues: Vec<Issue>,
