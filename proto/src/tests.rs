@@ -120,3 +120,59 @@ fn messages_encode_the_same_each_time() {
     assert_eq!(encode(), encode());
     assert!(encode().windows(2).any(|pair| pair == b"k9"));
 }
+
+const CLIENTS: &str = include_str!("../../docs/clients.md");
+
+/// Unary calls and streams that a client repeats in its own loop.
+const OWN_LOOP: [&str; 4] = ["PollTasks", "StreamTasks", "PullFailures", "SubscribeFailures"];
+
+#[test]
+fn the_documented_service_config_names_every_method_once_or_says_why_not() {
+    let block = CLIENTS.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
+    let config: serde_json::Value =
+        serde_json::from_str(block.expect("the page has a config")).expect("it is JSON");
+    let entry = &config["methodConfig"][0];
+    let mut named = Vec::new();
+    for name in entry["name"].as_array().expect("a list of names") {
+        let service = name["service"].as_str().expect("each has a service");
+        named.push((service.to_owned(), name["method"].as_str().map(str::to_owned)));
+    }
+    let set = descriptors();
+    for file in &set.file {
+        for service in &file.service {
+            let whole = format!("{}.{}", file.package(), service.name());
+            for method in &service.method {
+                let is_named = |(own, name): &&(String, Option<String>)| {
+                    *own == whole && name.as_deref().is_none_or(|name| name == method.name())
+                };
+                let times = named.iter().filter(is_named).count();
+                let in_a_loop = OWN_LOOP.contains(&method.name());
+                assert_eq!(times, usize::from(!in_a_loop), "{whole}/{}", method.name());
+                if in_a_loop {
+                    let told = format!("`{}.{}`", service.name(), method.name());
+                    assert!(CLIENTS.contains(&told), "{told} is not explained");
+                }
+                assert!(in_a_loop || !method.server_streaming(), "{whole}/{}", method.name());
+            }
+        }
+    }
+    for (service, method) in named {
+        let known = set.file.iter().flat_map(|file| {
+            file.service.iter().map(move |own| (format!("{}.{}", file.package(), own.name()), own))
+        });
+        let found = known.into_iter().find(|(name, _)| *name == service);
+        let (_, found) = found.unwrap_or_else(|| panic!("there is no service {service}"));
+        let exists = |name: &String| found.method.iter().any(|own| own.name() == name);
+        assert!(method.as_ref().is_none_or(exists), "there is no {service}/{method:?}");
+    }
+    // What gRFC A6 asks of a policy.
+    let policy = &entry["retryPolicy"];
+    assert!((2..=5).contains(&policy["maxAttempts"].as_u64().expect("a number")));
+    assert!(policy["backoffMultiplier"].as_f64().is_some_and(|factor| factor > 0.0));
+    for wait in ["initialBackoff", "maxBackoff"] {
+        let seconds = policy[wait].as_str().and_then(|text| text.strip_suffix('s'));
+        assert!(seconds.is_some_and(|text| text.parse::<f64>().is_ok()), "{wait}");
+    }
+    let codes = &policy["retryableStatusCodes"];
+    assert_eq!(*codes, serde_json::json!(["UNAVAILABLE", "RESOURCE_EXHAUSTED"]));
+}
