@@ -23,6 +23,7 @@ pub mod status;
 mod subscriptions;
 mod task_stream;
 mod transport;
+mod unread;
 mod worker_service;
 mod workflow_service;
 
@@ -42,6 +43,7 @@ use tonic::service::Routes;
 use compression::Compression;
 use context::Context;
 pub use transport::transport;
+pub use unread::Unread;
 
 /// Bytes of one message, either way: 4 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;

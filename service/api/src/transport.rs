@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
+
+use crate::unread::BoundUnread;
 
 /// A silent connection is asked for a sign of life after this time, and cut after as much again.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -23,7 +26,7 @@ const ERROR_RESETS_MAX: usize = 1_024;
 const CALL_MAX: Duration = Duration::from_secs(90);
 
 /// A server of HTTP/2 whose connections are bounded.
-pub fn transport() -> Server {
+pub fn transport() -> Server<Stack<BoundUnread, Identity>> {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -33,4 +36,5 @@ pub fn transport() -> Server {
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
         .http2_max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
         .timeout(CALL_MAX)
+        .layer(BoundUnread)
 }

@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use recoup_api::Unread;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::listen::Slot;
 
@@ -21,6 +22,7 @@ pub struct Connection {
     /// None once the preface is complete.
     preface: Option<Preface>,
     slot: Slot,
+    unread: Unread,
 }
 
 struct Preface {
@@ -31,15 +33,16 @@ struct Preface {
 impl Connection {
     pub fn new(socket: TcpStream, slot: Slot, preface_timeout: Duration) -> Self {
         let deadline = Box::pin(tokio::time::sleep(preface_timeout));
-        Self { socket, preface: Some(Preface { missing: PREFACE_BYTES, deadline }), slot }
+        let preface = Some(Preface { missing: PREFACE_BYTES, deadline });
+        Self { socket, preface, slot, unread: Unread::default() }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Unread;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.socket.connect_info()
+    fn connect_info(&self) -> Unread {
+        self.unread.clone()
     }
 }
 
