@@ -94,7 +94,7 @@ impl Service {
         };
         let next = self.context.find_in_history(id, begin, |row| {
             is_there = true;
-            let data = match format::decode_transition(row.format, &row.data) {
+            let data = match row.decode(id) {
                 Ok(data) => data,
                 Err(error) => {
                     // What stands before it is still told.

@@ -10,7 +10,7 @@ use recoup_core::subscription::Filter;
 use recoup_core::time::Timestamp;
 use recoup_proto::v1::failure_service_server::FailureService;
 use recoup_proto::v1::{self, ErrorReason};
-use recoup_store::{Cursor, FailureFilter, NodeId, Position, StoredTransition, format};
+use recoup_store::{Cursor, FailureFilter, NodeId, Position, StoredTransition};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -291,7 +291,7 @@ impl Service {
             if row.sequence > id.sequence {
                 return Err(missing());
             }
-            let data = format::decode_transition(row.format, &row.data);
+            let data = row.decode(id.execution);
             let data = data.map_err(|error| Error::internal("a history cannot be read", &error))?;
             let mut found = None;
             for event in &data.events {

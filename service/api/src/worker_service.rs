@@ -16,7 +16,7 @@ use recoup_engine::{HandedTask, Refusal, Worker, WorkerLink, WorkerMessage, toke
 use recoup_proto as proto;
 use recoup_proto::v1::worker_service_server::WorkerService;
 use recoup_proto::v1::{self, ErrorReason, TaskCancellationReason as Reason};
-use recoup_store::{QueueName, StoredTransition, format};
+use recoup_store::{QueueName, StoredTransition};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -153,7 +153,7 @@ impl Service {
     /// What was decided about an attempt. It is durable whether or not it can be read now.
     async fn decision(&self, task: &TaskId) -> Option<v1::RetryDecision> {
         let find = |row: &StoredTransition| {
-            let data = format::decode_transition(row.format, &row.data);
+            let data = row.decode(task.execution);
             let events = data.map(|data| data.events).unwrap_or_default();
             Ok(events.iter().find_map(|event| match event {
                 Event::AttemptFailed(failed)

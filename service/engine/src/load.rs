@@ -295,7 +295,7 @@ fn fold_row(
     if sequence != expected {
         return Err(Fault::Gap(format!("transition {expected} is missing, {sequence} follows")));
     }
-    let data = format::decode_transition(row.format, &row.data).map_err(|error| match error {
+    let data = row.decode(execution).map_err(|error| match error {
         format::Error::UnknownFormat(number) if number > format::CURRENT => {
             Fault::Newer(format!("transition {sequence}: {error}"))
         }

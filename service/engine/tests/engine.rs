@@ -153,7 +153,7 @@ async fn two_steps_succeed() {
     }
     let history = rig.engine.store().load(NodeId(0), &[id]).await.expect("it is read");
     for row in &history[0].transitions[1..] {
-        let data = format::decode_transition(row.format, &row.data).expect("it is readable");
+        let data = row.decode(id).expect("it is readable");
         let workers = data.events.iter().filter_map(|event| match event {
             Event::StepCompleted { worker, .. } => Some(worker.as_str()),
             _ => None,

@@ -295,7 +295,8 @@ async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
     let spoil = |id, format, data: &'static [u8]| {
         let whole = store.take_transition(id, 1).expect("it was started");
         let data = Bytes::from_static(data);
-        store.put_transition(id, StoredTransition { format, data, ..whole });
+        let spoilt = StoredTransition { format, data, ..whole };
+        store.put_transition(id, spoilt.sealed(id));
     };
     spoil(garbled, format::CURRENT, b"\xff\xff\xff");
     spoil(newer, format::CURRENT + 1, b"");
@@ -315,6 +316,36 @@ async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
     assert_eq!(store.indexed(newer).await.expect("asks").expect("there").quarantine, None);
     let head = store.heads(&[newer]).await.expect("heads").remove(0);
     assert_eq!(head.owner, None, "nobody has adopted it");
+}
+
+#[tokio::test]
+async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
+    let store = store().await;
+    let engine = engine(&store, options()).await;
+    let (id, sound) = (start(&engine, 1).await, start(&engine, 2).await);
+    engine.stop().await;
+    let whole = store.take_transition(id, 1).expect("it was started");
+    let mut data = whole.data.to_vec();
+    let input = data.windows(9).position(|bytes| bytes == b"\"order\":1").expect("its input");
+    data[input + 8] = b'2';
+    let changed = StoredTransition { data: data.into(), ..whole.clone() };
+    let folds = format::decode_transition(changed.format, &changed.data);
+    folds.expect("only the checksum tells that it is damaged");
+    store.put_transition(id, changed);
+
+    let engine = self::engine(&store, options()).await;
+    assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryUnreadable);
+    let told = events(&store, id).await;
+    let error = told[0].error.as_ref().expect("it says why");
+    assert!(error.message.contains("the checksum does not match"), "{error:?}");
+
+    // With its own bytes it is released, and runs to its end; so does the one beside it.
+    store.take_transition(id, 1).expect("it was put there");
+    store.put_transition(id, whole);
+    engine.release_quarantine(id, mended()).await.expect("it is sound");
+    let mut worker = worker(&engine).await;
+    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
+    assert!(engine.snapshot(sound).await.is_ok());
 }
 
 /// A defect that is there until it is mended.

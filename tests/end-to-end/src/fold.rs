@@ -8,7 +8,7 @@ use recoup_core::execution::Execution;
 use recoup_core::failure_event::failure_events;
 use recoup_core::id::ExecutionId;
 use recoup_engine::load::Plans;
-use recoup_store::{History, NodeId, Store, format};
+use recoup_store::{History, NodeId, Store};
 
 /// Histories that are read at once.
 const PAGE: usize = 100;
@@ -41,7 +41,7 @@ async fn of_history(store: &dyn Store, plans: &Plans, history: &History) -> Vec<
     let mut state: Option<Execution> = None;
     let mut ids = Vec::new();
     for row in &history.transitions {
-        let data = format::decode_transition(row.format, &row.data).expect("a known format");
+        let data = row.decode(history.execution).expect("a known format");
         let transition =
             Transition { sequence: row.sequence, decided_at: data.decided_at, events: data.events };
         let next = fold(state.take(), history.execution, &transition).expect("it folds");

@@ -20,7 +20,7 @@ use recoup_core::execution::{CompensationState, Execution};
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
-use recoup_store::{Executions, ListFilter, NodeId, format};
+use recoup_store::{Executions, ListFilter, NodeId};
 
 use crate::calls::short;
 use crate::clients::OpId;
@@ -114,7 +114,7 @@ impl World<'_> {
         };
         let known = self.ledger.histories.get(&id).map_or(0, Vec::len);
         for stored in history.transitions.into_iter().skip(known) {
-            let data = match format::decode_transition(stored.format, &stored.data) {
+            let data = match stored.decode(id) {
                 Ok(data) => data,
                 Err(error) => return self.violate("histories fold", format!("{id}: {error}")),
             };

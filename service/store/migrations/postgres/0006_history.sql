@@ -5,6 +5,8 @@ create table history (
     sequence bigint not null,
     transition_id uuid not null,
     format integer not null,
+    -- CRC-32 of these columns, as a signed number; compared whenever the row is decoded.
+    checksum integer not null,
     data bytea not null,
     -- The highest number of its failure events: who loads the execution goes on behind it.
     feed_number bigint,

@@ -7,11 +7,14 @@ create table history (
     sequence integer not null,
     transition_id blob not null,
     format integer not null,
+    -- CRC-32 of all the others, compared whenever the row is decoded.
+    checksum integer not null,
     data blob not null,
     constraint history_pk primary key (id),
     constraint history_place_is_one unique (execution_id, sequence),
     constraint history_begins_at_1 check (sequence >= 1),
     constraint history_execution_is_a_uuid check (length(execution_id) = 16),
     constraint history_transition_is_a_uuid check (length(transition_id) = 16),
-    constraint history_format_is_16_bits check (format between 0 and 65535)
+    constraint history_format_is_16_bits check (format between 0 and 65535),
+    constraint history_checksum_is_32_bits check (checksum between 0 and 4294967295)
 ) strict;

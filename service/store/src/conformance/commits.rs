@@ -30,6 +30,7 @@ pub async fn append_and_load_in_order(world: World) {
             sequence: t.sequence,
             transition_id: t.transition_id,
             format: t.format,
+            checksum: t.checksum(),
             data: t.data,
         })
         .collect();

@@ -8,6 +8,7 @@ use recoup_core::quarantine::Quarantine;
 use recoup_core::time::Timestamp;
 
 use super::{IndexRow, NodeId, QuarantineRow, Release, Result};
+use crate::format;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
@@ -25,7 +26,29 @@ pub struct StoredTransition {
     pub sequence: u64,
     pub transition_id: TransitionId,
     pub format: u16,
+    /// As the row has it: [`format::checksum`] of all the other columns, unless the row is damaged.
+    pub checksum: u32,
     pub data: Bytes,
+}
+
+impl StoredTransition {
+    /// What the row holds, after its checksum was compared.
+    pub fn decode(&self, execution: ExecutionId) -> Result<format::TransitionData, format::Error> {
+        if self.checksum != self.expected_checksum(execution) {
+            return Err(format::Error::Damaged);
+        }
+        format::decode_transition(self.format, &self.data)
+    }
+
+    /// The row of this execution with the checksum that belongs to it.
+    #[must_use]
+    pub fn sealed(self, execution: ExecutionId) -> Self {
+        Self { checksum: self.expected_checksum(execution), ..self }
+    }
+
+    fn expected_checksum(&self, execution: ExecutionId) -> u32 {
+        format::checksum(execution, self.sequence, self.transition_id, self.format, &self.data)
+    }
 }
 
 /// How far a history is: cheap to ask for many.

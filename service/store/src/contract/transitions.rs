@@ -8,6 +8,7 @@ use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::time::Timestamp;
 
 use super::{FeedRow, NewQuarantine, NodeId, Result, TaskKey};
+use crate::format;
 
 /// At most one transition per execution, and no execution that is in another batch in flight.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +39,14 @@ pub struct Transition {
     pub feed: Vec<FeedRow>,
     /// Overflow rows that this transition makes void.
     pub overflow_done: Vec<TaskKey>,
+}
+
+impl Transition {
+    /// Of the row that it becomes.
+    pub fn checksum(&self) -> u32 {
+        let Self { execution, sequence, transition_id, format, data, .. } = self;
+        format::checksum(*execution, *sequence, *transition_id, *format, data)
+    }
 }
 
 /// What executions are found by.

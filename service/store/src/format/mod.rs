@@ -21,6 +21,7 @@ use prost::Message;
 use recoup_core::definition::Workflow;
 use recoup_core::event::Event;
 use recoup_core::failure_event::FailureEvent;
+use recoup_core::id::{ExecutionId, TransitionId};
 use recoup_core::subscription::Subscription;
 use recoup_core::time::Timestamp;
 
@@ -38,6 +39,9 @@ pub enum Error {
     UnknownFormat(u16),
     #[error("malformed data: {0}")]
     Malformed(String),
+    /// The bytes are not those that were written.
+    #[error("the checksum does not match")]
+    Damaged,
 }
 
 /// What one row of a history holds.
@@ -52,6 +56,26 @@ pub fn encode_transition(decided_at: Timestamp, events: &[Event]) -> Bytes {
     event::transition_to_wire(decided_at, events).encode_to_vec().into()
 }
 
+/// CRC-32 (ISO-HDLC) of a row of a history: of its data, and of everything that says which row it is, so
+/// that a row in the place of another is found out as well. It is the same for all formats: whether a row
+/// is damaged is known even to a binary that cannot read it.
+pub fn checksum(
+    execution: ExecutionId,
+    sequence: u64,
+    transition_id: TransitionId,
+    format: u16,
+    data: &[u8],
+) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(execution.0.as_bytes());
+    hasher.update(&sequence.to_be_bytes());
+    hasher.update(transition_id.0.as_bytes());
+    hasher.update(&format.to_be_bytes());
+    hasher.update(data);
+    hasher.finalize()
+}
+
+/// Of a row of a history use [`crate::StoredTransition::decode`], which compares its checksum first.
 /// Payloads of the result are slices of `data`.
 pub fn decode_transition(format: u16, data: &Bytes) -> Result<TransitionData, Error> {
     event::transition_from_wire(decode(format, data)?)

@@ -3,10 +3,12 @@ use std::mem::{Discriminant, discriminant};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use recoup_core::error::Error as AttemptError;
+use recoup_core::id::TransitionId;
 use recoup_core::payload::Payload;
 
 use super::value::CHAIN_MAX;
 use super::*;
+use crate::contract::StoredTransition;
 
 const AT: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
 
@@ -80,6 +82,46 @@ fn the_strategies_cover_every_kind() {
     let oneof = proto.split("oneof kind {").nth(1).and_then(|rest| rest.split('}').next());
     let known = oneof.expect("the kinds of events").matches(';').count();
     assert_eq!(kinds.len(), known);
+}
+
+#[test]
+fn a_row_that_is_not_what_was_written_is_damaged() {
+    let execution = ExecutionId(uuid::Uuid::from_u128(1));
+    let data = encode_transition(AT, &[Event::RunSucceeded { output: Payload::json("[1]") }]);
+    let row = StoredTransition {
+        sequence: 7,
+        transition_id: TransitionId(uuid::Uuid::from_u128(2)),
+        format: CURRENT,
+        checksum: 0,
+        data,
+    };
+    let row = row.sealed(execution);
+    assert!(row.decode(execution).is_ok());
+    let damaged = |row: &StoredTransition| row.decode(execution) == Err(Error::Damaged);
+    for at in 0..row.data.len() {
+        let mut data = row.data.to_vec();
+        data[at] ^= 1 << (at % 8);
+        assert!(damaged(&StoredTransition { data: data.into(), ..row.clone() }), "byte {at}");
+    }
+    let transition_id = TransitionId(uuid::Uuid::from_u128(3));
+    assert!(damaged(&StoredTransition { transition_id, ..row.clone() }));
+    assert!(damaged(&StoredTransition { sequence: 8, ..row.clone() }), "in another place");
+    let elsewhere = ExecutionId(uuid::Uuid::from_u128(4));
+    assert_eq!(row.decode(elsewhere), Err(Error::Damaged), "in another history");
+    // A damaged format is not taken for that of a newer binary; one of a newer binary is.
+    let newer = StoredTransition { format: CURRENT + 1, ..row };
+    assert!(damaged(&newer));
+    let decoded = newer.sealed(execution).decode(execution);
+    assert_eq!(decoded, Err(Error::UnknownFormat(CURRENT + 1)));
+}
+
+/// Rows that are stored already have this checksum: another polynomial, or another order of the columns,
+/// would make all of them look damaged.
+#[test]
+fn the_checksum_of_a_row_stays_what_it_is() {
+    let execution = ExecutionId(uuid::Uuid::from_u128(0x0123_4567_89ab_cdef));
+    let transition_id = TransitionId(uuid::Uuid::from_u128(0xfedc_ba98_7654_3210));
+    assert_eq!(checksum(execution, 3, transition_id, 1, b"data"), 0x962f_d216);
 }
 
 #[test]

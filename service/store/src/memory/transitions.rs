@@ -235,6 +235,7 @@ impl Write<'_> {
             sequence: transition.sequence,
             transition_id: transition.transition_id,
             format: transition.format,
+            checksum: transition.checksum(),
             data: transition.data.clone(),
         };
         let history = self.state.history.entry(transition.execution).or_default();

@@ -20,7 +20,7 @@ use crate::contract::{
 /// One snapshot of both: a history whose index row retention took is gone.
 const LOAD: &str = "
     select history.execution_id, history.sequence, history.transition_id, history.format,
-        history.data, greatest(history.feed_number, quarantine.feed_number), owner.id,
+        history.data, history.checksum, greatest(history.feed_number, quarantine.feed_number), owner.id,
         quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
         quarantine.release_reason
     from execution
@@ -31,7 +31,7 @@ const LOAD: &str = "
     order by history.execution_id, history.sequence";
 const HISTORY: &str = "
     select history.execution_id, history.sequence, history.transition_id, history.format,
-        history.data
+        history.data, history.checksum
     from execution
     join history on history.execution_id = execution.id
     where execution.id = $1 and history.execution_id = $1 and history.sequence > $2
@@ -77,15 +77,15 @@ impl Executions for PostgresStore {
         let mut highest = None;
         for row in rows {
             let id = row.try_get(0)?;
-            let owner: Option<i64> = row.try_get(6)?;
-            highest = highest.max(row.try_get::<_, Option<i64>>(5)?);
+            let owner: Option<i64> = row.try_get(7)?;
+            highest = highest.max(row.try_get::<_, Option<i64>>(6)?);
             let history = match found.entry(id) {
                 Entry::Occupied(there) => there.into_mut(),
                 Entry::Vacant(place) => place.insert(History {
                     execution: ExecutionId(id),
                     owner: owner.map(NodeId),
                     transitions: Vec::new(),
-                    quarantine: quarantine::row(&row, 7)?,
+                    quarantine: quarantine::row(&row, 8)?,
                 }),
             };
             history.transitions.push(stored(&row)?);
@@ -230,6 +230,7 @@ fn stored(row: &Row) -> Result<StoredTransition, Failure> {
         transition_id: TransitionId(row.try_get(2)?),
         format: value::format(format)?,
         data: Bytes::copy_from_slice(row.try_get(4)?),
+        checksum: row.try_get::<_, i32>(5)?.cast_unsigned(),
     })
 }
 

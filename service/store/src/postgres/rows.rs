@@ -29,9 +29,10 @@ const CLAIM_REQUEST: &str = "
         where there.created_at <= clock_timestamp() - interval '1 day'
     returning transition_id";
 const INSERT_HISTORY: &str = "
-    insert into history (execution_id, sequence, transition_id, format, data, feed_number)
-    select * from unnest($1::uuid[], $2::int8[], $3::uuid[], $4::int4[], $5::bytea[], $6::int8[])
-        as appended (execution_id, sequence, transition_id, format, data, feed_number)
+    insert into history (execution_id, sequence, transition_id, format, data, feed_number, checksum)
+    select *
+    from unnest($1::uuid[], $2::int8[], $3::uuid[], $4::int4[], $5::bytea[], $6::int8[], $7::int4[])
+        as appended (execution_id, sequence, transition_id, format, data, feed_number, checksum)
     order by execution_id, sequence";
 /// The same, but leaves what is there, and returns what it wrote.
 static APPEND_HISTORY: LazyLock<String> = LazyLock::new(|| {
@@ -219,6 +220,7 @@ pub(super) struct Histories<'a> {
     format: Vec<i32>,
     data: Vec<&'a [u8]>,
     feed_number: Vec<Option<i64>>,
+    checksum: Vec<i32>,
 }
 
 impl<'a> Histories<'a> {
@@ -229,6 +231,7 @@ impl<'a> Histories<'a> {
         self.format.push(transition.format.into());
         self.data.push(&transition.data);
         self.feed_number.push(feed_number);
+        self.checksum.push(transition.checksum().cast_signed());
     }
 
     fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
@@ -239,6 +242,7 @@ impl<'a> Histories<'a> {
             &self.format,
             &self.data,
             &self.feed_number,
+            &self.checksum,
         ]
     }
 

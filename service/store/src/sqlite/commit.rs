@@ -20,8 +20,8 @@ use crate::contract::{
 
 /// Wants the place before it to be taken.
 const APPEND: &str = "
-    insert into history (execution_id, sequence, transition_id, format, data)
-    select ?1, ?2, ?3, ?4, ?5
+    insert into history (execution_id, sequence, transition_id, format, data, checksum)
+    select ?1, ?2, ?3, ?4, ?5, ?6
     where ?2 = 1
         or exists (select 1 from history where execution_id = ?1 and sequence = ?2 - 1)
     on conflict do nothing";
@@ -265,7 +265,8 @@ impl Append<'_, '_> {
         let Transition { execution, sequence, transition_id, format, data, .. } = transition;
         let (execution, transition_id) = (execution.0.as_bytes(), transition_id.0.as_bytes());
         let sequence = value::signed(*sequence);
-        let row = params![execution, sequence, transition_id, format, &data[..]];
+        let row =
+            params![execution, sequence, transition_id, format, &data[..], transition.checksum()];
         Ok(self.write.execute(APPEND, row)? == 1)
     }
 

@@ -14,7 +14,7 @@ use crate::contract::{
 };
 
 const HISTORY: &str = "
-    select sequence, transition_id, format, data from history
+    select sequence, transition_id, format, data, checksum from history
     where execution_id = ?1 and sequence > ?2 order by sequence limit ?3";
 const OWNER: &str = "
     select node.id from execution join node on node.id = execution.owner
@@ -189,6 +189,7 @@ fn transitions(
             transition_id: TransitionId(value::uuid(row, 1)?),
             format: value::format(row, 2)?,
             data: value::bytes(row, 3)?,
+            checksum: value::count(row, 4)?,
         });
     }
     Ok(transitions)

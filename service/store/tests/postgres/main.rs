@@ -2,6 +2,7 @@
 
 mod conformance;
 mod cut;
+mod damage;
 mod feed;
 mod opening;
 mod ranges;
