@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `slots` | executions in memory: what is committed, what waits, what is under way |
 //! | `commit` | deciding, batching, and settling what the store answered |
+//! | `flight` | sending a batch until all of it is settled, in parts if need be |
 //! | `attempt`, `queue` | where an open attempt is, and what waits for workers |
 //! | `dispatch` | bringing both in line with the states, and handing out |
 //! | `workers` | workers, sessions, and what they hold |
@@ -24,6 +25,7 @@ pub mod io;
 mod attempt;
 mod commit;
 mod dispatch;
+mod flight;
 mod notices;
 mod offers;
 mod ownership;
@@ -102,7 +104,7 @@ pub struct Node<R> {
     keyed: VecDeque<ExecutionId>,
     keyed_batch: Option<KeyedInFlight<R>>,
     /// Failure events of no execution, for the next batch.
-    loose_events: Vec<FeedRow>,
+    loose_events: VecDeque<FeedRow>,
     /// Executions found to be damaged, for the next batch.
     quarantines: VecDeque<NewQuarantine>,
 
@@ -154,7 +156,7 @@ impl<R> Node<R> {
             batch: None,
             keyed: VecDeque::new(),
             keyed_batch: None,
-            loose_events: Vec::new(),
+            loose_events: VecDeque::new(),
             quarantines: VecDeque::new(),
             queues: BTreeMap::new(),
             crowded: BTreeSet::new(),

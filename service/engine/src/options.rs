@@ -28,7 +28,7 @@ pub struct Options {
     pub sleep_horizon: Duration,
     /// Transitions in one commit.
     pub batch_transitions_max: usize,
-    /// Bytes of history in one commit.
+    /// Bytes in one commit, of all that it writes. It is reached by the last transition that goes in.
     pub batch_bytes_max: usize,
     /// Executions in memory; starts beyond are refused for the moment.
     pub executions_max: usize,

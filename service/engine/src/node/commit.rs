@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection};
 use recoup_core::decide::{Decider, next_wake};
@@ -22,6 +21,7 @@ use recoup_store::{
 };
 
 use super::dispatch::DOUBT;
+use super::flight::Flight;
 use super::io::{Answer, Damage, Output, Refusal};
 use super::slots::{Known, Pending, Waiter};
 use super::{Node, Timer};
@@ -29,44 +29,13 @@ use super::{Node, Timer};
 use crate::options::Mutant;
 use crate::transition::{feed_rows, index_differs, index_row};
 
-/// So often the pause before a batch is sent again is doubled: to 800 ms by default.
-const COMMIT_RETRY_DOUBLINGS: u32 = 4;
-
-/// What is under way to the store, to be sent again as it is until it is settled.
-pub(super) struct Flight<R, B> {
-    batch: Arc<B>,
-    entries: Vec<Entry<R>>,
-    /// Waits for its time to be sent again.
-    resting: bool,
-    /// How often it has been sent in vain.
-    failures: u32,
-}
-
 /// The batch under way.
-pub(super) type InFlight<R> = Flight<R, Batch>;
+pub(super) type InFlight<R> = Flight<Entry<R>, Batch>;
 /// The starts with keys under way.
-pub(super) type KeyedInFlight<R> = Flight<R, Vec<KeyedStart>>;
-
-impl<R, B> Flight<R, B> {
-    fn new(batch: Arc<B>, entries: Vec<Entry<R>>) -> Self {
-        Self { batch, entries, resting: false, failures: 0 }
-    }
-
-    /// Before the next try: longer each time, for a store that is away for a while.
-    fn pause(&mut self, first: Duration) -> Duration {
-        let pause = first * (1 << self.failures.min(COMMIT_RETRY_DOUBLINGS));
-        self.failures += 1;
-        pause
-    }
-
-    /// What is to be sent once more, if it waits for that.
-    fn again(&mut self) -> Option<Arc<B>> {
-        std::mem::take(&mut self.resting).then(|| self.batch.clone())
-    }
-}
+pub(super) type KeyedInFlight<R> = Flight<Entry<R>, Vec<KeyedStart>>;
 
 /// One execution's part of a batch.
-struct Entry<R> {
+pub(super) struct Entry<R> {
     id: ExecutionId,
     next: Arc<Execution>,
     plan: Arc<Plan>,
@@ -128,15 +97,22 @@ impl<R> Node<R> {
         if self.batch.is_some() || nothing {
             return;
         }
-        let mut batch = Batch { feed: std::mem::take(&mut self.loose_events), ..Batch::default() };
+        let mut batch = Batch::default();
         let mut entries = Vec::new();
         let mut bytes = 0;
+        while batch.feed.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(event) = self.loose_events.pop_front()
+        {
+            bytes += event.bytes();
+            batch.feed.push(event);
+        }
         while entries.len() < self.options.batch_transitions_max
             && bytes < self.options.batch_bytes_max
             && let Some(id) = self.ready.pop_front()
         {
             if let Some((entry, transition)) = self.decide(id) {
-                bytes += transition.data.len();
+                bytes += transition.bytes();
                 entries.push(entry);
                 batch.transitions.push(transition);
             }
@@ -146,7 +122,7 @@ impl<R> Node<R> {
             && bytes < self.options.batch_bytes_max
             && let Some(new) = self.quarantines.pop_front()
         {
-            bytes += new.event.data.len();
+            bytes += new.bytes();
             batch.quarantined.push(new);
         }
         if entries.is_empty() && batch.feed.is_empty() && batch.quarantined.is_empty() {
@@ -340,29 +316,29 @@ impl<R> Node<R> {
         #[cfg(feature = "mutants")]
         let settled = match settled {
             Err(Error::OutcomeUnknown(_)) if self.options.has(Mutant::UnknownOutcomeNotSettled) => {
-                Ok(vec![Settled::Won; flight.entries.len()])
+                Ok(vec![Settled::Won; flight.sent().transitions.len()])
             }
             settled => settled,
         };
         let settled = match settled {
             Ok(settled) => settled,
             Err(Error::LeaseLost) => {
-                flight.resting = true;
+                flight.rest();
                 return if is_past { self.commit_again() } else { self.lose_life() };
             }
             Err(error) => {
-                // Known or unknown, the same batch goes again: the store recognises it.
-                flight.resting = true;
-                let pause = flight.pause(self.options.commit_retry);
+                // Known or unknown, the same transitions go again: the store recognises them.
+                let pause = flight.failed(self.options.commit_retry);
                 tracing::warn!(%error, ?pause, "a commit is sent again");
                 return self.set_timer(pause, Timer::Commit);
             }
         };
-        let Some(Flight { batch, entries, .. }) = self.batch.take() else {
-            return;
-        };
+        let (part, entries, is_all) = flight.succeeded();
+        if is_all {
+            self.batch = None;
+        }
         let fed =
-            batch.transitions.iter().zip(&settled).any(|(transition, settled)| {
+            part.transitions.iter().zip(&settled).any(|(transition, settled)| {
                 !transition.feed.is_empty() && *settled == Settled::Won
             });
         for (entry, settled) in entries.into_iter().zip(settled) {
@@ -376,12 +352,13 @@ impl<R> Node<R> {
                 Settled::Refused(reason) => self.refused(entry, reason),
             }
         }
-        for new in &batch.quarantined {
+        for new in &part.quarantined {
             self.refuse_quarantined(new.execution, new.quarantine.clone());
         }
-        if fed || !batch.feed.is_empty() || !batch.quarantined.is_empty() {
+        if fed || !part.feed.is_empty() || !part.quarantined.is_empty() {
             self.outputs.push_back(Output::FeedWritten);
         }
+        self.commit_again();
     }
 
     pub(super) fn commit_again(&mut self) {
@@ -548,10 +525,12 @@ impl<R> Node<R> {
             return;
         }
         let (mut starts, mut entries) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
         // At most one a key and request id in a call; the others wait for the next.
         let mut taken = BTreeSet::new();
         let mut later = Vec::new();
         while starts.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
             && let Some(id) = self.keyed.pop_front()
         {
             let Some(slot) = self.slots.get(&id) else {
@@ -577,6 +556,7 @@ impl<R> Node<R> {
             taken.insert(name);
             taken.extend(request);
             if let Some((entry, transition)) = self.decide(id) {
+                bytes += transition.bytes();
                 let (on_running, on_ended) = policies;
                 starts.push(KeyedStart { transition, key, on_running, on_ended });
                 entries.push(entry);
@@ -603,19 +583,19 @@ impl<R> Node<R> {
         let settled = match settled {
             Ok(settled) => settled,
             Err(Error::LeaseLost) => {
-                flight.resting = true;
+                flight.rest();
                 return if is_past { self.start_keyed_again() } else { self.lose_life() };
             }
             Err(error) => {
-                flight.resting = true;
-                let pause = flight.pause(self.options.commit_retry);
+                let pause = flight.failed(self.options.commit_retry);
                 tracing::warn!(%error, ?pause, "starts with keys are sent again");
                 return self.set_timer(pause, Timer::StartKeyed);
             }
         };
-        let Some(Flight { entries, .. }) = self.keyed_batch.take() else {
-            return;
-        };
+        let (_, entries, is_all) = flight.succeeded();
+        if is_all {
+            self.keyed_batch = None;
+        }
         for (entry, settled) in entries.into_iter().zip(settled) {
             match settled {
                 KeySettled::Won => self.won(entry),
@@ -641,6 +621,7 @@ impl<R> Node<R> {
                 KeySettled::Refused(reason) => self.refused(entry, reason),
             }
         }
+        self.start_keyed_again();
     }
 
     pub(super) fn start_keyed_again(&mut self) {
@@ -655,7 +636,7 @@ impl<R> Node<R> {
     /// Whether the batch under way puts an execution in quarantine.
     pub(super) fn is_quarantining(&self, id: ExecutionId) -> bool {
         let flight = self.batch.as_ref();
-        flight.is_some_and(|flight| flight.batch.quarantined.iter().any(|new| new.execution == id))
+        flight.is_some_and(|flight| flight.quarantined().any(|new| new.execution == id))
     }
 
     #[cfg(feature = "mutants")]

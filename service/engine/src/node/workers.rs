@@ -595,7 +595,7 @@ impl<R> Node<R> {
         }
         let (namespace, worker) = (key.namespace.clone(), session.worker);
         let event = worker_lost(namespace, worker.clone(), key.id.clone(), lost.len(), self.now);
-        self.loose_events.push(feed_row(&event));
+        self.loose_events.push_back(feed_row(&event));
         for task in lost {
             let reported = self.attempt_mut(&task).is_some_and(|attempt| attempt.reported);
             if !reported {

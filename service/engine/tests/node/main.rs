@@ -4,6 +4,7 @@ mod clock;
 mod notices;
 mod offers;
 mod owners;
+mod parts;
 mod rounds;
 mod sessions;
 mod world;

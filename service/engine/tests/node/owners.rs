@@ -127,7 +127,7 @@ fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_q
     let mut definition = order();
     let StepKind::Task(step) = &mut definition.steps.0[0].kind;
     step.delivery = Delivery::AtMostOnce;
-    let mut world = World::with(2, &definition);
+    let mut world = World::with_order(2, &definition);
     let execution = world.start(0, "default");
     world.machines[0].hold_back = &["commit"];
     let worker = world.attach(0, poll("default", "s", None));
@@ -173,7 +173,7 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
     let mut definition = order();
     let retry = definition.steps.0[0].retry.as_mut().expect("it has one");
     retry.schedule = Some(Schedule::Constant { interval: 5 * SECOND });
-    let mut world = World::with(2, &definition);
+    let mut world = World::with_order(2, &definition);
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);

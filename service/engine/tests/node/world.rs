@@ -27,7 +27,8 @@ use recoup_engine::node::io::{
 use recoup_engine::options::Options;
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
-    Executions, NewVersion, Nodes, Overflow, QueueName, Registry, Transitions, format,
+    Batch, Error, Executions, KeyedStart, NewVersion, Nodes, Overflow, QueueName, Registry,
+    Transitions, format,
 };
 
 /// The model never waits.
@@ -50,6 +51,14 @@ pub struct Machine {
     told: Vec<(WorkerKey, WorkerMessage)>,
     /// The calls of the store, by name.
     pub calls: Vec<&'static str>,
+    /// The batches that the store was given.
+    pub batches: Vec<Arc<Batch>>,
+    /// And the starts with keys.
+    pub keyed: Vec<Arc<Vec<KeyedStart>>>,
+    /// A batch of more transitions comes back without an outcome.
+    pub overwhelmed_by: Option<usize>,
+    /// It is written all the same.
+    pub written_anyway: bool,
     /// The questions about heads.
     pub heads: Vec<Vec<ExecutionId>>,
     /// Answers to calls of these names wait in `late`.
@@ -72,11 +81,22 @@ impl World {
     /// With that many nodes, each with a lease, and two workflows of one step in `default` and `team`:
     /// `order`, and `watched`, whose step has a heartbeat timeout of 2 s.
     pub fn new(nodes: usize) -> Self {
-        Self::with(nodes, &order())
+        Self::with_order(nodes, &order())
     }
 
-    /// As [`World::new`], with another definition of the workflow.
-    pub fn with(nodes: usize, order: &Workflow) -> Self {
+    /// As [`World::new`], with another definition of the workflow `order`.
+    pub fn with_order(nodes: usize, order: &Workflow) -> Self {
+        // The rarest round is made as often as others are.
+        let sleep_horizon = Duration::from_secs(4);
+        Self::of(nodes, Options { sleep_horizon, ..Options::default() }, order)
+    }
+
+    /// As [`World::new`], with other options of the nodes.
+    pub fn with(nodes: usize, options: Options) -> Self {
+        Self::of(nodes, options, &order())
+    }
+
+    fn of(nodes: usize, options: Options, order: &Workflow) -> Self {
         let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
         let tell = clock.clone();
         let now = move || Timestamp::from_micros(tell.load(Ordering::Relaxed));
@@ -99,15 +119,18 @@ impl World {
         let (plans, elapsed) = (Plans::default(), Duration::ZERO);
         let mut world = Self { store, machines: Vec::new(), plans, elapsed, clock, last: 0 };
         for _ in 0..nodes {
-            world.boot();
+            world.add(options.clone());
         }
         world
     }
 
     /// One more node begins its life.
     pub fn boot(&mut self) -> usize {
-        // The rarest round is made as often as others are.
-        let options = Options { sleep_horizon: Duration::from_secs(4), ..Options::default() };
+        self.add(Options { sleep_horizon: Duration::from_secs(4), ..Options::default() })
+    }
+
+    /// The same with other options.
+    pub fn add(&mut self, options: Options) -> usize {
         let mut node = Node::new(options, 7);
         let clock = StoreClock::new(self.now(), self.tick());
         node.begin(clock.now(self.tick()));
@@ -118,6 +141,10 @@ impl World {
             replies: BTreeMap::new(),
             told: Vec::new(),
             calls: Vec::new(),
+            batches: Vec::new(),
+            keyed: Vec::new(),
+            overwhelmed_by: None,
+            written_anyway: false,
             heads: Vec::new(),
             hold_back: &[],
             late: Vec::new(),
@@ -238,9 +265,18 @@ impl World {
                 ("renew", Input::Renewed(node, ready(store.renew(node, ttl, reached))))
             }
             Output::Commit(node, batch) => {
-                ("commit", Input::Committed(node, ready(store.commit(node, &batch))))
+                machine.batches.push(batch.clone());
+                let is_too_much =
+                    machine.overwhelmed_by.is_some_and(|max| batch.transitions.len() > max);
+                let settled = match !is_too_much || machine.written_anyway {
+                    true => ready(store.commit(node, &batch)),
+                    false => Ok(Vec::new()),
+                };
+                let unknown = || Err(Error::OutcomeUnknown("no answer in time".to_owned()));
+                ("commit", Input::Committed(node, if is_too_much { unknown() } else { settled }))
             }
             Output::StartKeyed(node, starts) => {
+                machine.keyed.push(starts.clone());
                 ("start_keyed", Input::KeyedStarted(node, ready(store.start_keyed(node, &starts))))
             }
             Output::Load(node, asked) => {
@@ -294,14 +330,22 @@ impl World {
 
     /// Starts an execution of a workflow and answers with its id.
     pub fn start_of(&mut self, machine: usize, namespace: &str, workflow: &str) -> ExecutionId {
-        let (id, answer) = self.asks_to_start(machine, namespace, workflow);
+        let (id, answer) = self.asks_to_start(machine, namespace, workflow, None, "1");
         answer.expect("at once").expect("it starts");
         id
     }
 
     /// Asks for an execution that is not there at once.
     pub fn start_later(&mut self, machine: usize, namespace: &str) -> ExecutionId {
-        let (id, answer) = self.asks_to_start(machine, namespace, "order");
+        let (id, answer) = self.asks_to_start(machine, namespace, "order", None, "1");
+        assert!(answer.is_none(), "{answer:?}");
+        id
+    }
+
+    /// The same in `default`, under a key and with an input of this text.
+    pub fn start_keyed_later(&mut self, machine: usize, key: &str, text: &str) -> ExecutionId {
+        let input = format!("\"{text}\"");
+        let (id, answer) = self.asks_to_start(machine, "default", "order", Some(key), &input);
         assert!(answer.is_none(), "{answer:?}");
         id
     }
@@ -311,6 +355,8 @@ impl World {
         machine: usize,
         namespace: &str,
         workflow: &str,
+        key: Option<&str>,
+        input: &str,
     ) -> (ExecutionId, Option<Result<Answer, Refusal>>) {
         let namespace = Namespace::from(namespace);
         let plan = ready(self.plans.find(&self.store, &namespace, &workflow.into(), None));
@@ -323,8 +369,8 @@ impl World {
             start: StartExecution {
                 id,
                 namespace,
-                key: None,
-                input: Payload::json("1"),
+                key: key.map(str::to_owned),
+                input: Payload::json(input.to_owned()),
                 timeout: None,
                 trace: TraceContext::default(),
             },

@@ -12,6 +12,7 @@ use recoup_core::failure_event::FailureKind;
 use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::time::Timestamp;
 
+use super::transitions::ROW_BYTES;
 use super::{NodeId, Result};
 
 /// A failure event on its way to the feed; its position is given by the commit.
@@ -30,6 +31,15 @@ pub struct FeedRow {
     pub at: Timestamp,
     pub format: u16,
     pub data: Bytes,
+}
+
+impl FeedRow {
+    /// About how much a store writes for it.
+    pub fn bytes(&self) -> usize {
+        let Self { id, namespace, workflow, error_type, fingerprint, data, .. } = self;
+        let texts = id.len() + workflow.len() + error_type.len() + fingerprint.len();
+        ROW_BYTES + texts + namespace.as_str().len() + data.len()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,6 +11,7 @@ use recoup_core::quarantine::Quarantine;
 use recoup_core::time::Timestamp;
 
 use super::FeedRow;
+use super::transitions::ROW_BYTES;
 
 /// A quarantine on its way to the store. One that finds another in force, a later one, or no such
 /// execution, changes nothing; so a batch may be sent again, and two nodes may find the same.
@@ -24,6 +25,13 @@ pub struct NewQuarantine {
     /// commits, whether their nodes have loaded it or not: it takes no place in the history, so nobody
     /// loses one who has not seen it.
     pub event: FeedRow,
+}
+
+impl NewQuarantine {
+    /// About how much a store writes for it.
+    pub fn bytes(&self) -> usize {
+        ROW_BYTES + self.quarantine.detail.len() + self.event.bytes()
+    }
 }
 
 /// The last quarantine of an execution.

@@ -10,6 +10,9 @@ use recoup_core::time::Timestamp;
 use super::{FeedRow, NewQuarantine, NodeId, Result, TaskKey};
 use crate::format;
 
+/// What a row takes besides its texts and data: ids, numbers, times, and its places in indexes.
+pub(super) const ROW_BYTES: usize = 200;
+
 /// At most one transition per execution, and no execution that is in another batch in flight.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
@@ -47,6 +50,16 @@ impl Transition {
         let Self { execution, sequence, transition_id, format, data, .. } = self;
         format::checksum(*execution, *sequence, *transition_id, *format, data)
     }
+
+    /// About how much a store writes for it.
+    pub fn bytes(&self) -> usize {
+        let Self { data, index, request, feed, overflow_done, .. } = self;
+        let index = index.as_ref().map_or(0, IndexRow::bytes);
+        let request = request.as_ref().map_or(0, |request| ROW_BYTES + request.request_id.len());
+        let feed = feed.iter().map(FeedRow::bytes).sum::<usize>();
+        let done = overflow_done.iter().map(|task| ROW_BYTES + task.path.as_str().len());
+        ROW_BYTES + data.len() + index + request + feed + done.sum::<usize>()
+    }
 }
 
 /// What executions are found by.
@@ -68,6 +81,12 @@ pub struct IndexRow {
 }
 
 impl IndexRow {
+    fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let names = self.namespace.as_str().len() + self.workflow.as_str().len();
+        ROW_BYTES + names + text(&self.key) + text(&self.error_type)
+    }
+
     /// Whether something remains to be done: what nodes own and adopt.
     pub fn is_active(&self) -> bool {
         !self.state.is_ended() || self.compensation == CompensationState::Running

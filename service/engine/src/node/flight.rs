@@ -1,0 +1,142 @@
+//! What is under way to the store, until all of it is settled.
+//!
+//! A batch that came to nothing is sent again with its transition ids. It may have come to nothing because
+//! it is too much for the store, in bytes or in time, so it is then sent in parts: half of what was sent
+//! last after each failure, twice as much after each success, in the order in which it was decided. The
+//! store makes sure that an earlier try has ended before it works on the next one.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_store::{Batch, KeyedStart, NewQuarantine};
+
+/// The pause before the next try doubles this many times at most: to 800 ms by default.
+const COMMIT_RETRY_DOUBLINGS: u32 = 4;
+
+/// What the store takes whole or in parts.
+pub(super) trait Divisible: Sized {
+    fn len(&self) -> usize;
+
+    /// How many places in it the store answers one by one. They come first.
+    fn answered(&self) -> usize;
+
+    /// The part of it at these places.
+    fn part(&self, places: Range<usize>) -> Self;
+}
+
+/// Places are those of the transitions, then of the events, then of the quarantines.
+impl Divisible for Batch {
+    fn len(&self) -> usize {
+        self.transitions.len() + self.feed.len() + self.quarantined.len()
+    }
+
+    fn answered(&self) -> usize {
+        self.transitions.len()
+    }
+
+    fn part(&self, places: Range<usize>) -> Self {
+        fn within<T: Clone>(all: &[T], before: usize, places: &Range<usize>) -> Vec<T> {
+            let at = |place: usize| place.saturating_sub(before).min(all.len());
+            all[at(places.start)..at(places.end)].to_vec()
+        }
+        let transitions = self.transitions.len();
+        Self {
+            transitions: within(&self.transitions, 0, &places),
+            feed: within(&self.feed, transitions, &places),
+            quarantined: within(&self.quarantined, transitions + self.feed.len(), &places),
+        }
+    }
+}
+
+impl Divisible for Vec<KeyedStart> {
+    fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    fn answered(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    fn part(&self, places: Range<usize>) -> Self {
+        self[places].to_vec()
+    }
+}
+
+/// `E` is what is remembered about each place that is answered.
+pub(super) struct Flight<E, B> {
+    batch: Arc<B>,
+    /// Of the places that are not settled.
+    entries: VecDeque<E>,
+    /// Places before this one are settled.
+    settled: usize,
+    /// What was sent last: the whole batch, or the part from `settled` on.
+    sent: Arc<B>,
+    /// Places that are sent at once.
+    at_once: usize,
+    /// Waits to be sent again.
+    resting: bool,
+    /// Tries since something was settled.
+    failures: u32,
+}
+
+impl<E, B: Divisible> Flight<E, B> {
+    pub fn new(batch: Arc<B>, entries: Vec<E>) -> Self {
+        let (at_once, sent) = (batch.len(), batch.clone());
+        let entries = entries.into();
+        Self { batch, entries, settled: 0, sent, at_once, resting: false, failures: 0 }
+    }
+
+    /// What was sent last.
+    pub fn sent(&self) -> &Arc<B> {
+        &self.sent
+    }
+
+    /// It is sent again when it is asked for.
+    pub fn rest(&mut self) {
+        self.resting = true;
+    }
+
+    /// What was sent came to nothing, as far as is known. Returns how long to wait before the next try:
+    /// longer each time, for a store that is away for a while.
+    pub fn failed(&mut self, first: Duration) -> Duration {
+        self.resting = true;
+        self.at_once = (self.sent.len() / 2).max(1);
+        let pause = first * (1 << self.failures.min(COMMIT_RETRY_DOUBLINGS));
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// What was sent is settled. Returns it with what was remembered about it, and whether that was all;
+    /// otherwise the rest is sent when it is asked for.
+    pub fn succeeded(&mut self) -> (Arc<B>, Vec<E>, bool) {
+        self.settled += self.sent.len();
+        self.at_once = self.at_once.saturating_mul(2);
+        self.failures = 0;
+        self.resting = true;
+        let entries = self.entries.drain(..self.sent.answered().min(self.entries.len())).collect();
+        (self.sent.clone(), entries, self.settled >= self.batch.len())
+    }
+
+    /// What is to be sent now, if anything waits for that.
+    pub fn again(&mut self) -> Option<Arc<B>> {
+        if !std::mem::take(&mut self.resting) {
+            return None;
+        }
+        let end = self.batch.len().min(self.settled.saturating_add(self.at_once));
+        self.sent = match self.settled == 0 && end == self.batch.len() {
+            true => self.batch.clone(),
+            false => Arc::new(self.batch.part(self.settled..end)),
+        };
+        Some(self.sent.clone())
+    }
+}
+
+impl<E> Flight<E, Batch> {
+    /// Quarantines that are not settled.
+    pub fn quarantined(&self) -> impl Iterator<Item = &NewQuarantine> {
+        let before = self.batch.transitions.len() + self.batch.feed.len();
+        self.batch.quarantined.iter().skip(self.settled.saturating_sub(before))
+    }
+}

@@ -1,0 +1,128 @@
+//! A batch that is too much for the store is settled in parts.
+
+use std::time::Duration;
+
+use recoup_core::command::Command;
+use recoup_core::id::ExecutionId;
+use recoup_engine::node::io::{Input, Offer};
+use recoup_engine::options::Options;
+use recoup_store::{Batch, Executions, NodeId, Transition};
+
+use crate::world::{World, ready, stream};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Starts that are decided in one batch, which the store has not been given yet.
+fn gathered(world: &mut World, count: usize) -> Vec<ExecutionId> {
+    world.machines[0].hold_back = &["commit"];
+    let first = world.start_later(0, "default");
+    let rest = (1..count).map(|_| world.start_later(0, "default"));
+    let ids: Vec<_> = std::iter::once(first).chain(rest).collect();
+    world.machines[0].hold_back = &[];
+    world.machines[0].batches.clear();
+    ids
+}
+
+fn answer_the_first(world: &mut World) {
+    let answer = world.machines[0].late.remove(0);
+    world.put(0, answer);
+}
+
+fn executions(batch: &Batch) -> Vec<ExecutionId> {
+    batch.transitions.iter().map(|transition| transition.execution).collect()
+}
+
+#[test]
+fn a_batch_that_is_too_much_for_the_store_is_settled_in_order_in_parts() {
+    for written_anyway in [false, true] {
+        let mut world = World::new(1);
+        let ids = gathered(&mut world, 41);
+        world.machines[0].overwhelmed_by = Some(8);
+        world.machines[0].written_anyway = written_anyway;
+        answer_the_first(&mut world);
+        world.pass(MINUTE);
+
+        let batches = std::mem::take(&mut world.machines[0].batches);
+        assert_eq!(executions(&batches[0]), ids[1..], "all of them at once");
+        let mut settled = Vec::new();
+        for batch in &batches {
+            let executions = executions(batch);
+            if executions.len() <= 8 {
+                settled.extend(executions);
+            } else {
+                let next = &ids[1 + settled.len()..][..executions.len()];
+                assert_eq!(executions, next, "nothing is skipped");
+            }
+        }
+        assert_eq!(settled[..40], ids[1..], "each is settled once, in order");
+        let largest = batches.iter().skip(1).map(|batch| batch.transitions.len()).max();
+        assert_eq!(largest, Some(20), "a success does not bring the whole batch back");
+        // With their ids: what an earlier try wrote is found, not lost.
+        let histories = ready(world.store.load(NodeId(0), &ids[1..])).expect("the model loads");
+        assert_eq!(histories.len(), 40);
+        for history in histories {
+            assert_eq!(history.transitions.len(), 1);
+            let sent = batches.iter().flat_map(|batch| &batch.transitions);
+            for transition in sent.filter(|sent| sent.execution == history.execution) {
+                assert_eq!(transition.transition_id, history.transitions[0].transition_id);
+            }
+        }
+        assert_eq!(world.machines[0].replies.len(), ids.len(), "every start is answered");
+        assert!(world.machines[0].replies.values().all(Result::is_ok));
+    }
+}
+
+/// Without the last transition, which may go beyond the limit.
+fn bytes_before_the_last(batch: &Batch) -> usize {
+    let written = |transition: &Transition| {
+        let events = transition.feed.iter().map(|event| event.data.len()).sum::<usize>();
+        transition.data.len() + events
+    };
+    batch.transitions.iter().rev().skip(1).map(written).sum()
+}
+
+#[test]
+fn failure_events_count_towards_the_bytes_of_a_batch() {
+    const MAX: usize = 512 << 10;
+    let mut world = World::with(1, Options { batch_bytes_max: MAX, ..Options::default() });
+    let worker = world.attach(0, Offer { credit: 40, ..stream("default", "s", &[]) });
+    for _ in 0..40 {
+        world.start(0, "default");
+    }
+    let tasks = world.handed(0, worker);
+    assert_eq!(tasks.len(), 40);
+    world.machines[0].hold_back = &["commit"];
+    for (reply, task) in tasks.into_iter().enumerate() {
+        let error = recoup_core::error::Error::new("declined", "x".repeat(32 << 10));
+        let execution = task.execution;
+        let command = Command::FailTask { task, error, worker: String::new() };
+        let reply = 1_000 + reply as u64;
+        world.put(0, Input::Submit { execution, command, request: None, reply });
+    }
+    world.machines[0].hold_back = &[];
+    world.machines[0].batches.clear();
+    answer_the_first(&mut world);
+    let batches = &world.machines[0].batches;
+    let failed: usize = batches.iter().map(|batch| batch.transitions.len()).sum();
+    assert_eq!(failed, 39, "all but the first, which went alone");
+    for batch in batches {
+        let bytes = bytes_before_the_last(batch);
+        assert!(bytes < MAX, "{bytes} bytes and another transition in one batch");
+    }
+    assert!(batches.len() > 1, "not one transition a batch either: {}", batches.len());
+}
+
+#[test]
+fn starts_with_keys_are_cut_by_bytes() {
+    const MAX: usize = 64 << 10;
+    let mut world = World::with(1, Options { batch_bytes_max: MAX, ..Options::default() });
+    world.machines[0].hold_back = &["start_keyed"];
+    for number in 0..20 {
+        world.start_keyed_later(0, &format!("key {number}"), &"x".repeat(16 << 10));
+    }
+    world.machines[0].hold_back = &[];
+    answer_the_first(&mut world);
+    assert_eq!(world.machines[0].replies.len(), 20);
+    let sizes: Vec<_> = world.machines[0].keyed.iter().map(|starts| starts.len()).collect();
+    assert_eq!(sizes, [1, 4, 4, 4, 4, 3]);
+}
