@@ -334,8 +334,8 @@ impl Driver {
                     Input::Adopted(node, Adopted::ask(&*store, node, &silent, limit).await)
                 }
                 Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
-                Output::Due(node, until, limit) => {
-                    Input::Due(node, store.due(node, until, limit).await)
+                Output::Due(node, until, after, limit) => {
+                    Input::Due(node, store.due(node, until, after, limit).await)
                 }
                 Output::Publish(node, idle) => {
                     Input::Published(node, store.publish_idle(node, &idle).await)

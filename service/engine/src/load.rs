@@ -160,8 +160,8 @@ pub async fn load(
             Some(row) if row.in_force() => Err(Unusable::Quarantined(row.quarantine.clone())),
             _ => judge(store, plans, &history).await?,
         };
-        let History { execution, owner, quarantine, .. } = history;
-        loaded.push(Loaded { execution, owner, state, quarantine });
+        let History { execution, owner, wake_at, quarantine, .. } = history;
+        loaded.push(Loaded { execution, owner, wake_at, state, quarantine });
     }
     Ok(loaded)
 }

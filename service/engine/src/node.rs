@@ -41,7 +41,7 @@ use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
-use recoup_store::{FeedRow, Lease, NewQuarantine, NodeId, Peers, QueueName};
+use recoup_store::{Due, FeedRow, Lease, NewQuarantine, NodeId, Peers, QueueName};
 
 use crate::clock::{Now, Tick};
 use crate::options::Options;
@@ -105,6 +105,10 @@ pub struct Node<R> {
     keyed_batch: Option<KeyedInFlight<R>>,
     /// Failure events of no execution, for the next batch.
     loose_events: VecDeque<FeedRow>,
+    /// Executions whose reminder in the store is not what it should be, for the next batch.
+    reminders: BTreeSet<ExecutionId>,
+    /// Where the last page of due executions ended, if more of them are due.
+    due_after: Option<Due>,
     /// Executions found to be damaged, for the next batch.
     quarantines: VecDeque<NewQuarantine>,
 
@@ -157,6 +161,8 @@ impl<R> Node<R> {
             keyed: VecDeque::new(),
             keyed_batch: None,
             loose_events: VecDeque::new(),
+            reminders: BTreeSet::new(),
+            due_after: None,
             quarantines: VecDeque::new(),
             queues: BTreeMap::new(),
             crowded: BTreeSet::new(),

@@ -148,7 +148,9 @@ impl Rig {
                 Input::Adopted(node, Adopted::ask(store, node, &silent, limit).await)
             }
             Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
-            Output::Due(node, at, limit) => Input::Due(node, store.due(node, at, limit).await),
+            Output::Due(node, at, after, limit) => {
+                Input::Due(node, store.due(node, at, after, limit).await)
+            }
             Output::Publish(node, idle) => {
                 Input::Published(node, store.publish_idle(node, &idle).await)
             }

@@ -85,6 +85,8 @@ macro_rules! conformance {
             queries: heads_of_many;
             queries: a_history_is_read_in_pages_from_anywhere;
             queries: due_executions_of_the_node;
+            queries: due_executions_are_read_in_pages;
+            queries: a_reminder_is_set_without_a_transition_by_the_owner_alone;
             queries: list_takes_every_filter;
             queries: list_takes_prefixes_literally;
             queries: list_in_pages;

@@ -201,8 +201,8 @@ impl World<'_> {
                 Input::Adopted(node, adopted)
             }
             Output::Heads(node, ids) => Input::Heads(node, ready(self.store.heads(&ids))),
-            Output::Due(node, until, limit) => {
-                Input::Due(node, ready(self.store.due(node, until, limit)))
+            Output::Due(node, until, after, limit) => {
+                Input::Due(node, ready(self.store.due(node, until, after, limit)))
             }
             Output::Publish(node, idle) => {
                 Input::Published(node, ready(self.store.publish_idle(node, &idle)))

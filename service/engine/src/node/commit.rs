@@ -16,8 +16,8 @@ use recoup_core::quarantine::QuarantineReason;
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
 use recoup_store::{
-    Batch, Error, FeedRow, IndexRow, KeySettled, KeyedStart, NodeId, Settled, StartRequest,
-    TaskKey, Transition, format,
+    Batch, Error, FeedRow, IndexRow, KeySettled, KeyedStart, NodeId, Reminder, Settled,
+    StartRequest, TaskKey, Transition, format,
 };
 
 use super::dispatch::DOUBT;
@@ -92,8 +92,10 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        let nothing =
-            self.ready.is_empty() && self.loose_events.is_empty() && self.quarantines.is_empty();
+        let nothing = self.ready.is_empty()
+            && self.loose_events.is_empty()
+            && self.quarantines.is_empty()
+            && self.reminders.is_empty();
         if self.batch.is_some() || nothing {
             return;
         }
@@ -125,7 +127,16 @@ impl<R> Node<R> {
             bytes += new.bytes();
             batch.quarantined.push(new);
         }
-        if entries.is_empty() && batch.feed.is_empty() && batch.quarantined.is_empty() {
+        while batch.reminders.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(id) = self.reminders.pop_first()
+        {
+            if let Some(reminder) = self.remind(id) {
+                bytes += Reminder::BYTES;
+                batch.reminders.push(reminder);
+            }
+        }
+        if batch == Batch::default() {
             return;
         }
         let batch = Arc::new(batch);
@@ -268,13 +279,54 @@ impl<R> Node<R> {
     }
 
     /// Where the next thing to do is far away: when the execution wants to be read again.
-    fn sleeps_until(&self, next: &Execution, wake: Option<Timestamp>) -> Option<Timestamp> {
+    pub(super) fn sleeps_until(
+        &self,
+        next: &Execution,
+        wake: Option<Timestamp>,
+    ) -> Option<Timestamp> {
         if !next.is_active() {
             return None;
         }
         let attempts = next.open_attempts().map(|open| open.attempt.scheduled_at);
         let earliest = attempts.chain(wake).min()?;
         (earliest > self.now + self.options.sleep_horizon).then_some(earliest)
+    }
+
+    /// The reminder that the store should have of an execution; none if it has that one, or if something
+    /// else is to be written first.
+    fn remind(&mut self, id: ExecutionId) -> Option<Reminder> {
+        let slot = self.slots.get(&id)?;
+        let Known::State(state, plan) = &slot.known else {
+            return None;
+        };
+        if !slot.owned || slot.in_flight || slot.doubted || !slot.inbox.is_empty() {
+            return None;
+        }
+        let wake_at = self.sleeps_until(state, next_wake(state, plan));
+        if wake_at == slot.wake_at {
+            return None;
+        }
+        self.slots.get_mut(&id)?.in_flight = true;
+        Some(Reminder { execution: id, wake_at })
+    }
+
+    fn reminded(&mut self, reminder: Reminder) {
+        let Reminder { execution: id, wake_at } = reminder;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.in_flight = false;
+        if matches!(slot.known, Known::Unread) {
+            // The lease was lost meanwhile.
+            self.to_load.insert(id);
+        } else {
+            slot.wake_at = wake_at;
+            if let Some(index) = &mut slot.index {
+                index.wake_at = wake_at;
+            }
+        }
+        self.touch_slot(id);
+        self.settle_slot(id);
     }
 
     fn nothing_decided(
@@ -355,6 +407,9 @@ impl<R> Node<R> {
         for new in &part.quarantined {
             self.refuse_quarantined(new.execution, new.quarantine.clone());
         }
+        for reminder in &part.reminders {
+            self.reminded(*reminder);
+        }
         if fed || !part.feed.is_empty() || !part.quarantined.is_empty() {
             self.outputs.push_back(Output::FeedWritten);
         }
@@ -383,6 +438,7 @@ impl<R> Node<R> {
             slot.known = Known::State(next.clone(), plan);
             if let Some(index) = index {
                 slot.owned = true;
+                slot.wake_at = index.wake_at;
                 slot.index = Some(index);
             }
             for key in &overflow_done {
@@ -440,6 +496,7 @@ impl<R> Node<R> {
         slot.known = Known::Unread;
         slot.owned = false;
         slot.index = None;
+        slot.wake_at = None;
         slot.overflow.clear();
         // A hand-over that was under way is off; what workers say that they hold is not. That an attempt
         // was with nobody, or had had its time, is judged again on what is read.

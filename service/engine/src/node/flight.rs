@@ -26,10 +26,10 @@ pub(super) trait Divisible: Sized {
     fn part(&self, places: Range<usize>) -> Self;
 }
 
-/// Places are those of the transitions, then of the events, then of the quarantines.
+/// Places are those of the transitions, then of the events, of the quarantines, and of the reminders.
 impl Divisible for Batch {
     fn len(&self) -> usize {
-        self.transitions.len() + self.feed.len() + self.quarantined.len()
+        self.transitions.len() + self.feed.len() + self.quarantined.len() + self.reminders.len()
     }
 
     fn answered(&self) -> usize {
@@ -41,11 +41,14 @@ impl Divisible for Batch {
             let at = |place: usize| place.saturating_sub(before).min(all.len());
             all[at(places.start)..at(places.end)].to_vec()
         }
-        let transitions = self.transitions.len();
+        let feed = self.transitions.len();
+        let quarantined = feed + self.feed.len();
+        let reminders = quarantined + self.quarantined.len();
         Self {
             transitions: within(&self.transitions, 0, &places),
-            feed: within(&self.feed, transitions, &places),
-            quarantined: within(&self.quarantined, transitions + self.feed.len(), &places),
+            feed: within(&self.feed, feed, &places),
+            quarantined: within(&self.quarantined, quarantined, &places),
+            reminders: within(&self.reminders, reminders, &places),
         }
     }
 }

@@ -14,8 +14,8 @@ use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
 use recoup_store::{
-    Batch, Head, IdleCredit, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask, Peers,
-    QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey,
+    Batch, Due, Head, IdleCredit, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask,
+    Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey,
 };
 
 pub use super::notices::Notice;
@@ -118,7 +118,7 @@ pub enum Input<R> {
     },
     Adopted(NodeId, recoup_store::Result<Adopted>),
     Heads(NodeId, recoup_store::Result<Vec<Head>>),
-    Due(NodeId, recoup_store::Result<Vec<ExecutionId>>),
+    Due(NodeId, recoup_store::Result<Vec<Due>>),
     Published(NodeId, recoup_store::Result<Peers>),
     Claimed(NodeId, recoup_store::Result<Vec<OverflowTask>>),
     Overflowed {
@@ -174,6 +174,8 @@ pub struct SessionKey {
 pub struct Loaded {
     pub execution: ExecutionId,
     pub owner: Option<NodeId>,
+    /// When its owner is reminded of it, as it is stored.
+    pub wake_at: Option<Timestamp>,
     pub state: Result<(Arc<Execution>, Arc<Plan>), Unusable>,
     /// The last one, be it in force or released.
     pub quarantine: Option<QuarantineRow>,
@@ -239,7 +241,7 @@ pub enum Output<R> {
         limit: usize,
     },
     Heads(NodeId, Vec<ExecutionId>),
-    Due(NodeId, Timestamp, usize),
+    Due(NodeId, Timestamp, Option<Due>, usize),
     Publish(NodeId, Vec<IdleCredit>),
     Claim {
         node: NodeId,

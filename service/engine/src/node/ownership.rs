@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
-use recoup_store::{Error, Head, Lease, NodeId, OverflowTask, Peers, Renewals};
+use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, Peers, Renewals};
 
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Adopted, Output};
@@ -26,6 +26,8 @@ const HEADS_MAX: usize = 2000;
 const PARTED_AFTER: Duration = Duration::from_secs(1);
 /// Held attempts that a round of questions about heads looks at.
 const HELD_MAX: usize = 1000;
+/// Executions that wait to be read: beyond it, no more of those that are due are taken in.
+const DUE_TO_LOAD_MAX: usize = 4096;
 
 /// Another node's lease.
 #[derive(Clone, Copy)]
@@ -132,6 +134,8 @@ impl<R> Node<R> {
         }
         // Not sent yet: what is read will show it again.
         self.quarantines.clear();
+        self.reminders.clear();
+        self.due_after = None;
         for id in self.slots.keys().copied().collect::<Vec<_>>() {
             if self.is_quarantining(id) {
                 // Settled by the store in the new life.
@@ -314,26 +318,51 @@ impl<R> Node<R> {
     pub(super) fn ask_due(&mut self) {
         if let Some(node) = self.node_id() {
             let until = self.now + self.options.sleep_horizon / 2;
-            self.outputs.push_back(Output::Due(node, until, DUE_MAX));
+            self.outputs.push_back(Output::Due(node, until, self.due_after, DUE_MAX));
         }
     }
 
-    pub(super) fn due(&mut self, node: NodeId, due: recoup_store::Result<Vec<ExecutionId>>) {
+    pub(super) fn due(&mut self, node: NodeId, due: recoup_store::Result<Vec<Due>>) {
         if self.node_id() != Some(node) {
             return;
         }
+        let mut pause = self.options.sleep_horizon / 4;
         match due {
-            Ok(ids) => {
-                for id in ids {
-                    if let Entry::Vacant(place) = self.slots.entry(id) {
-                        place.insert(Slot::unread());
-                        self.to_load.insert(id);
+            Ok(page) => {
+                let is_last = page.len() < DUE_MAX;
+                if !is_last {
+                    pause = std::time::Duration::ZERO;
+                }
+                for one in page {
+                    let has_room = self.slots.len() < self.options.executions_max
+                        && self.to_load.len() < DUE_TO_LOAD_MAX;
+                    match self.slots.entry(one.execution) {
+                        Entry::Vacant(_) if !has_room => {
+                            // On from here when some have left.
+                            return self.set_timer(self.options.adopt_interval, Timer::Due);
+                        }
+                        Entry::Vacant(place) => {
+                            place.insert(Slot::unread());
+                            self.to_load.insert(one.execution);
+                        }
+                        Entry::Occupied(mut place) => {
+                            // It is here already: without a reminder it does not come again.
+                            let slot = place.get_mut();
+                            if slot.owned && !slot.in_flight {
+                                slot.wake_at = Some(one.wake_at);
+                                self.reminders.insert(one.execution);
+                            }
+                        }
                     }
+                    self.due_after = Some(one);
+                }
+                if is_last {
+                    self.due_after = None;
                 }
             }
             Err(error) => tracing::warn!(%error, "could not ask which executions are due"),
         }
-        self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
+        self.set_timer(pause, Timer::Due);
     }
 
     /// Looks into the overflow for tasks that workers of this node would take.

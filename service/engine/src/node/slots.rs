@@ -26,6 +26,8 @@ pub(super) struct Slot<R> {
     pub owned: bool,
     /// As last written by this node; none if another wrote last.
     pub index: Option<IndexRow>,
+    /// When the store reminds this node of it, if it is the owner: until then it may leave memory.
+    pub wake_at: Option<Timestamp>,
     pub inbox: VecDeque<Pending<R>>,
     /// Decided, and under way to the store.
     pub in_flight: bool,
@@ -45,6 +47,15 @@ pub(super) struct Slot<R> {
     pub key_policies: (OnRunning, OnEnded),
     /// The last one, which was released: for those who ask.
     pub quarantine: Option<QuarantineRow>,
+}
+
+/// Whether memory needs an execution for what its owner has to do about it.
+enum Rest {
+    Awake,
+    /// Nothing is to be done before the store reminds this node of it, if ever.
+    Asleep,
+    /// Nothing is to be done for long, but the store reminds nobody of it in time.
+    Unreminded,
 }
 
 /// What is known of an execution.
@@ -103,6 +114,7 @@ impl<R> Slot<R> {
             known: Known::Unread,
             owned: false,
             index: None,
+            wake_at: None,
             inbox: VecDeque::new(),
             in_flight: false,
             doubted: false,
@@ -124,13 +136,11 @@ impl<R> Slot<R> {
         }
     }
 
-    /// Whether nobody needs it to be here.
+    /// Whether nothing but the time of its owner's next work could need it to be here.
     fn is_idle(&self) -> bool {
         let needed = match &self.known {
             Known::State(state, _) => {
-                let sleeps = self.index.as_ref().is_some_and(|row| row.wake_at.is_some());
-                let mine = self.owned && !sleeps;
-                state.is_active() && (mine || !self.claimed.is_empty() || self.holds())
+                state.is_active() && (!self.claimed.is_empty() || self.holds())
             }
             Known::Unread => !self.claimed.is_empty(),
             Known::New(_) | Known::Quarantined => true,
@@ -409,6 +419,7 @@ impl<R> Node<R> {
                     }
                     slot.owned = mine;
                     slot.index = None;
+                    slot.wake_at = loaded.wake_at.filter(|_| mine);
                     if !mine {
                         // Clocks and losses are its owner's to judge.
                         slot.inbox.retain(|one| {
@@ -506,13 +517,41 @@ impl<R> Node<R> {
         // What is being read is wanted: this node may have become the owner of it.
         let wanted = self.to_load.contains(&id) || self.loading.contains(&id);
         if slot.is_idle() && !wanted {
-            return self.drop_slot(id);
+            match self.rest(slot) {
+                Rest::Awake => {}
+                Rest::Asleep => return self.drop_slot(id),
+                Rest::Unreminded => {
+                    self.reminders.insert(id);
+                }
+            }
         }
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
         if slot.is_doubtful() {
             self.doubtful.insert(id);
         }
         let due = self.slot_due(slot);
         self.arm(id, due);
+    }
+
+    /// Whether an execution that nobody asks about can leave memory.
+    fn rest(&self, slot: &Slot<R>) -> Rest {
+        let Known::State(state, plan) = &slot.known else {
+            return Rest::Asleep;
+        };
+        if !slot.owned || !state.is_active() {
+            return Rest::Asleep;
+        }
+        let Some(until) = self.sleeps_until(state, next_wake(state, plan)) else {
+            return Rest::Awake;
+        };
+        // One that is nearer has been scanned for already, or will be at once.
+        let scanned = self.now + self.options.sleep_horizon / 2;
+        match slot.wake_at {
+            Some(at) if scanned < at && at <= until => Rest::Asleep,
+            _ => Rest::Unreminded,
+        }
     }
 
     fn arm(&mut self, id: ExecutionId, due: Option<Timestamp>) {
@@ -535,6 +574,7 @@ impl<R> Node<R> {
             return;
         };
         self.doubtful.remove(&id);
+        self.reminders.remove(&id);
         if let Some(at) = slot.timer_at {
             self.timers.remove(&(at, Timer::Execution(id)));
         }

@@ -7,4 +7,5 @@ mod owners;
 mod parts;
 mod rounds;
 mod sessions;
+mod sleepers;
 mod world;

@@ -290,8 +290,8 @@ impl World {
                 machine.heads.push(ids.clone());
                 ("heads", Input::Heads(node, ready(store.heads(&ids))))
             }
-            Output::Due(node, until, limit) => {
-                ("due", Input::Due(node, ready(store.due(node, until, limit))))
+            Output::Due(node, until, after, limit) => {
+                ("due", Input::Due(node, ready(store.due(node, until, after, limit))))
             }
             Output::Publish(node, idle) => {
                 ("publish", Input::Published(node, ready(store.publish_idle(node, &idle))))

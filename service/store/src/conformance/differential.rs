@@ -127,7 +127,7 @@ enum Op {
     Keyed(usize, Vec<KeyedStart>, usize),
     Load(usize, Vec<ExecutionId>),
     Heads(Vec<ExecutionId>),
-    Due(usize, Timestamp, usize),
+    Due(usize, Timestamp, Option<Due>, usize),
     List(ListFilter, Option<ExecutionId>, usize),
     /// Several executions, at the same time.
     Quarantine(usize, Vec<NewQuarantine>),

@@ -120,7 +120,8 @@ pub async fn due_executions_of_the_node(world: World) {
     world.begun(node, world.index()).await;
     let due = async |seconds: u32, limit| {
         let until = world.now + SECOND * seconds;
-        world.store.due(node, until, limit).await.expect("asks")
+        let due = world.store.due(node, until, None, limit).await.expect("asks");
+        due.into_iter().map(|due| due.execution).collect::<Vec<_>>()
     };
     assert_eq!(due(9, 10).await, []);
     assert_eq!(due(10, 10).await, [early], "the moment itself is due");
@@ -130,6 +131,62 @@ pub async fn due_executions_of_the_node(world: World) {
     assert_eq!(due(60, 10).await, [middle, late]);
     world.won(other, [Transition { index: Some(waiting(20)), ..world.next(middle, 2) }]).await;
     assert_eq!(due(60, 10).await, [late], "it has changed hands");
+}
+
+pub async fn due_executions_are_read_in_pages(world: World) {
+    let node = world.node().await;
+    let waiting =
+        |seconds: u32| IndexRow { wake_at: Some(world.now + SECOND * seconds), ..world.index() };
+    let mut expected = Vec::new();
+    for seconds in [3, 1, 2, 2, 2, 9] {
+        let execution = world.begun(node, waiting(seconds)).await;
+        expected.push(Due { wake_at: world.now + SECOND * seconds, execution });
+    }
+    expected.pop();
+    expected.sort();
+    let mut found = Vec::new();
+    loop {
+        let until = world.now + SECOND * 5;
+        let page = world.store.due(node, until, found.last().copied(), 2).await.expect("asks");
+        if page.is_empty() {
+            break;
+        }
+        assert!(page.len() <= 2);
+        found.extend(page);
+    }
+    assert_eq!(found, expected);
+}
+
+pub async fn a_reminder_is_set_without_a_transition_by_the_owner_alone(world: World) {
+    let (node, other) = (world.node().await, world.node().await);
+    let at = world.now + SECOND * 10;
+    let index = IndexRow { wake_at: Some(at), ..world.index() };
+    let (kept, set) =
+        (world.begun(node, index.clone()).await, world.begun(node, world.index()).await);
+    let (cleared, foreign) =
+        (world.begun(node, index.clone()).await, world.begun(other, index).await);
+    let remind = |execution, wake_at| Reminder { execution, wake_at };
+    let later = at + SECOND;
+    let reminders = vec![
+        remind(set, Some(later)),
+        remind(cleared, None),
+        remind(foreign, None),
+        remind(world.id(), Some(at)),
+    ];
+    let beside = world.id();
+    let batch = Batch { transitions: vec![world.start(beside)], reminders, ..Batch::default() };
+    // A batch that is sent again says the same.
+    for _ in 0..2 {
+        assert_eq!(world.store.commit(node, &batch).await.expect("commits"), [Settled::Won]);
+        let asked = [kept, set, cleared, foreign, beside];
+        let mut histories = world.store.load(node, &asked).await.expect("loads");
+        histories.sort_by_key(|history| history.execution);
+        let wake_at: Vec<_> = histories.iter().map(|history| history.wake_at).collect();
+        assert_eq!(wake_at, [Some(at), Some(later), None, Some(at), None]);
+        assert!(histories.iter().all(|history| history.transitions.len() == 1));
+    }
+    let due = world.store.due(node, later, None, 10).await.expect("asks");
+    assert_eq!(due.iter().map(|due| due.execution).collect::<Vec<_>>(), [kept, set]);
 }
 
 pub async fn list_takes_every_filter(world: World) {

@@ -15,6 +15,8 @@ pub struct History {
     pub execution: ExecutionId,
     /// Whose transition won last and carried an index row; none if that node has left.
     pub owner: Option<NodeId>,
+    /// [`IndexRow::wake_at`] as it is stored.
+    pub wake_at: Option<Timestamp>,
     /// From sequence 1 on, without a gap, unless the store is damaged.
     pub transitions: Vec<StoredTransition>,
     /// The last one, be it in force or released.
@@ -62,6 +64,13 @@ pub struct Head {
     pub quarantined: bool,
 }
 
+/// An execution that wants to be read at a time. In the order of pages: earliest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Due {
+    pub wake_at: Timestamp,
+    pub execution: ExecutionId,
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListFilter {
     pub namespace: Option<Namespace>,
@@ -104,9 +113,15 @@ pub trait Executions {
 
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>>;
 
-    /// Executions of this node whose `wake_at` is not after `until`, earliest first. Without those in
-    /// quarantine, which would come each time anew.
-    async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>>;
+    /// Executions of this node whose `wake_at` is not after `until`, earliest first, after the one where
+    /// the last page ended. Without those in quarantine, which would come each time anew.
+    async fn due(
+        &self,
+        node: NodeId,
+        until: Timestamp,
+        after: Option<Due>,
+        limit: usize,
+    ) -> Result<Vec<Due>>;
 
     /// Newest first, below `before`.
     async fn list(

@@ -10,6 +10,11 @@ use recoup_core::time::Timestamp;
 use super::{FeedRow, NewQuarantine, NodeId, Result, TaskKey};
 use crate::format;
 
+impl Reminder {
+    /// About how much a store writes for it.
+    pub const BYTES: usize = ROW_BYTES;
+}
+
 /// What a row takes besides its texts and data: ids, numbers, times, and its places in indexes.
 pub(super) const ROW_BYTES: usize = 200;
 
@@ -23,6 +28,17 @@ pub struct Batch {
     /// Executions that are put in quarantine, each at most once, none of them with a transition in
     /// this batch. One whose data the store refuses is dropped.
     pub quarantined: Vec<NewQuarantine>,
+    /// Each of an execution without a transition in this batch. Where another node is the owner by
+    /// now, it changes nothing.
+    pub reminders: Vec<Reminder>,
+}
+
+/// Sets [`IndexRow::wake_at`] of an execution that does not move on: its owner lets it leave memory, or
+/// has read it and needs no reminder any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reminder {
+    pub execution: ExecutionId,
+    pub wake_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

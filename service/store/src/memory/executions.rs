@@ -5,7 +5,7 @@ use recoup_core::time::Timestamp;
 use super::MemoryStore;
 use super::state::{Indexed, State};
 use crate::contract::{
-    Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Released,
+    Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Released,
     Result, StoredTransition,
 };
 
@@ -20,7 +20,9 @@ impl Executions for MemoryStore {
         let histories = executions.iter().filter_map(|&execution| {
             let transitions = state.history.get(&execution)?.values().cloned().collect();
             let quarantine = state.quarantines.get(&execution).map(|marked| marked.row.clone());
-            Some(History { execution, owner: state.owner(execution), transitions, quarantine })
+            let owner = state.owner(execution);
+            let wake_at = state.executions.get(&execution).and_then(|indexed| indexed.row.wake_at);
+            Some(History { execution, owner, wake_at, transitions, quarantine })
         });
         Ok(histories.collect())
     }
@@ -49,15 +51,25 @@ impl Executions for MemoryStore {
         Ok(heads.collect())
     }
 
-    async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>> {
+    async fn due(
+        &self,
+        node: NodeId,
+        until: Timestamp,
+        after: Option<Due>,
+        limit: usize,
+    ) -> Result<Vec<Due>> {
         let state = self.lock();
         let owned = state.executions.iter().filter(|(_, execution)| execution.owner == node);
         let mut due: Vec<_> = owned
-            .filter_map(|(&id, execution)| Some((execution.row.wake_at?, id)))
-            .filter(|(wake_at, id)| *wake_at <= until && state.quarantine(*id).is_none())
+            .filter_map(|(&execution, indexed)| {
+                Some(Due { wake_at: indexed.row.wake_at?, execution })
+            })
+            .filter(|due| due.wake_at <= until && after.is_none_or(|after| *due > after))
+            .filter(|due| state.quarantine(due.execution).is_none())
             .collect();
         due.sort();
-        Ok(due.into_iter().map(|(_, id)| id).take(limit).collect())
+        due.truncate(limit);
+        Ok(due)
     }
 
     async fn list(

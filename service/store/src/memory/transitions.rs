@@ -14,8 +14,8 @@ use recoup_core::time::Timestamp;
 use super::MemoryStore;
 use super::state::{Indexed, Quarantined, Request, State};
 use crate::contract::{
-    Batch, FeedRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Position, QuarantineRow, Result,
-    Settled, StoredTransition, Transition, Transitions,
+    Batch, FeedRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Position, QuarantineRow,
+    Reminder, Result, Settled, StoredTransition, Transition, Transitions,
 };
 
 /// A batch whose feed numbers are taken and of which nobody sees anything yet. Dropping it is a
@@ -80,6 +80,13 @@ impl MemoryStore {
         for new in &batch.quarantined {
             write.quarantine(new, first);
             first += 1;
+        }
+        for Reminder { execution, wake_at } in &batch.reminders {
+            if let Some(indexed) = write.state.executions.get_mut(execution)
+                && indexed.owner == node
+            {
+                indexed.row.wake_at = *wake_at;
+            }
         }
         Ok(settled)
     }

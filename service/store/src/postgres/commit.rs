@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::error::{Failure, Refusal, text};
 use super::lane::Held;
-use super::rows::{Events, Quarantines, Requests, Rows};
+use super::rows::{Events, Quarantines, Reminders, Requests, Rows};
 use super::session::{Call, Session};
 use super::{Inner, PostgresStore, quarantine};
 use crate::contract::{
@@ -174,6 +174,7 @@ async fn commit_at_once(
     let quarantined = batch.quarantined.iter().enumerate();
     let quarantined = quarantined.map(|(at, new)| (new, numbers.quarantine(batch, at)));
     let quarantines = Quarantines::new(node, quarantined);
+    let reminders = Reminders::new(node, &batch.reminders);
     let going_on = going_on(batch);
     let first = numbers.transitions.first().unwrap_or(&numbers.rest);
     let mut calls: Vec<Call<'_>> =
@@ -182,6 +183,7 @@ async fn commit_at_once(
     if !quarantines.is_empty() {
         calls.push(quarantines.offer());
     }
+    calls.extend(reminders.update());
     calls.push((COMMIT, vec![]));
     held.session.pipeline(&calls).await?;
     Ok(vec![Settled::Won; batch.transitions.len()])
@@ -275,6 +277,10 @@ async fn settle_all(
     }
     offer_feed(session, node, batch, numbers).await?;
     quarantine::offer(session, node, batch, numbers).await?;
+    let reminders = Reminders::new(node, &batch.reminders);
+    if let Some((sql, parameters)) = reminders.update() {
+        session.query(sql, &parameters).await?;
+    }
     let settled = settled.into_iter().map(|outcome| outcome.expect("every group was settled"));
     Ok((settled.collect(), found))
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use recoup_core::id::{ExecutionId, Namespace, TransitionId};
 use recoup_core::time::Timestamp;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::error::Failure;
@@ -13,7 +14,7 @@ use super::filtered::Filtered;
 use super::value::{self, At};
 use super::{PostgresStore, quarantine};
 use crate::contract::{
-    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
+    Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
     StoredTransition,
 };
 
@@ -22,7 +23,7 @@ const LOAD: &str = "
     select history.execution_id, history.sequence, history.transition_id, history.format,
         history.data, history.checksum, greatest(history.feed_number, quarantine.feed_number), owner.id,
         quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
-        quarantine.release_reason
+        quarantine.release_reason, execution.wake_at
     from execution
     join history on history.execution_id = execution.id
     left join node as owner on owner.id = execution.owner and owner.closed_at is null
@@ -48,11 +49,11 @@ const HEADS: &str = "
     left join node as owner on owner.id = execution.owner and owner.closed_at is null
     order by asked.place";
 const DUE: &str = "
-    select id from execution
-    where owner = $1 and wake_at is not null and wake_at <= $2
+    select id, wake_at from execution
+    where owner = $1 and wake_at is not null and wake_at <= $2 and (wake_at, id) > ($3, $4)
         and not exists (
             select from quarantine where execution_id = execution.id and released_at is null)
-    order by wake_at, id limit $3";
+    order by wake_at, id limit $5";
 const INDEXED: &str = "
     select id, namespace, workflow, version, key, state, phase, compensation, run, error_type,
         started_at, ended_at, wake_at, reason, detail, at
@@ -84,6 +85,7 @@ impl Executions for PostgresStore {
                 Entry::Vacant(place) => place.insert(History {
                     execution: ExecutionId(id),
                     owner: owner.map(NodeId),
+                    wake_at: row.try_get::<_, Option<At>>(13)?.map(|at| at.0),
                     transitions: Vec::new(),
                     quarantine: quarantine::row(&row, 8)?,
                 }),
@@ -116,10 +118,26 @@ impl Executions for PostgresStore {
         rows.iter().map(|row| Ok(head(row)?)).collect()
     }
 
-    async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>> {
+    async fn due(
+        &self,
+        node: NodeId,
+        until: Timestamp,
+        after: Option<Due>,
+        limit: usize,
+    ) -> Result<Vec<Due>> {
+        // Before all that there can be.
+        let first =
+            Due { wake_at: Timestamp::from_micros(i64::MIN), execution: ExecutionId(Uuid::nil()) };
+        let after = after.unwrap_or(first);
+        let wanted: [&(dyn ToSql + Sync); 5] =
+            [&node.0, &At(until), &At(after.wake_at), &after.execution.0, &value::limit(limit)];
         let mut session = self.inner.pool.take().await?;
-        let rows = session.query(DUE, &[&node.0, &At(until), &value::limit(limit)]).await?;
-        rows.iter().map(|row| Ok(ExecutionId(row.try_get(0)?))).collect()
+        let rows = session.query(DUE, &wanted).await?;
+        let due = rows.iter().map(|row| {
+            let wake_at = row.try_get::<_, At>(1)?.0;
+            Ok(Due { execution: ExecutionId(row.try_get(0)?), wake_at })
+        });
+        due.collect::<Result<_, Failure>>().map_err(Error::from)
     }
 
     async fn list(

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::session::Call;
 use super::value::{self, At};
-use crate::contract::{FeedRow, NewQuarantine, NodeId, TaskKey, Transition};
+use crate::contract::{FeedRow, NewQuarantine, NodeId, Reminder, TaskKey, Transition};
 
 const INSERT_REQUEST: &str = "
     insert into start_request (namespace, request_id, execution_id, digest, transition_id)
@@ -60,6 +60,10 @@ const UPDATE_EXECUTION: &str = "
         $14::timestamptz[]) as changed (id, namespace, workflow, version, key, state, phase,
         compensation, run, active, error_type, started_at, ended_at, wake_at)
     where execution.id = changed.id";
+const REMIND: &str = "
+    update execution set wake_at = asked.wake_at
+    from unnest($1::uuid[], $2::timestamptz[]) as asked (id, wake_at)
+    where execution.id = asked.id and execution.owner = $3::int8";
 const INSERT_FEED: &str = "
     insert into feed (number, id, namespace, kind, workflow, error_type, execution_id, fingerprint,
         at, format, data, lane)
@@ -405,6 +409,26 @@ impl<'a> Quarantines<'a> {
             [&self.execution, &self.reason, &self.detail, &self.at];
         parameters.extend(mine);
         (OFFER_QUARANTINE, parameters)
+    }
+}
+
+pub(super) struct Reminders {
+    execution: Vec<Uuid>,
+    wake_at: Vec<Option<At>>,
+    owner: i64,
+}
+
+impl Reminders {
+    pub fn new(node: NodeId, reminders: &[Reminder]) -> Self {
+        let execution = reminders.iter().map(|reminder| reminder.execution.0).collect();
+        let wake_at = reminders.iter().map(|reminder| reminder.wake_at.map(At)).collect();
+        Self { execution, wake_at, owner: node.0 }
+    }
+
+    pub fn update(&self) -> Option<Call<'_>> {
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            vec![&self.execution, &self.wake_at, &self.owner];
+        (!self.execution.is_empty()).then_some((REMIND, parameters))
     }
 }
 

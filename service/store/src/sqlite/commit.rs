@@ -14,8 +14,8 @@ use super::error::Failure;
 use super::writer::Write;
 use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
 use crate::contract::{
-    Batch, FeedRow, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Result, Settled,
-    StartRequest, Transition, Transitions,
+    Batch, FeedRow, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Reminder, Result,
+    Settled, StartRequest, Transition, Transitions,
 };
 
 /// Wants the place before it to be taken.
@@ -41,6 +41,7 @@ const WRITE_INDEX: &str = "
     on conflict (id) do update set namespace = ?2, workflow = ?3, version = ?4, key = ?5,
         state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10, error_type = ?11,
         started_at = ?12, ended_at = ?13, wake_at = ?14, owner = ?15";
+const REMIND: &str = "update execution set wake_at = ?2 where id = ?1 and owner = ?3";
 const ADD_EVENT: &str = "
     insert into feed (number, lane, id, namespace, kind, workflow, error_type, execution_id,
         fingerprint, at, format, data)
@@ -66,6 +67,10 @@ impl Transitions for SqliteStore {
             }
             for new in &batch.quarantined {
                 append.quarantine(new)?;
+            }
+            for Reminder { execution, wake_at } in &batch.reminders {
+                let wake_at = wake_at.map(|at| at.as_micros());
+                write.execute(REMIND, params![execution.0.as_bytes(), wake_at, node.0])?;
             }
             Ok(settled)
         })

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use super::error::Failure;
 use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
 use crate::contract::{
-    Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
+    Due, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
     StoredTransition,
 };
 
@@ -19,6 +19,7 @@ const HISTORY: &str = "
 const OWNER: &str = "
     select node.id from execution join node on node.id = execution.owner
     where execution.id = ?1 and node.closed_at is null";
+const WAKE_AT: &str = "select wake_at from execution where id = ?1";
 const HEAD: &str = "
     select execution.state, (select max(sequence) from history where execution_id = execution.id),
         exists (select 1 from quarantine where execution_id = ?1 and released_at is null)
@@ -40,7 +41,8 @@ impl Executions for SqliteStore {
                 if !transitions.is_empty() {
                     let owner = owner(connection, execution)?;
                     let quarantine = quarantine::of(connection, execution)?;
-                    histories.push(History { execution, owner, transitions, quarantine });
+                    let wake_at = wake_at(connection, execution)?;
+                    histories.push(History { execution, owner, wake_at, transitions, quarantine });
                 }
             }
             Ok(histories)
@@ -76,20 +78,31 @@ impl Executions for SqliteStore {
         .await
     }
 
-    async fn due(&self, node: NodeId, until: Timestamp, limit: usize) -> Result<Vec<ExecutionId>> {
+    async fn due(
+        &self,
+        node: NodeId,
+        until: Timestamp,
+        after: Option<Due>,
+        limit: usize,
+    ) -> Result<Vec<Due>> {
         const DUE: &str = "
-            select id from execution
+            select id, wake_at from execution
             where owner = ?1 and wake_at is not null and wake_at <= ?2
+                and (wake_at, id) > (?3, ?4)
                 and not exists (
                     select 1 from quarantine where execution_id = execution.id and released_at is null)
-            order by wake_at, id limit ?3";
+            order by wake_at, id limit ?5";
+        // No id is empty: every one is above it.
+        let (wake_at, id) = after.map_or((i64::MIN, Vec::new()), |after| {
+            (after.wake_at.as_micros(), after.execution.0.as_bytes().to_vec())
+        });
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(DUE)?;
-            let mut rows =
-                statement.query(params![node.0, until.as_micros(), value::limit(limit)])?;
+            let wanted = params![node.0, until.as_micros(), wake_at, id, value::limit(limit)];
+            let mut rows = statement.query(wanted)?;
             let mut due = Vec::new();
             while let Some(row) = rows.next()? {
-                due.push(value::execution(row, 0)?);
+                due.push(Due { execution: value::execution(row, 0)?, wake_at: value::at(row, 1)? });
             }
             Ok(due)
         })
@@ -199,6 +212,13 @@ fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeI
     let mut statement = connection.prepare_cached(OWNER)?;
     let owner = statement.query_row([execution.0.as_bytes()], |row| row.get(0).map(NodeId));
     Ok(owner.optional()?)
+}
+
+fn wake_at(connection: &Connection, execution: ExecutionId) -> Result<Option<Timestamp>, Failure> {
+    let mut statement = connection.prepare_cached(WAKE_AT)?;
+    let mut rows = statement.query([execution.0.as_bytes()])?;
+    let wake_at = rows.next()?.map(|row| value::optional_at(row, 0)).transpose()?;
+    Ok(wake_at.flatten())
 }
 
 fn listed(row: &Row<'_>) -> Result<Listed, Failure> {

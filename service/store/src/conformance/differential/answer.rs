@@ -64,7 +64,7 @@ impl Side {
                     histories.sort_by_key(|history| history.execution);
                     let owned = |h: History| {
                         let quarantine = h.quarantine.map(timeless);
-                        (self.ordinal(h.owner), h.execution, h.transitions, quarantine)
+                        (self.ordinal(h.owner), h.execution, h.wake_at, h.transitions, quarantine)
                     };
                     histories.into_iter().map(owned).collect::<Vec<_>>()
                 });
@@ -81,7 +81,9 @@ impl Side {
                 });
                 done("heads", heads)
             }
-            Op::Due(n, until, limit) => several("due", store.due(node(n), *until, *limit).await),
+            Op::Due(n, until, after, limit) => {
+                several("due", store.due(node(n), *until, *after, *limit).await)
+            }
             Op::List(filter, before, limit) => {
                 several("list", store.list(filter, *before, *limit).await)
             }

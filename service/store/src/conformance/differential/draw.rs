@@ -105,8 +105,12 @@ impl Draw {
             46..=49 => Op::Load(self.node(), self.executions()),
             50..=52 => Op::Heads(self.executions()),
             53..=54 => {
-                let until = Timestamp::from_micros(WAKE.as_micros() + self.number(self.made + 1));
-                Op::Due(self.node(), until, self.limit())
+                let wake = |number: i64| Timestamp::from_micros(WAKE.as_micros() + number);
+                let until = wake(self.number(self.made + 1));
+                let after = self.one_in(2).then(|| self.execution()).flatten();
+                let wake_at = wake(self.number(self.made + 1));
+                let after = after.map(|execution| Due { wake_at, execution });
+                Op::Due(self.node(), until, after, self.limit())
             }
             55 => self.list(),
             56 => self.release(),
@@ -308,7 +312,14 @@ impl Draw {
         }
         let writes = again[count..].iter().filter(|transition| !transition.feed.is_empty());
         let writes: Vec<_> = writes.map(|transition| transition.execution).collect();
-        let batch = Batch { transitions: again, feed, ..Batch::default() };
+        let mut reminders = Vec::new();
+        if self.one_in(3)
+            && let Some(execution) = self.execution()
+            && again.iter().all(|other| other.execution != execution)
+        {
+            reminders.push(Reminder { execution, wake_at: self.index().wake_at });
+        }
+        let batch = Batch { transitions: again, feed, reminders, ..Batch::default() };
         let node = self.node();
         self.loaded(node, &writes, Op::Commit(node, batch, count))
     }
