@@ -19,14 +19,15 @@ const COMMIT_RETRY_DOUBLINGS: u32 = 4;
 pub(super) trait Divisible: Sized {
     fn len(&self) -> usize;
 
-    /// How many places in it the store answers one by one. They come first.
+    /// How many places in it the store answers one by one.
     fn answered(&self) -> usize;
 
     /// The part of it at these places.
     fn part(&self, places: Range<usize>) -> Self;
 }
 
-/// Places are those of the transitions, then of the events, of the quarantines, and of the reminders.
+/// Places are those of the events, then of the transitions, of the quarantines, and of the reminders: that a
+/// worker is lost is said before what follows from it.
 impl Divisible for Batch {
     fn len(&self) -> usize {
         self.transitions.len() + self.feed.len() + self.quarantined.len() + self.reminders.len()
@@ -41,12 +42,12 @@ impl Divisible for Batch {
             let at = |place: usize| place.saturating_sub(before).min(all.len());
             all[at(places.start)..at(places.end)].to_vec()
         }
-        let feed = self.transitions.len();
-        let quarantined = feed + self.feed.len();
+        let transitions = self.feed.len();
+        let quarantined = transitions + self.transitions.len();
         let reminders = quarantined + self.quarantined.len();
         Self {
-            transitions: within(&self.transitions, 0, &places),
-            feed: within(&self.feed, feed, &places),
+            transitions: within(&self.transitions, transitions, &places),
+            feed: within(&self.feed, 0, &places),
             quarantined: within(&self.quarantined, quarantined, &places),
             reminders: within(&self.reminders, reminders, &places),
         }
@@ -92,6 +93,7 @@ impl<E, B: Divisible> Flight<E, B> {
     }
 
     /// What was sent last.
+    #[cfg(feature = "mutants")]
     pub fn sent(&self) -> &Arc<B> {
         &self.sent
     }
