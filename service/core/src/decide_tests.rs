@@ -674,6 +674,22 @@ fn a_report_that_comes_twice_is_accepted_and_changes_nothing() {
 }
 
 #[test]
+fn a_compensation_that_was_completed_otherwise_is_closed() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    rig.fail("b", final_error());
+    let task = rig.open();
+    rig.complete("a/compensate");
+    let report = |output: &'static str| Command::CompleteTask {
+        task: task.clone(),
+        output: Payload::json(output),
+        worker: "another".into(),
+    };
+    assert_eq!(rig.submit(report("\"a/compensate\"")), Ok(()), "the same result once more");
+    assert_eq!(rig.submit(report("\"other\"")), Err(Rejection::AttemptClosed));
+}
+
+#[test]
 fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
     let busy = || Error::new("bank.busy", "later");

@@ -262,7 +262,8 @@ fn complete_step(
     let task = task_mut(state, path)?;
     (task.open, task.last_error) = (None, None);
     if let Some(step) = path.compensated() {
-        compensation_mut(state, &step)?.state = CompensationStepState::Done;
+        let output = output.clone();
+        compensation_mut(state, &step)?.state = CompensationStepState::Done { output };
         return Ok(());
     }
     let closing = next_closing(state);

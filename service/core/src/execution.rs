@@ -271,9 +271,16 @@ pub enum CompensationOutcome {
 pub enum CompensationStepState {
     Due,
     Running,
-    Done,
-    Parked { error: Error },
-    Skipped { reason: String },
+    /// The output tells a repeated report from another one.
+    Done {
+        output: Payload,
+    },
+    Parked {
+        error: Error,
+    },
+    Skipped {
+        reason: String,
+    },
 }
 
 impl Block {

@@ -4,7 +4,8 @@
 use crate::error::{Error, builtin, type_matches};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
 use crate::execution::{
-    CompensationOutcome, CompensationState, Execution, NodeState, State, TraceContext,
+    CompensationOutcome, CompensationState, CompensationStepState, Execution, NodeState, State,
+    TraceContext,
 };
 use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
@@ -279,7 +280,7 @@ fn completed(state: &Execution) -> Vec<CompletedStep> {
             _ => return None,
         };
         let compensated = state.compensation_of(&node.path).is_some_and(|compensation| {
-            compensation.state == crate::execution::CompensationStepState::Done
+            matches!(compensation.state, CompensationStepState::Done { .. })
         });
         Some(CompletedStep { step: node.path.clone(), outcome, output, compensated })
     });

@@ -208,7 +208,7 @@ fn compensation(own: &recoup_core::execution::Compensation) -> v1::CompensationI
     let (step_state, parked, skip_reason) = match &own.state {
         Core::Due => (Proto::Due, None, ""),
         Core::Running => (Proto::Running, None, ""),
-        Core::Done => (Proto::Done, None, ""),
+        Core::Done { .. } => (Proto::Done, None, ""),
         Core::Parked { error } => (Proto::Parked, Some(error), ""),
         Core::Skipped { reason } => (Proto::Skipped, None, reason.as_str()),
     };
@@ -240,7 +240,7 @@ fn completed(execution: &Execution) -> Vec<v1::CompletedStep> {
     let is_undone = |node: &Node| {
         execution
             .compensation_of(&node.path)
-            .is_some_and(|own| own.state == CompensationStepState::Done)
+            .is_some_and(|own| matches!(own.state, CompensationStepState::Done { .. }))
     };
     let convert = |(node, outcome, output): (&Node, _, Option<&_>)| v1::CompletedStep {
         step_path: node.path.as_str().to_owned(),

@@ -240,9 +240,9 @@ impl Decider<'_> {
             return false;
         }
         match id.path.compensated() {
-            Some(step) => state
-                .compensation_of(&step)
-                .is_some_and(|compensation| compensation.state == CompensationStepState::Done),
+            Some(step) => state.compensation_of(&step).is_some_and(|compensation| {
+                matches!(&compensation.state, CompensationStepState::Done { output: recorded } if recorded == output)
+            }),
             None => state.node(&id.path).is_some_and(|node| {
                 matches!(&node.state, NodeState::Completed { output: recorded } if recorded == output)
             }),
