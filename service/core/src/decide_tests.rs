@@ -690,6 +690,33 @@ fn a_compensation_that_was_completed_otherwise_is_closed() {
 }
 
 #[test]
+fn a_late_result_of_an_earlier_run_is_closed_though_the_later_one_has_the_same() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 3)]));
+    let a = rig.open();
+    rig.complete("a");
+    let b = rig.open();
+    rig.fail("b", declined());
+    // As if all this had been in the second run.
+    for state in [&mut rig.state, &mut rig.folded] {
+        state.as_mut().expect("it was started").run = 2;
+    }
+    let complete = |run| Command::CompleteTask {
+        task: TaskId { run, ..a.clone() },
+        output: Payload::json("\"a\""),
+        worker: "w".into(),
+    };
+    assert_eq!(rig.submit(complete(2)), Ok(()), "the same result once more");
+    assert_eq!(rig.submit(complete(1)), Err(Rejection::AttemptClosed));
+    let fail = |run| Command::FailTask {
+        task: TaskId { run, ..b.clone() },
+        error: declined(),
+        worker: "w".into(),
+    };
+    assert_eq!(rig.submit(fail(2)), Ok(()), "the same error once more");
+    assert_eq!(rig.submit(fail(1)), Err(Rejection::AttemptClosed));
+}
+
+#[test]
 fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
     let busy = || Error::new("bank.busy", "later");

@@ -222,7 +222,9 @@ impl Decider<'_> {
 
     /// Whether this is what ended the attempt, and nothing but the next attempt has come since.
     fn is_recorded_error(&self, id: &TaskId, error: &Error) -> bool {
-        let Some(task) = self.state().task(&id.path) else {
+        // The nodes are those of the latest run.
+        let of_run = |_: &&Task| id.run == self.state().run;
+        let Some(task) = self.state().task(&id.path).filter(of_run) else {
             return false;
         };
         let failed =
@@ -236,7 +238,9 @@ impl Decider<'_> {
 
     fn is_recorded(&self, id: &TaskId, output: &Payload) -> bool {
         let state = self.state();
-        if state.task(&id.path).is_none_or(|task| task.attempt != id.attempt) {
+        if id.run != state.run
+            || state.task(&id.path).is_none_or(|task| task.attempt != id.attempt)
+        {
             return false;
         }
         match id.path.compensated() {
