@@ -56,6 +56,11 @@ pub struct Subject {
 impl Subject {
     /// The execution as a whole.
     pub fn of(state: &Execution) -> Self {
+        Self { completed: completed(state), ..Self::bare(state) }
+    }
+
+    /// Without the steps that completed: theirs are outputs, which an event about a step leaves out.
+    fn bare(state: &Execution) -> Self {
         Self {
             execution: state.id,
             key: state.key.clone(),
@@ -69,7 +74,7 @@ impl Subject {
             decision: None,
             state: state.state,
             compensation: state.compensation,
-            completed: completed(state),
+            completed: Vec::new(),
             sequence: state.sequence,
             trace: state.trace.clone(),
         }
@@ -234,7 +239,7 @@ fn of_step(
     failed: Option<&AttemptFailed>,
 ) -> FailureEvent {
     let failed = failed.filter(|failed| failed.path == *path);
-    let mut event = of_execution(state, kind);
+    let mut event = of_subject(state, kind, Subject::bare(state));
     event.error = Some(error.clone());
     event.fingerprint = fingerprint(&[&error.error_type, path.as_str(), state.workflow.as_str()]);
     event.worker = failed.map_or(String::new(), |failed| failed.worker.clone());
@@ -244,12 +249,15 @@ fn of_step(
         subject.max_attempts = plan.task(path).and_then(|task| task.retry.max_attempts());
         subject.is_final = kind != FailureKind::AttemptFailed;
         subject.decision = failed.map(|failed| failed.decision);
-        subject.completed = Vec::new();
     }
     event
 }
 
 fn of_execution(state: &Execution, kind: FailureKind) -> FailureEvent {
+    of_subject(state, kind, Subject::of(state))
+}
+
+fn of_subject(state: &Execution, kind: FailureKind, subject: Subject) -> FailureEvent {
     let error = state.error.clone().or_else(|| state.stop.as_ref().map(|stop| stop.error.clone()));
     let step = state.stop.as_ref().and_then(|stop| stop.step.clone());
     let error_type = error.as_ref().map_or("", |error| &error.error_type);
@@ -262,7 +270,7 @@ fn of_execution(state: &Execution, kind: FailureKind) -> FailureEvent {
         fingerprint: fingerprint(&[error_type, path, state.workflow.as_str()]),
         worker: String::new(),
         session: String::new(),
-        subject: Some(Subject { step, ..Subject::of(state) }),
+        subject: Some(Subject { step, ..subject }),
         error,
     }
 }
