@@ -15,6 +15,7 @@
 //! | any, `finally` | fail, time out, lose | retry; else recorded, and the end |
 //! | any, compensation or `finally` | wake behind the cleanup deadline | what is due is PARKED, and the end |
 //! | any but ended | terminate | TERMINATED: what was due is PARKED, nothing else runs |
+//! | ended, compensation RUNNING again | terminate | what was due is PARKED; the end stays what it was |
 //! | PARKED | retry compensation | compensation RUNNING again, ended or not |
 //! | PARKED | skip compensation | DONE, when it was the last one parked |
 //! | ended | anything else | rejected |
@@ -179,11 +180,17 @@ impl<'a> Decider<'a> {
 
     fn terminate(&mut self, reason: &str, unstarted: &[TaskId]) -> Result<(), Rejection> {
         let state = self.state();
-        if state.state.is_ended() {
+        let ended = state.state.is_ended();
+        // Of an ended execution only compensations run that a person asked for: those can be stopped.
+        if ended && state.compensation != CompensationState::Running {
             return Err(Rejection::ExecutionEnded(state.state));
         }
         let error = Error::builtin(builtin::TERMINATED, reason);
         self.close_attempts(&error, unstarted);
+        if ended {
+            self.park_remaining(&error);
+            return Ok(());
+        }
         if self.state().phase == Phase::Steps {
             self.plan_compensation();
         }

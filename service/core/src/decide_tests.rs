@@ -516,6 +516,43 @@ fn a_termination_parks_what_was_due() {
 }
 
 #[test]
+fn a_compensation_that_runs_again_after_the_end_can_be_stopped() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1), step("c", 1)]));
+    rig.complete("a");
+    rig.complete("b");
+    rig.fail("c", final_error());
+    rig.fail("b/compensate", final_error());
+    rig.fail("a/compensate", final_error());
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked));
+    let ended = Err(Rejection::ExecutionEnded(State::Failed));
+    assert_eq!(rig.submit(terminate("nothing runs")), ended);
+
+    let retry = || Command::RetryCompensation { step: None, reason: "the bank is back".into() };
+    rig.submit(retry()).expect("both are parked");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Running));
+    let cancel = Command::CancelExecution { reason: "wait".into() };
+    assert_eq!(rig.submit(cancel), ended, "a cancel is for what has not ended");
+    let (at, running) = (rig.events.len(), rig.open());
+    rig.submit(terminate("it pays twice")).expect("a compensation runs");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked), "it stays FAILED");
+    assert!(rig.state().open_attempts().next().is_none(), "its attempt is closed");
+    let is_end = |event: &Event| matches!(event, Event::ExecutionEnded { .. });
+    assert!(!rig.events[at..].iter().any(is_end), "it had ended before");
+    let late = Command::CompleteTask {
+        task: running,
+        output: Payload::null(),
+        worker: "w".into(),
+    };
+    assert_eq!(rig.submit(late), Err(Rejection::AttemptClosed));
+    assert_eq!(rig.submit(terminate("again")), ended);
+
+    rig.submit(retry()).expect("both are parked again");
+    rig.complete("b/compensate");
+    rig.complete("a/compensate");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+}
+
+#[test]
 fn the_cleanup_timeout_parks_what_is_left() {
     let mut workflow = workflow(vec![step("a", 1), step("b", 1), step("c", 1)]);
     workflow.cleanup_timeout = Some(5 * SECOND);

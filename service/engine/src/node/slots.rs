@@ -94,6 +94,10 @@ impl<R> Pending<R> {
             Command::RetryCompensation { .. } | Command::SkipCompensation { .. } => {
                 state.compensation != CompensationState::Parked
             }
+            // Another node may have taken a person's order to try again what is parked here.
+            Command::TerminateExecution { .. } => {
+                state.state.is_ended() && state.compensation == CompensationState::Parked
+            }
             _ => false,
         }
     }
