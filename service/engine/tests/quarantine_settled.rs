@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use recoup_core::command::{Command, StartExecution};
+use recoup_core::command::{Command, StartExecution, TaskId};
 use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Workflow};
-use recoup_core::execution::TraceContext;
+use recoup_core::execution::{State, TraceContext};
 use recoup_core::id::{ExecutionId, Namespace, StepId};
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
@@ -18,7 +18,8 @@ use recoup_engine::node::io::{Adopted, Answer, Input, Output};
 use recoup_engine::{Options, Refusal, StartSpec};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
-    Error, Executions, Feed, NewVersion, Nodes, Overflow, PageLimit, Registry, Transitions, format,
+    Batch, Error, Executions, Feed, NewVersion, NodeId, Nodes, Overflow, PageLimit, Registry,
+    Settled, Transition, Transitions, format,
 };
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -57,6 +58,8 @@ struct Rig {
     answers: Vec<(u32, Result<Answer, Refusal>)>,
     /// How the next commit of a quarantine ends.
     rough: Option<Rough>,
+    /// The store refuses what has this in it.
+    poison: Option<&'static [u8]>,
     commits: usize,
 }
 
@@ -86,7 +89,8 @@ impl Rig {
             Some(|command| matches!(command, Command::CancelExecution { .. }));
         let node = Node::new(Options { panics, lease_ttl: TTL, ..Options::default() }, 1);
         let (plans, answers) = (Plans::default(), Vec::new());
-        let mut rig = Self { clock, store, plans, node, answers, rough: None, commits: 0 };
+        let mut rig =
+            Self { clock, store, plans, node, answers, rough: None, poison: None, commits: 0 };
         rig.node.begin(rig.at());
         rig.settle().await;
         rig
@@ -132,7 +136,7 @@ impl Rig {
                 if let Some(Rough::LeaseLost) = rough {
                     store.leave(node).await.expect("the model closes it");
                 }
-                let settled = store.commit(node, &batch).await;
+                let settled = self.commit(node, &batch).await;
                 match rough {
                     Some(Rough::Unknown) => {
                         Input::Committed(node, Err(Error::OutcomeUnknown("cut".into())))
@@ -163,6 +167,23 @@ impl Rig {
         })
     }
 
+    /// As a store does that finds the culprit: what it refuses is left out, the rest is done.
+    async fn commit(&self, node: NodeId, batch: &Batch) -> recoup_store::Result<Vec<Settled>> {
+        let is_refused = |transition: &Transition| {
+            self.poison.is_some_and(|poison| {
+                transition.data.windows(poison.len()).any(|bytes| bytes == poison)
+            })
+        };
+        let mut sound = batch.clone();
+        sound.transitions.retain(|transition| !is_refused(transition));
+        let mut settled = self.store.commit(node, &sound).await?.into_iter();
+        let answers = batch.transitions.iter().map(|transition| match is_refused(transition) {
+            true => Settled::Refused("poison".into()),
+            false => settled.next().expect("an answer for each"),
+        });
+        Ok(answers.collect())
+    }
+
     /// Lets the timers strike that are due within a second.
     async fn a_second_later(&mut self) {
         *self.clock.lock().expect("no test panics with it") += 1_000_000;
@@ -171,6 +192,10 @@ impl Rig {
     }
 
     async fn started(&mut self) -> ExecutionId {
+        self.started_within(None).await
+    }
+
+    async fn started_within(&mut self, timeout: Option<Duration>) -> ExecutionId {
         let id = ExecutionId::new(self.now(), [7; 10]);
         let spec = StartSpec {
             start: StartExecution {
@@ -178,7 +203,7 @@ impl Rig {
                 namespace: Namespace::from("default"),
                 key: None,
                 input: Payload::null(),
-                timeout: None,
+                timeout,
                 trace: TraceContext::default(),
             },
             plan: Arc::new(Plan::compile(&order(), 1).expect("it compiles")),
@@ -257,4 +282,34 @@ async fn a_quarantine_outlives_the_lease_under_which_it_was_found() {
     }
     assert_eq!(rig.node.belief(id), "nothing");
     assert_eq!((rig.commits, rig.events().await), (2, 1));
+}
+
+#[tokio::test]
+async fn a_result_that_the_store_refuses_spares_what_was_decided_with_it() {
+    let mut rig = Rig::new().await;
+    let id = rig.started_within(Some(Duration::from_millis(100))).await;
+    rig.poison = Some(b"poison");
+    let result = |output: &'static str| Command::CompleteTask {
+        task: TaskId { execution: id, run: 1, path: "charge".into(), attempt: 1, sequence: 1 },
+        output: Payload::json(output),
+        worker: "w".into(),
+    };
+    // The timeout strikes, and two results come, before anything is decided.
+    *rig.clock.lock().expect("no test panics with it") += 200_000;
+    rig.node.tick(rig.at());
+    for (reply, output) in [(1, "\"poison\""), (2, "\"sound\"")] {
+        let command = result(output);
+        let input = Input::Submit { execution: id, command, request: None, reply };
+        rig.node.handle(input, rig.at());
+    }
+    rig.settle().await;
+    let head = rig.store.heads(&[id]).await.expect("heads").remove(0);
+    assert!(!head.quarantined, "the timeout is sound");
+    let [(1, Err(Refusal::Refused(reason))), (2, Ok(Answer::Done { state, .. }))] =
+        &rig.answers[..]
+    else {
+        panic!("{:?}", rig.answers);
+    };
+    assert_eq!(reason, "poison");
+    assert_eq!(state.state, State::TimedOut, "a success within the grace of a run that timed out");
 }

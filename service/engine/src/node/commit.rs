@@ -167,15 +167,17 @@ impl<R> Node<R> {
                 return None;
             }
         }
+        let count = if slot.singly > 0 { 1 } else { slot.inbox.len() };
+        slot.singly = slot.singly.saturating_sub(1);
         let terminates =
             |one: &Pending<R>| matches!(one.command, Command::TerminateExecution { .. });
-        let unstarted = match slot.inbox.iter().any(terminates) {
+        let unstarted = match slot.inbox.iter().take(count).any(terminates) {
             true => self.take_back(id),
             false => Vec::new(),
         };
         let slot = self.slots.get_mut(&id)?;
         let is_ours = slot.owned;
-        let pending: Vec<_> = std::mem::take(&mut slot.inbox).into();
+        let pending: Vec<_> = slot.inbox.drain(..count).collect();
         #[cfg(feature = "mutants")]
         let panics = self.options.panics;
         let decision = catch_unwind(AssertUnwindSafe(|| {
@@ -357,6 +359,7 @@ impl<R> Node<R> {
             };
             self.reply(reply, answer);
         }
+        self.touch_slot(id);
         self.settle_slot(id);
     }
 
@@ -545,11 +548,19 @@ impl<R> Node<R> {
     }
 
     fn refused(&mut self, entry: Entry<R>, reason: String) {
-        tracing::error!(execution = %entry.id, %reason, "the store refused a transition");
         let Some(slot) = self.slots.get_mut(&entry.id) else {
             return;
         };
         slot.in_flight = false;
+        if entry.decided.len() > 1 && !matches!(slot.known, Known::New(_)) {
+            // One of them brought what the store refuses; the others are not to suffer for it.
+            tracing::warn!(execution = %entry.id, %reason, "a refused transition is decided in parts");
+            slot.singly = entry.decided.len();
+            let pending = entry.decided.into_iter().map(|(pending, _)| pending);
+            slot.inbox = pending.chain(std::mem::take(&mut slot.inbox)).collect();
+            return self.touch_slot(entry.id);
+        }
+        tracing::error!(execution = %entry.id, %reason, "the store refused a transition");
         let own = entry.decided.iter().any(|(pending, _)| pending.reply.is_none());
         for attempt in &mut slot.attempts {
             attempt.acting = false;

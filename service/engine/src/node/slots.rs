@@ -29,6 +29,9 @@ pub(super) struct Slot<R> {
     /// When the store reminds this node of it, if it is the owner: until then it may leave memory.
     pub wake_at: Option<Timestamp>,
     pub inbox: VecDeque<Pending<R>>,
+    /// So many commands at the front of the inbox are decided one by one: the store refused what they
+    /// became together, and only alone each can be told from the others.
+    pub singly: usize,
     /// Decided, and under way to the store.
     pub in_flight: bool,
     /// Memory may be old: nothing is decided before it has been read again.
@@ -120,6 +123,7 @@ impl<R> Slot<R> {
             index: None,
             wake_at: None,
             inbox: VecDeque::new(),
+            singly: 0,
             in_flight: false,
             doubted: false,
             waiters: Vec::new(),
