@@ -28,6 +28,7 @@ mod cleanup;
 mod steps;
 mod wake;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::command::{Command, Rejection, RequestId, StartExecution, TaskId};
@@ -36,6 +37,7 @@ use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopC
 use crate::evolve::{begin, evolve};
 use crate::execution::{CompensationState, Execution, Phase, State};
 use crate::id::StepPath;
+use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::retry::{Decision, Reason};
@@ -56,6 +58,8 @@ pub struct Decider<'a> {
     random: Random,
     /// What is due so soon may have begun.
     doubt: Duration,
+    /// Bytes of JSON that expressions have parsed.
+    parsed: Cell<usize>,
 }
 
 impl<'a> Decider<'a> {
@@ -69,7 +73,8 @@ impl<'a> Decider<'a> {
             state.decided_at = now;
         }
         let (events, random) = (Vec::new(), Random::new(random));
-        Self { plan, state, events, now, random, doubt: Duration::ZERO }
+        let parsed = Cell::new(0);
+        Self { plan, state, events, now, random, doubt: Duration::ZERO, parsed }
     }
 
     /// Whoever hands the attempts out does not know of this decision yet, and has a clock of his own:
@@ -106,6 +111,11 @@ impl<'a> Decider<'a> {
             self.emit(Event::RequestRecorded { request_id: id.clone(), digest: *digest });
         }
         Ok(())
+    }
+
+    /// Bytes of JSON that this decision has parsed: most of the time that it takes, where it takes long.
+    pub fn parsed(&self) -> usize {
+        self.parsed.get()
     }
 
     /// What has been decided, and the state after it; nothing if nothing changed.
@@ -246,9 +256,15 @@ impl<'a> Decider<'a> {
     }
 
     /// Goes on as far as it goes without waiting: the commands change the state, this draws the
-    /// consequences, one after the other, so that no chain of them is deep.
+    /// consequences, one after the other, so that no chain of them is deep. A chain that parses much
+    /// is left in the middle: its state is one to wake up for at once.
     fn advance(&mut self) {
-        while self.advance_once() {}
+        while !self.is_spent() && self.advance_once() {}
+    }
+
+    /// Whether this decision has taken its share of the thread that decides about all executions.
+    fn is_spent(&self) -> bool {
+        self.parsed.get() >= EXPRESSION_READ_BYTES_MAX
     }
 
     /// Draws one consequence; false if everything waits for something.

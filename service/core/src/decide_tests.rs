@@ -1,8 +1,12 @@
 //! The failure path, row by row, and what holds for any sequence of commands.
 
+#[path = "decide_budget_tests.rs"]
+mod budget;
+
 use std::time::Duration;
 
 use super::Decider;
+use super::wake::can_advance;
 use crate::command::{AttemptTimeout, Command, Rejection, RequestId, StartExecution, TaskId};
 use crate::decide::next_wake;
 use crate::definition::{
@@ -76,6 +80,10 @@ struct Rig {
 
 impl Rig {
     fn new(workflow: &Workflow) -> Self {
+        Self::of(workflow, Payload::json("{\"amount\":5}"))
+    }
+
+    fn of(workflow: &Workflow, input: Payload) -> Self {
         let plan = Plan::compile(workflow, 1).expect("the test's workflow is valid");
         let now = Timestamp::from_micros(1_000_000);
         let (events, kinds) = (Vec::new(), Vec::new());
@@ -84,7 +92,7 @@ impl Rig {
             id: ExecutionId::new(now, [7; 10]),
             namespace: "default".into(),
             key: None,
-            input: Payload::json("{\"amount\":5}"),
+            input,
             timeout: None,
             trace: TraceContext::default(),
         })))
@@ -107,6 +115,7 @@ impl Rig {
     ) -> Result<(), Rejection> {
         let mut decider = Decider::new(self.state.as_ref(), &self.plan, self.now, 42);
         let verdict = decider.decide(command, request);
+        let is_spent = decider.is_spent();
         if let Some((events, state)) = decider.finish() {
             assert!(verdict.is_ok(), "a rejected command changes nothing");
             let transition = Transition {
@@ -116,6 +125,7 @@ impl Rig {
             };
             let folded = fold(self.folded.take(), state.id, &transition).expect("it folds");
             assert_eq!(folded, state, "folding gives the state that was decided");
+            assert!(is_spent || !can_advance(&state), "what follows was decided with it");
             self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
             self.folded = Some(folded);
             self.state = Some(state);
@@ -538,11 +548,7 @@ fn a_compensation_that_runs_again_after_the_end_can_be_stopped() {
     assert!(rig.state().open_attempts().next().is_none(), "its attempt is closed");
     let is_end = |event: &Event| matches!(event, Event::ExecutionEnded { .. });
     assert!(!rig.events[at..].iter().any(is_end), "it had ended before");
-    let late = Command::CompleteTask {
-        task: running,
-        output: Payload::null(),
-        worker: "w".into(),
-    };
+    let late = Command::CompleteTask { task: running, output: Payload::null(), worker: "w".into() };
     assert_eq!(rig.submit(late), Err(Rejection::AttemptClosed));
     assert_eq!(rig.submit(terminate("again")), ended);
 

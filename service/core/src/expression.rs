@@ -37,13 +37,16 @@
 //!
 //! Size and shape of an expression are checked when it is compiled, and its work while it runs:
 //! whatever the input, an evaluation ends within a fraction of a second with a value or with a
-//! `recoup.expression` error. The same state gives the same bytes on every run of every binary.
+//! `recoup.expression` error. Only variables that an expression names are parsed, and at most
+//! [`EXPRESSION_READ_BYTES_MAX`](crate::limits::EXPRESSION_READ_BYTES_MAX) of them. The same state gives the same bytes on every run of every binary.
 
 mod budget;
 mod check;
 mod split;
 mod value;
 mod variables;
+
+use std::cell::Cell;
 
 use bytes::Bytes;
 use cel::common::types::CelBool;
@@ -78,6 +81,8 @@ pub struct Variables<'a> {
     pub execution: &'a Execution,
     /// `error`, in handlers only.
     pub error: Option<&'a Error>,
+    /// Counts the bytes of JSON that are parsed, over all evaluations that share it.
+    pub parsed: &'a Cell<usize>,
 }
 
 /// Why an expression does not compile.

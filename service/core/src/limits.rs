@@ -17,6 +17,9 @@ pub const ERROR_BYTES_MAX: usize = 64 * 1024;
 pub const CAUSE_DEPTH_MAX: usize = 20;
 /// Bytes of one CEL expression.
 pub const CEL_SOURCE_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of JSON that the expressions of one condition or template may read: four payloads of the
+/// largest size. A decision stops after so many, and goes on in the next one.
+pub const EXPRESSION_READ_BYTES_MAX: usize = 4 * PAYLOAD_BYTES_MAX;
 /// How deep comprehensions (`all`, `exists`, `exists_one`, `map`, `filter`) may nest.
 pub const CEL_COMPREHENSIONS_MAX: usize = 3;
 /// Bytes of an execution key.

@@ -238,8 +238,7 @@ impl Decider<'_> {
 
     fn is_recorded(&self, id: &TaskId, output: &Payload) -> bool {
         let state = self.state();
-        if id.run != state.run
-            || state.task(&id.path).is_none_or(|task| task.attempt != id.attempt)
+        if id.run != state.run || state.task(&id.path).is_none_or(|task| task.attempt != id.attempt)
         {
             return false;
         }

@@ -35,6 +35,9 @@ impl<'a> Decider<'a> {
                 Some(_) => continue,
                 None => {}
             }
+            if self.is_spent() {
+                return Progress::Made;
+            }
             let path = step.path.clone();
             match self.turn(step) {
                 Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
@@ -128,7 +131,8 @@ impl<'a> Decider<'a> {
 
     pub(super) fn variables(&self) -> Variables<'_> {
         let execution = self.state();
-        Variables { execution, error: execution.stop.as_ref().map(|stop| &stop.error) }
+        let error = execution.stop.as_ref().map(|stop| &stop.error);
+        Variables { execution, error, parsed: &self.parsed }
     }
 }
 

@@ -5,12 +5,16 @@ use super::Decider;
 use crate::command::Rejection;
 use crate::error::{Error, builtin};
 use crate::event::{AttemptOutcome, Event, StopCause};
-use crate::execution::{Execution, Phase};
+use crate::execution::{
+    Block, Compensation, CompensationState, CompensationStepState, Execution, NodeState, Phase,
+};
 use crate::id::StepPath;
 use crate::plan::Plan;
 use crate::time::Timestamp;
 
 enum Deadline {
+    /// A decision was left in the middle of what follows from it.
+    Advance,
     /// The workflow's timeout.
     Execution,
     /// Live attempts of a run that stopped have had their grace.
@@ -32,6 +36,7 @@ fn deadlines<'a>(
     state: &'a Execution,
     plan: &'a Plan,
 ) -> impl Iterator<Item = (Timestamp, Deadline)> + 'a {
+    let left = can_advance(state).then_some((state.decided_at, Deadline::Advance));
     let ended = state.state.is_ended();
     let stopping = state.stop.as_ref();
     let whole = match (state.phase, stopping) {
@@ -46,15 +51,37 @@ fn deadlines<'a>(
         let at = open.task.first_scheduled_at + timeout;
         Some((at, Deadline::ScheduleToClose { path: open.path, attempt: open.task.attempt }))
     });
-    whole.into_iter().chain(attempts)
+    left.into_iter().chain(whole).chain(attempts)
+}
+
+/// Whether something follows from the state without waiting: `Decider::advance_once` without doing it.
+pub(super) fn can_advance(state: &Execution) -> bool {
+    let runs =
+        |block: &Block| block.nodes.iter().any(|node| matches!(node.state, NodeState::Running));
+    let undoes = |one: &Compensation| matches!(one.state, CompensationStepState::Running);
+    let compensates = state.compensation == CompensationState::Running;
+    if compensates && !state.compensations.iter().any(undoes) {
+        return true;
+    }
+    match state.phase {
+        _ if state.state.is_ended() => false,
+        Phase::Steps if state.is_stopping() => state.open_attempts().next().is_none(),
+        Phase::Steps => !runs(&state.steps),
+        Phase::Compensation => !compensates,
+        Phase::OnFailure => false,
+        Phase::Finally => !runs(&state.finally),
+    }
 }
 
 impl Decider<'_> {
     pub(super) fn wake(&mut self) -> Result<(), Rejection> {
         let mut acted = false;
-        while let Some(deadline) = self.passed() {
+        while !self.is_spent()
+            && let Some(deadline) = self.passed()
+        {
             acted = true;
             match deadline {
+                Deadline::Advance => {}
                 Deadline::Execution => {
                     let error =
                         Error::builtin(builtin::EXECUTION_TIMEOUT, "the workflow timed out");

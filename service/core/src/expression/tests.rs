@@ -11,6 +11,7 @@ use crate::execution::{
     Block, CompensationState, Node, NodeKind, NodeState, Phase, State, Stop, TraceContext,
 };
 use crate::id::{ExecutionId, StepId};
+use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::time::Timestamp;
 
 fn node(path: &str, state: NodeState) -> Node {
@@ -93,7 +94,7 @@ fn render_on(input: &str, json: &str) -> Result<Payload, Error> {
     let execution = execution(input);
     let error = execution.stop.as_ref().map(|stop| &stop.error);
     let template = compile(json).unwrap_or_else(|errors| panic!("{json}: {errors:?}"));
-    template.render(Variables { execution: &execution, error })
+    template.render(Variables { execution: &execution, error, parsed: &Cell::new(0) })
 }
 
 const INPUT: &str = r#"{"id": "o1", "n": 9007199254740993, "big": 18446744073709551615, "f": 2.0,
@@ -116,6 +117,36 @@ fn problems(source: &str) -> Vec<Problem> {
         Ok(_) => Vec::new(),
         Err(errors) => errors.into_iter().map(|error| error.problem).collect(),
     }
+}
+
+#[test]
+fn what_is_read_is_bounded_and_only_what_is_named_is_read() {
+    let large = format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX - 2));
+    let mut execution = execution(&large);
+    for node in &mut execution.steps.nodes {
+        node.state = NodeState::Completed { output: Payload::json(large.clone()) };
+    }
+    let render = |json: &str| {
+        let parsed = Cell::new(0);
+        let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+        let rendered = compile(json).expect("it compiles").render(variables);
+        (rendered.map(|payload| payload.data.len()), parsed.get())
+    };
+    assert_eq!(render("\"${1 + 1}\""), (Ok(1), 0));
+    assert_eq!(render("\"${steps.charge.output}\""), (Ok(PAYLOAD_BYTES_MAX), 0), "handed on");
+    let all = ["input", "steps.charge.output", "steps.skipped.output", "steps.ignored.output"];
+    let sum = |names: &[&str]| {
+        let sizes: Vec<_> = names.iter().map(|name| format!("size({name})")).collect();
+        // Once more: what was read is read no second time.
+        serde_json::Value::from(format!("${{{} + size(input)}}", sizes.join(" + "))).to_string()
+    };
+    assert_eq!(render(&sum(&all[..1])).1, PAYLOAD_BYTES_MAX);
+    assert_eq!(render(&sum(&all)), (Ok(8), EXPRESSION_READ_BYTES_MAX), "at the limit");
+    let over = render(&sum(&[&all[..], &["steps.binary.output"]].concat())).0;
+    let error = over.expect_err("a payload too many");
+    assert_eq!(error.error_type, builtin::EXPRESSION);
+    assert!(error.message.contains("`steps.binary.output`"), "{}", error.message);
+    assert!(error.message.contains("over 8388608 bytes of JSON"), "{}", error.message);
 }
 
 #[test]
@@ -184,7 +215,8 @@ fn expressions_give_what_cel_says() {
 #[test]
 fn payloads_that_nothing_looks_into_pass_untouched() {
     let execution = execution(" {not json ");
-    let variables = Variables { execution: &execution, error: None };
+    let parsed = Cell::new(0);
+    let variables = Variables { execution: &execution, error: None, parsed: &parsed };
     let pass = |json| compile(json).expect("it compiles").render(variables);
     assert_eq!(pass(r#""${input}""#), Ok(execution.input.clone()));
     let binary = pass(r#""${ steps.binary.output }""#).expect("it is not parsed");
@@ -228,7 +260,8 @@ fn what_fails_at_run_time_is_an_expression_error() {
 #[test]
 fn a_condition_gives_a_boolean_or_an_error() {
     let execution = execution(INPUT);
-    let variables = Variables { execution: &execution, error: None };
+    let parsed = Cell::new(0);
+    let variables = Variables { execution: &execution, error: None, parsed: &parsed };
     let evaluate = |source| {
         with_scope(false, |scope| Condition::compile(source, scope).expect(source))
             .evaluate(variables)
@@ -371,7 +404,9 @@ fn no_source_overflows_the_stack() {
             let compiled = with_scope(true, |scope| Condition::compile(source, scope));
             if let Ok(condition) = compiled {
                 let execution = execution(INPUT);
-                let _outcome = condition.evaluate(Variables { execution: &execution, error: None });
+                let parsed = Cell::new(0);
+                let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+                let _outcome = condition.evaluate(variables);
                 evaluated += 1;
             }
         }
@@ -600,7 +635,8 @@ proptest! {
         let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
         if let Ok(template) = compile(&json) {
             let execution = execution(INPUT);
-            let variables = Variables { execution: &execution, error: None };
+            let parsed = Cell::new(0);
+    let variables = Variables { execution: &execution, error: None, parsed: &parsed };
             let first = template.render(variables);
             prop_assert_eq!(&template.render(variables), &first);
             let again = compile(&json).expect("it compiled before").render(variables);

@@ -10,6 +10,7 @@ use super::value;
 use crate::error::{Category, Error, builtin};
 use crate::execution::{Execution, NodeState};
 use crate::id::StepPath;
+use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::payload::Payload;
 use crate::time::Timestamp;
 
@@ -42,6 +43,22 @@ impl Read {
         }
     }
 
+    /// Bytes of JSON that are parsed for it.
+    fn bytes(&self, variables: Variables<'_>) -> usize {
+        let of_error = |error: Option<&Error>| {
+            let details = error.into_iter().flat_map(Error::chain);
+            details.filter_map(|error| error.details.as_ref()).map(|own| own.data.len()).sum()
+        };
+        let execution = variables.execution;
+        match self {
+            Self::Input => execution.input.data.len(),
+            Self::Output(step) => output(execution, step).map_or(0, |output| output.data.len()),
+            Self::StepError(step) => of_error(step_error(execution, step)),
+            Self::Error => of_error(variables.error),
+            Self::Execution | Self::Run => 0,
+        }
+    }
+
     fn value<'v>(&self, variables: Variables<'v>) -> Result<Box<dyn Val + 'v>, Error> {
         let execution = variables.execution;
         Ok(match self {
@@ -65,7 +82,17 @@ pub(super) fn context<'v>(
 ) -> Result<Context<'v, 'v>, Error> {
     let mut context = Context::with_env(ENVIRONMENT.clone());
     context.add_variable_as_val(BUDGET, Box::new(Budget::new()));
+    let mut bytes = 0;
     for read in reads {
+        let own = read.bytes(variables);
+        bytes += own;
+        if bytes > EXPRESSION_READ_BYTES_MAX {
+            let (name, max) = (read.name(), EXPRESSION_READ_BYTES_MAX);
+            let what =
+                format!("`{name}` cannot be read: with it, over {max} bytes of JSON are read");
+            return Err(Error::builtin(builtin::EXPRESSION, what));
+        }
+        variables.parsed.set(variables.parsed.get().saturating_add(own));
         context.add_variable_as_val(read.name(), read.value(variables)?);
     }
     Ok(context)

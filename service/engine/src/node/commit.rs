@@ -42,6 +42,8 @@ pub(super) struct Entry<R> {
     index: Option<IndexRow>,
     overflow_done: Vec<TaskKey>,
     failures: Failures,
+    /// Bytes of JSON that the decision took to parse.
+    parsed: usize,
     decided: Vec<Decided<R>>,
 }
 
@@ -83,6 +85,8 @@ struct Finished {
     next: Execution,
     feed: Vec<FeedRow>,
     wake: Option<Timestamp>,
+    /// Bytes of JSON that it took to parse.
+    parsed: usize,
 }
 
 type Decided<R> = (Pending<R>, Result<(), Rejection>);
@@ -114,7 +118,8 @@ impl<R> Node<R> {
             && let Some(id) = self.ready.pop_front()
         {
             if let Some((entry, transition)) = self.decide(id) {
-                bytes += transition.bytes();
+                // What took long to decide ends the batch too: the lease is renewed between two.
+                bytes += transition.bytes() + entry.parsed;
                 entries.push(entry);
                 batch.transitions.push(transition);
             }
@@ -198,10 +203,11 @@ impl<R> Node<R> {
                 decider.decide(command, one.request.as_ref())
             };
             let verdicts: Vec<_> = pending.iter().map(decide).collect();
+            let parsed = decider.parsed();
             let finished = decider.finish().map(|(events, next)| {
                 let feed = feed_rows(&next, &plan, &events);
                 let wake = next_wake(&next, &plan);
-                Finished { events, next, feed, wake }
+                Finished { events, next, feed, wake, parsed }
             });
             (verdicts, finished)
         }));
@@ -232,7 +238,7 @@ impl<R> Node<R> {
         plan: Arc<Plan>,
         decided: Vec<Decided<R>>,
     ) -> (Entry<R>, Transition) {
-        let Finished { events, next, feed, wake } = finished;
+        let Finished { events, next, feed, wake, parsed } = finished;
         let transition_id =
             TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
         let wake_at = self.sleeps_until(&next, wake);
@@ -277,7 +283,8 @@ impl<R> Node<R> {
         };
         let failures = Failures::of(&events, &decided);
         let next = Arc::new(next);
-        (Entry { id, next, plan, index, overflow_done, failures, decided }, transition)
+        let entry = Entry { id, next, plan, index, overflow_done, failures, parsed, decided };
+        (entry, transition)
     }
 
     /// Where the next thing to do is far away: when the execution wants to be read again.
@@ -429,7 +436,7 @@ impl<R> Node<R> {
     }
 
     fn won(&mut self, entry: Entry<R>) {
-        let Entry { id, next, plan, index, overflow_done, failures, decided } = entry;
+        let Entry { id, next, plan, index, overflow_done, failures, decided, .. } = entry;
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
