@@ -16,7 +16,10 @@ from grpc_status import rpc_status
 # Generated modules import each other as `recoup.v1.…`: their folder has to be on the path.
 sys.path.insert(0, str(Path(__file__).parent / "generated"))
 
-from recoup.v1 import payload_pb2  # noqa: E402
+from recoup.v1 import failure_service_pb2, failure_service_pb2_grpc, payload_pb2  # noqa: E402
+
+#: Longest time that reading one payload may take.
+READ_LIMIT_S = 10.0
 
 #: What a later call may answer better. Everything else the server says for good.
 PASSING_CODES = frozenset({
@@ -59,6 +62,14 @@ def from_payload(payload: payload_pb2.Payload) -> Any:
             return json.loads(payload.json)
         case other:
             raise ValueError(f"a JSON payload is wanted, this one holds {other}")
+
+
+def content(payload: payload_pb2.Payload, failures: failure_service_pb2_grpc.FailureServiceStub) -> payload_pb2.Payload:
+    """The payload with its content: what an answer had no room for came as a reference, and is read here."""
+    if payload.WhichOneof("content") != "reference":
+        return payload
+    request = failure_service_pb2.ReadPayloadRequest(payload_id=payload.reference.payload_id)
+    return failures.ReadPayload(request, timeout=READ_LIMIT_S).payload
 
 
 def to_duration(seconds: float) -> Duration:

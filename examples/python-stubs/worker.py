@@ -23,9 +23,17 @@ from typing import Any
 import grpc
 
 from handlers import HANDLERS, Compensation, Handler, TaskContext, TaskFailed
-from wire import PASSING_CODES, Backoff, connect, from_payload, refusal_reason, to_duration, to_payload
+from wire import PASSING_CODES, Backoff, connect, content, from_payload, refusal_reason, to_duration, to_payload
 
-from recoup.v1 import error_pb2, execution_pb2, payload_pb2, retry_pb2, worker_service_pb2, worker_service_pb2_grpc
+from recoup.v1 import (
+    error_pb2,
+    execution_pb2,
+    failure_service_pb2_grpc,
+    payload_pb2,
+    retry_pb2,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 
 log = logging.getLogger("worker")
 
@@ -59,6 +67,7 @@ class Worker:
         session_ttl_s: float,
     ) -> None:
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        self._failures = failure_service_pb2_grpc.FailureServiceStub(channel)
         self._handlers = handlers
         self._namespace = namespace
         self._queue = queue
@@ -136,8 +145,9 @@ class Worker:
             try:
                 threading.Thread(target=self._heartbeat, args=(task, cancelled, finished), daemon=True).start()
                 _print_line(task, event="started")
-                context = TaskContext(task.attempt, task.idempotency_key, cancelled, compensation(task))
-                output = to_payload(self._handlers[task.type](context, from_payload(task.input)))
+                undone = compensation(task, self._read)
+                context = TaskContext(task.attempt, task.idempotency_key, cancelled, undone)
+                output = to_payload(self._handlers[task.type](context, self._read(task.input)))
             except BaseException as error:
                 # Whatever a handler raises is the attempt's error, SystemExit too: a task that is dropped without
                 # a word would come again at once, for ever. No KeyboardInterrupt comes here, in a thread.
@@ -149,6 +159,10 @@ class Worker:
             with self._held_changed:
                 del self._held[task.task_token]
                 self._held_changed.notify_all()
+
+    def _read(self, payload: payload_pb2.Payload) -> Any:
+        """The JSON value of a payload of a task, be it a reference. What cannot be read fails the attempt."""
+        return from_payload(content(payload, self._failures))
 
     def _complete(self, task: worker_service_pb2.Task, output: payload_pb2.Payload) -> None:
         request = worker_service_pb2.CompleteTaskRequest(task_token=task.task_token, output=output)
@@ -285,13 +299,15 @@ def _text(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def compensation(task: worker_service_pb2.Task) -> Compensation | None:
+def compensation(
+    task: worker_service_pb2.Task, read: Callable[[payload_pb2.Payload], Any] = from_payload
+) -> Compensation | None:
     """What a task undoes. None: it is no compensation."""
     if not task.HasField("compensation"):
         return None
     undone = task.compensation
     completed = undone.outcome == execution_pb2.STEP_OUTCOME_COMPLETED
-    return Compensation(completed, from_payload(undone.step_output))
+    return Compensation(completed, read(undone.step_output))
 
 
 def _print_line(task: worker_service_pb2.Task, **what: str) -> None:

@@ -59,15 +59,15 @@ class Client:
     ) -> None:
         self._channel.close()
 
-    def register(self) -> None:
-        source = definition_pb2.DefinitionSource(text=WORKFLOW)
+    def register(self, text: str = WORKFLOW) -> None:
+        source = definition_pb2.DefinitionSource(text=text)
         request = workflow_service_pb2.RegisterWorkflowRequest(source=source)
         assert self.workflows.RegisterWorkflow(request, timeout=LIMIT_S).created
 
-    def start(self, key: str, scenario: str, amount: int = 20) -> str:
+    def start(self, key: str, scenario: str, amount: int = 20, *, workflow: str = "short_order") -> str:
         """Starts an order and returns the execution's id."""
         spec = execution_pb2.ExecutionSpec(
-            workflow="short_order",
+            workflow=workflow,
             execution_key=key,
             input=wire.to_payload({"order": key, "items": [], "amount": amount, "scenario": scenario}),
         )

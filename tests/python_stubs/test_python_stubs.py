@@ -256,6 +256,33 @@ def test_a_compensator_knows_what_it_undoes(bench: Bench, client: Client) -> Non
     assert compensation(task) == Compensation(True, {"receipt": "r-1"})
 
 
+LARGE = """
+name: large
+defaults: {queue: orders}
+steps:
+- {id: make, task: {type: make}, compensate: {task: {type: undo, input: '${steps.make.output}'}}}
+- {id: fail, task: {type: fail}}
+"""
+
+
+def test_what_came_as_a_reference_is_read(bench: Bench, client: Client) -> None:
+    text = "x" * (2 * MIB - 2)
+    undone: list[Any] = []
+
+    def release(context: TaskContext, order: Any) -> None:
+        undone.extend([context.compensation, order])
+
+    def fail(context: TaskContext, order: Any) -> NoReturn:
+        raise TaskFailed("test.failed", "on purpose", non_retryable=True)
+
+    with serving(bench, {"make": lambda context, order: text, "undo": release, "fail": fail}):
+        client.register(LARGE)
+        outcome = client.outcome(client.start("o-1", "", workflow="large"))
+    assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
+    # Together they exceed a message: one of them came as a reference.
+    assert undone == [Compensation(True, text), text]
+
+
 def test_a_refund_takes_what_was_charged_or_asks() -> None:
     def answer(undone: Compensation) -> Any:
         return refund(TaskContext(1, "e/charge/0/compensate", threading.Event(), undone), {})

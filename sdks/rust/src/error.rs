@@ -63,7 +63,7 @@ pub enum Error {
         /// Its size in bytes.
         size: usize,
     },
-    /// A payload was too large to stand in a failure event; read it with
+    /// A payload was too large for the answer that refers to it; read it with
     /// [`Client::read_payload`](crate::Client::read_payload).
     #[error("the payload stands elsewhere, under the id {payload_id}")]
     PayloadReference {

@@ -3,6 +3,7 @@
 mod context;
 mod handler;
 mod message;
+mod reference;
 mod refusal;
 mod session;
 mod stream;

@@ -16,7 +16,6 @@ use recoup_store::{ListFilter, Listed, Release, StoredTransition, format};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::BATCH_BYTES_MAX;
 use crate::context::Context;
 use crate::convert::{event, execution, payload, text, time};
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
@@ -109,8 +108,7 @@ impl Service {
                 }
                 let entry = event::to_proto(row.sequence, index, data.decided_at, own);
                 bytes += entry.encoded_len() + 8;
-                let is_full = entries.len() == page.size || bytes > BATCH_BYTES_MAX;
-                if let (true, Some(last)) = (is_full, entries.last()) {
+                if let (true, Some(last)) = (page.is_full(entries.len(), bytes), entries.last()) {
                     return Ok(Some(next_page_token(last)));
                 }
                 entries.push(entry);
@@ -150,7 +148,7 @@ impl Service {
         let page = Page::read(request.page_size, &request.page_token, identity)?;
         let mut before = page.after_exactly()?.map(|bytes| ExecutionId(Uuid::from_bytes(bytes)));
         let mut executions = Vec::new();
-        let mut scanned = 0;
+        let (mut scanned, mut bytes) = (0, 0);
         while scanned < SCAN_MAX {
             let limit = if scanned == 0 { page.size + 1 } else { SIZE_MAX };
             let rows = self.context.store().list(&filter, before, limit).await?;
@@ -158,12 +156,14 @@ impl Service {
             scanned += rows.len().max(1);
             for row in rows {
                 if takes(&row) {
-                    if executions.len() == page.size {
+                    let listed = execution::listed(&row);
+                    bytes += listed.encoded_len() + 8;
+                    if page.is_full(executions.len(), bytes) {
                         let before = before.map_or(row.execution, |before| before);
                         let next_page_token = page.token(before.0.as_bytes());
                         return Ok(v1::ListExecutionsResponse { executions, next_page_token });
                     }
-                    executions.push(execution::listed(&row));
+                    executions.push(listed);
                 }
                 before = Some(row.execution);
             }

@@ -17,11 +17,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::context::Context;
-use crate::convert::failure::PayloadId;
+use crate::convert::inline::PayloadId;
 use crate::convert::{failure, payload, text, time};
 use crate::page::{Page, SCAN_MAX};
 use crate::status::{Error, Result};
-use crate::{BATCH_BYTES_MAX, digest, durable, feed, metadata, subscriptions};
+use crate::{digest, durable, feed, metadata, subscriptions};
 
 /// Responses on their way to one stream; a reader that takes none stops its stream here.
 const RESPONSES_MAX: usize = 1;
@@ -242,8 +242,8 @@ impl Service {
                 if is_within(row.row.at) {
                     let (event, own) = failure::to_proto(&failure::stored(&row.row)?);
                     bytes += own + 8;
-                    let is_full = failures.len() == page.size || bytes > BATCH_BYTES_MAX;
-                    if let (true, Some(before), false) = (is_full, before, failures.is_empty()) {
+                    let is_full = page.is_full(failures.len(), bytes);
+                    if let (true, Some(before)) = (is_full, before) {
                         let next_page_token = page.token(&position_bytes(before));
                         return Ok(v1::ListFailuresResponse { failures, next_page_token });
                     }
@@ -308,9 +308,11 @@ impl Service {
     }
 }
 
-/// Every payload of an event that may stand on the feed.
+/// Every payload of an event that an answer may refer to.
 fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     match event {
+        Event::ExecutionStarted(started) => see(&started.input),
+        Event::StepStarted { input, .. } => see(input),
         Event::StepCompleted { output, .. } | Event::RunSucceeded { output } => see(output),
         Event::AttemptFailed(failed) => details(&failed.error, see),
         Event::StepFailed { error, .. }
@@ -323,9 +325,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
                 details(error, see);
             }
         }
-        Event::ExecutionStarted(_)
-        | Event::RequestRecorded { .. }
-        | Event::StepStarted { .. }
+        Event::RequestRecorded { .. }
         | Event::StepSkipped { .. }
         | Event::AttemptScheduled { .. }
         | Event::AttemptStarted { .. }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use recoup_core::id::{Namespace, namespace_matches};
 use recoup_core::limits::DESCRIPTION_BYTES_MAX;
 use recoup_proto::v1::namespace_service_server::NamespaceService;
@@ -67,17 +68,20 @@ impl Service {
         let page = Page::read(request.page_size, &request.page_token, filter)?;
         let mut after = page.after_text()?.map(Namespace::from);
         let mut namespaces: Vec<v1::Namespace> = Vec::new();
+        let mut bytes = 0;
         for _ in 0..SCAN_MAX / SIZE_MAX {
             let rows = self.context.store().list_namespaces(after.as_ref(), SIZE_MAX).await?;
             let is_last = rows.len() < SIZE_MAX;
             for row in rows {
                 if namespace_matches(&pattern, row.name.as_str()) {
-                    if namespaces.len() == page.size {
+                    let listed = namespace(&row);
+                    bytes += listed.encoded_len() + 8;
+                    if page.is_full(namespaces.len(), bytes) {
                         let last = namespaces.last().map_or("", |last| &last.name);
                         let next_page_token = page.token(last.as_bytes());
                         return Ok(v1::ListNamespacesResponse { namespaces, next_page_token });
                     }
-                    namespaces.push(namespace(&row));
+                    namespaces.push(listed);
                 }
                 after = Some(row.name);
             }

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use recoup_proto::v1::ErrorReason;
 
-use crate::digest;
 use crate::status::{Error, Result};
+use crate::{BATCH_BYTES_MAX, digest};
 
 pub const SIZE: usize = 100;
 pub const SIZE_MAX: usize = 1_000;
@@ -36,6 +36,11 @@ impl Page {
         };
         let after = if token.is_empty() { None } else { Some(position(token, filter)?) };
         Ok(Self { size, after, filter })
+    }
+
+    /// Whether a page of so many entries takes no more; `bytes` are those of the page with the next one.
+    pub fn is_full(&self, entries: usize, bytes: usize) -> bool {
+        entries == self.size || (entries > 0 && bytes > BATCH_BYTES_MAX)
     }
 
     /// The position, if it has this many bytes.
@@ -96,6 +101,15 @@ mod tests {
         assert!(next.after_exactly::<4>().is_err());
         let other = Page::read(5, &token, 8).expect_err("another filter");
         assert_eq!(other.reason, ErrorReason::PageTokenInvalid);
+    }
+
+    #[test]
+    fn a_page_is_full_by_entries_or_bytes_but_holds_one_entry_of_any_size() {
+        let page = Page::read(3, "", 7).expect("the first page");
+        assert!(!page.is_full(0, BATCH_BYTES_MAX * 2));
+        assert!(!page.is_full(2, BATCH_BYTES_MAX));
+        assert!(page.is_full(2, BATCH_BYTES_MAX + 1));
+        assert!(page.is_full(3, 0));
     }
 
     #[test]

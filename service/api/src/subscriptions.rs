@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message;
 use recoup_core::id::Namespace;
 use recoup_core::subscription::{ACK_DEADLINE, Subscription, WINDOW, WINDOW_MAX};
 use recoup_proto::v1::{self, ErrorReason, subscription::Start};
@@ -178,12 +179,20 @@ pub async fn list(
     let filter = digest::of(format!("subscriptions {namespace}").as_bytes());
     let page = Page::read(request.page_size, &request.page_token, filter)?;
     let after = page.after_text()?;
-    let mut rows = context.store().list_subscriptions(&namespace, after, page.size + 1).await?;
-    let has_more = rows.len() > page.size;
-    rows.truncate(page.size);
-    let last = rows.last().filter(|_| has_more).map(|row| page.token(row.name.as_bytes()));
-    let subscriptions = rows.iter().map(|row| to_proto(context, row)).collect::<Result<_>>()?;
-    Ok(v1::ListSubscriptionsResponse { subscriptions, next_page_token: last.unwrap_or_default() })
+    let rows = context.store().list_subscriptions(&namespace, after, page.size + 1).await?;
+    let mut subscriptions: Vec<v1::Subscription> = Vec::new();
+    let mut bytes = 0;
+    for row in &rows {
+        let listed = to_proto(context, row)?;
+        bytes += listed.encoded_len() + 8;
+        if page.is_full(subscriptions.len(), bytes) {
+            let last = subscriptions.last().map_or("", |last| &last.name);
+            let next_page_token = page.token(last.as_bytes());
+            return Ok(v1::ListSubscriptionsResponse { subscriptions, next_page_token });
+        }
+        subscriptions.push(listed);
+    }
+    Ok(v1::ListSubscriptionsResponse { subscriptions, ..Default::default() })
 }
 
 pub async fn delete(context: &Context, request: v1::DeleteSubscriptionRequest) -> Result<()> {

@@ -119,6 +119,7 @@ impl Service {
         let mut after = page.after_text()?.map(WorkflowName::from);
         let prefix = request.name_prefix.as_str();
         let mut workflows: Vec<v1::WorkflowSummary> = Vec::new();
+        let mut bytes = 0;
         for _ in 0..SCAN_MAX / SIZE_MAX {
             let store = self.context.store();
             let rows = store.list_workflows(&namespace, after.as_ref(), SIZE_MAX).await?;
@@ -127,12 +128,14 @@ impl Service {
                 let listed = row.name.as_str().starts_with(prefix)
                     && (request.include_retired || row.retired_at.is_none());
                 if listed {
-                    if workflows.len() == page.size {
+                    let listed = summary(&row)?;
+                    bytes += listed.encoded_len() + 8;
+                    if page.is_full(workflows.len(), bytes) {
                         let last = workflows.last().map_or("", |last| &last.name);
                         let next_page_token = page.token(last.as_bytes());
                         return Ok(v1::ListWorkflowsResponse { workflows, next_page_token });
                     }
-                    workflows.push(summary(&row)?);
+                    workflows.push(listed);
                 }
                 after = Some(row.name);
             }

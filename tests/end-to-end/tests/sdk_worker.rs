@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use recoup_end_to_end::server::{Folder, Server, connected};
 use recoup_sdk::proto::history_entry::Event;
-use recoup_sdk::proto::{AttemptState, ExecutionState};
+use recoup_sdk::proto::{AttemptState, CompensationState, ExecutionState, Payload};
 use recoup_sdk::{Client, Error, TaskContext, TaskError, Transport, Worker};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -311,4 +311,66 @@ fn sorted(ids: &[String]) -> Vec<String> {
     let mut sorted = ids.to_vec();
     sorted.sort();
     sorted
+}
+
+/// The compensation gets the output twice: as its input, and as what it undoes. Both together exceed a message.
+const LARGE: &str = "
+name: large
+steps:
+- {id: make, task: {type: make}, compensate: {task: {type: undo, input: '${steps.make.output}'}}}
+- {id: fail, task: {type: fail}}
+";
+
+async fn a_handler_gets_what_came_as_a_reference(transport: Transport, inline: bool) {
+    let site = Site::start("sdk-large").await;
+    site.client.register_workflow(LARGE).await.expect("it is correct");
+    let large = "x".repeat(recoup_sdk::PAYLOAD_BYTES_MAX - 2);
+    let (tell, mut undone) = mpsc::unbounded_channel();
+    let made = large.clone();
+    let worker = Worker::builder(site.client.clone())
+        .transport(transport)
+        .task("make", move |_, ()| std::future::ready(Ok(made.clone())))
+        .task("fail", |_, ()| async {
+            Err::<(), _>(TaskError::new("test.failed").non_retryable())
+        });
+    let sizes = |input: Option<&Payload>, output: Option<&Payload>| {
+        let size = |payload| recoup_sdk::from_payload::<String>(payload).map(|text| text.len());
+        (size(input).expect("a text"), size(output).expect("a text"))
+    };
+    let worker = match inline {
+        true => worker.inline_task("undo", move |task| {
+            let output = task.compensation.as_ref().and_then(|undone| undone.step_output.as_ref());
+            let _ = tell.send(sizes(task.input.as_ref(), output));
+            recoup_sdk::to_payload(&())
+                .map_err(|error| TaskError::new("a").message(error.to_string()))
+        }),
+        false => worker.payload_task("undo", move |context: TaskContext, input| {
+            let output = context.compensation().and_then(|undone| undone.step_output.as_ref());
+            let _ = tell.send(sizes(input.as_ref(), output));
+            std::future::ready(Ok(Payload::default()))
+        }),
+    };
+    let (stop, mut stopped) = watch::channel(false);
+    let serving = tokio::spawn(worker.build().expect("it can work").run(async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    }));
+    let ended = site.client.start("large").input(&()).send().await.expect("it starts");
+    let ended = site.client.await_execution(&ended.execution_id, Some(PATIENCE)).await;
+    let ended = ended.expect("it ends");
+    assert_eq!(ended.compensation_state(), CompensationState::Done, "{ended:?}");
+    assert_eq!(undone.recv().await, Some((large.len(), large.len())));
+    stop.send_replace(true);
+    serving.await.expect("it does not panic").expect("it drains");
+}
+
+#[tokio::test]
+async fn a_handler_gets_what_came_as_a_reference_by_stream() {
+    a_handler_gets_what_came_as_a_reference(Transport::Stream, false).await;
+    a_handler_gets_what_came_as_a_reference(Transport::Stream, true).await;
+}
+
+#[tokio::test]
+async fn a_handler_gets_what_came_as_a_reference_by_unary_calls() {
+    a_handler_gets_what_came_as_a_reference(Transport::Unary, false).await;
+    a_handler_gets_what_came_as_a_reference(Transport::Unary, true).await;
 }

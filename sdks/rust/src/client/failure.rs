@@ -184,7 +184,8 @@ impl Client {
         Ok(())
     }
 
-    /// Reads a payload that an event holds as a reference.
+    /// Reads a payload that an event, an execution or a task holds as a reference. Workers need not: their
+    /// handlers get the content.
     ///
     /// # Errors
     /// `PAYLOAD_NOT_FOUND`, and those of every call.

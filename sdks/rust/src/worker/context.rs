@@ -1,7 +1,7 @@
 //! What a handler knows of its attempt, and how it hears that it should stop.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ pub struct TaskContext {
 pub(super) struct Attempt {
     /// Without its input, which the handler has.
     task: RawTask,
+    /// What is undone, with an output that came as a reference.
+    compensation: OnceLock<CompensationTask>,
     /// 0, or a [`CancelReason`] + 1.
     cancel: AtomicU8,
     changed: Notify,
@@ -63,6 +65,7 @@ impl Attempt {
     pub(super) fn new(task: RawTask, events: mpsc::UnboundedSender<Event>) -> Arc<Self> {
         Arc::new(Self {
             task,
+            compensation: OnceLock::new(),
             cancel: AtomicU8::new(0),
             changed: Notify::new(),
             heartbeat: Mutex::new(None),
@@ -105,6 +108,16 @@ impl Attempt {
         self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    pub(super) fn task(&self) -> &RawTask {
+        &self.task
+    }
+
+    pub(super) fn set_step_output(&self, output: Payload) {
+        let came = self.task.compensation.clone().unwrap_or_default();
+        // Read once for each attempt: nothing was set before.
+        let _ = self.compensation.set(CompensationTask { step_output: Some(output), ..came });
+    }
+
     pub(super) fn token(&self) -> &Bytes {
         &self.task.task_token
     }
@@ -120,7 +133,8 @@ impl TaskContext {
         let _ = self.attempt.events.send(Event::Finished { token, result });
     }
 
-    /// The task as it came, without its input.
+    /// The task as it came, without its input. Where the output of a step is a reference in it,
+    /// [`Self::compensation`] has the content.
     pub fn task(&self) -> &RawTask {
         &self.attempt.task
     }
@@ -148,7 +162,7 @@ impl TaskContext {
     /// What is undone, of a compensation. Where the outcome of the step is unknown it must be safe to undo
     /// what never happened.
     pub fn compensation(&self) -> Option<&CompensationTask> {
-        self.attempt.task.compensation.as_ref()
+        self.attempt.compensation.get().or(self.attempt.task.compensation.as_ref())
     }
 
     /// The trace that the execution belongs to, to be continued.

@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use recoup_proto::v1::{Payload, Task};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::context::TaskContext;
+use super::context::{Attempt, TaskContext};
+use super::{Worker, reference};
 use crate::payload::{from_payload, to_payload};
 use crate::{Error, TaskError};
 
@@ -86,6 +88,27 @@ pub(super) fn call_inline(handler: &Inline, task: RawTask) -> Outcome {
     catch_unwind(AssertUnwindSafe(|| handler(task))).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
+/// What the handler of an attempt gives, once the payloads that came as references are read.
+pub(super) async fn outcome(
+    worker: &Worker,
+    attempt: &Arc<Attempt>,
+    input: Option<Payload>,
+) -> Outcome {
+    let context = TaskContext::new(attempt.clone());
+    let Some(handler) = worker.handlers.get(&context.task().r#type) else {
+        return Err(no_such_task(&context.task().r#type));
+    };
+    let input = reference::resolve(worker, attempt, input).await?;
+    match handler {
+        Handler::Spawned(handler) => call(&**handler, context, input).await,
+        Handler::Inline(handler) => {
+            let compensation = context.compensation().cloned();
+            let task = RawTask { input, compensation, ..context.task().clone() };
+            call_inline(&**handler, task)
+        }
+    }
+}
+
 pub(super) async fn call(
     handler: &Spawned,
     context: TaskContext,
@@ -112,7 +135,6 @@ mod tests {
 
     use super::*;
     use crate::PAYLOAD_BYTES_MAX;
-    use crate::worker::context::Attempt;
 
     async fn outcome(handler: Handler, input: Option<Payload>) -> Outcome {
         let Handler::Spawned(handler) = handler else { panic!("an inline handler") };

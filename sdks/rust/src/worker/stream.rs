@@ -17,6 +17,7 @@ use tonic::{Code, GrpcMethod, Request, Status};
 use super::context::{Attempt, Event, TaskContext};
 use super::handler::{self, Handler, RawTask};
 use super::message::{self, Outgoing, StreamCodec};
+use super::reference;
 use super::session::{Admission, Session};
 use super::{Worker, passes};
 use crate::Error;
@@ -207,7 +208,8 @@ impl Loop {
     fn start(&mut self, mut task: RawTask) {
         let token = task.task_token.clone();
         let outcome = match self.worker.handlers.get(&task.r#type) {
-            Some(Handler::Spawned(_)) => {
+            // An inline handler must not wait for what has to be read first.
+            Some(handler) if matches!(handler, Handler::Spawned(_)) || reference::is_in(&task) => {
                 let input = task.input.take();
                 let attempt = Attempt::new(task, self.sender.clone());
                 let running = run_handler(self.worker.clone(), attempt.clone(), input);
@@ -216,6 +218,7 @@ impl Loop {
                 return;
             }
             Some(Handler::Inline(handler)) => handler::call_inline(&**handler, task),
+            Some(Handler::Spawned(_)) => unreachable!("taken above"),
             None => Err(handler::no_such_task(&task.r#type)),
         };
         let result = message::result(token.clone(), message::proto_result(outcome));
@@ -282,13 +285,10 @@ async fn run_handler(
     input: Option<recoup_proto::v1::Payload>,
 ) {
     let context = TaskContext::new(attempt.clone());
-    let Some(Handler::Spawned(handler)) = worker.handlers.get(&context.task().r#type) else {
-        return;
-    };
     let token = attempt.token().clone();
     let result = tokio::select! {
         biased;
-        outcome = handler::call(&**handler, context.clone(), input) => {
+        outcome = handler::outcome(&worker, &attempt, input) => {
             message::result(token.clone(), message::proto_result(outcome))
         }
         // Nobody wants the result any more; an empty one says so.

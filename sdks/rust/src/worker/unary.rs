@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 use super::context::{Attempt, CancelReason, Event, TaskContext};
-use super::handler::{self, Handler, Outcome, RawTask};
+use super::handler::{self, Outcome, RawTask};
 use super::message;
 use super::refusal;
 use super::{Worker, passes};
@@ -228,7 +228,7 @@ async fn beat(worker: Arc<Worker>, attempt: Arc<Attempt>, details: Option<Payloa
 async fn work(worker: Arc<Worker>, attempt: Arc<Attempt>, input: Option<Payload>, held: Held) {
     let outcome = tokio::select! {
         biased;
-        outcome = outcome(&worker, &attempt, input) => Some(outcome),
+        outcome = handler::outcome(&worker, &attempt, input) => Some(outcome),
         // Nobody wants the result any more.
         () = attempt.closed_for(worker.closed_grace) => None,
     };
@@ -239,17 +239,6 @@ async fn work(worker: Arc<Worker>, attempt: Arc<Attempt>, input: Option<Payload>
         tracing::warn!(%error, step_path, "a result was not taken");
     }
     locked(&held).remove(attempt.token());
-}
-
-async fn outcome(worker: &Worker, attempt: &Arc<Attempt>, input: Option<Payload>) -> Outcome {
-    let context = TaskContext::new(attempt.clone());
-    match worker.handlers.get(&context.task().r#type) {
-        Some(Handler::Spawned(handler)) => handler::call(&**handler, context, input).await,
-        Some(Handler::Inline(handler)) => {
-            handler::call_inline(&**handler, RawTask { input, ..context.task().clone() })
-        }
-        None => Err(handler::no_such_task(&context.task().r#type)),
-    }
 }
 
 /// Reports a result until the service has answered: work that was done is not thrown away because the

@@ -27,15 +27,25 @@ super::from_proto!(category_from: v1::ErrorCategory => Category:
 
 pub fn to_proto(error: &Error) -> v1::Error {
     v1::Error {
+        details: error.details.as_ref().map(payload::to_proto),
+        cause: error.cause.as_deref().map(|cause| Box::new(to_proto(cause))),
+        ..shell(error)
+    }
+}
+
+/// Without details and cause.
+pub fn shell(error: &Error) -> v1::Error {
+    v1::Error {
         r#type: error.error_type.clone(),
         message: error.message.clone(),
-        details: error.details.as_ref().map(payload::to_proto),
+        details: None,
         stack_trace: error.stack_trace.clone(),
-        cause: error.cause.as_deref().map(|cause| Box::new(to_proto(cause))),
+        cause: None,
         non_retryable: error.non_retryable,
         category: category(error.category).into(),
         next_retry_delay: error.next_retry_delay.map(time::duration),
         source: error.source.clone(),
+        abridged: false,
     }
 }
 

@@ -13,10 +13,18 @@ use recoup_proto::v1;
 use recoup_store::Listed;
 
 use super::event::split;
-use super::{error, payload, time};
+use super::inline::{Inline, Place, least_of_error, least_of_payload, least_of_text};
+use super::time;
+use crate::BATCH_BYTES_MAX;
 
 /// Warnings in one message.
 const WARNINGS_MAX: usize = 1_000;
+/// Bytes of an execution's own names, key, trace and reasons, at most.
+const FRAME_BYTES: usize = 24 * 1024;
+/// Bytes of one entry of a list, beside path, payload, error and text.
+const ENTRY_BYTES: usize = 48;
+/// Bytes of a pending attempt, beside its last error and the details of its heartbeat.
+const PENDING_BYTES: usize = 2 * 1024;
 
 super::to_proto!(quarantine_reason: QuarantineReason => v1::QuarantineReason:
     HistoryGap HistoryUnreadable WorkflowUnreadable DecisionPanicked StoreRefused);
@@ -37,15 +45,20 @@ super::to_proto!(warning_kind: WarningKind => v1::WarningKind:
 super::from_proto!(on_running: v1::OnRunning => OnRunning: Reject UseExisting);
 super::from_proto!(on_ended: v1::OnEnded => OnEnded: Allow AllowAfterFailure Reject UseExisting);
 
-/// How an ended execution ended.
+/// How an ended execution ended. The output is always inline.
 pub fn outcome(execution: &Execution) -> v1::Outcome {
+    let least = FRAME_BYTES
+        + execution.output.as_ref().map_or(0, least_of_payload)
+        + execution.error.as_ref().map_or(0, least_of_error)
+        + least_of_warnings(execution);
+    let mut inline = inline(execution, least);
     v1::Outcome {
+        output: execution.output.as_ref().map(|output| inline.payload(output)),
+        error: execution.error.as_ref().map(|error| inline.error(error)),
         state: state(execution.state).into(),
-        output: execution.output.as_ref().map(payload::to_proto),
-        error: execution.error.as_ref().map(error::to_proto),
         failed_step: failed_step(execution),
         compensation_state: compensation_state(execution.compensation).into(),
-        warnings: warnings(execution),
+        warnings: warnings(execution, &mut inline),
         run: execution.run,
         ended_at: execution.ended_at.map(time::timestamp),
     }
@@ -56,13 +69,20 @@ fn failed_step(execution: &Execution) -> String {
     step.map(|step| step.as_str().to_owned()).unwrap_or_default()
 }
 
-fn warnings(execution: &Execution) -> Vec<v1::Warning> {
+fn warnings(execution: &Execution, inline: &mut Inline) -> Vec<v1::Warning> {
     let convert = |warning: &Warning| v1::Warning {
         step_path: warning.path.as_str().to_owned(),
         kind: warning_kind(warning.kind).into(),
-        error: execution.node(&warning.path).and_then(node_error).map(error::to_proto),
+        error: warned(execution, warning).map(|error| inline.error(error)),
     };
     execution.warnings.iter().take(WARNINGS_MAX).map(convert).collect()
+}
+
+fn warned<'a>(
+    execution: &'a Execution,
+    warning: &Warning,
+) -> Option<&'a recoup_core::error::Error> {
+    execution.node(&warning.path).and_then(node_error)
 }
 
 fn node_error(node: &Node) -> Option<&recoup_core::error::Error> {
@@ -75,10 +95,58 @@ fn node_error(node: &Node) -> Option<&recoup_core::error::Error> {
     }
 }
 
+/// Room for what an answer about this execution holds inline, beside what it holds at least.
+fn inline(execution: &Execution, least: usize) -> Inline {
+    let place = Place { execution: execution.id, sequence: execution.sequence };
+    Inline::new(BATCH_BYTES_MAX.saturating_sub(least), Some(place))
+}
+
+fn least_of_warnings(execution: &Execution) -> usize {
+    let one = |warning: &Warning| {
+        let error = warned(execution, warning).map_or(0, least_of_error);
+        ENTRY_BYTES + warning.path.as_str().len() + error
+    };
+    execution.warnings.iter().take(WARNINGS_MAX).map(one).sum()
+}
+
+/// Bytes of the answer about an execution if nothing that can be left out is in it.
+fn least(execution: &Execution) -> usize {
+    let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
+    let own = FRAME_BYTES
+        + least_of_payload(&execution.input)
+        + execution.output.as_ref().map_or(0, least_of_payload)
+        + execution.error.as_ref().or(stop_error).map_or(0, least_of_error);
+    let of_node = |node: &Node| {
+        let output = match &node.state {
+            NodeState::Completed { output } => least_of_payload(output),
+            _ => 0,
+        };
+        ENTRY_BYTES + node.path.as_str().len() + output
+    };
+    let of_compensation = |undone: &recoup_core::execution::Compensation| {
+        let more = match &undone.state {
+            CompensationStepState::Parked { error } => least_of_error(error),
+            CompensationStepState::Skipped { reason } => least_of_text(reason),
+            _ => 0,
+        };
+        ENTRY_BYTES + undone.step.as_str().len() + more
+    };
+    let of_open = |open: recoup_core::execution::Open<'_>| {
+        PENDING_BYTES + open.task.last_error.as_ref().map_or(0, least_of_error)
+    };
+    own + least_of_warnings(execution)
+        + execution.steps.nodes.iter().map(of_node).sum::<usize>()
+        + execution.compensations.iter().map(of_compensation).sum::<usize>()
+        + execution.open_attempts().map(of_open).sum::<usize>()
+}
+
 /// All that is known.
 pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
+    let mut inline = inline(&snapshot.state, least(&snapshot.state));
+    // First: nothing else holds the details of a heartbeat.
+    let pending_attempts = pending(snapshot, now, &mut inline);
     v1::ExecutionInfo {
-        pending_attempts: pending(snapshot, now),
+        pending_attempts,
         quarantine: snapshot.quarantine.as_ref().map(|row| {
             let released = row.released.as_ref();
             v1::QuarantineInfo {
@@ -87,7 +155,7 @@ pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
                 ..quarantine(&row.quarantine)
             }
         }),
-        ..of_state(&snapshot.state)
+        ..of_state(&snapshot.state, &mut inline)
     }
 }
 
@@ -98,7 +166,7 @@ pub fn remains(remains: &Remains) -> v1::ExecutionInfo {
     let Some(state) = &remains.state else {
         return indexed;
     };
-    let folded = of_state(state);
+    let folded = of_state(state, &mut inline(state, least(state)));
     v1::ExecutionInfo {
         state: indexed.state,
         phase: indexed.phase,
@@ -122,8 +190,14 @@ fn quarantine(quarantine: &Quarantine) -> v1::QuarantineInfo {
 }
 
 /// What a state says, without what is under way.
-fn of_state(execution: &Execution) -> v1::ExecutionInfo {
+fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
+    let error = execution.error.as_ref().or(stop_error).map(|error| inline.error(error));
+    let input = Some(inline.payload(&execution.input));
+    let output = execution.output.as_ref().map(|output| inline.payload(output));
+    let completed_steps = completed(execution, inline);
+    let compensations = execution.compensations.iter().map(|own| compensation(own, inline));
+    let compensations = compensations.collect();
     v1::ExecutionInfo {
         execution_id: execution.id.to_string(),
         execution_key: execution.key.clone().unwrap_or_default(),
@@ -137,14 +211,14 @@ fn of_state(execution: &Execution) -> v1::ExecutionInfo {
         started_at: Some(time::timestamp(execution.started_at)),
         ended_at: execution.ended_at.map(time::timestamp),
         deadline: execution.deadline.map(time::timestamp),
-        input: Some(payload::to_proto(&execution.input)),
-        output: execution.output.as_ref().map(payload::to_proto),
-        error: execution.error.as_ref().or(stop_error).map(error::to_proto),
+        input,
+        output,
+        error,
         failed_step: failed_step(execution),
-        warnings: warnings(execution),
+        warnings: warnings(execution, inline),
         pending_attempts: Vec::new(),
-        compensations: execution.compensations.iter().map(compensation).collect(),
-        completed_steps: completed(execution),
+        compensations,
+        completed_steps,
         reason: execution.cancel_reason.clone().unwrap_or_default(),
         quarantined: false,
         traceparent: execution.trace.traceparent.clone(),
@@ -158,7 +232,7 @@ pub fn max_attempts(plan: &recoup_core::plan::Plan, path: &StepPath, before: u32
     policy.map_or(0, |max| max.saturating_add(before))
 }
 
-fn pending(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::PendingAttempt> {
+fn pending(snapshot: &Snapshot, now: Timestamp, inline: &mut Inline) -> Vec<v1::PendingAttempt> {
     let execution = &*snapshot.state;
     let convert = |open: recoup_core::execution::Open<'_>| {
         let task_id = execution.task_id(&open);
@@ -193,16 +267,19 @@ fn pending(snapshot: &Snapshot, now: Timestamp) -> Vec<v1::PendingAttempt> {
                 .or(started.map(|started| started.at))
                 .map(time::timestamp),
             next_retry_at: waits.then(|| time::timestamp(open.attempt.scheduled_at)),
-            last_error: open.task.last_error.as_ref().map(error::to_proto),
             heartbeat_details: live
                 .and_then(|live| live.details.as_ref())
-                .map(super::payload::to_proto),
+                .and_then(|details| inline.transient(details)),
+            last_error: open.task.last_error.as_ref().map(|error| inline.error(error)),
         }
     };
     execution.open_attempts().map(convert).collect()
 }
 
-fn compensation(own: &recoup_core::execution::Compensation) -> v1::CompensationInfo {
+fn compensation(
+    own: &recoup_core::execution::Compensation,
+    inline: &mut Inline,
+) -> v1::CompensationInfo {
     use CompensationStepState as Core;
     use v1::CompensationStepState as Proto;
     let (step_state, parked, skip_reason) = match &own.state {
@@ -216,12 +293,12 @@ fn compensation(own: &recoup_core::execution::Compensation) -> v1::CompensationI
         step_path: own.step.as_str().to_owned(),
         state: step_state.into(),
         outcome: step_outcome(own.outcome).into(),
-        error: parked.map(error::to_proto),
-        skip_reason: skip_reason.to_owned(),
+        error: parked.map(|error| inline.error(error)),
+        skip_reason: inline.text(skip_reason),
     }
 }
 
-fn completed(execution: &Execution) -> Vec<v1::CompletedStep> {
+fn completed(execution: &Execution, inline: &mut Inline) -> Vec<v1::CompletedStep> {
     let mut nodes: Vec<_> = execution
         .steps
         .nodes
@@ -245,7 +322,7 @@ fn completed(execution: &Execution) -> Vec<v1::CompletedStep> {
     let convert = |(node, outcome, output): (&Node, _, Option<&_>)| v1::CompletedStep {
         step_path: node.path.as_str().to_owned(),
         outcome: step_outcome(outcome).into(),
-        output: output.map(payload::to_proto),
+        output: output.map(|output| inline.payload(output)),
         compensated: is_undone(node),
     };
     nodes.into_iter().map(convert).collect()

@@ -2,25 +2,21 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use recoup_core::error::Error as AttemptError;
 use recoup_core::failure_event::{FailureEvent, FailureKind, Subject};
-use recoup_core::id::ExecutionId;
-use recoup_core::payload::Payload;
 use recoup_core::subscription::{Filter, Gap};
 use recoup_core::time::Timestamp;
-use recoup_proto::v1::{self, ErrorReason, payload::Content};
+use recoup_proto::v1::{self, ErrorReason};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use super::event::split;
-use super::{decision, error, execution, payload, text, time};
+use super::inline::{Inline, Place};
+use super::{decision, execution, text, time};
 use crate::status::{Error, Result};
 
-/// Bytes of payloads in one event; what is beyond is a reference.
+/// Bytes of error and payloads in one event; what is beyond is a reference.
 pub const INLINE_BYTES_MAX: usize = 256 * 1024;
 /// Workflows, and patterns of error types, in one filter.
 const FILTER_ENTRIES_MAX: usize = 100;
-const ID_VERSION: u8 = 1;
 
 super::to_proto!(kind: FailureKind => v1::FailureKind:
     AttemptFailed StepFailed StepIgnored
@@ -35,89 +31,14 @@ super::from_proto!(kind_from: v1::FailureKind => FailureKind:
     HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
     ExecutionQuarantined);
 
-/// Names the content of a payload: where in which history it stands, and what it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PayloadId {
-    pub execution: ExecutionId,
-    /// It stands in a transition up to this one.
-    pub sequence: u64,
-    pub size: u64,
-    pub sha256: [u8; 32],
-}
-
-impl PayloadId {
-    pub fn encode(&self) -> String {
-        let mut bytes = vec![ID_VERSION];
-        bytes.extend_from_slice(self.execution.0.as_bytes());
-        bytes.extend_from_slice(&self.sequence.to_be_bytes());
-        bytes.extend_from_slice(&self.size.to_be_bytes());
-        bytes.extend_from_slice(&self.sha256);
-        URL_SAFE_NO_PAD.encode(bytes)
-    }
-
-    pub fn decode(text: &str) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (&version, bytes) = bytes.split_first()?;
-        let (execution, bytes) = bytes.split_first_chunk::<16>()?;
-        let (sequence, bytes) = bytes.split_first_chunk::<8>()?;
-        let (size, bytes) = bytes.split_first_chunk::<8>()?;
-        let sha256 = <[u8; 32]>::try_from(bytes).ok()?;
-        (version == ID_VERSION).then(|| Self {
-            execution: ExecutionId(Uuid::from_bytes(*execution)),
-            sequence: u64::from_be_bytes(*sequence),
-            size: u64::from_be_bytes(*size),
-            sha256,
-        })
-    }
-
-    /// Whether it names this payload.
-    pub fn is_of(&self, payload: &Payload) -> bool {
-        payload.data.len() as u64 == self.size
-            && <[u8; 32]>::from(Sha256::digest(&payload.data)) == self.sha256
-    }
-}
-
-/// Puts payloads into one message as long as there is room, references after that.
-struct Inline<'a> {
-    room: usize,
-    subject: Option<&'a Subject>,
-}
-
-impl Inline<'_> {
-    fn payload(&mut self, own: &Payload) -> v1::Payload {
-        let (Some(subject), false) = (self.subject, own.size() <= self.room) else {
-            self.room = self.room.saturating_sub(own.size());
-            return payload::to_proto(own);
-        };
-        let id = PayloadId {
-            execution: subject.execution,
-            sequence: subject.sequence,
-            size: own.data.len() as u64,
-            sha256: Sha256::digest(&own.data).into(),
-        };
-        let reference = v1::PayloadReference {
-            payload_id: id.encode(),
-            size_bytes: id.size,
-            sha256: id.sha256.to_vec().into(),
-        };
-        v1::Payload {
-            content: Some(Content::Reference(reference)),
-            content_type: own.content_type.clone(),
-            metadata: own.metadata.clone(),
-        }
-    }
-
-    fn error(&mut self, own: &AttemptError) -> v1::Error {
-        let details = own.details.as_ref().map(|details| self.payload(details));
-        let cause = own.cause.as_deref().map(|cause| Box::new(self.error(cause)));
-        let shell = AttemptError { details: None, cause: None, ..own.clone() };
-        v1::Error { details, cause, ..error::to_proto(&shell) }
-    }
-}
-
 /// An event, and about how many bytes its message has.
 pub fn to_proto(event: &FailureEvent) -> (v1::FailureEvent, usize) {
-    let mut inline = Inline { room: INLINE_BYTES_MAX, subject: event.subject.as_ref() };
+    let place = event
+        .subject
+        .as_ref()
+        .map(|subject| Place { execution: subject.execution, sequence: subject.sequence });
+    // Its size at the limits: references of 1,000 steps, beside this, stay far below a message.
+    let mut inline = Inline::new(INLINE_BYTES_MAX, place);
     let mut proto = v1::FailureEvent {
         id: event.id.clone(),
         kind: kind(event.kind).into(),
@@ -136,7 +57,7 @@ pub fn to_proto(event: &FailureEvent) -> (v1::FailureEvent, usize) {
     (proto, size)
 }
 
-fn about(proto: &mut v1::FailureEvent, subject: &Subject, inline: &mut Inline<'_>) {
+fn about(proto: &mut v1::FailureEvent, subject: &Subject, inline: &mut Inline) {
     proto.workflow = subject.workflow.as_str().to_owned();
     proto.workflow_version = subject.version;
     proto.execution_id = subject.execution.to_string();
@@ -240,9 +161,16 @@ pub fn stored(row: &recoup_store::FeedRow) -> Result<FailureEvent> {
 
 #[cfg(test)]
 mod tests {
+    use recoup_core::error::Error as AttemptError;
     use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
     use recoup_core::failure_event::CompletedStep;
+    use recoup_core::id::ExecutionId;
+    use recoup_core::payload::Payload;
+    use recoup_proto::v1::payload::Content;
+    use uuid::Uuid;
 
+    use super::super::inline::PayloadId;
+    use super::super::payload;
     use super::*;
 
     fn event(outputs: &[usize]) -> FailureEvent {
@@ -284,7 +212,7 @@ mod tests {
 
     #[test]
     fn payloads_are_inline_up_to_the_limit_and_references_beyond() {
-        let (proto, size) = to_proto(&event(&[INLINE_BYTES_MAX - 10, 11, 10]));
+        let (proto, size) = to_proto(&event(&[INLINE_BYTES_MAX - 1_000, 2_000, 10]));
         let contents: Vec<_> = proto
             .completed_steps
             .iter()
@@ -293,20 +221,30 @@ mod tests {
         assert!(matches!(contents[0], Content::Json(_)));
         assert!(matches!(contents[2], Content::Json(_)), "what fits is inline");
         let Content::Reference(reference) = &contents[1] else { panic!("{:?}", contents[1]) };
-        assert_eq!(reference.size_bytes, 11);
+        assert_eq!(reference.size_bytes, 2_000);
         let id = PayloadId::decode(&reference.payload_id).expect("own id");
         assert_eq!((id.execution.0.as_u128(), id.sequence), (3, 9));
-        assert!(id.is_of(&Payload::json("1".repeat(11))));
-        assert!(!id.is_of(&Payload::json("2".repeat(11))));
+        assert!(id.is_of(&Payload::json("1".repeat(2_000))));
         assert!(size < INLINE_BYTES_MAX + 4096);
         assert_eq!((proto.step_path.as_str(), proto.compensation), ("pay", true));
     }
 
     #[test]
-    fn garbage_is_no_payload_id() {
-        for text in ["", "AQ", "%%%", &"A".repeat(100)] {
-            assert_eq!(PayloadId::decode(text), None, "{text}");
+    fn an_event_at_every_limit_fits_into_a_message() {
+        let mut event = event(&[10_000; 1_000]);
+        let subject = event.subject.as_mut().expect("it has one");
+        for step in &mut subject.completed {
+            let output = step.output.as_mut().expect("it completed");
+            output.content_type = "x".repeat(payload::CONTENT_TYPE_BYTES_MAX);
+            let names = (0..payload::METADATA_ENTRIES_MAX).map(|n| format!("{n:0128}"));
+            output.metadata = names.map(|name| (name, "v".repeat(1_024))).collect();
+            step.step = "s".repeat(recoup_core::limits::STEP_ID_BYTES_MAX).into();
         }
+        let message = "m".repeat(recoup_core::limits::ERROR_BYTES_MAX);
+        event.error = Some(AttemptError::new("a.b", message.clone()));
+        let (proto, size) = to_proto(&event);
+        assert!(size <= crate::BATCH_BYTES_MAX / 2, "{size}");
+        assert_eq!(proto.error.expect("it has one").message, message);
     }
 
     #[test]

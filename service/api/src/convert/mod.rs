@@ -6,6 +6,7 @@ pub mod error;
 pub mod event;
 pub mod execution;
 pub mod failure;
+pub mod inline;
 pub mod payload;
 pub mod retry;
 pub mod task;

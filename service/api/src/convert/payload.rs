@@ -87,9 +87,9 @@ fn text(payload: &Payload) -> Content {
     }
 }
 
-/// Bytes that the message of a payload takes, or a little less.
+/// Bytes that a payload takes as a field of a message, at most.
 pub fn size(payload: &Payload) -> usize {
-    payload.size() + 16 + 8 * payload.metadata.len()
+    payload.size() + 20 + 12 * payload.metadata.len()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The services over a real engine and the in-memory store, through gRPC on a port of this machine.
 
+mod answers;
 mod bad_input;
 mod clients;
 mod compensations;

@@ -122,7 +122,8 @@ pub fn payload_text(payload: Option<&Payload>) -> String {
             Err(_) => format!("{} bytes", data.len()),
         },
         Some(Content::Reference(reference)) => {
-            format!("{} bytes elsewhere, id {}", reference.size_bytes, reference.payload_id)
+            let (bytes, id) = (reference.size_bytes, &reference.payload_id);
+            format!("{bytes} bytes, too large for the answer; ReadPayload gives them: {id}")
         }
         None => "null".to_owned(),
     };
@@ -163,6 +164,9 @@ fn error_text(error: Option<&v1::Error>, chars_max: usize) -> String {
     }
     if let Some(cause) = &error.cause {
         line.push_str(&format!(" (caused by {})", error_text(Some(cause), chars_max)));
+    }
+    if error.abridged {
+        line.push_str(" (abridged; the history has the whole)");
     }
     line
 }

@@ -1,0 +1,63 @@
+//! Payloads that came as references: read before the handler runs, so that handlers get contents.
+
+use std::sync::Arc;
+
+use recoup_proto::v1::{Payload, Task, payload::Content};
+
+use super::context::Attempt;
+use super::{Worker, passes};
+use crate::backoff::Backoff;
+use crate::{Error, TaskError};
+
+fn id(payload: Option<&Payload>) -> Option<&str> {
+    match payload?.content.as_ref()? {
+        Content::Reference(reference) => Some(&reference.payload_id),
+        Content::Json(_) | Content::Data(_) => None,
+    }
+}
+
+fn step_output(task: &Task) -> Option<&Payload> {
+    task.compensation.as_ref()?.step_output.as_ref()
+}
+
+/// Whether a payload of the task must be read first.
+pub(super) fn is_in(task: &Task) -> bool {
+    id(task.input.as_ref()).or(id(step_output(task))).is_some()
+}
+
+/// Reads what came as references. The input is returned, the output of the step that a compensation undoes
+/// is set in the attempt.
+pub(super) async fn resolve(
+    worker: &Worker,
+    attempt: &Arc<Attempt>,
+    input: Option<Payload>,
+) -> Result<Option<Payload>, TaskError> {
+    if let Some(id) = id(step_output(attempt.task())) {
+        attempt.set_step_output(read(worker, id).await?);
+    }
+    match id(input.as_ref()) {
+        Some(id) => Ok(Some(read(worker, id).await?)),
+        None => Ok(input),
+    }
+}
+
+/// Until the service has answered: how long the attempt may take is decided there.
+async fn read(worker: &Worker, id: &str) -> Result<Payload, TaskError> {
+    let backoff = Backoff::default();
+    let mut retry = 0;
+    loop {
+        match worker.client.read_payload(id).await {
+            Ok(payload) => return Ok(payload),
+            Err(error) if passes(&error) => {
+                retry += 1;
+                tokio::time::sleep(backoff.next(retry, error.retry_after())).await;
+            }
+            Err(error) => return Err(unreadable(&error)),
+        }
+    }
+}
+
+fn unreadable(error: &Error) -> TaskError {
+    TaskError::new("rust.payload_unreadable")
+        .message(format!("a payload of the task could not be read: {error}"))
+}
