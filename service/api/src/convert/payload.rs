@@ -1,4 +1,5 @@
-//! Payloads. JSON text stays JSON text, data stays data, whatever its media type.
+//! Payloads. JSON text stays JSON text, and is checked to be that; data stays data, whatever its media
+//! type.
 
 use recoup_core::limits::{PAYLOAD_BYTES_MAX, clean};
 use recoup_core::payload::Payload;
@@ -16,6 +17,7 @@ pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
 /// JSON text has an empty media type in core. Data of type `application/json` keeps that type, so
 /// that it comes back as data.
 pub fn from_proto(payload: v1::Payload, field: &str) -> Result<Payload> {
+    let is_text = matches!(payload.content, Some(Content::Json(_)));
     let (data, content_type) = match payload.content {
         None => (bytes::Bytes::new(), payload.content_type),
         Some(Content::Json(json)) => {
@@ -35,8 +37,40 @@ pub fn from_proto(payload: v1::Payload, field: &str) -> Result<Payload> {
         let message = format!("{} bytes, at most {PAYLOAD_BYTES_MAX} are allowed", read.size());
         return Err(Error::field(ErrorReason::PayloadTooLarge, field, message));
     }
+    if is_text {
+        check_json(&read.data, field)?;
+    }
     let is_simple = read.metadata.is_empty() && read.content_type.is_empty();
     if is_simple { Ok(read) } else { annotated(read, field) }
+}
+
+/// Goes through the text once and builds nothing: as long as nobody reads a payload, it costs no more
+/// than that.
+fn check_json(text: &[u8], field: &str) -> Result<()> {
+    let Err(why) = serde_json::from_slice::<serde::de::IgnoredAny>(text) else {
+        return Ok(());
+    };
+    let offset = offset(text, &why);
+    let what = why.to_string();
+    let what = what.split_once(" at line ").map_or(what.as_str(), |(what, _)| what);
+    let message = format!("it is not JSON: {what}, at byte {offset}");
+    Err(Error::field(ErrorReason::PayloadInvalid, field, message))
+}
+
+/// The first byte with which the text cannot go on. What serde_json reports is about there.
+fn offset(text: &[u8], why: &serde_json::Error) -> usize {
+    if why.is_eof() {
+        return text.len();
+    }
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let before: usize = lines.take(why.line().saturating_sub(1)).map(<[u8]>::len).sum();
+    let reported = (before + why.column()).min(text.len());
+    let is_wrong = |end: &usize| {
+        let part = serde_json::from_slice::<serde::de::IgnoredAny>(&text[..*end]);
+        part.is_err_and(|why| !why.is_eof())
+    };
+    let mut ends = reported.saturating_sub(1)..=(reported + 1).min(text.len());
+    ends.find(is_wrong).map_or(reported, |end| end.saturating_sub(1))
 }
 
 fn annotated(mut payload: Payload, field: &str) -> Result<Payload> {
@@ -131,6 +165,36 @@ mod tests {
         for payload in [typed, json("1")] {
             assert_eq!(from_proto(payload, "input").expect("small"), Payload::json("1"));
         }
+    }
+
+    #[test]
+    fn text_that_is_not_json_is_refused_with_the_place() {
+        for (text, offset) in [
+            ("", 0),
+            ("{\"a\":", 5),
+            ("nul", 3),
+            ("tru ", 3),
+            ("{\"a\": 1}\n [x]", 10),
+            ("[1,\n 2,\n ]", 9),
+            ("\"a\nb\"", 2),
+            ("01", 1),
+            ("{'a': 1}", 1),
+            ("NaN", 0),
+            ("\u{feff}1", 0),
+        ] {
+            let error = from_proto(json(text), "execution.input").expect_err(text);
+            assert_eq!(error.reason, ErrorReason::PayloadInvalid, "{text}");
+            assert_eq!(error.violations[0].field, "execution.input");
+            assert!(error.message.ends_with(&format!("at byte {offset}")), "{text}: {error}");
+            assert!(error.message.contains("it is not JSON: "), "{error}");
+        }
+        let typed = v1::Payload { content_type: "text/plain".into(), ..json("x") };
+        assert!(from_proto(typed, "input").is_err(), "whatever its media type says");
+        let deep = "[".repeat(1_000) + &"]".repeat(1_000);
+        for text in ["null", " [1e400, -0.5]\r\n", "\"\\ud800\"", &deep] {
+            assert!(from_proto(json(text), "input").is_ok(), "{text}");
+        }
+        assert!(from_proto(data(b"{".to_vec(), "application/json"), "input").is_ok());
     }
 
     #[test]

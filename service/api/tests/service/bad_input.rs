@@ -298,3 +298,31 @@ async fn garbage_on_the_port() {
     }
     server.register(ORDER).await;
 }
+
+#[tokio::test]
+async fn text_that_is_not_json_is_refused_where_it_comes_in() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let input = Some(json("{\"a\": nope}"));
+    let spec = v1::ExecutionSpec { input, ..spec("order") };
+    let request = v1::StartExecutionRequest { execution: Some(spec), ..Default::default() };
+    let refused = server.executions().start_execution(request).await;
+    let message = refused.as_ref().expect_err("it is not JSON").message().to_owned();
+    assert_refused(refused, Code::InvalidArgument, "PAYLOAD_INVALID", &["execution.input"]);
+    assert!(message.ends_with("at byte 7"), "{message}");
+
+    let id = server.begin("order").await;
+    let mut stream = TaskStream::open(&server, session("s"), 1).await;
+    let task = stream.task().await;
+    let refused = server.complete(&task, "1, 2").await;
+    assert_refused(refused, Code::InvalidArgument, "PAYLOAD_INVALID", &["output"]);
+    stream.send(vec![completed(&task, json("{"))]).await;
+    let ack = stream.ack().await;
+    assert_eq!(ack.reason(), v1::ErrorReason::PayloadInvalid);
+    assert!(ack.message.ends_with("at byte 1"), "{}", ack.message);
+    let details = v1::Error { details: Some(json("'a'")), ..permanent("a.b") };
+    let refused = server.fail(&task, details).await;
+    assert_refused(refused, Code::InvalidArgument, "PAYLOAD_INVALID", &["error"]);
+    server.complete(&task, "1").await.expect("the attempt is open");
+    assert_eq!(server.outcome(&id).await.state(), v1::ExecutionState::Succeeded);
+}
