@@ -287,7 +287,7 @@ fn listening_elsewhere_than_on_loopback_is_refused() {
         let listen = format!("{address}:{}", free_port());
         let mut server = recoup(&["serve", "--listen", &listen, "--data-dir", &data], &log);
         let exit = server.exit(PATIENCE).expect("it gives up");
-        assert_eq!(exit.code(), Some(1), "{listen}");
+        assert_eq!(exit.code(), Some(2), "{listen}");
         let said = server.log();
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains(&listen) && last.contains("--insecure-listen"), "{said}");
