@@ -7,7 +7,7 @@ use std::time::Duration;
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
 use recoup_core::error::{Error, builtin};
-use recoup_core::execution::Execution;
+use recoup_core::execution::{Execution, Started};
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_store::{QueueName, TaskKey};
 
@@ -114,13 +114,16 @@ impl<R> Node<R> {
             // A row that outlived the hand-over of what is delivered at most once is void.
             let once = plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
             let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
+            // Its owner may have handed it out while the claim was under way: the row was still there.
+            let has_session = |by: &Started| !by.session.is_empty() && by.session != NOBODYS;
+            let may_be_held = started.is_some_and(has_session);
             let place = match holder {
                 // What is with a worker is due, though the clock of the node that handed it out is ahead.
                 None if scheduled_at > now && started.is_none() => Place::Scheduled,
                 Some(holder) => Place::Handed(holder.handed(started, at)),
                 // Nobody had it, or its owner has waited for whoever had: a claim commits the start
                 // first.
-                None if is_fresh || claimed => {
+                None if is_fresh || (claimed && !may_be_held) => {
                     come.push((task.clone(), None));
                     Place::Scheduled
                 }

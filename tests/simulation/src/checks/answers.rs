@@ -2,7 +2,7 @@
 
 use recoup_core::command::{Rejection, TaskId};
 use recoup_core::definition::Delivery;
-use recoup_core::error::Error;
+use recoup_core::error::{Error, builtin};
 use recoup_core::event::Event;
 use recoup_core::execution::State;
 use recoup_core::id::ExecutionId;
@@ -49,7 +49,14 @@ impl World<'_> {
                     Wish::Cancel(_) => {
                         happened(self, &|event| matches!(event, Event::CancelRequested { .. }))
                     }
-                    Wish::Terminate(_) => state.state == State::Terminated,
+                    // After the end it stops a compensation that a person had retried.
+                    Wish::Terminate(_) => {
+                        state.state == State::Terminated
+                            || happened(
+                                self,
+                                &|event| matches!(event, Event::CompensationParked { error, .. } if error.error_type == builtin::TERMINATED),
+                            )
+                    }
                     Wish::RetryCompensation(..) => {
                         happened(self, &|event| matches!(event, Event::CompensationRetried { .. }))
                     }
