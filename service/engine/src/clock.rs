@@ -141,17 +141,36 @@ impl StoreClock {
         Now { tick, time: self.time + (passed - lost) }
     }
 
+    /// Transitions have been read that other lives decided at these times: they had got as far, and
+    /// have perhaps not said so before they ended. Much further than anybody has said is no time that
+    /// a node had: such a row is damaged, and moves nothing.
+    pub fn read(&mut self, decided_at: impl Iterator<Item = Timestamp>, tick: Tick) {
+        self.go_on(tick);
+        let known = self.time;
+        let furthest = decided_at.filter(|at| at.since(known) <= STEP).max();
+        self.time = known.max(furthest.unwrap_or_default());
+        self.ahead += self.time.since(known);
+    }
+
+    fn go_on(&mut self, tick: Tick) {
+        let time = self.now(tick).time;
+        let passed = tick.since(self.read_at);
+        self.ahead = self.ahead.saturating_sub(passed.saturating_sub(time.since(self.time)));
+        self.database = self.database + passed;
+        (self.time, self.read_at) = (time, tick);
+    }
+
     /// The answer to a call has come. A clock that may be right is left alone: how long an answer took
     /// moves no clock.
     pub fn correct(&mut self, reading: Reading, tick: Tick) -> Correction {
         let Reading { database, reached, renewed_before, under_way, suspended } = reading;
-        let before = self.now(tick).time;
-        let passed = tick.since(self.read_at) + suspended;
+        self.go_on(tick);
+        let before = self.time;
         self.time = before.max(database).max(reached);
-        self.read_at = tick;
         self.ahead = self.time.since(database + under_way);
-        let earliest = (self.database + passed).max(renewed_before.unwrap_or_default());
-        let latest = self.database + passed + self.uncertain;
+        let expected = self.database + suspended;
+        let earliest = expected.max(renewed_before.unwrap_or_default());
+        let latest = expected + self.uncertain;
         (self.database, self.uncertain) = (database, under_way);
         // Another life may have seen a step forward that was taken back since.
         let forward = database.since(latest).max(reached.since(before.max(database) + suspended));
@@ -257,6 +276,20 @@ mod tests {
         assert!(stepped.step.is_some());
         let renewed = read(start - minute * 2, start, ms(0));
         assert_eq!(clock.correct(renewed, tick(10)).step, None);
+    }
+
+    #[test]
+    fn store_time_is_not_behind_what_was_read_unless_that_is_absurd() {
+        let mut clock = StoreClock::new(at(10_000), tick(0));
+        clock.read([at(9_000), at(12_000), at(9_000_000)].into_iter(), tick(1_000));
+        assert_eq!(clock.now(tick(1_000)).time, at(12_000));
+        assert_eq!(clock.ahead, ms(1_000));
+        clock.read([at(12_000)].into_iter(), tick(2_600));
+        assert_eq!(clock.now(tick(2_600)).time, at(13_500), "it is worked off");
+        assert_eq!(clock.ahead, ms(900));
+        // And it is no step of the database's clock.
+        let corrected = clock.correct(read(at(12_600), at(0), ms(0)), tick(2_600));
+        assert_eq!(corrected, Correction { forward: ms(0), step: None });
     }
 
     #[test]

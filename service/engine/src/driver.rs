@@ -18,7 +18,8 @@ use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
 use crate::node::io::{
-    Adopted, Answer, HandedTask, Input, Notice, Offer, Output, Refusal, WorkerKey, WorkerMessage,
+    Adopted, Answer, HandedTask, Input, Loaded, Notice, Offer, Output, Refusal, WorkerKey,
+    WorkerMessage,
 };
 use crate::options::Options;
 
@@ -92,6 +93,10 @@ impl Clock {
         let step = following.store.correct(reading, self.tick()).step;
         following.unnoted += u32::from(step.is_some());
         step
+    }
+
+    fn read(&self, loaded: &[Loaded]) {
+        self.lock().store.read(loaded.iter().filter_map(Loaded::decided_at), self.tick());
     }
 
     fn step_noted(&self) {
@@ -230,6 +235,9 @@ impl Driver {
             if let Some(step) = step {
                 self.stepped(step);
             }
+        }
+        if let Input::Loaded { loaded: Ok(loaded), .. } = &input {
+            self.clock.read(loaded);
         }
         self.node.handle(input, self.clock.both());
         if self.node.node_id().is_some()

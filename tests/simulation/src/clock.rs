@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 use recoup_engine::clock::{Now, Reading, StoreClock, Tick};
+use recoup_engine::node::io::Loaded;
 use recoup_store::Lease;
 
 pub struct MachineClock {
@@ -57,6 +58,12 @@ impl MachineClock {
 
     pub fn go_on(&mut self, now: Timestamp) {
         self.read_at = self.read_at.min(now);
+    }
+
+    /// Executions have been read: see [`StoreClock::read`].
+    pub fn read(&mut self, loaded: &[Loaded], now: Timestamp) {
+        let tick = Tick::after(self.elapsed(now));
+        self.store.read(loaded.iter().filter_map(Loaded::decided_at), tick);
     }
 
     /// A lease has come: see [`StoreClock::correct`].

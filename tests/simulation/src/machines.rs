@@ -367,8 +367,11 @@ impl World<'_> {
         mut input: Input<ReplyId>,
         asked: Duration,
     ) -> Input<ReplyId> {
+        let now = self.now();
+        if let Input::Loaded { loaded: Ok(loaded), .. } = &input {
+            self.machines[machine].clock.read(loaded, now);
+        }
         if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &mut input {
-            let now = self.now();
             let read = self.misread(lease.now);
             let place = &mut self.machines[machine];
             lease.now = read;

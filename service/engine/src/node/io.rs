@@ -181,6 +181,13 @@ pub struct Loaded {
     pub quarantine: Option<QuarantineRow>,
 }
 
+impl Loaded {
+    /// When its last transition was decided, in the store time of the node that did it.
+    pub fn decided_at(&self) -> Option<Timestamp> {
+        self.state.as_ref().ok().map(|(state, _)| state.decided_at)
+    }
+}
+
 /// Why no node, or not this one, goes on with an execution.
 #[derive(Clone, Debug)]
 pub enum Unusable {
