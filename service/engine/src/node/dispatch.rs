@@ -37,7 +37,8 @@ impl<R> Node<R> {
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
         let at = self.at();
         let Now { tick, time: now } = at;
-        let grace_ends = tick + self.options.reconnect_grace;
+        let grace = self.options.reconnect_grace;
+        let grace_ends = tick + grace;
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -114,9 +115,10 @@ impl<R> Node<R> {
             // A row that outlived the hand-over of what is delivered at most once is void.
             let once = plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
             let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
-            // Its owner may have handed it out while the claim was under way: the row was still there.
-            let has_session = |by: &Started| !by.session.is_empty() && by.session != NOBODYS;
-            let may_be_held = started.is_some_and(has_session);
+            // Its owner may have handed it out while the claim was under way, and the row was still there.
+            // If it is not with that worker after all, the row is claimed again when the claim ends.
+            let is_recent = |by: &Started| by.at + grace > now && !by.session.is_empty();
+            let may_be_held = started.is_some_and(|by| is_recent(by) && by.session != NOBODYS);
             let place = match holder {
                 // What is with a worker is due, though the clock of the node that handed it out is ahead.
                 None if scheduled_at > now && started.is_none() => Place::Scheduled,

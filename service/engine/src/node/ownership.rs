@@ -23,7 +23,7 @@ const DUE_MAX: usize = 1000;
 const CLAIM_MAX: usize = 256;
 const HEADS_MAX: usize = 2000;
 /// So long after a worker was last heard from, it may have turned to another node.
-const PARTED_AFTER: Duration = Duration::from_secs(1);
+pub(super) const PARTED_AFTER: Duration = Duration::from_secs(1);
 /// Held attempts that a round of questions about heads looks at.
 const HELD_MAX: usize = 1000;
 /// Executions that wait to be read: beyond it, no more of those that are due are taken in.
@@ -218,7 +218,7 @@ impl<R> Node<R> {
             return;
         };
         let silent =
-            self.sessions.values().filter(|own| own.silence(self.monotonic) > PARTED_AFTER);
+            self.sessions.values().filter(|own| own.silence(self.monotonic) > own.parted_after());
         let held = silent.flat_map(|session| session.held.iter().map(|task| task.execution));
         self.doubtful.extend(held);
         // On from where the last round ended, so that everyone's turn comes.
@@ -256,7 +256,8 @@ impl<R> Node<R> {
             }
             Place::Handed(Handed { session: Some(key), .. }) => {
                 let session = self.sessions.get(key);
-                session.is_none_or(|session| session.silence(self.monotonic) > PARTED_AFTER)
+                session
+                    .is_none_or(|session| session.silence(self.monotonic) > session.parted_after())
             }
             _ => false,
         };

@@ -14,6 +14,7 @@ use recoup_store::QueueName;
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::{Notice, Notices};
+use super::ownership::PARTED_AFTER;
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
@@ -35,7 +36,11 @@ pub(super) struct WorkerState {
 pub(super) struct SessionState {
     worker: String,
     ttl: Duration,
-    expires_at: Tick,
+    /// When it last sent a message.
+    heard_at: Tick,
+    /// Its time is over, and until then the store is asked whether its worker has turned to another
+    /// node.
+    asked_until: Option<Tick>,
     /// All that its streams and polls have named so far.
     queues: BTreeSet<QueueName>,
     /// Its stream, or its polls that wait.
@@ -51,16 +56,19 @@ impl SessionState {
         self.workers.last().copied()
     }
 
+    /// After such a silence its worker may have turned to another node.
+    pub fn parted_after(&self) -> Duration {
+        PARTED_AFTER.min(self.ttl / 3)
+    }
+
     /// How long it has neither sent a message nor had a stream or a poll open.
     pub fn silence(&self, now: Tick) -> Duration {
-        match self.workers.is_empty() {
-            true => self.ttl.saturating_sub(self.expires_at.since(now)),
+        match self.workers.is_empty() || self.asked_until.is_some() {
+            true => now.since(self.heard_at),
             false => Duration::ZERO,
         }
     }
-}
 
-impl SessionState {
     /// Whether a stream or a poll of it is here.
     pub fn is_connected(&self) -> bool {
         !self.workers.is_empty()
@@ -155,13 +163,14 @@ impl<R> Node<R> {
 
     fn open_session(&mut self, session: &Session, worker: &str) {
         let Session { key, ttl } = session;
-        let expires_at = self.monotonic + *ttl;
+        let heard_at = self.monotonic;
         let timer_at = self.now + *ttl;
         let Some(known) = self.sessions.get_mut(key) else {
             let state = SessionState {
                 worker: worker.to_owned(),
                 ttl: *ttl,
-                expires_at,
+                heard_at,
+                asked_until: None,
                 queues: BTreeSet::new(),
                 workers: BTreeSet::new(),
                 held: BTreeSet::new(),
@@ -177,7 +186,8 @@ impl<R> Node<R> {
             self.timers.insert((timer_at, Timer::Session(key.clone())));
         }
         known.ttl = *ttl;
-        known.expires_at = expires_at;
+        known.heard_at = heard_at;
+        known.asked_until = None;
     }
 
     /// Who says what a session holds speaks for all of it: nobody else does from now on, and what
@@ -364,7 +374,8 @@ impl<R> Node<R> {
     pub(super) fn touch(&mut self, session: &SessionKey) {
         let now = self.monotonic;
         if let Some(session) = self.sessions.get_mut(session) {
-            session.expires_at = now + session.ttl;
+            session.heard_at = now;
+            session.asked_until = None;
         }
     }
 
@@ -553,6 +564,26 @@ impl<R> Node<R> {
         }
     }
 
+    /// Before a session counts as lost, the store is asked about what it holds: its worker may have
+    /// turned to another node a moment ago. Returns when the answers are expected.
+    fn ask_before_loss(&mut self, key: &SessionKey) -> Option<Tick> {
+        let (now, pause) = (self.monotonic, self.options.head_interval);
+        let session = self.sessions.get_mut(key).filter(|session| !session.held.is_empty())?;
+        let until = *session.asked_until.get_or_insert(now + 2 * pause);
+        let mut executions = session.held.iter().map(|task| task.execution);
+        if until > now {
+            self.doubtful.extend(executions);
+            return Some(until);
+        }
+        let is_read = |id| self.to_load.contains(&id) || self.loading.contains(&id);
+        (self.lease.is_some() && executions.any(is_read)).then(|| now + pause)
+    }
+
+    fn look_at_session(&mut self, key: &SessionKey, at: Tick) {
+        let at = self.at().time_of(at);
+        self.timers.insert((at, Timer::Session(key.clone())));
+    }
+
     /// A session's time to live may be over.
     pub(super) fn check_session(&mut self, key: &SessionKey) {
         let Some(session) = self.sessions.get(key) else {
@@ -566,11 +597,16 @@ impl<R> Node<R> {
         let Some(session) = self.sessions.get(key) else {
             return;
         };
-        if session.expires_at > self.monotonic {
-            let at = self.at().time_of(session.expires_at);
-            self.timers.insert((at, Timer::Session(key.clone())));
-            return;
+        let expires_at = session.heard_at + session.ttl;
+        if expires_at > self.monotonic {
+            return self.look_at_session(key, expires_at);
         }
+        if let Some(until) = self.ask_before_loss(key) {
+            return self.look_at_session(key, until);
+        }
+        let Some(session) = self.sessions.get(key) else {
+            return;
+        };
         for worker in session.workers.clone() {
             self.detach(worker);
             let message = WorkerMessage::Detached;

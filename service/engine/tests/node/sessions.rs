@@ -105,7 +105,8 @@ fn a_poll_is_life_for_as_long_as_it_waits_and_at_its_end() {
     world.put(0, Input::Detach { worker });
     world.pass(Duration::from_millis(2_900));
     assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
-    world.pass(Duration::from_millis(200));
+    // Its time to live, and the time to ask whether its worker has turned to another node.
+    world.pass(Duration::from_millis(600));
     assert_eq!(world.snapshot(0, task.execution).live, []);
     assert_eq!(lost(&world), [("default".to_owned(), "s".to_owned())]);
 }
@@ -311,4 +312,21 @@ fn a_result_that_the_store_refuses_leaves_its_attempt_to_its_clocks() {
     assert_eq!(world.snapshot(0, execution).live.len(), 1);
     world.pass(4 * SECOND);
     assert_eq!(world.snapshot(0, execution).live, [], "its session has ended");
+}
+
+#[test]
+fn a_session_whose_worker_has_just_turned_to_another_node_is_not_lost() {
+    let mut world = World::new(2);
+    let task = handed_to_a_poll(&mut world);
+    // Long enough for the other node's word of it to be the last thing before the session ends here.
+    world.pass(Duration::from_millis(2_950));
+    world.machines[0].hold_back = &["heads"];
+    world.attach(1, poll("default", "s", Some(&[&task])));
+    world.machines[0].hold_back = &[];
+    for input in std::mem::take(&mut world.machines[0].late) {
+        world.put(0, input);
+    }
+    world.pass(2 * SECOND);
+    assert_eq!(lost(&world), []);
+    assert_eq!(world.snapshot(1, task.execution).live.len(), 1);
 }
