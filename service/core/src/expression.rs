@@ -52,7 +52,7 @@ use bytes::Bytes;
 use cel::common::types::CelBool;
 use cel::{Context, IdedExpr, Value};
 
-pub use check::{Problem, Scope};
+pub use check::{Problem, Scope, Trust};
 
 use crate::error::{Error, builtin};
 use crate::execution::Execution;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::definition::{self, Delivery, OnError};
-use crate::expression::{Condition, Template};
+use crate::expression::{Condition, Template, Trust};
 use crate::id::{StepId, StepPath, WorkflowName};
 use crate::retry::RetryPolicy;
 
@@ -130,7 +130,20 @@ impl Plan {
     /// # Errors
     /// All issues, in the order of the definition.
     pub fn compile(definition: &definition::Workflow, version: u32) -> Result<Self, Vec<Issue>> {
-        compile::compile(definition, version)
+        compile::compile(definition, version, Trust::Unchecked)
+    }
+
+    /// The plan of a definition that was accepted when it was registered, by this binary or by one with
+    /// other rules. None of the rules is applied again: a version that is stricter than the one before
+    /// must not stop executions that are under way.
+    ///
+    /// # Errors
+    /// Only what leaves no plan to follow: a template or an expression that cannot be parsed.
+    pub fn of_accepted(
+        definition: &definition::Workflow,
+        version: u32,
+    ) -> Result<Self, Vec<Issue>> {
+        compile::compile(definition, version, Trust::Accepted)
     }
 
     pub fn step(&self, path: &StepPath) -> Option<&StepPlan> {

@@ -106,7 +106,7 @@ impl Plans {
             }
             _ => Unplanned::Unreadable(format!("version {} of {}: {error}", row.version, row.name)),
         })?;
-        let plan = Plan::compile(&definition, row.version).map_err(|issues| {
+        let plan = Plan::of_accepted(&definition, row.version).map_err(|issues| {
             let (version, name) = (row.version, &row.name);
             Unplanned::Unreadable(format!(
                 "version {version} of {name} does not compile: {issues:?}"

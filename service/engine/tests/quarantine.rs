@@ -348,6 +348,32 @@ async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     assert!(engine.snapshot(sound).await.is_ok());
 }
 
+/// As if a binary with other rules had accepted it.
+#[tokio::test]
+async fn a_version_that_would_not_be_accepted_today_is_followed_to_the_end() {
+    let store = store().await;
+    let mut workflow = order();
+    workflow.steps.0[0].allow_warning = true;
+    Plan::compile(&workflow, 2).expect_err("it may not warn without being ignored");
+    let version = NewVersion {
+        namespace: Namespace::from("default"),
+        name: "order".into(),
+        digest: [2; 32],
+        format: format::CURRENT,
+        definition: format::encode_workflow(&workflow),
+    };
+    let (version, _) = store.register(&version, None).await.expect("the model registers");
+    let engine = engine(&store, options()).await;
+    let id = start(&engine, 1).await;
+    let followed = engine.snapshot(id).await.expect("it is sound");
+    assert_eq!(followed.plan.version, version.version);
+    engine.stop().await;
+
+    let engine = self::engine(&store, options()).await;
+    let mut worker = worker(&engine).await;
+    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
+}
+
 /// A defect that is there until it is mended.
 static DEFECT: AtomicBool = AtomicBool::new(true);
 

@@ -20,8 +20,11 @@ use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_SOURCE_BYTES_MAX};
 /// How deep an expression may nest: parsing and evaluation are recursive, and a level of evaluation
 /// takes up to 20 KiB of stack in builds without optimisation.
 const DEPTH_MAX: usize = 32;
+/// The deepest that a release has ever accepted: this bound protects the stack, and so holds for accepted
+/// expressions too. It never becomes smaller.
+const ACCEPTED_DEPTH_MAX: usize = 32;
 /// What macros and the budget may make of that.
-const EXPANDED_DEPTH_MAX: usize = 2 * DEPTH_MAX;
+const EXPANDED_DEPTH_MAX: usize = 2 * ACCEPTED_DEPTH_MAX;
 
 const VARIABLES: &[&str] = &["input", "steps", "execution", "run", "error"];
 const TYPES: &[&str] = &[
@@ -82,6 +85,15 @@ pub enum Problem {
     Message,
 }
 
+/// Whether the rules were applied before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Registration: every rule is applied.
+    Unchecked,
+    /// It was accepted, under these rules or others: only what it needs to be evaluated is built.
+    Accepted,
+}
+
 /// What an expression may name.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
@@ -91,6 +103,7 @@ pub struct Scope<'a> {
     pub before: usize,
     /// Whether there is an `error`: in `finally` and in compensations.
     pub has_error: bool,
+    pub trust: Trust,
 }
 
 pub(super) fn compile(
@@ -98,13 +111,17 @@ pub(super) fn compile(
     scope: &Scope<'_>,
     reads: &mut Vec<Read>,
 ) -> Result<IdedExpr, Vec<Problem>> {
-    if source.len() > CEL_SOURCE_BYTES_MAX {
+    let (depth_max, is_new) = match scope.trust {
+        Trust::Unchecked => (DEPTH_MAX, true),
+        Trust::Accepted => (ACCEPTED_DEPTH_MAX, false),
+    };
+    if is_new && source.len() > CEL_SOURCE_BYTES_MAX {
         return Err(vec![Problem::TooLong(source.len())]);
     }
-    if is_deep(source) {
+    if is_deeper(source, depth_max) {
         return Err(vec![Problem::TooDeep]);
     }
-    let parser = ENVIRONMENT.parser().max_recursion_depth(DEPTH_MAX as u16);
+    let parser = ENVIRONMENT.parser().max_recursion_depth(depth_max as u16);
     let mut root = parser.parse(source).map_err(|errors| syntax(&errors))?;
     let mut check = Check {
         scope,
@@ -127,11 +144,11 @@ pub(super) fn whole_variable(root: &IdedExpr) -> Option<Read> {
     }
 }
 
-/// Whether an expression may nest deeper than [`DEPTH_MAX`], seen before anything recursive looks at
+/// Whether an expression may nest deeper than `max`, seen before anything recursive looks at
 /// it. Too careful rather than too generous: a tree of binary operators is at most as deep as it has
 /// operators, plus its deepest operand. Chains of `&&` and `||` count for nothing: the parser balances
 /// them.
-fn is_deep(source: &str) -> bool {
+fn is_deeper(source: &str, max: usize) -> bool {
     #[derive(Default)]
     struct Level {
         /// Deepest bracket in the operand at hand, and its fields, calls and unary operators.
@@ -194,8 +211,7 @@ fn is_deep(source: &str) -> bool {
         if at < bytes.len() && bytes[at] == b'=' {
             at += 1;
         }
-        if levels.len() > DEPTH_MAX || levels.last().is_some_and(|level| level.depth() > DEPTH_MAX)
-        {
+        if levels.len() > max || levels.last().is_some_and(|level| level.depth() > max) {
             return true;
         }
     }
@@ -245,7 +261,11 @@ struct Check<'a> {
 impl Check<'_> {
     fn expression(&mut self, node: &mut IdedExpr) {
         if self.depth > EXPANDED_DEPTH_MAX {
-            return self.problem(Problem::TooDeep);
+            // Of whatever is accepted: evaluation is recursive.
+            if !self.problems.contains(&Problem::TooDeep) {
+                self.problems.push(Problem::TooDeep);
+            }
+            return;
         }
         self.depth += 1;
         match &mut node.expr {
@@ -282,8 +302,10 @@ impl Check<'_> {
         self.depth -= 1;
     }
 
+    /// A rule is broken, which is for registration to judge. An accepted expression that breaks one is
+    /// built as far as it goes: what is missing is an error of its evaluation.
     fn problem(&mut self, problem: Problem) {
-        if !self.problems.contains(&problem) {
+        if self.scope.trust == Trust::Unchecked && !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
     }
@@ -324,11 +346,13 @@ impl Check<'_> {
                 self.read(Read::Execution);
                 self.field("execution", EXECUTION_FIELDS, field);
             }
-            "error" if self.scope.has_error => {
+            "error" => {
+                if !self.scope.has_error {
+                    self.problem(Problem::ErrorOutsideHandler);
+                }
                 self.read(Read::Error);
                 self.field("error", ERROR_FIELDS, field);
             }
-            "error" => self.problem(Problem::ErrorOutsideHandler),
             "steps" => self.step(names, tested),
             unknown => self.problem(Problem::UnknownVariable(unknown.into())),
         }
@@ -349,19 +373,20 @@ impl Check<'_> {
         };
         let id = StepId::from(*id);
         match self.scope.places.get(&id) {
-            None => self.problem(Problem::UnknownStep(id.as_str().into())),
+            None => return self.problem(Problem::UnknownStep(id.as_str().into())),
             Some(place) if *place >= self.scope.before => {
                 self.problem(Problem::ForwardReference(id.as_str().into()));
             }
-            Some(_) => match *part {
-                "output" => self.read(Read::Output(StepPath::from(&id))),
-                "error" => {
-                    self.read(Read::StepError(StepPath::from(&id)));
-                    let field = names.get(3).copied().or(tested);
-                    self.field("steps.<id>.error", ERROR_FIELDS, field);
-                }
-                _ => self.problem(Problem::StepsAsValue),
-            },
+            Some(_) => {}
+        }
+        match *part {
+            "output" => self.read(Read::Output(StepPath::from(&id))),
+            "error" => {
+                self.read(Read::StepError(StepPath::from(&id)));
+                let field = names.get(3).copied().or(tested);
+                self.field("steps.<id>.error", ERROR_FIELDS, field);
+            }
+            _ => self.problem(Problem::StepsAsValue),
         }
     }
 
@@ -415,8 +440,11 @@ impl Check<'_> {
                 self.problem(Problem::HidesVariable(name.clone()));
             }
         }
-        if self.comprehensions == CEL_COMPREHENSIONS_MAX {
-            return self.problem(Problem::TooManyComprehensions);
+        if self.comprehensions >= CEL_COMPREHENSIONS_MAX {
+            self.problem(Problem::TooManyComprehensions);
+            if self.scope.trust == Trust::Unchecked {
+                return;
+            }
         }
         let bound = self.bound.len();
         self.bound.extend(names);

@@ -83,7 +83,7 @@ const STEPS: [&str; 5] = ["charge", "skipped", "ignored", "binary", "later"];
 fn with_scope<T>(has_error: bool, test: impl FnOnce(&Scope<'_>) -> T) -> T {
     let ids = STEPS.map(StepId::from);
     let places: HashMap<&StepId, usize> = ids.iter().enumerate().map(|(at, id)| (id, at)).collect();
-    test(&Scope { places: &places, before: 4, has_error })
+    test(&Scope { places: &places, before: 4, has_error, trust: Trust::Unchecked })
 }
 
 fn compile(json: &str) -> Result<Template, Vec<CompileError>> {

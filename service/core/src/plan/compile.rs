@@ -8,7 +8,7 @@ use super::{
     StepKind, StepPlan, TaskPlan, policy,
 };
 use crate::definition::{self, Defaults, OnError, Timeouts, Workflow};
-use crate::expression::{CompileError, Condition, Scope, Template};
+use crate::expression::{CompileError, Condition, Scope, Template, Trust};
 use crate::id::{StepId, StepPath};
 use crate::limits::{
     DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX, PRIORITY_MAX, QUEUE_BYTES_MAX, STEP_ID_BYTES_MAX,
@@ -41,26 +41,37 @@ const RESERVED: &[&str] = &[
     "while",
 ];
 
-#[derive(Default)]
-pub(super) struct Issues(Vec<Issue>);
+pub(super) struct Issues {
+    found: Vec<Issue>,
+    trust: Trust,
+}
 
 impl Issues {
+    /// A rule is broken, which is for registration to judge.
     pub(super) fn add(&mut self, field_path: String, code: IssueCode, message: String) {
-        self.0.push(Issue { field_path, code, message });
+        if self.trust == Trust::Unchecked {
+            self.found.push(Issue { field_path, code, message });
+        }
     }
 
     fn expressions<T>(&mut self, path: &str, compiled: Result<T, Vec<CompileError>>) -> Option<T> {
         let add = |error: CompileError| {
-            self.add(path.to_owned(), IssueCode::ExpressionInvalid, error.to_string());
+            let (field_path, code) = (path.to_owned(), IssueCode::ExpressionInvalid);
+            self.found.push(Issue { field_path, code, message: error.to_string() });
         };
         compiled.map_err(|errors| errors.into_iter().for_each(add)).ok()
     }
 }
 
-pub(super) fn compile(definition: &Workflow, version: u32) -> Result<Plan, Vec<Issue>> {
-    let mut compiler = Compiler { issues: Issues::default(), defaults: &definition.defaults };
+pub(super) fn compile(
+    definition: &Workflow,
+    version: u32,
+    trust: Trust,
+) -> Result<Plan, Vec<Issue>> {
+    let issues = Issues { found: Vec::new(), trust };
+    let mut compiler = Compiler { issues, defaults: &definition.defaults };
     let plan = compiler.workflow(definition, version);
-    let issues = compiler.issues.0;
+    let issues = compiler.issues.found;
     if issues.is_empty() { Ok(plan) } else { Err(issues) }
 }
 
@@ -94,7 +105,9 @@ impl Compiler<'_> {
         if count > STEPS_MAX {
             let message = format!("{count} steps, at most {STEPS_MAX} are allowed");
             self.issues.add("steps".into(), IssueCode::TooMany, message);
-            return plan;
+            if !self.issues.found.is_empty() {
+                return plan;
+            }
         }
 
         let mut places = HashMap::new();
@@ -109,7 +122,8 @@ impl Compiler<'_> {
                 places.insert(&step.id, place);
             }
         }
-        let scope = |before, has_error| Scope { places: &places, before, has_error };
+        let trust = self.issues.trust;
+        let scope = |before, has_error| Scope { places: &places, before, has_error, trust };
         for (index, (path, step)) in paths("steps", steps).enumerate() {
             let undo = scope(steps.len(), true);
             plan.places.insert(StepPath::from(&step.id), (false, index));

@@ -4,7 +4,7 @@ use super::*;
 use crate::definition::{
     Block, Compensate, Defaults, Step, StepKind as Kind, Task, Timeouts, Workflow,
 };
-
+use crate::limits::{CEL_SOURCE_BYTES_MAX, STEPS_MAX};
 use crate::retry::{Limits, RetryPolicy, Rule, Schedule};
 
 fn step(id: &str) -> Step {
@@ -69,6 +69,51 @@ fn issues(change: &Change) -> Vec<(String, IssueCode)> {
         Ok(_) => Vec::new(),
         Err(issues) => issues.into_iter().map(|issue| (issue.field_path, issue.code)).collect(),
     }
+}
+
+/// Each stands for a definition that was accepted before a rule existed, or when it was more lenient.
+#[test]
+fn a_definition_that_was_accepted_is_held_to_no_rule_when_it_is_loaded() {
+    let long = format!("'{}' != input.a", "x".repeat(CEL_SOURCE_BYTES_MAX));
+    let nested = "[1].all(a, [1].all(b, [1].all(c, [1].all(d, a + b + c + d == 4))))";
+    let when = |source: &str| {
+        let source = source.to_owned();
+        change(move |workflow| workflow.steps.0[0].when = Some(source.clone()))
+    };
+    let changes = [
+        change(|workflow| workflow.name = "no name!".into()),
+        change(|workflow| workflow.steps.0[1].id = "If".into()),
+        change(|workflow| workflow.steps.0[0].allow_warning = true),
+        change(|workflow| task(workflow, 0).priority = i32::MAX),
+        change(|workflow| task(workflow, 0).timeouts.heartbeat = seconds(0)),
+        change(|workflow| workflow.finally.0[0].compensate = compensate(None)),
+        change(|workflow| {
+            let step = workflow.steps.0[0].clone();
+            let more = (0..=STEPS_MAX).map(|at| {
+                let id = format!("s{at}").as_str().into();
+                crate::definition::Step { id, ..step.clone() }
+            });
+            workflow.steps.0.extend(more);
+        }),
+        when(&long),
+        when(nested),
+        when("steps.b.output == null"),
+        when("error == null"),
+        when("[1].all(input, input == 1)"),
+    ];
+    for (at, change) in changes.iter().enumerate() {
+        let mut definition = workflow(&["a", "b"], &["c"]);
+        change(&mut definition);
+        let refused = Plan::compile(&definition, 1).expect_err("registration refuses it");
+        let plan = Plan::of_accepted(&definition, 1);
+        let plan = plan.unwrap_or_else(|issues| panic!("change {at} {refused:?}: {issues:?}"));
+        assert_eq!(plan.steps.len(), definition.steps.0.len(), "change {at}");
+        assert_eq!(plan.steps[0].when.is_some(), definition.steps.0[0].when.is_some());
+    }
+    // What no binary can follow is still told.
+    let mut definition = workflow(&["a"], &[]);
+    definition.steps.0[0].when = Some("1 +".into());
+    assert!(Plan::of_accepted(&definition, 1).is_err());
 }
 
 #[test]
