@@ -280,7 +280,9 @@ impl<R> Node<R> {
         };
         let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
         let owned = slot.owned;
-        if !matches!(slot.known, Known::State(..)) || !owned {
+        // A task that was scheduled after what is known here is of another node's doing.
+        let is_known = slot.state().is_some_and(|state| task.sequence <= state.sequence);
+        if !is_known || !owned {
             // Read it; if another node owns it, the start that is recorded here makes it ours.
             let (worker, session) = (holder.name, holder.session.id);
             let task = task.clone();

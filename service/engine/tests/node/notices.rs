@@ -204,3 +204,34 @@ fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
     };
     assert_eq!(decision, None, "an earlier call has recorded it");
 }
+
+#[test]
+fn a_node_that_has_missed_what_another_did_does_not_call_a_task_closed() {
+    let mut world = World::new(2);
+    let first = handed_to_a_poll(&mut world, "order");
+    // It does not hear how far the execution has got.
+    world.machines[0].hold_back = &["heads", "commit"];
+    // The worker reports to the other node, which schedules the next attempt and hands it out.
+    let failed = Command::FailTask {
+        task: first.clone(),
+        error: Error::new("card.declined", "no money"),
+        worker: String::new(),
+    };
+    let execution = first.execution;
+    let answer =
+        world.ask(1, |reply| Input::Submit { execution, command: failed, request: None, reply });
+    answer.expect("at once").expect("it is accepted");
+    let worker = world.attach(1, poll("default", "s", Some(&[])));
+    world.pass(2 * SECOND);
+    let second = world.handed(1, worker).remove(0);
+    assert_eq!(second.attempt, 2);
+    let worker = world.attach(0, poll("default", "s", Some(&[&second])));
+    assert_eq!(notices(&mut world, worker), []);
+    world.machines[0].hold_back = &[];
+    for input in std::mem::take(&mut world.machines[0].late) {
+        world.put(0, input);
+    }
+    world.pass(SECOND);
+    assert_eq!(notices(&mut world, worker), []);
+    assert_eq!(world.snapshot(0, execution).live.len(), 1);
+}
