@@ -145,6 +145,7 @@ macro_rules! conformance {
             requests: calls_that_race_answer_alike;
             requests: an_id_of_today_stays;
             retention: what_ended_long_ago_goes;
+            retention: what_has_gone_is_not_gone_on_with;
             retention: what_is_open_parked_or_recent_stays;
             retention: retention_is_the_namespaces_own;
             retention: keys_that_name_expired_executions_go;

@@ -58,6 +58,30 @@ pub async fn what_ended_long_ago_goes(world: World) {
     );
 }
 
+pub async fn what_has_gone_is_not_gone_on_with(world: World) {
+    let node = world.node().await;
+    let gone = world.begun(node, ended(&world, long_ago())).await;
+    world.won(node, [world.next(gone, 2)]).await;
+    // A row that its owner has lost sight of.
+    let task = world.task(gone, "charge");
+    world.store.overflow(node, std::slice::from_ref(&task)).await.expect("overflows");
+    let kept = world.begun(node, world.index()).await;
+    assert_eq!(world.store.expire(1000).await.expect("expires").executions, 1);
+    assert_eq!(world.store.overflow_depth().await.expect("depth"), []);
+
+    // A node that has not noticed goes on, with all that belongs to a transition and without.
+    let event = world.event("late", gone);
+    let whole = Transition { index: Some(world.index()), feed: vec![event], ..world.next(gone, 3) };
+    for late in [world.next(gone, 3), whole] {
+        let beside = world.head(kept).await.expect("there").sequence + 1;
+        let answers = world.commit(node, [late, world.next(kept, beside)]).await;
+        assert_eq!(answers, [Settled::Lost, Settled::Won]);
+        assert!(!is_there(&world, node, gone).await, "half of it is back");
+        assert_eq!(world.store.history(gone, 0, 10).await.expect("reads"), []);
+    }
+    assert_eq!(world.feed_ids().await, [""; 0]);
+}
+
 pub async fn what_is_open_parked_or_recent_stays(world: World) {
     use CompensationState as C;
     let node = world.node().await;

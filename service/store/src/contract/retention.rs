@@ -22,7 +22,7 @@ pub struct Expired {
 pub trait Retention {
     /// Deletes at most `limit` of each kind: executions that ended longer ago than their namespace's
     /// retention, have no parked compensation and are not in quarantine (with the keys that still name
-    /// them), failure events older than it, request ids older than a day. Where
+    /// them, and their overflow rows), failure events older than it, request ids older than a day. Where
     /// histories are partitioned, makes partitions ahead and replaces old ones by what must stay.
     ///
     /// Ages are as of `now`, or of the database's clock if that is behind.

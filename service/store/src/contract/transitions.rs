@@ -123,7 +123,8 @@ pub struct StartRequest {
 pub enum Settled {
     /// It is in the history, by this commit or by an earlier copy of the same batch.
     Won,
-    /// Another transition has its place. Nothing of it was written.
+    /// Another transition has its place, or there is no such execution any more: retention took it.
+    /// Nothing of it was written.
     Lost,
     /// Its request id belongs to another start. Nothing of it was written.
     RequestTaken {

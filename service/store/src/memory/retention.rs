@@ -28,6 +28,7 @@ impl Retention for MemoryStore {
             state.last_numbers.remove(&execution);
             state.quarantines.remove(&execution);
             state.keys.retain(|_, holder| *holder != execution);
+            state.overflow.retain(|task, _| task.execution != execution);
         }
 
         let due = state.nodes.iter().flat_map(|(&lane, node)| {

@@ -144,6 +144,9 @@ impl Write<'_> {
         if self.state.quarantine(transition.execution).is_some() {
             return Settled::Quarantined;
         }
+        if transition.sequence > 1 && !self.state.executions.contains_key(&transition.execution) {
+            return Settled::Lost;
+        }
         if let Some(taken) = self.taken(transition) {
             let Request { execution, digest, started, .. } = taken;
             return Settled::RequestTaken { execution, digest, started };

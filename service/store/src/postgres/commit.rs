@@ -24,15 +24,18 @@ pub(super) const BEGIN: &str = "begin isolation level read committed";
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
-/// The same, but fails as well if one of these executions is in quarantine, or was and our numbers are
-/// not greater than its event's: which of them it was is found out row by row. It costs a look at a
-/// table that is empty as a rule.
+/// The same, but fails as well if one of these executions is gone, is in quarantine, or was and our
+/// numbers are not greater than its event's: which of them it was is found out row by row. It costs a
+/// look at the index of executions, and one at a table that is empty as a rule.
 const FENCE_ALL: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held
     where not exists (
         select from quarantine
-        where execution_id = any($2) and (released_at is null or feed_number >= $3))";
+        where execution_id = any($2) and (released_at is null or feed_number >= $3))
+    and not exists (
+        select from unnest($2::uuid[]) as asked (id)
+        where not exists (select from execution where execution.id = asked.id))";
 pub(super) const COMMIT: &str = "commit";
 /// How often a transaction that met a deadlock is sent before the caller hears of it.
 pub(super) const SENT_MAX: usize = 8;
@@ -42,6 +45,11 @@ const THERE: &str = "
     from unnest($1::uuid[], $2::int8[]) as asked (execution_id, sequence)
     join history on history.execution_id = asked.execution_id
         and history.sequence = asked.sequence";
+/// Retention takes the row of an execution first. Where ranges of histories are replaced as a whole, the
+/// transitions are still there for a while, and the place after the last one is free.
+const GONE: &str = "
+    select asked.id from unnest($1::uuid[]) as asked (id)
+    where not exists (select from execution where execution.id = asked.id)";
 const REQUESTS: &str = "
     select asked.transition_id, request.execution_id, request.digest, request.transition_id,
         request.started
@@ -256,6 +264,13 @@ async fn settle_all(
             }
         }
     }
+    for execution in gone(session, batch, &open).await? {
+        for &at in &open {
+            if batch.transitions[at].execution.0 == execution && settled[at].is_none() {
+                settled[at] = Some(Settled::Lost);
+            }
+        }
+    }
     let open = open.into_iter().filter(|&at| settled[at].is_none()).collect::<Vec<_>>();
     let request = |at: usize| {
         let request = batch.transitions[at].request.as_ref()?;
@@ -283,6 +298,18 @@ async fn settle_all(
     }
     let settled = settled.into_iter().map(|outcome| outcome.expect("every group was settled"));
     Ok((settled.collect(), found))
+}
+
+/// Executions that transitions of these want to go on with, and that are not there.
+async fn gone(session: &mut Session, batch: &Batch, open: &[usize]) -> Result<Vec<Uuid>, Failure> {
+    let transitions = open.iter().map(|&at| &batch.transitions[at]);
+    let going_on = transitions.filter(|transition| transition.sequence > 1);
+    let going_on: Vec<Uuid> = going_on.map(|transition| transition.execution.0).collect();
+    if going_on.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session.query(GONE, &[&going_on]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Groups without two of one identity, the first to be popped first: of several with one identity

@@ -50,6 +50,7 @@ const DUE_EXECUTIONS: &str = "
     limit $1";
 const DELETE_QUARANTINES: &str = "delete from quarantine where execution_id = any($1)";
 const DELETE_KEYS: &str = "delete from execution_key where execution_id = any($1)";
+const DELETE_OVERFLOW: &str = "delete from overflow_task where execution_id = any($1)";
 const DELETE_EXECUTIONS: &str = "delete from execution where id = any($1) returning id";
 const DELETE_HISTORIES: &str = "delete from history where execution_id = any($1)";
 const DEFER_HISTORIES: &str = "
@@ -183,6 +184,7 @@ impl Inner {
         }
         session.execute(DELETE_QUARANTINES, &[&due]).await?;
         session.execute(DELETE_KEYS, &[&due]).await?;
+        session.execute(DELETE_OVERFLOW, &[&due]).await?;
         let gone = session.query(DELETE_EXECUTIONS, &[&due]).await?;
         let gone: Vec<Uuid> = gone.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         let mut deferred: HashMap<&str, i64> = HashMap::new();

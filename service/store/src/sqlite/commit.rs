@@ -118,6 +118,9 @@ impl Append<'_, '_> {
             let mine = there == transition.transition_id;
             return Ok(if mine { Settled::Won } else { Settled::Lost });
         }
+        if transition.sequence > 1 && !self.is_there(transition.execution)? {
+            return Ok(Settled::Lost);
+        }
         if let Some(Taken { execution, digest, started }) = self.taken(transition)? {
             return Ok(Settled::RequestTaken { execution, digest, started });
         }
@@ -354,6 +357,11 @@ impl Append<'_, '_> {
 
     fn is_event(&self, id: &str) -> Result<bool, Failure> {
         Ok(self.write.prepare("select 1 from feed where id = ?1")?.exists([id])?)
+    }
+
+    fn is_there(&self, execution: ExecutionId) -> Result<bool, Failure> {
+        const THERE: &str = "select 1 from execution where id = ?1";
+        Ok(self.write.prepare(THERE)?.exists([execution.0.as_bytes()])?)
     }
 
     fn at(&self, transition: &Transition) -> Result<Option<TransitionId>, Failure> {

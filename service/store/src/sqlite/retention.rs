@@ -119,9 +119,10 @@ fn executions(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, b
             and not exists (
                 select 1 from quarantine where execution_id = execution.id and released_at is null)
         order by ended_at limit ?3";
-    const DELETE: [&str; 4] = [
+    const DELETE: [&str; 5] = [
         "delete from quarantine where execution_id = ?1",
         "delete from execution_key where execution_id = ?1",
+        "delete from overflow_task where execution_id = ?1",
         "delete from history where execution_id = ?1",
         "delete from execution where id = ?1",
     ];
