@@ -1,4 +1,4 @@
-//! grpc.health.v1: SERVING only while the store answers.
+//! grpc.health.v1: SERVING only while the store answers and takes what is written.
 
 use std::time::Duration;
 
@@ -26,10 +26,17 @@ pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthSer
         let mut was: Option<bool> = None;
         loop {
             let answer = tokio::time::timeout(TIMEOUT, engine.store().now()).await;
-            let is_up = matches!(answer, Ok(Ok(_))) && !*shutdown.borrow();
+            let answers = matches!(answer, Ok(Ok(_)));
+            let is_up = answers && engine.is_writing() && !*shutdown.borrow();
             if was != Some(is_up) {
-                if was.is_some() {
-                    tracing::info!(is_up, "readiness changed");
+                match (was, is_up || *shutdown.borrow()) {
+                    (None, _) => {}
+                    (_, true) => tracing::info!(is_up, "readiness changed"),
+                    (_, false) => tracing::warn!(
+                        answers,
+                        writing = engine.is_writing(),
+                        "not ready: the store does not answer, or takes nothing"
+                    ),
                 }
                 let status = if is_up { ServingStatus::Serving } else { ServingStatus::NotServing };
                 for name in SERVICES {

@@ -21,6 +21,8 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const PREFIX: &str = "ERROR_REASON_";
 /// Texts in a status travel in headers, which transports bound: no message is longer.
 const MESSAGE_BYTES_MAX: usize = 1024;
+/// When a call that the store had no answer to should come again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
 /// More violations than this are counted, not listed.
 const VIOLATIONS_MAX: usize = 20;
 
@@ -80,6 +82,11 @@ impl Error {
     pub fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
         tracing::error!(what, %error, "a call failed that should not");
         Self::new(ErrorReason::Internal, format!("internal error: {what}"))
+    }
+
+    /// The store did not take the call, or did not say whether it did.
+    fn of_store(reason: ErrorReason, message: String) -> Self {
+        Self { retry_after: Some(STORE_RETRY), ..Self::new(reason, message) }
     }
 
     fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -254,7 +261,8 @@ impl From<Refusal> for Error {
             Refusal::NotQuarantined => Self::new(ErrorReason::ExecutionNotQuarantined, message),
             Refusal::TooNew(_) => Self::new(ErrorReason::ExecutionTooNew, message),
             Refusal::Failed => Self::new(ErrorReason::Internal, message),
-            Refusal::Unavailable(_) => Self::new(ErrorReason::StoreUnavailable, message),
+            Refusal::Unavailable(_) => Self::of_store(ErrorReason::StoreUnavailable, message),
+            Refusal::OutcomeUnknown => Self::of_store(ErrorReason::OutcomeUnknown, message),
             Refusal::Stopping => Self::new(ErrorReason::ShuttingDown, message),
         }
     }
@@ -267,9 +275,9 @@ impl From<recoup_store::Error> for Error {
         let message = error.to_string();
         match error {
             Store::Unavailable(_) | Store::LeaseLost | Store::Conflict | Store::InUse => {
-                Self::new(ErrorReason::StoreUnavailable, message)
+                Self::of_store(ErrorReason::StoreUnavailable, message)
             }
-            Store::OutcomeUnknown(_) => Self::new(ErrorReason::OutcomeUnknown, message),
+            Store::OutcomeUnknown(_) => Self::of_store(ErrorReason::OutcomeUnknown, message),
             Store::ForeignCursor => Self::new(ErrorReason::CursorForeign, message),
             Store::MalformedCursor => Self::new(ErrorReason::CursorInvalid, message),
             Store::Data(_) => Self::new(ErrorReason::FieldInvalid, message),

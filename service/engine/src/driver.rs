@@ -117,6 +117,7 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
     let (answers, answered) = mpsc::unbounded_channel();
     let (feed_changed, feed_written) = watch::channel(0);
     let (begun, beginning) = oneshot::channel();
+    let (writing, is_writing) = watch::channel(true);
     let plans = Arc::new(Plans::default());
     let seed =
         u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[7; 8]));
@@ -129,6 +130,7 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
         answers,
         answered,
         feed_changed,
+        writing,
         sinks: HashMap::new(),
         begun: Some(begun),
     };
@@ -136,7 +138,7 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
     // The driver ends when it is told to or nobody is left: neither can be, yet.
     beginning.await.expect("the driver runs until it is stopped");
     let next_worker = Arc::new(AtomicU64::new(1));
-    Ok(Engine { requests, store, plans, clock, feed_written, next_worker })
+    Ok(Engine { requests, store, plans, clock, feed_written, is_writing, next_worker })
 }
 
 /// The answer of the store to a call.
@@ -155,6 +157,8 @@ struct Driver {
     answers: mpsc::UnboundedSender<Answered>,
     answered: mpsc::UnboundedReceiver<Answered>,
     feed_changed: watch::Sender<u64>,
+    /// Whether the store takes what is written.
+    writing: watch::Sender<bool>,
     sinks: HashMap<WorkerKey, mpsc::UnboundedSender<WorkerMessage>>,
     /// Told once, when there is a lease.
     begun: Option<oneshot::Sender<()>>,
@@ -197,6 +201,8 @@ impl Driver {
                 self.take(request, &mut stopping);
             }
             self.node.tick(self.clock.both());
+            let is_writing = self.node.is_writing();
+            self.writing.send_if_modified(|was| std::mem::replace(was, is_writing) != is_writing);
         }
         if let Some(node) = self.node.node_id()
             && let Err(error) = self.store.leave(node).await

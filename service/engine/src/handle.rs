@@ -28,6 +28,7 @@ pub struct Engine {
     pub(crate) plans: Arc<Plans>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) feed_written: watch::Receiver<u64>,
+    pub(crate) is_writing: watch::Receiver<bool>,
     pub(crate) next_worker: Arc<std::sync::atomic::AtomicU64>,
 }
 
@@ -231,6 +232,12 @@ impl Engine {
     /// Changes whenever this node has committed failure events.
     pub fn feed_written(&self) -> watch::Receiver<u64> {
         self.feed_written.clone()
+    }
+
+    /// Whether the store takes what this node writes: false while something has waited for longer than
+    /// [`Options::commit_wait`](crate::Options), be it a change of an execution or the lease.
+    pub fn is_writing(&self) -> bool {
+        *self.is_writing.borrow()
     }
 
     /// Takes nothing new, answers what it has, gives its lease back and ends.

@@ -12,6 +12,7 @@
 //! | `notices` | telling sessions that tasks they hold should stop or are over |
 //! | `offers` | which tasks go to other nodes, and what those are told of idle workers |
 //! | `quarantine` | executions that nobody may go on with |
+//! | `patience` | callers that wait for a store that takes nothing |
 //! | `ownership` | the lease, adoption, overflow, and what other nodes did |
 //!
 //! Invariants:
@@ -29,6 +30,7 @@ mod flight;
 mod notices;
 mod offers;
 mod ownership;
+mod patience;
 mod quarantine;
 mod queue;
 mod slots;
@@ -69,6 +71,7 @@ enum Timer {
     Publish,
     Claim,
     Dispatch,
+    Patience,
 }
 
 /// So late a node has been asleep, or has had no time for its work.
@@ -134,6 +137,13 @@ pub struct Node<R> {
     /// When that began with the first of them.
     held_round: Tick,
 
+    /// Since when there is no lease.
+    lifeless_since: Option<Tick>,
+    /// Since when the lease could not be renewed.
+    unrenewed_since: Option<Tick>,
+    /// Since when executions have been asked for without an answer.
+    unread_since: Option<Tick>,
+
     timers: BTreeSet<(Timestamp, Timer)>,
     outputs: VecDeque<Output<R>>,
 }
@@ -177,6 +187,9 @@ impl<R> Node<R> {
             heads_asked: ExecutionId(uuid::Uuid::nil()),
             held_asked: None,
             held_round: Tick::default(),
+            lifeless_since: None,
+            unrenewed_since: None,
+            unread_since: None,
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
@@ -231,6 +244,8 @@ impl<R> Node<R> {
     /// Asks for a life.
     pub fn begin(&mut self, now: Now) {
         self.is_now(now);
+        self.lifeless_since = Some(self.monotonic);
+        self.watch_patience();
         self.join();
     }
 
@@ -336,6 +351,7 @@ impl<R> Node<R> {
                 Timer::Publish => self.publish(),
                 Timer::Claim => self.claim(),
                 Timer::Dispatch => self.dispatch_all(),
+                Timer::Patience => self.check_patience(),
             }
         }
     }

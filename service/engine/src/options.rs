@@ -38,6 +38,9 @@ pub struct Options {
     pub queue_max: usize,
     /// Pause before a commit is sent again that failed or whose outcome is unknown; it doubles up to 16 times that.
     pub commit_retry: Duration,
+    /// How long callers wait for a store that takes nothing, before they are told so; then the node also
+    /// counts as unable to write. Default: 5 s.
+    pub commit_wait: Duration,
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,
     /// A decision about such a command panics, as a defect of the rules would make it.
@@ -74,6 +77,7 @@ impl Default for Options {
             inbox_max: 1000,
             queue_max: 20_000,
             commit_retry: Duration::from_millis(50),
+            commit_wait: Duration::from_secs(5),
             #[cfg(feature = "mutants")]
             mutant: None,
             #[cfg(feature = "mutants")]

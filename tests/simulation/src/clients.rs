@@ -278,7 +278,10 @@ impl World<'_> {
         }
         let retry = matches!(
             answer,
-            Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping)
+            Err(Refusal::Overloaded { .. }
+                | Refusal::Unavailable(_)
+                | Refusal::OutcomeUnknown
+                | Refusal::Stopping)
         );
         if retry {
             let after = self.random.millis(50, 400);

@@ -47,6 +47,13 @@ pub(super) struct Entry<R> {
     decided: Vec<Decided<R>>,
 }
 
+impl<R> Entry<R> {
+    /// What is under way.
+    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Pending<R>> {
+        self.decided.iter_mut().map(|(pending, _)| pending)
+    }
+}
+
 /// The attempts that failed in a transition, for the workers that reported them.
 #[derive(Default)]
 struct Failures(Vec<(StepPath, u32, Decision)>);
@@ -146,7 +153,7 @@ impl<R> Node<R> {
         }
         let batch = Arc::new(batch);
         self.outputs.push_back(Output::Commit(node, batch.clone()));
-        self.batch = Some(Flight::new(batch, entries));
+        self.batch = Some(Flight::new(batch, entries, self.monotonic));
     }
 
     /// Decides everything that waits in a slot. What changes nothing is answered at once.
@@ -371,7 +378,7 @@ impl<R> Node<R> {
     }
 
     pub(super) fn committed(&mut self, node: NodeId, settled: recoup_store::Result<Vec<Settled>>) {
-        let is_past = self.node_id() != Some(node);
+        let (is_past, now) = (self.node_id() != Some(node), self.monotonic);
         let Some(flight) = &mut self.batch else {
             return;
         };
@@ -395,7 +402,7 @@ impl<R> Node<R> {
                 return self.set_timer(pause, Timer::Commit);
             }
         };
-        let (part, entries, is_all) = flight.succeeded();
+        let (part, entries, is_all) = flight.succeeded(now);
         if is_all {
             self.batch = None;
         }
@@ -468,7 +475,7 @@ impl<R> Node<R> {
             match (verdict, pending.until) {
                 (Ok(()), Some(until)) if !next.state.is_ended() => {
                     let until = Some(self.end_of_wait(until));
-                    let waiter = Waiter { until, reply, is_own, snapshot: false };
+                    let waiter = Waiter { since: self.monotonic, until, reply, is_own, snapshot: false };
                     if let Some(slot) = self.slots.get_mut(&id) {
                         slot.waiters.push(waiter);
                     }
@@ -551,7 +558,10 @@ impl<R> Node<R> {
     ) {
         // Without a wait: as soon as it is read.
         let until = Some(until.unwrap_or(self.now));
-        self.add_waiter(execution, Waiter { until, reply, is_own, snapshot: false });
+        self.add_waiter(
+            execution,
+            Waiter { since: self.monotonic, until, reply, is_own, snapshot: false },
+        );
     }
 
     fn refused(&mut self, entry: Entry<R>, reason: String) {
@@ -568,7 +578,7 @@ impl<R> Node<R> {
             return self.touch_slot(entry.id);
         }
         tracing::error!(execution = %entry.id, %reason, "the store refused a transition");
-        let own = entry.decided.iter().any(|(pending, _)| pending.reply.is_none());
+        let own = entry.decided.iter().any(|(pending, _)| pending.is_own());
         for attempt in &mut slot.attempts {
             attempt.acting = false;
             // A result that is refused is none: the attempt's clocks go on.
@@ -643,7 +653,7 @@ impl<R> Node<R> {
         }
         let starts = Arc::new(starts);
         self.outputs.push_back(Output::StartKeyed(node, starts.clone()));
-        self.keyed_batch = Some(Flight::new(starts, entries));
+        self.keyed_batch = Some(Flight::new(starts, entries, self.monotonic));
     }
 
     pub(super) fn keyed_started(
@@ -651,7 +661,7 @@ impl<R> Node<R> {
         node: NodeId,
         settled: recoup_store::Result<Vec<KeySettled>>,
     ) {
-        let is_past = self.node_id() != Some(node);
+        let (is_past, now) = (self.node_id() != Some(node), self.monotonic);
         let Some(flight) = &mut self.keyed_batch else {
             return;
         };
@@ -667,7 +677,7 @@ impl<R> Node<R> {
                 return self.set_timer(pause, Timer::StartKeyed);
             }
         };
-        let (_, entries, is_all) = flight.succeeded();
+        let (_, entries, is_all) = flight.succeeded(now);
         if is_all {
             self.keyed_batch = None;
         }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Tick;
 use recoup_store::{Batch, KeyedStart, NewQuarantine};
 
 /// The pause before the next try doubles this many times at most: to 800 ms by default.
@@ -83,13 +84,26 @@ pub(super) struct Flight<E, B> {
     resting: bool,
     /// Tries since something was settled.
     failures: u32,
+    /// When it began, or when the last part of it was settled.
+    since: Tick,
 }
 
 impl<E, B: Divisible> Flight<E, B> {
-    pub fn new(batch: Arc<B>, entries: Vec<E>) -> Self {
+    pub fn new(batch: Arc<B>, entries: Vec<E>, now: Tick) -> Self {
         let (at_once, sent) = (batch.len(), batch.clone());
         let entries = entries.into();
-        Self { batch, entries, settled: 0, sent, at_once, resting: false, failures: 0 }
+        let (settled, resting, failures) = (0, false, 0);
+        Self { batch, entries, settled, sent, at_once, resting, failures, since: now }
+    }
+
+    /// Since when nothing of it has been settled.
+    pub fn since(&self) -> Tick {
+        self.since
+    }
+
+    /// What is remembered about what is not settled.
+    pub fn entries_mut(&mut self) -> impl Iterator<Item = &mut E> {
+        self.entries.iter_mut()
     }
 
     /// What was sent last.
@@ -115,7 +129,8 @@ impl<E, B: Divisible> Flight<E, B> {
 
     /// What was sent is settled. Returns it with what was remembered about it, and whether that was all;
     /// otherwise the rest is sent when it is asked for.
-    pub fn succeeded(&mut self) -> (Arc<B>, Vec<E>, bool) {
+    pub fn succeeded(&mut self, now: Tick) -> (Arc<B>, Vec<E>, bool) {
+        self.since = now;
         self.settled += self.sent.len();
         self.at_once = self.at_once.saturating_mul(2);
         self.failures = 0;

@@ -366,8 +366,12 @@ pub enum Refusal {
     /// A decision about a start panicked. Nothing was done; the log says what went wrong.
     #[error("the decision failed")]
     Failed,
+    /// Nothing was done.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// It is under way to the store, and may be done yet.
+    #[error("the store has not said for a while whether it was done")]
+    OutcomeUnknown,
     #[error("the node is stopping")]
     Stopping,
 }

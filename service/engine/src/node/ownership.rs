@@ -53,6 +53,7 @@ impl<R> Node<R> {
         };
         self.lease = Some(lease);
         self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
+        (self.lifeless_since, self.unrenewed_since) = (None, None);
         self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
         self.set_timer(Duration::ZERO, Timer::Adopt);
         self.set_timer(Duration::ZERO, Timer::Publish);
@@ -90,6 +91,7 @@ impl<R> Node<R> {
                 self.lease = Some(lease);
                 // Granted after the question: another node sees it renewed later than this.
                 self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
+                self.unrenewed_since = None;
                 self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
                 if was_out {
                     self.dispatch_all();
@@ -102,6 +104,7 @@ impl<R> Node<R> {
             Err(Error::LeaseLost) => self.lose_life(),
             Err(error) => {
                 tracing::warn!(%error, "the lease could not be renewed");
+                self.unrenewed_since.get_or_insert(self.monotonic);
                 self.set_timer(self.options.lease_ttl / 10, Timer::Renew);
             }
         }
@@ -114,9 +117,13 @@ impl<R> Node<R> {
             return;
         }
         tracing::warn!("the lease was lost; beginning a new life");
+        self.lifeless_since = Some(self.monotonic);
         self.join();
         let wanted = |timer: &Timer| {
-            matches!(timer, Timer::Session(_) | Timer::Execution(_) | Timer::Dispatch)
+            matches!(
+                timer,
+                Timer::Session(_) | Timer::Execution(_) | Timer::Dispatch | Timer::Patience
+            )
         };
         self.timers.retain(|(_, timer)| wanted(timer));
         self.claiming = false;

@@ -100,7 +100,13 @@ impl<R> Node<R> {
             }
         }
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
-        slot.waiters.push(Waiter { until: None, reply, is_own: false, snapshot: false });
+        slot.waiters.push(Waiter {
+            since: self.monotonic,
+            until: None,
+            reply,
+            is_own: false,
+            snapshot: false,
+        });
         if !slot.in_flight && !matches!(slot.known, Known::Quarantined) {
             self.forget(id);
             self.to_load.insert(id);

@@ -84,9 +84,29 @@ pub(super) struct Pending<R> {
     pub until: Option<Timestamp>,
     /// The store has been asked since it came whether memory is old.
     pub verified: bool,
+    /// When it came.
+    pub since: Tick,
+    /// Its caller was answered before the outcome was known.
+    pub answered: bool,
 }
 
 impl<R> Pending<R> {
+    /// Whether the node has thought of it itself.
+    pub fn is_own(&self) -> bool {
+        self.reply.is_none() && !self.answered
+    }
+
+    /// Whether its caller has waited since before a time.
+    pub fn is_impatient(&self, asked_before: Tick) -> bool {
+        self.reply.is_some() && self.since <= asked_before
+    }
+
+    /// For an answer before the outcome is known.
+    pub fn take_reply(&mut self) -> Option<R> {
+        self.answered |= self.reply.is_some();
+        self.reply.take()
+    }
+
     /// Whether it speaks of something that the state does not know: of another node's doing, if it
     /// is no mistake.
     pub fn is_ahead_of(&self, state: &Execution) -> bool {
@@ -107,6 +127,8 @@ impl<R> Pending<R> {
 }
 
 pub(super) struct Waiter<R> {
+    /// When it came.
+    pub since: Tick,
     /// None: answered as soon as the state is there, with all that is known.
     pub until: Option<Timestamp>,
     pub reply: R,
@@ -221,6 +243,8 @@ impl<R> Node<R> {
             reply: Some(reply),
             until: spec.until,
             verified: false,
+            since: self.monotonic,
+            answered: false,
         });
         self.slots.insert(id, slot);
         if has_key {
@@ -265,6 +289,8 @@ impl<R> Node<R> {
                 reply: Some(reply),
                 until: None,
                 verified: false,
+                since: self.monotonic,
+                answered: false,
             });
         } else {
             // The node's own commands repeat themselves if they are still due.
@@ -277,6 +303,8 @@ impl<R> Node<R> {
                 reply: None,
                 until: None,
                 verified: false,
+                since: self.monotonic,
+                answered: false,
             });
         }
         if let Some(task) = reported {
@@ -288,7 +316,7 @@ impl<R> Node<R> {
     /// Waits for the end until a time, or asks for what is known.
     pub(super) fn wait(&mut self, id: ExecutionId, until: Option<Timestamp>, reply: R) {
         let snapshot = until.is_none();
-        self.add_waiter(id, Waiter { until, reply, is_own: false, snapshot });
+        self.add_waiter(id, Waiter { since: self.monotonic, until, reply, is_own: false, snapshot });
     }
 
     pub(super) fn add_waiter(&mut self, id: ExecutionId, mut waiter: Waiter<R>) {
@@ -362,6 +390,7 @@ impl<R> Node<R> {
                 self.to_load.remove(id);
                 self.loading.insert(*id);
             }
+            self.unread_since.get_or_insert(self.monotonic);
             self.outputs.push_back(super::Output::Load(node, ids));
         }
     }
@@ -391,6 +420,7 @@ impl<R> Node<R> {
                 return self.set_timer(self.options.commit_retry, Timer::Load);
             }
         };
+        self.unread_since = None;
         let mut found: Vec<_> = loaded.into_iter().collect();
         found.sort_by_key(|loaded| loaded.execution);
         for id in asked {
@@ -400,6 +430,9 @@ impl<R> Node<R> {
                 Some(one) => self.read(one),
                 None => self.absent(*id),
             }
+        }
+        if !self.loading.is_empty() {
+            self.unread_since = Some(self.monotonic);
         }
     }
 

@@ -5,6 +5,7 @@ mod notices;
 mod offers;
 mod owners;
 mod parts;
+mod patience;
 mod rounds;
 mod sessions;
 mod sleepers;

@@ -57,7 +57,13 @@ impl From<tokio_postgres::Error> for Failure {
         };
         match error.as_db_error() {
             // With a fatal error the connection ends, and with it the knowledge of what followed.
-            Some(refused) if !fatal(refused) => Self::Refused(Box::new(refused.clone())),
+            Some(refused) if !fatal(refused) => {
+                if *refused.code() == SqlState::DISK_FULL {
+                    // A person must make room.
+                    tracing::error!(error = %text(refused), "the disk of the database is full");
+                }
+                Self::Refused(Box::new(refused.clone()))
+            }
             _ => Self::Lost(describe(&error)),
         }
     }

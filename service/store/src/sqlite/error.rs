@@ -21,6 +21,12 @@ impl From<rusqlite::types::FromSqlError> for Failure {
 }
 
 impl Failure {
+    /// A person must make room.
+    pub fn is_full(&self) -> bool {
+        let Self::Sqlite(error) = self else { return false };
+        error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+    }
+
     /// The value itself is refused, if it is.
     pub fn refused(&self) -> Option<String> {
         match self {

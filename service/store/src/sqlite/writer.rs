@@ -143,7 +143,11 @@ impl Thread {
         };
         done.map_err(|stopped| {
             let (Stopped::Before(failure) | Stopped::AtCommit(failure)) = &stopped;
-            tracing::warn!(error = %failure, "a transaction failed");
+            if failure.is_full() {
+                tracing::error!(error = %failure, "the disk of the database is full: nothing is written");
+            } else {
+                tracing::warn!(error = %failure, "a transaction failed");
+            }
             match stopped {
                 // What reached the disk of the log is decided when it is read the next time.
                 Stopped::AtCommit(failure) => Error::OutcomeUnknown(failure.to_string()),

@@ -116,7 +116,13 @@ impl World<'_> {
                 | Refusal::Failed,
                 _,
             ) => false,
-            (Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping, _) => true,
+            (
+                Refusal::Overloaded { .. }
+                | Refusal::Unavailable(_)
+                | Refusal::OutcomeUnknown
+                | Refusal::Stopping,
+                _,
+            ) => true,
         };
         if !is_so {
             self.violate("refusals are true", format!("{op:?}: {refusal}"));
@@ -175,7 +181,15 @@ impl World<'_> {
                     self.violate("refusals are true", format!("{report:?} is open"));
                 }
             }
-            (_, Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping)) => {}
+            (
+                _,
+                Err(
+                    Refusal::Overloaded { .. }
+                    | Refusal::Unavailable(_)
+                    | Refusal::OutcomeUnknown
+                    | Refusal::Stopping,
+                ),
+            ) => {}
             (_, Err(refusal)) => {
                 self.violate("refusals are true", format!("{report:?}: {refusal}"));
             }

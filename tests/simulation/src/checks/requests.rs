@@ -55,7 +55,10 @@ impl World<'_> {
         let mine = |recorded: Recorded| recorded.digest == request.digest;
         let passing = matches!(
             answer,
-            Err(Refusal::Overloaded { .. } | Refusal::Unavailable(_) | Refusal::Stopping)
+            Err(Refusal::Overloaded { .. }
+                | Refusal::Unavailable(_)
+                | Refusal::OutcomeUnknown
+                | Refusal::Stopping)
         );
         let reused = matches!(
             answer,

@@ -1,0 +1,104 @@
+//! Callers are not kept waiting for a store that takes nothing.
+//!
+//! | a caller waits for longer than `commit_wait` | is answered |
+//! | --- | --- |
+//! | for a change that is under way to the store | [`Refusal::OutcomeUnknown`]: it stays under way |
+//! | for a change that nobody has decided about | [`Refusal::Unavailable`]: it is dropped |
+//! | for an execution that could not be read | [`Refusal::Unavailable`] |
+//!
+//! This holds only while the store is what they wait for.
+
+use recoup_core::command::Command;
+use recoup_core::id::ExecutionId;
+use crate::clock::Tick;
+
+use super::io::Refusal;
+use super::slots::{Known, Pending};
+use super::{Node, Timer};
+
+impl<R> Node<R> {
+    /// Whether the store has taken what this node wrote, as far as that can be known: false once a write
+    /// has waited for `commit_wait`.
+    pub fn is_writing(&self) -> bool {
+        !self.is_overdue(self.unwritten_since())
+    }
+
+    /// The beginning of the oldest write that has not come through.
+    fn unwritten_since(&self) -> Option<Tick> {
+        let batch = self.batch.as_ref().map(|flight| flight.since());
+        let keyed = self.keyed_batch.as_ref().map(|flight| flight.since());
+        [batch, keyed, self.lifeless_since, self.unrenewed_since].into_iter().flatten().min()
+    }
+
+    fn is_overdue(&self, since: Option<Tick>) -> bool {
+        since.is_some_and(|since| since + self.options.commit_wait <= self.monotonic)
+    }
+
+    pub(super) fn watch_patience(&mut self) {
+        self.set_timer(self.options.commit_wait / 4, Timer::Patience);
+    }
+
+    pub(super) fn check_patience(&mut self) {
+        self.watch_patience();
+        if !self.is_overdue(self.unwritten_since()) && !self.is_overdue(self.unread_since) {
+            return;
+        }
+        let asked_before = self.monotonic - self.options.commit_wait;
+        let flights = self.batch.iter_mut().flat_map(|flight| flight.entries_mut());
+        let keyed = self.keyed_batch.iter_mut().flat_map(|flight| flight.entries_mut());
+        let under_way = flights.chain(keyed).flat_map(|entry| entry.pending_mut());
+        let impatient = under_way.filter(|pending| pending.since <= asked_before);
+        let replies: Vec<R> = impatient.filter_map(Pending::take_reply).collect();
+        for reply in replies {
+            self.reply(reply, Err(Refusal::OutcomeUnknown));
+        }
+        let waiting = self.slots.iter().filter(|(_, slot)| {
+            let commands = slot.inbox.iter().any(|one| one.is_impatient(asked_before));
+            let reads = slot.waiters.iter().any(|waiter| waiter.since <= asked_before);
+            commands || (reads && !matches!(slot.known, Known::State(..)))
+        });
+        for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.turn_away(id, asked_before);
+        }
+    }
+
+    /// Answers those who asked before a time and wait in a slot. Nothing was done about it.
+    fn turn_away(&mut self, id: ExecutionId, asked_before: Tick) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let mut replies = Vec::new();
+        let mut kept = std::collections::VecDeque::new();
+        for mut pending in std::mem::take(&mut slot.inbox) {
+            if !pending.is_impatient(asked_before) {
+                kept.push_back(pending);
+                continue;
+            }
+            if let Command::CompleteTask { task, .. } | Command::FailTask { task, .. } =
+                &pending.command
+                && let Some(attempt) = slot.attempts.iter_mut().find(|known| known.id == *task)
+            {
+                // There is no result any more: the attempt's clocks go on.
+                attempt.reported = false;
+            }
+            replies.extend(pending.reply.take());
+        }
+        slot.inbox = kept;
+        if !matches!(slot.known, Known::State(..)) {
+            let (impatient, patient) = std::mem::take(&mut slot.waiters)
+                .into_iter()
+                .partition::<Vec<_>, _>(|waiter| waiter.since <= asked_before);
+            slot.waiters = patient;
+            replies.extend(impatient.into_iter().map(|waiter| waiter.reply));
+        }
+        let never_began =
+            matches!(slot.known, Known::New(_)) && slot.inbox.is_empty() && !slot.in_flight;
+        for reply in replies {
+            self.reply(reply, Err(Refusal::Unavailable("it takes nothing at present".to_owned())));
+        }
+        if never_began {
+            return self.drop_slot(id);
+        }
+        self.settle_slot(id);
+    }
+}
