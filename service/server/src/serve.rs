@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use recoup_engine::Engine;
 use recoup_store::postgres::PostgresStore;
 use recoup_store::sqlite::SqliteStore;
-use recoup_store::{Expired, Store};
+use recoup_store::{Expired, Store, until_available};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -18,13 +18,15 @@ use tokio::task::JoinHandle;
 
 use crate::listen::{self, ConnectionLimits};
 
-use crate::cli::parse_count;
+use crate::cli::{parse_count, parse_duration};
 
 pub const NO_DATABASE_URL: &str = "--store postgres needs --database-url or RECOUP_DATABASE_URL";
 
 /// How often what has outlived its retention is looked for.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRE_BATCH: usize = 1000;
+/// The default of `--store-wait`.
+const STORE_WAIT: Duration = Duration::from_secs(60);
 /// How long streams may take to end when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
@@ -63,6 +65,10 @@ pub struct ServeOptions {
     /// postgres://USER:PASSWORD@HOST:PORT/DATABASE, for `--store postgres`.
     #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
+
+    /// How long a server that starts waits for a database that does not answer.
+    #[arg(long, env = "RECOUP_STORE_WAIT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub store_wait: Duration,
 
     /// Start although the database does not flush what it acknowledges.
     #[arg(long, env = "RECOUP_ALLOW_UNSAFE_DURABILITY")]
@@ -119,6 +125,7 @@ impl ServeOptions {
             store: StoreKind::Sqlite,
             data_dir,
             database_url: None,
+            store_wait: STORE_WAIT,
             allow_unsafe_durability: false,
             feed_streams_max: recoup_api::FEED_STREAMS_MAX,
             feed_page_bytes: recoup_api::FEED_PAGE_BYTES,
@@ -213,7 +220,10 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
         address: address.to_string(),
         ..recoup_engine::Options::default()
     };
-    let engine = recoup_engine::driver::start(store.clone(), engine_options).await?;
+    let engine = until_available(options.store_wait, async || {
+        recoup_engine::driver::start(store.clone(), engine_options.clone()).await
+    });
+    let engine = engine.await.context("the database does not answer")?;
 
     let (shutdown, stopping) = watch::channel(false);
     let api_options = recoup_api::ApiOptions {
@@ -273,8 +283,10 @@ async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
                 allow_unsafe_durability: options.allow_unsafe_durability,
                 ..Default::default()
             };
-            let store = PostgresStore::connect(url, store_options).await;
-            Ok(Arc::new(store.context("cannot open the database")?))
+            let store = until_available(options.store_wait, async || {
+                PostgresStore::connect(url, store_options.clone()).await
+            });
+            Ok(Arc::new(store.await.context("cannot open the database")?))
         }
     }
 }

@@ -12,5 +12,7 @@ pub mod format;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
+mod waiting;
 
 pub use contract::*;
+pub use waiting::until_available;

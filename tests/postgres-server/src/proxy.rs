@@ -2,7 +2,7 @@
 //! commit.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +27,8 @@ pub enum Fault {
 pub struct Proxy {
     port: u16,
     armed: Arc<Mutex<Option<Fault>>>,
+    /// So many connections are closed as soon as they come.
+    refused: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -40,9 +42,15 @@ impl Proxy {
         let port = listener.local_addr().expect("it is bound").port();
         let armed: Arc<Mutex<Option<Fault>>> = Arc::default();
         let faults = Arc::clone(&armed);
+        let refused: Arc<AtomicUsize> = Arc::default();
+        let left = Arc::clone(&refused);
         tokio::spawn(async move {
             let server = SocketAddr::from(([127, 0, 0, 1], server_port));
             while let Ok((client, _)) = listener.accept().await {
+                let one_less = |left: usize| left.checked_sub(1);
+                if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+                    continue;
+                }
                 // A server that is down closes its clients' connections, and so does the proxy.
                 let Ok(server) = TcpStream::connect(server).await else { continue };
                 for stream in [&client, &server] {
@@ -51,11 +59,21 @@ impl Proxy {
                 tokio::spawn(relay(client, server, Arc::clone(&faults)));
             }
         });
-        Self { port, armed }
+        Self { port, armed, refused }
     }
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Closes this many connections as soon as they come.
+    pub fn refuse(&self, connections: usize) {
+        self.refused.store(connections, Ordering::SeqCst);
+    }
+
+    /// How many of those have not come yet.
+    pub fn refuses(&self) -> usize {
+        self.refused.load(Ordering::SeqCst)
     }
 
     /// The fault strikes the next COMMIT of any connection.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use recoup_store::postgres::{Options, PostgresStore};
-use recoup_store::{Error, Feed, Nodes, PageLimit, Registry};
+use recoup_store::{Error, Feed, Nodes, PageLimit, Registry, until_available};
+use recoup_test_postgres::proxy::{Fault, Proxy};
 use recoup_test_postgres::{Database, Server};
 use tokio_postgres::NoTls;
 
@@ -135,4 +136,30 @@ async fn a_restored_dump_is_another_life() {
     );
     before.read_feed(&cursor, PageLimit::events(10)).await.expect("it is its own cursor");
     assert!(after.now().await.expect("answers") > lease.now);
+}
+
+/// The connection flaps while a server starts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_comes_and_goes_is_waited_for() {
+    let database = Server::shared().database().await;
+    let proxy = Proxy::start(database.port).await;
+    let url = database.url_through(proxy.port());
+    proxy.refuse(3);
+    proxy.arm(Fault::CutBeforeAnswer);
+    let open = async || PostgresStore::connect(&url, Options::default()).await;
+    let store = until_available(Duration::from_secs(600), open).await.expect("it comes");
+    assert_eq!((proxy.refuses(), proxy.is_armed()), (0, false), "nothing went wrong on the way");
+    store.now().await.expect("it answers");
+
+    proxy.refuse(usize::MAX);
+    let gone = until_available(Duration::ZERO, open).await.expect_err("it is away");
+    assert!(matches!(gone, Error::Unavailable(_)), "{gone:?}");
+    // What no waiting mends is told at once.
+    let mut attempts = 0;
+    let refused = until_available(Duration::from_secs(600), async || {
+        attempts += 1;
+        PostgresStore::connect("no connection string", Options::default()).await
+    });
+    assert!(matches!(refused.await, Err(Error::Incompatible(_))));
+    assert_eq!(attempts, 1);
 }
