@@ -243,7 +243,7 @@ impl Driver {
             }
         }
         if let Input::Loaded { loaded: Ok(loaded), .. } = &input {
-            self.clock.read(loaded);
+            self.clock.read(&loaded.found);
         }
         self.node.handle(input, self.clock.both());
         if self.node.node_id().is_some()

@@ -1,6 +1,6 @@
 //! From stored rows back to states and plans.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -20,6 +20,8 @@ use crate::node::io::{Damage, Loaded, Unusable};
 
 /// Plans in memory; beyond it all are made anew.
 const PLANS_MAX: usize = 10_000;
+/// Bytes of histories that are read in one call; one history at least.
+pub const LOAD_BYTES_MAX: usize = 16 << 20;
 /// How long "the latest version" may be what it was.
 const LATEST_MILLIS: u128 = 1_000;
 
@@ -145,15 +147,32 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Loads executions with their plans. One that nobody can go on with is reported as such and hurts no
-/// other.
+/// What came of a call to read executions.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub found: Vec<Loaded>,
+    /// Not read, for want of room in one answer: to be asked for again.
+    pub rest: Vec<ExecutionId>,
+}
+
+/// Loads executions with their plans, as many as make [`LOAD_BYTES_MAX`] bytes. One that nobody can go on
+/// with is reported as such and hurts no other.
 pub async fn load(
     store: &dyn Store,
     plans: &Plans,
     node: NodeId,
     executions: &[ExecutionId],
-) -> Result<Vec<Loaded>, String> {
-    let histories = store.load(node, executions).await.map_err(|error| error.to_string())?;
+) -> Result<Reading, String> {
+    let histories = store.load_within(node, executions, LOAD_BYTES_MAX).await;
+    let histories = histories.map_err(|error| error.to_string())?;
+    let rest = match histories.is_empty() {
+        // None of them exists.
+        true => Vec::new(),
+        false => {
+            let found: HashSet<_> = histories.iter().map(|history| history.execution).collect();
+            executions.iter().filter(|id| !found.contains(id)).copied().collect()
+        }
+    };
     let mut loaded = Vec::with_capacity(histories.len());
     for history in histories {
         let state = match &history.quarantine {
@@ -163,7 +182,7 @@ pub async fn load(
         let History { execution, owner, wake_at, quarantine, .. } = history;
         loaded.push(Loaded { execution, owner, wake_at, state, quarantine });
     }
-    Ok(loaded)
+    Ok(Reading { found: loaded, rest })
 }
 
 /// Folds a history and finds its plan. An error is one of the store: all of it may be read later.

@@ -34,6 +34,7 @@ mod patience;
 mod quarantine;
 mod queue;
 mod slots;
+mod weight;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -98,6 +99,8 @@ pub struct Node<R> {
     impatient: bool,
 
     slots: BTreeMap<ExecutionId, Slot<R>>,
+    /// About how many bytes the states in them take.
+    resident_bytes: usize,
     /// Executions with something to decide.
     ready: VecDeque<ExecutionId>,
     to_load: BTreeSet<ExecutionId>,
@@ -164,6 +167,7 @@ impl<R> Node<R> {
             stopping: false,
             impatient: false,
             slots: BTreeMap::new(),
+            resident_bytes: 0,
             ready: VecDeque::new(),
             to_load: BTreeSet::new(),
             loading: BTreeSet::new(),

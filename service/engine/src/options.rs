@@ -32,6 +32,9 @@ pub struct Options {
     pub batch_bytes_max: usize,
     /// Executions in memory; starts beyond are refused for the moment.
     pub executions_max: usize,
+    /// About how many bytes the states in memory may take: starts beyond are refused for the moment, and no
+    /// more executions are taken over or woken. Default: 1 GiB.
+    pub resident_bytes_max: usize,
     /// Commands that wait for one execution.
     pub inbox_max: usize,
     /// Tasks of one queue in memory; more go to the overflow.
@@ -74,6 +77,7 @@ impl Default for Options {
             batch_transitions_max: 2000,
             batch_bytes_max: 16 << 20,
             executions_max: 200_000,
+            resident_bytes_max: 1 << 30,
             inbox_max: 1000,
             queue_max: 20_000,
             commit_retry: Duration::from_millis(50),

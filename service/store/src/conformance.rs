@@ -57,6 +57,7 @@ macro_rules! conformance {
     ($harness:expr) => {
         $crate::conformance_cases! { $harness;
             commits: append_and_load_in_order;
+            commits: what_is_loaded_is_cut_by_bytes;
             commits: the_same_batch_again_is_settled_once;
             commits: an_old_batch_again_changes_nothing_that_came_after;
             commits: an_empty_batch_is_nothing;

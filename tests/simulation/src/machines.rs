@@ -369,7 +369,7 @@ impl World<'_> {
     ) -> Input<ReplyId> {
         let now = self.now();
         if let Input::Loaded { loaded: Ok(loaded), .. } = &input {
-            self.machines[machine].clock.read(loaded, now);
+            self.machines[machine].clock.read(&loaded.found, now);
         }
         if let Input::Joined(Ok(lease)) | Input::Renewed(_, Ok(lease)) = &mut input {
             let read = self.misread(lease.now);

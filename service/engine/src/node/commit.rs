@@ -475,7 +475,8 @@ impl<R> Node<R> {
             match (verdict, pending.until) {
                 (Ok(()), Some(until)) if !next.state.is_ended() => {
                     let until = Some(self.end_of_wait(until));
-                    let waiter = Waiter { since: self.monotonic, until, reply, is_own, snapshot: false };
+                    let waiter =
+                        Waiter { since: self.monotonic, until, reply, is_own, snapshot: false };
                     if let Some(slot) = self.slots.get_mut(&id) {
                         slot.waiters.push(waiter);
                     }
@@ -519,7 +520,7 @@ impl<R> Node<R> {
         // was with nobody, or had had its time, is judged again on what is read.
         let held = &self.held;
         slot.inbox.retain(|one| match &one.command {
-            Command::RecordStart { task, .. } => one.reply.is_some() || held.contains_key(task),
+            Command::RecordStart { task, .. } => !one.is_own() || held.contains_key(task),
             Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,
             _ => true,
         });

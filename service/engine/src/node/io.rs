@@ -18,6 +18,8 @@ use recoup_store::{
     Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey,
 };
 
+use crate::load::Reading;
+
 pub use super::notices::Notice;
 
 /// How a caller is answered: a closure over a channel in the driver, a number in the simulation.
@@ -114,7 +116,7 @@ pub enum Input<R> {
     Loaded {
         node: NodeId,
         asked: Vec<ExecutionId>,
-        loaded: Result<Vec<Loaded>, String>,
+        loaded: Result<Reading, String>,
     },
     Adopted(NodeId, recoup_store::Result<Adopted>),
     Heads(NodeId, recoup_store::Result<Vec<Head>>),

@@ -171,7 +171,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        let room = self.options.executions_max.saturating_sub(self.slots.len());
+        let room = self.room();
         if room == 0 || self.stopping {
             return self.set_timer(self.options.adopt_interval, Timer::Adopt);
         }
@@ -342,8 +342,7 @@ impl<R> Node<R> {
                     pause = std::time::Duration::ZERO;
                 }
                 for one in page {
-                    let has_room = self.slots.len() < self.options.executions_max
-                        && self.to_load.len() < DUE_TO_LOAD_MAX;
+                    let has_room = self.room() > 0 && self.to_load.len() < DUE_TO_LOAD_MAX;
                     match self.slots.entry(one.execution) {
                         Entry::Vacant(_) if !has_room => {
                             // On from here when some have left.

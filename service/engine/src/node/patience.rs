@@ -8,9 +8,9 @@
 //!
 //! This holds only while the store is what they wait for.
 
+use crate::clock::Tick;
 use recoup_core::command::Command;
 use recoup_core::id::ExecutionId;
-use crate::clock::Tick;
 
 use super::io::Refusal;
 use super::slots::{Known, Pending};

@@ -14,7 +14,9 @@ use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
 
 use super::attempt::{Attempt, Place};
 use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
-use super::{Node, Timer};
+use super::{Node, Timer, weight};
+use crate::clock::Tick;
+use crate::load::Reading;
 
 /// Executions read in one call, and in all calls under way.
 const LOAD_MAX: usize = 512;
@@ -46,6 +48,8 @@ pub(super) struct Slot<R> {
     /// Given back by these sessions before this node knew of it.
     pub released: BTreeMap<TaskId, String>,
     pub timer_at: Option<Timestamp>,
+    /// About how many bytes its state takes, when it was weighed last, and after which transition.
+    pub weight: (usize, u64),
     /// Of a start with a key.
     pub key_policies: (OnRunning, OnEnded),
     /// The last one, which was released: for those who ask.
@@ -154,6 +158,7 @@ impl<R> Slot<R> {
             claimed: BTreeMap::new(),
             released: BTreeMap::new(),
             timer_at: None,
+            weight: (0, 0),
             key_policies: Default::default(),
             quarantine: None,
         }
@@ -185,7 +190,7 @@ impl<R> Slot<R> {
 
     /// Whether a command of the node's own about an attempt waits to be decided.
     pub fn acts_on(&self, task: &TaskId) -> bool {
-        let own = self.inbox.iter().filter(|pending| pending.reply.is_none());
+        let own = self.inbox.iter().filter(|pending| pending.is_own());
         own.filter_map(|pending| pending.command.task()).any(|other| other == task)
     }
 
@@ -228,7 +233,7 @@ impl<R> Node<R> {
         if self.stopping {
             return self.reply(reply, Err(Refusal::Stopping));
         }
-        if self.lease.is_none() || self.slots.len() >= self.options.executions_max {
+        if self.lease.is_none() || self.room() == 0 {
             let retry_after = self.options.lease_ttl / 10;
             return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
         }
@@ -316,7 +321,10 @@ impl<R> Node<R> {
     /// Waits for the end until a time, or asks for what is known.
     pub(super) fn wait(&mut self, id: ExecutionId, until: Option<Timestamp>, reply: R) {
         let snapshot = until.is_none();
-        self.add_waiter(id, Waiter { since: self.monotonic, until, reply, is_own: false, snapshot });
+        self.add_waiter(
+            id,
+            Waiter { since: self.monotonic, until, reply, is_own: false, snapshot },
+        );
     }
 
     pub(super) fn add_waiter(&mut self, id: ExecutionId, mut waiter: Waiter<R>) {
@@ -399,7 +407,7 @@ impl<R> Node<R> {
         &mut self,
         node: NodeId,
         asked: &[ExecutionId],
-        loaded: Result<Vec<Loaded>, String>,
+        loaded: Result<Reading, String>,
     ) {
         if self.node_id() != Some(node) {
             // Asked in a life that is over. Only what this one reads is ordered before what it writes.
@@ -409,8 +417,8 @@ impl<R> Node<R> {
             }
             return;
         }
-        let loaded = match loaded {
-            Ok(loaded) => loaded,
+        let Reading { found, rest } = match loaded {
+            Ok(reading) => reading,
             Err(reason) => {
                 tracing::warn!(%reason, "executions could not be loaded, trying again");
                 for id in asked {
@@ -421,10 +429,15 @@ impl<R> Node<R> {
             }
         };
         self.unread_since = None;
-        let mut found: Vec<_> = loaded.into_iter().collect();
+        let mut found = found;
         found.sort_by_key(|loaded| loaded.execution);
+        let rest: BTreeSet<_> = rest.into_iter().collect();
         for id in asked {
             self.loading.remove(id);
+            if rest.contains(id) {
+                self.to_load.insert(*id);
+                continue;
+            }
             let one = found.binary_search_by_key(id, |loaded| loaded.execution).ok();
             match one.map(|at| found[at].clone()) {
                 Some(one) => self.read(one),
@@ -464,8 +477,7 @@ impl<R> Node<R> {
                     if !mine {
                         // Clocks and losses are its owner's to judge.
                         slot.inbox.retain(|one| {
-                            one.reply.is_some()
-                                || matches!(one.command, Command::RecordStart { .. })
+                            !one.is_own() || matches!(one.command, Command::RecordStart { .. })
                         });
                     }
                     self.sync_attempts(id, false);
@@ -552,6 +564,7 @@ impl<R> Node<R> {
 
     /// After any change: sets the slot's timer, or lets go of a slot that nobody needs.
     pub(super) fn settle_slot(&mut self, id: ExecutionId) {
+        self.weigh(id);
         let Some(slot) = self.slots.get(&id) else {
             return;
         };
@@ -574,6 +587,28 @@ impl<R> Node<R> {
         }
         let due = self.slot_due(slot);
         self.arm(id, due);
+    }
+
+    /// How many more executions there is room for, of whatever size: none when those in memory take as many
+    /// bytes as they may.
+    pub(super) fn room(&self) -> usize {
+        if self.resident_bytes >= self.options.resident_bytes_max {
+            return 0;
+        }
+        self.options.executions_max.saturating_sub(self.slots.len())
+    }
+
+    fn weigh(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let weight = match &slot.known {
+            Known::State(state, _) if state.sequence == slot.weight.1 => return,
+            Known::State(state, _) => (weight::bytes(state), state.sequence),
+            _ => (0, 0),
+        };
+        let before = std::mem::replace(&mut slot.weight, weight).0;
+        self.resident_bytes = (self.resident_bytes + weight.0).saturating_sub(before);
     }
 
     /// Whether an execution that nobody asks about can leave memory.
@@ -614,6 +649,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.remove(&id) else {
             return;
         };
+        self.resident_bytes = self.resident_bytes.saturating_sub(slot.weight.0);
         self.doubtful.remove(&id);
         self.reminders.remove(&id);
         if let Some(at) = slot.timer_at {

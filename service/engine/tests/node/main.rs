@@ -6,6 +6,7 @@ mod offers;
 mod owners;
 mod parts;
 mod patience;
+mod room;
 mod rounds;
 mod sessions;
 mod sleepers;

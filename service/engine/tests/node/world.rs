@@ -342,6 +342,13 @@ impl World {
         id
     }
 
+    /// Starts an execution in `default` with an input of so many bytes, if there is room.
+    pub fn start_sized(&mut self, machine: usize, bytes: usize) -> Result<ExecutionId, Refusal> {
+        let input = format!("\"{}\"", "x".repeat(bytes));
+        let (id, answer) = self.asks_to_start(machine, "default", "order", None, &input);
+        answer.expect("at once").map(|_| id)
+    }
+
     /// The same in `default`, under a key and with an input of this text.
     pub fn start_keyed_later(&mut self, machine: usize, key: &str, text: &str) -> ExecutionId {
         let input = format!("\"{text}\"");

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use recoup_core::execution::{CompensationState, State};
+use recoup_core::id::ExecutionId;
 
 use super::world::{World, batch};
 use crate::contract::*;
@@ -36,6 +37,32 @@ pub async fn append_and_load_in_order(world: World) {
         .collect();
     assert_eq!(histories[0].transitions, expected);
     assert_eq!(histories[1].transitions.len(), 1);
+}
+
+pub async fn what_is_loaded_is_cut_by_bytes(world: World) {
+    let node = world.node().await;
+    let sized = |transition, bytes: usize| Transition { data: vec![7; bytes].into(), ..transition };
+    let mut ids = Vec::new();
+    for bytes in [600, 100, 300, 100] {
+        let id = world.id();
+        world.won(node, [sized(world.start(id), bytes)]).await;
+        world.won(node, [sized(world.next(id, 2), bytes)]).await;
+        ids.push(id);
+    }
+    let load = async |asked: &[ExecutionId], bytes| {
+        let histories = world.store.load_within(node, asked, bytes).await.expect("loads");
+        assert!(histories.iter().all(|history| history.transitions.len() == 2), "whole ones");
+        let mut found: Vec<_> = histories.into_iter().map(|history| history.execution).collect();
+        found.sort();
+        found
+    };
+    assert_eq!(load(&ids, 100).await, ids[..1], "one at least");
+    assert_eq!(load(&ids, 1_400).await, ids[..2], "the limit itself fits");
+    assert_eq!(load(&ids, 1_399).await, ids[..1]);
+    assert_eq!(load(&ids[1..], 1_000).await, ids[1..]);
+    assert_eq!(load(&ids, usize::MAX).await, ids);
+    assert_eq!(load(&[world.id(), ids[0]], 0).await, ids[..1], "one that exists");
+    assert_eq!(load(&[world.id()], 1_000).await, []);
 }
 
 pub async fn the_same_batch_again_is_settled_once(world: World) {

@@ -66,7 +66,7 @@ pub async fn what_has_gone_is_not_gone_on_with(world: World) {
     let task = world.task(gone, "charge");
     world.store.overflow(node, std::slice::from_ref(&task)).await.expect("overflows");
     let kept = world.begun(node, world.index()).await;
-    assert_eq!(world.store.expire(1000).await.expect("expires").executions, 1);
+    assert_eq!(world.store.expire(Timestamp::MAX, 1000).await.expect("expires").executions, 1);
     assert_eq!(world.store.overflow_depth().await.expect("depth"), []);
 
     // A node that has not noticed goes on, with all that belongs to a transition and without.

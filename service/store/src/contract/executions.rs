@@ -23,6 +23,13 @@ pub struct History {
     pub quarantine: Option<QuarantineRow>,
 }
 
+impl History {
+    /// Of the data of its transitions.
+    pub fn bytes(&self) -> usize {
+        self.transitions.iter().map(|transition| transition.data.len()).sum()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTransition {
     pub sequence: u64,
@@ -98,9 +105,21 @@ pub struct Listed {
 
 #[async_trait]
 pub trait Executions {
-    /// Whole histories. Those that do not exist are left out. After this, events that the asking
-    /// node writes for these executions have feed positions behind all their earlier ones.
-    async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>>;
+    /// As [`Self::load_within`], without a limit.
+    async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
+        self.load_within(node, executions, usize::MAX).await
+    }
+
+    /// Whole histories. Those that do not exist are left out, and so are those with which the data of all
+    /// would exceed `bytes`; one that exists is read at least, whatever its size. So what is missing from
+    /// an answer has to be asked for again, unless the answer is empty. After this, events that the asking
+    /// node writes for the executions of the answer have feed positions behind all their earlier ones.
+    async fn load_within(
+        &self,
+        node: NodeId,
+        executions: &[ExecutionId],
+        bytes: usize,
+    ) -> Result<Vec<History>>;
 
     /// At most `limit` transitions of one execution behind the sequence `after`, in order: for readers.
     /// Unlike [`Self::load`] it bears on nothing that anybody writes. Empty if there is no such execution.

@@ -11,7 +11,12 @@ use crate::contract::{
 
 #[async_trait]
 impl Executions for MemoryStore {
-    async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
+    async fn load_within(
+        &self,
+        node: NodeId,
+        executions: &[ExecutionId],
+        bytes: usize,
+    ) -> Result<Vec<History>> {
         let mut state = self.lock();
         let highest = executions.iter().filter_map(|id| state.last_numbers.get(id)).max().copied();
         if let (Some(node), Some(highest)) = (state.nodes.get_mut(&node), highest) {
@@ -24,7 +29,12 @@ impl Executions for MemoryStore {
             let wake_at = state.executions.get(&execution).and_then(|indexed| indexed.row.wake_at);
             Some(History { execution, owner, wake_at, transitions, quarantine })
         });
-        Ok(histories.collect())
+        let mut read = 0_usize;
+        let fits = histories.enumerate().take_while(|(index, history)| {
+            read = read.saturating_add(history.bytes());
+            *index == 0 || read <= bytes
+        });
+        Ok(fits.map(|(_, history)| history).collect())
     }
 
     async fn history(

@@ -18,18 +18,24 @@ use crate::contract::{
     StoredTransition,
 };
 
-/// One snapshot of both: a history whose index row retention took is gone.
+/// One snapshot of both: a history whose index row retention took is gone. Sizes are added up before
+/// anything is read: histories with which they exceed `$2` are left out, but for the first.
 const LOAD: &str = "
-    select history.execution_id, history.sequence, history.transition_id, history.format,
-        history.data, history.checksum, greatest(history.feed_number, quarantine.feed_number), owner.id,
+    select found.execution_id, found.sequence, found.transition_id, found.format, found.data,
+        found.checksum, greatest(found.feed_number, quarantine.feed_number), owner.id,
         quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
-        quarantine.release_reason, execution.wake_at
-    from execution
-    join history on history.execution_id = execution.id
-    left join node as owner on owner.id = execution.owner and owner.closed_at is null
-    left join quarantine on quarantine.execution_id = execution.id
-    where execution.id = any($1) and history.execution_id = any($1)
-    order by history.execution_id, history.sequence";
+        quarantine.release_reason, found.wake_at
+    from (
+        select history.*, execution.owner, execution.wake_at,
+            sum(octet_length(history.data)) over by_id as bytes, dense_rank() over by_id as place
+        from execution
+        join history on history.execution_id = execution.id
+        where execution.id = any($1) and history.execution_id = any($1)
+        window by_id as (order by history.execution_id)) as found
+    left join node as owner on owner.id = found.owner and owner.closed_at is null
+    left join quarantine on quarantine.execution_id = found.execution_id
+    where found.bytes <= $2 or found.place = 1
+    order by found.execution_id, found.sequence";
 const HISTORY: &str = "
     select history.execution_id, history.sequence, history.transition_id, history.format,
         history.data, history.checksum
@@ -69,10 +75,15 @@ const STARTED_BY: &str = "
 
 #[async_trait]
 impl Executions for PostgresStore {
-    async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
+    async fn load_within(
+        &self,
+        node: NodeId,
+        executions: &[ExecutionId],
+        bytes: usize,
+    ) -> Result<Vec<History>> {
         let ids = uuids(executions);
         let mut session = self.inner.pool.take().await?;
-        let rows = session.query(LOAD, &[&ids]).await?;
+        let rows = session.query(LOAD, &[&ids, &value::limit(bytes)]).await?;
         drop(session);
         let mut found: HashMap<Uuid, History> = HashMap::with_capacity(executions.len());
         let mut highest = None;

@@ -60,3 +60,23 @@ impl From<Failure> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_known_as_one() {
+        let connection = Connection::open_in_memory().expect("it opens");
+        connection.execute_batch("create table t (v)").expect("there is room");
+        connection.pragma_update(None, "max_page_count", 3).expect("it is a setting");
+        let full = connection.execute("insert into t values (zeroblob(100000))", []);
+        let failure = Failure::from(full.expect_err("there is no room"));
+        assert!(failure.is_full(), "{failure}");
+        assert!(matches!(Error::from(failure), Error::Unavailable(_)));
+        let other = connection.execute("insert into u values (1)", []).expect_err("no table");
+        assert!(!Failure::from(other).is_full());
+    }
+}

@@ -32,11 +32,21 @@ const INDEXED: &str = "execution
 #[async_trait]
 impl Executions for SqliteStore {
     /// Numbers of the feed grow over all lanes: who loads has nothing to remember.
-    async fn load(&self, _node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
+    async fn load_within(
+        &self,
+        _node: NodeId,
+        executions: &[ExecutionId],
+        bytes: usize,
+    ) -> Result<Vec<History>> {
         let executions = executions.to_vec();
         self.read(move |connection| {
             let mut histories = Vec::with_capacity(executions.len());
+            let mut read = 0_usize;
             for execution in executions {
+                read = read.saturating_add(bytes_of(connection, execution)?);
+                if !histories.is_empty() && read > bytes {
+                    break;
+                }
                 let transitions = transitions(connection, execution, 0, usize::MAX)?;
                 if !transitions.is_empty() {
                     let owner = owner(connection, execution)?;
@@ -206,6 +216,15 @@ fn transitions(
         });
     }
     Ok(transitions)
+}
+
+/// Without reading them: the length of a value stands before it.
+fn bytes_of(connection: &Connection, execution: ExecutionId) -> Result<usize, Failure> {
+    const BYTES: &str =
+        "select coalesce(sum(length(data)), 0) from history where execution_id = ?1";
+    let mut statement = connection.prepare_cached(BYTES)?;
+    let bytes: i64 = statement.query_row([execution.0.as_bytes()], |row| row.get(0))?;
+    Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeId>, Failure> {
