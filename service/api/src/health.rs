@@ -6,6 +6,7 @@ use recoup_engine::Engine;
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::HealthReporter;
 
 /// The whole server, and each service.
 const SERVICES: [&str; 6] = [
@@ -19,6 +20,13 @@ const SERVICES: [&str; 6] = [
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A store that takes longer does not answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Says the same of the server and of each service.
+pub async fn report(reporter: &HealthReporter, status: ServingStatus) {
+    for name in SERVICES {
+        reporter.set_service_status(name, status).await;
+    }
+}
 
 pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthServer<impl Health> {
     let (reporter, server) = tonic_health::server::health_reporter();
@@ -39,9 +47,7 @@ pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthSer
                     ),
                 }
                 let status = if is_up { ServingStatus::Serving } else { ServingStatus::NotServing };
-                for name in SERVICES {
-                    reporter.set_service_status(name, status).await;
-                }
+                report(&reporter, status).await;
                 was = Some(is_up);
             }
             if *shutdown.borrow() {

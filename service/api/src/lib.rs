@@ -19,6 +19,7 @@ mod health;
 mod metadata;
 mod namespace_service;
 mod page;
+mod starting;
 pub mod status;
 mod subscriptions;
 mod task_stream;
@@ -42,6 +43,7 @@ use tonic::service::Routes;
 
 use compression::Compression;
 use context::Context;
+pub use starting::starting;
 pub use transport::transport;
 pub use unread::Unread;
 

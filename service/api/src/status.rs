@@ -84,6 +84,10 @@ impl Error {
         Self::new(ErrorReason::Internal, format!("internal error: {what}"))
     }
 
+    pub fn store_unavailable(message: &str) -> Self {
+        Self::of_store(ErrorReason::StoreUnavailable, message.to_owned())
+    }
+
     /// The store did not take the call, or did not say whether it did.
     fn of_store(reason: ErrorReason, message: String) -> Self {
         Self { retry_after: Some(STORE_RETRY), ..Self::new(reason, message) }

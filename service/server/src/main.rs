@@ -7,6 +7,7 @@ mod demo;
 mod listen;
 mod serve;
 mod telemetry;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::listen::{self, ConnectionLimits};
 
 use crate::cli::{parse_count, parse_duration};
+use crate::waiting::Waiting;
 
 pub const NO_DATABASE_URL: &str = "--store postgres needs --database-url or RECOUP_DATABASE_URL";
 
@@ -54,15 +55,15 @@ pub struct ServeOptions {
     #[arg(long, env = "RECOUP_INSECURE_LISTEN")]
     pub insecure_listen: bool,
 
-    /// Where everything is kept.
-    #[arg(long, env = "RECOUP_STORE", value_enum, default_value = "sqlite")]
-    pub store: StoreKind,
+    /// Where everything is kept [default: postgres with --database-url, else sqlite].
+    #[arg(long, env = "RECOUP_STORE", value_enum)]
+    pub store: Option<StoreKind>,
 
     /// Folder of the embedded database; made if it is not there.
     #[arg(long, env = "RECOUP_DATA_DIR", default_value = "recoup-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE, for `--store postgres`.
+    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE; a server that is given one keeps everything there.
     #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 
@@ -117,12 +118,21 @@ impl From<DevOptions> for ServeOptions {
 }
 
 impl ServeOptions {
+    /// Where everything is kept: a database that is named is meant to be used.
+    fn store(&self) -> StoreKind {
+        let implied = match self.database_url {
+            Some(_) => StoreKind::Postgres,
+            None => StoreKind::Sqlite,
+        };
+        self.store.unwrap_or(implied)
+    }
+
     /// On loopback, with the embedded database.
     pub fn embedded(port: u16, data_dir: PathBuf) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], port)),
             insecure_listen: false,
-            store: StoreKind::Sqlite,
+            store: Some(StoreKind::Sqlite),
             data_dir,
             database_url: None,
             store_wait: STORE_WAIT,
@@ -153,8 +163,12 @@ pub struct Running {
 
 /// Serves until a signal asks it to stop.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
-    let running = start(&options).await?;
     let mut stopped = Stopped::listen()?;
+    let running = tokio::select! {
+        running = start(&options) => running?,
+        // While it waited for its database.
+        () = stopped.wait() => return Ok(()),
+    };
     println!("recoup listens on http://{}", running.address);
     if !running.address.ip().is_loopback() {
         eprintln!("warning: other machines can reach this server, and it asks nobody for a key");
@@ -200,7 +214,7 @@ fn check(options: &ServeOptions) -> Result<(), WrongSetting> {
             options.listen
         )));
     }
-    match (options.store, &options.database_url) {
+    match (options.store(), &options.database_url) {
         (StoreKind::Postgres, Some(url)) => recoup_store::postgres::check_url(url)
             .map_err(|error| WrongSetting(format!("--database-url: {error}"))),
         (StoreKind::Postgres, None) => Err(WrongSetting(NO_DATABASE_URL.to_owned())),
@@ -211,19 +225,22 @@ fn check(options: &ServeOptions) -> Result<(), WrongSetting> {
 /// Opens the store, begins a life on it and listens.
 pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
     check(options)?;
-    let store = open_store(options).await?;
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     let address = listener.local_addr()?;
+    let mut waiting = Waiting::new(options.connections.clone());
+    let store = open_store(options, &listener, &mut waiting).await?;
     let engine_options = recoup_engine::Options {
         address: address.to_string(),
         ..recoup_engine::Options::default()
     };
     let engine = until_available(options.store_wait, async || {
-        recoup_engine::driver::start(store.clone(), engine_options.clone()).await
+        let started = recoup_engine::driver::start(store.clone(), engine_options.clone()).await;
+        waiting.after(started, &listener)
     });
     let engine = engine.await.context("the database does not answer")?;
+    waiting.end().await;
 
     let (shutdown, stopping) = watch::channel(false);
     let api_options = recoup_api::ApiOptions {
@@ -268,8 +285,12 @@ impl Running {
     }
 }
 
-async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
-    match options.store {
+async fn open_store(
+    options: &ServeOptions,
+    listener: &TcpListener,
+    waiting: &mut Waiting,
+) -> anyhow::Result<Arc<dyn Store>> {
+    match options.store() {
         StoreKind::Sqlite => {
             let folder = &options.data_dir;
             let store = SqliteStore::open(folder)
@@ -284,7 +305,7 @@ async fn open_store(options: &ServeOptions) -> anyhow::Result<Arc<dyn Store>> {
                 ..Default::default()
             };
             let store = until_available(options.store_wait, async || {
-                PostgresStore::connect(url, store_options.clone()).await
+                waiting.after(PostgresStore::connect(url, store_options.clone()).await, listener)
             });
             Ok(Arc::new(store.await.context("cannot open the database")?))
         }

@@ -54,17 +54,27 @@ impl Server {
         Self::start(folder, program, &[], &["--store", "postgres", "--database-url", url])
     }
 
-    /// `before` are arguments of a program that starts the server in its own place.
+    /// On a database of Postgres that does not answer yet.
+    pub fn not_ready_on_postgres(folder: &Path, url: &str) -> Self {
+        let program = binary::recoup().to_path_buf();
+        Self::begin(folder, program, &[], &["--store", "postgres", "--database-url", url])
+    }
+
     fn start(folder: &Path, program: PathBuf, before: &[&str], settings: &[&str]) -> Self {
+        let server = Self::begin(folder, program, before, settings);
+        server.until_it_listens();
+        server
+    }
+
+    /// `before` are arguments of a program that starts the server in its own place.
+    fn begin(folder: &Path, program: PathBuf, before: &[&str], settings: &[&str]) -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let listen = address.to_string();
         let arguments = [before, &["serve", "--listen", &listen], settings].concat();
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let log = folder.join(format!("server-{}.log", address.port()));
         let process = Process::start(&program, &arguments, &log);
-        let server = Self { process, address, program, arguments, log, starts: 1 };
-        server.until_it_listens();
-        server
+        Self { process, address, program, arguments, log, starts: 1 }
     }
 
     /// Starts it again, after it was killed or ended.
@@ -94,7 +104,8 @@ impl Server {
         self.starts
     }
 
-    fn until_it_listens(&self) {
+    /// Waits until it says that it is ready.
+    pub fn until_it_listens(&self) {
         let line = self.process.line(READY_WITHIN);
         let wanted = format!("recoup listens on {}", self.url());
         assert_eq!(line, Some(wanted), "{}", self.process.log());

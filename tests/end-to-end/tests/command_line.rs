@@ -373,6 +373,8 @@ fn a_server_says_why_it_does_not_start() {
         (vec!["--store", "nosuch"], vec![], 2, "nosuch"),
         (vec!["--store", "postgres"], vec![], 2, "needs --database-url"),
         (vec!["--store", "postgres", "--database-url", "nosuch://"], vec![], 2, "--database-url"),
+        // A database that is named is meant to be used.
+        (vec!["--database-url", "nosuch://"], vec![], 2, "--database-url"),
         (
             vec!["--store", "postgres"],
             vec![("RECOUP_DATABASE_URL", "postgres://h/x?sslmode=require")],
@@ -386,7 +388,12 @@ fn a_server_says_why_it_does_not_start() {
         (vec!["--nosuch"], vec![], 2, "--nosuch"),
         // What may be otherwise at the next start.
         (vec!["--data-dir", &data, "--listen", &taken], vec![], 1, "cannot listen on"),
-        (vec!["--data-dir", &file], vec![], 1, "cannot open the database in"),
+        (
+            vec!["--listen", "127.0.0.1:0", "--data-dir", &file],
+            vec![],
+            1,
+            "cannot open the database in",
+        ),
     ];
     for (arguments, variables, code, says) in cases {
         let output = recoup_with(&[&["serve"], &arguments[..]].concat(), &variables);

@@ -1,0 +1,119 @@
+//! A database that is away, or takes nothing: callers and health checks hear of it in time.
+
+use std::time::Duration;
+
+use recoup_end_to_end::connect;
+use recoup_end_to_end::load::spec;
+use recoup_end_to_end::order;
+use recoup_end_to_end::server::{Folder, Server};
+use recoup_proto::v1;
+use recoup_test_postgres::Server as Postgres;
+use recoup_test_postgres::proxy::Proxy;
+use tokio_postgres::NoTls;
+use tonic::Status;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt;
+
+/// What is waited for comes by then, or never.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn health(channel: &Channel, service: &str) -> Option<ServingStatus> {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(channel.clone()).check(request).await.ok()?;
+    Some(answer.into_inner().status())
+}
+
+async fn until_health(channel: &Channel, wanted: ServingStatus) {
+    for service in ["", "recoup.v1.ExecutionService"] {
+        let waiting = async {
+            while health(channel, service).await != Some(wanted) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let became = tokio::time::timeout(PATIENCE, waiting).await;
+        became.unwrap_or_else(|_| panic!("`{service}` does not become {wanted:?}"));
+    }
+}
+
+async fn start(channel: &Channel, number: u64) -> Result<String, Status> {
+    let request = v1::StartExecutionRequest {
+        execution: Some(spec(number)),
+        request_id: format!("request-{number}"),
+        ..v1::StartExecutionRequest::default()
+    };
+    let mut executions = connect::executions(channel.clone());
+    let answer = tokio::time::timeout(PATIENCE, executions.start_execution(request)).await;
+    Ok(answer.expect("no call waits for the database for ever")?.into_inner().execution_id)
+}
+
+/// Refused for this reason, and told when to come again.
+fn assert_comes_again(status: &Status, reasons: &[&str]) {
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    assert!(reasons.contains(&connect::reason(status).as_str()), "{status:?}");
+    let retry = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+    assert!(retry.is_some_and(|delay| !delay.is_zero()), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_waits_for_its_database_says_so_and_is_ready_when_it_comes() {
+    let folder = Folder::new("waits");
+    let database = Postgres::shared().database().await;
+    let proxy = Proxy::start(database.port).await;
+    proxy.refuse(usize::MAX);
+    let server = Server::not_ready_on_postgres(folder.path(), &database.url_through(proxy.port()));
+    let channel = connect::channel(&server.url());
+    until_health(&channel, ServingStatus::NotServing).await;
+    let refused = start(&channel, 1).await.expect_err("there is no database");
+    assert_comes_again(&refused, &["STORE_UNAVAILABLE"]);
+    assert!(server.process.log().contains("waiting for the database"), "{}", server.process.log());
+
+    proxy.refuse(0);
+    server.until_it_listens();
+    until_health(&channel, ServingStatus::Serving).await;
+    connect::register(channel.clone(), order::DEFINITION).await;
+    start(&channel, 1).await.expect("the database is there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_and_health_checks_hear_that_the_database_takes_nothing() {
+    let folder = Folder::new("takes-nothing");
+    let database = Postgres::shared().database().await;
+    let server = Server::on_postgres(folder.path(), &database.url());
+    let channel = connect::channel(&server.url());
+    connect::register(channel.clone(), order::DEFINITION).await;
+    until_health(&channel, ServingStatus::Serving).await;
+
+    let (mut locker, connection) =
+        tokio_postgres::connect(&database.url(), NoTls).await.expect("it connects");
+    tokio::spawn(connection);
+    let lock = locker.transaction().await.expect("it begins");
+    lock.batch_execute("lock table history in access exclusive mode").await.expect("it locks");
+    let (first, second) = tokio::join!(start(&channel, 1), start(&channel, 2));
+    let reasons = ["OUTCOME_UNKNOWN", "STORE_UNAVAILABLE"];
+    assert_comes_again(&first.expect_err("nothing is written"), &reasons);
+    assert_comes_again(&second.expect_err("nothing is written"), &reasons);
+    until_health(&channel, ServingStatus::NotServing).await;
+
+    lock.rollback().await.expect("it lets go");
+    until_health(&channel, ServingStatus::Serving).await;
+    for number in [1, 2] {
+        start(&channel, number).await.expect("it is taken");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_waits_for_its_database_stops_as_asked() {
+    let folder = Folder::new("waits-in-vain");
+    let database = Postgres::shared().database().await;
+    let proxy = Proxy::start(database.port).await;
+    proxy.refuse(usize::MAX);
+    let url = database.url_through(proxy.port());
+    let mut server = Server::not_ready_on_postgres(folder.path(), &url);
+    until_health(&connect::channel(&server.url()), ServingStatus::NotServing).await;
+    server.process.terminate();
+    let status = server.process.exit(PATIENCE).expect("it ends");
+    assert_eq!(status.code(), Some(0), "{}", server.process.log());
+}
