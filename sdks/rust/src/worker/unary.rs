@@ -13,7 +13,7 @@ use recoup_proto::v1::{
     PollTasksRequest, TaskCancellationReason, task_result,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tonic::Code;
 
 use super::context::{Attempt, CancelReason, Event, TaskContext};
@@ -27,6 +27,9 @@ use crate::client::{CallOptions, rpc};
 
 /// The most tasks that one poll may give.
 const POLL_TASKS_MAX: u32 = 1_000;
+
+/// Results that are being reported, per slot: beyond it no more tasks are asked for.
+const REPORTS_PER_SLOT: usize = 4;
 
 /// Tokens in hand, with what their handlers listen to.
 type Held = Arc<Mutex<HashMap<Bytes, Arc<Attempt>>>>;
@@ -72,14 +75,24 @@ impl Poller {
     async fn run(mut self) -> Result<(), Error> {
         let ttl = self.worker.session_ttl();
         let (sender, mut events) = mpsc::unbounded_channel();
-        let mut running = JoinSet::new();
+        let (mut handling, mut reporting) = (JoinSet::new(), JoinSet::new());
+        let slots = self.worker.slots as usize;
         let mut renewals = tokio::time::interval(ttl / 3);
         let backoff = Backoff::default();
         let mut retry = 0;
         let mut poll_at = Instant::now();
         let mut stopped = self.stopped.clone();
         while !*self.stopped.borrow_and_update() {
-            let free = self.worker.slots as usize - running.len();
+            // What was handed out together ends together as a rule: the slots ask together as well.
+            tokio::task::yield_now().await;
+            while let Some(done) = handling.try_join_next() {
+                self.report(done, &mut reporting);
+            }
+            while reporting.try_join_next().is_some() {}
+            let free = match reporting.len() < REPORTS_PER_SLOT * slots {
+                true => slots - handling.len(),
+                false => 0,
+            };
             let due_at = poll_at;
             let poll = async {
                 tokio::time::sleep_until(due_at.into()).await;
@@ -91,7 +104,11 @@ impl Poller {
             let polled = loop {
                 tokio::select! {
                     polled = &mut poll, if free > 0 => break Some(polled),
-                    _ = running.join_next(), if !running.is_empty() => if free == 0 { break None },
+                    Some(done) = handling.join_next() => {
+                        self.report(done, &mut reporting);
+                        if free == 0 { break None }
+                    }
+                    Some(_) = reporting.join_next() => if free == 0 { break None },
                     _ = renewals.tick() => self.renew(),
                     Some(event) = events.recv() => self.heartbeat(event),
                     _ = stopped.changed() => break None,
@@ -102,7 +119,7 @@ impl Poller {
                 Some(Ok(tasks)) => {
                     retry = 0;
                     for task in tasks {
-                        self.start(task, &sender, &mut running);
+                        self.start(task, &sender, &mut handling);
                     }
                 }
                 Some(Err(error)) if passes(&error) => {
@@ -117,10 +134,11 @@ impl Poller {
         let finish = async {
             let mut farewell = std::pin::pin!(self.say_farewell(ttl));
             let mut said = false;
-            while !said || !running.is_empty() {
+            while !said || !handling.is_empty() || !reporting.is_empty() {
                 tokio::select! {
                     () = &mut farewell, if !said => said = true,
-                    _ = running.join_next(), if !running.is_empty() => {}
+                    Some(done) = handling.join_next() => self.report(done, &mut reporting),
+                    Some(_) = reporting.join_next() => {}
                     _ = renewals.tick() => self.renew(),
                     Some(event) = events.recv() => self.heartbeat(event),
                 }
@@ -183,13 +201,24 @@ impl Poller {
         &self,
         mut task: RawTask,
         sender: &mpsc::UnboundedSender<Event>,
-        running: &mut JoinSet<()>,
+        handling: &mut JoinSet<Handled>,
     ) {
         let input = task.input.take();
         let attempt = Attempt::new(task, sender.clone());
         let token = attempt.token().clone();
         if locked(&self.held).insert(token, attempt.clone()).is_none() {
-            running.spawn(work(self.worker.clone(), attempt, input, self.held.clone()));
+            handling.spawn(handle(self.worker.clone(), attempt, input));
+        }
+    }
+
+    /// Reports what came of a task, on its own time: its slot is free already.
+    fn report(&self, done: Result<Handled, JoinError>, reporting: &mut JoinSet<()>) {
+        match done {
+            Ok((attempt, outcome)) => {
+                reporting.spawn(settle(self.worker.clone(), attempt, outcome, self.held.clone()));
+            }
+            // Handlers' panics are outcomes, and nothing here is aborted.
+            Err(error) => tracing::error!(%error, "a task has no outcome"),
         }
     }
 
@@ -225,13 +254,20 @@ async fn beat(worker: Arc<Worker>, attempt: Arc<Attempt>, details: Option<Payloa
     }
 }
 
-async fn work(worker: Arc<Worker>, attempt: Arc<Attempt>, input: Option<Payload>, held: Held) {
+/// A task that has been worked on: without an outcome if nobody wants it any more.
+type Handled = (Arc<Attempt>, Option<Outcome>);
+
+async fn handle(worker: Arc<Worker>, attempt: Arc<Attempt>, input: Option<Payload>) -> Handled {
     let outcome = tokio::select! {
         biased;
         outcome = handler::outcome(&worker, &attempt, input) => Some(outcome),
         // Nobody wants the result any more.
         () = attempt.closed_for(worker.closed_grace) => None,
     };
+    (attempt, outcome)
+}
+
+async fn settle(worker: Arc<Worker>, attempt: Arc<Attempt>, outcome: Option<Outcome>, held: Held) {
     if let Some(outcome) = outcome
         && let Err(error) = report(&worker, attempt.token(), outcome).await
     {

@@ -6,7 +6,7 @@ use recoup_proto::v1::{
     ReleaseTaskRequest, ReleaseTaskResponse, StreamTasksRequest, StreamTasksResponse, Task,
 };
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,6 +18,27 @@ use crate::{Client, TaskError};
 struct Service {
     polls: mpsc::UnboundedSender<PollTasksRequest>,
     completed: mpsc::UnboundedSender<Bytes>,
+    /// Answers to results wait for it.
+    answering: Arc<Semaphore>,
+}
+
+/// A service that listens, and what comes in.
+async fn serve(
+    answering: Arc<Semaphore>,
+) -> (Client, mpsc::UnboundedReceiver<PollTasksRequest>, mpsc::UnboundedReceiver<Bytes>) {
+    let (polls, polled) = mpsc::unbounded_channel();
+    let (completed, completions) = mpsc::unbounded_channel();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let service = WorkerServiceServer::new(Service { polls, completed, answering });
+    let serving = Server::builder().add_service(service);
+    tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+    let client = Client::connect(format!("http://{address}")).await.expect("it listens");
+    (client, polled, completions)
+}
+
+fn tokens(request: &PollTasksRequest) -> Vec<Bytes> {
+    request.held.clone().expect("it says so").task_tokens
 }
 
 #[tonic::async_trait]
@@ -53,6 +74,7 @@ impl WorkerService for Service {
         request: Request<CompleteTaskRequest>,
     ) -> Result<Response<CompleteTaskResponse>, Status> {
         self.completed.send(request.into_inner().task_token).expect("the test listens");
+        self.answering.acquire().await.expect("it stays open").forget();
         Ok(Response::new(CompleteTaskResponse {}))
     }
 
@@ -80,15 +102,7 @@ impl WorkerService for Service {
 
 #[tokio::test]
 async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
-    let (polls, mut polled) = mpsc::unbounded_channel();
-    let (completed, mut completions) = mpsc::unbounded_channel();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
-    let service = WorkerServiceServer::new(Service { polls, completed });
-    let serving = Server::builder().add_service(service);
-    tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
-
-    let client = Client::connect(format!("http://{address}")).await.expect("it listens");
+    let (client, mut polled, mut completions) = serve(Arc::new(Semaphore::new(1))).await;
     let (go_on, stop) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (goes_on, stopped) = (go_on.clone(), stop.clone());
     let handler = move |_: TaskContext, (): ()| {
@@ -102,7 +116,6 @@ async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
     let worker = worker.transport(super::super::Transport::Unary).build().expect("it can work");
     let running = tokio::spawn(worker.run(async move { stopped.notified().await }));
 
-    let tokens = |request: &PollTasksRequest| request.held.clone().expect("it says so").task_tokens;
     let first = polled.recv().await.expect("a poll");
     assert!(tokens(&first).is_empty() && !first.draining && first.max_tasks == 2);
     let second = polled.recv().await.expect("another");
@@ -117,4 +130,29 @@ async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
     running.await.expect("no panic").expect("it has nothing to say");
     assert_eq!(completions.recv().await, Some(Bytes::from("a")));
     assert!(polled.try_recv().is_err(), "no poll after the last");
+}
+
+#[tokio::test]
+async fn a_slot_is_free_once_its_handler_has_ended_whatever_becomes_of_the_result() {
+    let answering = Arc::new(Semaphore::new(0));
+    let (client, mut polled, mut completions) = serve(answering.clone()).await;
+    let stop = Arc::new(Notify::new());
+    let stopped = stop.clone();
+    let worker = Worker::builder(client)
+        .slots(1)
+        .task("wait", |_: TaskContext, (): ()| async { Ok::<(), TaskError>(()) });
+    let worker = worker.transport(super::super::Transport::Unary).build().expect("it can work");
+    let running = tokio::spawn(worker.run(async move { stopped.notified().await }));
+
+    assert_eq!(polled.recv().await.expect("a poll").max_tasks, 1);
+    assert_eq!(completions.recv().await, Some(Bytes::from("a")));
+    // The result has no answer yet: the worker still has the task, and asks for the next one.
+    let second = polled.recv().await.expect("another");
+    assert_eq!((tokens(&second), second.max_tasks), (vec![Bytes::from("a")], 1));
+    stop.notify_one();
+    let farewell = polled.recv().await.expect("the last");
+    assert_eq!((tokens(&farewell), farewell.draining), (vec![Bytes::from("a")], true));
+    assert!(!running.is_finished(), "its result is on the way");
+    answering.add_permits(1);
+    running.await.expect("no panic").expect("it has nothing to say");
 }
