@@ -172,8 +172,13 @@ impl StoreClock {
         let earliest = expected.max(renewed_before.unwrap_or_default());
         let latest = expected + self.uncertain;
         (self.database, self.uncertain) = (database, under_way);
-        // Another life may have seen a step forward that was taken back since.
-        let forward = database.since(latest).max(reached.since(before.max(database) + suspended));
+        // Another life may have seen a step forward that was taken back since. What a life finds when it
+        // begins was noted by the life that saw it: an operator who has confirmed it is not asked again.
+        let seen = match renewed_before {
+            Some(_) => Duration::ZERO,
+            None => reached.since(before.max(database) + suspended),
+        };
+        let forward = database.since(latest).max(seen);
         let back = earliest.since(database + under_way);
         let step = match (forward > STEP, back > STEP) {
             (_, true) => Some(Step::Back(back)),
@@ -276,6 +281,26 @@ mod tests {
         assert!(stepped.step.is_some());
         let renewed = read(start - minute * 2, start, ms(0));
         assert_eq!(clock.correct(renewed, tick(10)).step, None);
+    }
+
+    #[test]
+    fn a_life_that_begins_takes_the_lead_of_those_before_for_no_step() {
+        // Two hours forward and back again, which the lives of that time have noted.
+        let mut clock = StoreClock::new(at(100_000), tick(0));
+        let first =
+            Reading { renewed_before: Some(at(99_000)), ..read(at(100_000), at(7_300_000), ms(0)) };
+        assert_eq!(clock.correct(first, tick(0)).step, None);
+        assert_eq!(clock.now(tick(0)).time, at(7_300_000), "it goes on from there");
+        // One that lives sees another life go forward.
+        let seen = clock.correct(read(at(101_000), at(20_000_000), ms(0)), tick(1_000));
+        assert!(matches!(seen.step, Some(Step::Forward(_))), "{seen:?}");
+        // A clock that was set back while no node lived is a step.
+        let mut clock = StoreClock::new(at(100_000), tick(0));
+        let first = Reading {
+            renewed_before: Some(at(3_700_000)),
+            ..read(at(100_000), at(7_300_000), ms(0))
+        };
+        assert_eq!(clock.correct(first, tick(0)).step, Some(Step::Back(ms(3_600_000))));
     }
 
     #[test]
