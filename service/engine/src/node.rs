@@ -140,6 +140,8 @@ pub struct Node<R> {
     /// When that began with the first of them.
     held_round: Tick,
 
+    /// When a task last went to another node, or came from one.
+    traded_at: Option<Tick>,
     /// Since when there is no lease.
     lifeless_since: Option<Tick>,
     /// Since when the lease could not be renewed.
@@ -191,6 +193,7 @@ impl<R> Node<R> {
             heads_asked: ExecutionId(uuid::Uuid::nil()),
             held_asked: None,
             held_round: Tick::default(),
+            traded_at: None,
             lifeless_since: None,
             unrenewed_since: None,
             unread_since: None,

@@ -19,22 +19,34 @@ use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
 
 use super::attempt::Place;
 use super::dispatch::key_of;
-use super::io::{Output, WorkerKey};
+use super::io::{Output, SessionKey, WorkerKey};
 use super::slots::Known;
 use super::{Node, Timer};
 
 /// How often a node that is alone looks for others, and into the overflow.
 const ALONE: Duration = Duration::from_secs(1);
+/// For so long after a task has changed nodes the next ones are expected, and nodes exchange more often:
+/// what they give away between two exchanges is no more than the credit that they have read.
+const TRADING: Duration = Duration::from_secs(1);
+const TRADING_FASTER: u32 = 5;
 /// Groups of workers that a node publishes or claims for; those beyond have to wait for its own tasks.
 const GROUPS_MAX: usize = 256;
 
 impl<R> Node<R> {
     /// How often this node exchanges tasks with others.
     pub(super) fn exchange_interval(&self) -> Duration {
-        match self.peers.nodes {
-            0 => ALONE.max(self.options.claim_interval),
-            _ => self.options.claim_interval,
+        let interval = self.options.claim_interval;
+        let is_trading = self.traded_at.is_some_and(|at| at + TRADING > self.monotonic);
+        match (self.peers.nodes, is_trading) {
+            (0, _) => ALONE.max(interval),
+            (_, true) => interval / TRADING_FASTER,
+            (_, false) => interval,
         }
+    }
+
+    /// A task has gone to another node, or has come from one.
+    pub(super) fn traded(&mut self) {
+        self.traded_at = Some(self.monotonic);
     }
 
     /// The workers that would take more tasks, those alike together.
@@ -122,11 +134,14 @@ impl<R> Node<R> {
         };
         let attached =
             |key: WorkerKey| self.workers.get(&key).map(|worker| worker.task_types.as_slice());
+        let comes_back = |key: &SessionKey| {
+            self.sessions.get(key).is_some_and(|session| session.comes_back(self.monotonic))
+        };
         let mut taken = Vec::new();
         for task_type in queue.task_types() {
             let wanted = self.peers.idle.iter().filter(|idle| idle.takes(name, task_type));
             let wanted: usize = wanted.map(|idle| idle.credit as usize).sum();
-            let is_served = queue.is_served(task_type, now, attached);
+            let is_served = queue.is_served(task_type, now, attached, comes_back);
             if wanted == 0 || (is_served && !aged) {
                 continue;
             }
@@ -193,6 +208,7 @@ impl<R> Node<R> {
         }
         if let (Some(node), false) = (self.node_id(), tasks.is_empty()) {
             self.outputs.push_back(Output::Overflow(node, tasks));
+            self.traded();
         }
         for task in never_left {
             self.fail_unsent(&task);

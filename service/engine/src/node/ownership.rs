@@ -380,7 +380,10 @@ impl<R> Node<R> {
         };
         let idle = self.idle();
         if idle.is_empty() {
-            return self.set_timer(self.options.claim_interval, Timer::Claim);
+            return self.set_timer(
+                self.exchange_interval().min(self.options.claim_interval),
+                Timer::Claim,
+            );
         }
         let credit: usize = idle.iter().map(|idle| idle.credit as usize).sum();
         let (limit, lease) = (credit.min(CLAIM_MAX), self.options.claim_lease);
@@ -394,12 +397,11 @@ impl<R> Node<R> {
         claimed: recoup_store::Result<Vec<OverflowTask>>,
     ) {
         let is_ours = self.node_id() == Some(node);
-        let mut pause = self.exchange_interval();
         match claimed {
             // What an earlier life has claimed is taken all the same: others wait until that lapses.
             Ok(tasks) => {
                 if !tasks.is_empty() {
-                    pause = self.options.claim_interval;
+                    self.traded();
                 }
                 for overflow in tasks {
                     self.take_claimed(&overflow);
@@ -410,7 +412,7 @@ impl<R> Node<R> {
             Err(error) => tracing::warn!(%error, "could not claim tasks from the overflow"),
         }
         if is_ours {
-            self.set_timer(pause, Timer::Claim);
+            self.set_timer(self.exchange_interval(), Timer::Claim);
         }
     }
 

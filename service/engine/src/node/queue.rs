@@ -24,8 +24,8 @@ pub(super) struct Queue {
     recent: BTreeMap<Vec<String>, Timestamp>,
 }
 
-/// A poll without a session is expected to be followed by the next within this time.
-const POLL_GAP: Duration = Duration::from_secs(1);
+/// A poll is expected to be followed by the next within this time, unless its worker has work in hand.
+pub(super) const POLL_GAP: Duration = Duration::from_secs(1);
 /// Different lists of task types of polls without a session that are remembered.
 const RECENT_MAX: usize = 1000;
 
@@ -100,17 +100,19 @@ impl Queue {
     }
 
     /// Whether a worker of this node takes a task type, be it busy or between two polls. `attached` has
-    /// the task types of workers that are attached.
+    /// the task types of workers that are attached, `comes_back` says it of a session.
     pub fn is_served<'a>(
         &self,
         task_type: &str,
         now: Timestamp,
         attached: impl Fn(WorkerKey) -> Option<&'a [String]>,
+        comes_back: impl Fn(&SessionKey) -> bool,
     ) -> bool {
         let mut workers = self.workers.iter().filter_map(|worker| attached(*worker));
+        let mut sessions = self.sessions.iter();
         let mut recent = self.recent.iter().filter(|(_, until)| **until > now);
         workers.any(|types| takes(types, task_type))
-            || self.sessions.values().any(|types| takes(types, task_type))
+            || sessions.any(|(session, types)| takes(types, task_type) && comes_back(session))
             || recent.any(|(types, _)| takes(types, task_type))
     }
 

@@ -15,6 +15,7 @@ use super::attempt::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::{Notice, Notices};
 use super::ownership::PARTED_AFTER;
+use super::queue::POLL_GAP;
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
@@ -67,6 +68,12 @@ impl SessionState {
             true => now.since(self.heard_at),
             false => Duration::ZERO,
         }
+    }
+
+    /// Whether its worker is expected to take tasks again: it is here, has work in hand, or was here a
+    /// moment ago.
+    pub fn comes_back(&self, now: Tick) -> bool {
+        !self.held.is_empty() || self.silence(now) < POLL_GAP
     }
 
     /// Whether a stream or a poll of it is here.

@@ -86,6 +86,38 @@ fn no_more_tasks_go_to_another_node_than_its_workers_take() {
 }
 
 #[test]
+fn a_stream_of_tasks_goes_to_another_node_as_fast_as_its_few_workers_take_them() {
+    let mut world = World::new(2);
+    let worker = world.attach(1, with_credit(stream("default", "s", &[]), 4));
+    world.pass(2 * SECOND);
+    for _ in 0..40 {
+        world.start(0, "default");
+    }
+    let mut taken = 0;
+    for _ in 0..60 {
+        world.pass(Duration::from_millis(10));
+        for task in world.handed(1, worker) {
+            taken += 1;
+            complete(&mut world, 1, task);
+            world.put(1, Input::Credit { worker, tasks: 1 });
+        }
+    }
+    assert_eq!(taken, 40, "in 600 ms, with 4 at a time");
+}
+
+#[test]
+fn a_session_that_has_gone_silent_with_nothing_in_hand_is_not_waited_for() {
+    let mut world = World::new(2);
+    let gone = world.attach(0, poll("default", "gone", None));
+    let other = world.attach(1, stream("default", "o", &[]));
+    world.put(0, Input::Detach { worker: gone });
+    world.pass(2 * SECOND);
+    world.start(0, "default");
+    world.pass(Duration::from_millis(300));
+    assert_eq!(world.handed(1, other).len(), 1);
+}
+
+#[test]
 fn a_task_whose_workers_here_are_busy_waits_a_while_before_it_goes_elsewhere() {
     let mut world = World::new(2);
     let busy = world.attach(0, stream("default", "b", &[]));
