@@ -120,7 +120,10 @@ impl<R> Node<R> {
             bytes += event.bytes();
             batch.feed.push(event);
         }
-        while entries.len() < self.options.batch_transitions_max
+        // The feed names a lost session before the attempts that fail with it, so no transition is
+        // decided while an event waits for the next batch.
+        while self.loose_events.is_empty()
+            && entries.len() < self.options.batch_transitions_max
             && bytes < self.options.batch_bytes_max
             && let Some(id) = self.ready.pop_front()
         {

@@ -175,6 +175,24 @@ fn sessions_of_one_id_that_end_together_are_told_of_one_by_one() {
 }
 
 #[test]
+fn sessions_that_are_lost_are_named_before_their_attempts_fail_in_any_number_of_batches() {
+    let mut world = World::with(1, Options { batch_transitions_max: 1, ..Options::default() });
+    for id in ["s", "t", "u"] {
+        world.start(0, "default");
+        let worker = world.attach(0, poll("default", id, None));
+        assert_eq!(world.handed(0, worker).len(), 1);
+    }
+    world.pass(SECOND);
+    world.machines[0].batches.clear();
+    world.pass(4 * SECOND);
+    assert_eq!(lost(&world).len(), 3);
+    let batches = world.machines[0].batches.iter();
+    let parts = batches.map(|batch| (batch.feed.len(), batch.transitions.len()));
+    let parts: Vec<_> = parts.filter(|parts| *parts != (0, 0)).collect();
+    assert_eq!(parts[..4], [(1, 0), (1, 0), (1, 1), (0, 1)], "{parts:?}");
+}
+
+#[test]
 fn a_released_task_goes_to_another_once_and_uncounted() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
