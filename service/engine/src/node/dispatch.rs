@@ -54,6 +54,12 @@ impl<R> Node<R> {
             true => std::mem::take(&mut slot.released),
             false => BTreeMap::new(),
         };
+        // What this node claimed its owner may have handed out while the claim was under way, and the row
+        // was still there. If it is not with that worker after all, the row is claimed again when the
+        // claim ends.
+        let is_recent = |by: &Started| by.at + grace > now && !by.session.is_empty();
+        let may_be_held =
+            |by: Option<&Started>| by.is_some_and(|by| is_recent(by) && by.session != NOBODYS);
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let started = open.attempt.started.as_ref();
@@ -77,7 +83,10 @@ impl<R> Node<R> {
                     }
                     // Its owner has put it where this node claimed it: nobody has it here any more.
                     (Place::Handed(_) | Place::Grace { .. }, _)
-                        if claimed && !once && !self.held.contains_key(&task) =>
+                        if claimed
+                            && !once
+                            && !may_be_held(started)
+                            && !self.held.contains_key(&task) =>
                     {
                         attempt.place = Place::Scheduled;
                         attempt.claimed = true;
@@ -115,17 +124,13 @@ impl<R> Node<R> {
             // A row that outlived the hand-over of what is delivered at most once is void.
             let once = plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
             let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
-            // Its owner may have handed it out while the claim was under way, and the row was still there.
-            // If it is not with that worker after all, the row is claimed again when the claim ends.
-            let is_recent = |by: &Started| by.at + grace > now && !by.session.is_empty();
-            let may_be_held = started.is_some_and(|by| is_recent(by) && by.session != NOBODYS);
             let place = match holder {
                 // What is with a worker is due, though the clock of the node that handed it out is ahead.
                 None if scheduled_at > now && started.is_none() => Place::Scheduled,
                 Some(holder) => Place::Handed(holder.handed(started, at)),
                 // Nobody had it, or its owner has waited for whoever had: a claim commits the start
                 // first.
-                None if is_fresh || (claimed && !may_be_held) => {
+                None if is_fresh || (claimed && !may_be_held(started)) => {
                     come.push((task.clone(), None));
                     Place::Scheduled
                 }

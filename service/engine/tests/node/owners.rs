@@ -202,3 +202,45 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
     assert!(state.state.is_ended());
     assert!(state.task(&task.path).is_some_and(|task| task.unknown), "{state:?}");
 }
+
+#[test]
+fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker() {
+    fn claims(world: &mut World) -> Vec<Input<Reply>> {
+        let late = std::mem::take(&mut world.machines[1].late);
+        late.into_iter().filter(|input| matches!(input, Input::Claimed(..))).collect()
+    }
+    let mut world = World::new(3);
+    // A node that publishes credit, reads the execution and claims nothing yet.
+    world.machines[1].hold_back = &["claim", "adopt"];
+    let worker = world.attach(1, stream("default", "u", &[]));
+    world.pass(2 * SECOND);
+    let execution = world.start(0, "default");
+    world.pass(SECOND);
+    assert!(world.machines[0].calls.contains(&"overflow"));
+    world.put(1, Input::Detach { worker });
+    world.machines[1].hold_back = &["claim", "adopt", "publish"];
+    let until = world.now() + 60 * SECOND;
+    world.put(1, Input::Await { execution, until, reply: 1000 });
+    // Another one becomes the owner, and waits for a worker that may have the task.
+    leave(&mut world, 0);
+    world.machines[0].is_dead = true;
+    world.pass(10 * SECOND);
+
+    let second = world.attach(1, stream("default", "t", &[]));
+    for claim in claims(&mut world) {
+        world.put(1, claim);
+    }
+    world.pass(SECOND);
+    let first = world.attach(2, stream("default", "s", &[]));
+    assert_eq!(world.handed(2, first).len(), 1);
+    let claims = claims(&mut world);
+    assert!(
+        matches!(&claims[..], [Input::Claimed(_, Ok(tasks))] if tasks.len() == 1),
+        "{claims:?}"
+    );
+    for claim in claims {
+        world.put(1, claim);
+    }
+    world.pass(SECOND);
+    assert_eq!(world.handed(1, second), [], "the first worker has it");
+}
