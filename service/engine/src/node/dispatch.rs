@@ -368,6 +368,8 @@ impl<R> Node<R> {
         };
         attempt.acting = true;
         let place = std::mem::replace(&mut attempt.place, Place::Scheduled);
+        // Its row is still there: if it goes out after all, its start is recorded first.
+        attempt.claimed |= matches!(place, Place::Overflowed);
         self.unqueue_place(&place);
     }
 
@@ -735,13 +737,8 @@ impl<R> Node<R> {
                     }
                 }
                 Place::Queued { .. } | Place::Overflowed => {
-                    // Nobody gets what is about to be closed.
-                    self.unqueue(&attempt);
-                    if let Some(attempt) = self.attempt_mut(&attempt.id)
-                        && matches!(attempt.place, Place::Queued { .. })
-                    {
-                        attempt.place = Place::Scheduled;
-                    }
+                    // Nobody gets what is about to be closed, not even by a claim under way.
+                    self.withhold(&attempt.id);
                     self.time_out(&attempt, AttemptTimeout::ScheduleToStart, String::new());
                 }
                 Place::Starting { .. } => {}

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, TaskId};
+use recoup_core::definition::StepKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Input, Offer};
 use recoup_engine::options::Options;
 use recoup_store::{Overflow, QueueName};
 
-use crate::world::{World, poll, ready, stream};
+use crate::world::{World, order, poll, ready, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -185,4 +186,52 @@ fn a_node_claims_only_tasks_that_its_idle_workers_take() {
     let right = world.attach(2, of_types(stream("default", "r", &[]), &["charge"]));
     world.pass(SECOND);
     assert_eq!(world.handed(2, right).len(), 1);
+}
+
+#[test]
+fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
+    let mut order = order();
+    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    task.timeouts.schedule_to_start = Some(3 * SECOND);
+    let mut world = World::with_order(2, &order);
+    // Its credit is published, and it is gone before it could claim anything.
+    world.attach(1, stream("default", "u", &[]));
+    world.pass(2 * SECOND);
+    world.machines[1].is_dead = true;
+    let execution = world.start(0, "default");
+    world.pass(SECOND);
+    assert_eq!(depth(&world), 1);
+
+    // A worker of this node is chosen for it, and is gone before that is on record.
+    world.machines[0].hold_back = &["commit"];
+    let gone = world.attach(0, stream("default", "s", &[]));
+    world.put(0, Input::Detach { worker: gone });
+    world.machines[0].hold_back = &[];
+    for commit in std::mem::take(&mut world.machines[0].late) {
+        world.put(0, commit);
+    }
+    assert_eq!(world.snapshot(0, execution).state.sequence, 2);
+    world.pass(SECOND / 2);
+    assert_eq!(depth(&world), 1, "it is there again");
+
+    // The task's time is up while a commit and a claim are under way.
+    world.machines[0].hold_back = &["commit", "claim"];
+    let worker = world.attach(0, stream("default", "t", &[]));
+    world.start_later(0, "default");
+    world.pass(2 * SECOND);
+    world.machines[0].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[0].late);
+    let (claims, commits): (Vec<_>, Vec<_>) =
+        late.into_iter().partition(|input| matches!(input, Input::Claimed(..)));
+    assert!(
+        matches!(&claims[..], [Input::Claimed(_, Ok(tasks))] if tasks.len() == 1),
+        "{claims:?}"
+    );
+    world.put_all(0, claims.into_iter().chain(commits).collect());
+    let handed = world.handed(0, worker);
+    assert!(handed.iter().all(|task| task.execution != execution), "{handed:?}");
+    let state = world.snapshot(0, execution).state;
+    let error = state.error.as_ref().map(|error| error.error_type.as_str());
+    assert_eq!(error, Some("recoup.timeout.schedule_to_start"));
+    assert_eq!(depth(&world), 0);
 }
