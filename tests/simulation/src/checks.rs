@@ -105,6 +105,11 @@ fn is_worker_lost(error: &Error) -> bool {
     error.error_type == builtin::WORKER_LOST || error.cause.as_deref().is_some_and(is_worker_lost)
 }
 
+/// The type of the error that all others were caused by.
+fn root_cause(error: &Error) -> &str {
+    error.cause.as_deref().map_or(error.error_type.as_str(), root_cause)
+}
+
 impl World<'_> {
     /// Follows a history as far as it has got.
     pub fn advance_mirror(&mut self, node: NodeId, id: ExecutionId) {

@@ -10,7 +10,7 @@ use recoup_core::retry::Verdict;
 use recoup_core::time::Timestamp;
 use recoup_store::NodeId;
 
-use super::is_worker_lost;
+use super::{is_worker_lost, root_cause};
 use crate::calls::short;
 use crate::world::World;
 
@@ -139,9 +139,13 @@ impl World<'_> {
             self.check_lost_attempt(node, id, task, failed, decided_at);
         }
         if self.profile.polite {
-            let unasked = [builtin::START_TO_CLOSE, builtin::HEARTBEAT].contains(&error_type)
-                && !self.ledger.received.contains_key(task);
-            if lost || given_up || unasked {
+            // A time limit that a worker has used up is no loss: all servers may have been down for
+            // most of it, and a start without a session is bound by nothing else. Delivered at most
+            // once, such an attempt is given up with the time limit as the cause.
+            let root = root_cause(&failed.error);
+            let timed_out = [builtin::START_TO_CLOSE, builtin::HEARTBEAT].contains(&root);
+            let received = self.ledger.received.contains_key(task);
+            if lost || (given_up && !timed_out) || (timed_out && !received) {
                 self.violate(
                     "whoever stops politely loses nobody",
                     format!("{place}: {error_type}"),
