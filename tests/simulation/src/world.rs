@@ -341,7 +341,11 @@ impl<'a> World<'a> {
                     }
                 }
             }
-            Stage::Settling if now > self.settled_at + SETTLING => self.stage = Stage::Done,
+            Stage::Settling if now > self.settled_at + SETTLING => {
+                // A request that was repeated meanwhile may have started something: that ends too.
+                let is_over = self.open_executions().is_empty() && self.clients.waiting().is_none();
+                self.stage = if is_over { Stage::Done } else { Stage::Healing };
+            }
             _ => {}
         }
         self.after(Duration::from_secs(1), Event::Look);
