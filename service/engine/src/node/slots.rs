@@ -125,6 +125,12 @@ impl<R> Pending<R> {
             Command::TerminateExecution { .. } => {
                 state.state.is_ended() && state.compensation == CompensationState::Parked
             }
+            // It may also have taken such an order under this request id, which is then refused as reused.
+            Command::CancelExecution { .. } => {
+                let unresolved = [CompensationState::Parked, CompensationState::Running];
+                let may_go_on = state.state.is_ended() && unresolved.contains(&state.compensation);
+                self.request.is_some() && may_go_on
+            }
             _ => false,
         }
     }
