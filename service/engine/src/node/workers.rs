@@ -514,6 +514,11 @@ impl<R> Node<R> {
                 slot.released.insert(task.clone(), session.to_owned());
             }
             let (worker, session, at) = (String::new(), session.to_owned(), self.now);
+            // What is known of another node's may be old: who has it is read before this is decided.
+            if matches!(slot.known, Known::State(..)) && !slot.in_flight {
+                slot.doubted = true;
+                self.to_load.insert(task.execution);
+            }
             let command = Command::RecordStart { task: task.clone(), worker, session, at };
             return self.submit(task.execution, command, None, Some(reply));
         }

@@ -244,3 +244,21 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
     world.pass(SECOND);
     assert_eq!(world.handed(1, second), [], "the first worker has it");
 }
+
+#[test]
+fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it() {
+    let mut order = order();
+    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    task.delivery = Delivery::AtMostOnce;
+    let mut world = World::with_order(2, &order);
+    world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    let (execution, until) = (task.execution, world.now() + 60 * SECOND);
+    world.put(1, Input::Await { execution, until, reply: 1000 });
+    let session = "t".to_owned();
+    let released = task.clone();
+    let answer = world.ask(1, |reply| Input::Release { task: released, session, reply });
+    assert!(matches!(answer, Some(Ok(Answer::Released))), "{answer:?}");
+    assert_eq!(world.snapshot(0, execution).live.len(), 1, "the other has it still");
+}
