@@ -447,6 +447,7 @@ impl<R> Node<R> {
 
     fn won(&mut self, entry: Entry<R>) {
         let Entry { id, next, plan, index, overflow_done, failures, decided, .. } = entry;
+        let until = self.monotonic + self.options.reconnect_grace;
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -457,6 +458,10 @@ impl<R> Node<R> {
         } else {
             slot.known = Known::State(next.clone(), plan);
             if let Some(index) = index {
+                if !slot.owned {
+                    // While it was another node's, nobody had a reason to speak up here.
+                    slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
+                }
                 slot.owned = true;
                 slot.wake_at = index.wake_at;
                 slot.index = Some(index);

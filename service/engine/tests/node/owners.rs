@@ -262,3 +262,23 @@ fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it(
     assert!(matches!(answer, Some(Ok(Answer::Released))), "{answer:?}");
     assert_eq!(world.snapshot(0, execution).live.len(), 1, "the other has it still");
 }
+
+#[test]
+fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_has_known_of_them()
+{
+    let mut order = order();
+    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    task.delivery = Delivery::AtMostOnce;
+    let mut world = World::with_order(2, &order);
+    world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    let (execution, until) = (task.execution, world.now() + 60 * SECOND);
+    world.put(1, Input::Await { execution, until, reply: 1000 });
+    // Longer than the grace.
+    pass_alive(&mut world, 0, "s", 8 * SECOND);
+    cancel(&mut world, 1, &task);
+    pass_alive(&mut world, 0, "s", 2 * SECOND);
+    let state = world.snapshot(0, execution).state;
+    assert!(state.open_attempts().any(|open| state.task_id(&open) == task), "{state:?}");
+}
