@@ -21,6 +21,9 @@ use super::session::{Backend, Purpose, Session};
 use super::value;
 use crate::contract::{Error, NodeId, Result};
 
+/// A process of the database that was told to end takes less, unless it hangs.
+const SLOW_END: Duration = Duration::from_secs(1);
+
 pub(super) struct Lane {
     pub node: NodeId,
     /// The highest number given out or loaded.
@@ -156,7 +159,15 @@ impl Inner {
             return Ok(());
         }
         counts.backends_terminated.fetch_add(1, Ordering::Relaxed);
+        let (began, mut is_told) = (Instant::now(), false);
         while !session.query(ALIVE, backend).await?.is_empty() {
+            if began.elapsed() > SLOW_END && !std::mem::replace(&mut is_told, true) {
+                tracing::error!(
+                    pid = suspect.pid,
+                    "a process of the database does not end although it was told to: what it had under \
+                     way may still be committed, so nothing is written before it is gone"
+                );
+            }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(())
