@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use recoup_end_to_end::connect;
 use recoup_end_to_end::raw::{
-    END_HEADERS, GOAWAY, HEADERS, INITIAL_WINDOW, MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE,
-    PREFACE, Raw, SETTINGS, WINDOW_UPDATE, frame, headers, settings,
+    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW, MAX_CONCURRENT_STREAMS,
+    MAX_HEADER_LIST_SIZE, PREFACE, Raw, SETTINGS, WINDOW_UPDATE, frame, headers, message, settings,
 };
 use recoup_end_to_end::server::{Folder, Server};
 use recoup_proto::v1;
@@ -196,4 +196,43 @@ async fn headers_are_taken_up_to_their_limit() {
         let answer = namespaces.list_namespaces(request).await;
         assert_eq!(answer.is_ok(), fits, "{bytes} bytes: {answer:?}");
     }
+}
+
+/// Frames that nobody has read take memory beyond their bytes (RUSTSEC-2026-0258), so the transport ends
+/// connections that have some two thousand of them. A worker that says little and says it often is read
+/// fast enough; one that floods the server faster than it reads loses its
+/// connection, and nobody else does.
+#[tokio::test]
+async fn a_thousand_tiny_frames_are_taken_and_a_flood_of_them_hurts_nobody_else() {
+    let folder = Folder::new("tiny-frames");
+    let mut server = Server::embedded(folder.path());
+    let early = connect::channel(&server.url());
+    list(&early).await.expect("it is served");
+    for (frames, is_taken) in [(1_000, true), (500_000, false)] {
+        let mut connection = Raw::connect(server.address());
+        connection.greet();
+        let path = "/recoup.v1.WorkerService/StreamTasks";
+        let mut bytes = Vec::new();
+        let block = headers(&server.address().to_string(), path);
+        frame(&mut bytes, HEADERS, END_HEADERS, 1, &block);
+        // `open { session_id: "s" }`, a byte at a time.
+        for byte in message(&[0x0a, 0x03, 0x22, 0x01, b's']) {
+            frame(&mut bytes, DATA, 0, 1, &[byte]);
+        }
+        // Signs of life: messages that are empty.
+        for _ in 0..frames {
+            frame(&mut bytes, DATA, 0, 1, &message(&[]));
+        }
+        frame(&mut bytes, DATA, END_STREAM, 1, &[]);
+        let sent = connection.send(&bytes);
+        let (mut is_open, mut has_ended) = (false, false);
+        while !has_ended && let Some(frame) = connection.next(PATIENCE) {
+            assert!(!is_taken || frame.kind != GOAWAY, "{frame:?}");
+            is_open |= frame.kind == DATA;
+            has_ended = frame.kind == HEADERS && frame.flags & END_STREAM != 0;
+        }
+        assert!(!is_taken || (is_open && has_ended), "{frames} frames: {sent:?}");
+    }
+    list(&early).await.expect("it is served as before");
+    assert!(server.process.is_alive());
 }

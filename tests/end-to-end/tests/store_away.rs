@@ -42,7 +42,6 @@ async fn start(channel: &Channel, number: u64) -> Result<String, Status> {
     let request = v1::StartExecutionRequest {
         execution: Some(spec(number)),
         request_id: format!("request-{number}"),
-        ..v1::StartExecutionRequest::default()
     };
     let mut executions = connect::executions(channel.clone());
     let answer = tokio::time::timeout(PATIENCE, executions.start_execution(request)).await;
