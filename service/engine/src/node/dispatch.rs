@@ -692,11 +692,18 @@ impl<R> Node<R> {
             slot.released.remove(task);
         }
         let until = self.monotonic + self.options.reconnect_grace;
-        if let Some(attempt) = self.attempt_mut(task)
-            && let Place::Starting { worker } = attempt.place
-        {
-            attempt.place = Place::Grace { until };
-            self.return_credit(worker);
+        let Some(attempt) = self.attempt_mut(task) else {
+            return;
+        };
+        match &mut attempt.place {
+            Place::Starting { worker } => {
+                let worker = *worker;
+                attempt.place = Place::Grace { until };
+                self.return_credit(worker);
+            }
+            // Another session is on record and stays there. Asked again, the history says the same.
+            Place::Handed(handed) => handed.recorded = true,
+            _ => {}
         }
     }
 

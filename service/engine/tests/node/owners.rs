@@ -282,3 +282,21 @@ fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_
     let state = world.snapshot(0, execution).state;
     assert!(state.open_attempts().any(|open| state.task_id(&open) == task), "{state:?}");
 }
+
+#[test]
+fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
+    let mut order = order();
+    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    task.delivery = Delivery::AtMostOnce;
+    let mut world = World::with_order(2, &order);
+    let execution = world.start(0, "default");
+    let first = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, first).remove(0);
+    leave(&mut world, 0);
+    world.machines[0].is_dead = true;
+    pass_alive(&mut world, 1, "t", 2 * SECOND);
+    // The history says that the first session has it.
+    world.attach(1, stream("default", "t", &[&task]));
+    pass_alive(&mut world, 1, "t", 3 * SECOND);
+    assert_eq!(world.snapshot(1, execution).live[0].session.as_deref(), Some("t"));
+}

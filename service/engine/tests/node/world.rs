@@ -177,6 +177,7 @@ impl World {
     /// Time passes, and everybody does what is due.
     pub fn pass(&mut self, time: Duration) {
         let mut left = time;
+        let mut idle_turns = 0;
         loop {
             let alive = (0..self.machines.len()).filter(|machine| !self.machines[*machine].is_dead);
             let alive: Vec<_> = alive.collect();
@@ -188,6 +189,11 @@ impl World {
             let Some(wait) = next.filter(|wait| *wait <= left) else {
                 break;
             };
+            idle_turns = if wait.is_zero() { idle_turns + 1 } else { 0 };
+            assert!(
+                idle_turns < 1000,
+                "nodes have something to do again and again, and no time passes"
+            );
             self.go_on(wait);
             left -= wait;
             for machine in alive {
