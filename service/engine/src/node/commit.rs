@@ -457,6 +457,7 @@ impl<R> Node<R> {
             self.to_load.insert(id);
         } else {
             slot.known = Known::State(next.clone(), plan);
+            slot.current_at = self.monotonic;
             if let Some(index) = index {
                 if !slot.owned {
                     // While it was another node's, nobody had a reason to speak up here.

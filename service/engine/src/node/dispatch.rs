@@ -493,6 +493,10 @@ impl<R> Node<R> {
 
     fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {
         let now = self.now;
+        let is_uncertain = self.slots.get(&task.execution).is_some_and(|slot| {
+            // With the start that is recorded first it turns out whose it is.
+            !slot.owned || self.may_be_given_elsewhere(slot)
+        });
         let Some(worker) = self.workers.get_mut(&key) else {
             return;
         };
@@ -510,7 +514,7 @@ impl<R> Node<R> {
         };
         worker.credit -= 1;
         let recorded = attempt.unsent && owned;
-        if (at_most_once || attempt.claimed || !owned) && !recorded {
+        if (at_most_once || attempt.claimed || is_uncertain) && !recorded {
             attempt.place = Place::Starting { worker: key };
             attempt.acting = true;
             let session = id_of(worker.session.as_ref());

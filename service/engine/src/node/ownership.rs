@@ -253,6 +253,14 @@ impl<R> Node<R> {
         self.outputs.push_back(Output::Heads(node, ids));
     }
 
+    /// Whether another node may have become the owner without this one's noticing, so long ago that it gives
+    /// to its own workers what waits here. An execution whose tasks wait in a queue is not asked about:
+    /// there may be very many.
+    pub(super) fn may_be_given_elsewhere(&self, slot: &Slot<R>) -> bool {
+        let is_alone = self.peers.nodes == 0;
+        !is_alone && self.monotonic.since(slot.current_at) > self.options.reconnect_grace / 2
+    }
+
     /// Whether another node may have moved an execution on by now. A worker that has been heard from
     /// a moment ago is still with this node.
     fn may_have_moved(&self, slot: &Slot<R>) -> bool {
@@ -309,10 +317,13 @@ impl<R> Node<R> {
         match heads {
             Ok(heads) => {
                 for head in heads {
-                    let Some(slot) = self.slots.get(&head.execution) else {
+                    let Some(slot) = self.slots.get_mut(&head.execution) else {
                         continue;
                     };
                     let behind = slot.state().is_some_and(|state| state.sequence < head.sequence);
+                    if !behind && slot.state().is_some() {
+                        slot.current_at = self.monotonic;
+                    }
                     if (behind || head.quarantined) && !slot.in_flight {
                         self.to_load.insert(head.execution);
                     }

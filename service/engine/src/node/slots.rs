@@ -38,6 +38,8 @@ pub(super) struct Slot<R> {
     pub in_flight: bool,
     /// Memory may be old: nothing is decided before it has been read again.
     pub doubted: bool,
+    /// When the store last answered that no other node had gone further.
+    pub current_at: Tick,
     pub waiters: Vec<Waiter<R>>,
     pub attempts: Vec<Attempt>,
     /// Rows in the overflow that this node knows of.
@@ -158,6 +160,7 @@ impl<R> Slot<R> {
             singly: 0,
             in_flight: false,
             doubted: false,
+            current_at: Tick::default(),
             waiters: Vec::new(),
             attempts: Vec::new(),
             overflow: BTreeSet::new(),
@@ -472,6 +475,7 @@ impl<R> Node<R> {
                 let newer = slot.state().is_none_or(|known| state.sequence >= known.sequence);
                 if newer {
                     slot.known = Known::State(state, plan);
+                    slot.current_at = self.monotonic;
                     slot.quarantine = loaded.quarantine;
                     if mine && !slot.owned {
                         let until = self.monotonic + self.options.reconnect_grace;

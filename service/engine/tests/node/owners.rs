@@ -284,6 +284,31 @@ fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_
 }
 
 #[test]
+fn what_has_waited_for_long_goes_to_no_second_worker_when_another_node_has_become_the_owner() {
+    let mut world = World::new(2);
+    let execution = world.start(0, "default");
+    let state = world.snapshot(0, execution).state;
+    let task = state.open_attempts().map(|open| state.task_id(&open)).next().expect("it waits");
+    // The other node waits for a worker that may have it, and then takes it for its own.
+    cancel(&mut world, 1, &task);
+    world.pass(Options::default().reconnect_grace + SECOND);
+    let first = world.attach(1, stream("default", "s", &[]));
+    assert_eq!(world.handed(1, first), [task]);
+    let second = world.attach(0, stream("default", "t", &[]));
+    assert_eq!(world.handed(0, second), [], "the first worker has it");
+}
+
+#[test]
+fn what_has_waited_for_long_at_a_node_alone_goes_out_without_a_recorded_start() {
+    let mut world = World::new(1);
+    let execution = world.start(0, "default");
+    world.pass(4 * Options::default().reconnect_grace);
+    let worker = world.attach(0, stream("default", "s", &[]));
+    assert_eq!(world.handed(0, worker).len(), 1);
+    assert_eq!(world.snapshot(0, execution).state.sequence, 1);
+}
+
+#[test]
 fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
     let mut order = order();
     let StepKind::Task(task) = &mut order.steps.0[0].kind;
