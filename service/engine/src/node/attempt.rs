@@ -77,6 +77,16 @@ impl Attempt {
         }
     }
 
+    /// As [`Self::wait_until`], where the owner before lives on and does not know that it is the owner no
+    /// more: what is due before `soon` it hands out as if nothing had happened.
+    pub fn wait_for_last_owner(&mut self, then: Tick, soon: Timestamp) {
+        if matches!(self.place, Place::Scheduled) && self.scheduled_at < soon {
+            self.place = Place::Grace { until: then };
+            self.possibly_started = true;
+        }
+        self.wait_until(then);
+    }
+
     pub fn is_handed(&self) -> bool {
         matches!(self.place, Place::Handed(_) | Place::Starting { .. })
     }

@@ -447,7 +447,8 @@ impl<R> Node<R> {
 
     fn won(&mut self, entry: Entry<R>) {
         let Entry { id, next, plan, index, overflow_done, failures, decided, .. } = entry;
-        let until = self.monotonic + self.options.reconnect_grace;
+        let grace = self.options.reconnect_grace;
+        let (until, soon) = (self.monotonic + grace, self.now + grace);
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -461,7 +462,8 @@ impl<R> Node<R> {
             if let Some(index) = index {
                 if !slot.owned {
                     // While it was another node's, nobody had a reason to speak up here.
-                    slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
+                    let attempts = slot.attempts.iter_mut();
+                    attempts.for_each(|attempt| attempt.wait_for_last_owner(until, soon));
                 }
                 slot.owned = true;
                 slot.wake_at = index.wake_at;

@@ -325,3 +325,24 @@ fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
     pass_alive(&mut world, 1, "t", 3 * SECOND);
     assert_eq!(world.snapshot(1, execution).live[0].session.as_deref(), Some("t"));
 }
+
+#[test]
+fn what_becomes_due_just_after_another_node_has_become_the_owner_goes_to_one_worker() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    let first = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, first).remove(0);
+    let error = Error::new("user.transient", "once more");
+    let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
+    assert!(matches!(world.ask(0, failed), Some(Ok(_))));
+    world.put(0, Input::Credit { worker: first, tasks: 1 });
+    // The next attempt has a second to go, and the owner hears nothing of this.
+    cancel(&mut world, 1, &task);
+    let second = world.attach(1, stream("default", "t", &[]));
+    for _ in 0..8 {
+        world.put(1, Input::Touch { session: session("default", "t") });
+        pass_alive(&mut world, 0, "s", SECOND);
+    }
+    assert_eq!(world.handed(0, first).iter().map(|task| task.attempt).collect::<Vec<_>>(), [2]);
+    assert_eq!(world.handed(1, second), [], "the first worker has it");
+}
