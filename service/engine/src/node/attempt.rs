@@ -1,6 +1,7 @@
 //! One open attempt in memory: where it is, and when it must be looked at.
 
 use recoup_core::command::TaskId;
+use recoup_core::execution::Started;
 use recoup_core::payload::Payload;
 use recoup_core::plan::TaskPlan;
 use recoup_core::time::Timestamp;
@@ -67,6 +68,21 @@ pub(super) struct Handed {
     pub recorded: bool,
     /// What its heartbeats said last.
     pub details: Option<Payload>,
+}
+
+impl Handed {
+    /// As the history says of a worker that has no session.
+    pub fn without_session(started: &Started, now: Now) -> Self {
+        Self {
+            name: started.worker.clone(),
+            session: None,
+            since: started.at.min(now.time),
+            began: now.tick_of(started.at),
+            beat_at: now.tick,
+            recorded: true,
+            details: None,
+        }
+    }
 }
 
 impl Attempt {

@@ -60,6 +60,11 @@ impl<R> Node<R> {
         let is_recent = |by: &Started| by.at + grace > now && !by.session.is_empty();
         let may_be_held =
             |by: Option<&Started>| by.is_some_and(|by| is_recent(by) && by.session != NOBODYS);
+        // Without a session no worker comes back to say that it has the attempt: its own clocks bind it.
+        let with_its_worker = |by: &Started| match by.session.is_empty() {
+            true => Place::Handed(Handed::without_session(by, at)),
+            false => Place::Grace { until: grace_ends },
+        };
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let started = open.attempt.started.as_ref();
@@ -107,9 +112,12 @@ impl<R> Node<R> {
                         attempt.claimed = true;
                         come.push((task, None));
                     }
-                    (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(_)) => {
+                    (Place::Grace { .. }, Some(by)) if !committed && by.session.is_empty() => {
+                        attempt.place = with_its_worker(by);
+                    }
+                    (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(by)) => {
                         // Another node has handed it out meanwhile.
-                        let place = Place::Grace { until: grace_ends };
+                        let place = with_its_worker(by);
                         parted.push(std::mem::replace(&mut attempt.place, place));
                         attempt.possibly_started = true;
                     }
@@ -134,19 +142,7 @@ impl<R> Node<R> {
                     come.push((task.clone(), None));
                     Place::Scheduled
                 }
-                None => match started {
-                    // Without a session nobody comes back to say that he has it: its own clocks bind it.
-                    Some(started) if started.session.is_empty() => Place::Handed(Handed {
-                        name: started.worker.clone(),
-                        session: None,
-                        since: started.at.min(now),
-                        began: at.tick_of(started.at),
-                        beat_at: tick,
-                        recorded: true,
-                        details: None,
-                    }),
-                    _ => Place::Grace { until: grace_ends },
-                },
+                None => started.map_or(Place::Grace { until: grace_ends }, with_its_worker),
             };
             // The clock of whoever had it may be ahead of this one.
             let is_due = scheduled_at <= now.max(state.decided_at) + DOUBT;

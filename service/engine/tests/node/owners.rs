@@ -346,3 +346,22 @@ fn what_becomes_due_just_after_another_node_has_become_the_owner_goes_to_one_wor
     assert_eq!(world.handed(0, first).iter().map(|task| task.attempt).collect::<Vec<_>>(), [2]);
     assert_eq!(world.handed(1, second), [], "the first worker has it");
 }
+
+#[test]
+fn what_a_worker_without_a_session_has_stays_with_it_when_its_execution_comes_back() {
+    let mut world = World::new(2);
+    let bare = world.attach(1, poll("default", "", None));
+    world.pass(2 * SECOND);
+    let execution = world.start(0, "default");
+    // A caller waits, so that the first node keeps the execution in memory.
+    let until = world.now() + 60 * SECOND;
+    world.put(0, Input::Await { execution, until, reply: 1000 });
+    world.pass(SECOND);
+    assert_eq!(world.handed(1, bare).len(), 1, "it goes where an idle worker is");
+    leave(&mut world, 1);
+    world.machines[1].is_dead = true;
+    let other = world.attach(0, stream("default", "t", &[]));
+    pass_alive(&mut world, 0, "t", Options::default().reconnect_grace + 10 * SECOND);
+    assert_eq!(world.handed(0, other), [], "its time is not up");
+    assert_eq!(world.snapshot(0, execution).live.len(), 1);
+}
