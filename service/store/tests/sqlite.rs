@@ -163,6 +163,7 @@ mod killed {
                 data: Bytes::from_static(b"event"),
             }],
             overflow_done: vec![],
+            may_be_gone: true,
         }
     }
 

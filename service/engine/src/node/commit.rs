@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection};
 use recoup_core::decide::{Decider, next_wake};
@@ -28,6 +29,10 @@ use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 use crate::transition::{feed_rows, index_differs, index_row};
+
+/// Retention takes nothing that ended less than a minute ago: what the store has spoken of within half of
+/// that is there.
+const MAY_BE_GONE_AFTER: Duration = Duration::from_secs(30);
 
 /// The batch under way.
 pub(super) type InFlight<R> = Flight<Entry<R>, Batch>;
@@ -290,6 +295,7 @@ impl<R> Node<R> {
             request,
             feed,
             overflow_done: overflow_done.clone(),
+            may_be_gone: self.monotonic.since(slot.current_at) > MAY_BE_GONE_AFTER,
         };
         let failures = Failures::of(&events, &decided);
         let next = Arc::new(next);

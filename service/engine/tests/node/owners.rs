@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use recoup_core::command::{Command, TaskId};
+use recoup_core::command::{Command, Rejection, TaskId};
 use recoup_core::definition::{Delivery, StepKind};
 use recoup_core::error::{Error, builtin};
 use recoup_core::retry::Schedule;
+use recoup_core::time::Timestamp;
 use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerMessage};
 use recoup_engine::options::Options;
-use recoup_store::Nodes;
+use recoup_store::{Executions, NodeId, Nodes, Retention};
 
 use crate::world::{Reply, World, order, poll, ready, session, stream};
 
@@ -364,4 +365,25 @@ fn what_a_worker_without_a_session_has_stays_with_it_when_its_execution_comes_ba
     pass_alive(&mut world, 0, "t", Options::default().reconnect_grace + 10 * SECOND);
     assert_eq!(world.handed(0, other), [], "its time is not up");
     assert_eq!(world.snapshot(0, execution).live.len(), 1);
+}
+
+#[test]
+fn an_execution_that_ended_elsewhere_and_that_retention_took_does_not_come_back() {
+    let mut world = World::new(2);
+    let execution = world.start(0, "default");
+    // The owner does not hear that another node takes over.
+    world.machines[0].hold_back = &["heads"];
+    let command = Command::TerminateExecution { reason: String::new(), unstarted: Vec::new() };
+    let ended = world.ask(1, |reply| Input::Submit { execution, command, request: None, reply });
+    assert!(matches!(ended, Some(Ok(Answer::Done { .. }))), "{ended:?}");
+    world.pass(120 * SECOND);
+    world.set_clock(world.now() + 24 * 3600 * 40 * SECOND);
+    let expired = ready(world.store.expire(Timestamp::MAX, 10)).expect("the model answers");
+    assert_eq!(expired.executions, 1);
+    let command = Command::CancelExecution { reason: String::new() };
+    let late = world.ask(0, |reply| Input::Submit { execution, command, request: None, reply });
+    let missing = Refusal::Rejected(Rejection::NoSuchExecution);
+    assert_eq!(late.expect("at once").map(|_| ()), Err(missing));
+    let found = ready(world.store.load(NodeId(0), &[execution])).expect("the model answers");
+    assert_eq!(found, []);
 }

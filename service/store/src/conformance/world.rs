@@ -90,6 +90,7 @@ impl World {
             request: None,
             feed: vec![],
             overflow_done: vec![],
+            may_be_gone: true,
         }
     }
 

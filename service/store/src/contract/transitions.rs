@@ -58,6 +58,10 @@ pub struct Transition {
     pub feed: Vec<FeedRow>,
     /// Overflow rows that this transition makes void.
     pub overflow_done: Vec<TaskKey>,
+    /// Whether retention may have taken the execution since the store last spoke of it, as it takes none
+    /// that ended less than a minute ago. Only then does a store have to look: a look at each execution
+    /// of each commit would cost a tenth of it.
+    pub may_be_gone: bool,
 }
 
 impl Transition {

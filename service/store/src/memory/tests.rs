@@ -82,6 +82,7 @@ fn transition(execution: ExecutionId, sequence: u64, name: &str) -> Transition {
         request: None,
         feed: vec![event(name, Some(execution))],
         overflow_done: vec![],
+        may_be_gone: true,
     }
 }
 

@@ -144,7 +144,8 @@ impl Write<'_> {
         if self.state.quarantine(transition.execution).is_some() {
             return Settled::Quarantined;
         }
-        if transition.sequence > 1 && !self.state.executions.contains_key(&transition.execution) {
+        let may_be_gone = transition.sequence > 1 && transition.may_be_gone;
+        if may_be_gone && !self.state.executions.contains_key(&transition.execution) {
             return Settled::Lost;
         }
         if let Some(taken) = self.taken(transition) {

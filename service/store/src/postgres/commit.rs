@@ -24,9 +24,9 @@ pub(super) const BEGIN: &str = "begin isolation level read committed";
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
-/// The same, but fails as well if one of these executions is gone, is in quarantine, or was and our
-/// numbers are not greater than its event's: which of them it was is found out row by row. It costs a
-/// look at the index of executions, and one at a table that is empty as a rule.
+/// The same, but fails as well if one of these executions is in quarantine, or was and our numbers are
+/// not greater than its event's, or if one of those that may be gone is: which of them it was is found
+/// out row by row. It costs a look at a table that is empty as a rule.
 const FENCE_ALL: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held
@@ -34,7 +34,7 @@ const FENCE_ALL: &str = "
         select from quarantine
         where execution_id = any($2) and (released_at is null or feed_number >= $3))
     and not exists (
-        select from unnest($2::uuid[]) as asked (id)
+        select from unnest($4::uuid[]) as asked (id)
         where not exists (select from execution where execution.id = asked.id))";
 pub(super) const COMMIT: &str = "commit";
 /// How often a transaction that met a deadlock is sent before the caller hears of it.
@@ -168,6 +168,13 @@ fn going_on(batch: &Batch) -> Vec<Uuid> {
     going_on.map(|transition| transition.execution.0).collect()
 }
 
+/// Executions that retention may have taken.
+fn may_be_gone(batch: &Batch) -> Vec<Uuid> {
+    let transitions = batch.transitions.iter();
+    let old = transitions.filter(|transition| transition.sequence > 1 && transition.may_be_gone);
+    old.map(|transition| transition.execution.0).collect()
+}
+
 async fn commit_at_once(
     held: &mut Held,
     batch: &Batch,
@@ -183,10 +190,10 @@ async fn commit_at_once(
     let quarantined = quarantined.map(|(at, new)| (new, numbers.quarantine(batch, at)));
     let quarantines = Quarantines::new(node, quarantined);
     let reminders = Reminders::new(node, &batch.reminders);
-    let going_on = going_on(batch);
+    let (going_on, may_be_gone) = (going_on(batch), may_be_gone(batch));
     let first = numbers.transitions.first().unwrap_or(&numbers.rest);
     let mut calls: Vec<Call<'_>> =
-        vec![(BEGIN, vec![]), (FENCE_ALL, vec![&node.0, &going_on, first])];
+        vec![(BEGIN, vec![]), (FENCE_ALL, vec![&node.0, &going_on, first, &may_be_gone])];
     calls.extend(rows.insert());
     if !quarantines.is_empty() {
         calls.push(quarantines.offer());

@@ -48,6 +48,7 @@ fn start(number: u128) -> Transition {
         request: None,
         feed: vec![],
         overflow_done: vec![],
+        may_be_gone: true,
     }
 }
 

@@ -385,6 +385,7 @@ impl Draw {
             request: None,
             feed,
             overflow_done: overflow_done.into_iter().collect(),
+            may_be_gone: true,
         }
     }
 
