@@ -11,7 +11,10 @@ pub struct Options {
     /// How long an attempt that may be with a worker waits for him to say so, after its execution got
     /// another owner.
     pub reconnect_grace: Duration,
-    /// An attempt that has been with a worker for this long is recorded as started.
+    /// An attempt that has been with a worker for this long is recorded as started. That write is also how a
+    /// node learns that a command has made another one the owner, and speaks for its worker: keep this at
+    /// a quarter of the shortest `reconnect_grace` of all nodes at most, or the new owner may hand the
+    /// attempt out a second time.
     pub record_start_after: Duration,
     /// A task whose workers here are all busy may go to idle workers of another node after this time.
     pub overflow_after: Duration,

@@ -328,7 +328,7 @@ impl Profile {
 }
 
 /// Clocks of a node, shorter than they are in earnest so that a run meets all of them.
-pub fn node_options(random: &mut Random, defect: Option<Defect>) -> Options {
+fn node_options(random: &mut Random, defect: Option<Defect>) -> Options {
     Options {
         lease_ttl: random.millis(1_500, 4_000),
         reconnect_grace: random.millis(500, 2_000),
@@ -345,4 +345,16 @@ pub fn node_options(random: &mut Random, defect: Option<Defect>) -> Options {
         mutant: defect.and_then(Defect::of_engine),
         ..Options::default()
     }
+}
+
+/// The options of nodes that share a store, within what [`Options`] asks for.
+pub fn options_of_nodes(random: &mut Random, defect: Option<Defect>) -> [Options; 2] {
+    let mut all = [(); 2].map(|()| node_options(random, defect));
+    // A node may learn from this write that it has lost an execution, and must do so within the grace
+    // of the node that has it now.
+    let grace = all.iter().map(|options| options.reconnect_grace).min().unwrap_or_default();
+    for options in &mut all {
+        options.record_start_after = options.record_start_after.min(grace / 4);
+    }
+    all
 }

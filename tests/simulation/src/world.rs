@@ -144,9 +144,8 @@ impl<'a> World<'a> {
             profile.clock_steps = ClockStep::draw(&mut Random::new(!seed), profile.phase);
         }
         let subscriber = Subscriber::new(&store);
-        let machines =
-            (0..2).map(|_| Machine::new(crate::faults::node_options(&mut random, defect)));
-        let machines = machines.collect();
+        let options = crate::faults::options_of_nodes(&mut random, defect);
+        let machines = options.into_iter().map(Machine::new).collect();
         let workers = Workers::new(&profile, &catalog.task_types(), &mut random);
         let mut world = Self {
             catalog,
@@ -183,6 +182,11 @@ impl<'a> World<'a> {
         let profile = format!("{:?}", self.profile);
         self.note(format_args!("{profile}"));
         for machine in 0..self.machines.len() {
+            let options = self.machines[machine].options();
+            let (grace, record) = (options.reconnect_grace, options.record_start_after);
+            self.note(format_args!(
+                "machine {machine} waits {grace:?} for workers, records starts after {record:?}"
+            ));
             let after = self.random.millis(0, 500);
             self.after(after, Event::Boot { machine });
             self.plan_pause(machine);
