@@ -2,6 +2,7 @@
 
 use recoup_core::command::TaskId;
 use recoup_core::execution::Started;
+use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
 use recoup_core::plan::TaskPlan;
 use recoup_core::time::Timestamp;
@@ -147,4 +148,14 @@ impl Attempt {
             }
         }
     }
+}
+
+/// Before every task of an execution.
+pub(super) fn first_task(execution: ExecutionId) -> TaskId {
+    TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }
+}
+
+/// As histories have it: none is empty.
+pub(super) fn id_of(session: Option<&SessionKey>) -> String {
+    session.map_or(String::new(), |session| session.id.clone())
 }

@@ -8,11 +8,11 @@ use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
 use recoup_core::error::{Error, builtin};
 use recoup_core::execution::{Execution, Started};
-use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
-use super::attempt::{Attempt, Handed, Place};
-use super::io::{HandedTask, SessionKey, WorkerKey};
+use super::attempt::{Attempt, Handed, Place, first_task, id_of};
+use super::io::{HandedTask, WorkerKey};
 use super::notices::Notice;
 use super::slots::{Known, Slot};
 use super::workers::{Holder, SessionState};
@@ -113,6 +113,12 @@ impl<R> Node<R> {
                         come.push((task, None));
                     }
                     (Place::Grace { .. }, Some(by)) if !committed && by.session.is_empty() => {
+                        attempt.place = with_its_worker(by);
+                    }
+                    (Place::Handed(Handed { session: None, .. }), Some(by))
+                        if !committed && !by.session.is_empty() =>
+                    {
+                        // Its owner has given it to another since, or says that nobody has it.
                         attempt.place = with_its_worker(by);
                     }
                     (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(by)) => {
@@ -783,16 +789,6 @@ impl<R> Node<R> {
         }
         self.submit(task.execution, command, None, None);
     }
-}
-
-/// Before every task of an execution.
-fn first_task(execution: ExecutionId) -> TaskId {
-    TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }
-}
-
-/// As histories have it: none is empty.
-fn id_of(session: Option<&SessionKey>) -> String {
-    session.map_or(String::new(), |session| session.id.clone())
 }
 
 pub(super) fn key_of(task: &TaskId) -> TaskKey {

@@ -245,6 +245,29 @@ fn what_nobody_has_at_a_stop_is_not_taken_to_be_with_who_gave_it_back() {
 }
 
 #[test]
+fn what_nobody_has_at_a_stop_goes_out_again_where_its_last_worker_was_known() {
+    let mut world = World::new(2);
+    let execution = world.start(1, "default");
+    let bare = world.attach(1, poll("default", "", None));
+    let task = world.handed(1, bare).remove(0);
+    // Its start goes on record, and a caller who waits has another node read it.
+    world.pass(2 * SECOND);
+    let until = world.now() + 60 * SECOND;
+    world.put(0, Input::Await { execution, until, reply: 1000 });
+    world.pass(SECOND);
+    release(&mut world, 1, &task, "");
+    let node = world.machines[1].node.node_id().expect("it lives");
+    world.machines[1].node.stop();
+    world.put(1, Input::Touch { session: session("default", "s") });
+    assert!(world.machines[1].node.is_quiet());
+    ready(world.store.leave(node)).expect("the model does not fail");
+    world.machines.pop();
+    let other = world.attach(0, poll("default", "t", None));
+    world.pass(Options::default().reconnect_grace + 3 * SECOND);
+    assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");
+}
+
+#[test]
 fn a_task_is_given_back_at_any_node() {
     let mut world = World::new(2);
     let task = handed_to_a_poll(&mut world);
