@@ -34,15 +34,15 @@ pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthSer
         let mut was: Option<bool> = None;
         loop {
             let answer = tokio::time::timeout(TIMEOUT, engine.store().now()).await;
-            let answers = matches!(answer, Ok(Ok(_)));
-            let is_up = answers && engine.is_writing() && !*shutdown.borrow();
+            let (answers, writing) = (matches!(answer, Ok(Ok(_))), engine.is_writing());
+            let is_up = answers && writing && !*shutdown.borrow();
             if was != Some(is_up) {
                 match (was, is_up || *shutdown.borrow()) {
                     (None, _) => {}
                     (_, true) => tracing::info!(is_up, "readiness changed"),
                     (_, false) => tracing::warn!(
                         answers,
-                        writing = engine.is_writing(),
+                        writing,
                         "not ready: the store does not answer, or takes nothing"
                     ),
                 }

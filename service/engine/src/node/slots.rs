@@ -426,7 +426,7 @@ impl<R> Node<R> {
             }
             return;
         }
-        let Reading { found, rest } = match loaded {
+        let Reading { mut found, rest } = match loaded {
             Ok(reading) => reading,
             Err(reason) => {
                 tracing::warn!(%reason, "executions could not be loaded, trying again");
@@ -438,7 +438,6 @@ impl<R> Node<R> {
             }
         };
         self.unread_since = None;
-        let mut found = found;
         found.sort_by_key(|loaded| loaded.execution);
         let rest: BTreeSet<_> = rest.into_iter().collect();
         for id in asked {

@@ -20,6 +20,14 @@ fn submit(command: Command) -> impl FnOnce(Reply) -> Input<Reply> {
     move |reply| Input::Submit { execution, command, request: None, reply }
 }
 
+/// Two nodes, and an order whose task is delivered at most once.
+fn delivered_at_most_once() -> World {
+    let mut order = order();
+    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    task.delivery = Delivery::AtMostOnce;
+    World::with_order(2, &order)
+}
+
 fn cancel(world: &mut World, machine: usize, task: &TaskId) {
     let (execution, reason) = (task.execution, String::new());
     let command = Command::CancelExecution { reason };
@@ -125,10 +133,7 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
 
 #[test]
 fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_queue() {
-    let mut definition = order();
-    let StepKind::Task(step) = &mut definition.steps.0[0].kind;
-    step.delivery = Delivery::AtMostOnce;
-    let mut world = World::with_order(2, &definition);
+    let mut world = delivered_at_most_once();
     let execution = world.start(0, "default");
     world.machines[0].hold_back = &["commit"];
     let worker = world.attach(0, poll("default", "s", None));
@@ -248,10 +253,7 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
 
 #[test]
 fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it() {
-    let mut order = order();
-    let StepKind::Task(task) = &mut order.steps.0[0].kind;
-    task.delivery = Delivery::AtMostOnce;
-    let mut world = World::with_order(2, &order);
+    let mut world = delivered_at_most_once();
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
@@ -267,10 +269,7 @@ fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it(
 #[test]
 fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_has_known_of_them()
 {
-    let mut order = order();
-    let StepKind::Task(task) = &mut order.steps.0[0].kind;
-    task.delivery = Delivery::AtMostOnce;
-    let mut world = World::with_order(2, &order);
+    let mut world = delivered_at_most_once();
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
@@ -311,10 +310,7 @@ fn what_has_waited_for_long_at_a_node_alone_goes_out_without_a_recorded_start() 
 
 #[test]
 fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
-    let mut order = order();
-    let StepKind::Task(task) = &mut order.steps.0[0].kind;
-    task.delivery = Delivery::AtMostOnce;
-    let mut world = World::with_order(2, &order);
+    let mut world = delivered_at_most_once();
     let execution = world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, first).remove(0);

@@ -224,6 +224,16 @@ fn a_worker_without_a_session_gives_back_by_the_token_alone() {
     assert_eq!(answer.expect("at once").err(), Some(closed));
 }
 
+/// The second node stops, brings what it has to its end, gives its lease back and is gone.
+fn stop_politely(world: &mut World) {
+    let node = world.machines[1].node.node_id().expect("it lives");
+    world.machines[1].node.stop();
+    world.put(1, Input::Touch { session: session("default", "s") });
+    assert!(world.machines[1].node.is_quiet());
+    ready(world.store.leave(node)).expect("the model does not fail");
+    world.machines.pop();
+}
+
 #[test]
 fn what_nobody_has_at_a_stop_is_not_taken_to_be_with_who_gave_it_back() {
     let mut world = World::new(2);
@@ -233,12 +243,7 @@ fn what_nobody_has_at_a_stop_is_not_taken_to_be_with_who_gave_it_back() {
     // Its start goes on record.
     world.pass(2 * SECOND);
     release(&mut world, 1, &task, "");
-    let node = world.machines[1].node.node_id().expect("it lives");
-    world.machines[1].node.stop();
-    world.put(1, Input::Touch { session: session("default", "s") });
-    assert!(world.machines[1].node.is_quiet());
-    ready(world.store.leave(node)).expect("the model does not fail");
-    world.machines.pop();
+    stop_politely(&mut world);
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
     assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");
@@ -256,12 +261,7 @@ fn what_nobody_has_at_a_stop_goes_out_again_where_its_last_worker_was_known() {
     world.put(0, Input::Await { execution, until, reply: 1000 });
     world.pass(SECOND);
     release(&mut world, 1, &task, "");
-    let node = world.machines[1].node.node_id().expect("it lives");
-    world.machines[1].node.stop();
-    world.put(1, Input::Touch { session: session("default", "s") });
-    assert!(world.machines[1].node.is_quiet());
-    ready(world.store.leave(node)).expect("the model does not fail");
-    world.machines.pop();
+    stop_politely(&mut world);
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
     assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");

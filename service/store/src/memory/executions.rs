@@ -5,8 +5,8 @@ use recoup_core::time::Timestamp;
 use super::MemoryStore;
 use super::state::{Indexed, State};
 use crate::contract::{
-    Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Released,
-    Result, StoredTransition,
+    Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, PageLimit,
+    Release, Released, Result, StoredTransition,
 };
 
 #[async_trait]
@@ -29,12 +29,10 @@ impl Executions for MemoryStore {
             let wake_at = state.executions.get(&execution).and_then(|indexed| indexed.row.wake_at);
             Some(History { execution, owner, wake_at, transitions, quarantine })
         });
-        let mut read = 0_usize;
-        let fits = histories.enumerate().take_while(|(index, history)| {
-            read = read.saturating_add(history.bytes());
-            *index == 0 || read <= bytes
-        });
-        Ok(fits.map(|(_, history)| history).collect())
+        let mut histories: Vec<_> = histories.collect();
+        let limit = PageLimit { events: usize::MAX, bytes };
+        histories.truncate(limit.takes(histories.iter().map(History::bytes)));
+        Ok(histories)
     }
 
     async fn history(
