@@ -31,13 +31,14 @@ pub enum Command {
         task: TaskId,
         worker: String,
     },
-    /// An attempt is with a worker: a claim from overflow, a delivery at most once, or one that has
-    /// lasted long enough to be shown.
+    /// An attempt is with a worker, or about to be: a claim from overflow, a delivery at most once, or
+    /// one that has lasted long enough to be shown.
     RecordStart {
         task: TaskId,
         worker: String,
         session: String,
         at: Timestamp,
+        basis: StartBasis,
     },
     /// The owner took the task out of its queue before anybody had it.
     WithdrawTask {
@@ -104,6 +105,17 @@ pub struct TaskId {
     pub attempt: u32,
     /// Sequence of the transition that scheduled the attempt.
     pub sequence: u64,
+}
+
+/// On what ground a start is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartBasis {
+    /// A worker has the attempt, or says so.
+    Held,
+    /// The attempt is handed over once this is durable. What is delivered at most once is handed over
+    /// only if no start is on record, or if the one on record began at `unsent`: its owner knows that
+    /// no worker got it then.
+    HandOver { unsent: Option<Timestamp> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -135,8 +135,8 @@ impl<'a> Decider<'a> {
                 self.time_out(&task, timeout, possibly_started, worker)
             }
             Command::LoseWorker { task, worker } => self.lose(&task, worker),
-            Command::RecordStart { task, worker, session, at } => {
-                self.record_start(&task, worker, session, at)
+            Command::RecordStart { task, worker, session, at, basis } => {
+                self.record_start(&task, worker, session, at, basis)
             }
             Command::WithdrawTask { task } => self.withdraw(&task),
             Command::CancelExecution { reason } => self.cancel(reason),

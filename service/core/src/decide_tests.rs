@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::Decider;
 use super::wake::can_advance;
-use crate::command::{AttemptTimeout, Command, Rejection, RequestId, StartExecution, TaskId};
+use crate::command::{
+    AttemptTimeout, Command, Rejection, RequestId, StartBasis, StartExecution, TaskId,
+};
 use crate::decide::next_wake;
 use crate::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
@@ -458,7 +460,8 @@ fn a_cancel_between_attempts_ends_at_once_and_one_that_nobody_had_is_withdrawn()
 fn a_cancel_does_not_withdraw_what_a_worker_has_by_a_clock_that_is_ahead() {
     let started = |rig: &Rig| {
         let (task, at) = (rig.open(), rig.now + SECOND);
-        Command::RecordStart { task, worker: "w".into(), session: "s".into(), at }
+        let basis = StartBasis::Held;
+        Command::RecordStart { task, worker: "w".into(), session: "s".into(), at, basis }
     };
     let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
     rig.fail("a", declined());
@@ -501,7 +504,8 @@ fn a_termination_parks_nothing_of_what_nobody_had() {
     let task = rig.open();
     let (worker, at) = ("w".to_owned(), rig.now);
     let session = String::new();
-    let started = Command::RecordStart { task: task.clone(), worker, session, at };
+    let basis = StartBasis::Held;
+    let started = Command::RecordStart { task: task.clone(), worker, session, at, basis };
     rig.submit(started).expect("it is open");
     let command = Command::TerminateExecution { reason: "stop".into(), unstarted: vec![task] };
     rig.submit(command).expect("it runs");
@@ -614,15 +618,28 @@ fn an_attempt_delivered_at_most_once_that_is_lost_is_never_tried_again() {
     task.delivery = Delivery::AtMostOnce;
     let mut rig = Rig::new(&workflow(vec![once]));
     let task = rig.open();
-    let record = |session: &str| Command::RecordStart {
+    let at = Timestamp::from_micros(1_000_000);
+    let record = |session: &str, at, basis| Command::RecordStart {
         task: task.clone(),
         worker: "w".into(),
         session: session.into(),
-        at: Timestamp::from_micros(1_000_000),
+        at,
+        basis,
     };
-    rig.submit(record("s")).expect("nobody has it");
-    rig.submit(record("s")).expect("the same session again changes nothing");
-    assert_eq!(rig.submit(record("t")), Err(Rejection::AttemptClosed));
+    let hand_over = |unsent| StartBasis::HandOver { unsent };
+    rig.submit(record("s", at, hand_over(None))).expect("nobody has it");
+    rig.submit(record("s", at, hand_over(None))).expect("the same once more changes nothing");
+    let later = at + SECOND;
+    let refused = Err(Rejection::AttemptClosed);
+    assert_eq!(rig.submit(record("t", at, StartBasis::Held)), refused);
+    assert_eq!(rig.submit(record("t", later, hand_over(None))), refused);
+    // Not even to the worker that has it.
+    assert_eq!(rig.submit(record("s", later, hand_over(None))), refused);
+    assert_eq!(rig.submit(record("t", later, hand_over(Some(later)))), refused);
+    // Its owner knows that it never left.
+    rig.submit(record("t", later, hand_over(Some(at)))).expect("no worker has it");
+    rig.submit(record("t", later + SECOND, StartBasis::Held)).expect("its worker says so");
+    assert_eq!(rig.submit(record("s", later, StartBasis::Held)), refused);
     rig.lose();
     let error = rig.state().stop.as_ref().map(|stop| &stop.error);
     assert_eq!(error.map(|error| &*error.error_type), Some(builtin::OUTCOME_UNKNOWN));

@@ -165,6 +165,10 @@ impl Plan {
             },
         }
     }
+
+    pub fn is_at_most_once(&self, path: &StepPath) -> bool {
+        self.task(path).is_some_and(|task| task.delivery == Delivery::AtMostOnce)
+    }
 }
 
 #[cfg(test)]

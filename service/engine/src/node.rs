@@ -27,6 +27,7 @@ mod attempt;
 mod commit;
 mod dispatch;
 mod flight;
+mod hand_over;
 mod notices;
 mod offers;
 mod ownership;

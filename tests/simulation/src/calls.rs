@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use recoup_core::id::ExecutionId;
+use recoup_core::command::TaskId;
+use recoup_core::id::{ExecutionId, StepPath};
 use recoup_engine::load::load;
 use recoup_engine::node::io::{Adopted, Input, Output};
 use recoup_store::memory::PendingCommit;
@@ -195,8 +196,9 @@ impl World<'_> {
                 if let Ok(Adopted { executions, .. }) = &adopted
                     && !executions.is_empty()
                 {
-                    let count = executions.len();
-                    self.note(format_args!("machine {machine} as {node:?} adopts {count}"));
+                    let adopted: Vec<_> = executions.iter().map(short).collect();
+                    let adopted = adopted.join(", ");
+                    self.note(format_args!("machine {machine} as {node:?} adopts {adopted}"));
                 }
                 Input::Adopted(node, adopted)
             }
@@ -212,21 +214,24 @@ impl World<'_> {
                 if let Ok(claimed) = &claimed
                     && !claimed.is_empty()
                 {
-                    let count = claimed.len();
-                    self.note(format_args!("machine {machine} as {node:?} claims {count}"));
+                    let names = claimed.iter().map(|one| named(&one.task)).collect::<Vec<_>>();
+                    let claimed = names.join(", ");
+                    self.note(format_args!("machine {machine} as {node:?} claims {claimed}"));
                 }
                 Input::Claimed(node, claimed)
             }
             Output::Overflow(node, tasks) => {
                 let result = ready(self.store.overflow(node, &tasks));
-                let count = tasks.len();
-                self.note(format_args!("machine {machine} as {node:?} overflows {count}"));
+                let names = tasks.iter().map(|one| named(&one.task)).collect::<Vec<_>>();
+                let names = names.join(", ");
+                self.note(format_args!("machine {machine} as {node:?} overflows {names}"));
                 Input::Overflowed { node, tasks, result }
             }
             Output::WithdrawOverflow(keys) => {
                 let _ = ready(self.store.withdraw(&keys));
-                let count = keys.len();
-                self.note(format_args!("machine {machine} withdraws {count}"));
+                let names = keys.iter().map(|key| task_name(key.execution, &key.path, key.attempt));
+                let names = names.collect::<Vec<_>>().join(", ");
+                self.note(format_args!("machine {machine} withdraws {names}"));
                 return self.answer_later(id, None);
             }
             Output::ReleaseQuarantine { node, execution, release, reply } => {
@@ -451,6 +456,14 @@ fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<R
         | Output::Tell { .. }
         | Output::FeedWritten => return None,
     })
+}
+
+fn task_name(execution: ExecutionId, path: &StepPath, attempt: u32) -> String {
+    format!("{} {path}:{attempt}", short(&execution))
+}
+
+fn named(task: &TaskId) -> String {
+    task_name(task.execution, &task.path, task.attempt)
 }
 
 /// Enough of an id to tell it from others in a trace.

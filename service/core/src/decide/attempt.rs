@@ -2,7 +2,7 @@
 //! [`Decider::end_attempt`]: the failure path has one door.
 
 use super::Decider;
-use crate::command::{AttemptTimeout, Rejection, TaskId};
+use crate::command::{AttemptTimeout, Rejection, StartBasis, TaskId};
 use crate::definition::Delivery;
 use crate::error::{Error, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
@@ -82,6 +82,7 @@ impl Decider<'_> {
         worker: String,
         session: String,
         at: Timestamp,
+        basis: StartBasis,
     ) -> Result<(), Rejection> {
         self.check_open(task)?;
         let started = self.state().task(&task.path).and_then(|task| task.open.as_ref());
@@ -100,8 +101,11 @@ impl Decider<'_> {
             if started.session == session && started.at == at {
                 return Ok(());
             }
-            let delivery = self.plan.task(&task.path).map(|plan| plan.delivery);
-            if delivery == Some(Delivery::AtMostOnce) && started.session != session {
+            let may_replace = match basis {
+                StartBasis::Held => started.session == session,
+                StartBasis::HandOver { unsent } => unsent == Some(started.at),
+            };
+            if self.plan.is_at_most_once(&task.path) && !may_replace {
                 return Err(Rejection::AttemptClosed);
             }
         }

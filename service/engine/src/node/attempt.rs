@@ -4,7 +4,7 @@ use recoup_core::command::TaskId;
 use recoup_core::execution::Started;
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
-use recoup_core::plan::TaskPlan;
+use recoup_core::plan::{Plan, TaskPlan};
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
@@ -23,8 +23,8 @@ pub(super) struct Attempt {
     pub possibly_started: bool,
     /// Its start must be durable before the hand-over: it came from the overflow, or may be there.
     pub claimed: bool,
-    /// The history says that it has been handed over, and it never left this node.
-    pub unsent: bool,
+    /// The history says that it has been handed over at this time, and it never left this node then.
+    pub unsent: Option<Timestamp>,
     /// So often its worker, who may have begun it, did not have it any more.
     pub missed: u32,
     /// Its result is here, and not yet durable.
@@ -50,6 +50,8 @@ pub(super) enum Place {
     /// Chosen for a worker; the start is on its way into the history.
     Starting {
         worker: WorkerKey,
+        /// As the history will have it.
+        at: Timestamp,
     },
     Handed(Handed),
     /// Any node may claim it.
@@ -67,8 +69,21 @@ pub(super) struct Handed {
     pub beat_at: Tick,
     /// The history says so.
     pub recorded: bool,
+    /// Only the history says so: its worker has not been heard of here.
+    pub hearsay: bool,
     /// What its heartbeats said last.
     pub details: Option<Payload>,
+}
+
+impl Place {
+    /// Whether no worker has it, if there is a row in the overflow.
+    pub fn is_for_any_node(&self) -> bool {
+        match self {
+            Self::Overflowed => true,
+            Self::Handed(handed) => handed.hearsay,
+            _ => false,
+        }
+    }
 }
 
 impl Handed {
@@ -81,6 +96,7 @@ impl Handed {
             began: now.tick_of(started.at),
             beat_at: now.tick,
             recorded: true,
+            hearsay: true,
             details: None,
         }
     }
@@ -102,6 +118,20 @@ impl Attempt {
             self.possibly_started = true;
         }
         self.wait_until(then);
+    }
+
+    /// Another node has been the owner since this one knew where the attempt is: unless a worker here has it,
+    /// it may be with one there. Returns the place where it was.
+    pub fn doubt(&mut self, plan: &Plan, then: Tick, soon: Timestamp) -> Option<Place> {
+        let may_be_out = match &self.place {
+            Place::Scheduled => self.scheduled_at < soon,
+            Place::Queued { .. } | Place::Overflowed => true,
+            Place::Grace { .. } | Place::Starting { .. } | Place::Handed(_) => false,
+        };
+        self.wait_until(then);
+        // What is delivered at most once is on record where a worker has had it.
+        self.possibly_started |= may_be_out && !plan.is_at_most_once(&self.id.path);
+        may_be_out.then(|| std::mem::replace(&mut self.place, Place::Grace { until: then }))
     }
 
     pub fn is_handed(&self) -> bool {

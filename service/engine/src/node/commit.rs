@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use recoup_core::command::{Command, Rejection};
+use recoup_core::command::{Command, Rejection, StartBasis};
 use recoup_core::decide::{Decider, next_wake};
 use recoup_core::event::Event;
 use recoup_core::execution::Execution;
@@ -366,7 +366,7 @@ impl<R> Node<R> {
             }
         }
         for (pending, verdict) in decided {
-            self.after_rejection(&pending.command, true);
+            self.after_start(&pending.command, true);
             if let (Command::RecordStart { task, .. }, Ok(())) = (&pending.command, &verdict) {
                 self.is_on_record(task);
             }
@@ -481,7 +481,7 @@ impl<R> Node<R> {
             self.sync_attempts(id, true);
         }
         for (pending, verdict) in decided {
-            self.after_rejection(&pending.command, verdict.is_err());
+            self.after_start(&pending.command, verdict.is_err());
             let Some(reply) = pending.reply else {
                 continue;
             };
@@ -537,7 +537,10 @@ impl<R> Node<R> {
         // was with nobody, or had had its time, is judged again on what is read.
         let held = &self.held;
         slot.inbox.retain(|one| match &one.command {
-            Command::RecordStart { task, .. } => !one.is_own() || held.contains_key(task),
+            Command::RecordStart { task, basis: StartBasis::Held, .. } => {
+                !one.is_own() || held.contains_key(task)
+            }
+            Command::RecordStart { .. } => false,
             Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,
             _ => true,
         });

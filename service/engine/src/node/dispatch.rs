@@ -4,18 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use recoup_core::command::{AttemptTimeout, Command, TaskId};
+use recoup_core::command::{AttemptTimeout, Command, StartBasis, TaskId};
 use recoup_core::definition::Delivery;
-use recoup_core::error::{Error, builtin};
 use recoup_core::execution::{Execution, Started};
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
 use super::attempt::{Attempt, Handed, Place, first_task, id_of};
-use super::io::{HandedTask, WorkerKey};
+use super::hand_over::NOBODYS;
+use super::io::WorkerKey;
 use super::notices::Notice;
 use super::slots::{Known, Slot};
-use super::workers::{Holder, SessionState};
+use super::workers::SessionState;
 use super::{Node, Output, Timer};
 use crate::clock::Now;
 #[cfg(feature = "mutants")]
@@ -24,12 +24,6 @@ use crate::options::Mutant;
 /// What is due so soon another node may have handed out, by its clock or before it hears that the
 /// execution is no longer its own.
 pub(super) const DOUBT: Duration = Duration::from_secs(5);
-
-/// So often an attempt is handed out again, uncounted, because its worker does not have it any more.
-const MISSED_MAX: u32 = 10;
-
-/// The session on record of what is with nobody: no worker calls its own so.
-const NOBODYS: &str = ".nobody";
 
 impl<R> Node<R> {
     /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
@@ -76,8 +70,7 @@ impl<R> Node<R> {
                     handed.recorded |= started.is_some();
                 }
                 let claimed = slot.claimed.contains_key(&key_of(&task));
-                let once =
-                    plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
+                let once = plan.is_at_most_once(&task.path);
                 match (&attempt.place, started) {
                     // A worker here has said so, while the execution was another node's.
                     (place, _) if !attempt.is_handed() && self.held.contains_key(&task) => {
@@ -97,9 +90,11 @@ impl<R> Node<R> {
                         attempt.claimed = true;
                         come.push((task, None));
                     }
-                    (Place::Starting { worker }, Some(_)) if committed => {
+                    (Place::Starting { worker, at }, Some(by)) if committed && by.at == *at => {
                         come.push((task, Some(*worker)));
                     }
+                    (Place::Scheduled | Place::Queued { .. }, Some(by))
+                        if attempt.unsent == Some(by.at) && !was_acting => {}
                     // Given back while the start was on its way into the history.
                     (Place::Scheduled | Place::Queued { .. }, Some(_))
                         if committed && was_acting =>
@@ -126,9 +121,12 @@ impl<R> Node<R> {
                         let place = with_its_worker(by);
                         parted.push(std::mem::replace(&mut attempt.place, place));
                         attempt.possibly_started = true;
+                        attempt.unsent = None;
                     }
                     _ => {}
                 }
+                let is_unsent = |by: &Started| attempt.unsent == Some(by.at);
+                attempt.possibly_started |= started.is_some_and(|by| !is_unsent(by));
                 kept.push(attempt);
                 continue;
             }
@@ -136,7 +134,7 @@ impl<R> Node<R> {
             let is_fresh = committed && open.attempt.sequence == state.sequence;
             let holder = self.held.get(&task);
             // A row that outlived the hand-over of what is delivered at most once is void.
-            let once = plan.task(&task.path).is_some_and(|p| p.delivery == Delivery::AtMostOnce);
+            let once = plan.is_at_most_once(&task.path);
             let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
             let place = match holder {
                 // What is with a worker is due, though the clock of the node that handed it out is ahead.
@@ -152,9 +150,10 @@ impl<R> Node<R> {
             };
             // The clock of whoever had it may be ahead of this one.
             let is_due = scheduled_at <= now.max(state.decided_at) + DOUBT;
+            // What is delivered at most once is handed over after its start is on record.
             let possibly_started = started.is_some()
                 || matches!(place, Place::Handed(_))
-                || (!is_fresh && !claimed && is_due);
+                || (!is_fresh && !once && is_due);
             kept.push(Attempt {
                 id: task,
                 scheduled_at,
@@ -163,7 +162,7 @@ impl<R> Node<R> {
                 // What an owner before this one still decides, believing that nobody has had the attempt,
                 // has to lose against the start.
                 claimed: claimed || !is_fresh,
-                unsent: false,
+                unsent: None,
                 missed: 0,
                 reported: false,
                 acting: false,
@@ -304,20 +303,20 @@ impl<R> Node<R> {
         self.unqueue_place(&attempt.place);
     }
 
-    fn unqueue_place(&mut self, place: &Place) {
+    pub(super) fn unqueue_place(&mut self, place: &Place) {
         match place {
             Place::Queued { queue, order } => {
                 if let Some(queue) = self.queues.get_mut(queue) {
                     queue.remove(*order);
                 }
             }
-            Place::Starting { worker } => self.return_credit(*worker),
+            Place::Starting { worker, .. } => self.return_credit(*worker),
             _ => {}
         }
     }
 
     /// A worker was chosen and gets nothing: he takes as much as before.
-    fn return_credit(&mut self, worker: WorkerKey) {
+    pub(super) fn return_credit(&mut self, worker: WorkerKey) {
         if self.workers.contains_key(&worker) {
             self.add_credit(worker, 1);
             self.set_timer(Duration::ZERO, Timer::Dispatch);
@@ -413,7 +412,7 @@ impl<R> Node<R> {
     }
 
     /// Past its lease a node hands nothing out: another may be doing it.
-    fn has_lease(&self) -> bool {
+    pub(super) fn has_lease(&self) -> bool {
         self.lease.is_some() && self.lease_ends > self.monotonic
     }
 
@@ -431,7 +430,8 @@ impl<R> Node<R> {
             };
             let (task, worker) = (own.id.clone(), handed.name.clone());
             let (session, at) = (id_of(handed.session.as_ref()), handed.since);
-            let command = Command::RecordStart { task, worker, session, at };
+            let basis = StartBasis::Held;
+            let command = Command::RecordStart { task, worker, session, at, basis };
             (!handed.recorded).then_some(command)
         });
         for command in commands.collect::<Vec<_>>() {
@@ -442,7 +442,7 @@ impl<R> Node<R> {
         let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
         let waiting = waiting.map(|own| {
             let waits_here = matches!(own.place, Place::Scheduled | Place::Queued { .. });
-            (own.id.clone(), own.unsent, waits_here)
+            (own.id.clone(), own.unsent.is_some(), waits_here)
         });
         for (task, unsent, waits_here) in waiting.collect::<Vec<_>>() {
             if unsent && self.is_at_most_once(&task) {
@@ -490,226 +490,6 @@ impl<R> Node<R> {
     pub(super) fn dispatch_all(&mut self) {
         for name in self.queues.keys().cloned().collect::<Vec<_>>() {
             self.dispatch(&name);
-        }
-    }
-
-    fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {
-        let now = self.now;
-        let is_uncertain = self.slots.get(&task.execution).is_some_and(|slot| {
-            // With the start that is recorded first it turns out whose it is.
-            !slot.owned || self.may_be_given_elsewhere(slot)
-        });
-        let Some(worker) = self.workers.get_mut(&key) else {
-            return;
-        };
-        let Some(slot) = self.slots.get_mut(&task.execution) else {
-            return;
-        };
-        let Known::State(_, plan) = &slot.known else {
-            return;
-        };
-        let at_most_once =
-            plan.task(&task.path).is_some_and(|plan| plan.delivery == Delivery::AtMostOnce);
-        let owned = slot.owned;
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
-            return;
-        };
-        worker.credit -= 1;
-        let recorded = attempt.unsent && owned;
-        if (at_most_once || attempt.claimed || is_uncertain) && !recorded {
-            attempt.place = Place::Starting { worker: key };
-            attempt.acting = true;
-            let session = id_of(worker.session.as_ref());
-            let (task, worker) = (task.clone(), worker.name.clone());
-            let command = Command::RecordStart { task: task.clone(), worker, session, at: now };
-            return self.submit(task.execution, command, None, None);
-        }
-        self.give(key, task, recorded);
-    }
-
-    /// The start is durable: now the worker may have it.
-    fn finish_start(&mut self, task: &TaskId, worker: WorkerKey) {
-        if self.workers.contains_key(&worker) && self.has_lease() {
-            return self.give(worker, task, true);
-        }
-        self.return_credit(worker);
-        if self.has_lease() {
-            return self.never_left(task);
-        }
-        let until = self.monotonic + self.options.reconnect_grace;
-        if let Some(attempt) = self.attempt_mut(task) {
-            attempt.place = Place::Grace { until };
-        }
-    }
-
-    /// A worker was chosen and was gone, or did not get it: the next one does, though the history says
-    /// already that the attempt has started.
-    fn never_left(&mut self, task: &TaskId) {
-        if self.stopping && self.is_at_most_once(task) {
-            return self.fail_unsent(task);
-        }
-        if let Some(attempt) = self.attempt_mut(task) {
-            attempt.place = Place::Scheduled;
-            attempt.unsent = true;
-        }
-        self.wait_again(task);
-    }
-
-    /// Nobody has it any more, and it is as good as it was.
-    fn wait_again(&mut self, task: &TaskId) {
-        self.enqueue(task);
-        if self.stopping {
-            self.disown(task);
-        }
-        self.settle_slot(task.execution);
-    }
-
-    /// This node hands out no more, and the history says that somebody without a session has what in
-    /// truth nobody has: whoever goes on with it would wait until his time is up. For one with a
-    /// session he waits no longer than for those who come back.
-    fn disown(&mut self, task: &TaskId) {
-        let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
-        if started.is_none_or(|by| !by.session.is_empty()) || self.is_at_most_once(task) {
-            return;
-        }
-        let (task, session) = (task.clone(), NOBODYS.to_owned());
-        let command = Command::RecordStart { task, worker: String::new(), session, at: self.now };
-        self.act(command);
-    }
-
-    fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
-        let Now { tick, time: now } = self.at();
-        let (Some(worker), Some(slot)) =
-            (self.workers.get(&key), self.slots.get_mut(&task.execution))
-        else {
-            return;
-        };
-        let Known::State(state, plan) = &slot.known else {
-            return;
-        };
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
-            return;
-        };
-        // What nobody has had is on no record.
-        let may_be_on_record = recorded || attempt.possibly_started;
-        attempt.possibly_started = true;
-        attempt.unsent = false;
-        attempt.claimed &= !recorded;
-        attempt.place = Place::Handed(Handed {
-            name: worker.name.clone(),
-            session: worker.session.clone(),
-            since: now,
-            began: tick,
-            beat_at: tick,
-            recorded,
-            details: None,
-        });
-        let (state, plan) = (state.clone(), plan.clone());
-        if let Some(session) = &worker.session {
-            let (session, name) = (session.clone(), worker.name.clone());
-            let started = may_be_on_record.then(|| state.started(task)).flatten();
-            let started_at = started.map(|started| started.at);
-            self.take_hold(task.clone(), Holder { session, name, started_at });
-        }
-        let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
-        self.outbox.entry(key).or_default().push(handed);
-        self.settle_slot(task.execution);
-    }
-
-    /// The history says that it has started, so no other node would hand it out, and this one does so no
-    /// more: all that can be said is that it was not done.
-    pub(super) fn fail_unsent(&mut self, task: &TaskId) {
-        let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
-        self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
-    }
-
-    /// An attempt that was handed over has not left this process.
-    pub(super) fn unsend(&mut self, task: &TaskId) {
-        if self.is_at_most_once(task) && self.has_lease() {
-            self.let_go(task);
-            return self.never_left(task);
-        }
-        self.give_back(task, true);
-    }
-
-    /// Gives an attempt out once more: the same one, uncounted. `unstarted`: its worker says that he
-    /// has not begun it; else he may have.
-    pub(super) fn give_back(&mut self, task: &TaskId, unstarted: bool) {
-        let attempt = self.attempt_mut(task);
-        if attempt.as_ref().is_some_and(|attempt| attempt.reported) {
-            return;
-        }
-        let is_out =
-            attempt.is_some_and(|own| matches!(own.place, Place::Handed(_) | Place::Grace { .. }));
-        let holder = self.let_go(task);
-        if !is_out {
-            return;
-        }
-        let worker = holder.map_or(String::new(), |holder| holder.name);
-        if self.is_at_most_once(task) {
-            // Never handed out again, come what may.
-            let (task, reason) = (task.clone(), "the worker gave the task back unstarted");
-            return self.act(match unstarted {
-                true => Command::FailTask {
-                    task,
-                    error: Error::builtin(builtin::CANCELLED, reason),
-                    worker,
-                },
-                false => Command::LoseWorker { task, worker },
-            });
-        }
-        if let Some(attempt) = self.attempt_mut(task) {
-            attempt.missed += u32::from(!unstarted);
-            if attempt.missed > MISSED_MAX {
-                // No lost answer: whatever has it breaks down, again and again.
-                return self.act(Command::LoseWorker { task: task.clone(), worker });
-            }
-            attempt.place = Place::Scheduled;
-        }
-        self.wait_again(task);
-    }
-
-    fn is_at_most_once(&self, task: &TaskId) -> bool {
-        let slot = self.slots.get(&task.execution);
-        slot.is_some_and(|slot| match &slot.known {
-            Known::State(_, plan) => {
-                let plan = plan.task(&task.path);
-                plan.is_some_and(|plan| plan.delivery == Delivery::AtMostOnce)
-            }
-            _ => false,
-        })
-    }
-
-    /// The history says already what was to be recorded.
-    pub(super) fn is_on_record(&mut self, task: &TaskId) {
-        if let Some(attempt) = self.attempt_mut(task)
-            && let Place::Handed(handed) = &mut attempt.place
-        {
-            handed.recorded = true;
-        }
-    }
-
-    /// A command about an attempt was refused: the attempt is where it was.
-    pub(super) fn after_rejection(&mut self, command: &Command, rejected: bool) {
-        let (Command::RecordStart { task, .. }, true) = (command, rejected) else {
-            return;
-        };
-        if let Some(slot) = self.slots.get_mut(&task.execution) {
-            slot.released.remove(task);
-        }
-        let until = self.monotonic + self.options.reconnect_grace;
-        let Some(attempt) = self.attempt_mut(task) else {
-            return;
-        };
-        match &mut attempt.place {
-            Place::Starting { worker } => {
-                let worker = *worker;
-                attempt.place = Place::Grace { until };
-                self.return_credit(worker);
-            }
-            // Another session is on record and stays there. Asked again, the history says the same.
-            Place::Handed(handed) => handed.recorded = true,
-            _ => {}
         }
     }
 
@@ -766,7 +546,8 @@ impl<R> Node<R> {
                     } else {
                         let session = id_of(handed.session.as_ref());
                         let (task, at) = (attempt.id.clone(), handed.since);
-                        self.act(Command::RecordStart { task, worker: name, session, at });
+                        let (worker, basis) = (name, StartBasis::Held);
+                        self.act(Command::RecordStart { task, worker, session, at, basis });
                     }
                 }
             }

@@ -194,7 +194,7 @@ impl<R> Node<R> {
             let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == task) else {
                 continue;
             };
-            if attempt.unsent && plan.delivery == Delivery::AtMostOnce {
+            if attempt.unsent.is_some() && plan.delivery == Delivery::AtMostOnce {
                 // The history says that it has started: no other node would take it.
                 attempt.place = Place::Scheduled;
                 never_left.push(task);

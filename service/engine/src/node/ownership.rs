@@ -430,6 +430,7 @@ impl<R> Node<R> {
     fn take_claimed(&mut self, overflow: &OverflowTask) {
         let id = overflow.task.execution;
         let key = overflow.key();
+        let once = self.is_at_most_once(&overflow.task);
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
         let scheduled_in = overflow.task.sequence;
         // Another node may have moved it on since this one owned it.
@@ -438,12 +439,18 @@ impl<R> Node<R> {
             slot.overflow.insert(key);
             let attempt = slot.attempts.iter_mut().find(|attempt| attempt.id == overflow.task);
             match attempt {
-                Some(attempt) if matches!(attempt.place, Place::Overflowed) => {
+                // Where the history names a worker without a session, the owner before has put it there
+                // since, because no worker had it any more.
+                Some(attempt)
+                    if attempt.place.is_for_any_node() && !(once && attempt.is_handed()) =>
+                {
                     // Nobody else can have it while the claim lasts, but the start goes on record.
                     attempt.claimed = true;
                     self.enqueue(&overflow.task);
                 }
-                Some(_) => {}
+                // An owner before this one has put it there, not knowing that it was that no more.
+                Some(attempt) if attempt.is_handed() => self.record_again(&overflow.task),
+                Some(attempt) => attempt.claimed = true,
                 None => {
                     let key = overflow.key();
                     if let Some(slot) = self.slots.get_mut(&id) {

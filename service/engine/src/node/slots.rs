@@ -469,25 +469,40 @@ impl<R> Node<R> {
             // What is under way settles first, and reads again if it has to.
             return;
         }
+        let mut parted = Vec::new();
         match loaded.state {
             Ok((state, plan)) => {
-                let newer = slot.state().is_none_or(|known| state.sequence >= known.sequence);
-                if newer {
+                let loaded_plan = plan.clone();
+                let known = slot.state().map(|known| known.sequence);
+                if known.is_none_or(|known| state.sequence >= known) {
+                    let has_moved = known.is_some_and(|known| state.sequence > known);
                     slot.known = Known::State(state, plan);
                     slot.current_at = self.monotonic;
                     slot.quarantine = loaded.quarantine;
-                    if mine && !slot.owned {
-                        let until = self.monotonic + self.options.reconnect_grace;
+                    let grace = self.options.reconnect_grace;
+                    let (until, soon) = (self.monotonic + grace, self.now + grace);
+                    if mine && has_moved {
+                        // Another node has been the owner meanwhile.
+                        for attempt in &mut slot.attempts {
+                            parted.extend(attempt.doubt(&loaded_plan, until, soon));
+                        }
+                    } else if mine && !slot.owned {
                         slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
                     }
                     slot.owned = mine;
                     slot.index = None;
                     slot.wake_at = loaded.wake_at.filter(|_| mine);
-                    if !mine {
+                    slot.inbox.retain(|one| match &one.command {
+                        _ if !one.is_own() => true,
+                        Command::RecordStart { .. } => true,
+                        Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => {
+                            mine && !has_moved
+                        }
                         // Clocks and losses are its owner's to judge.
-                        slot.inbox.retain(|one| {
-                            !one.is_own() || matches!(one.command, Command::RecordStart { .. })
-                        });
+                        _ => mine,
+                    });
+                    for place in &parted {
+                        self.unqueue_place(place);
                     }
                     self.sync_attempts(id, false);
                     self.void_releases(id);

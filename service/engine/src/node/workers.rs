@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use recoup_core::command::{Command, TaskId};
+use recoup_core::command::{Command, StartBasis, TaskId};
 use recoup_core::execution::Started;
 use recoup_core::failure_event::worker_lost;
 use recoup_core::id::ExecutionId;
@@ -103,6 +103,7 @@ impl Holder {
             began: started.map_or(tick, |started| now.tick_of(started.at)),
             beat_at: tick,
             recorded: started.is_some(),
+            hearsay: false,
             details: None,
         }
     }
@@ -295,7 +296,7 @@ impl<R> Node<R> {
             let task = task.clone();
             return self.submit(
                 task.execution,
-                Command::RecordStart { task, worker, session, at: now },
+                Command::RecordStart { task, worker, session, at: now, basis: StartBasis::Held },
                 None,
                 None,
             );
@@ -307,6 +308,7 @@ impl<R> Node<R> {
         attempt.possibly_started = true;
         if let Place::Handed(handed) = &mut attempt.place {
             // To hold a task is no progress with it: its heartbeat clock runs on.
+            handed.hearsay = false;
             handed.name = holder.name;
             handed.session = Some(holder.session);
         } else {
@@ -317,6 +319,7 @@ impl<R> Node<R> {
                 began: tick,
                 beat_at: tick,
                 recorded: false,
+                hearsay: false,
                 details: None,
             });
             let mut before = attempt.clone();
@@ -460,6 +463,7 @@ impl<R> Node<R> {
                 worker: String::new(),
                 session: String::new(),
                 at: now,
+                basis: StartBasis::Held,
             };
             self.submit(task.execution, command, None, Some(reply));
         }
@@ -482,6 +486,7 @@ impl<R> Node<R> {
         };
         if let Place::Handed(handed) = &mut attempt.place {
             handed.beat_at = now.tick;
+            handed.hearsay = false;
             handed.details = details.or(handed.details.take());
             return;
         }
@@ -490,6 +495,7 @@ impl<R> Node<R> {
         let since = started.as_ref().map_or(now.time, |started| started.at.min(now.time));
         attempt.place = Place::Handed(Handed {
             recorded: started.is_some(),
+            hearsay: false,
             // Its time runs on, whichever node its worker talks to.
             since,
             began: now.tick_of(since),
@@ -519,7 +525,8 @@ impl<R> Node<R> {
                 slot.doubted = true;
                 self.to_load.insert(task.execution);
             }
-            let command = Command::RecordStart { task: task.clone(), worker, session, at };
+            let basis = StartBasis::Held;
+            let command = Command::RecordStart { task: task.clone(), worker, session, at, basis };
             return self.submit(task.execution, command, None, Some(reply));
         }
         let Some(attempt) = self.attempt_mut(&task).cloned() else {
@@ -557,7 +564,9 @@ impl<R> Node<R> {
         {
             slot.released.remove(&task);
             let place = slot.inbox.iter().position(|pending| match &pending.command {
-                Command::RecordStart { task: of, session: by, .. } => *of == task && *by == session,
+                Command::RecordStart { task: of, session: by, basis: StartBasis::Held, .. } => {
+                    *of == task && *by == session
+                }
                 _ => false,
             });
             let pending = place.and_then(|place| slot.inbox.remove(place));

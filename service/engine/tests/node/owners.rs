@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use recoup_core::command::{Command, Rejection, TaskId};
+use recoup_core::command::{Command, Rejection, StartBasis, TaskId};
 use recoup_core::definition::{Delivery, StepKind};
 use recoup_core::error::{Error, builtin};
 use recoup_core::retry::Schedule;
@@ -120,7 +120,13 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
     let sequence = world.snapshot(0, task.execution).state.sequence;
     let task = TaskId { attempt: 2, sequence, ..task };
     let (worker, session, at) = ("w".to_owned(), "elsewhere".to_owned(), world.now());
-    let started = submit(Command::RecordStart { task: task.clone(), worker, session, at });
+    let started = submit(Command::RecordStart {
+        task: task.clone(),
+        worker,
+        session,
+        at,
+        basis: StartBasis::Held,
+    });
     assert!(matches!(world.ask(0, started), Some(Ok(_))));
     leave(&mut world, 0);
     world.machines.remove(0);
@@ -382,4 +388,28 @@ fn an_execution_that_ended_elsewhere_and_that_retention_took_does_not_come_back(
     assert_eq!(late.expect("at once").map(|_| ()), Err(missing));
     let found = ready(world.store.load(NodeId(0), &[execution])).expect("the model answers");
     assert_eq!(found, []);
+}
+
+#[test]
+fn what_is_delivered_at_most_once_and_never_left_is_on_record_with_the_worker_that_gets_it() {
+    let mut world = delivered_at_most_once();
+    let execution = world.start(0, "default");
+    world.machines[0].hold_back = &["commit"];
+    let gone = world.attach(0, stream("default", "s", &[]));
+    world.put(0, Input::Detach { worker: gone });
+    world.machines[0].hold_back = &[];
+    let started = std::mem::take(&mut world.machines[0].late);
+    assert_eq!(started.len(), 1, "its start is under way: {started:?}");
+    world.put_all(0, started);
+    let worker = world.attach(0, stream("default", "t", &[]));
+    let task = world.handed(0, worker).remove(0);
+    let state = world.snapshot(0, execution).state;
+    assert_eq!(state.started(&task).map(|started| &*started.session), Some("t"));
+    // After a loss of its owner, that worker goes on with it and no other.
+    leave(&mut world, 0);
+    let other = world.attach(1, stream("default", "s", &[]));
+    world.attach(1, Offer { credit: 0, ..stream("default", "t", &[&task]) });
+    pass_alive(&mut world, 1, "t", 2 * SECOND);
+    assert_eq!(world.handed(1, other), []);
+    assert_eq!(world.snapshot(1, execution).live[0].session.as_deref(), Some("t"));
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use recoup_core::definition::Delivery;
 use recoup_core::event::{AttemptOutcome, DueCompensation, Event};
 use recoup_core::execution::{
     CompensationOutcome, CompensationState, CompensationStepState, Execution, State,
@@ -77,7 +76,6 @@ impl World<'_> {
         let events: Vec<_> = rows.iter().flat_map(|row| &row.events).collect();
         ends_once(&events, state)?;
         attempts_are_bounded(&events, plan)?;
-        at_most_once(&events, plan)?;
         finally_once(&events, state, plan)?;
         compensated_in_order(&events, state, plan)
     }
@@ -243,23 +241,6 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
                 return Err(("one completion of a step in a run", what));
             }
             _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn at_most_once(events: &[&Event], plan: &Plan) -> Checked {
-    let mut started: BTreeMap<(StepPath, u32), &str> = BTreeMap::new();
-    for event in events {
-        let Event::AttemptStarted { path, attempt, session, .. } = event else {
-            continue;
-        };
-        let once = plan.task(path).is_some_and(|task| task.delivery == Delivery::AtMostOnce);
-        // The same session again has taken it to another node.
-        let before = started.insert((path.clone(), *attempt), session);
-        if once && before.is_some_and(|before| before != session) {
-            let what = format!("{path}:{attempt} starts twice");
-            return Err(("at most once starts once", what));
         }
     }
     Ok(())

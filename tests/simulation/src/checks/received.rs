@@ -29,8 +29,17 @@ impl World<'_> {
         let receipts = self.ledger.received.entry(task.clone()).or_default();
         let before = std::mem::take(receipts);
         let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
-        if !before.is_empty() && self.is_at_most_once(task.execution, &task.path) {
-            self.violate("at most once is received once", format!("{place}: {before:?}"));
+        if self.is_at_most_once(task.execution, &task.path) {
+            if !before.is_empty() {
+                self.violate("at most once is received once", format!("{place}: {before:?}"));
+            }
+            let latest = self.ledger.latest(task.execution);
+            let on_record = latest.and_then(|state| state.started(task));
+            let (on_record, name) = (on_record.map(|by| by.worker.clone()), self.name(worker));
+            if on_record.as_ref().is_some_and(|on_record| *on_record != name) {
+                let what = format!("{place} comes to {name}, with {on_record:?} on record");
+                self.violate("at most once is with whom the history names", what);
+            }
         }
         let works = before.iter().find(|one| self.workers.all[one.worker].is_at(one.life, task));
         // A command that another node takes makes it the owner, which asks who has the attempt only for

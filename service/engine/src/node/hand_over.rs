@@ -1,0 +1,290 @@
+//! Handing an attempt to a worker, with its start in the history first where that must be so, and taking
+//! it back.
+
+use std::time::Duration;
+
+use recoup_core::command::{Command, StartBasis, TaskId};
+use recoup_core::error::{Error, builtin};
+
+use super::Node;
+use super::attempt::{Handed, Place, id_of};
+use super::dispatch::key_of;
+use super::io::{HandedTask, WorkerKey};
+use super::slots::Known;
+use super::workers::Holder;
+use crate::clock::Now;
+
+/// So often an attempt is handed out again, uncounted, because its worker does not have it any more.
+const MISSED_MAX: u32 = 10;
+
+/// The session on record of what is with nobody: no worker calls its own so.
+pub(super) const NOBODYS: &str = ".nobody";
+
+impl<R> Node<R> {
+    pub(super) fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {
+        let now = self.now;
+        let is_uncertain = self.slots.get(&task.execution).is_some_and(|slot| {
+            // With the start that is recorded first it turns out whose it is.
+            !slot.owned || self.may_be_given_elsewhere(slot)
+        });
+        let Some(worker) = self.workers.get_mut(&key) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(&task.execution) else {
+            return;
+        };
+        let Known::State(_, plan) = &slot.known else {
+            return;
+        };
+        let at_most_once = plan.is_at_most_once(&task.path);
+        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+            return;
+        };
+        worker.credit -= 1;
+        let unsent = attempt.unsent;
+        if at_most_once || attempt.claimed || is_uncertain || unsent.is_some() {
+            attempt.place = Place::Starting { worker: key, at: now };
+            attempt.acting = true;
+            let session = id_of(worker.session.as_ref());
+            let (task, worker) = (task.clone(), worker.name.clone());
+            let (execution, basis) = (task.execution, StartBasis::HandOver { unsent });
+            let command = Command::RecordStart { task, worker, session, at: now, basis };
+            return self.submit(execution, command, None, None);
+        }
+        self.give(key, task, false);
+    }
+
+    /// The start is durable: now the worker may have it.
+    pub(super) fn finish_start(&mut self, task: &TaskId, worker: WorkerKey) {
+        if self.workers.contains_key(&worker) && self.has_lease() {
+            return self.give(worker, task, true);
+        }
+        self.return_credit(worker);
+        if self.has_lease() {
+            return self.never_left(task);
+        }
+        let until = self.monotonic + self.options.reconnect_grace;
+        if let Some(attempt) = self.attempt_mut(task) {
+            attempt.place = Place::Grace { until };
+        }
+    }
+
+    /// A worker was chosen and was gone, or did not get it: the next one does, though the history says
+    /// already that the attempt has started.
+    fn never_left(&mut self, task: &TaskId) {
+        if self.stopping && self.is_at_most_once(task) {
+            return self.fail_unsent(task);
+        }
+        let Some(slot) = self.slots.get_mut(&task.execution) else {
+            return;
+        };
+        let started_at = slot.started(task).map(|started| started.at);
+        if let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) {
+            attempt.place = Place::Scheduled;
+            attempt.unsent = started_at;
+        }
+        self.wait_again(task);
+    }
+
+    /// Nobody has it any more, and it is as good as it was.
+    fn wait_again(&mut self, task: &TaskId) {
+        self.enqueue(task);
+        if self.stopping {
+            self.disown(task);
+        }
+        self.settle_slot(task.execution);
+    }
+
+    /// This node hands out no more, and the history says that somebody without a session has what in
+    /// truth nobody has: whoever goes on with it would wait until his time is up. For one with a
+    /// session he waits no longer than for those who come back.
+    pub(super) fn disown(&mut self, task: &TaskId) {
+        let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
+        if started.is_none_or(|by| !by.session.is_empty()) || self.is_at_most_once(task) {
+            return;
+        }
+        let (task, session) = (task.clone(), NOBODYS.to_owned());
+        let (worker, at, basis) = (String::new(), self.now, StartBasis::Held);
+        self.act(Command::RecordStart { task, worker, session, at, basis });
+    }
+
+    fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
+        let Now { tick, time: now } = self.at();
+        let (Some(worker), Some(slot)) =
+            (self.workers.get(&key), self.slots.get_mut(&task.execution))
+        else {
+            return;
+        };
+        let Known::State(state, plan) = &slot.known else {
+            return;
+        };
+        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+            return;
+        };
+        // What nobody has had is on no record.
+        let may_be_on_record = recorded || attempt.possibly_started;
+        attempt.possibly_started = true;
+        attempt.unsent = None;
+        attempt.claimed &= !recorded;
+        attempt.place = Place::Handed(Handed {
+            name: worker.name.clone(),
+            session: worker.session.clone(),
+            since: now,
+            began: tick,
+            beat_at: tick,
+            recorded,
+            hearsay: false,
+            details: None,
+        });
+        // Written while its start was on the way into the history.
+        let has_row = slot.overflow.contains(&key_of(task));
+        let (state, plan) = (state.clone(), plan.clone());
+        if let Some(session) = &worker.session {
+            let (session, name) = (session.clone(), worker.name.clone());
+            let started = may_be_on_record.then(|| state.started(task)).flatten();
+            let started_at = started.map(|started| started.at);
+            self.take_hold(task.clone(), Holder { session, name, started_at });
+        }
+        let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
+        self.outbox.entry(key).or_default().push(handed);
+        if has_row {
+            self.record_again(task);
+        }
+        self.settle_slot(task.execution);
+    }
+
+    /// A worker of this node has what any node could claim: with its start, once more on record, the row
+    /// goes, if the execution is still this node's.
+    pub(super) fn record_again(&mut self, task: &TaskId) {
+        let slot = self.slots.get(&task.execution);
+        let started_at = slot.and_then(|slot| slot.started(task)).map(|started| started.at);
+        let attempt = self.attempt_mut(task).filter(|attempt| !attempt.acting);
+        let Some(Place::Handed(handed)) = attempt.map(|attempt| &attempt.place) else {
+            return;
+        };
+        let (worker, session) = (handed.name.clone(), id_of(handed.session.as_ref()));
+        // The same start would change nothing.
+        let at = match started_at == Some(handed.since) {
+            true => handed.since + Duration::from_micros(1),
+            false => handed.since,
+        };
+        let (task, basis) = (task.clone(), StartBasis::Held);
+        self.act(Command::RecordStart { task, worker, session, at, basis });
+    }
+
+    /// The history says that it has started, so no other node would hand it out, and this one does so no
+    /// more: all that can be said is that it was not done.
+    pub(super) fn fail_unsent(&mut self, task: &TaskId) {
+        let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
+        self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
+    }
+
+    /// An attempt that was handed over has not left this process.
+    pub(super) fn unsend(&mut self, task: &TaskId) {
+        let slot = self.slots.get(&task.execution).filter(|_| self.is_at_most_once(task));
+        let Some(slot) = slot.filter(|_| self.has_lease()) else {
+            return self.give_back(task, true);
+        };
+        let attempt = slot.attempts.iter().find(|attempt| attempt.id == *task);
+        let is_on_record =
+            attempt.is_some_and(|attempt| match (&attempt.place, slot.started(task)) {
+                (Place::Handed(Handed { session, since, .. }), Some(by)) => {
+                    by.session == id_of(session.as_ref()) && by.at <= *since
+                }
+                _ => false,
+            });
+        // Else a worker has spoken of it since.
+        if is_on_record {
+            self.let_go(task);
+            self.never_left(task);
+        }
+    }
+
+    /// Gives an attempt out once more: the same one, uncounted. `unstarted`: its worker says that he
+    /// has not begun it; else he may have.
+    pub(super) fn give_back(&mut self, task: &TaskId, unstarted: bool) {
+        let attempt = self.attempt_mut(task);
+        if attempt.as_ref().is_some_and(|attempt| attempt.reported) {
+            return;
+        }
+        let is_out =
+            attempt.is_some_and(|own| matches!(own.place, Place::Handed(_) | Place::Grace { .. }));
+        let holder = self.let_go(task);
+        if !is_out {
+            return;
+        }
+        let worker = holder.map_or(String::new(), |holder| holder.name);
+        if self.is_at_most_once(task) {
+            // Never handed out again, come what may.
+            let (task, reason) = (task.clone(), "the worker gave the task back unstarted");
+            return self.act(match unstarted {
+                true => Command::FailTask {
+                    task,
+                    error: Error::builtin(builtin::CANCELLED, reason),
+                    worker,
+                },
+                false => Command::LoseWorker { task, worker },
+            });
+        }
+        if let Some(attempt) = self.attempt_mut(task) {
+            attempt.missed += u32::from(!unstarted);
+            if attempt.missed > MISSED_MAX {
+                // No lost answer: whatever has it breaks down, again and again.
+                return self.act(Command::LoseWorker { task: task.clone(), worker });
+            }
+            attempt.place = Place::Scheduled;
+        }
+        self.wait_again(task);
+    }
+
+    pub(super) fn is_at_most_once(&self, task: &TaskId) -> bool {
+        let slot = self.slots.get(&task.execution);
+        slot.is_some_and(|slot| match &slot.known {
+            Known::State(_, plan) => plan.is_at_most_once(&task.path),
+            _ => false,
+        })
+    }
+
+    /// The history says already what was to be recorded.
+    pub(super) fn is_on_record(&mut self, task: &TaskId) {
+        if let Some(attempt) = self.attempt_mut(task)
+            && let Place::Handed(handed) = &mut attempt.place
+        {
+            handed.recorded = true;
+        }
+    }
+
+    /// A start was decided. Where it was refused, the attempt is where it was; where a worker has spoken
+    /// of the attempt in the same transition, it is there.
+    pub(super) fn after_start(&mut self, command: &Command, refused: bool) {
+        let Command::RecordStart { task, at, .. } = command else {
+            return;
+        };
+        let now = self.at();
+        let until = now.tick + self.options.reconnect_grace;
+        let Some(slot) = self.slots.get_mut(&task.execution) else {
+            return;
+        };
+        if refused {
+            slot.released.remove(task);
+        }
+        let started = slot.started(task);
+        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+            return;
+        };
+        match &mut attempt.place {
+            // It would be with its worker by now.
+            Place::Starting { worker, at: of } if of == at => {
+                let worker = *worker;
+                attempt.place = match self.held.get(task) {
+                    Some(holder) => Place::Handed(holder.handed(started.as_ref(), now)),
+                    None => Place::Grace { until },
+                };
+                self.return_credit(worker);
+            }
+            // Another session is on record and stays there. Asked again, the history says the same.
+            Place::Handed(handed) => handed.recorded |= refused,
+            _ => {}
+        }
+    }
+}
