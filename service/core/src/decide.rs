@@ -48,11 +48,12 @@ pub use wake::next_wake;
 use steps::Progress;
 
 /// A transition in the making: commands are decided one after the other, each on what the ones
-/// before it made of the state.
+/// before it made of the state. It changes the state in place, and only once a command has been found
+/// to fit: a rejected one leaves every bit as it was.
 pub struct Decider<'a> {
     plan: &'a Plan,
     /// The state with all events so far applied; none before the start.
-    state: Option<Execution>,
+    state: Option<Box<Execution>>,
     events: Vec<Event>,
     now: Timestamp,
     random: Random,
@@ -62,16 +63,19 @@ pub struct Decider<'a> {
     parsed: Cell<usize>,
 }
 
+/// What a [`Decider`] leaves behind.
+pub struct Decided {
+    /// With all events applied; none if there is no execution and none was started.
+    pub state: Option<Box<Execution>>,
+    /// Empty if nothing changed: then the state is the one that was given.
+    pub events: Vec<Event>,
+}
+
 impl<'a> Decider<'a> {
     /// `now` is database time; where it lies behind the last transition, that one's time is taken.
     /// `random` seeds all choices of this transition.
-    pub fn new(state: Option<&Execution>, plan: &'a Plan, now: Timestamp, random: u64) -> Self {
-        let mut state = state.cloned();
+    pub fn new(state: Option<Box<Execution>>, plan: &'a Plan, now: Timestamp, random: u64) -> Self {
         let now = state.as_ref().map_or(now, |state| now.max(state.decided_at));
-        if let Some(state) = &mut state {
-            state.sequence += 1;
-            state.decided_at = now;
-        }
         let (events, random) = (Vec::new(), Random::new(random));
         let parsed = Cell::new(0);
         Self { plan, state, events, now, random, doubt: Duration::ZERO, parsed }
@@ -118,10 +122,9 @@ impl<'a> Decider<'a> {
         self.parsed.get()
     }
 
-    /// What has been decided, and the state after it; nothing if nothing changed.
-    pub fn finish(self) -> Option<(Vec<Event>, Execution)> {
-        let state = self.state?;
-        (!self.events.is_empty()).then_some((self.events, state))
+    /// What has been decided, and the state after it.
+    pub fn finish(self) -> Decided {
+        Decided { state: self.state, events: self.events }
     }
 
     fn decide_new(&mut self, command: Command) -> Result<(), Rejection> {
@@ -165,7 +168,7 @@ impl<'a> Decider<'a> {
             deadline: timeouts.min().map(|timeout| self.now + timeout),
             trace: start.trace,
         };
-        self.state = Some(begin(start.id, &started, self.now));
+        self.state = Some(Box::new(begin(start.id, &started, self.now)));
         self.events.push(Event::ExecutionStarted(Box::new(started)));
         self.advance();
         Ok(())
@@ -229,12 +232,12 @@ impl<'a> Decider<'a> {
     /// Ends every open attempt because of something that has nothing to do with it. Nobody has had
     /// those that are `unstarted`.
     fn close_attempts(&mut self, error: &Error, unstarted: &[TaskId]) {
-        let state = self.state();
+        let (state, sequence) = (self.state(), self.sequence());
         let open = state.open_attempts().map(|open| {
             let taken_back = unstarted.contains(&state.task_id(&open));
             // Before its time, and before it is committed, nobody gets an attempt.
             let is_far = self.is_far(open.attempt.scheduled_at);
-            let is_early = is_far || open.attempt.sequence == state.sequence;
+            let is_early = is_far || open.attempt.sequence == sequence;
             let outcome = match open.attempt.started.is_none() && (taken_back || is_early) {
                 true => AttemptOutcome::NotStarted,
                 false => AttemptOutcome::Unknown,
@@ -306,12 +309,21 @@ impl<'a> Decider<'a> {
         }
     }
 
+    /// Of the transition that is being decided.
+    fn sequence(&self) -> u64 {
+        self.state().sequence + u64::from(self.events.is_empty())
+    }
+
     fn state(&self) -> &Execution {
-        self.state.as_ref().expect("commands other than a start are decided on a state")
+        self.state.as_deref().expect("commands other than a start are decided on a state")
     }
 
     fn emit(&mut self, event: Event) {
         let state = self.state.as_mut().expect("the start makes the state before other events");
+        if self.events.is_empty() {
+            state.sequence += 1;
+            state.decided_at = self.now;
+        }
         let fitted = evolve(state, &event);
         fitted.expect("an event fits the state on which it was decided");
         self.events.push(event);

@@ -21,10 +21,12 @@ fn a_decision_that_parses_much_is_made_in_parts() {
     }));
     let (mut state, mut command, mut transitions) = (None, start, 0);
     let state = loop {
-        let mut decider = Decider::new(state.as_ref(), &plan, now, 42);
+        let mut decider = Decider::new(state.take(), &plan, now, 42);
         decider.decide(command, None).expect("there is something to do");
         assert!(decider.parsed() <= EXPRESSION_READ_BYTES_MAX);
-        let (_, next) = decider.finish().expect("something was decided");
+        let Decided { state: next, events } = decider.finish();
+        assert!(!events.is_empty(), "something was decided");
+        let next = next.expect("events make a state");
         transitions += 1;
         if next_wake(&next, &plan).is_none() {
             break next;

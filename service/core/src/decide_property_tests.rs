@@ -17,7 +17,8 @@ enum Move {
     Wake { seconds: u64 },
 }
 
-fn moves() -> impl Strategy<Value = Vec<Move>> {
+/// In twos and threes, moves become one transition.
+fn moves() -> impl Strategy<Value = Vec<Vec<Move>>> {
     let one = prop_oneof![
         6 => Just(Move::Complete),
         4 => any::<bool>().prop_map(|non_retryable| Move::Fail { non_retryable }),
@@ -28,7 +29,37 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => Just(Move::RetryCompensation),
         2 => (0..100_u64).prop_map(|seconds| Move::Wake { seconds }),
     ];
-    proptest::collection::vec(one, 0..60)
+    proptest::collection::vec(proptest::collection::vec(one, 1..4), 0..40)
+}
+
+/// The move as a command on what is open now; none if it needs an open attempt and there is none.
+fn command(rig: &mut Rig, one: Move) -> Option<Command> {
+    let open = rig.state().open_attempts().next().map(|open| rig.state().task_id(&open));
+    let worker = "w".to_owned();
+    Some(match (one, open) {
+        (Move::Complete, Some(task)) => {
+            Command::CompleteTask { task, output: Payload::null(), worker }
+        }
+        (Move::Fail { non_retryable }, Some(task)) => {
+            let error = if non_retryable { final_error() } else { declined() };
+            Command::FailTask { task, error, worker }
+        }
+        (Move::Lose, Some(task)) => Command::LoseWorker { task, worker },
+        (Move::TimeOut, Some(task)) => {
+            let timeout = AttemptTimeout::StartToClose;
+            Command::TimeOutTask { task, timeout, possibly_started: true, worker }
+        }
+        (Move::Cancel, _) => Command::CancelExecution { reason: "x".into() },
+        (Move::Terminate, _) => terminate("x"),
+        (Move::RetryCompensation, _) => {
+            Command::RetryCompensation { step: None, reason: String::new() }
+        }
+        (Move::Wake { seconds }, _) => {
+            rig.now = rig.now + Duration::from_secs(seconds);
+            Command::Wake
+        }
+        (_, None) => return None,
+    })
 }
 
 proptest! {
@@ -42,36 +73,12 @@ proptest! {
         workflow.timeout = Some(300 * SECOND);
         workflow.cleanup_timeout = Some(200 * SECOND);
         let mut rig = Rig::new(&workflow);
-        for one in moves {
-            let open = rig.state().open_attempts().next().map(|open| rig.state().task_id(&open));
+        for together in moves {
             rig.now = rig.now + Duration::from_millis(10);
-            let worker = "w".to_owned();
-            let command = match (one, open) {
-                (Move::Complete, Some(task)) => {
-                    Command::CompleteTask { task, output: Payload::null(), worker }
-                }
-                (Move::Fail { non_retryable }, Some(task)) => {
-                    let error = if non_retryable { final_error() } else { declined() };
-                    Command::FailTask { task, error, worker }
-                }
-                (Move::Lose, Some(task)) => Command::LoseWorker { task, worker },
-                (Move::TimeOut, Some(task)) => {
-                    let timeout = AttemptTimeout::StartToClose;
-                    Command::TimeOutTask { task, timeout, possibly_started: true, worker }
-                }
-                (Move::Cancel, _) => Command::CancelExecution { reason: "x".into() },
-                (Move::Terminate, _) => terminate("x"),
-                (Move::RetryCompensation, _) => {
-                    Command::RetryCompensation { step: None, reason: String::new() }
-                }
-                (Move::Wake { seconds }, _) => {
-                    rig.now = rig.now + Duration::from_secs(seconds);
-                    Command::Wake
-                }
-                (_, None) => continue,
-            };
+            let commands = together.into_iter().filter_map(|one| command(&mut rig, one));
+            let commands: Vec<_> = commands.map(|command| (command, None)).collect();
             // A rejection is an answer as good as any.
-            let _ = rig.submit(command);
+            let _ = rig.submit_together(commands);
         }
         // Let everything come to its end.
         for _ in 0..100 {

@@ -2,11 +2,14 @@
 
 #[path = "decide_budget_tests.rs"]
 mod budget;
+#[path = "decide_rig.rs"]
+mod rig;
 
 use std::time::Duration;
 
-use super::Decider;
+use self::rig::Rig;
 use super::wake::can_advance;
+use super::{Decided, Decider};
 use crate::command::{
     AttemptTimeout, Command, Rejection, RequestId, StartBasis, StartExecution, TaskId,
 };
@@ -68,128 +71,6 @@ fn workflow(steps: Vec<Step>) -> Workflow {
 
 fn finally(id: &str) -> Step {
     Step { compensate: None, ..step(id, 1) }
-}
-
-/// Runs one execution by hand; every transition is folded beside, and must give the same state.
-struct Rig {
-    plan: Plan,
-    state: Option<Execution>,
-    folded: Option<Execution>,
-    now: Timestamp,
-    events: Vec<Event>,
-    kinds: Vec<FailureKind>,
-}
-
-impl Rig {
-    fn new(workflow: &Workflow) -> Self {
-        Self::of(workflow, Payload::json("{\"amount\":5}"))
-    }
-
-    fn of(workflow: &Workflow, input: Payload) -> Self {
-        let plan = Plan::compile(workflow, 1).expect("the test's workflow is valid");
-        let now = Timestamp::from_micros(1_000_000);
-        let (events, kinds) = (Vec::new(), Vec::new());
-        let mut rig = Self { plan, state: None, folded: None, now, events, kinds };
-        rig.submit(Command::StartExecution(Box::new(StartExecution {
-            id: ExecutionId::new(now, [7; 10]),
-            namespace: "default".into(),
-            key: None,
-            input,
-            timeout: None,
-            trace: TraceContext::default(),
-        })))
-        .expect("a start is never rejected");
-        rig
-    }
-
-    fn state(&self) -> &Execution {
-        self.state.as_ref().expect("it was started")
-    }
-
-    fn submit(&mut self, command: Command) -> Result<(), Rejection> {
-        self.submit_as(command, None)
-    }
-
-    fn submit_as(
-        &mut self,
-        command: Command,
-        request: Option<&RequestId>,
-    ) -> Result<(), Rejection> {
-        let mut decider = Decider::new(self.state.as_ref(), &self.plan, self.now, 42);
-        let verdict = decider.decide(command, request);
-        let is_spent = decider.is_spent();
-        if let Some((events, state)) = decider.finish() {
-            assert!(verdict.is_ok(), "a rejected command changes nothing");
-            let transition = Transition {
-                sequence: state.sequence,
-                decided_at: state.decided_at,
-                events: events.clone(),
-            };
-            let folded = fold(self.folded.take(), state.id, &transition).expect("it folds");
-            assert_eq!(folded, state, "folding gives the state that was decided");
-            assert!(is_spent || !can_advance(&state), "what follows was decided with it");
-            self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
-            self.folded = Some(folded);
-            self.state = Some(state);
-            self.events.extend(events);
-        }
-        verdict
-    }
-
-    /// The only open attempt that may run.
-    fn open(&self) -> TaskId {
-        let mut open = self.state().open_attempts();
-        let task = self.state().task_id(&open.next().expect("an attempt is open"));
-        assert!(open.next().is_none(), "one attempt is open");
-        task
-    }
-
-    fn complete(&mut self, path: &str) {
-        let task = self.open();
-        assert_eq!(task.path.as_str(), path);
-        self.pass_to_schedule();
-        let output = Payload::json(format!("\"{path}\""));
-        let complete = Command::CompleteTask { task, output, worker: "w".into() };
-        self.submit(complete).expect("the attempt is open");
-    }
-
-    fn fail(&mut self, path: &str, error: Error) {
-        let task = self.open();
-        assert_eq!(task.path.as_str(), path);
-        self.pass_to_schedule();
-        let fail = Command::FailTask { task, error, worker: "w".into() };
-        self.submit(fail).expect("the attempt is open");
-    }
-
-    fn lose(&mut self) {
-        self.pass_to_schedule();
-        let task = self.open();
-        self.submit(Command::LoseWorker { task, worker: "w".into() }).expect("the attempt is open");
-    }
-
-    fn pass_to_schedule(&mut self) {
-        let at = self.state().open_attempts().map(|open| open.attempt.scheduled_at).max();
-        self.now = self.now.max(at.unwrap_or(self.now));
-    }
-
-    fn wake(&mut self) {
-        let at = next_wake(self.state(), &self.plan).expect("a deadline is set");
-        self.now = self.now.max(at);
-        self.submit(Command::Wake).expect("the deadline has passed");
-    }
-
-    fn ended(&self) -> (State, CompensationState) {
-        assert!(self.state().state.is_ended(), "{:?}", self.state().state);
-        (self.state().state, self.state().compensation)
-    }
-
-    fn started(&self) -> Vec<String> {
-        let started = self.events.iter().filter_map(|event| match event {
-            Event::StepStarted { path, .. } => Some(path.to_string()),
-            _ => None,
-        });
-        started.collect()
-    }
 }
 
 fn declined() -> Error {
@@ -757,8 +638,8 @@ fn a_late_result_of_an_earlier_run_is_closed_though_the_later_one_has_the_same()
     let b = rig.open();
     rig.fail("b", declined());
     // As if all this had been in the second run.
-    for state in [&mut rig.state, &mut rig.folded] {
-        state.as_mut().expect("it was started").run = 2;
+    for state in [rig.state.as_deref_mut(), rig.folded.as_mut()] {
+        state.expect("it was started").run = 2;
     }
     let complete = |run| Command::CompleteTask {
         task: TaskId { run, ..a.clone() },

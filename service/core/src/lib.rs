@@ -21,6 +21,7 @@ pub mod failure_event;
 pub mod id;
 pub mod key;
 pub mod limits;
+pub mod outcome;
 pub mod payload;
 pub mod plan;
 pub mod quarantine;

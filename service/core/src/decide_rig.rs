@@ -1,0 +1,147 @@
+//! One execution, run by hand.
+
+use super::*;
+
+/// Runs one execution by hand; every transition is folded beside, and must give the same state.
+pub struct Rig {
+    pub plan: Plan,
+    pub state: Option<Box<Execution>>,
+    pub folded: Option<Execution>,
+    pub now: Timestamp,
+    pub events: Vec<Event>,
+    pub kinds: Vec<FailureKind>,
+}
+
+impl Rig {
+    pub fn new(workflow: &Workflow) -> Self {
+        Self::of(workflow, Payload::json("{\"amount\":5}"))
+    }
+
+    pub fn of(workflow: &Workflow, input: Payload) -> Self {
+        let plan = Plan::compile(workflow, 1).expect("the test's workflow is valid");
+        let now = Timestamp::from_micros(1_000_000);
+        let (events, kinds) = (Vec::new(), Vec::new());
+        let mut rig = Self { plan, state: None, folded: None, now, events, kinds };
+        rig.submit(Command::StartExecution(Box::new(StartExecution {
+            id: ExecutionId::new(now, [7; 10]),
+            namespace: "default".into(),
+            key: None,
+            input,
+            timeout: None,
+            trace: TraceContext::default(),
+        })))
+        .expect("a start is never rejected");
+        rig
+    }
+
+    pub fn state(&self) -> &Execution {
+        self.state.as_deref().expect("it was started")
+    }
+
+    pub fn submit(&mut self, command: Command) -> Result<(), Rejection> {
+        self.submit_as(command, None)
+    }
+
+    pub fn submit_as(
+        &mut self,
+        command: Command,
+        request: Option<&RequestId>,
+    ) -> Result<(), Rejection> {
+        self.submit_together([(command, request)]).remove(0)
+    }
+
+    /// Several commands that become one transition.
+    pub fn submit_together<'r>(
+        &mut self,
+        commands: impl IntoIterator<Item = (Command, Option<&'r RequestId>)>,
+    ) -> Vec<Result<(), Rejection>> {
+        let before = self.state.clone();
+        let mut decider = Decider::new(self.state.take(), &self.plan, self.now, 42);
+        let mut decide = |(command, request)| {
+            let (before, events) = (decider.state.clone(), decider.events.len());
+            let verdict = decider.decide(command, request);
+            if verdict.is_err() {
+                assert_eq!(decider.state, before, "a rejected command changes nothing");
+                assert_eq!(decider.events.len(), events);
+            }
+            verdict
+        };
+        let verdicts = commands.into_iter().map(&mut decide).collect();
+        let is_spent = decider.is_spent();
+        let Decided { state, events } = decider.finish();
+        if events.is_empty() {
+            assert_eq!(state, before, "without an event nothing has changed");
+            self.state = state;
+            return verdicts;
+        }
+        let state = state.expect("events make a state");
+        let transition = Transition {
+            sequence: state.sequence,
+            decided_at: state.decided_at,
+            events: events.clone(),
+        };
+        let folded = fold(self.folded.take(), state.id, &transition).expect("it folds");
+        assert_eq!(folded, *state, "folding gives the state that was decided");
+        assert!(is_spent || !can_advance(&state), "what follows was decided with it");
+        self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
+        self.folded = Some(folded);
+        self.state = Some(state);
+        self.events.extend(events);
+        verdicts
+    }
+
+    /// The only open attempt that may run.
+    pub fn open(&self) -> TaskId {
+        let mut open = self.state().open_attempts();
+        let task = self.state().task_id(&open.next().expect("an attempt is open"));
+        assert!(open.next().is_none(), "one attempt is open");
+        task
+    }
+
+    pub fn complete(&mut self, path: &str) {
+        let task = self.open();
+        assert_eq!(task.path.as_str(), path);
+        self.pass_to_schedule();
+        let output = Payload::json(format!("\"{path}\""));
+        let complete = Command::CompleteTask { task, output, worker: "w".into() };
+        self.submit(complete).expect("the attempt is open");
+    }
+
+    pub fn fail(&mut self, path: &str, error: Error) {
+        let task = self.open();
+        assert_eq!(task.path.as_str(), path);
+        self.pass_to_schedule();
+        let fail = Command::FailTask { task, error, worker: "w".into() };
+        self.submit(fail).expect("the attempt is open");
+    }
+
+    pub fn lose(&mut self) {
+        self.pass_to_schedule();
+        let task = self.open();
+        self.submit(Command::LoseWorker { task, worker: "w".into() }).expect("the attempt is open");
+    }
+
+    pub fn pass_to_schedule(&mut self) {
+        let at = self.state().open_attempts().map(|open| open.attempt.scheduled_at).max();
+        self.now = self.now.max(at.unwrap_or(self.now));
+    }
+
+    pub fn wake(&mut self) {
+        let at = next_wake(self.state(), &self.plan).expect("a deadline is set");
+        self.now = self.now.max(at);
+        self.submit(Command::Wake).expect("the deadline has passed");
+    }
+
+    pub fn ended(&self) -> (State, CompensationState) {
+        assert!(self.state().state.is_ended(), "{:?}", self.state().state);
+        (self.state().state, self.state().compensation)
+    }
+
+    pub fn started(&self) -> Vec<String> {
+        let started = self.events.iter().filter_map(|event| match event {
+            Event::StepStarted { path, .. } => Some(path.to_string()),
+            _ => None,
+        });
+        started.collect()
+    }
+}
