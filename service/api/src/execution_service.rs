@@ -6,9 +6,10 @@ use std::time::Duration;
 use prost::Message;
 use recoup_core::command::{Command, Rejection, RequestId, StartExecution};
 use recoup_core::error::type_matches;
-use recoup_core::execution::{Execution, TraceContext};
+use recoup_core::execution::TraceContext;
 use recoup_core::id::{ExecutionId, StepPath, namespace_matches};
 use recoup_core::limits::KEY_BYTES_MAX;
+use recoup_core::outcome::Outcome;
 use recoup_engine::{Refusal, StartSpec};
 use recoup_proto::v1::execution_service_server::ExecutionService;
 use recoup_proto::v1::{self, ErrorReason};
@@ -180,7 +181,7 @@ impl Service {
         execution: ExecutionId,
         command: Command,
         request: Option<RequestId>,
-    ) -> Result<Arc<Execution>> {
+    ) -> Result<Box<Outcome>> {
         Ok(self.context.engine.command(execution, command, request).await?)
     }
 
@@ -191,7 +192,7 @@ impl Service {
         step: Option<&StepPath>,
         command: Command,
         request: Option<RequestId>,
-    ) -> Result<Arc<Execution>> {
+    ) -> Result<Box<Outcome>> {
         let refusal = match self.context.engine.command(id, command, request).await {
             Ok(state) => return Ok(state),
             Err(refusal) => refusal,
@@ -291,8 +292,8 @@ fn request(id: String, body: impl FnOnce() -> u64) -> Result<Option<RequestId>> 
     Ok(Some(RequestId { id: text::request_id(id)?, digest: body() }))
 }
 
-fn still_running(state: &Execution) -> v1::StillRunning {
-    v1::StillRunning { state: execution::state(state.state).into() }
+fn still_running(outcome: &Outcome) -> v1::StillRunning {
+    v1::StillRunning { state: execution::state(outcome.state).into() }
 }
 
 #[tonic::async_trait]
@@ -306,8 +307,8 @@ impl ExecutionService for Service {
         let spec = self.spec(request.execution, request.request_id, trace).await?;
         let started = self.context.engine.start(spec).await.map_err(Error::from)?;
         Ok(Response::new(v1::StartExecutionResponse {
-            execution_id: started.state.id.to_string(),
-            workflow_version: started.state.version,
+            execution_id: started.outcome.execution.to_string(),
+            workflow_version: started.outcome.version,
             started: started.is_own,
         }))
     }
@@ -316,20 +317,20 @@ impl ExecutionService for Service {
         &self,
         request: Request<v1::RunExecutionRequest>,
     ) -> Result<Response<v1::RunExecutionResponse>, Status> {
-        use v1::run_execution_response::Result as Outcome;
+        use v1::run_execution_response::Result as Told;
         let trace = metadata::trace(request.metadata());
         let wait = metadata::wait(request.get_ref().wait, request.metadata())?;
         let request = request.into_inner();
         let spec = self.spec(request.execution, request.request_id, trace).await?;
         let run = self.context.engine.run(spec, wait);
         let started = self.context.until_stop(run).await.map_err(Error::from)?;
-        let state = &started.state;
+        let state = &started.outcome;
         let result = match state.state.is_ended() {
-            true => Outcome::Ended(execution::outcome(state)),
-            false => Outcome::StillRunning(still_running(state)),
+            true => Told::Ended(execution::outcome(state)),
+            false => Told::StillRunning(still_running(state)),
         };
         Ok(Response::new(v1::RunExecutionResponse {
-            execution_id: state.id.to_string(),
+            execution_id: state.execution.to_string(),
             result: Some(result),
             workflow_version: state.version,
             started: started.is_own,
@@ -357,14 +358,14 @@ impl ExecutionService for Service {
         &self,
         request: Request<v1::AwaitExecutionRequest>,
     ) -> Result<Response<v1::AwaitExecutionResponse>, Status> {
-        use v1::await_execution_response::Result as Outcome;
+        use v1::await_execution_response::Result as Told;
         let wait: Duration = metadata::wait(request.get_ref().wait, request.metadata())?;
         let id = text::execution_id(&request.get_ref().execution_id, "execution_id")?;
         let end = self.context.engine.await_end(id, wait);
         let state = self.context.until_stop(end).await.map_err(Error::from)?;
         let result = match state.state.is_ended() {
-            true => Outcome::Ended(execution::outcome(&state)),
-            false => Outcome::StillRunning(still_running(&state)),
+            true => Told::Ended(execution::outcome(&state)),
+            false => Told::StillRunning(still_running(&state)),
         };
         Ok(Response::new(v1::AwaitExecutionResponse {
             execution_id: id.to_string(),

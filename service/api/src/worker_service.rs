@@ -129,7 +129,7 @@ impl Service {
         let task = decode(&request.task_token)?;
         let result = v1::task_result::Result::Completed(request.output.unwrap_or_default());
         let (command, refusal) = command(task.clone(), result, "")?;
-        self.context.engine.command(task.execution, command, None).await.map_err(of_worker)?;
+        self.context.engine.report(task.execution, command).await.map_err(of_worker)?;
         refusal.map_or(Ok(()), Err)
     }
 
@@ -138,7 +138,8 @@ impl Service {
         let error = request.error.ok_or_else(|| Error::required("error"))?;
         let result = v1::task_result::Result::Failed(error);
         let (command, refusal) = command(task.clone(), result, "")?;
-        let decision = self.context.engine.fail(command, &task).await.map_err(of_worker)?;
+        let decision =
+            self.context.engine.report(task.execution, command).await.map_err(of_worker)?;
         if let Some(refusal) = refusal {
             return Err(refusal);
         }

@@ -18,10 +18,10 @@ use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
 use crate::node::io::{
-    Adopted, Answer, HandedTask, Input, Loaded, Notice, Offer, Output, Refusal, WorkerKey,
-    WorkerMessage,
+    Adopted, Answer, Input, Loaded, Notice, Offer, Output, Refusal, WorkerKey, WorkerMessage,
 };
 use crate::options::Options;
+use crate::task::HandedTask;
 
 /// How a caller is answered.
 pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::command::{Command, RequestId, TaskId};
-use recoup_core::execution::Execution;
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
+use recoup_core::outcome::Outcome;
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::retry::Decision;
@@ -36,7 +36,7 @@ pub struct Engine {
 #[derive(Clone, Debug)]
 pub struct Started {
     /// After the start was committed; of [`Engine::run`], at the end or when the wait was over.
-    pub state: Arc<Execution>,
+    pub outcome: Box<Outcome>,
     /// The request started it, now or when it was first sent. False: it is one that had the key.
     pub is_own: bool,
 }
@@ -85,10 +85,10 @@ impl Engine {
         &self,
         execution: ExecutionId,
         wait: Duration,
-    ) -> Result<Arc<Execution>, Refusal> {
+    ) -> Result<Box<Outcome>, Refusal> {
         let until = self.now() + wait;
         let answer = self.ask(|reply| Input::Await { execution, until, reply }).await?;
-        Ok(started(answer).state)
+        Ok(started(answer).outcome)
     }
 
     /// Decides a command and answers with the state once that is durable.
@@ -97,19 +97,22 @@ impl Engine {
         execution: ExecutionId,
         command: Command,
         request: Option<RequestId>,
-    ) -> Result<Arc<Execution>, Refusal> {
+    ) -> Result<Box<Outcome>, Refusal> {
         let answer = self.ask(|reply| Input::Submit { execution, command, request, reply }).await?;
-        Ok(started(answer).state)
+        Ok(started(answer).outcome)
     }
 
-    /// Reports that an attempt failed, and answers with the decision once it is durable; none if the
-    /// same report was recorded earlier.
-    pub async fn fail(&self, command: Command, task: &TaskId) -> Result<Option<Decision>, Refusal> {
-        let execution = task.execution;
+    /// Reports how an attempt ended, and answers once that is durable: with the decision if it failed, and
+    /// this report is the one that was recorded.
+    pub async fn report(
+        &self,
+        execution: ExecutionId,
+        command: Command,
+    ) -> Result<Option<Decision>, Refusal> {
         let request = None;
         match self.ask(|reply| Input::Submit { execution, command, request, reply }).await? {
-            Answer::Done { decision, .. } => Ok(decision),
-            Answer::Snapshot(_) | Answer::Beat { .. } | Answer::Released => Err(Refusal::Stopping),
+            Answer::Recorded { decision, .. } => Ok(decision),
+            _ => Err(Refusal::Stopping),
         }
     }
 
@@ -127,7 +130,7 @@ impl Engine {
     pub async fn snapshot(&self, execution: ExecutionId) -> Result<Snapshot, Refusal> {
         match self.ask(|reply| Input::Get { execution, reply }).await? {
             Answer::Snapshot(snapshot) => Ok(snapshot),
-            Answer::Done { .. } | Answer::Beat { .. } | Answer::Released => Err(Refusal::Stopping),
+            _ => Err(Refusal::Stopping),
         }
     }
 
@@ -137,10 +140,10 @@ impl Engine {
         &self,
         execution: ExecutionId,
         release: Release,
-    ) -> Result<Arc<Execution>, Refusal> {
+    ) -> Result<Box<Outcome>, Refusal> {
         let answer =
             self.ask(|reply| Input::ReleaseQuarantine { execution, release, reply }).await?;
-        Ok(started(answer).state)
+        Ok(started(answer).outcome)
     }
 
     /// What is known of an execution that no node goes on with; none if there is no such execution.
@@ -156,14 +159,14 @@ impl Engine {
         match self.ask(|reply| Input::Heartbeat { task: beat, details: said, reply }).await? {
             Answer::Beat { cancel_requested } => Ok(cancel_requested),
             // The execution had to be read first, and the start was recorded on the way.
-            Answer::Done { state, .. } => {
+            Answer::Recorded { is_stopping, .. } => {
                 if details.is_some() {
                     // Now there is an attempt that can keep it.
                     self.ask(|reply| Input::Heartbeat { task, details, reply }).await?;
                 }
-                Ok(is_step && state.is_stopping())
+                Ok(is_step && is_stopping)
             }
-            Answer::Snapshot(_) | Answer::Released => Err(Refusal::Stopping),
+            Answer::Done { .. } | Answer::Snapshot(_) | Answer::Released => Err(Refusal::Stopping),
         }
     }
 
@@ -271,10 +274,9 @@ impl Engine {
 
 fn started(answer: Answer) -> Started {
     match answer {
-        Answer::Done { state, is_own, .. } => Started { state, is_own },
-        Answer::Snapshot(snapshot) => Started { state: snapshot.state, is_own: false },
-        Answer::Beat { .. } | Answer::Released => {
-            unreachable!("only heartbeats and releases are answered so")
+        Answer::Done { outcome, is_own } => Started { outcome, is_own },
+        Answer::Recorded { .. } | Answer::Snapshot(_) | Answer::Beat { .. } | Answer::Released => {
+            unreachable!("only reports of workers and gets are answered so")
         }
     }
 }

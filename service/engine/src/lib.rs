@@ -11,10 +11,12 @@ pub mod handle;
 pub mod load;
 pub mod node;
 pub mod options;
+mod task;
 pub mod token;
 mod transition;
 
 pub use handle::{Engine, Started, Worker, WorkerLink};
 pub use load::Remains;
-pub use node::io::{HandedTask, Refusal, Snapshot, StartSpec, WorkerMessage};
+pub use node::io::{Refusal, Snapshot, StartSpec, WorkerMessage};
 pub use options::Options;
+pub use task::{HandedTask, TaskContent, Undone};

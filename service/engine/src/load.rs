@@ -190,7 +190,7 @@ async fn judge(
     store: &dyn Store,
     plans: &Plans,
     history: &History,
-) -> Result<Result<(Arc<Execution>, Arc<Plan>), Unusable>, String> {
+) -> Result<Result<(Box<Execution>, Arc<Plan>), Unusable>, String> {
     let Folded { state, fault } = fold_history(history);
     let (reason, detail) = match (&state, fault) {
         (Some(known), None) => {
@@ -198,7 +198,7 @@ async fn judge(
             let found = plans.look_up(store, &known.namespace, &known.workflow, version).await;
             match found.map_err(|error| error.to_string())? {
                 Ok(Some(plan)) if is_sound(known, &plan) => {
-                    return Ok(Ok((Arc::new(state.expect("it was there just now")), plan)));
+                    return Ok(Ok((Box::new(state.expect("it was there just now")), plan)));
                 }
                 Ok(Some(_)) => (QuarantineReason::DecisionPanicked, "its next step panics".into()),
                 Ok(None) => {
@@ -333,7 +333,7 @@ pub struct Remains {
     /// How it is found, with its quarantine.
     pub listed: Listed,
     /// As far as its history folds.
-    pub state: Option<Arc<Execution>>,
+    pub state: Option<Execution>,
     /// None if it can not be read.
     pub plan: Option<Arc<Plan>>,
 }
@@ -349,7 +349,7 @@ pub(crate) async fn remains(
         return Ok(None);
     };
     let history = store.load(NOBODY, &[execution]).await?.pop();
-    let state = history.and_then(|history| fold_history(&history).state).map(Arc::new);
+    let state = history.and_then(|history| fold_history(&history).state);
     let index = &listed.index;
     let version = Some(index.version);
     let plan = plans.look_up(store, &index.namespace, &index.workflow, version).await?;

@@ -34,6 +34,7 @@ mod ownership;
 mod patience;
 mod quarantine;
 mod queue;
+mod resident;
 mod slots;
 mod weight;
 mod workers;
@@ -49,8 +50,9 @@ use recoup_store::{Due, FeedRow, Lease, NewQuarantine, NodeId, Peers, QueueName}
 
 use crate::clock::{Now, Tick};
 use crate::options::Options;
+use crate::task::HandedTask;
 use commit::{InFlight, KeyedInFlight};
-use io::{HandedTask, Input, Output, Refusal, SessionKey, WorkerKey};
+use io::{Input, Output, Refusal, SessionKey, WorkerKey};
 use ownership::Watched;
 use queue::Queue;
 use slots::Slot;
@@ -216,8 +218,7 @@ impl<R> Node<R> {
     #[cfg(feature = "mutants")]
     pub fn cached(
         &self,
-    ) -> impl Iterator<Item = (ExecutionId, &std::sync::Arc<recoup_core::execution::Execution>)>
-    {
+    ) -> impl Iterator<Item = (ExecutionId, &recoup_core::execution::Execution)> {
         self.slots.iter().filter_map(|(id, slot)| Some((*id, slot.state()?)))
     }
 
@@ -235,7 +236,7 @@ impl<R> Node<R> {
         };
         let (loading, wanted) = (self.loading.contains(&id), self.to_load.contains(&id));
         let inbox: Vec<_> = slot.inbox.iter().map(|pending| &pending.command).collect();
-        let sequence = slot.state().map(|state| state.sequence);
+        let sequence = slot.committed().map(|committed| committed.sequence);
         format!(
             "as {:?}: #{sequence:?} owned {} in flight {} doubted {} loading {loading} wanted {wanted} \
              timer {:?} attempts {:?} inbox {inbox:?} claimed {:?}",

@@ -149,7 +149,7 @@ async fn two_steps_succeed() {
         assert_eq!(task.id.path.as_str(), path);
         let output = Payload::json(output);
         let complete = Command::CompleteTask { task: task.id, output, worker: String::new() };
-        rig.engine.command(id, complete, None).await.expect("the result is taken");
+        rig.engine.report(id, complete).await.expect("the result is taken");
     }
     let history = rig.engine.store().load(NodeId(0), &[id]).await.expect("it is read");
     for row in &history[0].transitions[1..] {
@@ -222,9 +222,9 @@ async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
         } else {
             Command::CompleteTask { task: task.id, output: Payload::null(), worker }
         };
-        rig.engine.command(id, command, None).await.expect("the result is taken");
+        rig.engine.report(id, command).await.expect("the result is taken");
     }
-    let ended = run.await.expect("no panic").expect("it ran").state;
+    let ended = run.await.expect("no panic").expect("it ran").outcome;
     assert_eq!(seen, ["reserve#1", "charge#1", "charge#2", "charge#3", "reserve/compensate#1"]);
     assert_eq!((ended.state, ended.compensation), (State::Failed, CompensationState::Done));
     let feed = rig.engine.store().feed_start().await.expect("the feed is read");
@@ -261,9 +261,9 @@ async fn a_second_result_of_an_attempt_is_stale_and_the_same_one_is_not() {
         output: Payload::json(output),
         worker: "w".into(),
     };
-    rig.engine.command(id, complete("1"), None).await.expect("the first is taken");
-    rig.engine.command(id, complete("1"), None).await.expect("the same again changes nothing");
-    let other = rig.engine.command(id, complete("2"), None).await;
+    rig.engine.report(id, complete("1")).await.expect("the first is taken");
+    rig.engine.report(id, complete("1")).await.expect("the same again changes nothing");
+    let other = rig.engine.report(id, complete("2")).await;
     assert!(matches!(other, Err(Refusal::Rejected(_))), "{other:?}");
 }
 
@@ -275,13 +275,13 @@ async fn request_ids_and_keys_name_one_execution() {
         rig.spec(None, Some(("r", 1))),
         rig.spec(None, Some(("r", 2))),
     );
-    let first = rig.engine.start(one).await.expect("it starts").state.id;
+    let first = rig.engine.start(one).await.expect("it starts").outcome.execution;
     let again = rig.engine.start(two).await.expect("the same request");
-    assert_eq!((again.state.id, again.is_own), (first, true), "it was sent twice");
+    assert_eq!((again.outcome.execution, again.is_own), (first, true), "it was sent twice");
     assert_eq!(rig.engine.start(three).await.err(), Some(Refusal::RequestIdReused));
 
     let (one, two) = (rig.spec(Some("k"), None), rig.spec(Some("k"), None));
-    let holder = rig.engine.start(one).await.expect("the key is free").state.id;
+    let holder = rig.engine.start(one).await.expect("the key is free").outcome.execution;
     let held = rig.engine.start(two).await.err();
     assert_eq!(held, Some(Refusal::KeyHeld { execution: holder, state: State::Running }));
 
@@ -292,7 +292,7 @@ async fn request_ids_and_keys_name_one_execution() {
         let spec = rig.spec(Some("k"), Some(("t", 1)));
         let using = StartSpec { on_running: OnRunning::UseExisting, ..spec };
         let used = rig.engine.start(using).await.expect("the key's policy");
-        assert_eq!((used.state.id, used.is_own), (holder, false));
+        assert_eq!((used.outcome.execution, used.is_own), (holder, false));
     }
 }
 
@@ -329,8 +329,8 @@ async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
     rig.engine.start(spec).await.expect("it starts");
     let task = next_task(&mut worker).await;
     assert_eq!((task.id.execution, task.id.attempt), (id, 1));
-    let open = task.state.open_attempts().next().map(|open| open.attempt.started.is_some());
-    assert_eq!(open, Some(true), "the start is on record before the hand-over");
+    let state = other.snapshot(id).await.expect("it is there").state;
+    assert!(state.started(&task.id).is_some(), "the start is on record before the hand-over");
     assert!(store.overflow_depth().await.expect("it is read").is_empty());
 }
 

@@ -105,7 +105,7 @@ fn spec(engine: &Engine, number: u8, plan: Arc<Plan>) -> StartSpec {
 
 async fn start(engine: &Engine, number: u8) -> ExecutionId {
     let spec = spec(engine, number, plan(engine).await);
-    engine.start(spec).await.expect("it starts").state.id
+    engine.start(spec).await.expect("it starts").outcome.execution
 }
 
 async fn worker(engine: &Engine) -> WorkerLink {
@@ -144,10 +144,11 @@ fn complete(task: &HandedTask) -> Command {
 async fn to_its_end(engine: &Engine, worker: &mut WorkerLink, id: ExecutionId) -> State {
     loop {
         let task = next_task(worker).await;
-        let state = engine.command(task.id.execution, complete(&task), None).await;
-        let state = state.expect("the result is taken");
-        if state.id == id && state.state.is_ended() {
-            return state.state;
+        let reported = engine.report(task.id.execution, complete(&task)).await;
+        reported.expect("the result is taken");
+        let outcome = engine.await_end(id, Duration::ZERO).await.expect("it is known");
+        if outcome.state.is_ended() {
+            return outcome.state;
         }
     }
 }
@@ -189,7 +190,7 @@ async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransit
     let mut worker = worker(&engine).await;
     let id = start(&engine, number).await;
     let task = next_task(&mut worker).await;
-    engine.command(id, complete(&task), None).await.expect("the first step is done");
+    engine.report(id, complete(&task)).await.expect("the first step is done");
     engine.stop().await;
     assert!(sequence(store, id).await >= 2);
     // Behind it comes another, so that it is missed.
@@ -272,7 +273,7 @@ async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
         // As if it had been readable when the execution was started.
         let plan = Plan::compile(&order(), version).expect("it compiles");
         let spec = spec(&engine, u8::try_from(version).expect("small"), Arc::new(plan));
-        started.push(engine.start(spec).await.expect("it starts").state.id);
+        started.push(engine.start(spec).await.expect("it starts").outcome.execution);
     }
     engine.stop().await;
 
@@ -392,9 +393,9 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     let mut worker = worker(&engine).await;
     let id = start(&engine, 7).await;
     let task = next_task(&mut worker).await;
-    engine.command(id, complete(&task), None).await.expect("the first step is done");
+    engine.report(id, complete(&task)).await.expect("the first step is done");
     let charge = next_task(&mut worker).await;
-    let panicked = engine.command(id, complete(&charge), None).await.expect_err("it panics");
+    let panicked = engine.report(id, complete(&charge)).await.expect_err("it panics");
     let Refusal::Quarantined(quarantine) = &panicked else {
         panic!("refused otherwise: {panicked:?}");
     };
@@ -410,7 +411,7 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     // Another node does not try it.
     let engine = self::engine(&store, defective()).await;
     let mut worker = self::worker(&engine).await;
-    let again = engine.command(id, complete(&charge), None).await.expect_err("nothing is decided");
+    let again = engine.report(id, complete(&charge)).await.expect_err("nothing is decided");
     assert_eq!(reason(&again), QuarantineReason::DecisionPanicked);
     assert_eq!((sequence(&store, id).await, events(&store, id).await.len()), (before, 1));
 
@@ -418,13 +419,14 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     engine.release_quarantine(id, mended()).await.expect("its history is sound");
     let charge = next_task(&mut worker).await;
     assert_eq!((charge.id.execution, charge.id.attempt), (id, 1), "the same attempt");
-    engine.command(id, complete(&charge), None).await.expect_err("it panics again");
+    engine.report(id, complete(&charge)).await.expect_err("it panics again");
     assert_eq!(events(&store, id).await.len(), 2);
 
     // A worker without a session has it until its clocks run out: what he says now counts.
     DEFECT.store(false, Ordering::SeqCst);
     engine.release_quarantine(id, mended()).await.expect("its history is sound");
-    let ended = engine.command(id, complete(&charge), None).await.expect("it is decided now");
+    engine.report(id, complete(&charge)).await.expect("it is decided now");
+    let ended = engine.await_end(id, Duration::ZERO).await.expect("it is known");
     assert_eq!(ended.state, State::Succeeded);
 }
 
@@ -455,17 +457,18 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
     assert_eq!(refused(&other, id).await, QuarantineReason::DecisionPanicked);
 
     // It believes in a state that is sound, and still decides nothing.
-    let late = owner.command(id, complete(&task), None).await.expect_err("nothing is committed");
+    let late = owner.report(id, complete(&task)).await.expect_err("nothing is committed");
     assert_eq!(reason(&late), QuarantineReason::DecisionPanicked);
     assert_eq!(sequence(&store, id).await, 1);
     assert_eq!(events(&store, id).await.len(), 1);
 
     // Released by the other, it is the other's; what the worker reports to the old owner counts.
     other.release_quarantine(id, mended()).await.expect("its history is sound");
-    owner.command(id, complete(&task), None).await.expect("the result is taken");
+    owner.report(id, complete(&task)).await.expect("the result is taken");
     let charge = next_task(&mut hands).await;
     assert_eq!(charge.id.path.as_str(), "charge");
-    let ended = owner.command(id, complete(&charge), None).await.expect("the result is taken");
+    owner.report(id, complete(&charge)).await.expect("the result is taken");
+    let ended = owner.await_end(id, Duration::ZERO).await.expect("it is known");
     assert_eq!(ended.state, State::Succeeded);
     let seen = other.await_end(id, Duration::from_secs(20)).await.expect("it is known");
     assert_eq!(seen.state, State::Succeeded);

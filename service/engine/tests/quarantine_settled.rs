@@ -305,11 +305,15 @@ async fn a_result_that_the_store_refuses_spares_what_was_decided_with_it() {
     rig.settle().await;
     let head = rig.store.heads(&[id]).await.expect("heads").remove(0);
     assert!(!head.quarantined, "the timeout is sound");
-    let [(1, Err(Refusal::Refused(reason))), (2, Ok(Answer::Done { state, .. }))] =
-        &rig.answers[..]
+    let [(1, Err(Refusal::Refused(reason))), (2, Ok(Answer::Recorded { .. }))] = &rig.answers[..]
     else {
         panic!("{:?}", rig.answers);
     };
     assert_eq!(reason, "poison");
-    assert_eq!(state.state, State::TimedOut, "a success within the grace of a run that timed out");
+    let listed = rig.store.indexed(id).await.expect("the store answers").expect("it is there");
+    assert_eq!(
+        listed.index.state,
+        State::TimedOut,
+        "a success within the grace of a run that timed out"
+    );
 }

@@ -18,6 +18,7 @@ use recoup_core::event::{AttemptFailed, Event};
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::{CompensationState, Execution};
 use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::outcome::Outcome;
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_store::{Executions, ListFilter, NodeId};
@@ -187,6 +188,32 @@ impl World<'_> {
             }
             Some(_) => {}
         }
+    }
+
+    /// What a caller is told must be what the history says at that place.
+    pub fn check_outcome(&mut self, machine: usize, outcome: &Outcome) {
+        let id = outcome.execution;
+        if !self.check_recorded(machine, id, outcome.sequence) {
+            return;
+        }
+        let index = usize::try_from(outcome.sequence).unwrap_or(0).wrapping_sub(1);
+        let row = self.ledger.histories.get(&id).and_then(|rows| rows.get(index));
+        let recorded = row.map(|row| Outcome::of(&row.state));
+        if recorded.as_ref() != Some(outcome) {
+            let what = format!("machine {machine}: told {outcome:?}, history {recorded:?}");
+            self.violate("callers are told what the history says", what);
+        }
+    }
+
+    /// Whether the history has got that far.
+    pub fn check_recorded(&mut self, machine: usize, id: ExecutionId, sequence: u64) -> bool {
+        let rows = self.ledger.histories.get(&id).map_or(0, Vec::len);
+        let is_there = usize::try_from(sequence).is_ok_and(|sequence| sequence <= rows);
+        if !is_there {
+            let place = format!("machine {machine}, {} #{sequence}", short(&id));
+            self.violate("nothing is told before it is committed", place);
+        }
+        is_there
     }
 
     pub fn open_executions(&self) -> Vec<ExecutionId> {

@@ -261,9 +261,11 @@ impl World<'_> {
             return;
         };
         let text = match &answer {
-            Ok(Answer::Done { state, is_own, .. }) => {
-                format!("{} {:?} #{} own {is_own}", short(&state.id), state.state, state.sequence)
+            Ok(Answer::Done { outcome, is_own }) => {
+                let id = short(&outcome.execution);
+                format!("{id} {:?} #{} own {is_own}", outcome.state, outcome.sequence)
             }
+            Ok(Answer::Recorded { sequence, .. }) => format!("recorded #{sequence}"),
             Ok(Answer::Snapshot(snapshot)) => format!("snapshot #{}", snapshot.state.sequence),
             Ok(Answer::Beat { .. }) => "beat".to_owned(),
             Ok(Answer::Released) => "released".to_owned(),
@@ -295,9 +297,8 @@ impl World<'_> {
             return;
         }
         let starts = matches!(op.wish, Wish::Start { .. });
-        if let (true, Ok(Answer::Done { state, .. })) = (starts, &answer) {
-            let state = state.clone();
-            self.follow_up(state.id);
+        if let (true, Ok(Answer::Done { outcome, .. })) = (starts, &answer) {
+            self.follow_up(outcome.execution);
         }
     }
 

@@ -7,10 +7,9 @@ use std::time::Duration;
 use recoup_core::command::TaskId;
 use recoup_core::id::Namespace;
 use recoup_core::time::Timestamp;
+use recoup_engine::HandedTask;
 use recoup_engine::node::Node;
-use recoup_engine::node::io::{
-    HandedTask, Input, Offer, Session, SessionKey, WorkerKey, WorkerMessage,
-};
+use recoup_engine::node::io::{Input, Offer, Session, SessionKey, WorkerKey, WorkerMessage};
 
 use crate::calls::short;
 use crate::catalog::{NAMESPACE, QUEUES, queue};

@@ -4,8 +4,9 @@ use recoup_core::execution::{
     CompensationOutcome, CompensationState, CompensationStepState, Execution, Node, NodeState,
     Phase, State, Warning, WarningKind,
 };
-use recoup_core::id::StepPath;
+use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::outcome::{Outcome, ToldWarning, WARNINGS_MAX};
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use recoup_engine::{Remains, Snapshot};
@@ -17,8 +18,6 @@ use super::inline::{Inline, Place, least_of_error, least_of_payload, least_of_te
 use super::time;
 use crate::BATCH_BYTES_MAX;
 
-/// Warnings in one message.
-const WARNINGS_MAX: usize = 1_000;
 /// Bytes of an execution's own names, key, trace and reasons, at most.
 const FRAME_BYTES: usize = 24 * 1024;
 /// Bytes of one entry of a list, beside path, payload, error and text.
@@ -46,36 +45,54 @@ super::from_proto!(on_running: v1::OnRunning => OnRunning: Reject UseExisting);
 super::from_proto!(on_ended: v1::OnEnded => OnEnded: Allow AllowAfterFailure Reject UseExisting);
 
 /// How an ended execution ended. The output is always inline.
-pub fn outcome(execution: &Execution) -> v1::Outcome {
+pub fn outcome(outcome: &Outcome) -> v1::Outcome {
+    let least_of_warning =
+        |warning: &ToldWarning| least_of_warning(&warning.path, warning.error.as_ref());
     let least = FRAME_BYTES
-        + execution.output.as_ref().map_or(0, least_of_payload)
-        + execution.error.as_ref().map_or(0, least_of_error)
-        + least_of_warnings(execution);
-    let mut inline = inline(execution, least);
+        + outcome.output.as_ref().map_or(0, least_of_payload)
+        + outcome.error.as_ref().map_or(0, least_of_error)
+        + outcome.warnings.iter().map(least_of_warning).sum::<usize>();
+    let mut inline = inline(outcome.execution, outcome.sequence, least);
+    let warnings = outcome.warnings.iter();
     v1::Outcome {
-        output: execution.output.as_ref().map(|output| inline.payload(output)),
-        error: execution.error.as_ref().map(|error| inline.error(error)),
-        state: state(execution.state).into(),
-        failed_step: failed_step(execution),
-        compensation_state: compensation_state(execution.compensation).into(),
-        warnings: warnings(execution, &mut inline),
-        run: execution.run,
-        ended_at: execution.ended_at.map(time::timestamp),
+        output: outcome.output.as_ref().map(|output| inline.payload(output)),
+        error: outcome.error.as_ref().map(|error| inline.error(error)),
+        state: state(outcome.state).into(),
+        failed_step: step_text(outcome.failed_step.as_ref()),
+        compensation_state: compensation_state(outcome.compensation).into(),
+        warnings: warnings
+            .map(|own| warning(&own.path, own.kind, own.error.as_ref(), &mut inline))
+            .collect(),
+        run: outcome.run,
+        ended_at: outcome.ended_at.map(time::timestamp),
     }
 }
 
-fn failed_step(execution: &Execution) -> String {
-    let step = execution.stop.as_ref().and_then(|stop| stop.step.as_ref());
+fn step_text(step: Option<&StepPath>) -> String {
     step.map(|step| step.as_str().to_owned()).unwrap_or_default()
 }
 
+fn warning(
+    path: &StepPath,
+    kind: WarningKind,
+    error: Option<&recoup_core::error::Error>,
+    inline: &mut Inline,
+) -> v1::Warning {
+    v1::Warning {
+        step_path: path.as_str().to_owned(),
+        kind: warning_kind(kind).into(),
+        error: error.map(|error| inline.error(error)),
+    }
+}
+
+fn least_of_warning(path: &StepPath, error: Option<&recoup_core::error::Error>) -> usize {
+    ENTRY_BYTES + path.as_str().len() + error.map_or(0, least_of_error)
+}
+
 fn warnings(execution: &Execution, inline: &mut Inline) -> Vec<v1::Warning> {
-    let convert = |warning: &Warning| v1::Warning {
-        step_path: warning.path.as_str().to_owned(),
-        kind: warning_kind(warning.kind).into(),
-        error: warned(execution, warning).map(|error| inline.error(error)),
-    };
-    execution.warnings.iter().take(WARNINGS_MAX).map(convert).collect()
+    let warnings = execution.warnings.iter().take(WARNINGS_MAX);
+    let convert = |own: &Warning| warning(&own.path, own.kind, warned(execution, own), inline);
+    warnings.map(convert).collect()
 }
 
 fn warned<'a>(
@@ -95,17 +112,14 @@ fn node_error(node: &Node) -> Option<&recoup_core::error::Error> {
     }
 }
 
-/// Room for what an answer about this execution holds inline, beside what it holds at least.
-fn inline(execution: &Execution, least: usize) -> Inline {
-    let place = Place { execution: execution.id, sequence: execution.sequence };
+/// Room for what an answer about an execution holds inline, beside what it holds at least.
+fn inline(execution: ExecutionId, sequence: u64, least: usize) -> Inline {
+    let place = Place { execution, sequence };
     Inline::new(BATCH_BYTES_MAX.saturating_sub(least), Some(place))
 }
 
 fn least_of_warnings(execution: &Execution) -> usize {
-    let one = |warning: &Warning| {
-        let error = warned(execution, warning).map_or(0, least_of_error);
-        ENTRY_BYTES + warning.path.as_str().len() + error
-    };
+    let one = |warning: &Warning| least_of_warning(&warning.path, warned(execution, warning));
     execution.warnings.iter().take(WARNINGS_MAX).map(one).sum()
 }
 
@@ -140,9 +154,13 @@ fn least(execution: &Execution) -> usize {
         + execution.open_attempts().map(of_open).sum::<usize>()
 }
 
+fn of_execution(execution: &Execution) -> Inline {
+    inline(execution.id, execution.sequence, least(execution))
+}
+
 /// All that is known.
 pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
-    let mut inline = inline(&snapshot.state, least(&snapshot.state));
+    let mut inline = of_execution(&snapshot.state);
     // First: nothing else holds the details of a heartbeat.
     let pending_attempts = pending(snapshot, now, &mut inline);
     v1::ExecutionInfo {
@@ -166,7 +184,7 @@ pub fn remains(remains: &Remains) -> v1::ExecutionInfo {
     let Some(state) = &remains.state else {
         return indexed;
     };
-    let folded = of_state(state, &mut inline(state, least(state)));
+    let folded = of_state(state, &mut of_execution(state));
     v1::ExecutionInfo {
         state: indexed.state,
         phase: indexed.phase,
@@ -214,7 +232,7 @@ fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
         input,
         output,
         error,
-        failed_step: failed_step(execution),
+        failed_step: step_text(execution.stop.as_ref().and_then(|stop| stop.step.as_ref())),
         warnings: warnings(execution, inline),
         pending_attempts: Vec::new(),
         compensations,

@@ -1,5 +1,7 @@
 //! One open attempt in memory: where it is, and when it must be looked at.
 
+use std::sync::Arc;
+
 use recoup_core::command::TaskId;
 use recoup_core::execution::Started;
 use recoup_core::id::{ExecutionId, StepPath};
@@ -12,12 +14,16 @@ use super::io::{LiveAttempt, SessionKey, WorkerKey};
 use super::queue::Order;
 use crate::clock::{Now, Tick};
 use crate::options::Options;
+use crate::task::TaskContent;
 
 /// One open attempt of an execution in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
     pub id: TaskId,
+    pub content: Arc<TaskContent>,
     pub scheduled_at: Timestamp,
+    /// Who the history says has it.
+    pub started: Option<Started>,
     pub place: Place,
     /// A worker had it, or may have had it.
     pub possibly_started: bool,

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, StartBasis};
-use recoup_core::decide::{Decider, next_wake};
+use recoup_core::decide::{Decided, Decider, next_wake};
 use recoup_core::event::Event;
 use recoup_core::execution::Execution;
 use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, StepPath, TransitionId};
+use recoup_core::outcome::Outcome;
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::retry::Decision;
@@ -24,7 +25,8 @@ use recoup_store::{
 use super::dispatch::DOUBT;
 use super::flight::Flight;
 use super::io::{Answer, Damage, Output, Refusal};
-use super::slots::{Known, Pending, Waiter};
+use super::resident::{Committed, Resident};
+use super::slots::{Known, Pending, Slot, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -42,14 +44,16 @@ pub(super) type KeyedInFlight<R> = Flight<Entry<R>, Vec<KeyedStart>>;
 /// One execution's part of a batch.
 pub(super) struct Entry<R> {
     id: ExecutionId,
-    next: Arc<Execution>,
+    /// The state that the slot has given away for the time.
+    next: Box<Execution>,
+    committed: Committed,
     plan: Arc<Plan>,
     index: Option<IndexRow>,
     overflow_done: Vec<TaskKey>,
     failures: Failures,
     /// Bytes of JSON that the decision took to parse.
     parsed: usize,
-    decided: Vec<Decided<R>>,
+    decided: Vec<Judged<R>>,
 }
 
 impl<R> Entry<R> {
@@ -64,8 +68,8 @@ impl<R> Entry<R> {
 struct Failures(Vec<(StepPath, u32, Decision)>);
 
 impl Failures {
-    fn of<R>(events: &[Event], decided: &[Decided<R>]) -> Self {
-        let reported = |(pending, _): &Decided<R>| {
+    fn of<R>(events: &[Event], decided: &[Judged<R>]) -> Self {
+        let reported = |(pending, _): &Judged<R>| {
             pending.reply.is_some() && matches!(pending.command, Command::FailTask { .. })
         };
         if !decided.iter().any(reported) {
@@ -93,15 +97,33 @@ impl Failures {
 
 /// A decision, and what follows from it: all that could panic.
 struct Finished {
+    /// Empty if nothing changed: the rest says nothing then.
     events: Vec<Event>,
-    next: Execution,
+    state: Option<Box<Execution>>,
     feed: Vec<FeedRow>,
     wake: Option<Timestamp>,
     /// Bytes of JSON that it took to parse.
     parsed: usize,
 }
 
-type Decided<R> = (Pending<R>, Result<(), Rejection>);
+/// A command, and whether it fitted.
+type Judged<R> = (Pending<R>, Result<(), Rejection>);
+
+/// What the caller of a command is told that the state has come of.
+fn answer(
+    state: &Execution,
+    command: &Command,
+    is_own: bool,
+    decision: Option<Decision>,
+) -> Answer {
+    match command {
+        Command::CompleteTask { .. } | Command::FailTask { .. } | Command::RecordStart { .. } => {
+            let (sequence, is_stopping) = (state.sequence, state.is_stopping());
+            Answer::Recorded { sequence, is_stopping, decision }
+        }
+        _ => Answer::Done { outcome: Box::new(Outcome::of(state)), is_own },
+    }
+}
 
 impl<R> Node<R> {
     pub(super) fn commit_ready(&mut self) {
@@ -172,14 +194,14 @@ impl<R> Node<R> {
         if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
             return None;
         }
-        let (state, plan) = match &slot.known {
-            Known::State(state, plan) => (Some(state.clone()), plan.clone()),
-            Known::New(plan) => (None, plan.clone()),
-            Known::Unread | Known::Quarantined => return None,
+        let plan = match &slot.known {
+            Known::Resident(resident) if resident.state.is_some() => resident.plan.clone(),
+            Known::New(plan) => plan.clone(),
+            Known::Resident(_) | Known::Unread | Known::Quarantined => return None,
         };
-        if let Some(state) = &state {
+        if let Known::Resident(resident) = &slot.known {
             let doubted = slot.inbox.iter_mut().filter(|one| !one.verified);
-            let ahead = doubted.filter(|one| one.is_ahead_of(state));
+            let ahead = doubted.filter(|one| one.is_ahead_of(&resident.committed));
             if ahead.map(|one| one.verified = true).count() > 0 {
                 // Nothing is refused because memory is old: it is read again first.
                 slot.doubted = true;
@@ -197,6 +219,10 @@ impl<R> Node<R> {
         };
         let slot = self.slots.get_mut(&id)?;
         let is_ours = slot.owned;
+        let mut state = match &mut slot.known {
+            Known::Resident(resident) => resident.state.take(),
+            _ => None,
+        };
         let pending: Vec<_> = slot.inbox.drain(..count).collect();
         #[cfg(feature = "mutants")]
         let panics = self.options.panics;
@@ -207,7 +233,7 @@ impl<R> Node<R> {
             {
                 panic!("a defect of a test");
             }
-            let decider = Decider::new(state.as_deref(), &plan, now, random);
+            let decider = Decider::new(state.take(), &plan, now, random);
             let mut decider = if is_ours { decider } else { decider.doubting(DOUBT) };
             let decide = |one: &Pending<R>| {
                 let mut command = one.command.clone();
@@ -219,28 +245,28 @@ impl<R> Node<R> {
             };
             let verdicts: Vec<_> = pending.iter().map(decide).collect();
             let parsed = decider.parsed();
-            let finished = decider.finish().map(|(events, next)| {
-                let feed = feed_rows(&next, &plan, &events);
-                let wake = next_wake(&next, &plan);
-                Finished { events, next, feed, wake, parsed }
-            });
-            (verdicts, finished)
+            let Decided { events, state } = decider.finish();
+            let (mut feed, mut wake) = (Vec::new(), None);
+            if let Some(state) = state.as_deref().filter(|_| !events.is_empty()) {
+                feed = feed_rows(state, &plan, &events);
+                wake = next_wake(state, &plan);
+            }
+            (verdicts, Finished { events, state, feed, wake, parsed })
         }));
         let (verdicts, finished) = match decision {
             Ok(decided) => decided,
             Err(panic) => {
                 slot.inbox.extend(pending);
-                let known = state.map(|state| (state.namespace.clone(), Subject::of(&state)));
-                self.decision_panicked(id, known, words(&*panic));
+                self.decision_panicked(id, words(&*panic));
                 return None;
             }
         };
-        let decided: Vec<Decided<R>> = pending.into_iter().zip(verdicts).collect();
-        let Some(finished) = finished else {
-            self.nothing_decided(id, decided, state);
+        let judged: Vec<Judged<R>> = pending.into_iter().zip(verdicts).collect();
+        if finished.events.is_empty() {
+            self.nothing_decided(id, judged, finished.state);
             return None;
-        };
-        let (entry, transition) = self.entry(id, finished, plan, decided);
+        }
+        let (entry, transition) = self.entry(id, finished, plan, judged)?;
         #[cfg(feature = "mutants")]
         let entry = self.reply_before_commit(entry);
         Some((entry, transition))
@@ -251,13 +277,16 @@ impl<R> Node<R> {
         id: ExecutionId,
         finished: Finished,
         plan: Arc<Plan>,
-        decided: Vec<Decided<R>>,
-    ) -> (Entry<R>, Transition) {
-        let Finished { events, next, feed, wake, parsed } = finished;
+        decided: Vec<Judged<R>>,
+    ) -> Option<(Entry<R>, Transition)> {
+        let Finished { events, state, feed, wake, parsed } = finished;
+        // Events make a state.
+        let next = state?;
         let transition_id =
             TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
-        let wake_at = self.sleeps_until(&next, wake);
-        let slot = self.slots.get_mut(&id).expect("the slot that was just decided on");
+        let committed = Committed::new(&next, wake);
+        let wake_at = self.sleeps_until(&committed);
+        let slot = self.slots.get_mut(&id)?;
         slot.in_flight = true;
         let unchanged = slot.owned
             && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, wake_at));
@@ -298,22 +327,17 @@ impl<R> Node<R> {
             may_be_gone: self.monotonic.since(slot.current_at) > MAY_BE_GONE_AFTER,
         };
         let failures = Failures::of(&events, &decided);
-        let next = Arc::new(next);
-        let entry = Entry { id, next, plan, index, overflow_done, failures, parsed, decided };
-        (entry, transition)
+        let entry =
+            Entry { id, next, committed, plan, index, overflow_done, failures, parsed, decided };
+        Some((entry, transition))
     }
 
     /// Where the next thing to do is far away: when the execution wants to be read again.
-    pub(super) fn sleeps_until(
-        &self,
-        next: &Execution,
-        wake: Option<Timestamp>,
-    ) -> Option<Timestamp> {
-        if !next.is_active() {
+    pub(super) fn sleeps_until(&self, committed: &Committed) -> Option<Timestamp> {
+        if !committed.is_active {
             return None;
         }
-        let attempts = next.open_attempts().map(|open| open.attempt.scheduled_at);
-        let earliest = attempts.chain(wake).min()?;
+        let earliest = committed.first_scheduled.into_iter().chain(committed.wake).min()?;
         (earliest > self.now + self.options.sleep_horizon).then_some(earliest)
     }
 
@@ -321,13 +345,11 @@ impl<R> Node<R> {
     /// else is to be written first.
     fn remind(&mut self, id: ExecutionId) -> Option<Reminder> {
         let slot = self.slots.get(&id)?;
-        let Known::State(state, plan) = &slot.known else {
-            return None;
-        };
+        let committed = slot.committed()?;
         if !slot.owned || slot.in_flight || slot.doubted || !slot.inbox.is_empty() {
             return None;
         }
-        let wake_at = self.sleeps_until(state, next_wake(state, plan));
+        let wake_at = self.sleeps_until(committed);
         if wake_at == slot.wake_at {
             return None;
         }
@@ -357,10 +379,13 @@ impl<R> Node<R> {
     fn nothing_decided(
         &mut self,
         id: ExecutionId,
-        decided: Vec<Decided<R>>,
-        state: Option<Arc<Execution>>,
+        decided: Vec<Judged<R>>,
+        state: Option<Box<Execution>>,
     ) {
         if let Some(slot) = self.slots.get_mut(&id) {
+            if let Known::Resident(resident) = &mut slot.known {
+                resident.state = state;
+            }
             for attempt in &mut slot.attempts {
                 attempt.acting = false;
             }
@@ -373,10 +398,9 @@ impl<R> Node<R> {
             let Some(reply) = pending.reply else {
                 continue;
             };
-            let answer = match (verdict, &state) {
-                (Ok(()), Some(state)) => {
-                    Ok(Answer::Done { state: state.clone(), is_own: false, decision: None })
-                }
+            let slot = self.slots.get(&id);
+            let answer = match (verdict, slot.and_then(Slot::state)) {
+                (Ok(()), Some(state)) => Ok(answer(state, &pending.command, false, None)),
                 (Ok(()), None) => Err(Rejection::NoSuchExecution.into()),
                 (Err(rejection), _) => Err(rejection.into()),
             };
@@ -452,18 +476,30 @@ impl<R> Node<R> {
     }
 
     fn won(&mut self, entry: Entry<R>) {
-        let Entry { id, next, plan, index, overflow_done, failures, decided, .. } = entry;
+        let Entry { id, next, committed, plan, index, overflow_done, failures, decided, .. } =
+            entry;
         let grace = self.options.reconnect_grace;
         let (until, soon) = (self.monotonic + grace, self.now + grace);
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
         slot.in_flight = false;
+        let has_ended = next.state.is_ended();
+        // Taken before the state is the slot's again.
+        let answers: Vec<_> = decided
+            .iter()
+            .map(|(pending, verdict)| {
+                let is_told = pending.reply.is_some() && verdict.is_ok();
+                let is_own = matches!(pending.command, Command::StartExecution(_));
+                let decision = failures.decision(&pending.command);
+                is_told.then(|| answer(&next, &pending.command, is_own, decision))
+            })
+            .collect();
         if matches!(slot.known, Known::Unread) {
             // The lease was lost meanwhile: what is in the store now is not only this.
             self.to_load.insert(id);
         } else {
-            slot.known = Known::State(next.clone(), plan);
+            slot.known = Known::Resident(Box::new(Resident { plan, committed, state: Some(next) }));
             slot.current_at = self.monotonic;
             if let Some(index) = index {
                 if !slot.owned {
@@ -480,7 +516,7 @@ impl<R> Node<R> {
             }
             self.sync_attempts(id, true);
         }
-        for (pending, verdict) in decided {
+        for ((pending, verdict), answer) in decided.into_iter().zip(answers) {
             self.after_start(&pending.command, verdict.is_err());
             let Some(reply) = pending.reply else {
                 continue;
@@ -488,9 +524,9 @@ impl<R> Node<R> {
             if let (Command::RecordStart { task, .. }, Ok(())) = (&pending.command, &verdict) {
                 self.heard_from(task);
             }
-            let is_own = matches!(pending.command, Command::StartExecution(_));
-            match (verdict, pending.until) {
-                (Ok(()), Some(until)) if !next.state.is_ended() => {
+            match (verdict, pending.until, answer) {
+                (Ok(()), Some(until), _) if !has_ended => {
+                    let is_own = matches!(pending.command, Command::StartExecution(_));
                     let until = Some(self.end_of_wait(until));
                     let waiter =
                         Waiter { since: self.monotonic, until, reply, is_own, snapshot: false };
@@ -498,12 +534,9 @@ impl<R> Node<R> {
                         slot.waiters.push(waiter);
                     }
                 }
-                (Ok(()), _) => {
-                    let decision = failures.decision(&pending.command);
-                    let state = next.clone();
-                    self.reply(reply, Ok(Answer::Done { state, is_own, decision }));
-                }
-                (Err(rejection), _) => self.reply(reply, Err(rejection.into())),
+                (Ok(()), _, Some(answer)) => self.reply(reply, Ok(answer)),
+                (Ok(()), _, None) => unreachable!("an answer was made for whoever is to be told"),
+                (Err(rejection), ..) => self.reply(reply, Err(rejection.into())),
             }
         }
         self.serve_waiters(id);
@@ -596,7 +629,7 @@ impl<R> Node<R> {
             slot.singly = entry.decided.len();
             let pending = entry.decided.into_iter().map(|(pending, _)| pending);
             slot.inbox = pending.chain(std::mem::take(&mut slot.inbox)).collect();
-            return self.touch_slot(entry.id);
+            return self.read_again(entry.id);
         }
         tracing::error!(execution = %entry.id, %reason, "the store refused a transition");
         let own = entry.decided.iter().any(|(pending, _)| pending.is_own());
@@ -612,15 +645,27 @@ impl<R> Node<R> {
         for reply in replies.collect::<Vec<_>>() {
             self.reply(reply, Err(Refusal::Refused(reason.clone())));
         }
-        let known = self.slots.get(&entry.id).and_then(|slot| slot.state().cloned());
-        if let Some(state) = known.filter(|_| own) {
+        let is_known = self.slots.get(&entry.id).is_some_and(|slot| slot.resident().is_some());
+        if is_known && own {
             // It would be decided, and refused, for ever.
-            let (namespace, subject) = (state.namespace.clone(), Subject::of(&state));
+            let state = &entry.next;
+            let (namespace, subject) = (state.namespace.clone(), Subject::of(state));
             let (reason, detail) = (QuarantineReason::StoreRefused, reason);
             return self.quarantine(entry.id, Damage { reason, detail, namespace, subject });
         }
-        self.touch_slot(entry.id);
+        self.read_again(entry.id);
         self.settle_slot(entry.id);
+    }
+
+    /// The state has changed with a transition that came to nothing. What is known of the attempts stays.
+    pub(super) fn read_again(&mut self, id: ExecutionId) {
+        if let Some(slot) = self.slots.get_mut(&id)
+            && slot.resident().is_some()
+        {
+            slot.doubted = true;
+            self.to_load.insert(id);
+        }
+        self.touch_slot(id);
     }
 
     pub(super) fn start_keyed_ready(&mut self) {
@@ -753,11 +798,8 @@ impl<R> Node<R> {
                     && verdict.is_ok()
                     && let Some(reply) = pending.reply.take()
                 {
-                    let state = entry.next.clone();
-                    self.outputs.push_back(Output::Reply {
-                        reply,
-                        answer: Ok(Answer::Done { state, is_own: true, decision: None }),
-                    });
+                    let answer = Ok(answer(&entry.next, &pending.command, true, None));
+                    self.outputs.push_back(Output::Reply { reply, answer });
                 }
             }
         }

@@ -1,12 +1,13 @@
 //! How open attempts get to workers. All of it follows from the states of the executions that this
 //! node owns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::command::{AttemptTimeout, Command, StartBasis, TaskId};
 use recoup_core::definition::Delivery;
-use recoup_core::execution::{Execution, Started};
+use recoup_core::execution::Started;
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
@@ -14,12 +15,13 @@ use super::attempt::{Attempt, Handed, Place, first_task, id_of};
 use super::hand_over::NOBODYS;
 use super::io::WorkerKey;
 use super::notices::Notice;
-use super::slots::{Known, Slot};
+use super::slots::{Known, Pending, Slot};
 use super::workers::SessionState;
 use super::{Node, Output, Timer};
 use crate::clock::Now;
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
+use crate::task::TaskContent;
 
 /// What is due so soon another node may have handed out, by its clock or before it hears that the
 /// execution is no longer its own.
@@ -36,10 +38,14 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        let Known::State(state, plan) = &slot.known else {
+        let Known::Resident(resident) = &slot.known else {
             return;
         };
-        let (state, plan) = (state.clone(), plan.clone());
+        let Some(state) = &resident.state else {
+            return;
+        };
+        let plan = &resident.plan;
+        let acts_on = |task: &TaskId| acts_on(&slot.inbox, task);
         let mut known = std::mem::take(&mut slot.attempts);
         let mut kept = Vec::with_capacity(1);
         let (mut come, mut parted, mut disowned) = (Vec::new(), Vec::new(), Vec::new());
@@ -65,7 +71,8 @@ impl<R> Node<R> {
             if let Some(place) = known.iter().position(|attempt| attempt.id == task) {
                 let mut attempt = known.swap_remove(place);
                 let was_acting = attempt.acting;
-                attempt.acting = slot.acts_on(&task);
+                attempt.acting = acts_on(&task);
+                attempt.started = started.cloned();
                 if let Place::Handed(handed) = &mut attempt.place {
                     handed.recorded |= started.is_some();
                 }
@@ -155,8 +162,10 @@ impl<R> Node<R> {
                 || matches!(place, Place::Handed(_))
                 || (!is_fresh && !once && is_due);
             kept.push(Attempt {
+                content: Arc::new(TaskContent::of(state, &open)),
                 id: task,
                 scheduled_at,
+                started: started.cloned(),
                 place,
                 possibly_started,
                 // What an owner before this one still decides, believing that nobody has had the attempt,
@@ -180,8 +189,9 @@ impl<R> Node<R> {
             claimed.into_iter().partition(|(key, _)| open(key));
         slot.overflow.extend(found.into_keys());
         // What was scheduled behind this state is not void: it is the state that is old.
+        let sequence = state.sequence;
         let (ahead, void): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            missing.into_iter().partition(|(_, scheduled_in)| *scheduled_in > state.sequence);
+            missing.into_iter().partition(|(_, scheduled_in)| *scheduled_in > sequence);
         if !ahead.is_empty() {
             slot.claimed = ahead;
             self.to_load.insert(id);
@@ -190,7 +200,7 @@ impl<R> Node<R> {
         slot.attempts = kept;
         let owned = slot.owned;
         if owned {
-            self.note_started(&state);
+            self.note_started(id);
         }
         if !void.is_empty() {
             self.outputs.push_back(Output::WithdrawOverflow(void));
@@ -202,7 +212,7 @@ impl<R> Node<R> {
             self.close(&attempt);
         }
         if !committed {
-            self.release_closed(&state);
+            self.release_closed(id);
         }
         for task in released.keys() {
             self.give_back(task, true);
@@ -230,13 +240,11 @@ impl<R> Node<R> {
     }
 
     /// What the history says of the attempts that workers of this node hold.
-    fn note_started(&mut self, state: &Execution) {
-        if self.held.is_empty() {
-            return;
-        }
-        for open in state.open_attempts() {
-            if let Some(holder) = self.held.get_mut(&state.task_id(&open)) {
-                holder.started_at = open.attempt.started.as_ref().map(|started| started.at);
+    fn note_started(&mut self, id: ExecutionId) {
+        let slot = self.slots.get(&id).filter(|_| !self.held.is_empty());
+        for attempt in slot.into_iter().flat_map(|slot| &slot.attempts) {
+            if let Some(holder) = self.held.get_mut(&attempt.id) {
+                holder.started_at = attempt.started.as_ref().map(|started| started.at);
             }
         }
     }
@@ -250,15 +258,16 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(&id).filter(|slot| !slot.owned) else {
             return;
         };
-        let spoken_for = slot.attempts.iter().map(|attempt| &attempt.id).filter(|task| {
-            let started_at = slot.state().and_then(|state| state.started(task));
-            let started_at = started_at.map(|started| started.at);
-            let holder = self.held.get(*task).filter(|holder| holder.started_at == started_at);
+        let spoken_for = slot.attempts.iter().filter(|attempt| {
+            let task = &attempt.id;
+            let started_at = attempt.started.as_ref().map(|started| started.at);
+            let holder = self.held.get(task).filter(|holder| holder.started_at == started_at);
             // Between two polls it may be another node that a worker talks to.
             let session = holder.and_then(|holder| self.sessions.get(&holder.session));
             session.is_some_and(SessionState::is_connected) && !slot.acts_on(task)
         });
-        for task in spoken_for.cloned().collect::<Vec<_>>() {
+        let spoken_for = spoken_for.map(|attempt| attempt.id.clone());
+        for task in spoken_for.collect::<Vec<_>>() {
             self.hold(&task);
         }
     }
@@ -286,11 +295,11 @@ impl<R> Node<R> {
     }
 
     /// What workers of this node hold, and another node has closed meanwhile.
-    fn release_closed(&mut self, state: &Execution) {
-        let of_execution = self.held.range(first_task(state.id)..);
-        let of_execution = of_execution.take_while(|(task, _)| task.execution == state.id);
-        let is_open =
-            |task: &TaskId| state.open_attempts().any(|open| state.task_id(&open) == *task);
+    fn release_closed(&mut self, id: ExecutionId) {
+        let of_execution = self.held.range(first_task(id)..);
+        let of_execution = of_execution.take_while(|(task, _)| task.execution == id);
+        let slot = self.slots.get(&id);
+        let is_open = |task: &TaskId| slot.is_some_and(|slot| slot.attempt(task).is_some());
         let closed = of_execution.filter(|(task, _)| !is_open(task));
         let closed = closed.map(|(task, holder)| (task.clone(), holder.session.clone()));
         for (task, session) in closed.collect::<Vec<_>>() {
@@ -392,13 +401,14 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&task.execution) else {
             return;
         };
-        let Known::State(state, plan) = &slot.known else {
+        let Known::Resident(resident) = &slot.known else {
             return;
         };
-        let Some(plan) = plan.task(&task.path) else {
+        let Some(plan) = resident.plan.task(&task.path) else {
             return;
         };
-        let name = QueueName { namespace: state.namespace.clone(), queue: plan.queue.clone() };
+        let namespace = resident.committed.namespace.clone();
+        let name = QueueName { namespace, queue: plan.queue.clone() };
         let order = (plan.priority.saturating_neg(), order);
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
@@ -499,10 +509,10 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(&id) else {
             return;
         };
-        let Known::State(state, plan) = &slot.known else {
+        let Known::Resident(resident) = &slot.known else {
             return;
         };
-        let (state, plan) = (state.clone(), plan.clone());
+        let plan = resident.plan.clone();
         let due =
             slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter(|attempt| {
                 let task = plan.task(&attempt.id.path);
@@ -516,8 +526,7 @@ impl<R> Node<R> {
             match &attempt.place {
                 Place::Scheduled => self.enqueue(&attempt.id),
                 Place::Grace { .. } => {
-                    let open = state.task(&attempt.id.path).and_then(|task| task.open.as_ref());
-                    let started = open.and_then(|open| open.started.as_ref());
+                    let started = attempt.started.as_ref();
                     let lost = task.delivery == Delivery::AtMostOnce && started.is_some();
                     #[cfg(feature = "mutants")]
                     let lost = lost || self.options.has(Mutant::RepeatedHandOutCounts);
@@ -570,6 +579,12 @@ impl<R> Node<R> {
         }
         self.submit(task.execution, command, None, None);
     }
+}
+
+/// Whether a command of the node's own about an attempt waits to be decided.
+pub(super) fn acts_on<R>(inbox: &VecDeque<Pending<R>>, task: &TaskId) -> bool {
+    let own = inbox.iter().filter(|pending| pending.is_own());
+    own.filter_map(|pending| pending.command.task()).any(|other| other == task)
 }
 
 pub(super) fn key_of(task: &TaskId) -> TaskKey {

@@ -9,10 +9,11 @@ use recoup_core::error::{Error, builtin};
 use super::Node;
 use super::attempt::{Handed, Place, id_of};
 use super::dispatch::key_of;
-use super::io::{HandedTask, WorkerKey};
+use super::io::WorkerKey;
 use super::slots::Known;
 use super::workers::Holder;
 use crate::clock::Now;
+use crate::task::HandedTask;
 
 /// So often an attempt is handed out again, uncounted, because its worker does not have it any more.
 const MISSED_MAX: u32 = 10;
@@ -33,10 +34,10 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&task.execution) else {
             return;
         };
-        let Known::State(_, plan) = &slot.known else {
+        let Known::Resident(resident) = &slot.known else {
             return;
         };
-        let at_most_once = plan.is_at_most_once(&task.path);
+        let at_most_once = resident.plan.is_at_most_once(&task.path);
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
         };
@@ -78,10 +79,9 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&task.execution) else {
             return;
         };
-        let started_at = slot.started(task).map(|started| started.at);
         if let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) {
             attempt.place = Place::Scheduled;
-            attempt.unsent = started_at;
+            attempt.unsent = attempt.started.as_ref().map(|started| started.at);
         }
         self.wait_again(task);
     }
@@ -115,9 +115,10 @@ impl<R> Node<R> {
         else {
             return;
         };
-        let Known::State(state, plan) = &slot.known else {
+        let Known::Resident(resident) = &slot.known else {
             return;
         };
+        let plan = resident.plan.clone();
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
         };
@@ -138,14 +139,14 @@ impl<R> Node<R> {
         });
         // Written while its start was on the way into the history.
         let has_row = slot.overflow.contains(&key_of(task));
-        let (state, plan) = (state.clone(), plan.clone());
+        let content = attempt.content.clone();
+        let started = attempt.started.as_ref().filter(|_| may_be_on_record);
+        let started_at = started.map(|started| started.at);
         if let Some(session) = &worker.session {
             let (session, name) = (session.clone(), worker.name.clone());
-            let started = may_be_on_record.then(|| state.started(task)).flatten();
-            let started_at = started.map(|started| started.at);
             self.take_hold(task.clone(), Holder { session, name, started_at });
         }
-        let handed = HandedTask { id: task.clone(), state, plan, handed_at: now };
+        let handed = HandedTask { id: task.clone(), content, plan, handed_at: now };
         self.outbox.entry(key).or_default().push(handed);
         if has_row {
             self.record_again(task);
@@ -240,7 +241,7 @@ impl<R> Node<R> {
     pub(super) fn is_at_most_once(&self, task: &TaskId) -> bool {
         let slot = self.slots.get(&task.execution);
         slot.is_some_and(|slot| match &slot.known {
-            Known::State(_, plan) => plan.is_at_most_once(&task.path),
+            Known::Resident(resident) => resident.plan.is_at_most_once(&task.path),
             _ => false,
         })
     }
@@ -268,7 +269,6 @@ impl<R> Node<R> {
         if refused {
             slot.released.remove(task);
         }
-        let started = slot.started(task);
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
         };
@@ -277,7 +277,7 @@ impl<R> Node<R> {
             Place::Starting { worker, at: of } if of == at => {
                 let worker = *worker;
                 attempt.place = match self.held.get(task) {
-                    Some(holder) => Place::Handed(holder.handed(started.as_ref(), now)),
+                    Some(holder) => Place::Handed(holder.handed(attempt.started.as_ref(), now)),
                     None => Place::Grace { until },
                 };
                 self.return_credit(worker);

@@ -8,6 +8,7 @@ use recoup_core::execution::{Execution, State};
 use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::outcome::Outcome;
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
@@ -19,6 +20,7 @@ use recoup_store::{
 };
 
 use crate::load::Reading;
+use crate::task::HandedTask;
 
 pub use super::notices::Notice;
 
@@ -178,7 +180,7 @@ pub struct Loaded {
     pub owner: Option<NodeId>,
     /// When its owner is reminded of it, as it is stored.
     pub wake_at: Option<Timestamp>,
-    pub state: Result<(Arc<Execution>, Arc<Plan>), Unusable>,
+    pub state: Result<(Box<Execution>, Arc<Plan>), Unusable>,
     /// The last one, be it in force or released.
     pub quarantine: Option<QuarantineRow>,
 }
@@ -282,11 +284,18 @@ pub enum Output<R> {
 
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// The state right after the command was committed. `is_own`: the request started the execution,
-    /// now or when it was first sent; false of a start that was given one which had its key.
+    /// As of right after the command was committed. `is_own`: the request started the execution, now or
+    /// when it was first sent; false of a start that was given one which had its key.
     Done {
-        state: Arc<Execution>,
+        outcome: Box<Outcome>,
         is_own: bool,
+    },
+    /// What a worker said of a task is committed.
+    Recorded {
+        /// Of the last transition then.
+        sequence: u64,
+        /// The steps that run are to stop.
+        is_stopping: bool,
         /// Of a failed attempt, if this command ended it: what was decided about the next one.
         decision: Option<Decision>,
     },
@@ -302,7 +311,7 @@ pub enum Answer {
 /// A committed state, and what the owner knows beside it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    pub state: Arc<Execution>,
+    pub state: Box<Execution>,
     pub plan: Arc<Plan>,
     /// Attempts that are with a worker now.
     pub live: Vec<LiveAttempt>,
@@ -331,16 +340,6 @@ pub enum WorkerMessage {
     Detached,
     /// Another has attached for the session and said what it holds; the worker was detached.
     Superseded,
-}
-
-/// One attempt on its way to a worker.
-#[derive(Clone, Debug)]
-pub struct HandedTask {
-    pub id: TaskId,
-    /// A state in which the attempt is open.
-    pub state: Arc<Execution>,
-    pub plan: Arc<Plan>,
-    pub handed_at: Timestamp,
 }
 
 /// Why a node did not do what it was asked.

@@ -184,9 +184,10 @@ impl<R> Node<R> {
             let Some(slot) = self.slots.get_mut(&task.execution) else {
                 continue;
             };
-            let Known::State(_, plan) = &slot.known else {
+            let Known::Resident(resident) = &slot.known else {
                 continue;
             };
+            let plan = &resident.plan;
             let Some(plan) = plan.task(&task.path) else {
                 continue;
             };

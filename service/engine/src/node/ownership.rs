@@ -320,7 +320,8 @@ impl<R> Node<R> {
                     let Some(slot) = self.slots.get_mut(&head.execution) else {
                         continue;
                     };
-                    let behind = slot.state().is_some_and(|state| state.sequence < head.sequence);
+                    let behind =
+                        slot.committed().is_some_and(|known| known.sequence < head.sequence);
                     if !behind && slot.state().is_some() {
                         slot.current_at = self.monotonic;
                     }
@@ -434,7 +435,7 @@ impl<R> Node<R> {
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
         let scheduled_in = overflow.task.sequence;
         // Another node may have moved it on since this one owned it.
-        let current = slot.state().is_some_and(|state| state.sequence >= scheduled_in);
+        let current = slot.committed().is_some_and(|known| known.sequence >= scheduled_in);
         if slot.owned && current {
             slot.overflow.insert(key);
             let attempt = slot.attempts.iter_mut().find(|attempt| attempt.id == overflow.task);

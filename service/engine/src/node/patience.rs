@@ -55,7 +55,7 @@ impl<R> Node<R> {
         let waiting = self.slots.iter().filter(|(_, slot)| {
             let commands = slot.inbox.iter().any(|one| one.is_impatient(asked_before));
             let reads = slot.waiters.iter().any(|waiter| waiter.since <= asked_before);
-            commands || (reads && !matches!(slot.known, Known::State(..)))
+            commands || (reads && slot.state().is_none())
         });
         for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.turn_away(id, asked_before);
@@ -84,7 +84,7 @@ impl<R> Node<R> {
             replies.extend(pending.reply.take());
         }
         slot.inbox = kept;
-        if !matches!(slot.known, Known::State(..)) {
+        if slot.state().is_none() {
             let (impatient, patient) = std::mem::take(&mut slot.waiters)
                 .into_iter()
                 .partition::<Vec<_>, _>(|waiter| waiter.since <= asked_before);

@@ -10,9 +10,9 @@
 //! A node that believes in an older state, as the owner does when another node finds the damage, is
 //! answered [`recoup_store::Settled::Quarantined`] at its next commit and reads it then.
 
-use recoup_core::failure_event::{Subject, quarantined};
-use recoup_core::id::{ExecutionId, Namespace};
-use recoup_core::quarantine::{Quarantine, QuarantineReason};
+use recoup_core::failure_event::quarantined;
+use recoup_core::id::ExecutionId;
+use recoup_core::quarantine::Quarantine;
 use recoup_store::{Error, NewQuarantine, NodeId, Release};
 
 use super::Node;
@@ -37,21 +37,20 @@ impl<R> Node<R> {
         self.settle_slot(id);
     }
 
-    /// A decision failed in a way that it must not.
-    pub(super) fn decision_panicked(
-        &mut self,
-        id: ExecutionId,
-        known: Option<(Namespace, Subject)>,
-        what: &str,
-    ) {
-        let Some((namespace, subject)) = known else {
+    /// A decision failed in a way that it must not. The state went with it: what is quarantined is what
+    /// is read again.
+    pub(super) fn decision_panicked(&mut self, id: ExecutionId, what: &str) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.resident().is_none() {
             // There is no execution to put anywhere: only the start is refused.
             tracing::error!(execution = %id, what, "a decision about a start panicked");
             self.refuse_all(id, &Refusal::Failed);
             return self.drop_slot(id);
-        };
-        let reason = QuarantineReason::DecisionPanicked;
-        self.quarantine(id, Damage { reason, detail: what.to_owned(), namespace, subject });
+        }
+        slot.panicked = Some(what.to_owned());
+        self.read_again(id);
     }
 
     /// It is in the store that an execution is quarantined.

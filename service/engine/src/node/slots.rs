@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection, RequestId, TaskId};
-use recoup_core::decide::next_wake;
-use recoup_core::execution::{CompensationState, Execution, Phase, Started};
+use recoup_core::execution::{CompensationState, Execution, Started};
+use recoup_core::failure_event::Subject;
 use recoup_core::id::ExecutionId;
 use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::outcome::Outcome;
 use recoup_core::plan::Plan;
+use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
 use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
 
 use super::attempt::{Attempt, Place};
-use super::io::{Answer, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
+use super::dispatch::acts_on;
+use super::io::{Answer, Damage, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
+use super::resident::{Committed, Resident};
 use super::{Node, Timer, weight};
 use crate::clock::Tick;
 use crate::load::Reading;
@@ -38,6 +42,8 @@ pub(super) struct Slot<R> {
     pub in_flight: bool,
     /// Memory may be old: nothing is decided before it has been read again.
     pub doubted: bool,
+    /// A decision about it panicked, with these words; it is quarantined when it has been read again.
+    pub panicked: Option<String>,
     /// When the store last answered that no other node had gone further.
     pub current_at: Tick,
     pub waiters: Vec<Waiter<R>>,
@@ -68,13 +74,12 @@ enum Rest {
 }
 
 /// What is known of an execution.
-#[derive(Clone)]
 pub(super) enum Known {
     /// Not read yet, or no longer to be believed.
     Unread,
     /// About to be started here.
     New(Arc<Plan>),
-    State(Arc<Execution>, Arc<Plan>),
+    Resident(Box<Resident>),
     /// Found here, and on its way to the store. What waits is refused when it is there, and the slot
     /// is dropped: who asks after that reads it.
     Quarantined,
@@ -115,7 +120,7 @@ impl<R> Pending<R> {
 
     /// Whether it speaks of something that the state does not know: of another node's doing, if it
     /// is no mistake.
-    pub fn is_ahead_of(&self, state: &Execution) -> bool {
+    pub fn is_ahead_of(&self, state: &Committed) -> bool {
         match &self.command {
             Command::CompleteTask { task, .. }
             | Command::FailTask { task, .. }
@@ -160,6 +165,7 @@ impl<R> Slot<R> {
             singly: 0,
             in_flight: false,
             doubted: false,
+            panicked: None,
             current_at: Tick::default(),
             waiters: Vec::new(),
             attempts: Vec::new(),
@@ -173,18 +179,31 @@ impl<R> Slot<R> {
         }
     }
 
-    pub fn state(&self) -> Option<&Arc<Execution>> {
+    pub fn resident(&self) -> Option<&Resident> {
         match &self.known {
-            Known::State(state, _) => Some(state),
+            Known::Resident(resident) => Some(resident),
             _ => None,
         }
+    }
+
+    /// None as well while it is away with a transition.
+    pub fn state(&self) -> Option<&Execution> {
+        self.resident()?.state.as_deref()
+    }
+
+    pub fn committed(&self) -> Option<&Committed> {
+        self.resident().map(|resident| &resident.committed)
+    }
+
+    pub fn attempt(&self, task: &TaskId) -> Option<&Attempt> {
+        self.attempts.iter().find(|attempt| attempt.id == *task)
     }
 
     /// Whether nothing but the time of its owner's next work could need it to be here.
     fn is_idle(&self) -> bool {
         let needed = match &self.known {
-            Known::State(state, _) => {
-                state.is_active() && (!self.claimed.is_empty() || self.holds())
+            Known::Resident(resident) => {
+                resident.committed.is_active && (!self.claimed.is_empty() || self.holds())
             }
             Known::Unread => !self.claimed.is_empty(),
             Known::New(_) | Known::Quarantined => true,
@@ -193,20 +212,18 @@ impl<R> Slot<R> {
     }
 
     /// Who the history says has an open attempt.
-    pub fn started(&self, task: &TaskId) -> Option<Started> {
-        self.state()?.started(task).cloned()
+    pub fn started(&self, task: &TaskId) -> Option<&Started> {
+        self.attempt(task)?.started.as_ref()
     }
 
     /// Whether a command of the node's own about an attempt waits to be decided.
     pub fn acts_on(&self, task: &TaskId) -> bool {
-        let own = self.inbox.iter().filter(|pending| pending.is_own());
-        own.filter_map(|pending| pending.command.task()).any(|other| other == task)
+        acts_on(&self.inbox, task)
     }
 
     /// Whether the run is ending and its steps are to stop.
     pub fn is_ending(&self) -> bool {
-        let ending = |state: &Arc<Execution>| state.is_stopping() && state.phase == Phase::Steps;
-        self.owned && self.state().is_some_and(ending)
+        self.owned && self.committed().is_some_and(|committed| committed.is_ending)
     }
 
     /// Whether another node may move it on: it is another node's, any node may claim one of its
@@ -340,7 +357,7 @@ impl<R> Node<R> {
         waiter.until = waiter.until.map(|until| self.end_of_wait(until));
         let slot = self.slots.entry(id).or_insert_with(Slot::unread);
         // What another node owns may have moved on: ask the store, not the memory.
-        let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::State(..));
+        let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::Resident(_));
         slot.waiters.push(waiter);
         if reread {
             self.to_load.insert(id);
@@ -384,7 +401,7 @@ impl<R> Node<R> {
                 }
             }
             Known::Quarantined => {}
-            Known::State(..) | Known::New(_) => {
+            Known::Resident(_) | Known::New(_) => {
                 if !slot.in_flight && !slot.inbox.is_empty() {
                     self.ready.push_back(id);
                 }
@@ -426,7 +443,7 @@ impl<R> Node<R> {
             }
             return;
         }
-        let Reading { mut found, rest } = match loaded {
+        let Reading { found, rest } = match loaded {
             Ok(reading) => reading,
             Err(reason) => {
                 tracing::warn!(%reason, "executions could not be loaded, trying again");
@@ -438,7 +455,8 @@ impl<R> Node<R> {
             }
         };
         self.unread_since = None;
-        found.sort_by_key(|loaded| loaded.execution);
+        let mut found: BTreeMap<_, _> =
+            found.into_iter().map(|loaded| (loaded.execution, loaded)).collect();
         let rest: BTreeSet<_> = rest.into_iter().collect();
         for id in asked {
             self.loading.remove(id);
@@ -446,8 +464,7 @@ impl<R> Node<R> {
                 self.to_load.insert(*id);
                 continue;
             }
-            let one = found.binary_search_by_key(id, |loaded| loaded.execution).ok();
-            match one.map(|at| found[at].clone()) {
+            match found.remove(id) {
                 Some(one) => self.read(one),
                 None => self.absent(*id),
             }
@@ -472,11 +489,15 @@ impl<R> Node<R> {
         let mut parted = Vec::new();
         match loaded.state {
             Ok((state, plan)) => {
-                let loaded_plan = plan.clone();
-                let known = slot.state().map(|known| known.sequence);
+                if let Some(detail) = slot.panicked.take() {
+                    let (namespace, subject) = (state.namespace.clone(), Subject::of(&state));
+                    let reason = QuarantineReason::DecisionPanicked;
+                    return self.quarantine(id, Damage { reason, detail, namespace, subject });
+                }
+                let known = slot.committed().map(|committed| committed.sequence);
                 if known.is_none_or(|known| state.sequence >= known) {
                     let has_moved = known.is_some_and(|known| state.sequence > known);
-                    slot.known = Known::State(state, plan);
+                    slot.known = Known::Resident(Box::new(Resident::read(state, plan.clone())));
                     slot.current_at = self.monotonic;
                     slot.quarantine = loaded.quarantine;
                     let grace = self.options.reconnect_grace;
@@ -484,7 +505,7 @@ impl<R> Node<R> {
                     if mine && has_moved {
                         // Another node has been the owner meanwhile.
                         for attempt in &mut slot.attempts {
-                            parted.extend(attempt.doubt(&loaded_plan, until, soon));
+                            parted.extend(attempt.doubt(&plan, until, soon));
                         }
                     } else if mine && !slot.owned {
                         slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
@@ -556,33 +577,42 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        let Known::State(state, plan) = &slot.known else {
-            return;
-        };
         if slot.waiters.is_empty() {
             return;
         }
-        let (state, plan) = (state.clone(), plan.clone());
+        let Known::Resident(resident) = &slot.known else {
+            return;
+        };
+        // While it is away, it is waited for.
+        let Some(state) = &resident.state else {
+            return;
+        };
         let ended = state.state.is_ended();
         let now = self.now;
         let (served, waiting) = std::mem::take(&mut slot.waiters)
             .into_iter()
             .partition::<Vec<_>, _>(|waiter| ended || waiter.until.is_none_or(|at| at <= now));
         slot.waiters = waiting;
+        if served.is_empty() {
+            return;
+        }
         let live: Vec<LiveAttempt> = match served.iter().any(|waiter| waiter.snapshot) {
             true => slot.attempts.iter().filter_map(Attempt::live).collect(),
             false => Vec::new(),
         };
-        let quarantine = slot.quarantine.clone();
-        for waiter in served {
-            let answer = if waiter.snapshot {
-                let (state, plan, live) = (state.clone(), plan.clone(), live.clone());
-                let quarantine = quarantine.clone();
+        let answer = |waiter: &Waiter<R>| {
+            if waiter.snapshot {
+                let (state, plan, live) = (state.clone(), resident.plan.clone(), live.clone());
+                let quarantine = slot.quarantine.clone();
                 Answer::Snapshot(Snapshot { state, plan, live, quarantine })
             } else {
-                Answer::Done { state: state.clone(), is_own: waiter.is_own, decision: None }
-            };
-            self.reply(waiter.reply, Ok(answer));
+                let outcome = Box::new(Outcome::of(state));
+                Answer::Done { outcome, is_own: waiter.is_own }
+            }
+        };
+        let answered = served.into_iter().map(|waiter| (answer(&waiter), waiter.reply));
+        for (answer, reply) in answered.collect::<Vec<_>>() {
+            self.reply(reply, Ok(answer));
         }
     }
 
@@ -627,8 +657,12 @@ impl<R> Node<R> {
             return;
         };
         let weight = match &slot.known {
-            Known::State(state, _) if state.sequence == slot.weight.1 => return,
-            Known::State(state, _) => (weight::bytes(state), state.sequence),
+            Known::Resident(resident) => match &resident.state {
+                Some(state) if state.sequence != slot.weight.1 => {
+                    (weight::bytes(state), state.sequence)
+                }
+                _ => return,
+            },
             _ => (0, 0),
         };
         let before = std::mem::replace(&mut slot.weight, weight).0;
@@ -637,13 +671,10 @@ impl<R> Node<R> {
 
     /// Whether an execution that nobody asks about can leave memory.
     fn rest(&self, slot: &Slot<R>) -> Rest {
-        let Known::State(state, plan) = &slot.known else {
+        let Some(committed) = slot.committed().filter(|known| slot.owned && known.is_active) else {
             return Rest::Asleep;
         };
-        if !slot.owned || !state.is_active() {
-            return Rest::Asleep;
-        }
-        let Some(until) = self.sleeps_until(state, next_wake(state, plan)) else {
+        let Some(until) = self.sleeps_until(committed) else {
             return Rest::Awake;
         };
         // One that is nearer has been scanned for already, or will be at once.
@@ -687,7 +718,7 @@ impl<R> Node<R> {
     /// When this slot must be looked at next.
     fn slot_due(&self, slot: &Slot<R>) -> Option<Timestamp> {
         let waiters = slot.waiters.iter().filter_map(|waiter| waiter.until);
-        let Known::State(state, plan) = &slot.known else {
+        let Known::Resident(resident) = &slot.known else {
             // Whoever waits is answered when it is read; before that no time is the time to look.
             return None;
         };
@@ -695,11 +726,11 @@ impl<R> Node<R> {
             return waiters.min();
         }
         let attempts = slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter_map(
-            |attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options, self.at()),
+            |attempt| attempt.due(resident.plan.task(&attempt.id.path)?, &self.options, self.at()),
         );
         // While its own command to wake is under way, it needs no other.
         let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);
-        let wake = next_wake(state, plan).filter(|_| !waking);
+        let wake = resident.committed.wake.filter(|_| !waking);
         waiters.chain(attempts).chain(wake).min()
     }
 
@@ -711,9 +742,9 @@ impl<R> Node<R> {
         };
         slot.timer_at = None;
         if slot.owned
-            && let Known::State(state, plan) = &slot.known
+            && let Some(committed) = slot.committed()
         {
-            let wake = next_wake(state, plan).is_some_and(|at| at <= now);
+            let wake = committed.wake.is_some_and(|at| at <= now);
             if wake && !slot.in_flight {
                 self.submit(id, Command::Wake, None, None);
             }

@@ -289,7 +289,7 @@ impl<R> Node<R> {
         let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
         let owned = slot.owned;
         // A task that was scheduled after what is known here is of another node's doing.
-        let is_known = slot.state().is_some_and(|state| task.sequence <= state.sequence);
+        let is_known = slot.committed().is_some_and(|known| task.sequence <= known.sequence);
         if !is_known || !owned {
             // Read it; if another node owns it, the start that is recorded here makes it ours.
             let (worker, session) = (holder.name, holder.session.id);
@@ -437,10 +437,10 @@ impl<R> Node<R> {
     pub(super) fn heartbeat(&mut self, task: TaskId, details: Option<Payload>, reply: R) {
         let now = self.now;
         let slot = self.slots.get(&task.execution);
-        let stopping = slot.and_then(|slot| slot.state()).is_some_and(|state| state.is_stopping());
+        let committed = slot.and_then(|slot| slot.committed());
+        let stopping = committed.is_some_and(|known| known.is_stopping);
         // A task that is behind what is known here was scheduled by another node.
-        let is_read =
-            slot.and_then(|slot| slot.state()).is_some_and(|state| task.sequence <= state.sequence);
+        let is_read = committed.is_some_and(|known| task.sequence <= known.sequence);
         let cancel_requested = stopping && task.path.compensated().is_none();
         let is_open = slot.is_some_and(|slot| slot.attempts.iter().any(|own| own.id == task));
         // The clock that another node's beats stop is not this one's.
@@ -480,7 +480,6 @@ impl<R> Node<R> {
     /// The worker of an open attempt has said that he works on it: wherever it waited, it is with him.
     pub(super) fn is_alive(&mut self, task: &TaskId, details: Option<Payload>) {
         let now = self.at();
-        let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
         let Some(attempt) = self.attempt_mut(task) else {
             return;
         };
@@ -492,6 +491,7 @@ impl<R> Node<R> {
         }
         let before = attempt.clone();
         attempt.possibly_started = true;
+        let started = attempt.started.clone();
         let since = started.as_ref().map_or(now.time, |started| started.at.min(now.time));
         attempt.place = Place::Handed(Handed {
             recorded: started.is_some(),
@@ -511,8 +511,8 @@ impl<R> Node<R> {
     /// want it. What somebody else holds by now stays with him.
     pub(super) fn release(&mut self, task: TaskId, session: &str, reply: R) {
         let slot = self.slots.get(&task.execution);
-        let state = slot.filter(|slot| slot.owned).and_then(|slot| slot.state()).cloned();
-        if state.is_none_or(|state| task.sequence > state.sequence) {
+        let known = slot.filter(|slot| slot.owned).and_then(|slot| slot.committed());
+        if known.is_none_or(|known| task.sequence > known.sequence) {
             // Not read, or another's: with the start that is recorded here it becomes this node's.
             let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
             if slot.inbox.len() < self.options.inbox_max {
@@ -521,7 +521,7 @@ impl<R> Node<R> {
             }
             let (worker, session, at) = (String::new(), session.to_owned(), self.now);
             // What is known of another node's may be old: who has it is read before this is decided.
-            if matches!(slot.known, Known::State(..)) && !slot.in_flight {
+            if matches!(slot.known, Known::Resident(_)) && !slot.in_flight {
                 slot.doubted = true;
                 self.to_load.insert(task.execution);
             }
@@ -538,8 +538,7 @@ impl<R> Node<R> {
                 handed.session.as_ref().map_or("", |session| session.id.as_str()) == session
             }
             Place::Grace { .. } => {
-                let started = self.slots.get(&task.execution).and_then(|slot| slot.started(&task));
-                started.is_none_or(|started| started.session == session)
+                attempt.started.as_ref().is_none_or(|started| started.session == session)
             }
             // Given back already.
             _ => false,
@@ -646,7 +645,7 @@ impl<R> Node<R> {
         let is_ours = |task: &TaskId| {
             self.slots
                 .get(&task.execution)
-                .is_some_and(|slot| slot.owned || !matches!(slot.known, Known::State(..)))
+                .is_some_and(|slot| slot.owned || !matches!(slot.known, Known::Resident(_)))
         };
         let lost: Vec<_> = session.held.into_iter().filter(is_ours).collect();
         if lost.is_empty() {

@@ -194,12 +194,13 @@ fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
         error: Error::new("card.declined", "no money"),
         worker: String::new(),
     };
-    let Answer::Done { decision: Some(decision), .. } = submit(&mut world, &task, failed.clone())
+    let Answer::Recorded { decision: Some(decision), .. } =
+        submit(&mut world, &task, failed.clone())
     else {
         panic!("the decision is missing");
     };
     assert!(matches!(decision.verdict, Verdict::Retry { .. }), "{decision:?}");
-    let Answer::Done { decision, .. } = submit(&mut world, &task, failed) else {
+    let Answer::Recorded { decision, .. } = submit(&mut world, &task, failed) else {
         panic!("the repeated report is accepted");
     };
     assert_eq!(decision, None, "an earlier call has recorded it");

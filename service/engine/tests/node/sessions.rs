@@ -7,7 +7,7 @@ use recoup_core::failure_event::FailureKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
 use recoup_engine::options::Options;
-use recoup_store::{Nodes, Settled};
+use recoup_store::Nodes;
 
 use crate::world::{World, poll, ready, session, stream};
 
@@ -25,7 +25,7 @@ fn handed_to_a_poll(world: &mut World) -> TaskId {
 fn release(world: &mut World, machine: usize, task: &TaskId, session: &str) {
     let (task, session) = (task.clone(), session.to_owned());
     let answer = world.ask(machine, |reply| Input::Release { task, session, reply });
-    assert!(matches!(answer, Some(Ok(Answer::Released | Answer::Done { .. }))), "{answer:?}");
+    assert!(matches!(answer, Some(Ok(Answer::Released | Answer::Recorded { .. }))), "{answer:?}");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_result_renews_the_session_of_its_task() {
     let command =
         recoup_core::command::Command::CompleteTask { task: second, output, worker: String::new() };
     let done = world.ask(0, |reply| Input::Submit { execution, command, request: None, reply });
-    assert!(matches!(done, Some(Ok(Answer::Done { .. }))), "{done:?}");
+    assert!(matches!(done, Some(Ok(Answer::Recorded { .. }))), "{done:?}");
     world.pass(2 * SECOND);
     assert_eq!(world.snapshot(0, first.execution).live.len(), 1);
 }
@@ -339,17 +339,12 @@ fn a_result_that_the_store_refuses_leaves_its_attempt_to_its_clocks() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     let execution = task.execution;
-    world.machines[0].hold_back = &["commit"];
+    world.machines[0].refuses = Some("too strange");
     let (output, worker) = (Payload::json("1"), String::new());
     let command = recoup_core::command::Command::CompleteTask { task, output, worker };
-    world.put(0, Input::Submit { execution, command, request: None, reply: 0 });
-    world.machines[0].hold_back = &[];
-    assert_eq!(world.machines[0].late.drain(..).count(), 1);
-    let node = world.machines[0].node.node_id().expect("it lives");
-    let refused = Ok(vec![Settled::Refused("too strange".to_owned())]);
-    world.put(0, Input::Committed(node, refused));
-    let answer = world.machines[0].replies.remove(&0);
+    let answer = world.ask(0, |reply| Input::Submit { execution, command, request: None, reply });
     assert!(matches!(answer, Some(Err(Refusal::Refused(_)))), "{answer:?}");
+    world.machines[0].refuses = None;
     assert_eq!(world.snapshot(0, execution).live.len(), 1);
     world.pass(4 * SECOND);
     assert_eq!(world.snapshot(0, execution).live, [], "its session has ended");

@@ -28,7 +28,7 @@ use recoup_engine::options::Options;
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
     Batch, Error, Executions, KeyedStart, NewVersion, Nodes, Overflow, QueueName, Registry,
-    Transitions, format,
+    Settled, Transitions, format,
 };
 
 /// The model never waits.
@@ -63,6 +63,8 @@ pub struct Machine {
     pub heads: Vec<Vec<ExecutionId>>,
     /// Answers to calls of these names wait in `late`.
     pub hold_back: &'static [&'static str],
+    /// The store refuses every transition, for this reason.
+    pub refuses: Option<&'static str>,
     pub late: Vec<Input<Reply>>,
 }
 
@@ -147,6 +149,7 @@ impl World {
             written_anyway: false,
             heads: Vec::new(),
             hold_back: &[],
+            refuses: None,
             late: Vec::new(),
         });
         let machine = self.machines.len() - 1;
@@ -274,9 +277,16 @@ impl World {
                 machine.batches.push(batch.clone());
                 let is_too_much =
                     machine.overwhelmed_by.is_some_and(|max| batch.transitions.len() > max);
-                let settled = match !is_too_much || machine.written_anyway {
-                    true => ready(store.commit(node, &batch)),
-                    false => Ok(Vec::new()),
+                let settled = match machine.refuses {
+                    Some(reason) => {
+                        let refused =
+                            batch.transitions.iter().map(|_| Settled::Refused(reason.into()));
+                        Ok(refused.collect())
+                    }
+                    None if !is_too_much || machine.written_anyway => {
+                        ready(store.commit(node, &batch))
+                    }
+                    None => Ok(Vec::new()),
                 };
                 let unknown = || Err(Error::OutcomeUnknown("no answer in time".to_owned()));
                 ("commit", Input::Committed(node, if is_too_much { unknown() } else { settled }))

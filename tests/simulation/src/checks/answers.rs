@@ -7,7 +7,8 @@ use recoup_core::event::Event;
 use recoup_core::execution::State;
 use recoup_core::id::ExecutionId;
 use recoup_engine::node::Node;
-use recoup_engine::node::io::{Answer, HandedTask, Refusal};
+use recoup_engine::node::io::{Answer, Refusal};
+use recoup_engine::{HandedTask, TaskContent};
 
 use crate::calls::short;
 use crate::clients::{Op, Wish};
@@ -25,10 +26,10 @@ impl World<'_> {
         answer: &Result<Answer, Refusal>,
     ) {
         match answer {
-            Ok(Answer::Done { state, is_own, .. }) => {
-                self.check_state(machine, state);
-                self.ledger.known.insert(state.id);
-                let id = state.id;
+            Ok(Answer::Done { outcome, is_own }) => {
+                self.check_outcome(machine, outcome);
+                self.ledger.known.insert(outcome.execution);
+                let (id, state) = (outcome.execution, &**outcome);
                 let happened =
                     |world: &Self, is: &dyn Fn(&Event) -> bool| world.ledger.events(id).any(is);
                 let fits = match &op.wish {
@@ -42,7 +43,8 @@ impl World<'_> {
                             }
                         }
                         // What is new was started by this very request.
-                        !is_own || state.input.data == op.input().as_bytes()
+                        let latest = self.ledger.latest(id);
+                        !is_own || latest.is_some_and(|own| own.input.data == op.input().as_bytes())
                     }
                     Wish::Await(asked, _) => *asked == id,
                     Wish::Get(_) => false,
@@ -88,7 +90,7 @@ impl World<'_> {
                     }
                 }
             }
-            Ok(Answer::Beat { .. } | Answer::Released) => {
+            Ok(Answer::Recorded { .. } | Answer::Beat { .. } | Answer::Released) => {
                 self.violate("answers fit their questions", format!("{op:?}: a worker's"));
             }
             Err(refusal) => self.check_refusal(op, refusal),
@@ -137,11 +139,11 @@ impl World<'_> {
     ) {
         let task = report.task().clone();
         match (report, answer) {
-            (_, Ok(Answer::Snapshot(_))) => {
+            (_, Ok(Answer::Done { .. } | Answer::Snapshot(_))) => {
                 self.violate("answers fit their questions", format!("{report:?}"));
             }
-            (Report::Complete { output, .. }, Ok(Answer::Done { state, .. })) => {
-                self.check_state(machine, state);
+            (Report::Complete { output, .. }, Ok(Answer::Recorded { sequence, .. })) => {
+                self.check_recorded(machine, task.execution, *sequence);
                 let recorded = self.ledger.events(task.execution).any(|event| {
                     matches!(event, Event::StepCompleted { path, attempt, output: recorded, .. }
                         if *path == task.path && *attempt == task.attempt
@@ -160,8 +162,8 @@ impl World<'_> {
                     self.violate("one acknowledged completion of a step", what);
                 }
             }
-            (Report::Fail { error, .. }, Ok(Answer::Done { state, .. })) => {
-                self.check_state(machine, state);
+            (Report::Fail { error, .. }, Ok(Answer::Recorded { sequence, .. })) => {
+                self.check_recorded(machine, task.execution, *sequence);
                 let recorded = self.ledger.events(task.execution).any(|event| {
                     matches!(event, Event::AttemptFailed(failed)
                         if failed.path == task.path && failed.attempt == task.attempt
@@ -171,8 +173,8 @@ impl World<'_> {
                     self.violate(LOST, format!("{report:?}"));
                 }
             }
-            (Report::Beat { .. }, Ok(Answer::Done { .. } | Answer::Beat { .. })) => {}
-            (Report::Release { .. }, Ok(Answer::Done { .. } | Answer::Released)) => {}
+            (Report::Beat { .. }, Ok(Answer::Recorded { .. } | Answer::Beat { .. })) => {}
+            (Report::Release { .. }, Ok(Answer::Recorded { .. } | Answer::Released)) => {}
             (_, Ok(Answer::Beat { .. } | Answer::Released)) => {
                 self.violate("answers fit their questions", format!("{report:?}"));
             }
@@ -206,13 +208,22 @@ impl World<'_> {
 
     /// A task leaves a node.
     pub fn check_hand_out(&mut self, machine: usize, node: &Node<ReplyId>, handed: &HandedTask) {
-        self.check_state(machine, &handed.state);
         let task = &handed.id;
-        let open = handed.state.open_attempts().find(|open| handed.state.task_id(open) == *task);
         let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
+        // As of the transition that scheduled the attempt.
+        let index = usize::try_from(task.sequence).unwrap_or(0).wrapping_sub(1);
+        let rows = self.ledger.histories.get(&task.execution);
+        let state = rows.and_then(|rows| rows.get(index)).map(|row| &row.state);
+        let content = state.and_then(|state| {
+            let open = state.open_attempts().find(|open| state.task_id(open) == *task)?;
+            Some(TaskContent::of(state, &open))
+        });
+        if content.as_ref() != Some(&*handed.content) {
+            let what = format!("{place}: {content:?} and {:?}", handed.content);
+            self.violate("a task says what the history says", what);
+        }
         // Another node has found that it was due, by its clock.
-        let early = |at: recoup_core::time::Timestamp| at > handed.handed_at && !self.skewed;
-        if open.is_none_or(|open| early(open.attempt.scheduled_at)) {
+        if handed.content.scheduled_at > handed.handed_at && !self.skewed {
             self.violate("only due attempts are handed out", place.clone());
         }
         let read = node

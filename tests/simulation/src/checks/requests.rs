@@ -66,9 +66,9 @@ impl World<'_> {
         );
         let mut wrong = None;
         match answer {
-            Ok(Answer::Done { state, .. }) => {
+            Ok(Answer::Done { outcome, .. }) => {
                 // Once it is done, it is on record.
-                if !now.is_some_and(|now| mine(now) && now.execution == state.id) {
+                if !now.is_some_and(|now| mine(now) && now.execution == outcome.execution) {
                     wrong = Some(OTHER);
                 }
             }
@@ -82,8 +82,8 @@ impl World<'_> {
         }
         match before {
             Some(before) if mine(before) && !passing => {
-                let same = matches!(answer, Ok(Answer::Done { state, .. })
-                    if state.id == before.execution);
+                let same = matches!(answer, Ok(Answer::Done { outcome, .. })
+                    if outcome.execution == before.execution);
                 if !same {
                     wrong = Some(SAME);
                 }
