@@ -717,7 +717,10 @@ impl<R> Node<R> {
 
     /// When this slot must be looked at next.
     fn slot_due(&self, slot: &Slot<R>) -> Option<Timestamp> {
-        let waiters = slot.waiters.iter().filter_map(|waiter| waiter.until);
+        // While the state is away, those who wait are answered when it comes back, and no sooner.
+        let answerable = slot.state().is_some();
+        let waiters = slot.waiters.iter().filter(|_| answerable);
+        let waiters = waiters.filter_map(|waiter| waiter.until);
         let Known::Resident(resident) = &slot.known else {
             // Whoever waits is answered when it is read; before that no time is the time to look.
             return None;
