@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use recoup_core::command::Command;
 use recoup_core::payload::Payload;
-use recoup_engine::node::io::{Input, Offer, Refusal};
+use recoup_engine::node::io::{Answer, Input, Offer, Refusal};
 use recoup_engine::options::Options;
 use recoup_store::{Executions, NodeId};
 
@@ -87,4 +87,38 @@ fn readers_are_told_in_time_that_the_store_does_not_answer() {
         world.put(0, answer);
     }
     world.snapshot(0, execution);
+}
+
+#[test]
+fn readers_wait_for_the_transition_under_way_but_not_for_ever() {
+    let mut world = World::new(1);
+    let worker = world.attach(0, stream("default", "s", &[]));
+    let execution = world.start(0, "default");
+    let task = world.handed(0, worker).remove(0);
+    let beat = |reply| Input::Heartbeat { task: task.clone(), details: None, reply };
+    world.machines[0].hold_back = &["commit"];
+    let command = Command::CancelExecution { reason: "enough".into() };
+    world.put(0, Input::Submit { execution, command, request: None, reply: 1_000 });
+    world.put(0, Input::Get { execution, reply: 1_001 });
+    // What is committed is enough for this one.
+    let answer = world.ask(0, beat);
+    assert!(
+        matches!(answer, Some(Ok(Answer::Beat { cancel_requested: false }))),
+        "nothing is told before it is committed: {answer:?}"
+    );
+    assert!(!world.machines[0].replies.contains_key(&1_001), "it waits for the commit");
+    let answers = std::mem::take(&mut world.machines[0].late);
+    world.put_all(0, answers);
+    let answer = world.machines[0].replies.remove(&1_001);
+    let Some(Ok(Answer::Snapshot(snapshot))) = answer else {
+        panic!("the commit has come: {answer:?}");
+    };
+    assert!(snapshot.state.is_stopping());
+
+    let command = Command::TerminateExecution { reason: "now".into(), unstarted: Vec::new() };
+    world.put(0, Input::Submit { execution, command, request: None, reply: 1_002 });
+    world.put(0, Input::Get { execution, reply: 1_003 });
+    world.pass(patience());
+    let refused = refusal(&mut world, 1_003);
+    assert!(matches!(refused, Refusal::Unavailable(_)), "{refused:?}");
 }
