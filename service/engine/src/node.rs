@@ -34,6 +34,7 @@ mod ownership;
 mod patience;
 mod quarantine;
 mod queue;
+mod reconcile;
 mod resident;
 mod slots;
 mod weight;

@@ -2,26 +2,22 @@
 //! node owns.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::command::{AttemptTimeout, Command, StartBasis, TaskId};
 use recoup_core::definition::Delivery;
-use recoup_core::execution::Started;
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
-use super::attempt::{Attempt, Handed, Place, first_task, id_of};
-use super::hand_over::NOBODYS;
+use super::attempt::{Attempt, Place, first_task, id_of};
 use super::io::WorkerKey;
 use super::notices::Notice;
+use super::reconcile::{Evidence, Reconciler, Then};
 use super::slots::{Known, Pending, Slot};
 use super::workers::SessionState;
 use super::{Node, Output, Timer};
-use crate::clock::Now;
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
-use crate::task::TaskContent;
 
 /// What is due so soon another node may have handed out, by its clock or before it hears that the
 /// execution is no longer its own.
@@ -31,10 +27,7 @@ impl<R> Node<R> {
     /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
     /// work, so an attempt that is new was never with anybody.
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
-        let at = self.at();
-        let Now { tick, time: now } = at;
-        let grace = self.options.reconnect_grace;
-        let grace_ends = tick + grace;
+        let (now, grace) = (self.at(), self.options.reconnect_grace);
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -44,139 +37,35 @@ impl<R> Node<R> {
         let Some(state) = &resident.state else {
             return;
         };
-        let plan = &resident.plan;
-        let acts_on = |task: &TaskId| acts_on(&slot.inbox, task);
         let mut known = std::mem::take(&mut slot.attempts);
         let mut kept = Vec::with_capacity(1);
-        let (mut come, mut parted, mut disowned) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut parted, mut follows) = (Vec::new(), Vec::new());
         let released = match committed {
             // The start that was recorded for it has made it this node's.
             true => std::mem::take(&mut slot.released),
             false => BTreeMap::new(),
         };
-        // What this node claimed its owner may have handed out while the claim was under way, and the row
-        // was still there. If it is not with that worker after all, the row is claimed again when the
-        // claim ends.
-        let is_recent = |by: &Started| by.at + grace > now && !by.session.is_empty();
-        let may_be_held =
-            |by: Option<&Started>| by.is_some_and(|by| is_recent(by) && by.session != NOBODYS);
-        // Without a session no worker comes back to say that it has the attempt: its own clocks bind it.
-        let with_its_worker = |by: &Started| match by.session.is_empty() {
-            true => Place::Handed(Handed::without_session(by, at)),
-            false => Place::Grace { until: grace_ends },
-        };
+        let reconciler = Reconciler { state, plan: &resident.plan, committed, now, grace };
         for open in state.open_attempts() {
             let task = state.task_id(&open);
-            let started = open.attempt.started.as_ref();
-            if let Some(place) = known.iter().position(|attempt| attempt.id == task) {
-                let mut attempt = known.swap_remove(place);
-                let was_acting = attempt.acting;
-                attempt.acting = acts_on(&task);
-                attempt.started = started.cloned();
-                if let Place::Handed(handed) = &mut attempt.place {
-                    handed.recorded |= started.is_some();
-                }
-                let claimed = slot.claimed.contains_key(&key_of(&task));
-                let once = plan.is_at_most_once(&task.path);
-                match (&attempt.place, started) {
-                    // A worker here has said so, while the execution was another node's.
-                    (place, _) if !attempt.is_handed() && self.held.contains_key(&task) => {
-                        parted.push(place.clone());
-                        let holder = &self.held[&task];
-                        attempt.place = Place::Handed(holder.handed(started, at));
-                        attempt.possibly_started = true;
-                    }
-                    // Its owner has put it where this node claimed it: nobody has it here any more.
-                    (Place::Handed(_) | Place::Grace { .. }, _)
-                        if claimed
-                            && !once
-                            && !may_be_held(started)
-                            && !self.held.contains_key(&task) =>
-                    {
-                        attempt.place = Place::Scheduled;
-                        attempt.claimed = true;
-                        come.push((task, None));
-                    }
-                    (Place::Starting { worker, at }, Some(by)) if committed && by.at == *at => {
-                        come.push((task, Some(*worker)));
-                    }
-                    (Place::Scheduled | Place::Queued { .. }, Some(by))
-                        if attempt.unsent == Some(by.at) && !was_acting => {}
-                    // Given back while the start was on its way into the history.
-                    (Place::Scheduled | Place::Queued { .. }, Some(_))
-                        if committed && was_acting =>
-                    {
-                        disowned.push(task);
-                    }
-                    (Place::Overflowed, Some(_)) if committed && was_acting => {
-                        // The row may have gone with the start.
-                        attempt.place = Place::Scheduled;
-                        attempt.claimed = true;
-                        come.push((task, None));
-                    }
-                    (Place::Grace { .. }, Some(by)) if !committed && by.session.is_empty() => {
-                        attempt.place = with_its_worker(by);
-                    }
-                    (Place::Handed(Handed { session: None, .. }), Some(by))
-                        if !committed && !by.session.is_empty() =>
-                    {
-                        // Its owner has given it to another since, or says that nobody has it.
-                        attempt.place = with_its_worker(by);
-                    }
-                    (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(by)) => {
-                        // Another node has handed it out meanwhile.
-                        let place = with_its_worker(by);
-                        parted.push(std::mem::replace(&mut attempt.place, place));
-                        attempt.possibly_started = true;
-                        attempt.unsent = None;
-                    }
-                    _ => {}
-                }
-                let is_unsent = |by: &Started| attempt.unsent == Some(by.at);
-                attempt.possibly_started |= started.is_some_and(|by| !is_unsent(by));
-                kept.push(attempt);
-                continue;
-            }
-            let scheduled_at = open.attempt.scheduled_at;
-            let is_fresh = committed && open.attempt.sequence == state.sequence;
-            let holder = self.held.get(&task);
-            // A row that outlived the hand-over of what is delivered at most once is void.
-            let once = plan.is_at_most_once(&task.path);
-            let claimed = slot.claimed.contains_key(&key_of(&task)) && !(once && started.is_some());
-            let place = match holder {
-                // What is with a worker is due, though the clock of the node that handed it out is ahead.
-                None if scheduled_at > now && started.is_none() => Place::Scheduled,
-                Some(holder) => Place::Handed(holder.handed(started, at)),
-                // Nobody had it, or its owner has waited for whoever had: a claim commits the start
-                // first.
-                None if is_fresh || (claimed && !may_be_held(started)) => {
-                    come.push((task.clone(), None));
-                    Place::Scheduled
-                }
-                None => started.map_or(Place::Grace { until: grace_ends }, with_its_worker),
+            let evidence = Evidence {
+                holder: self.held.get(&task),
+                claimed: slot.claimed.contains_key(&key_of(&task)),
+                acting: acts_on(&slot.inbox, &task),
             };
-            // The clock of whoever had it may be ahead of this one.
-            let is_due = scheduled_at <= now.max(state.decided_at) + DOUBT;
-            // What is delivered at most once is handed over after its start is on record.
-            let possibly_started = started.is_some()
-                || matches!(place, Place::Handed(_))
-                || (!is_fresh && !once && is_due);
-            kept.push(Attempt {
-                content: Arc::new(TaskContent::of(state, &open)),
-                id: task,
-                scheduled_at,
-                started: started.cloned(),
-                place,
-                possibly_started,
-                // What an owner before this one still decides, believing that nobody has had the attempt,
-                // has to lose against the start.
-                claimed: claimed || !is_fresh,
-                unsent: None,
-                missed: 0,
-                reported: false,
-                acting: false,
-                withdrawn: false,
-            });
+            let (attempt, then) = match known.iter().position(|attempt| attempt.id == task) {
+                Some(place) => {
+                    let mut attempt = known.swap_remove(place);
+                    let (left, then) = reconciler.known(&mut attempt, &open, &evidence);
+                    parted.extend(left);
+                    (attempt, then)
+                }
+                None => reconciler.unknown(&open, &evidence),
+            };
+            if then != Then::Nothing {
+                follows.push((task, then));
+            }
+            kept.push(attempt);
         }
         // Of what was claimed, the owner says that nobody has it: a worker here has.
         let is_claimed = |task: &&TaskId| slot.claimed.contains_key(&key_of(task));
@@ -217,15 +106,13 @@ impl<R> Node<R> {
         for task in released.keys() {
             self.give_back(task, true);
         }
-        for (task, worker) in come {
-            match worker {
-                Some(worker) => self.finish_start(&task, worker),
-                None => self.enqueue(&task),
-            }
-        }
-        if self.stopping {
-            for task in &disowned {
-                self.disown(task);
+        for (task, then) in follows {
+            match then {
+                Then::Nothing => {}
+                Then::Enqueue => self.enqueue(&task),
+                Then::FinishStart(worker) => self.finish_start(&task, worker),
+                Then::Disown if self.stopping => self.disown(&task),
+                Then::Disown => {}
             }
         }
         for task in &contradicted {
