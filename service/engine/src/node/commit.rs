@@ -26,7 +26,7 @@ use super::dispatch::DOUBT;
 use super::flight::Flight;
 use super::io::{Answer, Damage, Output, Refusal};
 use super::resident::{Committed, Resident};
-use super::slots::{Known, Pending, Slot, Waiter};
+use super::slots::{Known, Pending, Row, Slot, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -305,7 +305,7 @@ impl<R> Node<R> {
             }
         };
         let is_done = |key: &&TaskKey| !open.contains(&(key.path.clone(), key.attempt));
-        let overflow_done: Vec<_> = slot.overflow.iter().filter(is_done).cloned().collect();
+        let overflow_done: Vec<_> = slot.overflow.keys().filter(is_done).cloned().collect();
         let request = decided.iter().find_map(|(one, _)| match (&one.command, &one.request) {
             (Command::StartExecution(start), Some(request)) => Some(StartRequest {
                 namespace: start.namespace.clone(),
@@ -558,6 +558,7 @@ impl<R> Node<R> {
 
     /// Drops what is believed of an execution; what waits in its slot stays.
     pub(super) fn forget(&mut self, id: ExecutionId) {
+        let now = self.monotonic;
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -565,7 +566,12 @@ impl<R> Node<R> {
         slot.owned = false;
         slot.index = None;
         slot.wake_at = None;
-        slot.overflow.clear();
+        // What is claimed stays so: on what is read it turns out whether any worker has it.
+        let rows = std::mem::take(&mut slot.overflow).into_iter();
+        slot.claimed.extend(rows.filter_map(|(key, row)| match row {
+            Row::Claimed { until, scheduled_in } if until > now => Some((key, scheduled_in)),
+            Row::Claimed { .. } | Row::Free => None,
+        }));
         // A hand-over that was under way is off; what workers say that they hold is not. That an attempt
         // was with nobody, or had had its time, is judged again on what is read.
         let held = &self.held;

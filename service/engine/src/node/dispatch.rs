@@ -13,7 +13,7 @@ use super::attempt::{Attempt, Place, first_task, id_of};
 use super::io::WorkerKey;
 use super::notices::Notice;
 use super::reconcile::{Evidence, Reconciler, Then};
-use super::slots::{Known, Pending, Slot};
+use super::slots::{Known, Pending, Row, Slot};
 use super::workers::SessionState;
 use super::{Node, Output, Timer};
 #[cfg(feature = "mutants")]
@@ -76,7 +76,9 @@ impl<R> Node<R> {
         let open = |key: &TaskKey| kept.iter().any(|attempt| key_of(&attempt.id) == *key);
         let (found, missing): (BTreeMap<_, _>, BTreeMap<_, _>) =
             claimed.into_iter().partition(|(key, _)| open(key));
-        slot.overflow.extend(found.into_keys());
+        let until = now.tick + self.options.claim_lease;
+        let claimed = |scheduled_in| Row::Claimed { until, scheduled_in };
+        slot.overflow.extend(found.into_iter().map(|(key, within)| (key, claimed(within))));
         // What was scheduled behind this state is not void: it is the state that is old.
         let sequence = state.sequence;
         let (ahead, void): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -274,7 +276,7 @@ impl<R> Node<R> {
     /// node claims it: with the start that is recorded before the hand-over it is not there any more.
     pub(super) fn doubt_overflow(&mut self, task: &TaskId) {
         if let Some(slot) = self.slots.get_mut(&task.execution) {
-            slot.overflow.insert(key_of(task));
+            slot.overflow.entry(key_of(task)).or_insert(Row::Free);
         }
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.claimed = true;

@@ -138,7 +138,7 @@ impl<R> Node<R> {
             details: None,
         });
         // Written while its start was on the way into the history.
-        let has_row = slot.overflow.contains(&key_of(task));
+        let has_row = slot.overflow.contains_key(&key_of(task));
         let content = attempt.content.clone();
         let started = attempt.started.as_ref().filter(|_| may_be_on_record);
         let started_at = started.map(|started| started.at);

@@ -20,7 +20,7 @@ use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
 use super::attempt::Place;
 use super::dispatch::key_of;
 use super::io::{Output, SessionKey, WorkerKey};
-use super::slots::Known;
+use super::slots::{Known, Row};
 use super::{Node, Timer};
 
 /// How often a node that is alone looks for others, and into the overflow.
@@ -203,7 +203,7 @@ impl<R> Node<R> {
             }
             attempt.place = Place::Overflowed;
             self.doubtful.insert(task.execution);
-            slot.overflow.insert(key_of(&task));
+            slot.overflow.insert(key_of(&task), Row::Free);
             let available_at = attempt.scheduled_at;
             tasks.push(OverflowTask { task, queue, task_type, priority, available_at });
         }

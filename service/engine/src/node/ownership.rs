@@ -11,7 +11,7 @@ use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, Peers, Renewal
 
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Adopted, Output};
-use super::slots::{Known, Slot};
+use super::slots::{Known, Row, Slot};
 use super::{Node, Timer};
 use crate::clock::Tick;
 #[cfg(feature = "mutants")]
@@ -437,7 +437,8 @@ impl<R> Node<R> {
         // Another node may have moved it on since this one owned it.
         let current = slot.committed().is_some_and(|known| known.sequence >= scheduled_in);
         if slot.owned && current {
-            slot.overflow.insert(key);
+            let until = self.monotonic + self.options.claim_lease;
+            slot.overflow.insert(key, Row::Claimed { until, scheduled_in });
             let attempt = slot.attempts.iter_mut().find(|attempt| attempt.id == overflow.task);
             match attempt {
                 // Where the history names a worker without a session, the owner before has put it there

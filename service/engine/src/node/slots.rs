@@ -49,7 +49,7 @@ pub(super) struct Slot<R> {
     pub waiters: Vec<Waiter<R>>,
     pub attempts: Vec<Attempt>,
     /// Rows in the overflow that this node knows of.
-    pub overflow: BTreeSet<TaskKey>,
+    pub overflow: BTreeMap<TaskKey, Row>,
     /// Claimed from the overflow before the execution was loaded.
     /// Each with the sequence of the transition that scheduled its attempt.
     pub claimed: BTreeMap<TaskKey, u64>,
@@ -62,6 +62,15 @@ pub(super) struct Slot<R> {
     pub key_policies: (OnRunning, OnEnded),
     /// The last one, which was released: for those who ask.
     pub quarantine: Option<QuarantineRow>,
+}
+
+/// A row in the overflow.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Row {
+    /// Any node may claim it.
+    Free,
+    /// Claimed here, and no other node's until then.
+    Claimed { until: Tick, scheduled_in: u64 },
 }
 
 /// Whether memory needs an execution for what its owner has to do about it.
@@ -169,7 +178,7 @@ impl<R> Slot<R> {
             current_at: Tick::default(),
             waiters: Vec::new(),
             attempts: Vec::new(),
-            overflow: BTreeSet::new(),
+            overflow: BTreeMap::new(),
             claimed: BTreeMap::new(),
             released: BTreeMap::new(),
             timer_at: None,
