@@ -207,3 +207,7 @@ impl Reconciler<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;
