@@ -487,21 +487,17 @@ impl<R> Node<R> {
         };
         slot.in_flight = false;
         let has_ended = next.state.is_ended();
-        // Taken before the state is the slot's again.
-        let answers: Vec<_> = decided
-            .iter()
-            .map(|(pending, verdict)| {
-                let is_told = pending.reply.is_some() && verdict.is_ok();
-                let is_own = matches!(pending.command, Command::StartExecution(_));
-                let decision = failures.decision(&pending.command);
-                is_told.then(|| answer(&next, &pending.command, is_own, decision))
-            })
-            .collect();
+        let mut unkept = None;
         if matches!(slot.known, Known::Unread) {
             // The lease was lost meanwhile: what is in the store now is not only this.
             self.to_load.insert(id);
+            unkept = Some(next);
         } else {
-            slot.known = Known::Resident(Box::new(Resident { plan, committed, state: Some(next) }));
+            let resident = Resident { plan, committed, state: Some(next) };
+            match &mut slot.known {
+                Known::Resident(before) => **before = resident,
+                known => *known = Known::Resident(Box::new(resident)),
+            }
             slot.current_at = self.monotonic;
             if let Some(index) = index {
                 if !slot.owned {
@@ -518,7 +514,7 @@ impl<R> Node<R> {
             }
             self.sync_attempts(id, true);
         }
-        for ((pending, verdict), answer) in decided.into_iter().zip(answers) {
+        for (pending, verdict) in decided {
             self.after_start(&pending.command, verdict.is_err());
             let Some(reply) = pending.reply else {
                 continue;
@@ -526,9 +522,10 @@ impl<R> Node<R> {
             if let (Command::RecordStart { task, .. }, Ok(())) = (&pending.command, &verdict) {
                 self.heard_from(task);
             }
-            match (verdict, pending.until, answer) {
+            let is_own = matches!(pending.command, Command::StartExecution(_));
+            let kept = || self.slots.get(&id).and_then(Slot::state);
+            match (verdict, pending.until, unkept.as_deref().or_else(kept)) {
                 (Ok(()), Some(until), _) if !has_ended => {
-                    let is_own = matches!(pending.command, Command::StartExecution(_));
                     let until = Some(self.end_of_wait(until));
                     let waiter =
                         Waiter { since: self.monotonic, until, reply, is_own, snapshot: false };
@@ -536,8 +533,12 @@ impl<R> Node<R> {
                         slot.waiters.push(waiter);
                     }
                 }
-                (Ok(()), _, Some(answer)) => self.reply(reply, Ok(answer)),
-                // One was made for each that is told.
+                (Ok(()), _, Some(state)) => {
+                    let decision = failures.decision(&pending.command);
+                    let answer = answer(state, &pending.command, is_own, decision);
+                    self.reply(reply, Ok(answer));
+                }
+                // The state has come with the commit, and nothing has been decided since.
                 (Ok(()), _, None) => {}
                 (Err(rejection), ..) => self.reply(reply, Err(rejection.into())),
             }
