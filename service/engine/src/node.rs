@@ -28,6 +28,7 @@ mod commit;
 mod dispatch;
 mod flight;
 mod hand_over;
+mod loader;
 mod notices;
 mod offers;
 mod ownership;
@@ -37,6 +38,7 @@ mod queue;
 mod reconcile;
 mod resident;
 mod slots;
+mod timers;
 mod weight;
 mod workers;
 
@@ -54,30 +56,12 @@ use crate::options::Options;
 use crate::task::HandedTask;
 use commit::{InFlight, KeyedInFlight};
 use io::{Input, Output, Refusal, SessionKey, WorkerKey};
+use loader::Loader;
 use ownership::Watched;
 use queue::Queue;
 use slots::Slot;
+use timers::{Timer, Timers};
 use workers::{Holder, SessionState, WorkerState};
-
-/// When something must be looked at, in store time, which a step of the database's clock may take
-/// forward: what is not so, or not yet, when the time has come does nothing.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    Execution(ExecutionId),
-    Session(SessionKey),
-    Renew,
-    Join,
-    Commit,
-    StartKeyed,
-    Load,
-    Adopt,
-    Heads,
-    Due,
-    Publish,
-    Claim,
-    Dispatch,
-    Patience,
-}
 
 /// So late a node has been asleep, or has had no time for its work.
 const LATE: Duration = Duration::from_millis(200);
@@ -107,8 +91,7 @@ pub struct Node<R> {
     resident_bytes: usize,
     /// Executions with something to decide.
     ready: VecDeque<ExecutionId>,
-    to_load: BTreeSet<ExecutionId>,
-    loading: BTreeSet<ExecutionId>,
+    loader: Loader,
     batch: Option<InFlight<R>>,
     /// Executions whose start wants a key.
     keyed: VecDeque<ExecutionId>,
@@ -150,10 +133,9 @@ pub struct Node<R> {
     lifeless_since: Option<Tick>,
     /// Since when the lease could not be renewed.
     unrenewed_since: Option<Tick>,
-    /// Since when executions have been asked for without an answer.
-    unread_since: Option<Tick>,
 
-    timers: BTreeSet<(Timestamp, Timer)>,
+    /// In store time, which a step of the database's clock may take forward.
+    timers: Timers,
     outputs: VecDeque<Output<R>>,
 }
 
@@ -175,8 +157,7 @@ impl<R> Node<R> {
             slots: BTreeMap::new(),
             resident_bytes: 0,
             ready: VecDeque::new(),
-            to_load: BTreeSet::new(),
-            loading: BTreeSet::new(),
+            loader: Loader::default(),
             batch: None,
             keyed: VecDeque::new(),
             keyed_batch: None,
@@ -200,8 +181,7 @@ impl<R> Node<R> {
             traded_at: None,
             lifeless_since: None,
             unrenewed_since: None,
-            unread_since: None,
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -235,7 +215,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(&id) else {
             return "nothing".to_owned();
         };
-        let (loading, wanted) = (self.loading.contains(&id), self.to_load.contains(&id));
+        let (loading, wanted) = (self.loader.is_loading(id), self.loader.is_wanted(id));
         let inbox: Vec<_> = slot.inbox.iter().map(|pending| &pending.command).collect();
         let sequence = slot.committed().map(|committed| committed.sequence);
         format!(
@@ -290,7 +270,7 @@ impl<R> Node<R> {
     }
 
     pub fn next_timer(&self) -> Option<Timestamp> {
-        self.timers.first().map(|(at, _)| *at)
+        self.timers.next_at()
     }
 
     pub fn output(&mut self) -> Option<Output<R>> {
@@ -340,12 +320,7 @@ impl<R> Node<R> {
     pub fn tick(&mut self, now: Now) {
         self.is_now(now);
         self.catch_up();
-        while let Some((at, _)) = self.timers.first()
-            && *at <= self.now
-        {
-            let Some((_, timer)) = self.timers.pop_first() else {
-                return;
-            };
+        while let Some(timer) = self.timers.pop_due(self.now) {
             match timer {
                 Timer::Execution(id) => self.wake(id),
                 Timer::Session(id) => self.check_session(&id),
@@ -369,25 +344,18 @@ impl<R> Node<R> {
     /// After a pause, what workers sent meanwhile may still lie unread: clocks that judge them strike
     /// a moment later.
     fn catch_up(&mut self) {
-        let Some((due, _)) = self.timers.first() else {
+        let Some(due) = self.timers.next_at() else {
             return;
         };
-        let is_late = self.now.since(*due) > LATE;
+        let is_late = self.now.since(due) > LATE;
         if !is_late || self.now < self.caught_up_at + CATCH_UP * 5 {
             return;
         }
         self.caught_up_at = self.now + CATCH_UP;
-        let judges = |timer: &Timer| matches!(timer, Timer::Session(_) | Timer::Execution(_));
-        let due = self.timers.iter().take_while(|(at, _)| *at <= self.now);
-        let due: Vec<_> = due.filter(|(_, timer)| judges(timer)).cloned().collect();
-        for (at, timer) in due {
-            self.timers.remove(&(at, timer.clone()));
-            if let Timer::Execution(id) = &timer
-                && let Some(slot) = self.slots.get_mut(id)
-            {
+        for id in self.timers.put_off(self.now, self.caught_up_at) {
+            if let Some(slot) = self.slots.get_mut(&id) {
                 slot.timer_at = Some(self.caught_up_at);
             }
-            self.timers.insert((self.caught_up_at, timer));
         }
     }
 
@@ -413,6 +381,6 @@ impl<R> Node<R> {
     }
 
     fn set_timer(&mut self, after: Duration, timer: Timer) {
-        self.timers.insert((self.now + after, timer));
+        self.timers.set(self.now + after, timer);
     }
 }

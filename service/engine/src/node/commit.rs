@@ -207,7 +207,7 @@ impl<R> Node<R> {
             if ahead.map(|one| one.verified = true).count() > 0 {
                 // Nothing is refused because memory is old: it is read again first.
                 slot.doubted = true;
-                self.to_load.insert(id);
+                self.loader.want(id);
                 return None;
             }
         }
@@ -367,7 +367,7 @@ impl<R> Node<R> {
         slot.in_flight = false;
         if matches!(slot.known, Known::Unread) {
             // The lease was lost meanwhile.
-            self.to_load.insert(id);
+            self.loader.want(id);
         } else {
             slot.wake_at = wake_at;
             if let Some(index) = &mut slot.index {
@@ -490,7 +490,7 @@ impl<R> Node<R> {
         let mut unkept = None;
         if matches!(slot.known, Known::Unread) {
             // The lease was lost meanwhile: what is in the store now is not only this.
-            self.to_load.insert(id);
+            self.loader.want(id);
             unkept = Some(next);
         } else {
             let resident = Resident { plan, committed, state: Some(next) };
@@ -673,7 +673,7 @@ impl<R> Node<R> {
             && slot.resident().is_some()
         {
             slot.doubted = true;
-            self.to_load.insert(id);
+            self.loader.want(id);
         }
         self.touch_slot(id);
     }

@@ -85,7 +85,7 @@ impl<R> Node<R> {
             missing.into_iter().partition(|(_, scheduled_in)| *scheduled_in > sequence);
         if !ahead.is_empty() {
             slot.claimed = ahead;
-            self.to_load.insert(id);
+            self.loader.want(id);
         }
         let void: Vec<_> = void.into_keys().collect();
         slot.attempts = kept;

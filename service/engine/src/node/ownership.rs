@@ -125,7 +125,7 @@ impl<R> Node<R> {
                 Timer::Session(_) | Timer::Execution(_) | Timer::Dispatch | Timer::Patience
             )
         };
-        self.timers.retain(|(_, timer)| wanted(timer));
+        self.timers.retain(wanted);
         self.claiming = false;
         self.peers = Peers::default();
         // Handed out in the life that is over, and not on its way yet: it stays here.
@@ -210,7 +210,7 @@ impl<R> Node<R> {
                 }
                 for id in executions {
                     self.slots.entry(id).or_insert_with(Slot::unread);
-                    self.to_load.insert(id);
+                    self.loader.want(id);
                 }
             }
             Err(Error::LeaseLost) => return self.lose_life(),
@@ -326,7 +326,7 @@ impl<R> Node<R> {
                         slot.current_at = self.monotonic;
                     }
                     if (behind || head.quarantined) && !slot.in_flight {
-                        self.to_load.insert(head.execution);
+                        self.loader.want(head.execution);
                     }
                 }
             }
@@ -354,7 +354,7 @@ impl<R> Node<R> {
                     pause = std::time::Duration::ZERO;
                 }
                 for one in page {
-                    let has_room = self.room() > 0 && self.to_load.len() < DUE_TO_LOAD_MAX;
+                    let has_room = self.room() > 0 && self.loader.wanted() < DUE_TO_LOAD_MAX;
                     match self.slots.entry(one.execution) {
                         Entry::Vacant(_) if !has_room => {
                             // On from here when some have left.
@@ -362,7 +362,7 @@ impl<R> Node<R> {
                         }
                         Entry::Vacant(place) => {
                             place.insert(Slot::unread());
-                            self.to_load.insert(one.execution);
+                            self.loader.want(one.execution);
                         }
                         Entry::Occupied(mut place) => {
                             // It is here already: without a reminder it does not come again.
@@ -465,7 +465,7 @@ impl<R> Node<R> {
         }
         slot.claimed.insert(key, scheduled_in);
         if !slot.in_flight {
-            self.to_load.insert(id);
+            self.loader.want(id);
         }
     }
 

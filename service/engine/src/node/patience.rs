@@ -40,7 +40,8 @@ impl<R> Node<R> {
 
     pub(super) fn check_patience(&mut self) {
         self.watch_patience();
-        if !self.is_overdue(self.unwritten_since()) && !self.is_overdue(self.unread_since) {
+        if !self.is_overdue(self.unwritten_since()) && !self.is_overdue(self.loader.unread_since())
+        {
             return;
         }
         let asked_before = self.monotonic - self.options.commit_wait;

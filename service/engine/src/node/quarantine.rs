@@ -108,7 +108,7 @@ impl<R> Node<R> {
         });
         if !slot.in_flight && !matches!(slot.known, Known::Quarantined) {
             self.forget(id);
-            self.to_load.insert(id);
+            self.loader.want(id);
         }
     }
 }

@@ -22,10 +22,6 @@ use super::{Node, Timer, weight};
 use crate::clock::Tick;
 use crate::load::Reading;
 
-/// Executions read in one call, and in all calls under way.
-const LOAD_MAX: usize = 512;
-const LOADING_MAX: usize = 4096;
-
 pub(super) struct Slot<R> {
     pub known: Known,
     /// Its transitions carry an index row as long as it is not: the first that wins makes it so.
@@ -369,7 +365,7 @@ impl<R> Node<R> {
         let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::Resident(_));
         slot.waiters.push(waiter);
         if reread {
-            self.to_load.insert(id);
+            self.loader.want(id);
         } else {
             self.touch_slot(id);
             self.serve_waiters(id);
@@ -405,8 +401,8 @@ impl<R> Node<R> {
         };
         match &slot.known {
             Known::Unread => {
-                if !self.loading.contains(&id) && !slot.in_flight {
-                    self.to_load.insert(id);
+                if !slot.in_flight {
+                    self.loader.need(id);
                 }
             }
             Known::Quarantined => {}
@@ -422,18 +418,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        // What is on its way was asked for before it was wanted once more: it is asked for again.
-        while self.loading.len() < LOADING_MAX {
-            let wanted = self.to_load.difference(&self.loading).copied();
-            let ids: Vec<_> = wanted.take(LOAD_MAX).collect();
-            if ids.is_empty() {
-                return;
-            }
-            for id in &ids {
-                self.to_load.remove(id);
-                self.loading.insert(*id);
-            }
-            self.unread_since.get_or_insert(self.monotonic);
+        while let Some(ids) = self.loader.ask(self.monotonic) {
             self.outputs.push_back(super::Output::Load(node, ids));
         }
     }
@@ -446,31 +431,23 @@ impl<R> Node<R> {
     ) {
         if self.node_id() != Some(node) {
             // Asked in a life that is over. Only what this one reads is ordered before what it writes.
-            for id in asked {
-                self.loading.remove(id);
-                self.to_load.insert(*id);
-            }
-            return;
+            return self.loader.failed(asked);
         }
         let Reading { found, rest } = match loaded {
             Ok(reading) => reading,
             Err(reason) => {
                 tracing::warn!(%reason, "executions could not be loaded, trying again");
-                for id in asked {
-                    self.loading.remove(id);
-                    self.to_load.insert(*id);
-                }
+                self.loader.failed(asked);
                 return self.set_timer(self.options.commit_retry, Timer::Load);
             }
         };
-        self.unread_since = None;
         let mut found: BTreeMap<_, _> =
             found.into_iter().map(|loaded| (loaded.execution, loaded)).collect();
         let rest: BTreeSet<_> = rest.into_iter().collect();
         for id in asked {
-            self.loading.remove(id);
+            self.loader.arrived(*id);
             if rest.contains(id) {
-                self.to_load.insert(*id);
+                self.loader.want(*id);
                 continue;
             }
             match found.remove(id) {
@@ -478,9 +455,7 @@ impl<R> Node<R> {
                 None => self.absent(*id),
             }
         }
-        if !self.loading.is_empty() {
-            self.unread_since = Some(self.monotonic);
-        }
+        self.loader.answered(self.monotonic);
     }
 
     fn read(&mut self, loaded: Loaded) {
@@ -490,7 +465,7 @@ impl<R> Node<R> {
             return;
         };
         // Asked for before it was doubted, this may be as old.
-        slot.doubted &= self.to_load.contains(&id);
+        slot.doubted &= self.loader.is_wanted(id);
         if slot.in_flight || matches!(slot.known, Known::Quarantined) {
             // What is under way settles first, and reads again if it has to.
             return;
@@ -632,7 +607,7 @@ impl<R> Node<R> {
             return;
         };
         // What is being read is wanted: this node may have become the owner of it.
-        let wanted = self.to_load.contains(&id) || self.loading.contains(&id);
+        let wanted = self.loader.is_expected(id);
         if slot.is_idle() && !wanted {
             match self.rest(slot) {
                 Rest::Awake => {}
@@ -702,10 +677,10 @@ impl<R> Node<R> {
             return;
         }
         if let Some(at) = std::mem::replace(&mut slot.timer_at, due) {
-            self.timers.remove(&(at, Timer::Execution(id)));
+            self.timers.cancel(at, Timer::Execution(id));
         }
         if let Some(at) = due {
-            self.timers.insert((at, Timer::Execution(id)));
+            self.timers.set(at, Timer::Execution(id));
         }
     }
 
@@ -717,7 +692,7 @@ impl<R> Node<R> {
         self.doubtful.remove(&id);
         self.reminders.remove(&id);
         if let Some(at) = slot.timer_at {
-            self.timers.remove(&(at, Timer::Execution(id)));
+            self.timers.cancel(at, Timer::Execution(id));
         }
         for attempt in &slot.attempts {
             self.unqueue(attempt);

@@ -185,13 +185,13 @@ impl<R> Node<R> {
                 notices: Notices::default(),
             };
             self.sessions.insert(key.clone(), state);
-            self.timers.insert((timer_at, Timer::Session(key.clone())));
+            self.timers.set(timer_at, Timer::Session(key.clone()));
             return;
         };
         worker.clone_into(&mut known.worker);
         if *ttl < known.ttl {
             // Its timer may be set for later.
-            self.timers.insert((timer_at, Timer::Session(key.clone())));
+            self.timers.set(timer_at, Timer::Session(key.clone()));
         }
         known.ttl = *ttl;
         known.heard_at = heard_at;
@@ -523,7 +523,7 @@ impl<R> Node<R> {
             // What is known of another node's may be old: who has it is read before this is decided.
             if matches!(slot.known, Known::Resident(_)) && !slot.in_flight {
                 slot.doubted = true;
-                self.to_load.insert(task.execution);
+                self.loader.want(task.execution);
             }
             let basis = StartBasis::Held;
             let command = Command::RecordStart { task: task.clone(), worker, session, at, basis };
@@ -597,13 +597,13 @@ impl<R> Node<R> {
             self.doubtful.extend(executions);
             return Some(until);
         }
-        let is_read = |id| self.to_load.contains(&id) || self.loading.contains(&id);
+        let is_read = |id| self.loader.is_expected(id);
         (self.lease.is_some() && executions.any(is_read)).then(|| now + pause)
     }
 
     fn look_at_session(&mut self, key: &SessionKey, at: Tick) {
         let at = self.at().time_of(at);
-        self.timers.insert((at, Timer::Session(key.clone())));
+        self.timers.set(at, Timer::Session(key.clone()));
     }
 
     /// A session's time to live may be over.
