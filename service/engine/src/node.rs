@@ -37,6 +37,7 @@ mod quarantine;
 mod queue;
 mod reconcile;
 mod resident;
+mod sessions;
 mod slots;
 mod timers;
 mod weight;
@@ -45,7 +46,6 @@ mod workers;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
@@ -55,13 +55,14 @@ use crate::clock::{Now, Tick};
 use crate::options::Options;
 use crate::task::HandedTask;
 use commit::{InFlight, KeyedInFlight};
-use io::{Input, Output, Refusal, SessionKey, WorkerKey};
+use io::{Input, Output, Refusal, WorkerKey};
 use loader::Loader;
 use ownership::Watched;
 use queue::Queue;
+use sessions::Sessions;
 use slots::Slot;
 use timers::{Timer, Timers};
-use workers::{Holder, SessionState, WorkerState};
+use workers::WorkerState;
 
 /// So late a node has been asleep, or has had no time for its work.
 const LATE: Duration = Duration::from_millis(200);
@@ -112,9 +113,7 @@ pub struct Node<R> {
     peers: Peers,
     next_order: u64,
     workers: BTreeMap<WorkerKey, WorkerState>,
-    sessions: BTreeMap<SessionKey, SessionState>,
-    /// What sessions hold. Survives the loss of the lease.
-    held: BTreeMap<TaskId, Holder>,
+    sessions: Sessions,
     outbox: BTreeMap<WorkerKey, Vec<HandedTask>>,
     claiming: bool,
     /// Executions that other nodes may have moved on without this one's doing, and some that no longer
@@ -122,10 +121,6 @@ pub struct Node<R> {
     doubtful: BTreeSet<ExecutionId>,
     /// The last one that a round came to.
     heads_asked: ExecutionId,
-    /// As much for what workers of this node hold.
-    held_asked: Option<TaskId>,
-    /// When that began with the first of them.
-    held_round: Tick,
 
     /// When a task last went to another node, or came from one.
     traded_at: Option<Tick>,
@@ -170,14 +165,11 @@ impl<R> Node<R> {
             peers: Peers::default(),
             next_order: 0,
             workers: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            held: BTreeMap::new(),
+            sessions: Sessions::default(),
             outbox: BTreeMap::new(),
             claiming: false,
             doubtful: BTreeSet::new(),
             heads_asked: ExecutionId(uuid::Uuid::nil()),
-            held_asked: None,
-            held_round: Tick::default(),
             traded_at: None,
             lifeless_since: None,
             unrenewed_since: None,
@@ -290,7 +282,7 @@ impl<R> Node<R> {
             Input::Credit { worker, tasks } => self.credit(worker, tasks),
             Input::AnswerWaiters => self.answer_waiters(),
             Input::Drain { worker } => self.drain(worker),
-            Input::Touch { session } => self.touch(&session),
+            Input::Touch { session } => self.sessions.touch(&session, self.monotonic),
             Input::Detach { worker } => self.detach(worker),
             Input::Heartbeat { task, details, reply } => self.heartbeat(task, details, reply),
             Input::Release { task, session, reply } => self.release(task, &session, reply),

@@ -578,10 +578,10 @@ impl<R> Node<R> {
         }));
         // A hand-over that was under way is off; what workers say that they hold is not. That an attempt
         // was with nobody, or had had its time, is judged again on what is read.
-        let held = &self.held;
+        let sessions = &self.sessions;
         slot.inbox.retain(|one| match &one.command {
             Command::RecordStart { task, basis: StartBasis::Held, .. } => {
-                !one.is_own() || held.contains_key(task)
+                !one.is_own() || sessions.is_held(task)
             }
             Command::RecordStart { .. } => false,
             Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,

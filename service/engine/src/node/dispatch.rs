@@ -9,12 +9,12 @@ use recoup_core::definition::Delivery;
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
-use super::attempt::{Attempt, Place, first_task, id_of};
+use super::attempt::{Attempt, Place, id_of};
 use super::io::WorkerKey;
 use super::notices::Notice;
 use super::reconcile::{Evidence, Reconciler, Then};
+use super::sessions::SessionState;
 use super::slots::{Known, Pending, Row, Slot};
-use super::workers::SessionState;
 use super::{Node, Output, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -49,7 +49,7 @@ impl<R> Node<R> {
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let evidence = Evidence {
-                holder: self.held.get(&task),
+                holder: self.sessions.holder(&task),
                 claimed: slot.claimed.contains_key(&key_of(&task)),
                 acting: acts_on(&slot.inbox, &task),
             };
@@ -70,7 +70,7 @@ impl<R> Node<R> {
         // Of what was claimed, the owner says that nobody has it: a worker here has.
         let is_claimed = |task: &&TaskId| slot.claimed.contains_key(&key_of(task));
         let open_here = kept.iter().map(|attempt| &attempt.id);
-        let open_here = open_here.filter(|task| self.held.contains_key(*task));
+        let open_here = open_here.filter(|task| self.sessions.is_held(task));
         let contradicted: Vec<_> = open_here.filter(is_claimed).cloned().collect();
         let claimed = std::mem::take(&mut slot.claimed);
         let open = |key: &TaskKey| kept.iter().any(|attempt| key_of(&attempt.id) == *key);
@@ -130,9 +130,9 @@ impl<R> Node<R> {
 
     /// What the history says of the attempts that workers of this node hold.
     fn note_started(&mut self, id: ExecutionId) {
-        let slot = self.slots.get(&id).filter(|_| !self.held.is_empty());
+        let slot = self.slots.get(&id).filter(|_| !self.sessions.holds_nothing());
         for attempt in slot.into_iter().flat_map(|slot| &slot.attempts) {
-            if let Some(holder) = self.held.get_mut(&attempt.id) {
+            if let Some(holder) = self.sessions.holder_mut(&attempt.id) {
                 holder.started_at = attempt.started.as_ref().map(|started| started.at);
             }
         }
@@ -150,7 +150,8 @@ impl<R> Node<R> {
         let spoken_for = slot.attempts.iter().filter(|attempt| {
             let task = &attempt.id;
             let started_at = attempt.started.as_ref().map(|started| started.at);
-            let holder = self.held.get(task).filter(|holder| holder.started_at == started_at);
+            let holder =
+                self.sessions.holder(task).filter(|holder| holder.started_at == started_at);
             // Between two polls it may be another node that a worker talks to.
             let session = holder.and_then(|holder| self.sessions.get(&holder.session));
             session.is_some_and(SessionState::is_connected) && !slot.acts_on(task)
@@ -173,11 +174,11 @@ impl<R> Node<R> {
     /// The attempt is over, whoever has it.
     fn close(&mut self, attempt: &Attempt) {
         self.unqueue(attempt);
-        let Some(holder) = self.held.get(&attempt.id) else {
+        let Some(holder) = self.sessions.holder(&attempt.id) else {
             return;
         };
         let session = holder.session.clone();
-        self.drop_hold(&attempt.id, attempt.reported);
+        self.sessions.drop_hold(&attempt.id, attempt.reported);
         if !attempt.reported {
             self.notify(&session, attempt.id.clone(), Notice::Closed);
         }
@@ -185,14 +186,12 @@ impl<R> Node<R> {
 
     /// What workers of this node hold, and another node has closed meanwhile.
     fn release_closed(&mut self, id: ExecutionId) {
-        let of_execution = self.held.range(first_task(id)..);
-        let of_execution = of_execution.take_while(|(task, _)| task.execution == id);
         let slot = self.slots.get(&id);
         let is_open = |task: &TaskId| slot.is_some_and(|slot| slot.attempt(task).is_some());
-        let closed = of_execution.filter(|(task, _)| !is_open(task));
+        let closed = self.sessions.held_of(id).filter(|(task, _)| !is_open(task));
         let closed = closed.map(|(task, holder)| (task.clone(), holder.session.clone()));
         for (task, session) in closed.collect::<Vec<_>>() {
-            self.let_go(&task);
+            self.sessions.let_go(&task);
             self.notify(&session, task, Notice::Closed);
         }
     }

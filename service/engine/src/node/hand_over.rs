@@ -10,8 +10,8 @@ use super::Node;
 use super::attempt::{Handed, Place, id_of};
 use super::dispatch::key_of;
 use super::io::WorkerKey;
+use super::sessions::Holder;
 use super::slots::Known;
-use super::workers::Holder;
 use crate::clock::Now;
 use crate::task::HandedTask;
 
@@ -144,7 +144,7 @@ impl<R> Node<R> {
         let started_at = started.map(|started| started.at);
         if let Some(session) = &worker.session {
             let (session, name) = (session.clone(), worker.name.clone());
-            self.take_hold(task.clone(), Holder { session, name, started_at });
+            self.sessions.take_hold(task.clone(), Holder { session, name, started_at });
         }
         let handed = HandedTask { id: task.clone(), content, plan, handed_at: now };
         self.outbox.entry(key).or_default().push(handed);
@@ -196,7 +196,7 @@ impl<R> Node<R> {
             });
         // Else a worker has spoken of it since.
         if is_on_record {
-            self.let_go(task);
+            self.sessions.let_go(task);
             self.never_left(task);
         }
     }
@@ -210,7 +210,7 @@ impl<R> Node<R> {
         }
         let is_out =
             attempt.is_some_and(|own| matches!(own.place, Place::Handed(_) | Place::Grace { .. }));
-        let holder = self.let_go(task);
+        let holder = self.sessions.let_go(task);
         if !is_out {
             return;
         }
@@ -276,7 +276,7 @@ impl<R> Node<R> {
             // It would be with its worker by now.
             Place::Starting { worker, at: of } if of == at => {
                 let worker = *worker;
-                attempt.place = match self.held.get(task) {
+                attempt.place = match self.sessions.holder(task) {
                     Some(holder) => Place::Handed(holder.handed(attempt.started.as_ref(), now)),
                     None => Place::Grace { until },
                 };

@@ -82,7 +82,7 @@ impl Notices {
 impl<R> Node<R> {
     /// Asks the worker of a task to stop, unless it was asked before.
     pub(super) fn ask_to_stop(&mut self, task: &TaskId) {
-        let Some(holder) = self.held.get(task) else {
+        let Some(holder) = self.sessions.holder(task) else {
             return;
         };
         let key = holder.session.clone();
@@ -117,7 +117,7 @@ impl<R> Node<R> {
 
     /// A notice has not reached its worker: the next stream or poll of the session gets it.
     pub(super) fn untold(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
-        let holds = self.held.get(&task).is_some_and(|holder| holder.session == *key);
+        let holds = self.sessions.holder(&task).is_some_and(|holder| holder.session == *key);
         if holds || notice == Notice::Closed {
             self.notify(key, task, notice);
         }

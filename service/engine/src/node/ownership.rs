@@ -60,7 +60,7 @@ impl<R> Node<R> {
         self.set_timer(self.options.head_interval, Timer::Heads);
         self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
         // What workers of this node hold goes on here, whoever owns it now.
-        for task in self.held.keys().cloned().collect::<Vec<_>>() {
+        for task in self.sessions.held().map(|(task, _)| task.clone()).collect::<Vec<_>>() {
             self.hold(&task);
         }
         // A look into the overflow that fell between two lives was the last one.
@@ -132,7 +132,7 @@ impl<R> Node<R> {
         for (worker, tasks) in std::mem::take(&mut self.outbox) {
             self.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
             for handed in tasks {
-                self.let_go(&handed.id);
+                self.sessions.let_go(&handed.id);
             }
         }
         #[cfg(feature = "mutants")]
@@ -225,7 +225,7 @@ impl<R> Node<R> {
             return;
         };
         let silent =
-            self.sessions.values().filter(|own| own.silence(self.monotonic) > own.parted_after());
+            self.sessions.all().filter(|own| own.silence(self.monotonic) > own.parted_after());
         let held = silent.flat_map(|session| session.held.iter().map(|task| task.execution));
         self.doubtful.extend(held);
         // On from where the last round ended, so that everyone's turn comes.
@@ -284,22 +284,8 @@ impl<R> Node<R> {
     /// within the grace. So each is asked about some four times in that time.
     fn owned_and_held(&mut self) -> Vec<ExecutionId> {
         let pause = self.options.reconnect_grace / 4;
-        if self.held_asked.is_none() {
-            if self.monotonic < self.held_round + pause {
-                return Vec::new();
-            }
-            self.held_round = self.monotonic;
-        }
-        let rounds = pause.as_micros() / self.options.head_interval.as_micros().max(1);
-        let share = self.held.len() / usize::try_from(rounds).unwrap_or(1).max(1) + 1;
-        let share = share.min(HELD_MAX);
-        let after = match &self.held_asked {
-            Some(task) => Bound::Excluded(task),
-            None => Bound::Unbounded,
-        };
-        let round = self.held.range((after, Bound::Unbounded)).take(share);
-        let round: Vec<TaskId> = round.map(|(task, _)| task.clone()).collect();
-        self.held_asked = round.last().filter(|_| round.len() == share).cloned();
+        let interval = self.options.head_interval;
+        let round = self.sessions.next_held(pause, interval, HELD_MAX, self.monotonic);
         let lasts = |task: &&TaskId| {
             let slot = self.slots.get(&task.execution);
             slot.filter(|slot| slot.owned && !slot.in_flight).is_some_and(|slot| {

@@ -38,7 +38,7 @@ use super::attempt::{Attempt, Handed, Place};
 use super::dispatch::DOUBT;
 use super::hand_over::NOBODYS;
 use super::io::WorkerKey;
-use super::workers::Holder;
+use super::sessions::Holder;
 use crate::clock::Now;
 use crate::task::TaskContent;
 

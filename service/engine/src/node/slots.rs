@@ -344,7 +344,7 @@ impl<R> Node<R> {
             });
         }
         if let Some(task) = reported {
-            self.touch_holder(&task);
+            self.sessions.touch_holder(&task, self.monotonic);
         }
         self.touch_slot(id);
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use recoup_core::command::{Command, StartBasis, TaskId};
-use recoup_core::execution::Started;
 use recoup_core::failure_event::worker_lost;
 use recoup_core::id::ExecutionId;
 use recoup_core::payload::Payload;
@@ -14,8 +13,7 @@ use recoup_store::QueueName;
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::{Notice, Notices};
-use super::ownership::PARTED_AFTER;
-use super::queue::POLL_GAP;
+use super::sessions::{Holder, SessionState};
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
@@ -32,81 +30,6 @@ pub(super) struct WorkerState {
     pub name: String,
     pub once: bool,
     draining: bool,
-}
-
-pub(super) struct SessionState {
-    worker: String,
-    ttl: Duration,
-    /// When it last sent a message.
-    heard_at: Tick,
-    /// Its time is over, and until then the store is asked whether its worker has turned to another
-    /// node.
-    asked_until: Option<Tick>,
-    /// All that its streams and polls have named so far.
-    queues: BTreeSet<QueueName>,
-    /// Its stream, or its polls that wait.
-    workers: BTreeSet<WorkerKey>,
-    /// Of [`Node::held`], what is this session's.
-    pub held: BTreeSet<TaskId>,
-    pub notices: Notices,
-}
-
-impl SessionState {
-    /// Its stream, or the latest of its polls that wait.
-    pub fn newest_worker(&self) -> Option<WorkerKey> {
-        self.workers.last().copied()
-    }
-
-    /// After such a silence its worker may have turned to another node.
-    pub fn parted_after(&self) -> Duration {
-        PARTED_AFTER.min(self.ttl / 3)
-    }
-
-    /// How long it has neither sent a message nor had a stream or a poll open.
-    pub fn silence(&self, now: Tick) -> Duration {
-        match self.workers.is_empty() || self.asked_until.is_some() {
-            true => now.since(self.heard_at),
-            false => Duration::ZERO,
-        }
-    }
-
-    /// Whether its worker is expected to take tasks again: it is here, has work in hand, or was here a
-    /// moment ago.
-    pub fn comes_back(&self, now: Tick) -> bool {
-        !self.held.is_empty() || self.silence(now) < POLL_GAP
-    }
-
-    /// Whether a stream or a poll of it is here.
-    pub fn is_connected(&self) -> bool {
-        !self.workers.is_empty()
-    }
-}
-
-/// Who holds an attempt.
-#[derive(Clone, Debug)]
-pub(super) struct Holder {
-    pub session: SessionKey,
-    pub name: String,
-    /// When the attempt started, as the history had it while this node last owned its execution.
-    pub started_at: Option<Timestamp>,
-}
-
-impl Holder {
-    /// Where an attempt is that this holder has.
-    pub fn handed(&self, started: Option<&Started>, now: Now) -> Handed {
-        let Now { tick, time } = now;
-        Handed {
-            name: self.name.clone(),
-            session: Some(self.session.clone()),
-            // Its time runs on, whichever node its worker is at.
-            since: started.map_or(time, |started| started.at.min(time)),
-            began: started.map_or(tick, |started| now.tick_of(started.at)),
-            beat_at: tick,
-            recorded: started.is_some(),
-            hearsay: false,
-            details: None,
-        }
-    }
 }
 
 impl<R> Node<R> {
@@ -184,7 +107,7 @@ impl<R> Node<R> {
                 held: BTreeSet::new(),
                 notices: Notices::default(),
             };
-            self.sessions.insert(key.clone(), state);
+            self.sessions.open(key.clone(), state);
             self.timers.set(timer_at, Timer::Session(key.clone()));
             return;
         };
@@ -234,7 +157,7 @@ impl<R> Node<R> {
                 continue;
             }
             let (session, name) = (session.clone(), name.clone());
-            self.take_hold(task.clone(), Holder { session, name, started_at: None });
+            self.sessions.take_hold(task.clone(), Holder { session, name, started_at: None });
             self.hold(&task);
         }
     }
@@ -246,7 +169,7 @@ impl<R> Node<R> {
         if self.sessions.get(session).is_some_and(settled) {
             return true;
         }
-        let holds = self.held.get(task).is_some_and(|holder| holder.session == *session);
+        let holds = self.sessions.holder(task).is_some_and(|holder| holder.session == *session);
         let slot = self.slots.get(&task.execution).filter(|slot| slot.owned && holds);
         slot.is_some_and(|slot| {
             let mut attempts = slot.attempts.iter();
@@ -258,32 +181,10 @@ impl<R> Node<R> {
         })
     }
 
-    pub(super) fn take_hold(&mut self, task: TaskId, holder: Holder) {
-        self.let_go(&task);
-        if let Some(session) = self.sessions.get_mut(&holder.session) {
-            session.held.insert(task.clone());
-            self.held.insert(task, holder);
-        }
-    }
-
-    pub(super) fn let_go(&mut self, task: &TaskId) -> Option<Holder> {
-        self.drop_hold(task, false)
-    }
-
-    /// No session holds the task any more. `reported`: because the result of its holder is recorded.
-    pub(super) fn drop_hold(&mut self, task: &TaskId, reported: bool) -> Option<Holder> {
-        let holder = self.held.remove(task)?;
-        if let Some(session) = self.sessions.get_mut(&holder.session) {
-            session.held.remove(task);
-            session.notices.let_go(task, reported);
-        }
-        Some(holder)
-    }
-
     /// A worker of this node says that he holds an attempt.
     pub(super) fn hold(&mut self, task: &TaskId) {
         let Now { tick, time: now } = self.at();
-        let Some(holder) = self.held.get(task).cloned() else {
+        let Some(holder) = self.sessions.holder(task).cloned() else {
             return;
         };
         let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
@@ -302,7 +203,7 @@ impl<R> Node<R> {
             );
         }
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
-            self.let_go(task);
+            self.sessions.let_go(task);
             return self.notify(&holder.session, task.clone(), Notice::Closed);
         };
         attempt.possibly_started = true;
@@ -337,7 +238,7 @@ impl<R> Node<R> {
             return;
         };
         if let Some(session) = worker.session.clone() {
-            self.touch(&session);
+            self.sessions.touch(&session, self.monotonic);
         }
         self.add_credit(key, tasks);
         let queues = self.workers.get(&key).map(|worker| worker.queues.clone()).unwrap_or_default();
@@ -383,21 +284,6 @@ impl<R> Node<R> {
         }
     }
 
-    pub(super) fn touch(&mut self, session: &SessionKey) {
-        let now = self.monotonic;
-        if let Some(session) = self.sessions.get_mut(session) {
-            session.heard_at = now;
-            session.asked_until = None;
-        }
-    }
-
-    /// The session that holds a task has said something about it.
-    pub(super) fn touch_holder(&mut self, task: &TaskId) {
-        if let Some(session) = self.held.get(task).map(|holder| holder.session.clone()) {
-            self.touch(&session);
-        }
-    }
-
     pub(super) fn detach(&mut self, key: WorkerKey) {
         let Some(worker) = self.workers.remove(&key) else {
             return;
@@ -419,7 +305,7 @@ impl<R> Node<R> {
         };
         if worker.once {
             // To the end of a poll its worker was there.
-            self.touch(session);
+            self.sessions.touch(session, self.monotonic);
         }
         let Some(session) = self.sessions.get_mut(session) else {
             return;
@@ -449,7 +335,7 @@ impl<R> Node<R> {
         if known {
             self.is_alive(&task, details);
         }
-        self.touch_holder(&task);
+        self.sessions.touch_holder(&task, self.monotonic);
         if known {
             self.settle_slot(task.execution);
             self.reply(reply, Ok(Answer::Beat { cancel_requested }));
@@ -544,7 +430,7 @@ impl<R> Node<R> {
             _ => false,
         };
         if is_holder {
-            self.touch_holder(&task);
+            self.sessions.touch_holder(&task, self.monotonic);
             self.give_back(&task, true);
         }
         self.reply(reply, Ok(Answer::Released));
@@ -614,7 +500,7 @@ impl<R> Node<R> {
         // A poll that waits is a sign of life.
         let is_once = |key: &WorkerKey| self.workers.get(key).is_some_and(|worker| worker.once);
         if session.workers.iter().any(is_once) {
-            self.touch(key);
+            self.sessions.touch(key, self.monotonic);
         }
         let Some(session) = self.sessions.get(key) else {
             return;
@@ -634,13 +520,10 @@ impl<R> Node<R> {
             let message = WorkerMessage::Detached;
             self.outputs.push_back(Output::Tell { worker, message });
         }
-        let Some(session) = self.sessions.remove(key) else {
+        let Some(session) = self.sessions.end(key) else {
             return;
         };
         self.withdraw_offers(key, &session.queues);
-        for task in &session.held {
-            self.held.remove(task);
-        }
         // What the worker took to another node is that one's to judge.
         let is_ours = |task: &TaskId| {
             self.slots
