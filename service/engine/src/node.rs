@@ -28,6 +28,7 @@ mod commit;
 mod dispatch;
 mod flight;
 mod hand_over;
+mod life;
 mod loader;
 mod notices;
 mod offers;
@@ -49,15 +50,15 @@ use std::time::Duration;
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
-use recoup_store::{Due, FeedRow, Lease, NewQuarantine, NodeId, Peers, QueueName};
+use recoup_store::{Due, FeedRow, NewQuarantine, NodeId, Peers, QueueName};
 
 use crate::clock::{Now, Tick};
 use crate::options::Options;
 use crate::task::HandedTask;
 use commit::{InFlight, KeyedInFlight};
 use io::{Input, Output, Refusal, WorkerKey};
+use life::{Life, Watch};
 use loader::Loader;
-use ownership::Watched;
 use queue::Queue;
 use sessions::Sessions;
 use slots::Slot;
@@ -77,12 +78,9 @@ pub struct Node<R> {
     monotonic: Tick,
     caught_up_at: Timestamp,
     random: Random,
-    lease: Option<Lease>,
-    lease_asked_at: Tick,
-    /// Until when this node holds the lease; others wait at least that long.
-    lease_ends: Tick,
+    life: Life,
     /// The leases of other nodes.
-    watched: BTreeMap<NodeId, Watched>,
+    watched: Watch,
     stopping: bool,
     /// Whoever waits for an end is answered at once.
     impatient: bool,
@@ -124,10 +122,6 @@ pub struct Node<R> {
 
     /// When a task last went to another node, or came from one.
     traded_at: Option<Tick>,
-    /// Since when there is no lease.
-    lifeless_since: Option<Tick>,
-    /// Since when the lease could not be renewed.
-    unrenewed_since: Option<Tick>,
 
     /// In store time, which a step of the database's clock may take forward.
     timers: Timers,
@@ -143,10 +137,8 @@ impl<R> Node<R> {
             monotonic: Tick::default(),
             caught_up_at: Timestamp::default(),
             random: Random::new(seed),
-            lease: None,
-            lease_asked_at: Tick::default(),
-            lease_ends: Tick::default(),
-            watched: BTreeMap::new(),
+            life: Life::default(),
+            watched: Watch::default(),
             stopping: false,
             impatient: false,
             slots: BTreeMap::new(),
@@ -171,8 +163,6 @@ impl<R> Node<R> {
             doubtful: BTreeSet::new(),
             heads_asked: ExecutionId(uuid::Uuid::nil()),
             traded_at: None,
-            lifeless_since: None,
-            unrenewed_since: None,
             timers: Timers::default(),
             outputs: VecDeque::new(),
         }
@@ -184,7 +174,7 @@ impl<R> Node<R> {
 
     /// This life of the node, once it has begun.
     pub fn node_id(&self) -> Option<NodeId> {
-        self.lease.as_ref().map(|lease| lease.node)
+        self.life.node()
     }
 
     /// What this node believes of the executions in its memory.
@@ -226,7 +216,7 @@ impl<R> Node<R> {
     /// Asks for a life.
     pub fn begin(&mut self, now: Now) {
         self.is_now(now);
-        self.lifeless_since = Some(self.monotonic);
+        self.life.begin(self.monotonic);
         self.watch_patience();
         self.join();
     }
@@ -354,7 +344,7 @@ impl<R> Node<R> {
     /// Decides what has gathered and hands out what may go.
     pub fn flush(&mut self, now: Now) {
         self.is_now(now);
-        if self.lease.is_some() {
+        if self.life.is_alive() {
             self.give_away_new();
             self.commit_ready();
             self.start_keyed_ready();

@@ -311,7 +311,7 @@ impl<R> Node<R> {
 
     /// Past its lease a node hands nothing out: another may be doing it.
     pub(super) fn has_lease(&self) -> bool {
-        self.lease.is_some() && self.lease_ends > self.monotonic
+        self.life.has_lease(self.monotonic)
     }
 
     fn may_dispatch(&self) -> bool {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
-use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, Peers, Renewals};
+use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, Peers};
 
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Adopted, Output};
+use super::life::Renewed;
 use super::slots::{Known, Row, Slot};
 use super::{Node, Timer};
-use crate::clock::Tick;
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
@@ -29,17 +29,9 @@ const HELD_MAX: usize = 1000;
 /// Executions that wait to be read: beyond it, no more of those that are due are taken in.
 const DUE_TO_LOAD_MAX: usize = 4096;
 
-/// Another node's lease.
-#[derive(Clone, Copy)]
-pub(super) struct Watched {
-    lease: Renewals,
-    /// When this node first saw it like that.
-    since: Tick,
-}
-
 impl<R> Node<R> {
     pub(super) fn join(&mut self) {
-        self.lease_asked_at = self.monotonic;
+        self.life.asks(self.monotonic);
         self.outputs.push_back(Output::Join);
     }
 
@@ -51,9 +43,7 @@ impl<R> Node<R> {
                 return self.set_timer(self.options.commit_retry, Timer::Join);
             }
         };
-        self.lease = Some(lease);
-        self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
-        (self.lifeless_since, self.unrenewed_since) = (None, None);
+        self.life.joined(lease, self.options.lease_ttl);
         self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
         self.set_timer(Duration::ZERO, Timer::Adopt);
         self.set_timer(Duration::ZERO, Timer::Publish);
@@ -75,37 +65,33 @@ impl<R> Node<R> {
 
     pub(super) fn renew(&mut self) {
         if let Some(node) = self.node_id() {
-            self.lease_asked_at = self.monotonic;
+            self.life.asks(self.monotonic);
             self.outputs.push_back(Output::Renew { node, reached: self.now });
         }
     }
 
     pub(super) fn renewed(&mut self, node: NodeId, renewed: recoup_store::Result<Lease>) {
-        // What a life that is over had asked says nothing about this one.
-        let Some(known) = self.lease.as_ref().filter(|lease| lease.node == node) else {
+        if self.node_id() != Some(node) {
+            // What a life that is over had asked says nothing about this one.
             return;
-        };
-        match renewed {
-            Ok(lease) if lease.node == known.node && lease.timeline == known.timeline => {
-                let was_out = self.lease_ends <= self.monotonic;
-                self.lease = Some(lease);
-                // Granted after the question: another node sees it renewed later than this.
-                self.lease_ends = self.lease_asked_at + self.options.lease_ttl;
-                self.unrenewed_since = None;
-                self.set_timer(self.options.lease_ttl / 3, Timer::Renew);
+        }
+        let (ttl, now) = (self.options.lease_ttl, self.monotonic);
+        match renewed.map(|lease| self.life.renewed(lease, ttl, now)) {
+            Ok(Renewed::Held { was_out }) => {
+                self.set_timer(ttl / 3, Timer::Renew);
                 if was_out {
                     self.dispatch_all();
                 }
             }
-            Ok(_) => {
+            Ok(Renewed::OtherTimeline) => {
                 tracing::warn!("the database's timeline has changed: everything is read again");
                 self.lose_life();
             }
             Err(Error::LeaseLost) => self.lose_life(),
             Err(error) => {
                 tracing::warn!(%error, "the lease could not be renewed");
-                self.unrenewed_since.get_or_insert(self.monotonic);
-                self.set_timer(self.options.lease_ttl / 10, Timer::Renew);
+                self.life.not_renewed(now);
+                self.set_timer(ttl / 10, Timer::Renew);
             }
         }
     }
@@ -113,11 +99,10 @@ impl<R> Node<R> {
     /// The lease is gone: others may own what this node has in memory, so nothing of it is believed.
     /// What was asked stays, and is decided again on what is read.
     pub(super) fn lose_life(&mut self) {
-        if self.lease.take().is_none() {
+        if !self.life.lose(self.monotonic) {
             return;
         }
         tracing::warn!("the lease was lost; beginning a new life");
-        self.lifeless_since = Some(self.monotonic);
         self.join();
         let wanted = |timer: &Timer| {
             matches!(
@@ -175,25 +160,8 @@ impl<R> Node<R> {
         if room == 0 || self.stopping {
             return self.set_timer(self.options.adopt_interval, Timer::Adopt);
         }
-        let (silent, limit) = (self.silent(), room.min(ADOPT_MAX));
+        let (silent, limit) = (self.watched.silent(self.monotonic), room.min(ADOPT_MAX));
         self.outputs.push_back(Output::Adopt { node, silent, limit });
-    }
-
-    /// The leases that have not been renewed for their length, on this node's clock.
-    fn silent(&self) -> Vec<Renewals> {
-        let watched = self.watched.values();
-        let silent = watched.filter(|one| self.monotonic.since(one.since) >= one.lease.ttl);
-        silent.map(|one| one.lease).collect()
-    }
-
-    /// The count that an answer shows was read before it came, so its silence began earlier.
-    fn watch(&mut self, leases: Vec<Renewals>) {
-        let before = std::mem::take(&mut self.watched);
-        let seen = |lease: Renewals| match before.get(&lease.node) {
-            Some(known) if known.lease == lease => (lease.node, *known),
-            _ => (lease.node, Watched { lease, since: self.monotonic }),
-        };
-        self.watched = leases.into_iter().map(seen).collect();
     }
 
     pub(super) fn adopted(&mut self, node: NodeId, adopted: recoup_store::Result<Adopted>) {
@@ -204,7 +172,7 @@ impl<R> Node<R> {
         let mut pause = self.options.adopt_interval;
         match adopted {
             Ok(Adopted { leases, executions }) => {
-                self.watch(leases);
+                self.watched.see(leases, self.monotonic);
                 if executions.len() >= ADOPT_MAX {
                     pause = Duration::ZERO;
                 }

@@ -27,7 +27,7 @@ impl<R> Node<R> {
     fn unwritten_since(&self) -> Option<Tick> {
         let batch = self.batch.as_ref().map(|flight| flight.since());
         let keyed = self.keyed_batch.as_ref().map(|flight| flight.since());
-        [batch, keyed, self.lifeless_since, self.unrenewed_since].into_iter().flatten().min()
+        [batch, keyed, self.life.ungranted_since()].into_iter().flatten().min()
     }
 
     fn is_overdue(&self, since: Option<Tick>) -> bool {

@@ -264,7 +264,7 @@ impl<R> Node<R> {
         if self.stopping {
             return self.reply(reply, Err(Refusal::Stopping));
         }
-        if self.lease.is_none() || self.room() == 0 {
+        if !self.life.is_alive() || self.room() == 0 {
             let retry_after = self.options.lease_ttl / 10;
             return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
         }

@@ -484,7 +484,7 @@ impl<R> Node<R> {
             return Some(until);
         }
         let is_read = |id| self.loader.is_expected(id);
-        (self.lease.is_some() && executions.any(is_read)).then(|| now + pause)
+        (self.life.is_alive() && executions.any(is_read)).then(|| now + pause)
     }
 
     fn look_at_session(&mut self, key: &SessionKey, at: Tick) {
