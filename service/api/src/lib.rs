@@ -1,6 +1,6 @@
 //! The services of `recoup.v1` over an engine: messages in, messages out, reasons for what is refused.
 //!
-//! One file per service. [`convert`] stands between the messages and the types of core, [`status`]
+//! One file per service, a folder for that of workers. [`convert`] stands between the messages and the types of core, [`status`]
 //! says how errors look on the wire. Nothing here decides about executions: that is core's, through
 //! the engine.
 
@@ -9,7 +9,6 @@ mod compression;
 mod context;
 pub mod convert;
 pub mod definition_check;
-mod delivery;
 mod digest;
 mod durable;
 mod execution_service;
@@ -22,10 +21,9 @@ mod page;
 mod starting;
 pub mod status;
 mod subscriptions;
-mod task_stream;
 mod transport;
 mod unread;
-mod worker_service;
+mod worker;
 mod workflow_service;
 
 use std::sync::Arc;
@@ -102,9 +100,9 @@ pub fn router(engine: Engine, options: ApiOptions) -> Routes {
         };
     }
     Routes::new(limited!(ExecutionServiceServer, execution_service::Service::new(context.clone())))
-        .add_service(delivery::Delivery(limited!(
+        .add_service(worker::Delivery(limited!(
             WorkerServiceServer,
-            worker_service::Service::new(context.clone())
+            worker::Service::new(context.clone())
         )))
         .add_service(limited!(
             WorkflowServiceServer,

@@ -1,7 +1,7 @@
-//! Tasks and notices on their way out of this process in the answer to a call. The answer may be made
-//! when its caller has gone, or go no further than the connection that is being closed: then it is
-//! dropped, the tasks in it are handed out again at once, and its notices are told again. Once the connection has taken all of it, only the
-//! worker can tell.
+//! Tasks and notices that leave this process in the answer to a call. The caller may be gone when the
+//! answer is ready, or its connection may close before it takes the answer. The answer is dropped then:
+//! its tasks are handed out again at once, and its notices are told again. Once the connection has taken
+//! the whole answer, only the worker can tell what arrived.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,19 +11,21 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use recoup_core::command::TaskId;
 use recoup_core::time::Timestamp;
-use recoup_engine::Engine;
 use recoup_engine::node::io::{Notice, SessionKey};
+use recoup_engine::{Engine, HandedTask};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
-/// An answer that is followed to the connection. Travels in the answer's extensions.
+/// Confirms an answer once the connection has taken all of it. Travels in the answer's extensions, and
+/// gives back what is unconfirmed when it is dropped with the answer.
 #[derive(Clone)]
-pub struct Parcel(Arc<Mutex<Contents>>);
+pub struct DeliveryGuard(Arc<Mutex<Undelivered>>);
 
-/// What in an answer must be taken back if the answer does not arrive. Dropping it takes it back.
-pub struct Contents {
+/// The tasks and notices of an answer that no connection has taken yet. Dropping it gives them back to
+/// the engine.
+pub struct Undelivered {
     engine: Engine,
     /// The session that polls.
     session: Option<SessionKey>,
@@ -32,20 +34,20 @@ pub struct Contents {
     notices: Vec<(TaskId, Notice)>,
 }
 
-impl Parcel {
-    pub fn new(contents: Contents) -> Self {
-        Self(Arc::new(Mutex::new(contents)))
+impl DeliveryGuard {
+    pub fn new(undelivered: Undelivered) -> Self {
+        Self(Arc::new(Mutex::new(undelivered)))
     }
 
-    fn is_delivered(&self) {
+    fn confirm(&self) {
         // No panic leaves the lists half changed.
-        let mut contents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        contents.tasks.clear();
-        contents.notices.clear();
+        let mut undelivered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        undelivered.tasks.clear();
+        undelivered.notices.clear();
     }
 }
 
-impl Contents {
+impl Undelivered {
     pub fn new(engine: Engine, session: Option<SessionKey>) -> Self {
         Self { engine, session, tasks: Vec::new(), notices: Vec::new() }
     }
@@ -77,7 +79,7 @@ impl Contents {
     }
 }
 
-impl Drop for Contents {
+impl Drop for Undelivered {
     fn drop(&mut self) {
         self.engine.undelivered(std::mem::take(&mut self.tasks));
         if let Some(session) = self.session.take() {
@@ -114,15 +116,15 @@ where
 }
 
 fn follow(mut response: http::Response<Body>) -> http::Response<Body> {
-    match response.extensions_mut().remove::<Parcel>() {
-        Some(parcel) => response.map(|body| Body::new(Followed { body, parcel })),
+    match response.extensions_mut().remove::<DeliveryGuard>() {
+        Some(guard) => response.map(|body| Body::new(Followed { body, guard })),
         None => response,
     }
 }
 
 struct Followed {
     body: Body,
-    parcel: Parcel,
+    guard: DeliveryGuard,
 }
 
 impl http_body::Body for Followed {
@@ -141,7 +143,7 @@ impl http_body::Body for Followed {
             Poll::Ready(Some(Err(_))) | Poll::Pending => false,
         };
         if is_whole {
-            self.parcel.is_delivered();
+            self.guard.confirm();
         }
         polled
     }
@@ -153,4 +155,9 @@ impl http_body::Body for Followed {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// The task and the time of a hand-over, which together name it.
+pub fn hand_over(handed: HandedTask) -> (TaskId, Timestamp) {
+    (handed.id, handed.handed_at)
 }

@@ -19,14 +19,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use super::delivery::hand_over;
+use super::results::{command, heartbeat, heartbeat_details, refusal_for_worker};
+use super::sessions::{HELD_MAX, closed, held, queues, task_types, ttl};
 use crate::BATCH_BYTES_MAX;
 use crate::context::Context;
 use crate::convert::{task, text, time};
 use crate::status::{Error, Result};
-use crate::worker_service::{
-    HELD_MAX, beat, beat_details, closed, command, hand_over, held, of_worker, queues, task_types,
-    ttl,
-};
 
 /// Items in one response.
 const ITEMS_MAX: usize = 256;
@@ -34,7 +33,8 @@ const ITEMS_MAX: usize = 256;
 const IN_FLIGHT_MAX: usize = 10_000;
 /// How long a stream may be open without opening a session.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-const SESSION_TTL: Duration = Duration::from_secs(30);
+/// Time to live of a session that streams and names none.
+const STREAM_TTL: Duration = Duration::from_secs(30);
 /// A session is renewed at most this often.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(1);
 /// About the bytes of an acknowledgement or a cancellation.
@@ -54,7 +54,7 @@ pub async fn serve(
     let (mut stream, first) = match opened {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
-        Err(error) => return end(&responses, error, SESSION_TTL).await,
+        Err(error) => return end(&responses, error, STREAM_TTL).await,
     };
     if let Err(Ended::Because(error)) = stream.run(inbound, first, &responses).await {
         end(&responses, error, stream.ttl).await;
@@ -144,7 +144,7 @@ async fn open(
     let namespace = text::namespace(&open.namespace, "open.namespace")?;
     let field = "open.session_id";
     let session = text::required(open.session_id, field, text::SESSION_BYTES_MAX)?;
-    let ttl = ttl(open.session_ttl, "open.session_ttl", SESSION_TTL)?;
+    let ttl = ttl(open.session_ttl, "open.session_ttl", STREAM_TTL)?;
     let worker = text::optional(open.worker, "open.worker", text::LABEL_BYTES_MAX)?;
     let (held, garbage) = held(&open.held_task_tokens, "open.held_task_tokens")?;
     let queues = queues(&namespace, open.queues, "open.queues")?;
@@ -305,7 +305,7 @@ impl Stream {
         let result = match result.result {
             Some(Proto::Released(_)) => {
                 let answer = self.context.engine.release(task, self.session.id.clone()).await;
-                let answer = answer.map_err(of_worker);
+                let answer = answer.map_err(refusal_for_worker);
                 return self.acknowledge_now(Answered { token, answer });
             }
             Some(result) => result,
@@ -321,7 +321,7 @@ impl Stream {
                 let answers = self.answers.clone();
                 let reply = Box::new(move |answer: Result<_, Refusal>| {
                     let answer = match (answer, refusal) {
-                        (Err(refused), _) => Err(of_worker(refused)),
+                        (Err(refused), _) => Err(refusal_for_worker(refused)),
                         (Ok(_), Some(refusal)) => Err(refusal),
                         (Ok(_), None) => Ok(()),
                     };
@@ -340,7 +340,7 @@ impl Stream {
             match token::decode(&own.task_token) {
                 // What is too long to be kept is still a sign of life.
                 Ok(task) => {
-                    let details = beat_details(own.details, "heartbeats.details");
+                    let details = heartbeat_details(own.details, "heartbeats.details");
                     let details = details.unwrap_or_else(|error| {
                         tracing::debug!(%error, "the details of a heartbeat were left out");
                         None
@@ -350,8 +350,8 @@ impl Stream {
                 Err(_) => self.out.cancel(closed(own.task_token)),
             }
         }
-        let beat = |(task, details)| beat(&self.context, task, details);
-        let answers: Vec<_> = asked.into_iter().map(beat).collect();
+        let heartbeat = |(task, details)| heartbeat(&self.context, task, details);
+        let answers: Vec<_> = asked.into_iter().map(heartbeat).collect();
         for cancellation in in_turn(answers).await {
             if cancellation.reason() == Reason::AttemptClosed {
                 self.held.remove(&cancellation.task_token);

@@ -1,0 +1,84 @@
+//! What a worker says of itself when it polls or opens a stream: its session, queues, task types, and
+//! the tasks that it holds.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::command::TaskId;
+use recoup_core::id::Namespace;
+use recoup_core::limits::{QUEUE_BYTES_MAX, TASK_TYPE_BYTES_MAX};
+use recoup_core::plan::QUEUE;
+use recoup_engine::token;
+use recoup_proto as proto;
+use recoup_proto::v1::{self, TaskCancellationReason as Reason};
+use recoup_store::QueueName;
+
+use crate::convert::{text, time};
+use crate::status::{Error, Result};
+
+/// Queues of one session.
+const QUEUES_MAX: usize = 100;
+/// Task types of one session.
+const TASK_TYPES_MAX: usize = 1_000;
+/// Tokens that a session may say it holds, and credit that it may have.
+pub const HELD_MAX: usize = 10_000;
+/// Bounds of a session's time to live.
+const SESSION_TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
+/// A time to live, as the protocol has it.
+pub fn ttl(given: Option<proto::Duration>, field: &str, default: Duration) -> Result<Duration> {
+    time::duration_between(given, field, default, SESSION_TTL)
+}
+
+pub fn queue(namespace: &Namespace, name: String, field: &str) -> Result<QueueName> {
+    let name = if name.is_empty() { QUEUE.to_owned() } else { name };
+    let queue = text::optional(name, field, QUEUE_BYTES_MAX)?;
+    Ok(QueueName { namespace: namespace.clone(), queue })
+}
+
+pub fn queues(namespace: &Namespace, names: Vec<String>, field: &str) -> Result<Vec<QueueName>> {
+    if names.len() > QUEUES_MAX {
+        return Err(Error::invalid(field, format!("at most {QUEUES_MAX} queues are allowed")));
+    }
+    let names = if names.is_empty() { vec![QUEUE.to_owned()] } else { names };
+    let mut queues = Vec::with_capacity(names.len());
+    for (index, name) in names.into_iter().enumerate() {
+        let queue = queue(namespace, name, &format!("{field}[{index}]"))?;
+        if !queues.contains(&queue) {
+            queues.push(queue);
+        }
+    }
+    Ok(queues)
+}
+
+pub fn task_types(types: Vec<String>, field: &str) -> Result<Vec<String>> {
+    if types.len() > TASK_TYPES_MAX {
+        return Err(Error::invalid(field, format!("at most {TASK_TYPES_MAX} types are allowed")));
+    }
+    let types = types.into_iter().enumerate();
+    types
+        .map(|(index, own)| text::required(own, &format!("{field}[{index}]"), TASK_TYPE_BYTES_MAX))
+        .collect()
+}
+
+/// Tasks that a worker says it holds, and the tokens that name none.
+pub fn held(tokens: &[Bytes], field: &str) -> Result<(Vec<TaskId>, Vec<Bytes>)> {
+    if tokens.len() > HELD_MAX {
+        return Err(Error::invalid(field, format!("at most {HELD_MAX} tokens are allowed")));
+    }
+    let mut tasks = Vec::with_capacity(tokens.len());
+    let mut garbage = Vec::new();
+    for own in tokens {
+        match token::decode(own) {
+            Ok(task) => tasks.push(task),
+            Err(_) => garbage.push(own.clone()),
+        }
+    }
+    Ok((tasks, garbage))
+}
+
+/// Tells a worker that a token which it says it holds names no open attempt.
+pub fn closed(token: Bytes) -> v1::TaskCancellation {
+    v1::TaskCancellation { task_token: token, reason: Reason::AttemptClosed.into() }
+}
