@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::ApiOptions;
-use crate::convert::text;
 use crate::feed::FeedStreams;
 use crate::status::{Error, Result};
 
@@ -244,16 +243,4 @@ impl<K: Eq + Hash> Seen<K> {
     fn clear(&self) {
         lock(&self.at).clear();
     }
-}
-
-/// The identity of a mutation of the registry, if its caller gave it one. `digest` is that of its body
-/// without the id.
-pub fn registry_request(
-    namespace: Namespace,
-    request_id: String,
-    digest: impl FnOnce() -> u64,
-) -> Result<Option<RegistryRequest>> {
-    let request_id = text::request_id(request_id)?;
-    let is_given = !request_id.is_empty();
-    Ok(is_given.then(|| RegistryRequest { namespace, request_id, digest: digest() }))
 }

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::context::Context;
 use crate::convert::{event, execution, payload, text, time};
+use crate::mutation::{self, Given, Mutation, Reason};
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
 use crate::status::{Error, Result};
 use crate::{digest, metadata};
@@ -41,13 +42,7 @@ impl Service {
     ) -> Result<StartSpec> {
         let spec = spec.ok_or_else(|| Error::required("execution"))?;
         // Taken before anything is filled in or cleaned: the same message has the same digest.
-        let request = match request_id.is_empty() {
-            true => None,
-            false => {
-                let digest = digest::of_message(&spec);
-                Some(RequestId { id: text::request_id(request_id)?, digest })
-            }
-        };
+        let request = mutation::request(request_id, || digest::of_message(&spec))?;
         let namespace = text::namespace(&spec.namespace, "execution.namespace")?;
         let workflow = text::workflow(&spec.workflow, "execution.workflow")?;
         let on_running = policy(spec.on_running, "execution.on_running", execution::on_running)?;
@@ -284,14 +279,6 @@ fn compensations(
         .collect()
 }
 
-/// The identity of a mutation of an execution.
-fn request(id: String, body: impl FnOnce() -> u64) -> Result<Option<RequestId>> {
-    if id.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(RequestId { id: text::request_id(id)?, digest: body() }))
-}
-
 fn still_running(outcome: &Outcome) -> v1::StillRunning {
     v1::StillRunning { state: execution::state(outcome.state).into() }
 }
@@ -392,12 +379,15 @@ impl ExecutionService for Service {
         request: Request<v1::CancelExecutionRequest>,
     ) -> Result<Response<v1::CancelExecutionResponse>, Status> {
         let body = request.into_inner();
-        let id = text::execution_id(&body.execution_id, "execution_id")?;
-        let identity = self::request(body.request_id, || {
-            digest::of(format!("cancel\0{id}\0{}", body.reason).as_bytes())
+        let Mutation { execution: id, reason, request } = Mutation::read(Given {
+            call: "cancel",
+            execution_id: &body.execution_id,
+            step_path: None,
+            reason: Reason::Optional(body.reason),
+            request_id: body.request_id,
         })?;
-        let command = Command::CancelExecution { reason: text::reason(body.reason)? };
-        let state = self.command(id, command, identity).await?;
+        let command = Command::CancelExecution { reason };
+        let state = self.command(id, command, request).await?;
         let state = execution::state(state.state).into();
         Ok(Response::new(v1::CancelExecutionResponse { state }))
     }
@@ -407,16 +397,15 @@ impl ExecutionService for Service {
         request: Request<v1::TerminateExecutionRequest>,
     ) -> Result<Response<v1::TerminateExecutionResponse>, Status> {
         let body = request.into_inner();
-        let id = text::execution_id(&body.execution_id, "execution_id")?;
-        if body.reason.is_empty() {
-            return Err(Error::required("reason").into());
-        }
-        let identity = self::request(body.request_id, || {
-            digest::of(format!("terminate\0{id}\0{}", body.reason).as_bytes())
+        let Mutation { execution: id, reason, request } = Mutation::read(Given {
+            call: "terminate",
+            execution_id: &body.execution_id,
+            step_path: None,
+            reason: Reason::Required(body.reason),
+            request_id: body.request_id,
         })?;
-        let reason = text::reason(body.reason)?;
         let command = Command::TerminateExecution { reason, unstarted: Vec::new() };
-        let state = self.command(id, command, identity).await?;
+        let state = self.command(id, command, request).await?;
         Ok(Response::new(v1::TerminateExecutionResponse {
             state: execution::state(state.state).into(),
             compensation_state: execution::compensation_state(state.compensation).into(),
@@ -428,17 +417,19 @@ impl ExecutionService for Service {
         request: Request<v1::RetryCompensationRequest>,
     ) -> Result<Response<v1::RetryCompensationResponse>, Status> {
         let body = request.into_inner();
-        let id = text::execution_id(&body.execution_id, "execution_id")?;
-        let identity = self::request(body.request_id, || {
-            digest::of(format!("retry\0{id}\0{}\0{}", body.step_path, body.reason).as_bytes())
+        let Mutation { execution: id, reason, request } = Mutation::read(Given {
+            call: "retry",
+            execution_id: &body.execution_id,
+            step_path: Some(&body.step_path),
+            reason: Reason::Optional(body.reason),
+            request_id: body.request_id,
         })?;
-        let reason = text::reason(body.reason)?;
         let step = match body.step_path.as_str() {
             "" => None,
             _ => Some(text::step_path(body.step_path, "step_path")?),
         };
         let command = Command::RetryCompensation { step: step.clone(), reason };
-        let state = self.command_on(id, step.as_ref(), command, identity).await?;
+        let state = self.command_on(id, step.as_ref(), command, request).await?;
         let compensation_state = execution::compensation_state(state.compensation).into();
         Ok(Response::new(v1::RetryCompensationResponse { compensation_state }))
     }
@@ -448,17 +439,16 @@ impl ExecutionService for Service {
         request: Request<v1::SkipCompensationRequest>,
     ) -> Result<Response<v1::SkipCompensationResponse>, Status> {
         let body = request.into_inner();
-        let id = text::execution_id(&body.execution_id, "execution_id")?;
-        if body.reason.is_empty() {
-            return Err(Error::required("reason").into());
-        }
-        let identity = self::request(body.request_id, || {
-            digest::of(format!("skip\0{id}\0{}\0{}", body.step_path, body.reason).as_bytes())
+        let Mutation { execution: id, reason, request } = Mutation::read(Given {
+            call: "skip",
+            execution_id: &body.execution_id,
+            step_path: Some(&body.step_path),
+            reason: Reason::Required(body.reason),
+            request_id: body.request_id,
         })?;
         let step = text::step_path(body.step_path, "step_path")?;
-        let reason = text::reason(body.reason)?;
         let command = Command::SkipCompensation { step: step.clone(), reason };
-        let state = self.command_on(id, Some(&step), command, identity).await?;
+        let state = self.command_on(id, Some(&step), command, request).await?;
         let compensation_state = execution::compensation_state(state.compensation).into();
         Ok(Response::new(v1::SkipCompensationResponse { compensation_state }))
     }
@@ -468,15 +458,15 @@ impl ExecutionService for Service {
         request: Request<v1::ReleaseExecutionRequest>,
     ) -> Result<Response<v1::ReleaseExecutionResponse>, Status> {
         let body = request.into_inner();
-        let id = text::execution_id(&body.execution_id, "execution_id")?;
-        if body.reason.is_empty() {
-            return Err(Error::required("reason").into());
-        }
-        let identity = self::request(body.request_id, || {
-            digest::of(format!("release\0{id}\0{}", body.reason).as_bytes())
+        let Mutation { execution: id, reason, request } = Mutation::read(Given {
+            call: "release",
+            execution_id: &body.execution_id,
+            step_path: None,
+            reason: Reason::Required(body.reason),
+            request_id: body.request_id,
         })?;
-        let request = identity.map(|request| (request.id, request.digest));
-        let release = Release { reason: text::reason(body.reason)?, request };
+        let request = request.map(|request| (request.id, request.digest));
+        let release = Release { reason, request };
         let state = match self.context.engine.release_quarantine(id, release).await {
             Ok(state) => state,
             Err(Refusal::NotQuarantined) => {

@@ -16,6 +16,7 @@ mod failure_service;
 mod feed;
 mod health;
 mod metadata;
+mod mutation;
 mod namespace_service;
 mod page;
 mod starting;

@@ -11,9 +11,10 @@ use recoup_proto::v1::{self, ErrorReason};
 use recoup_store::NamespaceRow;
 use tonic::{Request, Response, Status};
 
-use crate::context::{Context, no_namespace, registry_request};
+use crate::context::{Context, no_namespace};
 use crate::convert::{text, time};
 use crate::digest;
+use crate::mutation::registry_request;
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
 use crate::status::{Error, Result};
 

@@ -8,9 +8,10 @@ use recoup_core::subscription::{ACK_DEADLINE, Subscription, WINDOW, WINDOW_MAX};
 use recoup_proto::v1::{self, ErrorReason, subscription::Start};
 use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow, format};
 
-use crate::context::{Context, registry_request};
+use crate::context::Context;
 use crate::convert::{failure, text, time};
 use crate::durable::{self, Name, no_subscription, stored};
+use crate::mutation::registry_request;
 use crate::page::Page;
 use crate::status::{Error, Result};
 use crate::{digest, feed};

@@ -11,10 +11,11 @@ use recoup_store::{NewVersion, RegistryAnswer, RegistryOperation, WorkflowVersio
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status};
 
-use crate::context::{Context, no_namespace, no_workflow, registry_request};
+use crate::context::{Context, no_namespace, no_workflow};
 use crate::convert::{definition, text, time};
 use crate::definition_check::{Given, check};
 use crate::digest;
+use crate::mutation::registry_request;
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
 use crate::status::{Error, Result};
 
