@@ -10,6 +10,7 @@ use recoup_core::retry::{RetryPolicy, Rule};
 use recoup_proto::source::Positions;
 use recoup_proto::v1::{self, ErrorReason};
 
+use crate::convert::enumeration::known;
 use crate::convert::{definition, retry, time};
 use crate::status::{Error, Result, issue_reason, source_issue};
 
@@ -25,6 +26,13 @@ pub fn validate(source: v1::DefinitionSource) -> v1::ValidateWorkflowResponse {
 pub(crate) enum Given {
     Message(Box<v1::WorkflowDefinition>),
     Source(v1::DefinitionSource),
+}
+
+impl Given {
+    pub(crate) fn source(source: v1::DefinitionSource) -> Result<Self> {
+        known::<v1::DefinitionFormat>(source.format, "source.format")?;
+        Ok(Self::Source(source))
+    }
 }
 
 /// A definition that was read, and what is wrong with it.

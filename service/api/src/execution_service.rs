@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::context::Context;
+use crate::convert::enumeration::{all_known, known};
 use crate::convert::{event, execution, payload, text, time};
 use crate::mutation::{self, Given, Mutation, Reason};
 use crate::page::{Page, SCAN_MAX, SIZE_MAX};
@@ -225,21 +226,13 @@ fn policy<P: TryFrom<i32> + PartialEq + Default, C: Default>(
     field: &str,
     from: impl Fn(P) -> Option<C>,
 ) -> Result<C> {
-    let known = P::try_from(number).ok();
-    let known =
-        known.ok_or_else(|| Error::invalid(field, format!("{number} is no known value")))?;
+    let known: P = known(number, field)?;
     Ok(if known == P::default() { C::default() } else { from(known).unwrap_or_default() })
 }
 
 /// What of the filter the store applies.
 fn filter(pattern: &str, given: &v1::ExecutionFilter) -> Result<ListFilter> {
-    let mut states = Vec::new();
-    for (index, number) in given.states.iter().enumerate() {
-        let known = v1::ExecutionState::try_from(*number).ok().and_then(execution::state_from);
-        states.push(known.ok_or_else(|| {
-            Error::invalid(format!("filter.states[{index}]"), format!("{number} is no known state"))
-        })?);
-    }
+    let states = all_known(&given.states, "filter.states", execution::state_from)?;
     let error_type = given.error_type.as_str();
     if !error_type.is_empty() {
         text::error_type_pattern(error_type, "filter.error_type")?;
@@ -267,16 +260,8 @@ fn filter(pattern: &str, given: &v1::ExecutionFilter) -> Result<ListFilter> {
 fn compensations(
     given: &v1::ExecutionFilter,
 ) -> Result<Vec<recoup_core::execution::CompensationState>> {
-    let states = given.compensation_states.iter().enumerate();
-    states
-        .map(|(index, number)| {
-            let known = v1::CompensationState::try_from(*number).ok();
-            known.and_then(execution::compensation_state_from).ok_or_else(|| {
-                let field = format!("filter.compensation_states[{index}]");
-                Error::invalid(field, format!("{number} is no known state"))
-            })
-        })
-        .collect()
+    let field = "filter.compensation_states";
+    all_known(&given.compensation_states, field, execution::compensation_state_from)
 }
 
 fn still_running(outcome: &Outcome) -> v1::StillRunning {

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use crate::BATCH_BYTES_MAX;
 use crate::context::Context;
+use crate::convert::enumeration::known;
 use crate::convert::{failure, time};
 use crate::status::{Error, Result};
 
@@ -234,13 +235,10 @@ pub async fn send<'a>(
 
 /// Where a reader starts.
 pub async fn position(context: &Context, position: i32, field: &str) -> Result<Cursor> {
-    match v1::FeedPosition::try_from(position) {
-        Ok(v1::FeedPosition::Unspecified | v1::FeedPosition::Now) => {
-            Ok(context.store().feed_end().await?)
-        }
-        Ok(v1::FeedPosition::Beginning) => Ok(context.store().feed_start().await?),
-        Err(_) => Err(Error::invalid(field, format!("{position} is no known position"))),
-    }
+    Ok(match known(position, field)? {
+        v1::FeedPosition::Unspecified | v1::FeedPosition::Now => context.store().feed_end().await?,
+        v1::FeedPosition::Beginning => context.store().feed_start().await?,
+    })
 }
 
 /// A cursor from outside, found to be of this store.

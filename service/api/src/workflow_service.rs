@@ -45,7 +45,7 @@ impl Service {
         self.context.check_namespace(&namespace).await?;
         let given = match request.workflow {
             Some(Proto::Definition(definition)) => Given::Message(Box::new(definition)),
-            Some(Proto::Source(source)) => Given::Source(source),
+            Some(Proto::Source(source)) => Given::source(source)?,
             None => return Err(Error::required("workflow")),
         };
         let checked = check(given).await?;
@@ -77,7 +77,7 @@ impl Service {
         self.context.check_namespace(&namespace).await?;
         let given = match request.workflow {
             Some(Proto::Definition(definition)) => Given::Message(Box::new(definition)),
-            Some(Proto::Source(source)) => Given::Source(source),
+            Some(Proto::Source(source)) => Given::source(source)?,
             None => return Err(Error::required("workflow")),
         };
         Ok(check(given).await?.into_response())

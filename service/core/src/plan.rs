@@ -35,6 +35,8 @@ pub struct Issue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IssueCode {
     Required,
+    /// A value of an enum that this binary does not know.
+    ValueUnknown,
     TooLong,
     TooMany,
     NameInvalid,
@@ -54,6 +56,7 @@ impl IssueCode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Required => "REQUIRED",
+            Self::ValueUnknown => "VALUE_UNKNOWN",
             Self::TooLong => "TOO_LONG",
             Self::TooMany => "TOO_MANY",
             Self::NameInvalid => "NAME_INVALID",

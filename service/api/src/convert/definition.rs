@@ -10,10 +10,12 @@ use recoup_core::plan::{Issue, IssueCode};
 use recoup_proto as proto;
 use recoup_proto::v1;
 
-use super::{retry, time};
+use super::{enumeration, retry, time};
 
 super::to_proto!(on_error: OnError => v1::OnError: Fail Ignore);
+super::from_proto!(on_error_from: v1::OnError => OnError: Fail Ignore);
 super::to_proto!(delivery: Delivery => v1::Delivery: AtLeastOnce AtMostOnce);
+super::from_proto!(delivery_from: v1::Delivery => Delivery: AtLeastOnce AtMostOnce);
 
 /// Reads a definition. Issues are those of values that core's types cannot hold; the definition is
 /// complete only without them.
@@ -76,6 +78,23 @@ impl Reader {
         read.ok()
     }
 
+    /// The value of an enum at `path.field`; none if it is unspecified, or an issue because this server
+    /// does not know it.
+    pub fn known<P: TryFrom<i32>, C>(
+        &mut self,
+        number: i32,
+        path: &str,
+        field: &str,
+        from: impl Fn(P) -> Option<C>,
+    ) -> Option<C> {
+        let known = P::try_from(number).ok().and_then(from);
+        if known.is_none() && number != 0 {
+            let message = enumeration::unknown(number);
+            self.issue(format!("{path}.{field}"), IssueCode::ValueUnknown, &message);
+        }
+        known
+    }
+
     fn workflow(&mut self, definition: &v1::WorkflowDefinition) -> Workflow {
         let defaults = definition.defaults.as_ref();
         Workflow {
@@ -135,23 +154,13 @@ impl Reader {
             kind: StepKind::Task(kind),
             when: some(&step.when),
             retry: retry.map(|retry| self.policy(retry, &format!("{path}.retry"))),
-            on_error: match v1::OnError::try_from(step.on_error) {
-                Ok(v1::OnError::Unspecified | v1::OnError::Fail) => OnError::Fail,
-                Ok(v1::OnError::Ignore) => OnError::Ignore,
-                Err(_) => {
-                    self.unknown(format!("{path}.on_error"), step.on_error);
-                    OnError::Fail
-                }
-            },
+            on_error: self
+                .known(step.on_error, path, "on_error", on_error_from)
+                .unwrap_or(OnError::Fail),
             allow_warning: step.allow_warning,
             compensate: compensate
                 .map(|compensate| self.compensate(compensate, &format!("{path}.compensate"))),
         }
-    }
-
-    /// Registration takes only what this service knows: a newer value would be silently dropped.
-    fn unknown(&mut self, path: String, value: i32) {
-        self.issue(path, IssueCode::Required, &format!("{value} is not a known value"));
     }
 
     fn compensate(&mut self, compensate: &v1::Compensate, path: &str) -> Compensate {
@@ -183,14 +192,9 @@ impl Reader {
                 heartbeat: self.duration(task.heartbeat, path, "heartbeat"),
             },
             priority: task.priority,
-            delivery: match v1::Delivery::try_from(task.delivery) {
-                Ok(v1::Delivery::Unspecified | v1::Delivery::AtLeastOnce) => Delivery::AtLeastOnce,
-                Ok(v1::Delivery::AtMostOnce) => Delivery::AtMostOnce,
-                Err(_) => {
-                    self.unknown(format!("{path}.delivery"), task.delivery);
-                    Delivery::AtLeastOnce
-                }
-            },
+            delivery: self
+                .known(task.delivery, path, "delivery", delivery_from)
+                .unwrap_or(Delivery::AtLeastOnce),
         }
     }
 }
@@ -309,15 +313,42 @@ finally:
     fn what_core_cannot_hold_is_an_issue_with_its_path() {
         let mut given = parsed("name: a\nsteps:\n- {id: s, task: {type: t}}\n");
         given.timeout = Some(proto::Duration { seconds: -1, nanos: 0 });
-        given.steps.push(v1::Step { on_error: 99, ..v1::Step::default() });
+        given.steps.push(v1::Step::default());
         let constant = v1::retry_policy::Schedule::Constant(v1::ConstantSchedule::default());
         let retry = v1::RetryPolicy { schedule: Some(constant), ..v1::RetryPolicy::default() };
         given.steps[0].retry = Some(retry);
         let (_, issues) = from_proto(&given);
         let mut paths: Vec<_> = issues.iter().map(|issue| issue.field_path.as_str()).collect();
         paths.sort_unstable();
-        let expected =
-            ["steps[0].retry.constant.interval", "steps[1].on_error", "steps[1].task", "timeout"];
-        assert_eq!(paths, expected);
+        assert_eq!(paths, ["steps[0].retry.constant.interval", "steps[1].task", "timeout"]);
+    }
+
+    #[test]
+    fn an_enum_value_that_is_unknown_is_an_issue_of_its_own_kind() {
+        let mut given =
+            parsed("name: a\nsteps:\n- {id: s, task: {type: t}, compensate: {task: {type: u}}}\n");
+        let rules = vec![v1::RetryRule { match_on: 96, ..v1::RetryRule::default() }];
+        given.steps[0].retry = Some(v1::RetryPolicy { match_on: 97, rules, ..Default::default() });
+        given.steps[0].on_error = 99;
+        let compensate = given.steps[0].compensate.as_mut().expect("the step has one");
+        let Some(v1::compensate::Kind::Task(task)) = &mut compensate.kind else {
+            panic!("a compensation is a task");
+        };
+        task.delivery = 98;
+        let (_, issues) = from_proto(&given);
+        let found = issues.iter().map(|issue| (issue.field_path.as_str(), issue.code));
+        let mut found: Vec<_> = found.collect();
+        found.sort_unstable_by_key(|(path, _)| *path);
+        let unknown = |path| (path, IssueCode::ValueUnknown);
+        let expected = [
+            unknown("steps[0].compensate.task.delivery"),
+            unknown("steps[0].on_error"),
+            unknown("steps[0].retry.match_on"),
+            unknown("steps[0].retry.rules[0].match_on"),
+        ];
+        assert_eq!(found, expected);
+        let first = &issues.iter().find(|issue| issue.field_path.ends_with("on_error"));
+        let message = &first.expect("it is among them").message;
+        assert_eq!(message, "99 is not a value that this server knows");
     }
 }

@@ -8,6 +8,7 @@ use recoup_core::time::Timestamp;
 use recoup_proto::v1::{self, ErrorReason};
 use sha2::{Digest, Sha256};
 
+use super::enumeration::all_known;
 use super::event::split;
 use super::inline::{Inline, Place};
 use super::{decision, execution, text, time};
@@ -124,12 +125,7 @@ pub fn filter_from(filter: Option<v1::FailureFilter>, field: &str) -> Result<Fil
         text::error_type_pattern(pattern, &format!("{field}.error_types[{index}]"))?;
     }
     let mut kinds = Vec::new();
-    for (index, number) in filter.kinds.iter().enumerate() {
-        let known = v1::FailureKind::try_from(*number);
-        let own = known.ok().and_then(kind_from).ok_or_else(|| {
-            let path = format!("{field}.kinds[{index}]");
-            Error::invalid(path, format!("{number} is not a known kind"))
-        })?;
+    for own in all_known(&filter.kinds, &format!("{field}.kinds"), kind_from)? {
         if !kinds.contains(&own) {
             kinds.push(own);
         }

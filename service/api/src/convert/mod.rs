@@ -2,6 +2,7 @@
 
 pub mod decision;
 pub mod definition;
+pub mod enumeration;
 pub mod error;
 pub mod event;
 pub mod execution;

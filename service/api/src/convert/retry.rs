@@ -28,7 +28,7 @@ impl Reader {
             Proto::Random(random) => self.random(random, path),
             Proto::Linear(linear) => self.linear(linear, path),
         });
-        let own = match_on_from(policy.match_on());
+        let own = self.known(policy.match_on, path, "match_on", match_on_from);
         let rules = policy.rules.iter().enumerate();
         let rules = rules
             .map(|(index, rule)| {
@@ -57,7 +57,7 @@ impl Reader {
         });
         Rule {
             error_types: rule.error_types.clone(),
-            match_on: match_on_from(rule.match_on()).unwrap_or(policys),
+            match_on: self.known(rule.match_on, path, "match_on", match_on_from).unwrap_or(policys),
             schedule,
             limits: self.limits(rule.max_attempts, rule.max_duration, path),
         }

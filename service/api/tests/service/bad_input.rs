@@ -43,6 +43,75 @@ async fn definitions_that_cannot_work() {
     assert_refused(nothing, Code::InvalidArgument, "FIELD_INVALID", &["workflow"]);
 }
 
+/// The message of a refusal, which must be about this one field.
+fn unknown_value<T: std::fmt::Debug>(refused: Result<T, tonic::Status>, reason: &str, field: &str) {
+    let message = refused.as_ref().expect_err(field).message().to_owned();
+    assert_refused(refused, Code::InvalidArgument, reason, &[field]);
+    assert_eq!(message, format!("{field}: 99 is not a value that this server knows"));
+}
+
+#[tokio::test]
+async fn enum_values_that_the_server_does_not_know_are_never_taken_for_the_default() {
+    let server = Server::start().await;
+    server.register(ORDER).await;
+    let task = v1::TaskStep { r#type: "t".into(), ..Default::default() };
+    let step = || v1::Step {
+        id: "s".into(),
+        kind: Some(v1::step::Kind::Task(task.clone())),
+        ..Default::default()
+    };
+    let delivery = v1::TaskStep { delivery: 99, ..task.clone() };
+    let delivery = v1::Step { kind: Some(v1::step::Kind::Task(delivery)), ..step() };
+    let retry = Some(v1::RetryPolicy { match_on: 99, ..Default::default() });
+    for (field, step) in [
+        ("steps[0].on_error", v1::Step { on_error: 99, ..step() }),
+        ("steps[0].task.delivery", delivery),
+        ("steps[0].retry.match_on", v1::Step { retry, ..step() }),
+    ] {
+        use v1::register_workflow_request::Workflow;
+        let name = "a".to_owned();
+        let definition = v1::WorkflowDefinition { name, steps: vec![step], ..Default::default() };
+        let workflow = Some(Workflow::Definition(definition));
+        let request = v1::RegisterWorkflowRequest { workflow, ..Default::default() };
+        let refused = server.workflows().register_workflow(request).await;
+        unknown_value(refused, "DEFINITION_INVALID", field);
+    }
+    let mut request = source(ORDER);
+    let Some(v1::register_workflow_request::Workflow::Source(text)) = &mut request.workflow else {
+        panic!("a source is asked for");
+    };
+    text.format = 99;
+    let refused = server.workflows().register_workflow(request).await;
+    unknown_value(refused, "FIELD_INVALID", "source.format");
+
+    for (field, spec) in [
+        ("execution.on_running", v1::ExecutionSpec { on_running: 99, ..spec("order") }),
+        ("execution.on_ended", v1::ExecutionSpec { on_ended: 99, ..spec("order") }),
+    ] {
+        let request = v1::StartExecutionRequest { execution: Some(spec), ..Default::default() };
+        let refused = server.executions().start_execution(request).await;
+        unknown_value(refused, "FIELD_INVALID", field);
+    }
+    for (field, filter) in [
+        ("filter.states[0]", v1::ExecutionFilter { states: vec![99], ..Default::default() }),
+        (
+            "filter.compensation_states[1]",
+            v1::ExecutionFilter { compensation_states: vec![1, 99], ..Default::default() },
+        ),
+    ] {
+        let request = v1::ListExecutionsRequest { filter: Some(filter), ..Default::default() };
+        let refused = server.executions().list_executions(request).await;
+        unknown_value(refused, "FIELD_INVALID", field);
+    }
+    let filter = Some(v1::FailureFilter { kinds: vec![99], ..Default::default() });
+    let request = v1::ListFailuresRequest { filter, ..Default::default() };
+    let refused = server.failures().list_failures(request).await;
+    unknown_value(refused, "FIELD_INVALID", "filter.kinds[0]");
+    let start = Some(v1::pull_failures_request::Start::Position(99));
+    let request = v1::PullFailuresRequest { start, ..Default::default() };
+    unknown_value(server.failures().pull_failures(request).await, "FIELD_INVALID", "position");
+}
+
 #[tokio::test]
 async fn names_and_ids_that_do_not_exist() {
     let server = Server::start().await;
