@@ -28,7 +28,8 @@ pub async fn fail(context: &Context, request: v1::FailTaskRequest) -> Result<v1:
     let error = request.error.ok_or_else(|| Error::required("error"))?;
     let result = v1::task_result::Result::Failed(error);
     let (command, refusal) = command(task.clone(), result, "")?;
-    let decision = context.engine.report(task.execution, command).await.map_err(refusal_for_worker)?;
+    let decision =
+        context.engine.report(task.execution, command).await.map_err(refusal_for_worker)?;
     if let Some(refusal) = refusal {
         return Err(refusal);
     }
