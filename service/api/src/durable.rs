@@ -14,7 +14,8 @@ use recoup_core::subscription::{
 use recoup_core::time::Timestamp;
 use recoup_engine::Refusal;
 use recoup_proto::v1::{self, ErrorReason};
-use recoup_store::{Cursor, NodeId, Positioned, SubscriptionRow, format};
+use recoup_store::format::{Encoded, decode_subscription, encode_subscription};
+use recoup_store::{Cursor, NodeId, Positioned, SubscriptionRow};
 use tokio::time::Instant;
 
 use crate::ack_token::{AckToken, subscription_digest};
@@ -73,7 +74,7 @@ pub fn no_subscription(name: &str) -> Error {
 }
 
 pub fn stored(row: &SubscriptionRow) -> Result<Subscription> {
-    format::decode_subscription(row.format, &row.state)
+    decode_subscription(row.format, &row.state)
         .map_err(|error| Error::internal("a stored subscription cannot be read", &error))
 }
 
@@ -86,9 +87,9 @@ pub async fn load(context: &Context, name: &Name) -> Result<(SubscriptionRow, Su
 
 /// False: another writer was faster. Read again.
 async fn save(context: &Context, row: SubscriptionRow, state: &Subscription) -> Result<bool> {
-    let bytes = format::encode_subscription(state);
+    let Encoded { format, data } = encode_subscription(state);
     let name = row.name.clone();
-    let row = SubscriptionRow { format: format::CURRENT, state: bytes, ..row };
+    let row = SubscriptionRow { format, state: data, ..row };
     match context.store().update_subscription(&row).await {
         Ok(_) => Ok(true),
         Err(recoup_store::Error::Conflict) => {

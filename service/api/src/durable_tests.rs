@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use bytes::Bytes;
 use recoup_core::failure_event::worker_lost;
 use recoup_core::id::ExecutionId;
+use recoup_store::format::encode_failure_event;
 use recoup_store::sqlite::SqliteStore;
 use recoup_store::{Batch, FeedRow, Store};
 use tokio::sync::{mpsc, watch};
@@ -71,7 +71,7 @@ impl Servers {
 
 fn row(execution: usize, event: usize, at: Timestamp) -> FeedRow {
     let lost = worker_lost("default".into(), "w".into(), format!("{execution}.{event}"), 1, at);
-    let data: Bytes = format::encode_failure_event(&lost);
+    let Encoded { format, data } = encode_failure_event(&lost);
     FeedRow {
         id: lost.id,
         namespace: lost.namespace,
@@ -81,7 +81,7 @@ fn row(execution: usize, event: usize, at: Timestamp) -> FeedRow {
         execution: Some(ExecutionId(Uuid::from_u128(execution as u128))),
         fingerprint: lost.fingerprint,
         at,
-        format: format::CURRENT,
+        format,
         data,
     }
 }

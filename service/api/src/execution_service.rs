@@ -211,9 +211,7 @@ fn no_execution(id: ExecutionId) -> Error {
 /// A row of a history that this server can not read: damaged, or of a newer one.
 fn unreadable(id: ExecutionId, row: &StoredTransition, why: &format::Error) -> Error {
     let reason = match why {
-        format::Error::UnknownFormat(number) if *number > format::CURRENT => {
-            ErrorReason::ExecutionTooNew
-        }
+        format::Error::Newer(_) => ErrorReason::ExecutionTooNew,
         _ => ErrorReason::ExecutionQuarantined,
     };
     let sequence = row.sequence;

@@ -6,7 +6,8 @@ use prost::Message;
 use recoup_core::id::Namespace;
 use recoup_core::subscription::{ACK_DEADLINE, Subscription, WINDOW, WINDOW_MAX};
 use recoup_proto::v1::{self, ErrorReason, subscription::Start};
-use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow, format};
+use recoup_store::format::{Encoded, encode_subscription};
+use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow};
 
 use crate::context::Context;
 use crate::convert::{failure, text, time};
@@ -154,8 +155,8 @@ async fn made(
     {
         return Err(Error::limit_reached("subscriptions", SUBSCRIPTIONS_MAX));
     }
-    let bytes = format::encode_subscription(state);
-    match store.create_subscription(namespace, name, format::CURRENT, &bytes, request).await {
+    let Encoded { format, data } = encode_subscription(state);
+    match store.create_subscription(namespace, name, format, &data, request).await {
         Ok(row) => Ok(row),
         Err(recoup_store::Error::AlreadyExists) => {
             let row = there(context, namespace, name, state, request).await?;

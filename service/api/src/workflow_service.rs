@@ -52,13 +52,8 @@ impl Service {
         let Some((_, workflow)) = checked.read.filter(|_| checked.issues.is_empty()) else {
             return Err(Error::definition(&checked.issues));
         };
-        let new = NewVersion {
-            namespace: namespace.clone(),
-            name: workflow.name.clone(),
-            digest: Sha256::digest(definition::to_proto(&workflow).encode_to_vec()).into(),
-            format: format::CURRENT,
-            definition: format::encode_workflow(&workflow),
-        };
+        let digest = Sha256::digest(definition::to_proto(&workflow).encode_to_vec());
+        let new = NewVersion::new(namespace.clone(), digest.into(), &workflow);
         let stored = self.context.store().register(&new, keyed.as_ref()).await;
         let (row, is_new) = stored.map_err(|error| match error {
             recoup_store::Error::NotFound => no_namespace(&namespace),

@@ -103,7 +103,7 @@ impl Plans {
         }
         let definition = format::decode_workflow(row.format, &row.definition);
         let definition = definition.map_err(|error| match error {
-            format::Error::UnknownFormat(number) if number > format::CURRENT => {
+            format::Error::Newer(_) => {
                 Unplanned::Newer(format!("version {} of {}: {error}", row.version, row.name))
             }
             _ => Unplanned::Unreadable(format!("version {} of {}: {error}", row.version, row.name)),
@@ -315,9 +315,7 @@ fn fold_row(
         return Err(Fault::Gap(format!("transition {expected} is missing, {sequence} follows")));
     }
     let data = row.decode(execution).map_err(|error| match error {
-        format::Error::UnknownFormat(number) if number > format::CURRENT => {
-            Fault::Newer(format!("transition {sequence}: {error}"))
-        }
+        format::Error::Newer(_) => Fault::Newer(format!("transition {sequence}: {error}")),
         _ => Fault::Unreadable(format!("transition {sequence}: {error}")),
     })?;
     let transition = Transition { sequence, decided_at: data.decided_at, events: data.events };

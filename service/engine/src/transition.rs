@@ -5,7 +5,8 @@ use recoup_core::execution::Execution;
 use recoup_core::failure_event::{FailureEvent, failure_events};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
-use recoup_store::{FeedRow, IndexRow, format};
+use recoup_store::format::{Encoded, encode_failure_event};
+use recoup_store::{FeedRow, IndexRow};
 
 pub fn index_row(state: &Execution, wake_at: Option<Timestamp>) -> IndexRow {
     let error = state.error.as_ref().or(state.stop.as_ref().map(|stop| &stop.error));
@@ -41,6 +42,7 @@ pub fn feed_rows(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<FeedRo
 
 pub fn feed_row(event: &FailureEvent) -> FeedRow {
     let subject = event.subject.as_ref();
+    let Encoded { format, data } = encode_failure_event(event);
     FeedRow {
         id: event.id.clone(),
         namespace: event.namespace.clone(),
@@ -50,7 +52,7 @@ pub fn feed_row(event: &FailureEvent) -> FeedRow {
         execution: subject.map(|subject| subject.execution),
         fingerprint: event.fingerprint.clone(),
         at: event.at,
-        format: format::CURRENT,
-        data: format::encode_failure_event(event),
+        format,
+        data,
     }
 }

@@ -21,7 +21,7 @@ use recoup_engine::{
     Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
 };
 use recoup_store::memory::MemoryStore;
-use recoup_store::{NewVersion, NodeId, PageLimit, QueueName, Registry, Store, format};
+use recoup_store::{NewVersion, NodeId, PageLimit, QueueName, Registry, Store};
 
 fn step(id: &str) -> Step {
     let task = |task_type: &str| Task { task_type: task_type.into(), ..Task::default() };
@@ -69,13 +69,7 @@ struct Rig {
 impl Rig {
     async fn new() -> Self {
         let store = MemoryStore::with_system_clock();
-        let version = NewVersion {
-            namespace: Namespace::from("default"),
-            name: "order".into(),
-            digest: [1; 32],
-            format: format::CURRENT,
-            definition: format::encode_workflow(&order()),
-        };
+        let version = NewVersion::new(Namespace::from("default"), [1; 32], &order());
         store.register(&version, None).await.expect("the model registers");
         let store: Arc<dyn Store> = Arc::new(store);
         let options = Options { overflow_after: Duration::from_millis(20), ..Options::default() };

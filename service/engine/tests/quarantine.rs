@@ -18,6 +18,7 @@ use recoup_core::quarantine::QuarantineReason;
 use recoup_engine::{
     Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
 };
+use recoup_store::format::{FIRST, Row};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
     Executions, Feed, NewVersion, NodeId, PageLimit, QueueName, Registry, Release,
@@ -53,13 +54,7 @@ fn order() -> Workflow {
 
 async fn store() -> MemoryStore {
     let store = MemoryStore::with_system_clock();
-    let version = NewVersion {
-        namespace: Namespace::from("default"),
-        name: "order".into(),
-        digest: [1; 32],
-        format: format::CURRENT,
-        definition: format::encode_workflow(&order()),
-    };
+    let version = NewVersion::new(Namespace::from("default"), [1; 32], &order());
     store.register(&version, None).await.expect("the model registers");
     store
 }
@@ -261,7 +256,7 @@ async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
     let engine = engine(&store, options()).await;
     let sound = start(&engine, 1).await;
     let mut started = Vec::new();
-    for (version, format) in [(2, format::CURRENT), (3, format::CURRENT + 1)] {
+    for (version, format) in [(2, FIRST), (3, Row::Definition.newest() + 1)] {
         let new = NewVersion {
             namespace: Namespace::from("default"),
             name: "order".into(),
@@ -299,8 +294,8 @@ async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
         let spoilt = StoredTransition { format, data, ..whole };
         store.put_transition(id, spoilt.sealed(id));
     };
-    spoil(garbled, format::CURRENT, b"\xff\xff\xff");
-    spoil(newer, format::CURRENT + 1, b"");
+    spoil(garbled, FIRST, b"\xff\xff\xff");
+    spoil(newer, Row::History.newest() + 1, b"");
 
     let engine = self::engine(&store, options()).await;
     assert_eq!(refused(&engine, garbled).await, QuarantineReason::HistoryUnreadable);
@@ -356,13 +351,7 @@ async fn a_version_that_would_not_be_accepted_today_is_followed_to_the_end() {
     let mut workflow = order();
     workflow.steps.0[0].allow_warning = true;
     Plan::compile(&workflow, 2).expect_err("it may not warn without being ignored");
-    let version = NewVersion {
-        namespace: Namespace::from("default"),
-        name: "order".into(),
-        digest: [2; 32],
-        format: format::CURRENT,
-        definition: format::encode_workflow(&workflow),
-    };
+    let version = NewVersion::new(Namespace::from("default"), [2; 32], &workflow);
     let (version, _) = store.register(&version, None).await.expect("the model registers");
     let engine = engine(&store, options()).await;
     let id = start(&engine, 1).await;

@@ -19,7 +19,7 @@ use recoup_engine::{Options, Refusal, StartSpec};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
     Batch, Error, Executions, Feed, NewVersion, NodeId, Nodes, Overflow, PageLimit, Registry,
-    Settled, Transition, Transitions, format,
+    Settled, Transition, Transitions,
 };
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -77,13 +77,7 @@ impl Rig {
         let time = clock.clone();
         let now = move || Timestamp::from_micros(*time.lock().expect("no test panics with it"));
         let store = MemoryStore::new(Arc::new(now));
-        let version = NewVersion {
-            namespace: Namespace::from("default"),
-            name: "order".into(),
-            digest: [1; 32],
-            format: format::CURRENT,
-            definition: format::encode_workflow(&order()),
-        };
+        let version = NewVersion::new(Namespace::from("default"), [1; 32], &order());
         store.register(&version, None).await.expect("the model registers");
         let panics: Option<fn(&Command) -> bool> =
             Some(|command| matches!(command, Command::CancelExecution { .. }));

@@ -366,11 +366,12 @@ fn every_event_of_format_1_is_read_and_written_as_ever() {
     for event in events {
         let name = file(&event);
         let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
-        let golden = golden(name, &encoded);
+        assert_eq!(encoded.format, 1, "{name}");
+        let golden = golden(name, &encoded.data);
         let decoded = format::decode_transition(1, &golden).expect(name);
         assert_eq!(decoded.decided_at, DECIDED_AT, "{name}");
         assert_eq!(decoded.events, [event], "{name}");
-        assert_eq!(encoded, golden, "{name}");
+        assert_eq!(encoded.data, golden, "{name}");
     }
 }
 
@@ -378,27 +379,30 @@ fn every_event_of_format_1_is_read_and_written_as_ever() {
 fn a_failure_event_of_format_1_is_read_and_written_as_ever() {
     let event = failure_event();
     let encoded = format::encode_failure_event(&event);
-    let golden = golden("failure_event", &encoded);
+    assert_eq!(encoded.format, 1);
+    let golden = golden("failure_event", &encoded.data);
     assert_eq!(format::decode_failure_event(1, &golden), Ok(event));
-    assert_eq!(encoded, golden);
+    assert_eq!(encoded.data, golden);
 }
 
 #[test]
 fn a_definition_of_format_1_is_read_and_written_as_ever() {
     let workflow = workflow();
     let encoded = format::encode_workflow(&workflow);
-    let golden = golden("workflow", &encoded);
+    assert_eq!(encoded.format, 1);
+    let golden = golden("workflow", &encoded.data);
     assert_eq!(format::decode_workflow(1, &golden), Ok(workflow));
-    assert_eq!(encoded, golden);
+    assert_eq!(encoded.data, golden);
 }
 
 #[test]
 fn a_subscription_of_format_1_is_read_and_written_as_ever() {
     let subscription = subscription();
     let encoded = format::encode_subscription(&subscription);
-    let golden = golden("subscription", &encoded);
+    assert_eq!(encoded.format, 1);
+    let golden = golden("subscription", &encoded.data);
     assert_eq!(format::decode_subscription(1, &golden), Ok(subscription));
-    assert_eq!(encoded, golden);
+    assert_eq!(encoded.data, golden);
 }
 
 #[test]
@@ -427,8 +431,9 @@ fn answers_of_the_registry_of_format_1_are_read_and_written_as_ever() {
         ("subscription_deleted", RegistryAnswer::SubscriptionDeleted),
     ] {
         let encoded = format::encode_registry_answer(&answer);
-        let golden = golden(name, &encoded);
+        assert_eq!(encoded.format, 1, "{name}");
+        let golden = golden(name, &encoded.data);
         assert_eq!(format::decode_registry_answer(1, &golden), Ok(answer), "{name}");
-        assert_eq!(encoded, golden, "{name}");
+        assert_eq!(encoded.data, golden, "{name}");
     }
 }

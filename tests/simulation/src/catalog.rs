@@ -11,7 +11,7 @@ use recoup_core::id::{Namespace, StepId};
 use recoup_core::plan::Plan;
 use recoup_core::retry::{Limits, RetryPolicy, Schedule};
 use recoup_store::memory::MemoryStore;
-use recoup_store::{NewVersion, QueueName, Registry, format};
+use recoup_store::{NewVersion, QueueName, Registry};
 
 use crate::wait::ready;
 
@@ -46,13 +46,11 @@ impl Catalog {
 
     pub fn register(&self, store: &MemoryStore) {
         for (index, definition) in self.definitions.iter().enumerate() {
-            let version = NewVersion {
-                namespace: Namespace::from(NAMESPACE),
-                name: definition.name.clone(),
-                digest: [u8::try_from(index).unwrap_or(0); 32],
-                format: format::CURRENT,
-                definition: format::encode_workflow(definition),
-            };
+            let version = NewVersion::new(
+                Namespace::from(NAMESPACE),
+                [u8::try_from(index).unwrap_or(0); 32],
+                definition,
+            );
             ready(store.register(&version, None)).expect("the model registers what is new");
         }
     }

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use recoup_core::failure_event::{FailureEvent, worker_lost};
 use recoup_core::time::Timestamp;
 use recoup_proto::v1;
+use recoup_store::format::{Encoded, encode_failure_event};
 use recoup_store::memory::MemoryStore;
 use recoup_store::postgres::PostgresStore;
 use recoup_store::sqlite::SqliteStore;
-use recoup_store::{Batch, FeedRow, NodeId, Store, format};
+use recoup_store::{Batch, FeedRow, NodeId, Store};
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
@@ -51,7 +51,7 @@ fn event(worker: &str, at: Timestamp) -> FailureEvent {
 }
 
 fn row(event: FailureEvent) -> FeedRow {
-    let data: Bytes = format::encode_failure_event(&event);
+    let Encoded { format, data } = encode_failure_event(&event);
     FeedRow {
         id: event.id,
         namespace: event.namespace,
@@ -61,7 +61,7 @@ fn row(event: FailureEvent) -> FeedRow {
         execution: None,
         fingerprint: event.fingerprint,
         at: event.at,
-        format: format::CURRENT,
+        format,
         data,
     }
 }

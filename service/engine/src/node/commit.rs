@@ -19,9 +19,10 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
+use recoup_store::format::{Encoded, encode_transition};
 use recoup_store::{
     Batch, Error, FeedRow, IndexRow, KeyedStart, NodeId, Reminder, Settled, StartRequest, TaskKey,
-    Transition, format,
+    Transition,
 };
 
 use super::dispatch::DOUBT;
@@ -316,12 +317,13 @@ impl<R> Node<R> {
             }),
             _ => None,
         });
+        let Encoded { format, data } = encode_transition(next.decided_at, &events);
         let transition = Transition {
             execution: id,
             sequence: next.sequence,
             transition_id,
-            format: format::CURRENT,
-            data: format::encode_transition(next.decided_at, &events),
+            format,
+            data,
             index: index.clone(),
             request,
             feed,

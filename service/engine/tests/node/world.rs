@@ -28,7 +28,7 @@ use recoup_engine::options::Options;
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
     Batch, Error, Executions, KeyedStart, NewVersion, Nodes, Overflow, QueueName, Registry,
-    Settled, Transitions, format,
+    Settled, Transitions,
 };
 
 /// The model never waits.
@@ -108,13 +108,7 @@ impl World {
         created.expect("it is new");
         for namespace in ["default", "team"] {
             for workflow in [order, &watched()] {
-                let version = NewVersion {
-                    namespace: Namespace::from(namespace),
-                    name: workflow.name.clone(),
-                    digest: [1; 32],
-                    format: format::CURRENT,
-                    definition: format::encode_workflow(workflow),
-                };
+                let version = NewVersion::new(Namespace::from(namespace), [1; 32], workflow);
                 ready(store.register(&version, None)).expect("the model registers");
             }
         }

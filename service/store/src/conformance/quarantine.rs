@@ -259,7 +259,8 @@ pub async fn what_a_newer_binary_wrote_is_not_adopted(world: World) {
     let (gone, node) = (world.node().await, world.node().await);
     let (old, newer) =
         (world.begun(gone, world.index()).await, world.begun(gone, world.index()).await);
-    let next = Transition { format: crate::format::CURRENT + 1, ..world.next(newer, 2) };
+    let next =
+        Transition { format: crate::format::Formats::NEWEST.history + 1, ..world.next(newer, 2) };
     world.won(gone, [next, world.next(old, 2)]).await;
     world.store.leave(gone).await.expect("leaves");
     assert_eq!(world.store.adopt(node, 10).await.expect("adopts"), [old]);

@@ -66,7 +66,7 @@ pub trait Nodes {
     async fn leases(&self, node: NodeId, silent: &[Renewals]) -> Result<Vec<Renewals>>;
 
     /// Takes over at most `limit` active executions whose owner's lease is closed, and returns them;
-    /// not those whose history has a transition in a format newer than [`crate::format::CURRENT`],
+    /// not those whose history has a transition in a format newer than this binary reads,
     /// which stay for a node that can read it.
     async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>>;
 }

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use recoup_core::definition::Workflow;
 use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
 
 use super::{Error, Result};
+use crate::format::{Encoded, encode_workflow};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceRow {
@@ -45,8 +47,17 @@ pub struct NewVersion {
     pub namespace: Namespace,
     pub name: WorkflowName,
     pub digest: [u8; 32],
+    /// Of `definition`; see [`crate::format`].
     pub format: u16,
     pub definition: Bytes,
+}
+
+impl NewVersion {
+    pub fn new(namespace: Namespace, digest: [u8; 32], workflow: &Workflow) -> Self {
+        let Encoded { format, data } = encode_workflow(workflow);
+        let name = workflow.name.clone();
+        Self { namespace, name, digest, format, definition: data }
+    }
 }
 
 /// A durable reader of the feed. What is in `state` is decided by `recoup-core`.

@@ -1,14 +1,22 @@
 //! How what is stored becomes bytes, and comes back after years.
 //!
-//! Every row names the format of its bytes. A format is never changed, only followed by another:
-//! `tests/golden` holds bytes of each, which every later binary must read, and which the binary that
-//! writes that format must give again. What can not be read whole is an error: folding a history
-//! with a hole would give a state that never was.
+//! Every row names the format of its bytes. A format is never changed, only followed by another, and each
+//! kind of row counts its own ([`Row`]). A binary reads all formats up to its newest one and stamps what it
+//! writes with the lowest that holds it (`needed`), so that an older binary reads the rows of a newer one
+//! as long as they have nothing new in them.
+//!
+//! `tests/golden` holds bytes of each format, which every later binary must read, and which the binary
+//! that writes that format must give again. `formats` holds the descriptors of each. What can not be read
+//! whole is an error: folding a history with a hole would give a state that never was.
 
+#[cfg(test)]
+mod compatibility;
 mod definition;
 mod event;
 mod failure;
 mod idle;
+mod needed;
+mod number;
 mod registry;
 #[cfg(test)]
 pub mod strategy;
@@ -27,21 +35,34 @@ use recoup_core::time::Timestamp;
 
 use crate::contract::RegistryAnswer;
 pub use idle::{decode_idle, encode_idle};
+use needed::Needed;
+pub use number::{FIRST, Formats, Row};
 use value::Stored;
-
-/// The format that this binary writes.
-pub const CURRENT: u16 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Of a newer binary.
-    #[error("format {0} is not known to this binary")]
-    UnknownFormat(u16),
+    /// A newer binary wrote it: it is not damaged, but this binary cannot read it.
+    #[error("format {0} is newer than this version of recoup can read")]
+    Newer(u16),
     #[error("malformed data: {0}")]
     Malformed(String),
     /// The bytes are not those that were written.
     #[error("the checksum does not match")]
     Damaged,
+}
+
+/// The bytes of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The lowest format that holds what is in them.
+    pub format: u16,
+    pub data: Bytes,
+}
+
+impl Encoded {
+    fn new(format: u16, message: &impl Message) -> Self {
+        Self { format, data: message.encode_to_vec().into() }
+    }
 }
 
 /// What one row of a history holds.
@@ -51,9 +72,10 @@ pub struct TransitionData {
     pub events: Vec<Event>,
 }
 
-/// The events of one transition, in [`CURRENT`].
-pub fn encode_transition(decided_at: Timestamp, events: &[Event]) -> Bytes {
-    event::transition_to_wire(decided_at, events).encode_to_vec().into()
+/// The events of one transition: a row of a history.
+pub fn encode_transition(decided_at: Timestamp, events: &[Event]) -> Encoded {
+    let format = events.needed(Row::History);
+    Encoded::new(format, &event::transition_to_wire(decided_at, events))
 }
 
 /// CRC-32 (ISO-HDLC) of a row of a history: of its data, and of everything that says which row it is, so
@@ -78,49 +100,51 @@ pub fn checksum(
 /// Of a row of a history use [`crate::StoredTransition::decode`], which compares its checksum first.
 /// Payloads of the result are slices of `data`.
 pub fn decode_transition(format: u16, data: &Bytes) -> Result<TransitionData, Error> {
-    event::transition_from_wire(decode(format, data)?)
+    event::transition_from_wire(decode(Row::History, format, data)?)
 }
 
-/// A definition, in [`CURRENT`].
-pub fn encode_workflow(workflow: &Workflow) -> Bytes {
-    workflow.to_wire().encode_to_vec().into()
+/// A definition.
+pub fn encode_workflow(workflow: &Workflow) -> Encoded {
+    Encoded::new(workflow.needed(Row::Definition), &workflow.to_wire())
 }
 
 pub fn decode_workflow(format: u16, data: &Bytes) -> Result<Workflow, Error> {
-    Workflow::from_wire(decode(format, data)?)
+    Workflow::from_wire(decode(Row::Definition, format, data)?)
 }
 
-/// A failure event, in [`CURRENT`].
-pub fn encode_failure_event(event: &FailureEvent) -> Bytes {
-    event.to_wire().encode_to_vec().into()
+/// A failure event: a row of the feed.
+pub fn encode_failure_event(event: &FailureEvent) -> Encoded {
+    Encoded::new(event.needed(Row::FailureEvent), &event.to_wire())
 }
 
 /// Payloads of the result are slices of `data`.
 pub fn decode_failure_event(format: u16, data: &Bytes) -> Result<FailureEvent, Error> {
-    FailureEvent::from_wire(decode(format, data)?)
+    FailureEvent::from_wire(decode(Row::FailureEvent, format, data)?)
 }
 
-/// The state of a durable reader of the feed, in [`CURRENT`].
-pub fn encode_subscription(subscription: &Subscription) -> Bytes {
-    subscription.to_wire().encode_to_vec().into()
+/// The state of a durable reader of the feed.
+pub fn encode_subscription(subscription: &Subscription) -> Encoded {
+    Encoded::new(subscription.needed(Row::Subscription), &subscription.to_wire())
 }
 
 pub fn decode_subscription(format: u16, data: &Bytes) -> Result<Subscription, Error> {
-    Subscription::from_wire(decode(format, data)?)
+    Subscription::from_wire(decode(Row::Subscription, format, data)?)
 }
 
-/// What a mutation of the registry answered, in [`CURRENT`]; never empty.
-pub fn encode_registry_answer(answer: &RegistryAnswer) -> Bytes {
-    answer.to_wire().encode_to_vec().into()
+/// What a mutation of the registry answered; never empty.
+pub fn encode_registry_answer(answer: &RegistryAnswer) -> Encoded {
+    Encoded::new(answer.needed(Row::RegistryAnswer), &answer.to_wire())
 }
 
 pub fn decode_registry_answer(format: u16, data: &Bytes) -> Result<RegistryAnswer, Error> {
-    RegistryAnswer::from_wire(decode(format, data)?)
+    RegistryAnswer::from_wire(decode(Row::RegistryAnswer, format, data)?)
 }
 
-fn decode<M: Message + Default>(format: u16, data: &Bytes) -> Result<M, Error> {
-    if format != CURRENT {
-        return Err(Error::UnknownFormat(format));
+fn decode<M: Message + Default>(row: Row, format: u16, data: &Bytes) -> Result<M, Error> {
+    match format {
+        0 => return Err(Error::Malformed("format 0".into())),
+        number if number > row.newest() => return Err(Error::Newer(number)),
+        _ => {}
     }
     M::decode(data.clone()).map_err(|error| Error::Malformed(error.to_string()))
 }

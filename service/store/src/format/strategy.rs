@@ -18,8 +18,11 @@ use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subje
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
 use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
+use recoup_core::subscription::{Consumer, Entry, Filter, Gap, Position, Subscription};
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
+
+use crate::contract::{NamespaceRow, RegistryAnswer, SubscriptionRow};
 
 pub fn timestamp() -> impl Strategy<Value = Timestamp> + Clone {
     any::<i64>().prop_map(Timestamp::from_micros)
@@ -450,4 +453,84 @@ pub fn workflow() -> impl Strategy<Value = Workflow> {
             output,
         },
     )
+}
+
+fn subscription_entry() -> impl Strategy<Value = Entry> {
+    let gap =
+        (text(), text(), any::<u64>()).prop_map(|(from, to, events)| Gap { from, to, events });
+    let position =
+        (any::<i64>(), any::<i64>()).prop_map(|(lane, number)| Position { lane, number });
+    let execution = any::<u128>().prop_map(|id| ExecutionId(Uuid::from_u128(id)));
+    let counts = (any::<u32>(), any::<u32>(), any::<bool>(), any::<u64>());
+    (text(), option::of(execution), position, timestamp(), counts, option::of(gap)).prop_map(
+        |(event, execution, position, due_at, (bytes, delivery, returned, stream), gap)| Entry {
+            event,
+            execution,
+            position,
+            bytes,
+            delivery,
+            due_at,
+            returned,
+            stream,
+            gap,
+        },
+    )
+}
+
+pub fn subscription() -> impl Strategy<Value = Subscription> {
+    let filter = (text(), vec(text(), 0..3), vec(failure_kind(), 0..4), vec(text(), 0..3))
+        .prop_map(|(namespace, workflows, kinds, error_types)| Filter {
+            namespace,
+            workflows,
+            kinds,
+            error_types,
+        });
+    let consumer = (text(), any::<u64>(), timestamp()).prop_map(|(name, epoch, until)| Consumer {
+        name,
+        epoch,
+        until,
+    });
+    let cursors = (text(), text(), text());
+    // Whole microseconds are kept.
+    let numbers = (any::<u64>().prop_map(Duration::from_micros), any::<u32>(), any::<u64>());
+    let outstanding = vec(subscription_entry(), 0..4);
+    (filter, cursors, numbers, outstanding, option::of(consumer)).prop_map(
+        |(filter, (start, watermark, read), numbers, outstanding, consumer)| Subscription {
+            filter,
+            start,
+            ack_deadline: numbers.0,
+            window: numbers.1,
+            watermark,
+            read,
+            outstanding,
+            consumer,
+            epoch: numbers.2,
+        },
+    )
+}
+
+pub fn registry_answer() -> impl Strategy<Value = RegistryAnswer> {
+    let namespace = (name(), text(), duration(), timestamp()).prop_map(
+        |(name, description, retention, created_at)| {
+            let name = name.as_str().into();
+            NamespaceRow { name, description, retention, created_at }
+        },
+    );
+    let registered = (name(), any::<u32>(), any::<bool>()).prop_map(|(name, version, is_new)| {
+        RegistryAnswer::WorkflowRegistered { name: name.into(), version, is_new }
+    });
+    let state = vec(any::<u8>(), 0..20).prop_map(Bytes::from);
+    let row = (name(), text(), any::<u64>(), any::<u16>(), state, timestamp()).prop_map(
+        |(namespace, name, version, format, state, created_at)| {
+            let namespace = namespace.as_str().into();
+            SubscriptionRow { namespace, name, version, format, state, created_at }
+        },
+    );
+    prop_oneof![
+        namespace.prop_map(RegistryAnswer::NamespaceCreated),
+        registered,
+        timestamp().prop_map(|retired_at| RegistryAnswer::WorkflowRetired { retired_at }),
+        row.prop_map(RegistryAnswer::SubscriptionCreated),
+        Just(RegistryAnswer::SubscriptionDeleted),
+    ]
 }

@@ -138,7 +138,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::format::{CURRENT, decode_subscription, encode_subscription};
+    use crate::format::{Encoded, Row, decode_subscription, encode_subscription};
 
     #[test]
     fn a_subscription_comes_back() {
@@ -166,8 +166,8 @@ mod tests {
         let gap = Some(Gap { from: "f".into(), to: "t".into(), events: 3 });
         subscription.outstanding =
             vec![entry.clone(), Entry { execution: None, gap, returned: false, ..entry }];
-        let bytes = encode_subscription(&subscription);
-        assert_eq!(decode_subscription(CURRENT, &bytes), Ok(subscription));
-        assert!(decode_subscription(CURRENT + 1, &bytes).is_err());
+        let Encoded { format, data } = encode_subscription(&subscription);
+        assert_eq!(decode_subscription(format, &data), Ok(subscription));
+        assert!(decode_subscription(Row::Subscription.newest() + 1, &data).is_err());
     }
 }

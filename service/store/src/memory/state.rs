@@ -172,7 +172,9 @@ impl State {
     /// Whether this binary knows the formats of a history.
     pub fn is_readable(&self, execution: ExecutionId) -> bool {
         let history = self.history.get(&execution);
-        history.is_none_or(|rows| rows.values().all(|row| row.format <= crate::format::CURRENT))
+        history.is_none_or(|rows| {
+            rows.values().all(|row| row.format <= crate::format::Formats::NEWEST.history)
+        })
     }
 
     /// The quarantine in force.

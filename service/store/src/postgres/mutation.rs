@@ -19,14 +19,14 @@ use crate::format;
 /// Leaves what others settled within the day.
 const CLAIM: &str = "
     insert into registry_request as there (namespace, request_id, operation, digest, format, answer)
-    values ($1, $2, $3, $4, $5, '')
+    values ($1, $2, $3, $4, 0, '')
     on conflict (namespace, request_id) do update
         set operation = excluded.operation, digest = excluded.digest, format = excluded.format,
             answer = excluded.answer, created_at = excluded.created_at
         where there.created_at <= clock_timestamp() - interval '1 day'
     returning created_at";
 const KEEP: &str = "
-    update registry_request set answer = $3 where namespace = $1 and request_id = $2";
+    update registry_request set format = $3, answer = $4 where namespace = $1 and request_id = $2";
 const ANSWERED: &str = "
     select operation, digest, format, answer from registry_request
     where namespace = $1 and request_id = $2
@@ -57,9 +57,9 @@ impl PostgresStore {
         let Some(asked) = request else {
             return Ok(Begun::Open(Box::new(Mutation { session, request, commit_timeout })));
         };
-        let (digest, format) = (asked.digest.cast_signed(), i32::from(format::CURRENT));
-        let row: [&(dyn ToSql + Sync); 5] =
-            [&asked.namespace.as_str(), &asked.request_id, &operation.as_str(), &digest, &format];
+        let digest = asked.digest.cast_signed();
+        let row: [&(dyn ToSql + Sync); 4] =
+            [&asked.namespace.as_str(), &asked.request_id, &operation.as_str(), &digest];
         if !session.query(CLAIM, &row).await?.is_empty() {
             return Ok(Begun::Open(Box::new(Mutation { session, request, commit_timeout })));
         }
@@ -102,11 +102,11 @@ impl Mutation<'_> {
     /// with the same request, it is found out by doing it again.
     pub async fn done(mut self, answer: RegistryAnswer) -> Result<RegistryAnswer> {
         let encoded = format::encode_registry_answer(&answer);
-        let encoded = &encoded[..];
+        let (format, encoded) = (i32::from(encoded.format), &encoded.data[..]);
         let mut calls: Vec<Call<'_>> = Vec::with_capacity(2);
         let place = self.request.map(|request| (request.namespace.as_str(), &request.request_id));
         if let Some((namespace, request_id)) = &place {
-            calls.push((KEEP, vec![namespace, *request_id, &encoded]));
+            calls.push((KEEP, vec![namespace, *request_id, &format, &encoded]));
         }
         calls.push((COMMIT, vec![]));
         let committed = tokio::time::timeout(self.commit_timeout, self.session.pipeline(&calls));

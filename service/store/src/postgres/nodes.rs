@@ -156,7 +156,7 @@ impl Nodes for PostgresStore {
         if session.query(LIVE, &[&node.0]).await?.is_empty() {
             return Err(Error::LeaseLost);
         }
-        let readable = i32::from(crate::format::CURRENT);
+        let readable = i32::from(crate::format::Formats::NEWEST.history);
         let parameters: [&(dyn ToSql + Sync); 3] = [&node.0, &value::limit(limit), &readable];
         let adopted = session.query(ADOPT, &parameters).await?;
         let mut adopted: Vec<ExecutionId> = adopted

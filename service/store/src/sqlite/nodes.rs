@@ -112,7 +112,7 @@ impl Nodes for SqliteStore {
             let mut orphaned = Vec::new();
             {
                 let mut statement = write.prepare(ORPHANED)?;
-                let readable = i64::from(crate::format::CURRENT);
+                let readable = i64::from(crate::format::Formats::NEWEST.history);
                 let mut rows = statement.query([value::limit(limit), readable])?;
                 while let Some(row) = rows.next()? {
                     orphaned.push(value::execution(row, 0)?);

@@ -329,13 +329,14 @@ impl SqliteStore {
             }
             let answer = mutate(write)?;
             let RegistryRequest { namespace, request_id, digest } = request;
+            let encoded = format::encode_registry_answer(&answer);
             let row = params![
                 namespace.as_str(),
                 request_id,
                 operation.as_str(),
                 digest.cast_signed(),
-                format::CURRENT,
-                &format::encode_registry_answer(&answer)[..],
+                encoded.format,
+                &encoded.data[..],
                 write.now.as_micros(),
             ];
             write.execute(KEEP, row)?;

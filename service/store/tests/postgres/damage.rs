@@ -15,7 +15,7 @@ async fn every_damaged_byte_of_a_history_row_is_noticed() {
     let store = store.expect("a new database takes the schema");
     let world = World::open(Arc::new(store.clone())).await;
     let (node, id) = (world.node().await, world.id());
-    let data = format::encode_transition(world.now, &[]);
+    let data = format::encode_transition(world.now, &[]).data;
     world.won(node, [Transition { data: data.clone(), ..world.start(id) }]).await;
     let decoded = async || {
         let history = store.load(node, &[id]).await.expect("loads").remove(0);

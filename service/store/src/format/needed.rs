@@ -1,0 +1,286 @@
+//! The lowest format that holds a value. A row is stamped with it, so that a server that has not been
+//! updated yet reads whatever an updated one writes without using anything new.
+//!
+//! Every field and every variant is named here: one that is new does not compile before somebody has said
+//! which format it came with. It belongs to the format that follows the newest one, unless that has not
+//! been released yet, and needs that format only where it is used: an optional field that is empty needs
+//! none. `format/compatibility.rs` decodes what is stamped with a format by the descriptors of that format
+//! and fails on everything that they do not know.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use recoup_core::definition::{
+    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+};
+use recoup_core::error::{Category, Error as AttemptError};
+use recoup_core::event::{
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+};
+use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
+use recoup_core::id::{ExecutionId, Namespace, StepId, StepPath, WorkflowName};
+use recoup_core::payload::Payload;
+use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
+use recoup_core::subscription::{Consumer, Entry, Filter, Gap, Position, Subscription};
+use recoup_core::time::Timestamp;
+
+use super::number::{FIRST, Row};
+use super::value::CHAIN_MAX;
+use crate::contract::{NamespaceRow, RegistryAnswer, SubscriptionRow};
+
+pub trait Needed {
+    /// The lowest format of such a row that holds this value. Values that stand in several kinds of rows
+    /// may need another format in each.
+    fn needed(&self, row: Row) -> u16;
+}
+
+/// Values without parts, which belong to the first format.
+macro_rules! scalars {
+    ($($type:ty)+) => {$(
+        impl Needed for $type {
+            fn needed(&self, _: Row) -> u16 {
+                FIRST
+            }
+        }
+    )+};
+}
+scalars!(bool i32 u32 i64 u64 f64 String Bytes Duration Timestamp BTreeMap<String, String>);
+scalars!(ExecutionId Namespace StepId StepPath WorkflowName);
+
+/// Enums without fields, with the variants of the first format.
+macro_rules! variants {
+    ($($type:ty: $($variant:ident)+;)+) => {$(
+        impl Needed for $type {
+            fn needed(&self, _: Row) -> u16 {
+                match self {
+                    $(Self::$variant => FIRST,)+
+                }
+            }
+        }
+    )+};
+}
+variants! {
+    AttemptOutcome: Known Unknown NotStarted;
+    StopCause: Failed TimedOut Cancelled;
+    Category: Unspecified Transient Intermittent Permanent Benign;
+    Reason: Cancelled ScheduleTimeout NonRetryable NonRetryableType NotOnAllowList Permanent
+        RuleAttemptsExhausted RuleDurationExhausted AttemptsExhausted DurationExhausted Deadline
+        Rule Category Policy;
+    State: Running Retrying Paused Compensating Cancelling
+        Succeeded Warning Failed TimedOut Cancelled Terminated;
+    CompensationState: None Pending Running Done Parked;
+    CompensationOutcome: Completed Unknown;
+    FailureKind: AttemptFailed StepFailed StepIgnored
+        ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
+        CompensationStarted CompensationDone CompensationParked
+        HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
+        ExecutionQuarantined;
+    Delivery: AtLeastOnce AtMostOnce;
+    OnError: Fail Ignore;
+    MatchOn: Outermost AnyCause RootCause;
+}
+
+/// Structs, with the fields of the first format.
+macro_rules! fields {
+    ($($type:ty { $($field:ident)+ })+) => {$(
+        impl Needed for $type {
+            fn needed(&self, row: Row) -> u16 {
+                let Self { $($field),+ } = self;
+                FIRST$(.max($field.needed(row)))+
+            }
+        }
+    )+};
+}
+
+/// Enums with fields, with the variants and fields of the first format.
+macro_rules! variants_with_fields {
+    ($($type:ty: $($variant:ident { $($field:ident)* })+;)+) => {$(
+        impl Needed for $type {
+            fn needed(&self, row: Row) -> u16 {
+                match self {
+                    $(Self::$variant { $($field),* } => FIRST$(.max($field.needed(row)))*,)+
+                }
+            }
+        }
+    )+};
+}
+
+impl Needed for Event {
+    fn needed(&self, row: Row) -> u16 {
+        macro_rules! most {
+            ($($field:ident)*) => { FIRST$(.max($field.needed(row)))* };
+        }
+        match self {
+            Self::ExecutionStarted(started) => started.needed(row),
+            Self::RequestRecorded { request_id, digest } => most!(request_id digest),
+            Self::StepStarted { path, generation, input } => most!(path generation input),
+            Self::StepSkipped { path } => most!(path),
+            Self::AttemptScheduled { path, attempt, at } => most!(path attempt at),
+            Self::AttemptStarted { path, attempt, worker, session, at } => {
+                most!(path attempt worker session at)
+            }
+            Self::AttemptFailed(failed) => failed.needed(row),
+            Self::AttemptWithdrawn { path, attempt } => most!(path attempt),
+            Self::StepCompleted { path, attempt, output, worker } => {
+                most!(path attempt output worker)
+            }
+            Self::StepFailed { path, error } => most!(path error),
+            Self::StepIgnored { path, error, warning } => most!(path error warning),
+            Self::RunSucceeded { output } => most!(output),
+            Self::RunStopped { cause, error, step, grace_until, compensation_due } => {
+                most!(cause error step grace_until compensation_due)
+            }
+            Self::CancelRequested { reason } => most!(reason),
+            Self::CompensationStarted { due, cleanup_deadline } => most!(due cleanup_deadline),
+            Self::CompensationParked { path, error } => most!(path error),
+            Self::CompensationRetried { path, reason } => most!(path reason),
+            Self::CompensationSkipped { path, reason } => most!(path reason),
+            Self::CompensationEnded { state } => most!(state),
+            Self::FinallyStarted { cleanup_deadline } => most!(cleanup_deadline),
+            Self::HandlerFailed { path, error } => most!(path error),
+            Self::ExecutionEnded { state, error } => most!(state error),
+        }
+    }
+}
+
+impl Needed for AttemptError {
+    fn needed(&self, row: Row) -> u16 {
+        // As many links as are written, one after the other: a chain may be very deep.
+        self.chain().take(CHAIN_MAX).map(|link| link_needed(link, row)).fold(FIRST, u16::max)
+    }
+}
+
+fn link_needed(link: &AttemptError, row: Row) -> u16 {
+    let AttemptError {
+        error_type,
+        message,
+        details,
+        stack_trace,
+        cause: _,
+        non_retryable,
+        category,
+        next_retry_delay,
+        source,
+    } = link;
+    FIRST
+        .max(error_type.needed(row))
+        .max(message.needed(row))
+        .max(details.needed(row))
+        .max(stack_trace.needed(row))
+        .max(non_retryable.needed(row))
+        .max(category.needed(row))
+        .max(next_retry_delay.needed(row))
+        .max(source.needed(row))
+}
+
+variants_with_fields! {
+    Verdict: Retry { delay next_at } Stop {};
+    Schedule: Constant { interval }
+        Exponential { initial_interval backoff_coefficient max_interval }
+        Random { min max }
+        Linear { initial increment max };
+}
+
+fields! {
+    ExecutionStarted { namespace workflow version key input deadline trace }
+    AttemptFailed { path attempt error outcome decision worker warning }
+    DueCompensation { step generation outcome }
+    Payload { data content_type metadata }
+    TraceContext { traceparent tracestate }
+    Decision { verdict reason rule delay_from_error }
+
+    FailureEvent { id kind at namespace subject worker session error fingerprint }
+    Subject {
+        execution key workflow version run step attempt max_attempts is_final decision state
+        compensation completed sequence trace
+    }
+    CompletedStep { step outcome output compensated }
+
+    Workflow {
+        name description defaults steps finally timeout cleanup_timeout cancel_grace output
+    }
+    Defaults { queue retry timeouts }
+    Step { id description kind when retry on_error allow_warning compensate }
+    Task { task_type queue input timeouts priority delivery }
+    Timeouts { schedule_to_start start_to_close schedule_to_close heartbeat }
+    Compensate { task retry only_completed }
+    RetryPolicy {
+        schedule jitter limits non_retryable_error_types retryable_error_types match_on
+        warning_on_retry rules
+    }
+    Rule { error_types match_on schedule limits }
+    Limits { max_attempts max_duration }
+
+    Subscription {
+        filter start ack_deadline window watermark read outstanding consumer epoch
+    }
+    Filter { namespace workflows kinds error_types }
+    Entry { event execution position bytes delivery due_at returned stream gap }
+    Position { lane number }
+    Gap { from to events }
+    Consumer { name epoch until }
+
+    NamespaceRow { name description retention created_at }
+}
+
+impl Needed for Block {
+    fn needed(&self, row: Row) -> u16 {
+        let Self(steps) = self;
+        steps.needed(row)
+    }
+}
+
+impl Needed for StepKind {
+    fn needed(&self, row: Row) -> u16 {
+        match self {
+            Self::Task(task) => task.needed(row),
+        }
+    }
+}
+
+impl Needed for RegistryAnswer {
+    fn needed(&self, row: Row) -> u16 {
+        match self {
+            Self::NamespaceCreated(created) => created.needed(row),
+            Self::WorkflowRegistered { name, version, is_new } => {
+                name.needed(row).max(version.needed(row)).max(is_new.needed(row))
+            }
+            Self::WorkflowRetired { retired_at } => retired_at.needed(row),
+            Self::SubscriptionCreated(created) => created.needed(row),
+            Self::SubscriptionDeleted => FIRST,
+        }
+    }
+}
+
+impl Needed for SubscriptionRow {
+    fn needed(&self, row: Row) -> u16 {
+        // The state in it has a format of its own, which stands beside it.
+        let Self { namespace, name, version, format: _, state, created_at } = self;
+        FIRST
+            .max(namespace.needed(row))
+            .max(name.needed(row))
+            .max(version.needed(row))
+            .max(state.needed(row))
+            .max(created_at.needed(row))
+    }
+}
+
+impl<T: Needed> Needed for Option<T> {
+    fn needed(&self, row: Row) -> u16 {
+        self.as_ref().map_or(FIRST, |value| value.needed(row))
+    }
+}
+
+impl<T: Needed> Needed for [T] {
+    fn needed(&self, row: Row) -> u16 {
+        self.iter().map(|value| value.needed(row)).fold(FIRST, u16::max)
+    }
+}
+
+impl<T: Needed> Needed for Vec<T> {
+    fn needed(&self, row: Row) -> u16 {
+        self.as_slice().needed(row)
+    }
+}

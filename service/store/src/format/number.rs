@@ -1,0 +1,116 @@
+//! Which formats there are. Each kind of row counts its own, from 1 on, so that a new event does not
+//! make definitions unreadable to a server that has not been updated yet.
+
+/// The first format of every kind of row.
+pub const FIRST: u16 = 1;
+
+/// A kind of row whose bytes have a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Row {
+    History,
+    Definition,
+    FailureEvent,
+    Subscription,
+    RegistryAnswer,
+}
+
+impl Row {
+    pub const ALL: [Self; 5] = [
+        Self::History,
+        Self::Definition,
+        Self::FailureEvent,
+        Self::Subscription,
+        Self::RegistryAnswer,
+    ];
+
+    /// The newest format that this binary reads. It reads all from [`FIRST`] to this one.
+    pub const fn newest(self) -> u16 {
+        match self {
+            Self::History => 1,
+            Self::Definition => 1,
+            Self::FailureEvent => 1,
+            Self::Subscription => 1,
+            Self::RegistryAnswer => 1,
+        }
+    }
+
+    /// As the folder with its descriptor sets and the columns of tables are called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::History => "history",
+            Self::Definition => "definition",
+            Self::FailureEvent => "failure_event",
+            Self::Subscription => "subscription",
+            Self::RegistryAnswer => "registry_answer",
+        }
+    }
+}
+
+/// A format for each kind of row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formats {
+    pub history: u16,
+    pub definition: u16,
+    pub failure_event: u16,
+    pub subscription: u16,
+    pub registry_answer: u16,
+}
+
+impl Formats {
+    /// The first format of each: what a store holds before an operator allows more.
+    pub const FIRST: Self = Self {
+        history: FIRST,
+        definition: FIRST,
+        failure_event: FIRST,
+        subscription: FIRST,
+        registry_answer: FIRST,
+    };
+
+    /// The newest that this binary reads of each.
+    pub const NEWEST: Self = Self {
+        history: Row::History.newest(),
+        definition: Row::Definition.newest(),
+        failure_event: Row::FailureEvent.newest(),
+        subscription: Row::Subscription.newest(),
+        registry_answer: Row::RegistryAnswer.newest(),
+    };
+
+    pub const fn of(self, row: Row) -> u16 {
+        match row {
+            Row::History => self.history,
+            Row::Definition => self.definition,
+            Row::FailureEvent => self.failure_event,
+            Row::Subscription => self.subscription,
+            Row::RegistryAnswer => self.registry_answer,
+        }
+    }
+
+    /// The same with another format for one kind of row.
+    #[must_use]
+    pub const fn with(mut self, row: Row, format: u16) -> Self {
+        match row {
+            Row::History => self.history = format,
+            Row::Definition => self.definition = format,
+            Row::FailureEvent => self.failure_event = format,
+            Row::Subscription => self.subscription = format,
+            Row::RegistryAnswer => self.registry_answer = format,
+        }
+        self
+    }
+
+    /// The lower of two formats, for each kind of row.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Row::ALL
+            .into_iter()
+            .fold(self, |lowest, row| lowest.with(row, lowest.of(row).min(other.of(row))))
+    }
+
+    /// The higher of two formats, for each kind of row.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Row::ALL
+            .into_iter()
+            .fold(self, |highest, row| highest.with(row, highest.of(row).max(other.of(row))))
+    }
+}
