@@ -11,6 +11,7 @@ pub mod cursor;
 pub mod format;
 pub mod memory;
 pub mod postgres;
+mod schema;
 pub mod sqlite;
 mod waiting;
 

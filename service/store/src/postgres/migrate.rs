@@ -1,26 +1,46 @@
-//! Brings the schema `recoup` up to what this binary knows: in one transaction, under a lock, so that
-//! several may start at once. A file that was applied is never edited: its checksum is kept.
+//! Brings the schema `recoup` up to what this binary knows, under a lock, so that several may start at
+//! once. A file that was applied is never edited: its checksum is kept.
+//!
+//! Each migration is a transaction of its own, so that its locks last no longer than it does. One that
+//! waits for a lock on a table holds up every commit that comes after it: so it waits for a second only,
+//! gives way to them, and tries again.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
 
 use super::error::Failure;
 use super::session::Session;
 use crate::contract::Error;
+use crate::schema::{self, Applied, Migration};
 
-/// Name and text of each migration; its place gives its version, from 1 on.
-const MIGRATIONS: [(&str, &str); 14] = [
-    ("store", include_str!("../../migrations/postgres/0001_store.sql")),
-    ("node", include_str!("../../migrations/postgres/0002_node.sql")),
-    ("namespace", include_str!("../../migrations/postgres/0003_namespace.sql")),
-    ("workflow_version", include_str!("../../migrations/postgres/0004_workflow_version.sql")),
-    ("subscription", include_str!("../../migrations/postgres/0005_subscription.sql")),
-    ("history", include_str!("../../migrations/postgres/0006_history.sql")),
-    ("execution", include_str!("../../migrations/postgres/0007_execution.sql")),
-    ("start_request", include_str!("../../migrations/postgres/0008_start_request.sql")),
-    ("execution_key", include_str!("../../migrations/postgres/0009_execution_key.sql")),
-    ("feed", include_str!("../../migrations/postgres/0010_feed.sql")),
-    ("overflow_task", include_str!("../../migrations/postgres/0011_overflow_task.sql")),
-    ("history_range", include_str!("../../migrations/postgres/0012_history_range.sql")),
-    ("registry_request", include_str!("../../migrations/postgres/0013_registry_request.sql")),
-    ("quarantine", include_str!("../../migrations/postgres/0014_quarantine.sql")),
+/// Version, name and file. Binaries of the schemas before the first release do not exist, so each of these
+/// needs one that knows it; a later one says which is the oldest that does.
+macro_rules! migration {
+    ($version:literal $name:literal $file:literal) => {
+        Migration {
+            name: $name,
+            text: include_str!(concat!("../../migrations/postgres/", $file)),
+            oldest: $version,
+        }
+    };
+}
+
+const MIGRATIONS: [Migration; 14] = [
+    migration!(1 "store" "0001_store.sql"),
+    migration!(2 "node" "0002_node.sql"),
+    migration!(3 "namespace" "0003_namespace.sql"),
+    migration!(4 "workflow_version" "0004_workflow_version.sql"),
+    migration!(5 "subscription" "0005_subscription.sql"),
+    migration!(6 "history" "0006_history.sql"),
+    migration!(7 "execution" "0007_execution.sql"),
+    migration!(8 "start_request" "0008_start_request.sql"),
+    migration!(9 "execution_key" "0009_execution_key.sql"),
+    migration!(10 "feed" "0010_feed.sql"),
+    migration!(11 "overflow_task" "0011_overflow_task.sql"),
+    migration!(12 "history_range" "0012_history_range.sql"),
+    migration!(13 "registry_request" "0013_registry_request.sql"),
+    migration!(14 "quarantine" "0014_quarantine.sql"),
 ];
 
 /// Any number that nothing else on the server locks: "recoup" and a one.
@@ -31,60 +51,145 @@ const TABLE: &str = "
         version integer not null,
         name text not null,
         checksum text not null,
+        -- The oldest schema version whose binaries still run on this one.
+        oldest integer not null,
         applied_at timestamptz not null default clock_timestamp(),
         constraint migration_pk primary key (version)
     )";
 
-/// Changes nothing if it fails.
+/// How often a migration asks for its locks, and the pause in between. After that the caller may wait
+/// longer, as for a database that does not answer.
+const LOCK_TRIES: u32 = 30;
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
+
+/// Applies what is missing. If it fails, the schema is that of the last migration that went through.
 pub(super) async fn migrate(session: &mut Session) -> Result<(), Failure> {
-    session.run("begin").await?;
-    let migrated = apply(session).await;
-    session.run(if migrated.is_ok() { "commit" } else { "rollback" }).await?;
-    migrated
+    migrate_to(session, &MIGRATIONS).await
 }
 
-async fn apply(session: &mut Session) -> Result<(), Failure> {
+async fn migrate_to(session: &mut Session, known: &[Migration]) -> Result<(), Failure> {
+    let mut tries = 1;
+    loop {
+        session.run("begin").await?;
+        let applied = apply_next(session, known).await;
+        session.run(if applied.is_ok() { "commit" } else { "rollback" }).await?;
+        match applied {
+            Ok(true) => tries = 1,
+            Ok(false) => return Ok(()),
+            Err(Failure::Refused(error)) if *error.code() == SqlState::LOCK_NOT_AVAILABLE => {
+                if tries >= LOCK_TRIES {
+                    let reason = "a table that is to be changed stays locked by a transaction";
+                    return Err(Error::Unavailable(reason.into()).into());
+                }
+                tries += 1;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// False: nothing is missing.
+async fn apply_next(session: &mut Session, known: &[Migration]) -> Result<bool, Failure> {
     // Another node's migration may take its time.
     session.run("set local lock_timeout = 0").await?;
     session.query("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    session.run("set local lock_timeout = '1s'").await?;
     // A role that may not create schemas finds one made for it.
     if session.query("select from pg_namespace where nspname = 'recoup'", &[]).await?.is_empty() {
         session.run("create schema recoup").await?;
     }
     session.run(TABLE).await?;
 
-    let texts = MIGRATIONS.map(|(_, text)| text);
+    let texts: Vec<&str> = known.iter().map(|migration| migration.text).collect();
     const CHECKSUMS: &str = "
         select encode(sha256(convert_to(text, 'UTF8')), 'hex')
         from unnest($1::text[]) with ordinality as known (text, version) order by version";
-    let checksums = session.query(CHECKSUMS, &[&&texts[..]]).await?;
+    let checksums = session.query(CHECKSUMS, &[&texts]).await?;
+    let checksums: Vec<String> =
+        checksums.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let applied = session
-        .query("select version, name, checksum from migration order by version", &[])
+        .query("select version, name, checksum, oldest from migration order by version", &[])
         .await?;
-    for (row, version) in applied.iter().zip(1..) {
-        let (found, name): (i32, String) = (row.try_get(0)?, row.try_get(1)?);
-        if found != version {
-            return Err(incompatible(format!("migration {version} is missing")));
-        }
-        let Some(known) = usize::try_from(version - 1).ok().and_then(|at| checksums.get(at)) else {
-            let reason = format!("migration {version} ({name}) is of a newer version of recoup");
-            return Err(incompatible(reason));
-        };
-        if known.try_get::<_, String>(0)? != row.try_get::<_, String>(2)? {
-            let reason = format!("migration {version} ({name}) is not the one that was applied");
-            return Err(incompatible(reason));
-        }
-    }
-    let ahead = MIGRATIONS.iter().zip(&checksums).zip(1_i32..).skip(applied.len());
-    for (((name, text), checksum), version) in ahead {
-        session.run(text).await?;
-        const APPLIED: &str = "insert into migration (version, name, checksum) values ($1, $2, $3)";
-        let checksum: String = checksum.try_get(0)?;
-        session.execute(APPLIED, &[&version, name, &checksum]).await?;
-    }
-    Ok(())
+    let applied = applied.iter().map(|row| {
+        let (version, oldest): (i32, i32) = (row.try_get(0)?, row.try_get(3)?);
+        let (version, oldest) = (version.max(0).unsigned_abs(), oldest.max(0).unsigned_abs());
+        Ok(Applied { version, name: row.try_get(1)?, checksum: row.try_get(2)?, oldest })
+    });
+    let applied: Vec<Applied> = applied.collect::<Result<_, Failure>>()?;
+    schema::check(&checksums, &applied)?;
+
+    let at = applied.len();
+    let (Some(Migration { name, text, oldest }), Some(checksum)) =
+        (known.get(at), checksums.get(at))
+    else {
+        return Ok(false);
+    };
+    session.run(text).await?;
+    const APPLIED: &str = "
+        insert into migration (version, name, checksum, oldest)
+        values ($1::int8::int4, $2, $3, $4::int8::int4)";
+    let version = super::value::limit(at + 1);
+    session.execute(APPLIED, &[&version, name, checksum, &i64::from(*oldest)]).await?;
+    Ok(true)
 }
 
-fn incompatible(reason: String) -> Failure {
-    Error::Incompatible(reason).into()
+#[cfg(test)]
+mod tests {
+    use recoup_test_postgres::{Database, Server};
+    use tokio_postgres::{Client, NoTls};
+
+    use super::super::session::{Purpose, config};
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(300);
+
+    async fn session(database: &Database) -> Session {
+        let config = config(&database.url(), LONG).expect("a connection string");
+        Session::open(&config, Purpose::Other, LONG, LONG).await.expect("the server answers")
+    }
+
+    async fn client(database: &Database) -> Client {
+        let (client, connection) =
+            tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
+        tokio::spawn(connection);
+        client
+    }
+
+    /// A migration that cannot have its lock gives way to the commits that queue behind it: the update
+    /// below ends although the reader that stands in the way of the migration does not.
+    #[tokio::test]
+    async fn a_migration_that_waits_for_a_lock_does_not_hold_up_commits() {
+        let database = Server::shared().database().await;
+        migrate(&mut session(&database).await).await.expect("a new database");
+        let reader = client(&database).await;
+        reader.batch_execute("begin; select from recoup.namespace").await.expect("reads");
+
+        let later = Migration {
+            name: "later",
+            text: "alter table namespace add column later integer",
+            oldest: 1,
+        };
+        let known: Vec<Migration> = MIGRATIONS.into_iter().chain([later]).collect();
+        let mut migrating = session(&database).await;
+        let migrating = tokio::spawn(async move { migrate_to(&mut migrating, &known).await });
+
+        let watcher = client(&database).await;
+        let waits = "select from pg_locks
+            where not granted and relation = 'recoup.namespace'::regclass";
+        while watcher.query(waits, &[]).await.expect("is valid").is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let writer = client(&database).await;
+        let update = writer.batch_execute("update recoup.namespace set description = 'written'");
+        // Without end if the migration kept its place in the queue.
+        tokio::time::timeout(LONG, update).await.expect("it is held up").expect("it is written");
+        assert!(!migrating.is_finished(), "the reader still stands in its way");
+
+        reader.batch_execute("commit").await.expect("ends");
+        migrating.await.expect("no panic").expect("it has its lock at last");
+        let rows = watcher.query("select later from recoup.namespace", &[]).await.expect("added");
+        assert_eq!(rows.len(), 1);
+        migrate(&mut session(&database).await).await.expect("an older binary runs on it");
+    }
 }

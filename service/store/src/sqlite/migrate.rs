@@ -6,22 +6,34 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::error::Failure;
 use crate::contract::Error;
+use crate::schema::{self, Applied, Migration};
 
-/// Name and text of each migration; its place gives its version, from 1 on.
-const MIGRATIONS: [(&str, &str); 13] = [
-    ("store", include_str!("../../migrations/sqlite/0001_store.sql")),
-    ("node", include_str!("../../migrations/sqlite/0002_node.sql")),
-    ("namespace", include_str!("../../migrations/sqlite/0003_namespace.sql")),
-    ("workflow_version", include_str!("../../migrations/sqlite/0004_workflow_version.sql")),
-    ("subscription", include_str!("../../migrations/sqlite/0005_subscription.sql")),
-    ("history", include_str!("../../migrations/sqlite/0006_history.sql")),
-    ("execution", include_str!("../../migrations/sqlite/0007_execution.sql")),
-    ("start_request", include_str!("../../migrations/sqlite/0008_start_request.sql")),
-    ("execution_key", include_str!("../../migrations/sqlite/0009_execution_key.sql")),
-    ("feed", include_str!("../../migrations/sqlite/0010_feed.sql")),
-    ("overflow_task", include_str!("../../migrations/sqlite/0011_overflow_task.sql")),
-    ("registry_request", include_str!("../../migrations/sqlite/0012_registry_request.sql")),
-    ("quarantine", include_str!("../../migrations/sqlite/0013_quarantine.sql")),
+/// Version, name and file. Binaries of the schemas before the first release do not exist, so each of these
+/// needs one that knows it; a later one says which is the oldest that does.
+macro_rules! migration {
+    ($version:literal $name:literal $file:literal) => {
+        Migration {
+            name: $name,
+            text: include_str!(concat!("../../migrations/sqlite/", $file)),
+            oldest: $version,
+        }
+    };
+}
+
+const MIGRATIONS: [Migration; 13] = [
+    migration!(1 "store" "0001_store.sql"),
+    migration!(2 "node" "0002_node.sql"),
+    migration!(3 "namespace" "0003_namespace.sql"),
+    migration!(4 "workflow_version" "0004_workflow_version.sql"),
+    migration!(5 "subscription" "0005_subscription.sql"),
+    migration!(6 "history" "0006_history.sql"),
+    migration!(7 "execution" "0007_execution.sql"),
+    migration!(8 "start_request" "0008_start_request.sql"),
+    migration!(9 "execution_key" "0009_execution_key.sql"),
+    migration!(10 "feed" "0010_feed.sql"),
+    migration!(11 "overflow_task" "0011_overflow_task.sql"),
+    migration!(12 "registry_request" "0012_registry_request.sql"),
+    migration!(13 "quarantine" "0013_quarantine.sql"),
 ];
 
 /// "Rcup": tells our files from other people's databases.
@@ -32,6 +44,8 @@ const TABLE: &str = "
         version integer not null,
         name text not null,
         checksum text not null,
+        -- The oldest schema version whose binaries still run on this one.
+        oldest integer not null,
         applied_at integer not null,
         constraint migration_pk primary key (version)
     ) strict";
@@ -47,33 +61,22 @@ pub(super) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
     transaction.execute_batch(TABLE)?;
     let applied = {
         let mut statement = transaction
-            .prepare("select version, name, checksum from migration order by version")?;
+            .prepare("select version, name, checksum, oldest from migration order by version")?;
         let rows = statement.query_map([], |row| {
-            Ok((row.get::<_, u32>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+            let (version, name) = (row.get(0)?, row.get(1)?);
+            Ok(Applied { version, name, checksum: row.get(2)?, oldest: row.get(3)? })
         })?;
         rows.collect::<Result<Vec<_>, _>>()?
     };
-    for ((at, (version, name, applied)), expected) in applied.iter().enumerate().zip(1..) {
-        if *version != expected {
-            return incompatible(format!("migration {expected} is missing"));
-        }
-        let Some((_, text)) = MIGRATIONS.get(at) else {
-            return incompatible(format!(
-                "migration {version} ({name}) is of a newer version of recoup"
-            ));
-        };
-        if checksum(text) != *applied {
-            return incompatible(format!(
-                "migration {version} ({name}) is not the one that was applied"
-            ));
-        }
-    }
-    let ahead = MIGRATIONS.iter().zip(1_i64..).skip(applied.len());
-    for ((name, text), version) in ahead {
+    let checksums = MIGRATIONS.map(|migration| checksum(migration.text));
+    schema::check(&checksums, &applied)?;
+    let ahead = MIGRATIONS.iter().zip(&checksums).zip(1_i64..).skip(applied.len());
+    for ((Migration { name, text, oldest }, checksum), version) in ahead {
         transaction.execute_batch(text)?;
         const APPLIED: &str = "
-            insert into migration (version, name, checksum, applied_at) values (?1, ?2, ?3, ?4)";
-        transaction.execute(APPLIED, (version, name, checksum(text), now.as_micros()))?;
+            insert into migration (version, name, checksum, oldest, applied_at)
+            values (?1, ?2, ?3, ?4, ?5)";
+        transaction.execute(APPLIED, (version, name, checksum, oldest, now.as_micros()))?;
         transaction.pragma_update(None, "user_version", version)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -124,10 +127,15 @@ mod tests {
 
     #[test]
     fn what_is_newer_edited_or_not_ours_is_refused() {
+        let later = "
+            insert into migration
+            select max(version) + 1, 'later', 'x', max(version) + ?1, 0 from migration";
         let newer = fresh();
-        let later = "insert into migration select max(version) + 1, 'later', 'x', 0 from migration";
-        newer.execute(later, []).expect("a newer migration");
+        newer.execute(later, [1]).expect("a newer migration");
         assert!(refused(newer).contains("newer"));
+        let mut newer = fresh();
+        newer.execute(later, [0]).expect("a newer migration");
+        migrate(&mut newer, Timestamp::default()).expect("one that this binary may run on");
 
         let edited = fresh();
         edited.execute("update migration set checksum = 'x' where version = 3", []).expect("edits");
