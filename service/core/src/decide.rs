@@ -42,6 +42,7 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
+use crate::tree::ScopeId;
 
 pub use wake::next_wake;
 
@@ -278,7 +279,6 @@ impl<'a> Decider<'a> {
         if self.state().state.is_ended() {
             return false;
         }
-        let plan: &'a Plan = self.plan;
         match self.state().phase {
             Phase::Steps if self.state().is_stopping() => {
                 let is_quiet = self.state().open_attempts().next().is_none();
@@ -287,7 +287,7 @@ impl<'a> Decider<'a> {
                 }
                 is_quiet
             }
-            Phase::Steps => match self.run_block(&plan.steps) {
+            Phase::Steps => match self.run_scope(ScopeId::STEPS) {
                 Progress::Done => {
                     self.succeed();
                     true
@@ -298,7 +298,7 @@ impl<'a> Decider<'a> {
                 self.begin_finally();
                 true
             }
-            Phase::Finally => match self.run_block(&plan.finally) {
+            Phase::Finally => match self.run_scope(ScopeId::FINALLY) {
                 Progress::Done => {
                     self.end();
                     false

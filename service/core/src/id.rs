@@ -56,6 +56,12 @@ macro_rules! text_id {
             }
         }
 
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl From<&str> for $name {
             fn from(text: &str) -> Self {
                 Self(text.into())
@@ -93,6 +99,10 @@ text_id! {
 text_id! {
     /// Name of a step inside its workflow: `[a-z][a-z0-9_]*`.
     StepId
+}
+text_id! {
+    /// Names an item of a loop: its index, or what the definition says its key is.
+    ItemKey
 }
 text_id! {
     /// Names a step inside a run: `charge`, `lines[3].reserve`. The compensation of a step is

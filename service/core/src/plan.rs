@@ -1,16 +1,16 @@
 //! A workflow version made executable: defaults resolved, expressions compiled, every task found by
-//! its path. Made once per version, shared by all its executions.
+//! its path in the [`Tree`]. Made once per version, shared by all its executions.
 
 mod compile;
 mod policy;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::definition::{self, Delivery, OnError};
 use crate::expression::{Condition, Template, Trust};
 use crate::id::{StepId, StepPath, WorkflowName};
 use crate::retry::RetryPolicy;
+use crate::tree::{PlanNodeId, ScopeId, Tree};
 
 pub use self::policy::{PatternError, check_error_type_pattern};
 
@@ -78,20 +78,21 @@ impl IssueCode {
 pub struct Plan {
     pub name: WorkflowName,
     pub version: u32,
-    pub steps: Vec<StepPlan>,
-    pub finally: Vec<StepPlan>,
+    /// Where the steps stand, and how paths name them.
+    pub tree: Tree,
+    /// One for each node of the tree, in the same order.
+    nodes: Vec<StepPlan>,
     pub timeout: Option<Duration>,
     pub cleanup_timeout: Option<Duration>,
     pub cancel_grace: Duration,
     /// Without it the output is that of the last step that completed.
     pub output: Option<Template>,
-    /// Where each step stands: in `steps` or, with `true`, in `finally`.
-    pub(crate) places: HashMap<StepPath, (bool, usize)>,
 }
 
 #[derive(Debug)]
 pub struct StepPlan {
     pub id: StepId,
+    /// Of a step that stands in no loop.
     pub path: StepPath,
     pub kind: StepKind,
     pub when: Option<Condition>,
@@ -149,14 +150,34 @@ impl Plan {
         compile::compile(definition, version, Trust::Accepted)
     }
 
+    pub fn node(&self, node: PlanNodeId) -> &StepPlan {
+        &self.nodes[node.index()]
+    }
+
+    /// The steps of a scope in the order in which they run.
+    pub fn children(&self, scope: ScopeId) -> impl ExactSizeIterator<Item = &StepPlan> {
+        self.tree.children(scope).iter().map(|node| self.node(*node))
+    }
+
+    /// The steps of `finally`.
+    pub fn finally(&self) -> impl ExactSizeIterator<Item = &StepPlan> {
+        self.children(ScopeId::FINALLY)
+    }
+
+    /// The step of a scope at a position, from 0; none behind the last one.
+    pub fn step_at(&self, scope: ScopeId, position: usize) -> Option<&StepPlan> {
+        self.tree.children(scope).get(position).map(|node| self.node(*node))
+    }
+
     pub fn step(&self, path: &StepPath) -> Option<&StepPlan> {
-        let (is_finally, index) = *self.places.get(path)?;
-        if is_finally { self.finally.get(index) } else { self.steps.get(index) }
+        self.tree.resolve(path).map(|(node, _)| self.node(node))
     }
 
     /// Whether the path is one of `finally`.
     pub fn is_finally(&self, path: &StepPath) -> bool {
-        self.places.get(path).is_some_and(|(is_finally, _)| *is_finally)
+        self.tree
+            .resolve(path)
+            .is_some_and(|(node, _)| self.tree.place(node).scope == ScopeId::FINALLY)
     }
 
     /// The task at a path, be it a step's or a compensation's.

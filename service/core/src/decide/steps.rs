@@ -8,7 +8,8 @@ use crate::execution::{Execution, NodeState, Phase, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
 use crate::payload::Payload;
-use crate::plan::{StepKind, StepPlan};
+use crate::plan::{Plan, StepKind, StepPlan};
+use crate::tree::ScopeId;
 
 /// How far a block is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,9 +28,10 @@ enum Turn {
 }
 
 impl<'a> Decider<'a> {
-    /// Begins the next step of a block, if none runs.
-    pub(super) fn run_block(&mut self, block: &'a [StepPlan]) -> Progress {
-        for step in block {
+    /// Begins the next step of a scope, if none runs.
+    pub(super) fn run_scope(&mut self, scope: ScopeId) -> Progress {
+        let plan: &'a Plan = self.plan;
+        for step in plan.children(scope) {
             match self.state().node(&step.path).map(|node| &node.state) {
                 Some(NodeState::Running) => return Progress::Waiting,
                 Some(_) => continue,
@@ -105,7 +107,7 @@ impl<'a> Decider<'a> {
     }
 
     pub(super) fn begin_finally(&mut self) {
-        if self.plan.finally.is_empty() {
+        if self.plan.finally().len() == 0 {
             return self.end();
         }
         let cleanup_deadline = self.cleanup_deadline();

@@ -130,7 +130,7 @@ impl Decider<'_> {
                 let open = self.state().open_attempts();
                 open.map(|open| open.path).find(|path| path.compensated().is_none())
             }
-            _ => self.plan.finally.first().map(|step| step.path.clone()),
+            _ => self.plan.finally().next().map(|step| step.path.clone()),
         };
         self.close_attempts(&error, &[]);
         self.park_remaining(&error);

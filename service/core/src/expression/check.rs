@@ -1,8 +1,6 @@
 //! Parses an expression, checks what it names and how it is built, and ties its costly places to the
 //! budget.
 
-use std::collections::HashMap;
-
 use cel::IdedExpr;
 use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr, operators,
@@ -14,8 +12,9 @@ use super::budget::{ADDEND, BUDGET, CHARGE, ENVIRONMENT, RANGE};
 use super::shorten;
 use super::split::string_end;
 use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, Read};
-use crate::id::{StepId, StepPath};
+use crate::id::StepPath;
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_SOURCE_BYTES_MAX};
+use crate::tree::{Place, Sight, Tree};
 
 /// How deep an expression may nest: parsing and evaluation are recursive, and a level of evaluation
 /// takes up to 20 KiB of stack in builds without optimisation.
@@ -73,6 +72,8 @@ pub enum Problem {
     UnknownStep(String),
     #[error("step `{0}` does not come before this place")]
     ForwardReference(String),
+    #[error("step `{0}` stands inside of another step: only that one's output can be read here")]
+    HiddenStep(String),
     #[error("a step is read as `steps.<id>.output` or `steps.<id>.error`")]
     StepsAsValue,
     #[error("`steps.<id>.output` and `.error` always exist: compare them with null")]
@@ -97,10 +98,10 @@ pub enum Trust {
 /// What an expression may name.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
-    /// The place of every step of the workflow in the order of the definition, `finally` last.
-    pub places: &'a HashMap<&'a StepId, usize>,
-    /// Steps whose place is below this one may be read.
-    pub before: usize,
+    /// Where every step of the workflow stands.
+    pub tree: &'a Tree,
+    /// Where the expression stands: it reads the steps that can be seen from there.
+    pub place: Place,
     /// Whether there is an `error`: in `finally` and in compensations.
     pub has_error: bool,
     pub trust: Trust,
@@ -371,18 +372,19 @@ impl Check<'_> {
         let (Some(id), Some(part)) = (names.get(1), names.get(2)) else {
             return self.problem(Problem::StepsAsValue);
         };
-        let id = StepId::from(*id);
-        match self.scope.places.get(&id) {
-            None => return self.problem(Problem::UnknownStep(id.as_str().into())),
-            Some(place) if *place >= self.scope.before => {
-                self.problem(Problem::ForwardReference(id.as_str().into()));
-            }
-            Some(_) => {}
+        let Some(node) = self.scope.tree.find(id) else {
+            return self.problem(Problem::UnknownStep((*id).into()));
+        };
+        match self.scope.tree.sight(self.scope.place, node) {
+            Sight::Visible => {}
+            Sight::Later => self.problem(Problem::ForwardReference((*id).into())),
+            Sight::Hidden => self.problem(Problem::HiddenStep((*id).into())),
         }
+        let path = StepPath::from(*id);
         match *part {
-            "output" => self.read(Read::Output(StepPath::from(&id))),
+            "output" => self.read(Read::Output(path)),
             "error" => {
-                self.read(Read::StepError(StepPath::from(&id)));
+                self.read(Read::StepError(path));
                 let field = names.get(3).copied().or(tested);
                 self.field("steps.<id>.error", ERROR_FIELDS, field);
             }

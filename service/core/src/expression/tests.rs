@@ -1,6 +1,6 @@
 //! Tests of conditions and templates against a state made by hand.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
@@ -10,9 +10,10 @@ use crate::event::StopCause;
 use crate::execution::{
     Block, CompensationState, Node, NodeKind, NodeState, Phase, State, Stop, TraceContext,
 };
-use crate::id::{ExecutionId, StepId};
+use crate::id::ExecutionId;
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::time::Timestamp;
+use crate::tree::{Place, ScopeId, Tree};
 
 fn node(path: &str, state: NodeState) -> Node {
     Node { path: path.into(), generation: 0, kind: NodeKind::Skipped, state, closing: None }
@@ -81,9 +82,12 @@ fn execution(input: &str) -> Execution {
 const STEPS: [&str; 5] = ["charge", "skipped", "ignored", "binary", "later"];
 
 fn with_scope<T>(has_error: bool, test: impl FnOnce(&Scope<'_>) -> T) -> T {
-    let ids = STEPS.map(StepId::from);
-    let places: HashMap<&StepId, usize> = ids.iter().enumerate().map(|(at, id)| (id, at)).collect();
-    test(&Scope { places: &places, before: 4, has_error, trust: Trust::Unchecked })
+    let mut tree = Tree::default();
+    for id in STEPS {
+        tree.add_step(ScopeId::STEPS, id.into());
+    }
+    let place = Place { scope: ScopeId::STEPS, position: 4 };
+    test(&Scope { tree: &tree, place, has_error, trust: Trust::Unchecked })
 }
 
 fn compile(json: &str) -> Result<Template, Vec<CompileError>> {

@@ -1,6 +1,5 @@
 //! From a definition to a plan, collecting everything that is wrong on the way.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{
@@ -15,6 +14,7 @@ use crate::limits::{
     STEPS_MAX, TASK_TYPE_BYTES_MAX,
 };
 use crate::retry::RetryPolicy;
+use crate::tree::{Place, ScopeId, Tree};
 
 /// Words that CEL keeps for itself.
 const RESERVED: &[&str] = &[
@@ -93,13 +93,12 @@ impl Compiler<'_> {
         let mut plan = Plan {
             name: definition.name.clone(),
             version,
-            steps: Vec::new(),
-            finally: Vec::new(),
+            tree: Tree::default(),
+            nodes: Vec::with_capacity(steps.len() + finally.len()),
             timeout: definition.timeout,
             cleanup_timeout: Some(definition.cleanup_timeout.unwrap_or(CLEANUP_TIMEOUT)),
             cancel_grace: definition.cancel_grace.unwrap_or(CANCEL_GRACE),
             output: None,
-            places: HashMap::new(),
         };
         let count = steps.len() + finally.len();
         if count > STEPS_MAX {
@@ -110,39 +109,40 @@ impl Compiler<'_> {
             }
         }
 
-        let mut places = HashMap::new();
-        for (place, (path, step)) in
-            paths("steps", steps).chain(paths("finally", finally)).enumerate()
-        {
-            self.step_id(&path, &step.id);
-            if places.contains_key(&step.id) {
-                let message = format!("another step has the id `{}`", step.id);
-                self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
-            } else {
-                places.insert(&step.id, place);
+        // Expressions name steps that come later in the definition, if only to be refused.
+        let mut tree = Tree::default();
+        let blocks = [("steps", steps, ScopeId::STEPS), ("finally", finally, ScopeId::FINALLY)];
+        for (field, block, scope) in blocks {
+            for (path, step) in paths(field, block) {
+                self.step_id(&path, &step.id);
+                if tree.find(step.id.as_str()).is_some() {
+                    let message = format!("another step has the id `{}`", step.id);
+                    self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
+                }
+                tree.add_step(scope, step.id.clone());
             }
         }
         let trust = self.issues.trust;
-        let scope = |before, has_error| Scope { places: &places, before, has_error, trust };
-        for (index, (path, step)) in paths("steps", steps).enumerate() {
-            let undo = scope(steps.len(), true);
-            plan.places.insert(StepPath::from(&step.id), (false, index));
-            plan.steps.push(self.step(&path, step, &scope(index, false), &undo));
+        let scope = |place, has_error| Scope { tree: &tree, place, has_error, trust };
+        let undo = scope(Place::end_of(ScopeId::STEPS), true);
+        for (position, (path, step)) in paths("steps", steps).enumerate() {
+            let place = Place { scope: ScopeId::STEPS, position };
+            plan.nodes.push(self.step(&path, step, &scope(place, false), &undo));
         }
-        for (index, (path, step)) in paths("finally", finally).enumerate() {
-            let scope = scope(steps.len() + index, true);
+        for (position, (path, step)) in paths("finally", finally).enumerate() {
+            let scope = scope(Place { scope: ScopeId::FINALLY, position }, true);
             if step.compensate.is_some() {
                 let message = "steps of finally are not compensated".to_owned();
                 let path = format!("{path}.compensate");
                 self.issues.add(path, IssueCode::CompensateInFinally, message);
             }
-            plan.places.insert(StepPath::from(&step.id), (true, index));
-            plan.finally.push(self.step(&path, step, &scope, &scope));
+            plan.nodes.push(self.step(&path, step, &scope, &scope));
         }
         if let Some(output) = &definition.output {
-            let compiled = Template::compile(output, &scope(steps.len(), false));
+            let compiled = Template::compile(output, &scope(Place::end_of(ScopeId::STEPS), false));
             plan.output = self.issues.expressions("output", compiled);
         }
+        plan.tree = tree;
         plan
     }
 

@@ -248,7 +248,7 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
 
 fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
     let begun = events.iter().filter(|event| matches!(event, Event::FinallyStarted { .. })).count();
-    let due = !plan.finally.is_empty() && state.state != State::Terminated;
+    let due = plan.finally().len() > 0 && state.state != State::Terminated;
     let cut = events.iter().any(|event| matches!(event, Event::HandlerFailed { .. }));
     let mut steps = BTreeSet::new();
     for event in events {
@@ -262,7 +262,7 @@ fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
     if begun > 1 || (due && begun == 0 && !cut) {
         return Err(("`finally` runs once", format!("it began {begun} times")));
     }
-    let complete = plan.finally.iter().all(|step| state.finally.node(&step.path).is_some());
+    let complete = plan.finally().all(|step| state.finally.node(&step.path).is_some());
     if due && begun == 1 && !cut && !complete {
         return Err(("`finally` runs whole", format!("{:?}", state.finally)));
     }

@@ -1,0 +1,305 @@
+//! Where the steps of a definition stand: an arena of nodes and of the scopes that they form, known
+//! before any expression is compiled. Paths resolve to a node and the keys of the items around it, and
+//! back; what an expression may read follows from its place. No function here searches.
+//!
+//! A scope is a list of steps that run one after the other: the workflow's `steps`, its `finally`, and
+//! with further kinds of steps the lists inside of a step.
+
+use std::collections::HashMap;
+
+use crate::id::{ItemKey, StepId, StepPath};
+use crate::path::Segment;
+
+/// A step of the definition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlanNodeId(u32);
+
+/// A list of steps of the definition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScopeId(u32);
+
+impl ScopeId {
+    /// The workflow's `steps`.
+    pub const STEPS: Self = Self(0);
+    pub const FINALLY: Self = Self(1);
+}
+
+impl PlanNodeId {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A place in a scope: where the step with this position stands, or behind the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub scope: ScopeId,
+    pub position: usize,
+}
+
+impl Place {
+    /// Behind all steps of a scope.
+    pub fn end_of(scope: ScopeId) -> Self {
+        Self { scope, position: usize::MAX }
+    }
+}
+
+/// Whether an expression at a place may read a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    Visible,
+    /// It stands in the same scope, or in one around it, and comes later.
+    Later,
+    /// It stands inside of a step that is not around the place.
+    Hidden,
+}
+
+#[derive(Debug)]
+struct Node {
+    id: StepId,
+    place: Place,
+}
+
+#[derive(Debug)]
+struct Scope {
+    /// The step that the scope is a part of.
+    owner: Option<PlanNodeId>,
+    /// What can be read there can be read in the scope.
+    outer: Option<Place>,
+    /// The scope runs once per item of its owner, and paths name the item.
+    is_keyed: bool,
+    steps: Vec<PlanNodeId>,
+}
+
+#[derive(Debug)]
+pub struct Tree {
+    nodes: Vec<Node>,
+    scopes: Vec<Scope>,
+    by_id: HashMap<StepId, PlanNodeId>,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        let scope = |outer| Scope { owner: None, outer, is_keyed: false, steps: Vec::new() };
+        let scopes = vec![scope(None), scope(Some(Place::end_of(ScopeId::STEPS)))];
+        Self { nodes: Vec::new(), scopes, by_id: HashMap::new() }
+    }
+}
+
+impl Tree {
+    /// Adds a step at the end of a scope. Where the id is taken, it stays that of the first step.
+    pub fn add_step(&mut self, scope: ScopeId, id: StepId) -> PlanNodeId {
+        let node = PlanNodeId(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX));
+        let steps = &mut self.scopes[scope.0 as usize].steps;
+        let place = Place { scope, position: steps.len() };
+        steps.push(node);
+        self.by_id.entry(id.clone()).or_insert(node);
+        self.nodes.push(Node { id, place });
+        node
+    }
+
+    /// Adds a scope inside of a step: what is visible to the step is visible there.
+    pub fn add_scope(&mut self, owner: PlanNodeId, is_keyed: bool) -> ScopeId {
+        let scope = ScopeId(u32::try_from(self.scopes.len()).unwrap_or(u32::MAX));
+        let outer = Some(self.place(owner));
+        self.scopes.push(Scope { owner: Some(owner), outer, is_keyed, steps: Vec::new() });
+        scope
+    }
+
+    /// The step with an id: ids are unique in a workflow.
+    pub fn find(&self, id: &str) -> Option<PlanNodeId> {
+        self.by_id.get(id).copied()
+    }
+
+    pub fn id(&self, node: PlanNodeId) -> &StepId {
+        &self.nodes[node.index()].id
+    }
+
+    pub fn place(&self, node: PlanNodeId) -> Place {
+        self.nodes[node.index()].place
+    }
+
+    /// The step around a step.
+    pub fn parent(&self, node: PlanNodeId) -> Option<PlanNodeId> {
+        self.scope(self.place(node).scope).owner
+    }
+
+    /// The steps of a scope in the order in which they run.
+    pub fn children(&self, scope: ScopeId) -> &[PlanNodeId] {
+        &self.scope(scope).steps
+    }
+
+    /// Whether what stands at the place may read what the step gave: earlier steps of its scope and of
+    /// those around it.
+    pub fn sight(&self, from: Place, node: PlanNodeId) -> Sight {
+        let target = self.place(node);
+        let mut here = Some(from);
+        while let Some(place) = here {
+            if place.scope == target.scope {
+                let is_earlier = target.position < place.position;
+                return if is_earlier { Sight::Visible } else { Sight::Later };
+            }
+            here = self.scope(place.scope).outer;
+        }
+        if target.scope == ScopeId::FINALLY { Sight::Later } else { Sight::Hidden }
+    }
+
+    /// The node that a path names, and the keys of the items around it, outermost first. None if the
+    /// definition has no such step there.
+    pub fn resolve(&self, path: &StepPath) -> Option<(PlanNodeId, Vec<ItemKey>)> {
+        // Almost every path is that of a step outside of blocks.
+        if let Some(node) = self.find(path.as_str())
+            && self.parent(node).is_none()
+        {
+            return Some((node, Vec::new()));
+        }
+        let segments = path.segments()?;
+        let found = self.find(segments.last()?.step)?;
+        let mut keys = Vec::new();
+        let mut inner = found;
+        for segment in segments.iter().rev().skip(1) {
+            let scope = self.scope(self.place(inner).scope);
+            inner = scope.owner.filter(|owner| self.id(*owner).as_str() == segment.step)?;
+            if segment.key.is_some() != scope.is_keyed {
+                return None;
+            }
+            keys.extend(segment.key.clone());
+        }
+        keys.reverse();
+        self.parent(inner).is_none().then_some((found, keys))
+    }
+
+    /// The path of a node among these items, outermost first. None if there are more or fewer of them
+    /// than loops around the node.
+    pub fn path(&self, node: PlanNodeId, keys: &[ItemKey]) -> Option<StepPath> {
+        let mut keys = keys.iter().rev();
+        let mut segments = vec![Segment { step: self.id(node).as_str(), key: None }];
+        let mut scope = self.scope(self.place(node).scope);
+        while let Some(owner) = scope.owner {
+            let key = if scope.is_keyed { Some(keys.next()?.clone()) } else { None };
+            segments.push(Segment { step: self.id(owner).as_str(), key });
+            scope = self.scope(self.place(owner).scope);
+        }
+        let is_whole = keys.next().is_none();
+        is_whole.then(|| StepPath::of_segments(segments.into_iter().rev()))
+    }
+
+    fn scope(&self, scope: ScopeId) -> &Scope {
+        &self.scopes[scope.0 as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `a`, `lines` [ `pack` { `wrap`, `seal` }, `ship` ], `b`; finally `tidy`.
+    fn tree() -> Tree {
+        let mut tree = Tree::default();
+        tree.add_step(ScopeId::STEPS, "a".into());
+        let lines = tree.add_step(ScopeId::STEPS, "lines".into());
+        let items = tree.add_scope(lines, true);
+        let pack = tree.add_step(items, "pack".into());
+        let body = tree.add_scope(pack, false);
+        tree.add_step(body, "wrap".into());
+        tree.add_step(body, "seal".into());
+        tree.add_step(items, "ship".into());
+        tree.add_step(ScopeId::STEPS, "b".into());
+        tree.add_step(ScopeId::FINALLY, "tidy".into());
+        tree
+    }
+
+    #[test]
+    fn an_expression_sees_earlier_steps_of_its_scope_and_of_those_around_it() {
+        use Sight::{Hidden, Later, Visible};
+        let tree = tree();
+        let sight = |from: &str, of: &str| {
+            let find = |id| tree.find(id).expect("it is a step");
+            tree.sight(tree.place(find(from)), find(of))
+        };
+        for (from, of, sees) in [
+            ("b", "a", Visible),
+            ("a", "a", Later),
+            ("a", "b", Later),
+            ("seal", "wrap", Visible),
+            ("wrap", "seal", Later),
+            ("seal", "a", Visible),
+            ("seal", "b", Later),
+            ("seal", "lines", Later),
+            ("ship", "pack", Visible),
+            ("ship", "wrap", Hidden),
+            ("b", "ship", Hidden),
+            ("b", "lines", Visible),
+            ("b", "tidy", Later),
+            ("tidy", "b", Visible),
+            ("tidy", "wrap", Hidden),
+        ] {
+            assert_eq!(sight(from, of), sees, "{of} from {from}");
+        }
+    }
+
+    #[test]
+    fn only_the_path_of_a_step_in_its_place_resolves() {
+        let tree = tree();
+        for wrong in [
+            "",
+            "c",
+            "ship",
+            "lines.ship",
+            "lines[1]",
+            "lines[1].wrap",
+            "pack.wrap",
+            "a.b",
+            "lines[1].pack[2].wrap",
+            "tidy.a",
+            "lines[1].pack.wrap/compensate",
+        ] {
+            assert_eq!(tree.resolve(&wrong.into()), None, "{wrong}");
+        }
+        let (node, keys) = tree.resolve(&"lines[x].pack.seal".into()).expect("it is a step");
+        assert_eq!((tree.id(node).as_str(), keys), ("seal", vec!["x".into()]));
+        assert_eq!(tree.parent(node), tree.find("pack"));
+        let children = |scope| tree.children(scope).iter().map(|node| tree.id(*node).as_str());
+        assert_eq!(children(ScopeId::STEPS).collect::<Vec<_>>(), ["a", "lines", "b"]);
+        assert_eq!(children(ScopeId::FINALLY).collect::<Vec<_>>(), ["tidy"]);
+    }
+
+    /// Trees of any shape: each step stands in a scope made before it, and may get scopes of its own.
+    fn trees() -> impl Strategy<Value = Tree> {
+        let step = (any::<prop::sample::Index>(), proptest::option::of(any::<bool>()));
+        proptest::collection::vec(step, 1..30).prop_map(|steps| {
+            let mut tree = Tree::default();
+            let mut scopes = vec![ScopeId::STEPS, ScopeId::FINALLY];
+            for (at, (place, scope)) in steps.into_iter().enumerate() {
+                let node = tree.add_step(*place.get(&scopes), format!("s{at}").into());
+                scopes.extend(scope.map(|is_keyed| tree.add_scope(node, is_keyed)));
+            }
+            tree
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_node_is_found_by_its_path_and_the_path_by_the_node(
+            tree in trees(),
+            keys in proptest::collection::vec(any::<String>(), 30),
+        ) {
+            for node in (0..tree.nodes.len()).map(|at| PlanNodeId(at as u32)) {
+                let loops = std::iter::successors(Some(node), |node| tree.parent(*node));
+                let loops = loops.filter(|node| tree.scope(tree.place(*node).scope).is_keyed);
+                let keys: Vec<ItemKey> =
+                    keys.iter().take(loops.count()).map(|key| key.as_str().into()).collect();
+                let path = tree.path(node, &keys).expect("as many keys as loops");
+                prop_assert_eq!(tree.resolve(&path), Some((node, keys.clone())));
+                prop_assert!(tree.path(node, &[&keys[..], &["more".into()]].concat()).is_none());
+                let parent = tree.parent(node).map(|parent| tree.id(parent).as_str().to_owned());
+                let segments = path.parent();
+                let named = segments.as_ref().and_then(StepPath::segments);
+                let named = named.and_then(|named| named.last().map(|last| last.step.to_owned()));
+                prop_assert_eq!(named, parent, "the path alone names the parent");
+            }
+        }
+    }
+}
