@@ -29,6 +29,7 @@ mod steps;
 mod wake;
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::command::{Command, Rejection, RequestId, StartExecution, TaskId};
@@ -37,16 +38,15 @@ use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopC
 use crate::evolve::{begin, evolve};
 use crate::execution::{CompensationState, Execution, Phase, State};
 use crate::id::StepPath;
-use crate::limits::EXPRESSION_READ_BYTES_MAX;
+use crate::limits::{EXPRESSION_READ_BYTES_MAX, TRANSITION_BYTES_MAX, TRANSITION_EVENTS_MAX};
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
-use crate::tree::ScopeId;
 
 pub use wake::next_wake;
 
-use steps::Progress;
+use wake::{Work, next_work};
 
 /// A transition in the making: commands are decided one after the other, each on what the ones
 /// before it made of the state. It changes the state in place, and only once a command has been found
@@ -62,6 +62,8 @@ pub struct Decider<'a> {
     doubt: Duration,
     /// Bytes of JSON that expressions have parsed.
     parsed: Cell<usize>,
+    /// Of the events.
+    bytes: usize,
 }
 
 /// What a [`Decider`] leaves behind.
@@ -79,7 +81,7 @@ impl<'a> Decider<'a> {
         let now = state.as_ref().map_or(now, |state| now.max(state.decided_at));
         let (events, random) = (Vec::new(), Random::new(random));
         let parsed = Cell::new(0);
-        Self { plan, state, events, now, random, doubt: Duration::ZERO, parsed }
+        Self { plan, state, events, now, random, doubt: Duration::ZERO, parsed, bytes: 0 }
     }
 
     /// Whoever hands the attempts out does not know of this decision yet, and has a clock of his own:
@@ -199,42 +201,74 @@ impl<'a> Decider<'a> {
         if ended && state.compensation != CompensationState::Running {
             return Err(Rejection::ExecutionEnded(state.state));
         }
-        let error = Error::builtin(builtin::TERMINATED, reason);
-        self.close_attempts(&error, unstarted);
-        if ended {
-            self.park_remaining(&error);
+        if state.termination.is_some() {
             return Ok(());
         }
-        if self.state().phase == Phase::Steps {
+        let error = Error::builtin(builtin::TERMINATED, reason);
+        if self.is_too_much_to_close(&error) {
+            // The following transitions go on from here, on whichever node.
+            let (cause, error) = (StopCause::Terminated, error.clone());
+            let (step, grace_until, compensation_due) = (None, self.now, false);
+            self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
+        }
+        self.close(&error, unstarted);
+        Ok(())
+    }
+
+    /// Whether what a termination ends may need more than one transition.
+    fn is_too_much_to_close(&self, error: &Error) -> bool {
+        let state = self.state();
+        // What is open may have to be undone too.
+        let due = self.due_compensations().count() + state.open_attempt_count();
+        let count = state.open_attempt_count() + state.ledger.unfinished_count() + due;
+        let bytes = count.saturating_mul(error.size());
+        // Besides these there is the end of the compensation and of the whole.
+        self.events.len() + count + 3 > TRANSITION_EVENTS_MAX
+            || self.bytes + bytes >= TRANSITION_BYTES_MAX
+    }
+
+    /// Ends everything that the termination ends, as far as there is room for it.
+    fn close(&mut self, error: &Error, unstarted: &[TaskId]) {
+        if !self.close_attempts(error, unstarted) {
+            return;
+        }
+        let ended = self.state().state.is_ended();
+        if !ended && self.state().phase == Phase::Steps {
             self.plan_compensation();
         }
-        self.park_remaining(&error);
-        self.emit(Event::ExecutionEnded { state: State::Terminated, error: Some(error) });
-        Ok(())
+        if !self.park_remaining(error) || ended {
+            return;
+        }
+        self.emit(Event::ExecutionEnded { state: State::Terminated, error: Some(error.clone()) });
     }
 
     /// No further step begins; attempts that wait for their retry never start, live ones have the
     /// grace.
     fn stop_run(&mut self, cause: StopCause, error: Error, step: Option<StepPath>) {
         let grace_until = self.now + self.plan.cancel_grace;
-        let compensation_due = !self.due_compensations().is_empty();
+        let compensation_due = self.due_compensations().next().is_some();
         self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
-        let open = self.state().open_attempts();
+        let state = self.state();
+        let waiting = state.open.scheduled_after(self.now + self.doubt);
         // What is on record as with a worker was handed out by a clock that is ahead of this one.
-        let waiting = open.filter(|open| {
-            open.attempt.started.is_none() && self.is_far(open.attempt.scheduled_at)
-        });
-        let waiting: Vec<_> = waiting.map(|open| (open.path, open.task.attempt)).collect();
+        let waiting = waiting
+            .filter_map(|task| state.open_attempt(task))
+            .filter(|open| open.attempt.started.is_none());
+        // For more than fit there is the owner, which withdraws what no worker has, and the grace.
+        let waiting = waiting.take(self.room()).map(|open| (open.path, open.task.attempt));
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.reverse();
         for (path, attempt) in waiting {
             self.emit(Event::AttemptWithdrawn { path, attempt });
         }
     }
 
     /// Ends every open attempt because of something that has nothing to do with it. Nobody has had
-    /// those that are `unstarted`.
-    fn close_attempts(&mut self, error: &Error, unstarted: &[TaskId]) {
+    /// those that are `unstarted`. False if there are more than fit.
+    fn close_attempts(&mut self, error: &Error, unstarted: &[TaskId]) -> bool {
         let (state, sequence) = (self.state(), self.sequence());
-        let open = state.open_attempts().map(|open| {
+        let unstarted: HashSet<_> = unstarted.iter().collect();
+        let open = state.open_attempts().take(self.room()).map(|open| {
             let taken_back = unstarted.contains(&state.task_id(&open));
             // Before its time, and before it is committed, nobody gets an attempt.
             let is_far = self.is_far(open.attempt.scheduled_at);
@@ -255,58 +289,44 @@ impl<'a> Decider<'a> {
         });
         let open: Vec<_> = open.collect();
         for failed in open {
+            if self.is_spent() {
+                break;
+            }
             self.emit(Event::AttemptFailed(Box::new(failed)));
         }
+        self.state().open.is_empty()
     }
 
     /// Goes on as far as it goes without waiting: the commands change the state, this draws the
-    /// consequences, one after the other, so that no chain of them is deep. A chain that parses much
-    /// is left in the middle: its state is one to wake up for at once.
+    /// consequences, one after the other, so that no chain of them is deep. What is next follows from
+    /// the state alone. A chain that takes much is left in the middle: its state is one to wake up for
+    /// at once, on whichever node.
     fn advance(&mut self) {
-        while !self.is_spent() && self.advance_once() {}
+        while !self.is_spent()
+            && let Some(work) = next_work(self.state())
+        {
+            match work {
+                Work::Terminate(error) => self.close(&error, &[]),
+                Work::Compensation => self.advance_compensation(),
+                Work::Cleanup => self.begin_cleanup(),
+                Work::Steps => self.run_steps(),
+                Work::BeginFinally => self.begin_finally(),
+                Work::Finally => self.run_finally(),
+            }
+        }
     }
 
-    /// Whether this decision has taken its share of the thread that decides about all executions.
-    fn is_spent(&self) -> bool {
+    /// Whether this transition, and this decision's share of the thread that decides about all
+    /// executions, is used up. Further commands belong into the next transition.
+    pub fn is_spent(&self) -> bool {
         self.parsed.get() >= EXPRESSION_READ_BYTES_MAX
+            || self.events.len() >= TRANSITION_EVENTS_MAX
+            || self.bytes >= TRANSITION_BYTES_MAX
     }
 
-    /// Draws one consequence; false if everything waits for something.
-    fn advance_once(&mut self) -> bool {
-        if self.state().compensation == CompensationState::Running && self.advance_compensation() {
-            return true;
-        }
-        if self.state().state.is_ended() {
-            return false;
-        }
-        match self.state().phase {
-            Phase::Steps if self.state().is_stopping() => {
-                let is_quiet = self.state().open_attempts().next().is_none();
-                if is_quiet {
-                    self.begin_cleanup();
-                }
-                is_quiet
-            }
-            Phase::Steps => match self.run_scope(ScopeId::STEPS) {
-                Progress::Done => {
-                    self.succeed();
-                    true
-                }
-                progress => progress == Progress::Made,
-            },
-            Phase::Compensation if self.state().compensation != CompensationState::Running => {
-                self.begin_finally();
-                true
-            }
-            Phase::Finally => match self.run_scope(ScopeId::FINALLY) {
-                Progress::Done => {
-                    self.end();
-                    false
-                }
-                progress => progress == Progress::Made,
-            },
-            Phase::Compensation | Phase::OnFailure => false,
-        }
+    /// For how many events there is room.
+    fn room(&self) -> usize {
+        TRANSITION_EVENTS_MAX.saturating_sub(self.events.len())
     }
 
     /// Of the transition that is being decided.
@@ -326,6 +346,7 @@ impl<'a> Decider<'a> {
         }
         let fitted = evolve(state, &event);
         fitted.expect("an event fits the state on which it was decided");
+        self.bytes += event.size();
         self.events.push(event);
     }
 }

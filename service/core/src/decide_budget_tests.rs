@@ -35,7 +35,7 @@ fn a_decision_that_parses_much_is_made_in_parts() {
         (state, command) = (Some(next), Command::Wake);
     };
     assert_eq!(transitions, (SKIPPED * PAYLOAD_BYTES_MAX).div_ceil(EXPRESSION_READ_BYTES_MAX));
-    assert_eq!(state.steps.nodes.len(), SKIPPED + 1);
+    assert_eq!(state.steps().count(), SKIPPED + 1);
     let open: Vec<_> = state.open_attempts().map(|open| open.path).collect();
     assert_eq!(open, ["last".into()]);
 }

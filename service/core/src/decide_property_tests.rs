@@ -112,7 +112,7 @@ proptest! {
             prop_assert!(attempts.count() <= max, "{} has at most {} attempts", path, max);
         }
         if compensation == CompensationState::Done && state.is_failure() {
-            for node in &rig.state().steps.nodes {
+            for node in rig.state().steps() {
                 let undone = rig.state().compensation_of(&node.path).is_some();
                 let took_effect = matches!(node.state, NodeState::Completed { .. });
                 prop_assert!(undone || !took_effect, "{} completed and was not undone", node.path);

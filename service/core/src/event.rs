@@ -7,6 +7,8 @@
 use crate::error::Error;
 use crate::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use crate::id::{Namespace, StepPath, WorkflowName};
+#[cfg(doc)]
+use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
 use crate::retry::Decision;
 use crate::time::Timestamp;
@@ -84,7 +86,8 @@ pub enum Event {
     CancelRequested {
         reason: String,
     },
-    /// What must be undone, in this order.
+    /// What must be undone, in this order. At most [`COMPENSATIONS_LISTED_MAX`] at a time: what is due
+    /// besides is listed by another such event when these have been undone or parked.
     CompensationStarted {
         due: Vec<DueCompensation>,
         cleanup_deadline: Option<Timestamp>,
@@ -120,6 +123,45 @@ pub enum Event {
         state: State,
         error: Option<Error>,
     },
+}
+
+impl Event {
+    /// About how many bytes it takes in a history.
+    pub fn size(&self) -> usize {
+        const FIXED: usize = 64;
+        FIXED
+            + match self {
+                Self::ExecutionStarted(started) => {
+                    started.input.size() + started.key.as_ref().map_or(0, String::len)
+                }
+                Self::StepStarted { path, input: payload, .. }
+                | Self::StepCompleted { path, output: payload, .. } => {
+                    path.as_str().len() + payload.size()
+                }
+                Self::RunSucceeded { output } => output.size(),
+                Self::AttemptFailed(failed) => failed.path.as_str().len() + failed.error.size(),
+                Self::StepFailed { path, error }
+                | Self::StepIgnored { path, error, .. }
+                | Self::CompensationParked { path, error }
+                | Self::HandlerFailed { path, error } => path.as_str().len() + error.size(),
+                Self::RunStopped { error, .. } => error.size(),
+                Self::ExecutionEnded { error, .. } => error.as_ref().map_or(0, Error::size),
+                Self::CompensationStarted { due, .. } => {
+                    due.iter().map(|due| FIXED + due.step.as_str().len()).sum()
+                }
+                Self::CompensationRetried { path, reason }
+                | Self::CompensationSkipped { path, reason } => path.as_str().len() + reason.len(),
+                Self::CancelRequested { reason } => reason.len(),
+                Self::AttemptStarted { path, worker, session, .. } => {
+                    path.as_str().len() + worker.len() + session.len()
+                }
+                Self::RequestRecorded { request_id, .. } => request_id.len(),
+                Self::StepSkipped { path }
+                | Self::AttemptScheduled { path, .. }
+                | Self::AttemptWithdrawn { path, .. } => path.as_str().len(),
+                Self::CompensationEnded { .. } | Self::FinallyStarted { .. } => 0,
+            }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -164,6 +206,9 @@ pub enum StopCause {
     Failed,
     TimedOut,
     Cancelled,
+    /// Nothing is waited for or undone. Recorded only where the termination does not fit into one
+    /// transition: it is what the following ones go on from.
+    Terminated,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -3,8 +3,9 @@
 
 use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
 use crate::execution::{
-    Block, Compensation, CompensationState, CompensationStepState, Execution, Node, NodeKind,
-    NodeState, OpenAttempt, Phase, REQUESTS_MAX, Started, State, Stop, Task, Warning, WarningKind,
+    BASE_BYTES, Compensation, CompensationOutcome, CompensationState, CompensationStepState,
+    Execution, Ledger, Node, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex, Phase,
+    REQUESTS_MAX, Scope, Started, State, Stop, Task, TaskRef, Warning, WarningKind, error_bytes,
 };
 use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
@@ -72,18 +73,19 @@ pub(crate) fn begin(id: ExecutionId, started: &ExecutionStarted, at: Timestamp) 
         phase: Phase::Steps,
         compensation: CompensationState::None,
         run: 1,
-        steps: Block::default(),
-        compensations: Vec::new(),
-        finally: Block::default(),
+        nodes: Nodes::default(),
+        ledger: Ledger::default(),
+        open: OpenIndex::default(),
         output: None,
         stop: None,
+        termination: None,
         cancel_reason: None,
         cleanup_deadline: None,
         warnings: Vec::new(),
         ended_at: None,
         error: None,
         requests: std::collections::VecDeque::new(),
-        closings: 0,
+        weight: BASE_BYTES + started.input.data.len(),
     }
 }
 
@@ -102,52 +104,64 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             start_step(state, path, *generation, input)?
         }
         Event::StepSkipped { path } => {
-            let node = node(path, 0, NodeKind::Skipped, NodeState::Skipped);
-            current_block(state).nodes.push(node);
+            add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped)?;
         }
         Event::AttemptScheduled { path, attempt, at } => {
             let sequence = state.sequence;
-            let task = task_mut(state, path)?;
-            task.attempt = *attempt;
-            task.open = Some(OpenAttempt { sequence, scheduled_at: *at, started: None });
+            change_task(state, path, |task| {
+                task.attempt = *attempt;
+                task.open = Some(OpenAttempt { sequence, scheduled_at: *at, started: None });
+            })?;
         }
         Event::AttemptStarted { path, attempt, worker, session, at } => {
-            let open = open_mut(state, path, *attempt)?;
+            check_open(state, path, *attempt)?;
             let (worker, session) = (worker.clone(), session.clone());
-            open.started = Some(Started { worker, session, at: *at });
+            let started = Started { worker, session, at: *at };
+            change_task(state, path, |task| {
+                task.open.as_mut().map(|open| open.started = Some(started));
+            })?;
         }
         Event::AttemptFailed(failed) => fail_attempt(state, failed)?,
         Event::AttemptWithdrawn { path, attempt } => {
-            open_mut(state, path, *attempt)?;
-            let task = task_mut(state, path)?;
-            (task.open, task.last_error) = (None, None);
-            if let Some(node) = node_mut(state, path) {
-                node.state = NodeState::Cancelled;
+            check_open(state, path, *attempt)?;
+            change_task(state, path, |task| (task.open, task.last_error) = (None, None))?;
+            if path.compensated().is_none() {
+                change_node(state, path, |node| node.state = NodeState::Cancelled)?;
             }
         }
         Event::StepCompleted { path, output, .. } => complete_step(state, path, output)?,
         Event::StepFailed { path, error } => {
-            let node = node_mut(state, path).ok_or("no such step")?;
-            node.state = NodeState::Failed { error: error.clone() };
+            let error = error.clone();
+            change_node(state, path, |node| node.state = NodeState::Failed { error })?;
         }
         Event::StepIgnored { path, error, warning } => {
-            let node = node_mut(state, path).ok_or("no such step")?;
-            node.state = NodeState::Ignored { error: error.clone() };
+            let error = error.clone();
+            change_node(state, path, |node| node.state = NodeState::Ignored { error })?;
             if *warning {
                 warn(state, path, WarningKind::ErrorIgnored);
             }
         }
-        Event::RunSucceeded { output } => state.output = Some(output.clone()),
+        Event::RunSucceeded { output } => {
+            state.weight += output.data.len();
+            state.weight -= state.output.replace(output.clone()).map_or(0, |old| old.data.len());
+        }
+        Event::RunStopped { cause: StopCause::Terminated, error, .. } => {
+            // Why the run had stopped before stays.
+            state.termination = Some(error.clone());
+        }
         Event::RunStopped { cause, error, step, grace_until, compensation_due } => {
             state.state = match cause {
                 StopCause::Failed | StopCause::TimedOut => State::Compensating,
-                StopCause::Cancelled => State::Cancelling,
+                StopCause::Cancelled | StopCause::Terminated => State::Cancelling,
             };
             if *compensation_due {
                 state.compensation = CompensationState::Pending;
             }
             let (error, step) = (error.clone(), step.clone());
-            state.stop = Some(Stop { cause: *cause, error, step, grace_until: *grace_until });
+            state.weight += error_bytes(&error);
+            let stop = Stop { cause: *cause, error, step, grace_until: *grace_until };
+            let before = state.stop.replace(stop);
+            state.weight -= before.map_or(0, |stop| error_bytes(&stop.error));
         }
         Event::CancelRequested { reason } => {
             state.cancel_reason.get_or_insert_with(|| reason.clone());
@@ -156,27 +170,34 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             state.phase = Phase::Compensation;
             state.compensation = CompensationState::Running;
             state.cleanup_deadline = *cleanup_deadline;
-            state.compensations.extend(due.iter().map(|due| Compensation {
-                step: due.step.clone(),
-                generation: due.generation,
-                outcome: due.outcome,
-                state: CompensationStepState::Due,
-                task: None,
-            }));
+            for due in due {
+                state.add_compensation(Compensation {
+                    step: due.step.clone(),
+                    generation: due.generation,
+                    outcome: due.outcome,
+                    state: CompensationStepState::Due,
+                    task: None,
+                });
+            }
         }
         Event::CompensationParked { path, error } => {
             let error = error.clone();
-            compensation_mut(state, path)?.state = CompensationStepState::Parked { error };
+            set_compensation(state, path, CompensationStepState::Parked { error })?;
         }
         Event::CompensationRetried { path, .. } => {
-            compensation_mut(state, path)?.state = CompensationStepState::Due;
+            set_compensation(state, path, CompensationStepState::Due)?;
             state.compensation = CompensationState::Running;
         }
         Event::CompensationSkipped { path, reason } => {
             let reason = reason.clone();
-            compensation_mut(state, path)?.state = CompensationStepState::Skipped { reason };
+            set_compensation(state, path, CompensationStepState::Skipped { reason })?;
         }
-        Event::CompensationEnded { state: ended } => state.compensation = *ended,
+        Event::CompensationEnded { state: ended } => {
+            state.compensation = *ended;
+            if state.state.is_ended() {
+                state.termination = None;
+            }
+        }
         Event::FinallyStarted { cleanup_deadline } => {
             state.phase = Phase::Finally;
             state.cleanup_deadline = *cleanup_deadline;
@@ -184,8 +205,11 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         Event::HandlerFailed { path, .. } => warn(state, path, WarningKind::HandlerFailed),
         Event::ExecutionEnded { state: ended, error } => {
             state.state = *ended;
-            state.error = error.clone();
+            state.weight += error.as_ref().map_or(0, error_bytes);
+            let before = std::mem::replace(&mut state.error, error.clone());
+            state.weight -= before.as_ref().map_or(0, error_bytes);
             state.ended_at = Some(state.decided_at);
+            state.termination = None;
         }
     }
     Ok(())
@@ -209,35 +233,38 @@ fn start_step(
         unknown,
     };
     if let Some(step) = path.compensated() {
-        let compensation = compensation_mut(state, &step)?;
-        compensation.state = CompensationStepState::Running;
-        // Tried again by a person: attempts keep their numbers, the policy starts anew.
-        let before = compensation.task.as_ref();
-        let before = before.map_or((0, false), |task| (task.attempt, task.unknown));
-        compensation.task = Some(new(before.0, before.1));
-    } else {
-        let kind = NodeKind::Task(new(0, false));
-        current_block(state).nodes.push(node(path, generation, kind, NodeState::Running));
+        let index = state.ledger.find(&step).ok_or("no such compensation")?;
+        state.change_compensation(index, |compensation| {
+            compensation.state = CompensationStepState::Running;
+            // Tried again by a person: attempts keep their numbers, the policy starts anew.
+            let before = compensation.task.as_ref();
+            let before = before.map_or((0, false), |task| (task.attempt, task.unknown));
+            compensation.task = Some(new(before.0, before.1));
+        });
+        return Ok(());
     }
-    Ok(())
+    let kind = NodeKind::Task(new(0, false));
+    add_node(state, path, generation, kind, NodeState::Running)
 }
 
 fn fail_attempt(state: &mut Execution, failed: &AttemptFailed) -> Result<(), &'static str> {
     let AttemptFailed { path, attempt, error, outcome, decision, warning, .. } = failed;
     let is_unknown = *outcome == AttemptOutcome::Unknown;
-    let task = task_mut(state, path)?;
-    task.attempt = *attempt;
-    task.open = None;
-    task.unknown |= is_unknown;
-    task.last_error = Some(error.clone());
-    if decision.is_retry() {
-        count(&mut task.decided, decision);
-    }
-    let closing = is_unknown.then(|| next_closing(state));
-    if let Some(node) = node_mut(state, path) {
-        node.closing = closing.or(node.closing);
+    change_task(state, path, |task| {
+        task.attempt = *attempt;
+        task.open = None;
+        task.unknown |= is_unknown;
+        task.last_error = Some(error.clone());
+        if decision.is_retry() {
+            count(&mut task.decided, decision);
+        }
+    })?;
+    if path.compensated().is_none() {
+        if is_unknown {
+            close(state, path, CompensationOutcome::Unknown)?;
+        }
         if decision.reason == Reason::Cancelled {
-            node.state = NodeState::Cancelled;
+            change_node(state, path, |node| node.state = NodeState::Cancelled)?;
         }
     }
     if *warning && decision.is_retry() {
@@ -259,65 +286,102 @@ fn complete_step(
     path: &StepPath,
     output: &Payload,
 ) -> Result<(), &'static str> {
-    let task = task_mut(state, path)?;
-    (task.open, task.last_error) = (None, None);
+    change_task(state, path, |task| (task.open, task.last_error) = (None, None))?;
+    let output = output.clone();
     if let Some(step) = path.compensated() {
-        let output = output.clone();
-        compensation_mut(state, &step)?.state = CompensationStepState::Done { output };
-        return Ok(());
+        return set_compensation(state, &step, CompensationStepState::Done { output });
     }
-    let closing = next_closing(state);
-    let node = node_mut(state, path).ok_or("no such step")?;
-    node.state = NodeState::Completed { output: output.clone() };
-    node.closing = Some(closing);
+    change_node(state, path, |node| node.state = NodeState::Completed { output })?;
+    close(state, path, CompensationOutcome::Completed)
+}
+
+/// The step took effect, or may have: it gets the next place in the order of ends, and an entry in the
+/// ledger unless it is one of `finally`, which is never undone.
+fn close(
+    state: &mut Execution,
+    path: &StepPath,
+    outcome: CompensationOutcome,
+) -> Result<(), &'static str> {
+    let id = state.nodes.find(path).ok_or("no such step")?;
+    let node = state.nodes.get(id);
+    let closing = if state.nodes.is_finally(node) {
+        state.ledger.next_closing()
+    } else {
+        state.ledger.record(path, node.generation, outcome)
+    };
+    state.change_node(id, |node| node.closing = Some(closing));
     Ok(())
 }
 
-fn node(path: &StepPath, generation: u32, kind: NodeKind, state: NodeState) -> Node {
-    Node { path: path.clone(), generation, kind, state, closing: None }
-}
-
-/// The block that the phase runs.
-fn current_block(state: &mut Execution) -> &mut Block {
-    if state.phase == Phase::Finally { &mut state.finally } else { &mut state.steps }
-}
-
-fn node_mut<'a>(state: &'a mut Execution, path: &StepPath) -> Option<&'a mut Node> {
-    state.steps.node_mut(path).or_else(|| state.finally.node_mut(path))
-}
-
-fn compensation_mut<'a>(
-    state: &'a mut Execution,
-    step: &StepPath,
-) -> Result<&'a mut Compensation, &'static str> {
-    let mut compensations = state.compensations.iter_mut();
-    compensations.find(|compensation| compensation.step == *step).ok_or("no such compensation")
-}
-
-fn task_mut<'a>(state: &'a mut Execution, path: &StepPath) -> Result<&'a mut Task, &'static str> {
-    match path.compensated() {
-        Some(step) => {
-            compensation_mut(state, &step)?.task.as_mut().ok_or("the compensation has not begun")
-        }
-        None => node_mut(state, path).and_then(Node::task_mut).ok_or("no such task"),
-    }
-}
-
-fn open_mut<'a>(
-    state: &'a mut Execution,
+fn add_node(
+    state: &mut Execution,
     path: &StepPath,
-    attempt: u32,
-) -> Result<&'a mut OpenAttempt, &'static str> {
-    let task = task_mut(state, path)?;
+    generation: u32,
+    kind: NodeKind,
+    node_state: NodeState,
+) -> Result<(), &'static str> {
+    let root = if state.phase == Phase::Finally { Scope::Finally } else { Scope::Steps };
+    let scope = state.nodes.scope_of(path, root)?;
+    let path = path.clone();
+    state.add_node(Node { path, scope, generation, kind, state: node_state, closing: None });
+    Ok(())
+}
+
+fn change_node(
+    state: &mut Execution,
+    path: &StepPath,
+    change: impl FnOnce(&mut Node),
+) -> Result<(), &'static str> {
+    let id = state.nodes.find(path).ok_or("no such step")?;
+    state.change_node(id, change);
+    Ok(())
+}
+
+fn set_compensation(
+    state: &mut Execution,
+    step: &StepPath,
+    to: CompensationStepState,
+) -> Result<(), &'static str> {
+    let index = state.ledger.find(step).ok_or("no such compensation")?;
+    state.change_compensation(index, |compensation| compensation.state = to);
+    Ok(())
+}
+
+fn change_task(
+    state: &mut Execution,
+    path: &StepPath,
+    change: impl FnOnce(&mut Task),
+) -> Result<(), &'static str> {
+    match find_task(state, path)? {
+        TaskRef::Step(id) => state.change_node(id, |node| {
+            if let NodeKind::Task(task) = &mut node.kind {
+                change(task);
+            }
+        }),
+        TaskRef::Compensation(index) => state.change_compensation(index, |compensation| {
+            compensation.task.as_mut().map(change);
+        }),
+    }
+    Ok(())
+}
+
+fn find_task(state: &Execution, path: &StepPath) -> Result<TaskRef, &'static str> {
+    if let Some(step) = path.compensated() {
+        let index = state.ledger.find(&step).ok_or("no such compensation")?;
+        let has_begun = state.ledger.get(index).task.is_some();
+        return has_begun.then_some(TaskRef::Compensation(index)).ok_or("it has not begun");
+    }
+    let id = state.nodes.find(path);
+    let id = id.filter(|id| state.nodes.get(*id).task().is_some()).ok_or("no such task")?;
+    Ok(TaskRef::Step(id))
+}
+
+fn check_open(state: &Execution, path: &StepPath, attempt: u32) -> Result<(), &'static str> {
+    let task = state.task(path).ok_or("no such task")?;
     if task.attempt != attempt {
         return Err("another attempt is the latest");
     }
-    task.open.as_mut().ok_or("the attempt is closed")
-}
-
-fn next_closing(state: &mut Execution) -> u32 {
-    state.closings += 1;
-    state.closings
+    task.open.as_ref().map(|_| ()).ok_or("the attempt is closed")
 }
 
 fn warn(state: &mut Execution, path: &StepPath, kind: WarningKind) {

@@ -1,8 +1,24 @@
 //! The state of an execution: what its events fold to. It is independent of the definition, and a
-//! tree: blocks of nodes, of which a task is one kind.
+//! tree of nodes, of which a task is one kind. Whatever is asked for at each decision is kept beside the
+//! nodes by the fold: counters per scope, open attempts in their orders, the ledger of effects, the
+//! weight. No decision walks all nodes.
+
+mod ledger;
+mod nodes;
+mod open;
+#[cfg(test)]
+mod walk;
+mod weight;
 
 use std::collections::VecDeque;
 use std::fmt;
+
+pub use self::nodes::{Counters, NodeId, Scope};
+
+pub(crate) use self::ledger::Ledger;
+pub(crate) use self::nodes::Nodes;
+pub(crate) use self::open::{OpenIndex, TaskRef};
+pub(crate) use self::weight::{BASE_BYTES, error_bytes};
 
 use crate::command::TaskId;
 use crate::error::Error;
@@ -38,13 +54,15 @@ pub struct Execution {
     pub phase: Phase,
     pub compensation: CompensationState,
     pub run: u32,
-    pub steps: Block,
-    pub compensations: Vec<Compensation>,
-    pub finally: Block,
+    pub(crate) nodes: Nodes,
+    pub(crate) ledger: Ledger,
+    pub(crate) open: OpenIndex,
 
     pub output: Option<Payload>,
     /// Why the run stopped, if it did not succeed.
     pub stop: Option<Stop>,
+    /// The error of a termination that takes more than one transition, until the last of them.
+    pub termination: Option<Error>,
     /// The first request to cancel.
     pub cancel_reason: Option<String>,
     pub cleanup_deadline: Option<Timestamp>,
@@ -54,8 +72,8 @@ pub struct Execution {
     pub error: Option<Error>,
 
     pub requests: VecDeque<(String, u64)>,
-    /// Completions and unknown ends so far: gives each its place in the order.
-    pub closings: u32,
+    /// Bytes; see [`Execution::weight`].
+    pub(crate) weight: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,15 +189,11 @@ pub enum WarningKind {
     HandlerFailed,
 }
 
-/// Nodes in the order in which they began.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Block {
-    pub nodes: Vec<Node>,
-}
-
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub path: StepPath,
+    /// Where it stands, as its path says.
+    pub scope: Scope,
     pub generation: u32,
     pub kind: NodeKind,
     pub state: NodeState,
@@ -283,26 +297,9 @@ pub enum CompensationStepState {
     },
 }
 
-impl Block {
-    pub fn node(&self, path: &StepPath) -> Option<&Node> {
-        self.nodes.iter().find(|node| node.path == *path)
-    }
-
-    pub(crate) fn node_mut(&mut self, path: &StepPath) -> Option<&mut Node> {
-        self.nodes.iter_mut().find(|node| node.path == *path)
-    }
-}
-
 impl Node {
     pub fn task(&self) -> Option<&Task> {
         match &self.kind {
-            NodeKind::Task(task) => Some(task),
-            NodeKind::Skipped => None,
-        }
-    }
-
-    pub(crate) fn task_mut(&mut self) -> Option<&mut Task> {
-        match &mut self.kind {
             NodeKind::Task(task) => Some(task),
             NodeKind::Skipped => None,
         }
@@ -326,16 +323,36 @@ impl Execution {
 
     /// Whether the execution takes no further step, only ends those that run.
     pub fn is_stopping(&self) -> bool {
-        self.stop.is_some()
+        self.stop.is_some() || self.termination.is_some()
+    }
+
+    /// The steps that have begun, those of `finally` excepted, in the order of their start.
+    pub fn steps(&self) -> impl DoubleEndedIterator<Item = &Node> {
+        self.nodes.iter().filter(|node| !self.nodes.is_finally(node))
+    }
+
+    /// The steps of `finally` that have begun.
+    pub fn finally(&self) -> impl DoubleEndedIterator<Item = &Node> {
+        self.nodes.iter().filter(|node| self.nodes.is_finally(node))
     }
 
     /// A node of the steps or of `finally`.
     pub fn node(&self, path: &StepPath) -> Option<&Node> {
-        self.steps.node(path).or_else(|| self.finally.node(path))
+        self.nodes.find(path).map(|id| self.nodes.get(id))
+    }
+
+    /// How many steps of a scope have begun and run.
+    pub fn counters(&self, scope: &Scope) -> Counters {
+        self.nodes.counters(scope)
+    }
+
+    /// What was found to be due for compensation, in that order.
+    pub fn compensations(&self) -> &[Compensation] {
+        self.ledger.compensations()
     }
 
     pub fn compensation_of(&self, step: &StepPath) -> Option<&Compensation> {
-        self.compensations.iter().find(|compensation| compensation.step == *step)
+        self.ledger.find(step).map(|index| self.ledger.get(index))
     }
 
     /// The task at a path, be it a step's or a compensation's.
@@ -348,21 +365,39 @@ impl Execution {
 
     /// Every open attempt, in the order of the tree.
     pub fn open_attempts(&self) -> impl Iterator<Item = Open<'_>> {
-        let nodes = self.steps.nodes.iter().chain(&self.finally.nodes);
-        let steps = nodes.filter_map(|node| Some((node.path.clone(), node.task()?)));
-        let compensations = self.compensations.iter();
-        let compensations = compensations.filter_map(|compensation| {
-            Some((compensation.step.compensation(), compensation.task.as_ref()?))
-        });
-        steps
-            .chain(compensations)
-            .filter_map(|(path, task)| Some(Open { path, task, attempt: task.open.as_ref()? }))
+        self.open.tasks().filter_map(|task| self.open_attempt(task))
+    }
+
+    pub fn open_attempt_count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// When the first of the open attempts may be handed out.
+    pub fn first_scheduled(&self) -> Option<Timestamp> {
+        self.open.first_scheduled()
+    }
+
+    pub(crate) fn open_attempt(&self, task: TaskRef) -> Option<Open<'_>> {
+        let (path, task) = match task {
+            TaskRef::Step(id) => {
+                let node = self.nodes.get(id);
+                (node.path.clone(), node.task()?)
+            }
+            TaskRef::Compensation(index) => {
+                let compensation = self.ledger.get(index);
+                (compensation.step.compensation(), compensation.task.as_ref()?)
+            }
+        };
+        Some(Open { path, task, attempt: task.open.as_ref()? })
     }
 
     /// Who the history says has an open attempt.
-    pub fn started(&self, task: &TaskId) -> Option<&Started> {
-        let mut open = self.open_attempts();
-        open.find(|open| self.task_id(open) == *task)?.attempt.started.as_ref()
+    pub fn started(&self, id: &TaskId) -> Option<&Started> {
+        let task = self.task(&id.path)?;
+        let open = task.open.as_ref()?;
+        let is_it = (id.execution, id.run, id.attempt, id.sequence)
+            == (self.id, self.run, task.attempt, open.sequence);
+        open.started.as_ref().filter(|_| is_it)
     }
 
     pub fn task_id(&self, open: &Open<'_>) -> TaskId {

@@ -118,6 +118,11 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
     let mut found = Vec::new();
     // The decision that a step's failure follows from stands in the same transition, before it.
     let mut last: Option<&AttemptFailed> = None;
+    let listed = events.iter().map(|event| match event {
+        Event::CompensationStarted { due, .. } => due.len(),
+        _ => 0,
+    });
+    let mut listed_before = state.compensations().len().saturating_sub(listed.sum());
     for event in events {
         match event {
             Event::AttemptFailed(failed) => {
@@ -144,8 +149,12 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
             Event::HandlerFailed { path, error } => {
                 found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, last));
             }
-            Event::CompensationStarted { .. } => {
-                found.push(of_execution(state, FailureKind::CompensationStarted));
+            Event::CompensationStarted { due, .. } => {
+                // What is listed later belongs to the same compensation.
+                if listed_before == 0 {
+                    found.push(of_execution(state, FailureKind::CompensationStarted));
+                }
+                listed_before += due.len();
             }
             Event::CompensationEnded { state: CompensationState::Done } => {
                 found.push(of_execution(state, FailureKind::CompensationDone));
@@ -277,7 +286,7 @@ fn of_subject(state: &Execution, kind: FailureKind, subject: Subject) -> Failure
 
 /// The steps that took effect, or may have.
 fn completed(state: &Execution) -> Vec<CompletedStep> {
-    let completed = state.steps.nodes.iter().filter_map(|node| {
+    let completed = state.steps().filter_map(|node| {
         let (outcome, output) = match &node.state {
             NodeState::Completed { output } => {
                 (CompensationOutcome::Completed, Some(output.clone()))

@@ -9,8 +9,19 @@ pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 /// Steps of a definition, those of `finally` included.
 pub const STEPS_MAX: usize = 1_000;
-/// Events of one execution's history.
+/// Events of a run: at this number no further step begins and no step is retried, and the run fails.
+/// What ends a run is exempt.
 pub const HISTORY_EVENTS_MAX: usize = 50_000;
+/// Events of a run with its clean-up: at this number compensations and the steps of `finally` are not
+/// retried any more.
+pub const HISTORY_EVENTS_CLEANUP_MAX: usize = 2 * HISTORY_EVENTS_MAX;
+/// Events of one transition. A decision that needs more stops near this number, and goes on in the
+/// next transition.
+pub const TRANSITION_EVENTS_MAX: usize = 1_000;
+/// Bytes of the events of one transition, in the same way.
+pub const TRANSITION_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Compensations that one event lists.
+pub const COMPENSATIONS_LISTED_MAX: usize = 1_000;
 /// Bytes of one error with all its causes.
 pub const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// How deep causes may nest, the outermost error included.

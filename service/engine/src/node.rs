@@ -41,7 +41,6 @@ mod resident;
 mod sessions;
 mod slots;
 mod timers;
-mod weight;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

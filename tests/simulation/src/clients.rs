@@ -340,7 +340,7 @@ impl World<'_> {
             (state.compensation == CompensationState::Parked).then_some((*id, state))
         });
         for (id, state) in parked {
-            let steps = state.compensations.iter();
+            let steps = state.compensations().iter();
             let step =
                 steps.filter(|one| matches!(one.state, CompensationStepState::Parked { .. }));
             if let Some(step) = step.map(|one| one.step.clone()).next() {

@@ -8,7 +8,7 @@ use recoup_proto::v1::{self, history_entry::Event as Proto};
 use super::{decision, error, execution, payload, time};
 
 super::to_proto!(attempt_outcome: AttemptOutcome => v1::AttemptOutcome: Known Unknown NotStarted);
-super::to_proto!(stop_cause: StopCause => v1::StopCause: Failed TimedOut Cancelled);
+super::to_proto!(stop_cause: StopCause => v1::StopCause: Failed TimedOut Cancelled Terminated);
 
 /// A compensation is named by the step that it undoes.
 pub fn step_ref(path: &StepPath) -> v1::StepRef {

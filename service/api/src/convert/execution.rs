@@ -149,8 +149,8 @@ fn least(execution: &Execution) -> usize {
         PENDING_BYTES + open.task.last_error.as_ref().map_or(0, least_of_error)
     };
     own + least_of_warnings(execution)
-        + execution.steps.nodes.iter().map(of_node).sum::<usize>()
-        + execution.compensations.iter().map(of_compensation).sum::<usize>()
+        + execution.steps().map(of_node).sum::<usize>()
+        + execution.compensations().iter().map(of_compensation).sum::<usize>()
         + execution.open_attempts().map(of_open).sum::<usize>()
 }
 
@@ -214,7 +214,7 @@ fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
     let input = Some(inline.payload(&execution.input));
     let output = execution.output.as_ref().map(|output| inline.payload(output));
     let completed_steps = completed(execution, inline);
-    let compensations = execution.compensations.iter().map(|own| compensation(own, inline));
+    let compensations = execution.compensations().iter().map(|own| compensation(own, inline));
     let compensations = compensations.collect();
     v1::ExecutionInfo {
         execution_id: execution.id.to_string(),
@@ -318,9 +318,7 @@ fn compensation(
 
 fn completed(execution: &Execution, inline: &mut Inline) -> Vec<v1::CompletedStep> {
     let mut nodes: Vec<_> = execution
-        .steps
-        .nodes
-        .iter()
+        .steps()
         .filter_map(|node| match &node.state {
             NodeState::Completed { output } => {
                 Some((node, CompensationOutcome::Completed, Some(output)))

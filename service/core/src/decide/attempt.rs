@@ -8,11 +8,13 @@ use crate::error::{Error, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
 use crate::execution::{CompensationStepState, NodeState, Phase, Started, Task};
 use crate::id::StepPath;
-use crate::limits::HISTORY_EVENTS_MAX;
+use crate::limits::{HISTORY_EVENTS_CLEANUP_MAX, HISTORY_EVENTS_MAX};
 use crate::payload::Payload;
 use crate::plan::TaskPlan;
 use crate::retry::{self, Situation, Verdict};
 use crate::time::Timestamp;
+
+pub(super) const HISTORY_FULL: &str = "the history has reached its limit of events";
 
 impl Decider<'_> {
     pub(super) fn complete(
@@ -145,10 +147,12 @@ impl Decider<'_> {
         let Some(plan) = self.plan.task(path) else {
             unreachable!("an open attempt is one of the plan that its execution began with");
         };
-        let error = self.escalate(plan, error, outcome);
-        let state = self.state();
         let is_compensation = path.compensated().is_some();
-        let ending = state.is_stopping() && !is_compensation && state.phase == Phase::Steps;
+        let state = self.state();
+        let is_cleanup = is_compensation || state.phase != Phase::Steps;
+        let error = self.escalate(plan, error, outcome, is_cleanup);
+        let state = self.state();
+        let ending = state.termination.is_some() || (state.is_stopping() && !is_cleanup);
         let task = state.task(path).expect("an attempt belongs to a task");
         let decision = retry::decide(
             &plan.retry,
@@ -187,16 +191,22 @@ impl Decider<'_> {
     }
 
     /// What makes an error final that would not be so by itself.
-    fn escalate(&self, plan: &TaskPlan, error: Error, outcome: AttemptOutcome) -> Error {
-        let escalated = if plan.delivery == Delivery::AtMostOnce
-            && outcome == AttemptOutcome::Unknown
-        {
-            Error::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
-        } else if self.state().event_count as usize >= HISTORY_EVENTS_MAX {
-            Error::builtin(builtin::HISTORY_TOO_LONG, "the history has reached its limit of events")
-        } else {
-            return error;
-        };
+    fn escalate(
+        &self,
+        plan: &TaskPlan,
+        error: Error,
+        outcome: AttemptOutcome,
+        is_cleanup: bool,
+    ) -> Error {
+        let events_max = if is_cleanup { HISTORY_EVENTS_CLEANUP_MAX } else { HISTORY_EVENTS_MAX };
+        let escalated =
+            if plan.delivery == Delivery::AtMostOnce && outcome == AttemptOutcome::Unknown {
+                Error::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
+            } else if self.state().event_count as usize >= events_max {
+                Error::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL)
+            } else {
+                return error;
+            };
         Error { cause: Some(Box::new(error)), ..escalated }
     }
 

@@ -4,8 +4,9 @@ use super::Decider;
 use crate::command::Rejection;
 use crate::error::Error;
 use crate::event::{DueCompensation, Event};
-use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState, NodeState};
+use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState};
 use crate::id::StepPath;
+use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
 use crate::time::Timestamp;
 
@@ -19,11 +20,20 @@ impl Decider<'_> {
 
     /// Records what must be undone; false if there is nothing.
     pub(super) fn plan_compensation(&mut self) -> bool {
-        let due = self.due_compensations();
+        if self.list_due() {
+            return true;
+        }
+        if self.state().compensation == CompensationState::Pending {
+            self.emit(Event::CompensationEnded { state: CompensationState::None });
+        }
+        false
+    }
+
+    /// Records the next steps that must be undone, as many as an event may list; false if there are
+    /// none.
+    fn list_due(&mut self) -> bool {
+        let due: Vec<_> = self.due_compensations().take(COMPENSATIONS_LISTED_MAX).collect();
         if due.is_empty() {
-            if self.state().compensation == CompensationState::Pending {
-                self.emit(Event::CompensationEnded { state: CompensationState::None });
-            }
             return false;
         }
         let cleanup_deadline = self.cleanup_deadline();
@@ -31,36 +41,27 @@ impl Decider<'_> {
         true
     }
 
-    /// Steps that completed, or may have taken effect: the last one first.
-    pub(super) fn due_compensations(&self) -> Vec<DueCompensation> {
-        let nodes = self.state().steps.nodes.iter().filter_map(|node| {
-            let compensate = self.plan.step(&node.path)?.compensate.as_ref()?;
-            let outcome = match &node.state {
-                NodeState::Completed { .. } => CompensationOutcome::Completed,
-                _ if !compensate.only_completed && node.task()?.unknown => {
-                    CompensationOutcome::Unknown
-                }
-                _ => return None,
-            };
-            let (step, generation) = (node.path.clone(), node.generation);
-            Some((node.closing, DueCompensation { step, generation, outcome }))
-        });
-        let mut nodes: Vec<_> = nodes.collect();
-        nodes.sort_by_key(|(closing, _)| std::cmp::Reverse(*closing));
-        nodes.into_iter().map(|(_, due)| due).collect()
+    /// Steps that completed, or may have taken effect, and are not listed yet: the last one first.
+    pub(super) fn due_compensations(&self) -> impl Iterator<Item = DueCompensation> {
+        self.state().ledger.unlisted().filter_map(|effect| {
+            let compensate = self.plan.step(&effect.step)?.compensate.as_ref()?;
+            let is_due =
+                effect.outcome == CompensationOutcome::Completed || !compensate.only_completed;
+            is_due.then(|| DueCompensation {
+                step: effect.step.clone(),
+                generation: effect.generation,
+                outcome: effect.outcome,
+            })
+        })
     }
 
-    /// Begins the next compensation, if none runs, and ends the whole behind the last one; false if
-    /// one runs.
-    pub(super) fn advance_compensation(&mut self) -> bool {
-        let compensations = &self.state().compensations;
-        if compensations.iter().any(|c| c.state == CompensationStepState::Running) {
-            return false;
-        }
-        let Some(next) = compensations.iter().find(|c| c.state == CompensationStepState::Due)
-        else {
-            self.end_compensation();
-            return true;
+    /// Begins the next compensation, or ends the whole behind the last one; none runs.
+    pub(super) fn advance_compensation(&mut self) {
+        let Some(next) = self.state().ledger.next_due() else {
+            if !self.list_due() {
+                self.end_compensation();
+            }
+            return;
         };
         let (step, generation) = (next.step.clone(), next.generation);
         let path = step.compensation();
@@ -69,21 +70,17 @@ impl Decider<'_> {
                 self.emit(Event::StepStarted { path: path.clone(), generation, input });
                 let attempt = self.state().task(&path).map_or(1, |task| task.attempt + 1);
                 self.emit(Event::AttemptScheduled { path, attempt, at: self.now });
-                false
             }
             Err(error) => {
                 let input = Payload::null();
                 self.emit(Event::StepStarted { path: path.clone(), generation, input });
                 self.fail_unstarted(&path, error);
-                true
             }
         }
     }
 
     fn end_compensation(&mut self) {
-        let parked =
-            |state: &CompensationStepState| matches!(state, CompensationStepState::Parked { .. });
-        let any_parked = self.state().compensations.iter().any(|c| parked(&c.state));
+        let any_parked = self.state().ledger.parked().len() > 0;
         let state = if any_parked { CompensationState::Parked } else { CompensationState::Done };
         self.emit(Event::CompensationEnded { state });
     }
@@ -97,20 +94,29 @@ impl Decider<'_> {
         Ok(task.map_or_else(Payload::null, |task| task.input.clone()))
     }
 
-    /// Whatever is still due or runs becomes a person's matter.
-    pub(super) fn park_remaining(&mut self, error: &Error) {
+    /// Whatever is still due or runs becomes a person's matter. False if there is more than fits.
+    pub(super) fn park_remaining(&mut self, error: &Error) -> bool {
         if self.state().compensation != CompensationState::Running {
-            return;
+            return true;
         }
-        let open = |state: &CompensationStepState| {
-            matches!(state, CompensationStepState::Due | CompensationStepState::Running)
-        };
-        let remaining = self.state().compensations.iter().filter(|c| open(&c.state));
-        let remaining: Vec<_> = remaining.map(|c| c.step.clone()).collect();
-        for path in remaining {
-            self.emit(Event::CompensationParked { path, error: error.clone() });
+        loop {
+            let remaining = self.state().ledger.unfinished().take(self.room());
+            let remaining: Vec<_> = remaining.map(|one| one.step.clone()).collect();
+            for path in remaining {
+                if self.is_spent() {
+                    return false;
+                }
+                self.emit(Event::CompensationParked { path, error: error.clone() });
+            }
+            if self.state().ledger.unfinished_count() > 0 {
+                return false;
+            }
+            if !self.list_due() {
+                break;
+            }
         }
         self.end_compensation();
+        true
     }
 
     pub(super) fn retry_compensation(
@@ -138,19 +144,25 @@ impl Decider<'_> {
         }
         self.emit(Event::CompensationSkipped { path: step.clone(), reason });
         // While others run, their end says how it went.
-        if self.state().compensation == CompensationState::Parked && self.parked(None).is_empty() {
+        if self.state().compensation == CompensationState::Parked
+            && self.state().ledger.parked().len() == 0
+        {
             self.end_compensation();
         }
         Ok(())
     }
 
+    /// The parked compensation of a step, or all, as many as one transition takes.
     fn parked(&self, step: Option<&StepPath>) -> Vec<StepPath> {
-        let compensations = self.state().compensations.iter();
-        let parked = compensations.filter(|compensation| {
-            matches!(compensation.state, CompensationStepState::Parked { .. })
-                && step.is_none_or(|step| *step == compensation.step)
-        });
-        parked.map(|compensation| compensation.step.clone()).collect()
+        let state = self.state();
+        let Some(step) = step else {
+            let room = self.room().max(1);
+            return state.ledger.parked().take(room).map(|parked| parked.step.clone()).collect();
+        };
+        let compensation = state.compensation_of(step);
+        let parked =
+            compensation.filter(|one| matches!(one.state, CompensationStepState::Parked { .. }));
+        parked.map(|parked| parked.step.clone()).into_iter().collect()
     }
 
     /// One deadline for the whole cleanup, from its beginning.

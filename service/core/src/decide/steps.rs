@@ -1,25 +1,17 @@
 //! Steps, one after the other, and `finally`.
 
 use super::Decider;
+use super::attempt::HISTORY_FULL;
 use crate::definition::OnError;
-use crate::error::Error;
+use crate::error::{Error, builtin};
 use crate::event::{Event, StopCause};
-use crate::execution::{Execution, NodeState, Phase, State};
+use crate::execution::{Execution, NodeState, Phase, Scope, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
+use crate::limits::HISTORY_EVENTS_MAX;
 use crate::payload::Payload;
 use crate::plan::{Plan, StepKind, StepPlan};
 use crate::tree::ScopeId;
-
-/// How far a block is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// A step of it runs.
-    Waiting,
-    /// Something changed: look again.
-    Made,
-    Done,
-}
 
 /// What a step does when its turn comes.
 enum Turn {
@@ -27,36 +19,58 @@ enum Turn {
     Begin { input: Payload },
 }
 
+/// Whether a scope has a next step.
+#[derive(PartialEq, Eq)]
+enum Progress {
+    Made,
+    Done,
+}
+
 impl<'a> Decider<'a> {
-    /// Begins the next step of a scope, if none runs.
-    pub(super) fn run_scope(&mut self, scope: ScopeId) -> Progress {
+    /// Begins the next of the workflow's steps; none of them runs.
+    pub(super) fn run_steps(&mut self) {
+        if self.run_next(Scope::Steps, ScopeId::STEPS) == Progress::Done {
+            self.succeed();
+        }
+    }
+
+    pub(super) fn run_finally(&mut self) {
+        if self.run_next(Scope::Finally, ScopeId::FINALLY) == Progress::Done {
+            self.end();
+        }
+    }
+
+    /// Begins the step behind those that have begun, be it only to skip it.
+    fn run_next(&mut self, scope: Scope, planned: ScopeId) -> Progress {
         let plan: &'a Plan = self.plan;
-        for step in plan.children(scope) {
-            match self.state().node(&step.path).map(|node| &node.state) {
-                Some(NodeState::Running) => return Progress::Waiting,
-                Some(_) => continue,
-                None => {}
+        let mut position = self.state().counters(&scope).begun as usize;
+        let step = loop {
+            match plan.step_at(planned, position) {
+                None => return Progress::Done,
+                // A definition that was accepted with an id twice runs its first step only.
+                Some(step) if self.state().node(&step.path).is_some() => position += 1,
+                Some(step) => break step,
             }
-            if self.is_spent() {
-                return Progress::Made;
+        };
+        if scope == Scope::Steps && self.state().event_count as usize >= HISTORY_EVENTS_MAX {
+            let error = Error::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL);
+            self.stop_run(StopCause::Failed, error, None);
+            return Progress::Made;
+        }
+        let path = step.path.clone();
+        match self.turn(step) {
+            Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
+            Ok(Turn::Begin { input }) => {
+                self.emit(Event::StepStarted { path: path.clone(), generation: 0, input });
+                self.emit(Event::AttemptScheduled { path, attempt: 1, at: self.now });
             }
-            let path = step.path.clone();
-            match self.turn(step) {
-                Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
-                Ok(Turn::Begin { input }) => {
-                    self.emit(Event::StepStarted { path: path.clone(), generation: 0, input });
-                    self.emit(Event::AttemptScheduled { path, attempt: 1, at: self.now });
-                    return Progress::Waiting;
-                }
-                Err(error) => {
-                    let input = Payload::null();
-                    self.emit(Event::StepStarted { path, generation: 0, input });
-                    self.fail_unstarted(&step.path, error);
-                    return Progress::Made;
-                }
+            Err(error) => {
+                let input = Payload::null();
+                self.emit(Event::StepStarted { path, generation: 0, input });
+                self.fail_unstarted(&step.path, error);
             }
         }
-        Progress::Done
+        Progress::Made
     }
 
     /// Evaluates what decides about a step's beginning.
@@ -124,6 +138,7 @@ impl<'a> Decider<'a> {
                     StopCause::Failed => State::Failed,
                     StopCause::TimedOut => State::TimedOut,
                     StopCause::Cancelled => State::Cancelled,
+                    StopCause::Terminated => State::Terminated,
                 };
                 (ended, Some(stop.error.clone()))
             }
@@ -140,7 +155,7 @@ impl<'a> Decider<'a> {
 
 /// That of the last step which has one.
 fn last_output(state: &Execution) -> Payload {
-    let outputs = state.steps.nodes.iter().rev().find_map(|node| match &node.state {
+    let outputs = state.steps().rev().find_map(|node| match &node.state {
         NodeState::Completed { output } => Some(output.clone()),
         _ => None,
     });

@@ -5,9 +5,7 @@ use super::Decider;
 use crate::command::Rejection;
 use crate::error::{Error, builtin};
 use crate::event::{AttemptOutcome, Event, StopCause};
-use crate::execution::{
-    Block, Compensation, CompensationState, CompensationStepState, Execution, NodeState, Phase,
-};
+use crate::execution::{CompensationState, Execution, NodeState, Phase, Scope};
 use crate::id::StepPath;
 use crate::plan::Plan;
 use crate::time::Timestamp;
@@ -38,39 +36,65 @@ fn deadlines<'a>(
 ) -> impl Iterator<Item = (Timestamp, Deadline)> + 'a {
     let left = can_advance(state).then_some((state.decided_at, Deadline::Advance));
     let ended = state.state.is_ended();
+    let terminates = state.termination.is_some();
     let stopping = state.stop.as_ref();
     let whole = match (state.phase, stopping) {
-        _ if ended => None,
+        _ if ended || terminates => None,
         (Phase::Steps, None) => state.deadline.map(|at| (at, Deadline::Execution)),
         (Phase::Steps, Some(stop)) => Some((stop.grace_until, Deadline::Grace)),
         _ => state.cleanup_deadline.map(|at| (at, Deadline::Cleanup)),
     };
-    let bounds_attempts = ended || state.phase != Phase::Steps || stopping.is_none();
-    let attempts = state.open_attempts().filter(move |_| bounds_attempts).filter_map(|open| {
-        let timeout = plan.task(&open.path)?.schedule_to_close?;
-        let at = open.task.first_scheduled_at + timeout;
+    let bounds_attempts =
+        !terminates && (ended || state.phase != Phase::Steps || stopping.is_none());
+    // Of each step of the definition the task that began first: the others' time is over later.
+    let oldest = bounds_attempts.then(|| state.open.oldest_of_each_step());
+    let attempts = oldest.into_iter().flatten().filter_map(|(first_scheduled_at, task)| {
+        let open = state.open_attempt(task)?;
+        let at = first_scheduled_at + plan.task(&open.path)?.schedule_to_close?;
         Some((at, Deadline::ScheduleToClose { path: open.path, attempt: open.task.attempt }))
     });
     left.into_iter().chain(whole).chain(attempts)
 }
 
-/// Whether something follows from the state without waiting: `Decider::advance_once` without doing it.
-pub(super) fn can_advance(state: &Execution) -> bool {
-    let runs =
-        |block: &Block| block.nodes.iter().any(|node| matches!(node.state, NodeState::Running));
-    let undoes = |one: &Compensation| matches!(one.state, CompensationStepState::Running);
+/// What follows from the state without waiting.
+pub(super) enum Work {
+    /// End what the termination with this error has not ended yet.
+    Terminate(Error),
+    /// Begin the next compensation, or end the whole.
+    Compensation,
+    /// Everything has stopped: undo it.
+    Cleanup,
+    /// Begin the next of the workflow's steps, or see that there is none.
+    Steps,
+    BeginFinally,
+    /// Begin the next step of `finally`, or see that there is none.
+    Finally,
+}
+
+/// The one thing that is to be done next; none if everything waits for something. It takes the same
+/// time however many steps there are.
+pub(super) fn next_work(state: &Execution) -> Option<Work> {
+    if let Some(error) = &state.termination {
+        return Some(Work::Terminate(error.clone()));
+    }
     let compensates = state.compensation == CompensationState::Running;
-    if compensates && !state.compensations.iter().any(undoes) {
-        return true;
+    if compensates && !state.ledger.is_running() {
+        return Some(Work::Compensation);
     }
+    let is_quiet = |scope| state.counters(&scope).running == 0;
     match state.phase {
-        _ if state.state.is_ended() => false,
-        Phase::Steps if state.is_stopping() => state.open_attempts().next().is_none(),
-        Phase::Steps => !runs(&state.steps),
-        Phase::Compensation => !compensates,
-        Phase::OnFailure => false,
-        Phase::Finally => !runs(&state.finally),
+        _ if state.state.is_ended() => None,
+        Phase::Steps if state.is_stopping() => state.open.is_empty().then_some(Work::Cleanup),
+        Phase::Steps => is_quiet(Scope::Steps).then_some(Work::Steps),
+        Phase::Compensation => (!compensates).then_some(Work::BeginFinally),
+        Phase::OnFailure => None,
+        Phase::Finally => is_quiet(Scope::Finally).then_some(Work::Finally),
     }
+}
+
+/// Whether a decision was left in the middle of what follows from it.
+pub(super) fn can_advance(state: &Execution) -> bool {
+    next_work(state).is_some()
 }
 
 impl Decider<'_> {
@@ -125,15 +149,18 @@ impl Decider<'_> {
     /// The cleanup has used up its time: what is left of it does not run.
     fn end_cleanup(&mut self) {
         let error = Error::builtin(builtin::CLEANUP_TIMEOUT, "the cleanup timed out");
+        if !self.close_attempts(&error, &[]) || !self.park_remaining(&error) {
+            // The deadline has still passed: the next transition goes on here.
+            return;
+        }
         let handler = match self.state().phase {
             Phase::Finally => {
-                let open = self.state().open_attempts();
-                open.map(|open| open.path).find(|path| path.compensated().is_none())
+                let last = self.state().finally().next_back();
+                let cut = last.filter(|node| matches!(node.state, NodeState::Cancelled));
+                cut.map(|node| node.path.clone())
             }
             _ => self.plan.finally().next().map(|step| step.path.clone()),
         };
-        self.close_attempts(&error, &[]);
-        self.park_remaining(&error);
         if let Some(path) = handler {
             self.emit(Event::HandlerFailed { path, error });
         }

@@ -8,7 +8,8 @@ use super::*;
 use crate::error::Category;
 use crate::event::StopCause;
 use crate::execution::{
-    Block, CompensationState, Node, NodeKind, NodeState, Phase, State, Stop, TraceContext,
+    BASE_BYTES, CompensationState, Ledger, Node, NodeKind, NodeState, Nodes, OpenIndex, Phase,
+    Scope as Block, State, Stop, TraceContext,
 };
 use crate::id::ExecutionId;
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
@@ -16,7 +17,16 @@ use crate::time::Timestamp;
 use crate::tree::{Place, ScopeId, Tree};
 
 fn node(path: &str, state: NodeState) -> Node {
-    Node { path: path.into(), generation: 0, kind: NodeKind::Skipped, state, closing: None }
+    let (path, scope, kind) = (path.into(), Block::Steps, NodeKind::Skipped);
+    Node { path, scope, generation: 0, kind, state, closing: None }
+}
+
+fn nodes(list: impl IntoIterator<Item = Node>) -> Nodes {
+    let mut nodes = Nodes::default();
+    for node in list {
+        nodes.push(node);
+    }
+    nodes
 }
 
 fn execution(input: &str) -> Execution {
@@ -44,24 +54,22 @@ fn execution(input: &str) -> Execution {
         phase: Phase::Steps,
         compensation: CompensationState::None,
         run: 2,
-        steps: Block {
-            nodes: vec![
-                node("charge", completed(r#"{ "id": "ch_1",  "fee": 1.5 }"#)),
-                node("skipped", NodeState::Skipped),
-                node("ignored", NodeState::Ignored { error: declined.clone() }),
-                node(
-                    "binary",
-                    NodeState::Completed {
-                        output: Payload {
-                            content_type: "image/png".into(),
-                            ..Payload::json("\0\u{1}")
-                        },
+        nodes: nodes([
+            node("charge", completed(r#"{ "id": "ch_1",  "fee": 1.5 }"#)),
+            node("skipped", NodeState::Skipped),
+            node("ignored", NodeState::Ignored { error: declined.clone() }),
+            node(
+                "binary",
+                NodeState::Completed {
+                    output: Payload {
+                        content_type: "image/png".into(),
+                        ..Payload::json("\0\u{1}")
                     },
-                ),
-            ],
-        },
-        compensations: Vec::new(),
-        finally: Block::default(),
+                },
+            ),
+        ]),
+        ledger: Ledger::default(),
+        open: OpenIndex::default(),
         output: None,
         stop: Some(Stop {
             cause: StopCause::Failed,
@@ -69,13 +77,14 @@ fn execution(input: &str) -> Execution {
             step: Some("ignored".into()),
             grace_until: Timestamp::default(),
         }),
+        termination: None,
         cancel_reason: None,
         cleanup_deadline: None,
         warnings: Vec::new(),
         ended_at: None,
         error: None,
         requests: VecDeque::new(),
-        closings: 0,
+        weight: BASE_BYTES,
     }
 }
 
@@ -127,9 +136,8 @@ fn problems(source: &str) -> Vec<Problem> {
 fn what_is_read_is_bounded_and_only_what_is_named_is_read() {
     let large = format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX - 2));
     let mut execution = execution(&large);
-    for node in &mut execution.steps.nodes {
-        node.state = NodeState::Completed { output: Payload::json(large.clone()) };
-    }
+    let completed = || NodeState::Completed { output: Payload::json(large.clone()) };
+    execution.nodes = nodes(STEPS[..4].iter().map(|path| node(path, completed())));
     let render = |json: &str| {
         let parsed = Cell::new(0);
         let variables = Variables { execution: &execution, error: None, parsed: &parsed };

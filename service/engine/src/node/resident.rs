@@ -49,7 +49,7 @@ impl Committed {
             is_stopping: state.is_stopping(),
             is_ending: state.is_stopping() && state.phase == Phase::Steps,
             wake,
-            first_scheduled: state.open_attempts().map(|open| open.attempt.scheduled_at).min(),
+            first_scheduled: state.first_scheduled(),
         }
     }
 }

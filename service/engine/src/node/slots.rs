@@ -18,7 +18,7 @@ use super::attempt::{Attempt, Place};
 use super::dispatch::acts_on;
 use super::io::{Answer, Damage, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
 use super::resident::{Committed, Resident};
-use super::{Node, Timer, weight};
+use super::{Node, Timer};
 use crate::clock::Tick;
 use crate::load::Reading;
 
@@ -642,9 +642,7 @@ impl<R> Node<R> {
         };
         let weight = match &slot.known {
             Known::Resident(resident) => match &resident.state {
-                Some(state) if state.sequence != slot.weight.1 => {
-                    (weight::bytes(state), state.sequence)
-                }
+                Some(state) if state.sequence != slot.weight.1 => (state.weight(), state.sequence),
                 _ => return,
             },
             _ => (0, 0),

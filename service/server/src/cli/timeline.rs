@@ -19,6 +19,8 @@ pub struct AttemptsMax {
     by_step: HashMap<(String, bool), Option<u32>>,
 }
 
+/// Type of the error of a run whose history has reached its limit.
+const HISTORY_TOO_LONG: &str = "recoup.history_too_long";
 /// Of so many parked compensations the commands are told.
 const PARKED_MAX: usize = 3;
 
@@ -393,9 +395,12 @@ impl<'a> Timeline<'a> {
 
     fn run_stopped(&mut self, at: i128, stopped: &v1::RunStopped) {
         match stopped.cause() {
-            // Every step is done, what cannot be made is the output.
             StopCause::Failed if stopped.step_path.is_empty() => {
-                self.row(at, '✗', Paint::Bad, "output", &error_line(stopped.error.as_ref()));
+                let error = stopped.error.as_ref();
+                let is_full = error.is_some_and(|error| error.r#type == HISTORY_TOO_LONG);
+                // Otherwise every step is done, and the output cannot be made.
+                let title = if is_full { "history" } else { "output" };
+                self.row(at, '✗', Paint::Bad, title, &error_line(error));
             }
             // The line of the failed step says it all.
             StopCause::Failed | StopCause::Unspecified => {}
@@ -404,6 +409,9 @@ impl<'a> Timeline<'a> {
             }
             StopCause::Cancelled => {
                 self.row(at, '■', Paint::Warn, "cancelling", "no further step begins");
+            }
+            StopCause::Terminated => {
+                self.row(at, '■', Paint::Warn, "terminating", "everything ends, in parts");
             }
         }
     }

@@ -17,7 +17,7 @@ use super::wire::event::Kind;
 use super::{Error, TransitionData, wire};
 
 stored_enum!(AttemptOutcome, wire::AttemptOutcome: Known Unknown NotStarted);
-stored_enum!(StopCause, wire::StopCause: Failed TimedOut Cancelled);
+stored_enum!(StopCause, wire::StopCause: Failed TimedOut Cancelled Terminated);
 
 pub fn transition_to_wire(decided_at: Timestamp, events: &[Event]) -> wire::Transition {
     let events = events

@@ -171,8 +171,12 @@ fn execution_started() -> impl Strategy<Value = ExecutionStarted> {
 /// One strategy for each kind of event.
 pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
     let path = step_path;
-    let stop_cause =
-        prop_oneof![Just(StopCause::Failed), Just(StopCause::TimedOut), Just(StopCause::Cancelled)];
+    let stop_cause = prop_oneof![
+        Just(StopCause::Failed),
+        Just(StopCause::TimedOut),
+        Just(StopCause::Cancelled),
+        Just(StopCause::Terminated),
+    ];
     let due = (step_path(), any::<u32>(), compensation_outcome())
         .prop_map(|(step, generation, outcome)| DueCompensation { step, generation, outcome });
     vec![

@@ -262,9 +262,9 @@ fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
     if begun > 1 || (due && begun == 0 && !cut) {
         return Err(("`finally` runs once", format!("it began {begun} times")));
     }
-    let complete = plan.finally().all(|step| state.finally.node(&step.path).is_some());
+    let complete = plan.finally().all(|step| state.node(&step.path).is_some());
     if due && begun == 1 && !cut && !complete {
-        return Err(("`finally` runs whole", format!("{:?}", state.finally)));
+        return Err(("`finally` runs whole", format!("{:?}", state.finally().collect::<Vec<_>>())));
     }
     Ok(())
 }
@@ -343,7 +343,7 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
     if begun != in_order && !person {
         return Err((ORDER, format!("ran {begun:?}, due {due:?}")));
     }
-    for compensation in &state.compensations {
+    for compensation in state.compensations() {
         let open = matches!(
             compensation.state,
             CompensationStepState::Due | CompensationStepState::Running
@@ -353,7 +353,7 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
         }
     }
     let parked = state
-        .compensations
+        .compensations()
         .iter()
         .any(|one| matches!(one.state, CompensationStepState::Parked { .. }));
     let says = match (due.is_empty(), parked) {

@@ -1,0 +1,138 @@
+//! What steps did, or may have done, and how far it is undone. An entry belongs to a path and a
+//! generation, not to a node: it stays when the step is tried again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Compensation, CompensationOutcome, CompensationStepState};
+use crate::id::StepPath;
+
+/// A step that completed, or that may have taken effect.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Effect {
+    pub step: StepPath,
+    pub generation: u32,
+    pub outcome: CompensationOutcome,
+    /// Its place in the list of compensations, once it was found due.
+    pub compensation: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Ledger {
+    /// By place in the order of completions and unknown ends.
+    effects: BTreeMap<u32, Effect>,
+    closings: HashMap<(StepPath, u32), u32>,
+    /// Completions and unknown ends so far.
+    last_closing: u32,
+    /// Effects that closed later than this have been looked at when compensation began.
+    listed_from: Option<u32>,
+    /// In the order in which they are due.
+    compensations: Vec<Compensation>,
+    by_step: HashMap<StepPath, u32>,
+    due: BTreeSet<u32>,
+    parked: BTreeSet<u32>,
+    running: BTreeSet<u32>,
+}
+
+impl Ledger {
+    /// The effect becomes the latest. Returns its place in the order.
+    pub fn record(
+        &mut self,
+        step: &StepPath,
+        generation: u32,
+        outcome: CompensationOutcome,
+    ) -> u32 {
+        self.last_closing += 1;
+        let closing = self.last_closing;
+        let earlier = self.closings.insert((step.clone(), generation), closing);
+        let earlier = earlier.and_then(|earlier| self.effects.remove(&earlier));
+        let compensation = earlier.and_then(|earlier| earlier.compensation);
+        let effect = Effect { step: step.clone(), generation, outcome, compensation };
+        self.effects.insert(closing, effect);
+        closing
+    }
+
+    /// A place in the order without an effect.
+    pub fn next_closing(&mut self) -> u32 {
+        self.last_closing += 1;
+        self.last_closing
+    }
+
+    /// Effects that nothing was decided about, the latest first.
+    pub fn unlisted(&self) -> impl Iterator<Item = &Effect> {
+        let from = self.listed_from.unwrap_or(u32::MAX);
+        let open = self.effects.range(..from).rev();
+        open.map(|(_, effect)| effect).filter(|effect| effect.compensation.is_none())
+    }
+
+    pub fn list(&mut self, compensation: Compensation) -> u32 {
+        let index = u32::try_from(self.compensations.len()).unwrap_or(u32::MAX);
+        let key = (compensation.step.clone(), compensation.generation);
+        if let Some(closing) = self.closings.get(&key).copied() {
+            self.listed_from = Some(self.listed_from.map_or(closing, |from| from.min(closing)));
+            if let Some(effect) = self.effects.get_mut(&closing) {
+                effect.compensation = Some(index);
+            }
+        }
+        self.by_step.insert(compensation.step.clone(), index);
+        self.count(index, &compensation.state, true);
+        self.compensations.push(compensation);
+        index
+    }
+
+    pub fn change(&mut self, index: u32, change: impl FnOnce(&mut Compensation)) {
+        let mut compensations = std::mem::take(&mut self.compensations);
+        let compensation = &mut compensations[index as usize];
+        self.count(index, &compensation.state, false);
+        change(compensation);
+        self.count(index, &compensation.state, true);
+        self.compensations = compensations;
+    }
+
+    fn count(&mut self, index: u32, state: &CompensationStepState, is_so: bool) {
+        let set = match state {
+            CompensationStepState::Due => &mut self.due,
+            CompensationStepState::Parked { .. } => &mut self.parked,
+            CompensationStepState::Running => &mut self.running,
+            CompensationStepState::Done { .. } | CompensationStepState::Skipped { .. } => return,
+        };
+        if is_so {
+            set.insert(index);
+        } else {
+            set.remove(&index);
+        }
+    }
+
+    pub fn find(&self, step: &StepPath) -> Option<u32> {
+        self.by_step.get(step).copied()
+    }
+
+    pub fn get(&self, index: u32) -> &Compensation {
+        &self.compensations[index as usize]
+    }
+
+    pub fn compensations(&self) -> &[Compensation] {
+        &self.compensations
+    }
+
+    /// The compensation whose turn it is.
+    pub fn next_due(&self) -> Option<&Compensation> {
+        self.due.first().map(|index| self.get(*index))
+    }
+
+    /// Those that are due or run, in their order.
+    pub fn unfinished(&self) -> impl Iterator<Item = &Compensation> {
+        self.running.union(&self.due).map(|index| self.get(*index))
+    }
+
+    pub fn unfinished_count(&self) -> usize {
+        self.due.len() + self.running.len()
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    pub fn parked(&self) -> impl ExactSizeIterator<Item = &Compensation> {
+        self.parked.iter().map(|index| self.get(*index))
+    }
+}

@@ -1,0 +1,62 @@
+//! What the fold keeps beside the nodes, from a walk over everything: for tests.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+impl Execution {
+    /// Every counter, set and sum is what a walk over the nodes and compensations finds.
+    pub(crate) fn assert_kept(&self) {
+        assert_eq!(self.weight(), self.weight_by_walk());
+
+        let mut counters: BTreeMap<Scope, Counters> = BTreeMap::new();
+        for node in self.nodes.iter() {
+            let own = counters.entry(node.scope.clone()).or_default();
+            own.begun += 1;
+            own.running += u32::from(matches!(node.state, NodeState::Running));
+        }
+        for scope in [Scope::Steps, Scope::Finally] {
+            let own = counters.remove(&scope).unwrap_or_default();
+            assert_eq!(self.counters(&scope), own, "{scope:?}");
+        }
+        for (scope, own) in counters {
+            assert_eq!(self.counters(&scope), own, "{scope:?}");
+        }
+
+        let steps = self.steps().chain(self.finally());
+        let steps = steps.filter_map(|node| Some((node.path.clone(), node.task()?)));
+        let undone = self.compensations().iter();
+        let undone = undone.filter_map(|one| Some((one.step.compensation(), one.task.as_ref()?)));
+        let walked = steps.chain(undone);
+        let walked: Vec<_> = walked
+            .filter_map(|(path, task)| Some(Open { path, task, attempt: task.open.as_ref()? }))
+            .collect();
+        assert_eq!(self.open_attempts().collect::<Vec<_>>(), walked);
+        assert_eq!(self.open_attempt_count(), walked.len());
+        let first = walked.iter().map(|open| open.attempt.scheduled_at).min();
+        assert_eq!(self.first_scheduled(), first);
+        let mut oldest: BTreeMap<String, Timestamp> = BTreeMap::new();
+        for open in &walked {
+            let at = open.task.first_scheduled_at;
+            let own = oldest.entry(open.path.pattern().into_owned()).or_insert(at);
+            *own = at.min(*own);
+        }
+        let kept = self.open.oldest_of_each_step().filter_map(|(at, task)| {
+            Some((self.open_attempt(task)?.path.pattern().into_owned(), at))
+        });
+        assert_eq!(kept.collect::<Vec<_>>(), oldest.into_iter().collect::<Vec<_>>());
+
+        let is_open = |one: &&Compensation| {
+            matches!(one.state, CompensationStepState::Due | CompensationStepState::Running)
+        };
+        let unfinished: Vec<_> = self.compensations().iter().filter(is_open).collect();
+        assert_eq!(self.ledger.unfinished().collect::<Vec<_>>(), unfinished);
+        assert_eq!(self.ledger.unfinished_count(), unfinished.len());
+        let is_parked =
+            |one: &&Compensation| matches!(one.state, CompensationStepState::Parked { .. });
+        let parked: Vec<_> = self.compensations().iter().filter(is_parked).collect();
+        assert_eq!(self.ledger.parked().collect::<Vec<_>>(), parked);
+        let first = self.compensations().iter().find(|one| one.state == CompensationStepState::Due);
+        assert_eq!(self.ledger.next_due(), first);
+    }
+}

@@ -1,0 +1,139 @@
+//! About how much memory a state takes, kept up by the fold, and the changes that it is kept up by:
+//! every change of a node or a compensation goes through here, so that no index is left behind.
+
+use super::nodes::NodeId;
+use super::open::{OpenFacts, TaskRef};
+use super::{Compensation, Execution, Node, NodeKind, NodeState, Task};
+use crate::error::Error;
+use crate::id::StepPath;
+
+/// Of an execution, of each of its nodes and of each link of an error, besides what has a length of its
+/// own.
+pub(crate) const BASE_BYTES: usize = 1_024;
+const NODE_BYTES: usize = 512;
+const ERROR_BYTES: usize = 128;
+
+impl Execution {
+    /// About how many bytes of memory the state takes.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// The same, from a walk over everything.
+    #[cfg(test)]
+    pub(crate) fn weight_by_walk(&self) -> usize {
+        let stop = self.stop.as_ref().map_or(0, |stop| error_bytes(&stop.error));
+        BASE_BYTES
+            + self.input.data.len()
+            + self.output.as_ref().map_or(0, |output| output.data.len())
+            + self.nodes.iter().map(node_bytes).sum::<usize>()
+            + self.compensations().iter().map(compensation_bytes).sum::<usize>()
+            + stop
+            + self.error.as_ref().map_or(0, error_bytes)
+    }
+
+    pub(crate) fn add_node(&mut self, node: Node) -> NodeId {
+        self.weight += node_bytes(&node);
+        self.nodes.push(node)
+    }
+
+    pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
+        let facts = |node: &Node| (node_bytes(node), node.task().and_then(open_facts));
+        let before = facts(self.nodes.get(id));
+        self.nodes.change(id, change);
+        let node = self.nodes.get(id);
+        let after = facts(node);
+        self.weight = self.weight - before.0 + after.0;
+        if before.1 != after.1 {
+            let step = step_of(&node.path);
+            self.reindex(TaskRef::Step(id), step, before.1, after.1);
+        }
+    }
+
+    pub(crate) fn add_compensation(&mut self, compensation: Compensation) {
+        self.weight += compensation_bytes(&compensation);
+        self.ledger.list(compensation);
+    }
+
+    pub(crate) fn change_compensation(
+        &mut self,
+        index: u32,
+        change: impl FnOnce(&mut Compensation),
+    ) {
+        let facts =
+            |one: &Compensation| (compensation_bytes(one), one.task.as_ref().and_then(open_facts));
+        let before = facts(self.ledger.get(index));
+        self.ledger.change(index, change);
+        let compensation = self.ledger.get(index);
+        let after = facts(compensation);
+        self.weight = self.weight - before.0 + after.0;
+        if before.1 != after.1 {
+            let step = step_of(&compensation.step.compensation());
+            self.reindex(TaskRef::Compensation(index), step, before.1, after.1);
+        }
+    }
+
+    fn reindex(
+        &mut self,
+        task: TaskRef,
+        step: StepPath,
+        before: Option<OpenFacts>,
+        after: Option<OpenFacts>,
+    ) {
+        if let Some(facts) = before {
+            self.open.remove(task, step.clone(), facts);
+        }
+        if let Some(facts) = after {
+            self.open.add(task, step, facts);
+        }
+    }
+}
+
+/// The step of the definition that a path belongs to.
+fn step_of(path: &StepPath) -> StepPath {
+    match path.pattern() {
+        std::borrow::Cow::Borrowed(_) => path.clone(),
+        std::borrow::Cow::Owned(pattern) => pattern.into(),
+    }
+}
+
+fn open_facts(task: &Task) -> Option<OpenFacts> {
+    let scheduled_at = task.open.as_ref()?.scheduled_at;
+    Some(OpenFacts { scheduled_at, first_scheduled_at: task.first_scheduled_at })
+}
+
+fn node_bytes(node: &Node) -> usize {
+    let work = match &node.kind {
+        NodeKind::Task(task) => task_bytes(task),
+        NodeKind::Skipped => 0,
+    };
+    let result = match &node.state {
+        NodeState::Completed { output } => output.data.len(),
+        NodeState::Failed { error } | NodeState::Ignored { error } => error_bytes(error),
+        NodeState::Running | NodeState::Skipped | NodeState::Cancelled => 0,
+    };
+    NODE_BYTES + node.path.as_str().len() + work + result
+}
+
+fn compensation_bytes(compensation: &Compensation) -> usize {
+    use super::CompensationStepState as State;
+    let result = match &compensation.state {
+        State::Done { output } => output.data.len(),
+        State::Parked { error } => error_bytes(error),
+        State::Skipped { reason } => reason.len(),
+        State::Due | State::Running => 0,
+    };
+    NODE_BYTES + compensation.task.as_ref().map_or(0, task_bytes) + result
+}
+
+fn task_bytes(task: &Task) -> usize {
+    task.input.data.len() + task.last_error.as_ref().map_or(0, error_bytes)
+}
+
+pub(crate) fn error_bytes(error: &Error) -> usize {
+    let links = error.chain().map(|link| {
+        let details = link.details.as_ref().map_or(0, |own| own.data.len());
+        ERROR_BYTES + link.message.len() + link.stack_trace.len() + details
+    });
+    links.sum()
+}
