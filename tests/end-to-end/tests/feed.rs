@@ -113,8 +113,9 @@ impl SlowNode {
                 until: None,
             };
             let engine = self.engine.clone();
-            self.starting
-                .spawn(async move { engine.start(spec).await.expect("it ends well").state.id });
+            self.starting.spawn(async move {
+                engine.start(spec).await.expect("it ends well").outcome.execution
+            });
         }
         let deadline = Instant::now() + PATIENCE;
         while !self.hangs().await {

@@ -63,7 +63,7 @@ macro_rules! variants {
 }
 variants! {
     AttemptOutcome: Known Unknown NotStarted;
-    StopCause: Failed TimedOut Cancelled;
+    StopCause: Failed TimedOut Cancelled Terminated;
     Category: Unspecified Transient Intermittent Permanent Benign;
     Reason: Cancelled ScheduleTimeout NonRetryable NonRetryableType NotOnAllowList Permanent
         RuleAttemptsExhausted RuleDurationExhausted AttemptsExhausted DurationExhausted Deadline
