@@ -10,6 +10,7 @@ use recoup_core::execution::TraceContext;
 use recoup_core::id::{ExecutionId, StepPath, namespace_matches};
 use recoup_core::limits::KEY_BYTES_MAX;
 use recoup_core::outcome::Outcome;
+use recoup_core::plan::Plan;
 use recoup_engine::{Refusal, StartSpec};
 use recoup_proto::v1::execution_service_server::ExecutionService;
 use recoup_proto::v1::{self, ErrorReason};
@@ -84,6 +85,7 @@ impl Service {
         let begin = after.map_or(0, |after| sequence_of(after).saturating_sub(1));
         let mut entries: Vec<v1::HistoryEntry> = Vec::new();
         let (mut bytes, mut is_there) = (0, false);
+        let plan = self.plan_of(id).await?;
         let next_page_token = |last: &v1::HistoryEntry| {
             let place = (u128::from(last.sequence) << 64) | u128::from(last.index);
             page.token(&place.to_be_bytes())
@@ -103,7 +105,8 @@ impl Service {
                 if after.is_some_and(|after| place <= after) {
                     continue;
                 }
-                let entry = event::to_proto(row.sequence, index, data.decided_at, own);
+                let entry =
+                    event::to_proto(row.sequence, index, data.decided_at, own, plan.as_deref());
                 bytes += entry.encoded_len() + 8;
                 if let (true, Some(last)) = (page.is_full(entries.len(), bytes), entries.last()) {
                     return Ok(Some(next_page_token(last)));
@@ -118,6 +121,20 @@ impl Service {
         }
         let next_page_token = next.unwrap_or_default();
         Ok(v1::ListExecutionHistoryResponse { entries, next_page_token })
+    }
+
+    /// What an execution follows. None: its workflow version cannot be read, or the execution is not
+    /// there; its history is then told without what only the plan knows.
+    async fn plan_of(&self, id: ExecutionId) -> Result<Option<Arc<Plan>>> {
+        let Some(Listed { index, .. }) = self.context.store().indexed(id).await? else {
+            return Ok(None);
+        };
+        let engine = &self.context.engine;
+        let plan = engine.plan(&index.namespace, &index.workflow, Some(index.version)).await;
+        Ok(plan.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a history is told without the plan of its execution");
+            None
+        }))
     }
 
     async fn list(&self, request: v1::ListExecutionsRequest) -> Result<v1::ListExecutionsResponse> {

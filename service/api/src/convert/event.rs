@@ -1,41 +1,35 @@
 //! Entries of a history.
 
 use recoup_core::event::{AttemptOutcome, Event, StopCause};
-use recoup_core::id::StepPath;
+use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_proto::v1::{self, history_entry::Event as Proto};
 
+use super::path::{split, step_ref};
 use super::{decision, error, execution, payload, time};
 
 super::to_proto!(attempt_outcome: AttemptOutcome => v1::AttemptOutcome: Known Unknown NotStarted);
 super::to_proto!(stop_cause: StopCause => v1::StopCause: Failed TimedOut Cancelled Terminated);
 
-/// A compensation is named by the step that it undoes.
-pub fn step_ref(path: &StepPath) -> v1::StepRef {
-    let (step_path, compensation) = split(path);
-    v1::StepRef { step_path, compensation }
-}
-
-/// The step's path, and whether the path is that of its compensation.
-pub fn split(path: &StepPath) -> (String, bool) {
-    match path.compensated() {
-        Some(step) => (step.as_str().to_owned(), true),
-        None => (path.as_str().to_owned(), false),
-    }
-}
-
-pub fn to_proto(sequence: u64, index: usize, at: Timestamp, event: &Event) -> v1::HistoryEntry {
+/// `plan` is that of the execution, if it can be read: it knows what the events leave to the definition.
+pub fn to_proto(
+    sequence: u64,
+    index: usize,
+    at: Timestamp,
+    event: &Event,
+    plan: Option<&Plan>,
+) -> v1::HistoryEntry {
     v1::HistoryEntry {
         sequence,
         index: u32::try_from(index).unwrap_or(u32::MAX),
         time: Some(time::timestamp(at)),
         // Whole-run retries are not built yet: every event is of the first run.
         run: 1,
-        event: Some(convert(event)),
+        event: Some(convert(event, plan)),
     }
 }
 
-fn convert(event: &Event) -> Proto {
+fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
     match event {
         Event::ExecutionStarted(started) => Proto::ExecutionStarted(v1::ExecutionStarted {
             namespace: started.namespace.as_str().to_owned(),
@@ -63,6 +57,7 @@ fn convert(event: &Event) -> Proto {
                 step: Some(step_ref(path)),
                 attempt: *attempt,
                 due_at: Some(time::timestamp(*at)),
+                max_attempts: plan.map_or(0, |plan| execution::max_attempts(plan, path, 0)),
             })
         }
         Event::AttemptStarted { path, attempt, worker, session, at } => {
@@ -184,16 +179,15 @@ fn convert_ending(event: &Event) -> Proto {
 #[cfg(test)]
 mod tests {
     use recoup_core::error::Error;
+    use recoup_core::id::StepPath;
 
     use super::*;
 
     #[test]
-    fn a_compensation_is_named_by_its_step() {
+    fn an_event_of_a_compensation_says_so() {
         let path = StepPath::from("charge/compensate");
-        let reference = step_ref(&path);
-        assert_eq!((reference.step_path.as_str(), reference.compensation), ("charge", true));
         let event = Event::StepFailed { path, error: Error::new("a", "b") };
-        let entry = to_proto(7, 2, Timestamp::from_micros(1), &event);
+        let entry = to_proto(7, 2, Timestamp::from_micros(1), &event, None);
         assert_eq!((entry.sequence, entry.index), (7, 2));
         let Some(Proto::StepFailed(failed)) = entry.event else { panic!("{entry:?}") };
         assert!(failed.step.is_some_and(|step| step.compensation));

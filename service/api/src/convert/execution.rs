@@ -13,8 +13,8 @@ use recoup_engine::{Remains, Snapshot};
 use recoup_proto::v1;
 use recoup_store::Listed;
 
-use super::event::split;
 use super::inline::{Inline, Place, least_of_error, least_of_payload, least_of_text};
+use super::path::split;
 use super::time;
 use crate::BATCH_BYTES_MAX;
 

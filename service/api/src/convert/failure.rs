@@ -9,8 +9,8 @@ use recoup_proto::v1::{self, ErrorReason};
 use sha2::{Digest, Sha256};
 
 use super::enumeration::all_known;
-use super::event::split;
 use super::inline::{Inline, Place};
+use super::path::split;
 use super::{decision, execution, text, time};
 use crate::status::{Error, Result};
 

@@ -8,6 +8,7 @@ pub mod event;
 pub mod execution;
 pub mod failure;
 pub mod inline;
+pub mod path;
 pub mod payload;
 pub mod retry;
 pub mod task;

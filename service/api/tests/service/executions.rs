@@ -296,3 +296,60 @@ async fn a_history_longer_than_one_look_into_the_store_is_told_to_its_end() {
     }
     assert!(failed.into_iter().eq(1..=ATTEMPTS));
 }
+
+/// `(step, compensation, attempt, most attempts)` of the attempts that a history has scheduled.
+async fn scheduled(server: &Server, id: &str) -> Vec<(String, bool, u32, u32)> {
+    let request =
+        v1::ListExecutionHistoryRequest { execution_id: id.to_owned(), ..Default::default() };
+    let history = server.executions().list_execution_history(request).await.expect("a page");
+    let scheduled =
+        history.into_inner().entries.into_iter().filter_map(|entry| match entry.event {
+            Some(v1::history_entry::Event::AttemptScheduled(scheduled)) => {
+                let step = scheduled.step.expect("it is always set");
+                Some((step.step_path, step.compensation, scheduled.attempt, scheduled.max_attempts))
+            }
+            _ => None,
+        });
+    scheduled.collect()
+}
+
+#[tokio::test]
+async fn a_history_says_how_many_attempts_the_policies_allow() {
+    let server = Server::start().await;
+    let text = "
+name: limits
+defaults: {retry: {max_attempts: 7, constant: {interval: 1ms}}}
+steps:
+- id: inherits
+  task: {type: t}
+  compensate: {task: {type: u}, retry: {max_attempts: 2}}
+- {id: own, task: {type: t}, retry: {max_attempts: 3}}
+- {id: unlimited, task: {type: t}, retry: {max_duration: 1h}}
+- {id: fails, task: {type: t}, retry: {max_attempts: 1}}
+finally:
+- {id: last, task: {type: t}}
+";
+    server.register(text).await;
+    let id = server.begin("limits").await;
+    for _ in 0..3 {
+        let task = server.poll().await;
+        server.complete(&task, "1").await.expect("it is open");
+    }
+    let task = server.poll().await;
+    server.fail(&task, permanent("test.over")).await.expect("it is open");
+    for _ in 0..2 {
+        let task = server.poll().await;
+        server.complete(&task, "1").await.expect("it is open");
+    }
+    assert_eq!(server.outcome(&id).await.state(), v1::ExecutionState::Failed);
+    let row = |step: &str, compensation, max| (step.to_owned(), compensation, 1, max);
+    let expected = [
+        row("inherits", false, 7),
+        row("own", false, 3),
+        row("unlimited", false, 0),
+        row("fails", false, 1),
+        row("inherits", true, 2),
+        row("last", false, 7),
+    ];
+    assert_eq!(scheduled(&server, &id).await, expected);
+}

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::exit::{self, EXIT_CODES, Exit, Failed};
 use super::text::Style;
-use super::timeline::{self, AttemptsMax};
+use super::timeline;
 use super::{Connection, Output};
 
 #[derive(Args)]
@@ -37,8 +37,7 @@ pub async fn print_timeline(
     style: Style,
 ) -> Result<(), Failed> {
     let (execution, history) = read(client, execution_id).await?;
-    let attempts_max = attempts_max(client, &execution).await;
-    exit::print(&timeline::render(&execution, &history, &attempts_max, style))
+    exit::print(&timeline::render(&execution, &history, style))
 }
 
 /// History first: the execution then is as new as the last event, or newer.
@@ -59,13 +58,4 @@ async fn read(
     }
     let execution = client.execution(execution_id).await?;
     Ok((execution, history))
-}
-
-/// Without the definition the timeline only lacks the `of 5`.
-async fn attempts_max(client: &Client, execution: &ExecutionInfo) -> AttemptsMax {
-    let client = client.in_namespace(execution.namespace.as_str());
-    let workflow =
-        client.workflow(execution.workflow.as_str(), Some(execution.workflow_version)).await;
-    let definition = workflow.ok().and_then(|workflow| workflow.definition);
-    definition.as_ref().map(AttemptsMax::of).unwrap_or_default()
 }

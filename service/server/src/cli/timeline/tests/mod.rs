@@ -1,6 +1,14 @@
+//! Whole timelines, as they are printed, and the events that the tests of each module use.
+
+mod layout;
+mod model;
+mod words;
+
+use recoup_proto::v1::history_entry::Event;
 use recoup_proto::v1::{
-    CompensationInfo, CompensationStepState, DueCompensation, Error, PendingAttempt, Step,
-    WorkflowDefinition,
+    AttemptOutcome, AttemptState, CompensationInfo, CompensationStepState, DueCompensation, Error,
+    ExecutionState, PendingAttempt, RetryDecision, RetryReason, RetryVerdict, StepOutcome, StepRef,
+    StopCause,
 };
 use recoup_proto::{Duration, Timestamp};
 
@@ -35,9 +43,15 @@ fn history(events: Vec<(i64, Event)>) -> Vec<HistoryEntry> {
     events.into_iter().map(entry).collect()
 }
 
+/// With the limits of the workflow that these tests are about.
 fn scheduled(path: &str, compensation: bool, attempt: u32, due: i64) -> Event {
+    let max_attempts = match (path, compensation) {
+        ("reserve", true) => 2,
+        ("charge", false) => 3,
+        _ => 5,
+    };
     let step = step(path, compensation);
-    Event::AttemptScheduled(v1::AttemptScheduled { step, attempt, due_at: at(due) })
+    Event::AttemptScheduled(v1::AttemptScheduled { step, attempt, due_at: at(due), max_attempts })
 }
 
 fn completed(path: &str, compensation: bool, attempt: u32) -> Event {
@@ -102,25 +116,9 @@ fn execution(state: ExecutionState) -> ExecutionInfo {
     execution
 }
 
-fn definition() -> WorkflowDefinition {
-    let policy = |max_attempts| {
-        Some(v1::RetryPolicy { max_attempts: Some(max_attempts), ..Default::default() })
-    };
-    let mut reserve = Step { id: "reserve".to_owned(), ..Step::default() };
-    reserve.compensate = Some(v1::Compensate { retry: policy(2), ..Default::default() });
-    let charge = Step { id: "charge".to_owned(), retry: policy(3), ..Step::default() };
-    let notify = Step { id: "notify".to_owned(), ..Step::default() };
-    WorkflowDefinition {
-        steps: vec![reserve, charge],
-        finally: vec![notify],
-        ..WorkflowDefinition::default()
-    }
-}
-
 #[track_caller]
 fn reads(execution: &ExecutionInfo, events: Vec<(i64, Event)>, expected: &str) {
-    let attempts_max = AttemptsMax::of(&definition());
-    let lines = render(execution, &history(events), &attempts_max, Style::PLAIN);
+    let lines = render(execution, &history(events), Style::PLAIN);
     let text = lines.join("\n");
     assert_eq!(text.trim(), expected.trim(), "\n--- is\n{text}\n--- should be\n{expected}");
 }
@@ -344,13 +342,16 @@ fn what_a_person_does_after_the_end_stands_apart() {
     });
     let events = vec![
         (0, started()),
+        (75, scheduled("reserve", true, 2, 75)),
         (80, undo(2, stop(RetryReason::AttemptsExhausted))),
         (80, parked),
         (80, over(CompensationState::Parked)),
         (80, Event::FinallyStarted(v1::FinallyStarted::default())),
+        (80, scheduled("notify", false, 1, 80)),
         (90, completed("notify", false, 1)),
         (100, end),
         (200, again),
+        (200, scheduled("reserve", true, 3, 200)),
         (210, undo(3, retry(208, RetryReason::Policy, None))),
         (420, completed("reserve", true, 4)),
         (420, over(CompensationState::Done)),
@@ -365,21 +366,21 @@ fn what_a_person_does_after_the_end_stands_apart() {
   namespace default · key order-7 · started 2026-09-21T14:13:20Z
   input {{\"id\":7}}
 
-  +0.000s  ● started                 order v3
-  +0.080s  ✗ reserve       2 of 2    stock.away: {short} → stopped: attempts used up
-  +0.080s  ‼ reserve                 stock.away: {short} → parked: a person must act
-  +0.080s  ‼ compensation            not all could be undone
+  +0.000s  ● started                     order v3
+  +0.080s  ✗ reserve       2 of 2   5ms  stock.away: {short} → stopped: attempts used up
+  +0.080s  ‼ reserve                     stock.away: {short} → parked: a person must act
+  +0.080s  ‼ compensation                not all could be undone
 
   finally
-  +0.090s  ✓ notify        1 of 5    by worker-1
+  +0.090s  ✓ notify        1 of 5  10ms  by worker-1
 
-  +0.100s  ✗ FAILED                  stock.away: {message}
+  +0.100s  ✗ FAILED                      stock.away: {message}
 
   compensation, again
-  +0.200s  ↻ reserve                 tried again: the stock is back
-  +0.210s  ↻ reserve       3         stock.away: {short} → retry in 208ms (policy, attempt 4)
-  +0.420s  ↩ reserve       4         undone by worker-1
-  +0.420s  ✓ compensation            nothing is left to undo
+  +0.200s  ↻ reserve                     tried again: the stock is back
+  +0.210s  ↻ reserve       3       10ms  stock.away: {short} → retry in 208ms (policy, attempt 4)
+  +0.420s  ↩ reserve       4             undone by worker-1
+  +0.420s  ✓ compensation                nothing is left to undo
 "
         ),
     );
@@ -432,17 +433,6 @@ fn each_of_a_few_parked_steps_has_its_commands() {
 }
 
 #[test]
-fn the_end_that_stopped_an_attempt_is_named() {
-    let told = |error_type| {
-        let error = error(error_type, "");
-        decision_text(&stop(RetryReason::Cancelled), "", error.as_ref())
-    };
-    assert_eq!(told("recoup.terminated"), "stopped: the execution was terminated");
-    assert_eq!(told("recoup.timeout.execution"), "stopped: the time of the execution is up");
-    assert_eq!(told("recoup.cancelled"), "stopped: the execution is being cancelled");
-}
-
-#[test]
 fn a_quarantine_is_told_with_what_to_do() {
     let mut quarantine = v1::QuarantineInfo {
         detail: "transition 2 is missing, 3 follows".to_owned(),
@@ -486,33 +476,4 @@ fn a_quarantine_is_told_with_what_to_do() {
   was quarantined: HISTORY_GAP since 2026-09-21T14:13:20Z: transition 2 is missing, 3 follows; released 2026-09-21T14:14:20Z: put it back
 ",
     );
-}
-
-#[test]
-fn every_reason_to_stop_is_told() {
-    let mut seen = HashSet::new();
-    for reason in 1..=11 {
-        let reason = RetryReason::try_from(reason).expect("a reason to stop");
-        let text = decision_text(&stop(reason), "", None);
-        assert!(!text.contains("no reason given"), "{reason:?}");
-        assert!(seen.insert(text), "{reason:?} is told like another");
-    }
-}
-
-#[test]
-fn attempts_without_a_limit_have_none_told() {
-    let unlimited = v1::RetryPolicy {
-        max_duration: Some(Duration { seconds: 60, nanos: 0 }),
-        ..v1::RetryPolicy::default()
-    };
-    let definition = WorkflowDefinition {
-        defaults: Some(v1::WorkflowDefaults { retry: Some(unlimited), ..Default::default() }),
-        ..definition()
-    };
-    let max = AttemptsMax::of(&definition);
-    let named = |path: &str, compensation| max.text(&step(path, compensation).expect("one"), 2);
-    assert_eq!(named("reserve", false), "2");
-    assert_eq!(named("charge", false), "2 of 3");
-    assert_eq!(named("reserve", true), "2 of 2");
-    assert_eq!(named("elsewhere", false), "2");
 }

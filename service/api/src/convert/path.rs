@@ -1,0 +1,31 @@
+//! Step paths. Core has a path of its own for a compensation; the protocol has the step's path and a flag.
+
+use recoup_core::id::StepPath;
+use recoup_proto::v1;
+
+/// A compensation is named by the step that it undoes.
+pub fn step_ref(path: &StepPath) -> v1::StepRef {
+    let (step_path, compensation) = split(path);
+    v1::StepRef { step_path, compensation }
+}
+
+/// The step's path, and whether the path is that of its compensation.
+pub fn split(path: &StepPath) -> (String, bool) {
+    match path.compensated() {
+        Some(step) => (step.as_str().to_owned(), true),
+        None => (path.as_str().to_owned(), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compensation_is_named_by_its_step() {
+        let reference = step_ref(&StepPath::from("charge/compensate"));
+        assert_eq!((reference.step_path.as_str(), reference.compensation), ("charge", true));
+        let reference = step_ref(&StepPath::from("charge"));
+        assert_eq!((reference.step_path.as_str(), reference.compensation), ("charge", false));
+    }
+}

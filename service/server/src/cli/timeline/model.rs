@@ -1,0 +1,307 @@
+//! The facts of a timeline: which events of a history have a line, when, about which attempt, and in which
+//! sections they stand. Nothing here knows words, symbols or columns.
+
+use std::collections::{HashMap, HashSet};
+
+use recoup_proto::v1::history_entry::Event;
+use recoup_proto::v1::{self, CompensationState, ExecutionInfo, HistoryEntry, StepRef, StopCause};
+
+use crate::cli::text::timestamp_nanos;
+
+/// Type of the error of a run whose history has reached its limit.
+const HISTORY_TOO_LONG: &str = "recoup.history_too_long";
+
+/// A section begins, or something happened in the one before.
+#[derive(Debug, PartialEq)]
+pub enum Fact<'a> {
+    Section(Section<'a>),
+    Moment(Moment<'a>),
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Section<'a> {
+    /// A run after the first.
+    Run(u32),
+    Compensation(&'a v1::CompensationStarted),
+    /// A person acts on compensations after the execution has ended.
+    CompensationAgain,
+    Finally,
+    /// The end of the execution, which has no title.
+    End,
+}
+
+/// One line: something that happened, or an attempt that is pending.
+#[derive(Debug, PartialEq)]
+pub struct Moment<'a> {
+    /// Nanoseconds since the start of the execution. None: it is pending.
+    pub offset: Option<i128>,
+    /// The attempt that it is about, if it is about one.
+    pub attempt: Option<Attempt>,
+    /// Nanoseconds that the attempt took, if its beginning is known.
+    pub took: Option<i128>,
+    pub what: What<'a>,
+}
+
+/// The number of an attempt, and how many the policy allows. None: no limit is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub number: u32,
+    pub max: Option<u32>,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum What<'a> {
+    Started {
+        event: &'a v1::ExecutionStarted,
+        /// Nanoseconds that the execution may take.
+        limit: Option<i128>,
+    },
+    StepSkipped(&'a v1::StepSkipped),
+    AttemptFailed {
+        event: &'a v1::AttemptFailed,
+        /// The attempt that a retry would be.
+        next: Attempt,
+    },
+    AttemptWithdrawn(&'a v1::AttemptWithdrawn),
+    StepCompleted(&'a v1::StepCompleted),
+    /// A step that failed without an attempt that says so.
+    StepFailed(&'a v1::StepFailed),
+    StepIgnored(&'a v1::StepIgnored),
+    /// Every step is done, but the output cannot be made.
+    OutputFailed(&'a v1::RunStopped),
+    TimedOut(&'a v1::RunStopped),
+    Cancelling,
+    Terminating,
+    /// The history has reached its limit.
+    HistoryFull(&'a v1::RunStopped),
+    CancelRequested(&'a v1::CancelRequested),
+    CompensationParked(&'a v1::CompensationParked),
+    CompensationRetried(&'a v1::CompensationRetried),
+    CompensationSkipped(&'a v1::CompensationSkipped),
+    /// The compensation ended and some of it is parked.
+    CompensationIncomplete,
+    /// A person's retries and skips left nothing parked.
+    CompensationComplete,
+    HandlerFailed(&'a v1::HandlerFailed),
+    Ended(&'a v1::ExecutionEnded),
+    Pending {
+        attempt: &'a v1::PendingAttempt,
+        /// Nanoseconds from the start of the execution to the retry that it waits for.
+        retry_offset: Option<i128>,
+    },
+}
+
+/// The facts of an execution: those of its history, then what is pending.
+pub fn facts<'a>(execution: &'a ExecutionInfo, history: &'a [HistoryEntry]) -> Vec<Fact<'a>> {
+    let mut model = Model::new(execution);
+    for entry in history {
+        model.entry(entry);
+    }
+    for pending in &execution.pending_attempts {
+        model.pending(pending);
+    }
+    model.facts
+}
+
+/// A step or its compensation.
+type Task = (String, bool);
+
+fn task(step: Option<&StepRef>) -> Task {
+    step.map(|step| (step.step_path.clone(), step.compensation)).unwrap_or_default()
+}
+
+struct Model<'a> {
+    facts: Vec<Fact<'a>>,
+    started_at: i128,
+    /// When the open attempt of a task could begin.
+    due_at: HashMap<Task, i128>,
+    /// Most attempts of a task, as the history said when it scheduled them.
+    attempts_max: HashMap<Task, u32>,
+    /// Tasks whose last attempt failed: its line tells the failure of the step.
+    attempt_failed: HashSet<Task>,
+    /// Steps whose compensation a person retried.
+    retried: HashSet<String>,
+    has_ended: bool,
+    /// A person acts after the end, in a section that has begun.
+    is_again: bool,
+    run: u32,
+}
+
+impl<'a> Model<'a> {
+    fn new(execution: &ExecutionInfo) -> Self {
+        Self {
+            facts: Vec::new(),
+            started_at: execution.started_at.as_ref().map_or(0, timestamp_nanos),
+            due_at: HashMap::new(),
+            attempts_max: HashMap::new(),
+            attempt_failed: HashSet::new(),
+            retried: HashSet::new(),
+            has_ended: false,
+            is_again: false,
+            run: 1,
+        }
+    }
+
+    fn entry(&mut self, entry: &'a HistoryEntry) {
+        let at = entry.time.as_ref().map_or(self.started_at, timestamp_nanos);
+        if entry.run > self.run {
+            self.has_ended = false;
+            self.run = entry.run;
+            self.section(Section::Run(entry.run));
+        }
+        // A server may be newer than this binary: it has no line for an event that it does not know.
+        let Some(event) = &entry.event else { return };
+        match event {
+            Event::ExecutionStarted(event) => {
+                let limit = event.deadline.as_ref().map(|deadline| timestamp_nanos(deadline) - at);
+                self.moment(at, What::Started { event, limit });
+            }
+            Event::StepStarted(_) | Event::RunSucceeded(_) | Event::RequestRecorded(_) => {}
+            Event::StepSkipped(event) => self.moment(at, What::StepSkipped(event)),
+            Event::AttemptScheduled(scheduled) => self.scheduled(at, scheduled),
+            Event::AttemptStarted(started) => {
+                // The hand-over is a better beginning than the schedule.
+                if let Some(begun) = &started.started_at {
+                    self.due_at.insert(task(started.step.as_ref()), timestamp_nanos(begun));
+                }
+            }
+            Event::AttemptFailed(event) => {
+                let step = event.step.as_ref();
+                let next = self.attempt(step, event.attempt + 1);
+                let what = What::AttemptFailed { event, next };
+                self.attempt_moment(at, step, event.attempt, what);
+                self.attempt_failed.insert(task(step));
+            }
+            Event::AttemptWithdrawn(event) => {
+                let what = What::AttemptWithdrawn(event);
+                self.attempt_moment(at, event.step.as_ref(), event.attempt, what);
+            }
+            Event::StepCompleted(event) => {
+                let what = What::StepCompleted(event);
+                self.attempt_moment(at, event.step.as_ref(), event.attempt, what);
+            }
+            Event::StepFailed(event) => {
+                if !self.attempt_failed.contains(&task(event.step.as_ref())) {
+                    self.moment(at, What::StepFailed(event));
+                }
+            }
+            Event::StepIgnored(event) => self.moment(at, What::StepIgnored(event)),
+            Event::RunStopped(event) => self.run_stopped(at, event),
+            Event::CancelRequested(event) => self.moment(at, What::CancelRequested(event)),
+            Event::CompensationStarted(event) => self.section(Section::Compensation(event)),
+            Event::CompensationParked(event) => self.moment(at, What::CompensationParked(event)),
+            Event::CompensationRetried(event) => {
+                self.again();
+                self.retried.insert(event.step_path.clone());
+                self.moment(at, What::CompensationRetried(event));
+            }
+            Event::CompensationSkipped(event) => {
+                self.again();
+                self.moment(at, What::CompensationSkipped(event));
+            }
+            Event::CompensationEnded(ended) => {
+                if ended.state() == CompensationState::Parked {
+                    self.moment(at, What::CompensationIncomplete);
+                } else if self.is_again {
+                    self.moment(at, What::CompensationComplete);
+                }
+                self.is_again = false;
+            }
+            Event::FinallyStarted(_) => self.section(Section::Finally),
+            Event::HandlerFailed(event) => self.moment(at, What::HandlerFailed(event)),
+            Event::ExecutionEnded(event) => {
+                self.has_ended = true;
+                self.section(Section::End);
+                self.moment(at, What::Ended(event));
+            }
+        }
+    }
+
+    fn scheduled(&mut self, at: i128, scheduled: &v1::AttemptScheduled) {
+        let due = scheduled.due_at.as_ref().map_or(at, timestamp_nanos);
+        let task = task(scheduled.step.as_ref());
+        match scheduled.max_attempts {
+            0 => self.attempts_max.remove(&task),
+            max => self.attempts_max.insert(task.clone(), max),
+        };
+        self.due_at.insert(task, due);
+    }
+
+    fn run_stopped(&mut self, at: i128, event: &'a v1::RunStopped) {
+        match event.cause() {
+            StopCause::Failed if event.step_path.is_empty() => {
+                let is_full =
+                    event.error.as_ref().is_some_and(|error| error.r#type == HISTORY_TOO_LONG);
+                // Otherwise every step is done, and the output cannot be made.
+                self.moment(
+                    at,
+                    match is_full {
+                        true => What::HistoryFull(event),
+                        false => What::OutputFailed(event),
+                    },
+                );
+            }
+            // The line of the failed step says it all.
+            StopCause::Failed | StopCause::Unspecified => {}
+            StopCause::TimedOut => self.moment(at, What::TimedOut(event)),
+            StopCause::Cancelled => self.moment(at, What::Cancelling),
+            StopCause::Terminated => self.moment(at, What::Terminating),
+        }
+    }
+
+    /// A section of its own for what a person does after the execution has ended.
+    fn again(&mut self) {
+        if self.has_ended && !self.is_again {
+            self.is_again = true;
+            self.section(Section::CompensationAgain);
+        }
+    }
+
+    /// A compensation that a person retried may be attempted as often as before, but its numbers go on:
+    /// `attempt 4 of 3` would be wrong.
+    fn attempt(&self, step: Option<&StepRef>, number: u32) -> Attempt {
+        let task = task(step);
+        let is_retried = task.1 && self.retried.contains(&task.0);
+        let max = self.attempts_max.get(&task).copied().filter(|_| !is_retried);
+        Attempt { number, max }
+    }
+
+    fn pending(&mut self, pending: &'a v1::PendingAttempt) {
+        let retry_at = pending.next_retry_at.as_ref().map(timestamp_nanos);
+        let is_retried = pending.compensation && self.retried.contains(&pending.step_path);
+        let max = Some(pending.max_attempts).filter(|max| *max > 0 && !is_retried);
+        let what = What::Pending {
+            attempt: pending,
+            retry_offset: retry_at.map(|at| at - self.started_at),
+        };
+        self.facts.push(Fact::Moment(Moment {
+            offset: None,
+            attempt: Some(Attempt { number: pending.attempt, max }),
+            took: None,
+            what,
+        }));
+    }
+
+    fn section(&mut self, section: Section<'a>) {
+        self.facts.push(Fact::Section(section));
+    }
+
+    fn moment(&mut self, at: i128, what: What<'a>) {
+        let offset = Some(self.offset(at));
+        self.facts.push(Fact::Moment(Moment { offset, attempt: None, took: None, what }));
+    }
+
+    fn attempt_moment(&mut self, at: i128, step: Option<&StepRef>, number: u32, what: What<'a>) {
+        let due = self.due_at.remove(&task(step));
+        self.facts.push(Fact::Moment(Moment {
+            offset: Some(self.offset(at)),
+            attempt: Some(self.attempt(step, number)),
+            took: due.map(|due| (at - due).max(0)),
+            what,
+        }));
+    }
+
+    fn offset(&self, at: i128) -> i128 {
+        (at - self.started_at).max(0)
+    }
+}

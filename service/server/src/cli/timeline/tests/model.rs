@@ -1,0 +1,113 @@
+use super::super::model::{Attempt, Fact, Moment, Section, What, facts};
+use super::*;
+
+/// `(offset in milliseconds, attempt, took in milliseconds)` of each line about an attempt.
+fn attempts(execution: &ExecutionInfo, events: Vec<(i64, Event)>) -> Vec<(i128, Attempt, i128)> {
+    const MILLI: i128 = 1_000_000;
+    let history = history(events);
+    let of_attempt = |fact| match fact {
+        Fact::Moment(Moment { offset, attempt: Some(attempt), took, .. }) => {
+            let millis = |nanos: Option<i128>| nanos.map_or(-1, |nanos| nanos / MILLI);
+            Some((millis(offset), attempt, millis(took)))
+        }
+        Fact::Moment(_) | Fact::Section(_) => None,
+    };
+    facts(execution, &history).into_iter().filter_map(of_attempt).collect()
+}
+
+#[test]
+fn attempts_are_limited_as_the_history_says() {
+    let unlimited = Event::AttemptScheduled(v1::AttemptScheduled {
+        step: step("unlimited", false),
+        attempt: 2,
+        due_at: at(30),
+        max_attempts: 0,
+    });
+    let events = vec![
+        (0, scheduled("charge", false, 2, 5)),
+        (10, completed("charge", false, 2)),
+        (20, completed("unscheduled", false, 1)),
+        (20, unlimited),
+        (25, completed("unlimited", false, 2)),
+        (30, scheduled("reserve", true, 1, 30)),
+        (40, completed("reserve", true, 1)),
+    ];
+    let execution = execution(ExecutionState::Failed);
+    let attempt = |number, max| Attempt { number, max };
+    let expected = [
+        (10, attempt(2, Some(3)), 5),
+        (20, attempt(1, None), -1),
+        // It ended before it was due: it took no time.
+        (25, attempt(2, None), 0),
+        (40, attempt(1, Some(2)), 10),
+    ];
+    assert_eq!(attempts(&execution, events), expected);
+}
+
+#[test]
+fn the_hand_over_is_the_beginning_of_an_attempt() {
+    let handed = Event::AttemptStarted(v1::AttemptStarted {
+        step: step("charge", false),
+        attempt: 1,
+        started_at: at(60),
+        ..v1::AttemptStarted::default()
+    });
+    let events = vec![
+        (0, scheduled("charge", false, 1, 0)),
+        (70, handed),
+        (100, completed("charge", false, 1)),
+    ];
+    let execution = execution(ExecutionState::Running);
+    let expected = [(100, Attempt { number: 1, max: Some(3) }, 40)];
+    assert_eq!(attempts(&execution, events), expected);
+}
+
+#[test]
+fn a_retried_compensation_has_no_limit_until_it_is_known_again() {
+    let retried = Event::CompensationRetried(v1::CompensationRetried {
+        step_path: "reserve".to_owned(),
+        ..v1::CompensationRetried::default()
+    });
+    let mut execution = execution(ExecutionState::Failed);
+    let waits = |compensation| PendingAttempt {
+        step_path: "reserve".to_owned(),
+        compensation,
+        attempt: 4,
+        max_attempts: 4,
+        ..PendingAttempt::default()
+    };
+    execution.pending_attempts = vec![waits(true), waits(false)];
+    let events = vec![(0, retried), (0, scheduled("reserve", true, 3, 0))];
+    let attempt = |max| (-1, Attempt { number: 4, max }, -1);
+    assert_eq!(attempts(&execution, events), [attempt(None), attempt(Some(4))]);
+}
+
+#[test]
+fn a_failed_step_is_told_once() {
+    let failure = |path: &str| {
+        let error = error("a.b", "");
+        Event::StepFailed(v1::StepFailed { step: step(path, false), error })
+    };
+    let told = |events| {
+        let history = history(events);
+        let execution = execution(ExecutionState::Failed);
+        let facts = facts(&execution, &history);
+        let is_failure = |fact: &Fact<'_>| matches!(fact, Fact::Moment(moment) if matches!(moment.what, What::StepFailed(_)));
+        facts.into_iter().filter(is_failure).count()
+    };
+    let attempt = failed("charge", 1, error("a.b", ""), stop(RetryReason::Permanent));
+    assert_eq!(told(vec![(1, attempt.clone()), (1, failure("charge"))]), 0);
+    assert_eq!(told(vec![(1, attempt), (1, failure("reserve"))]), 1);
+}
+
+#[test]
+fn each_run_after_the_first_has_a_section() {
+    let mut history = history(vec![(0, started()), (5, started())]);
+    history[1].run = 2;
+    let execution = execution(ExecutionState::Running);
+    let sections = facts(&execution, &history).into_iter().filter_map(|fact| match fact {
+        Fact::Section(section) => Some(section),
+        Fact::Moment(_) => None,
+    });
+    assert!(sections.eq([Section::Run(2)]));
+}

@@ -1,0 +1,40 @@
+use std::collections::HashSet;
+
+use super::super::model::Attempt;
+use super::super::words::attempt_text;
+use super::*;
+
+#[test]
+fn the_end_that_stopped_an_attempt_is_named() {
+    let told = |error_type| {
+        let error = error(error_type, "");
+        decision_text(&stop(RetryReason::Cancelled), "", error.as_ref())
+    };
+    assert_eq!(told("recoup.terminated"), "stopped: the execution was terminated");
+    assert_eq!(told("recoup.timeout.execution"), "stopped: the time of the execution is up");
+    assert_eq!(told("recoup.cancelled"), "stopped: the execution is being cancelled");
+}
+
+#[test]
+fn every_reason_to_stop_is_told() {
+    let mut seen = HashSet::new();
+    for reason in 1..=11 {
+        let reason = RetryReason::try_from(reason).expect("a reason to stop");
+        let text = decision_text(&stop(reason), "", None);
+        assert!(!text.contains("no reason given"), "{reason:?}");
+        assert!(seen.insert(text), "{reason:?} is told like another");
+    }
+}
+
+#[test]
+fn an_attempt_without_a_limit_has_none_told() {
+    assert_eq!(attempt_text(Attempt { number: 2, max: Some(3) }), "2 of 3");
+    assert_eq!(attempt_text(Attempt { number: 2, max: None }), "2");
+}
+
+#[test]
+fn text_of_others_stays_in_its_line() {
+    let cancel = v1::CancelRequested { reason: "one\ntwo".to_owned() };
+    let words = super::super::words::words(&super::super::model::What::CancelRequested(&cancel));
+    assert_eq!(words.text, "one two");
+}
