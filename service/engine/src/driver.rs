@@ -22,6 +22,7 @@ use crate::node::io::{
 };
 use crate::options::Options;
 use crate::task::HandedTask;
+use crate::unread::Unread;
 
 /// How a caller is answered.
 pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;
@@ -125,6 +126,7 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
         node: Node::new(options, seed),
         store: store.clone(),
         plans: plans.clone(),
+        unread: Arc::default(),
         clock: clock.clone(),
         queued,
         answers,
@@ -151,6 +153,7 @@ struct Driver {
     node: Node<Reply>,
     store: Arc<dyn Store>,
     plans: Arc<Plans>,
+    unread: Arc<Unread>,
     clock: Arc<Clock>,
     queued: mpsc::Receiver<Request>,
     /// Bounded by what is under way: every message answers one output.
@@ -322,6 +325,7 @@ impl Driver {
     fn call(&self, output: Output<Reply>) {
         let (store, answers) = (self.store.clone(), self.answers.clone());
         let (plans, options) = (self.plans.clone(), self.node.options().clone());
+        let unread = self.unread.clone();
         let span = span(&output);
         let calling = async move {
             let began = Instant::now();
@@ -345,7 +349,11 @@ impl Driver {
                     Input::Loaded { node, asked, loaded }
                 }
                 Output::Adopt { node, silent, limit } => {
-                    Input::Adopted(node, Adopted::ask(&*store, node, &silent, limit).await)
+                    let adopted = Adopted::ask(&*store, node, &silent, limit).await;
+                    if adopted.is_ok() {
+                        unread.tell(&*store, Instant::now()).await;
+                    }
+                    Input::Adopted(node, adopted)
                 }
                 Output::Heads(node, ids) => Input::Heads(node, store.heads(&ids).await),
                 Output::Due(node, until, after, limit) => {

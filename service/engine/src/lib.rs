@@ -14,6 +14,7 @@ pub mod options;
 mod task;
 pub mod token;
 mod transition;
+mod unread;
 
 pub use handle::{Engine, Started, Worker, WorkerLink};
 pub use load::Remains;

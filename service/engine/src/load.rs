@@ -12,6 +12,7 @@ use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
+use recoup_store::format::Formats;
 use recoup_store::{
     History, IndexRow, Listed, NodeId, Store, StoredTransition, WorkflowVersion, format,
 };
@@ -177,10 +178,13 @@ pub async fn load(
     for history in histories {
         let state = match &history.quarantine {
             Some(row) if row.in_force() => Err(Unusable::Quarantined(row.quarantine.clone())),
+            _ if history.format > Formats::NEWEST.history => {
+                Err(Unusable::Newer(format::Error::Newer(history.format).to_string()))
+            }
             _ => judge(store, plans, &history).await?,
         };
-        let History { execution, owner, wake_at, quarantine, .. } = history;
-        loaded.push(Loaded { execution, owner, wake_at, state, quarantine });
+        let History { execution, owner, wake_at, format, quarantine, .. } = history;
+        loaded.push(Loaded { execution, owner, wake_at, format, state, quarantine });
     }
     Ok(Reading { found: loaded, rest })
 }

@@ -8,7 +8,8 @@ use recoup_core::time::Timestamp;
 use recoup_store::format::{Encoded, encode_failure_event};
 use recoup_store::{FeedRow, IndexRow};
 
-pub fn index_row(state: &Execution, wake_at: Option<Timestamp>) -> IndexRow {
+/// `format` is the highest in the history.
+pub fn index_row(state: &Execution, format: u16, wake_at: Option<Timestamp>) -> IndexRow {
     let error = state.error.as_ref().or(state.stop.as_ref().map(|stop| &stop.error));
     IndexRow {
         namespace: state.namespace.clone(),
@@ -23,12 +24,19 @@ pub fn index_row(state: &Execution, wake_at: Option<Timestamp>) -> IndexRow {
         started_at: state.started_at,
         ended_at: state.ended_at,
         wake_at,
+        format,
     }
 }
 
 /// Whether what executions are found by differs between two states.
-pub fn index_differs(row: &IndexRow, state: &Execution, wake_at: Option<Timestamp>) -> bool {
-    row.state != state.state
+pub fn index_differs(
+    row: &IndexRow,
+    state: &Execution,
+    format: u16,
+    wake_at: Option<Timestamp>,
+) -> bool {
+    row.format != format
+        || row.state != state.state
         || row.phase != state.phase
         || row.compensation != state.compensation
         || row.run != state.run

@@ -10,7 +10,7 @@ use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Wo
 use recoup_core::error::builtin;
 use recoup_core::execution::{State, TraceContext};
 use recoup_core::failure_event::{FailureEvent, FailureKind};
-use recoup_core::id::{ExecutionId, Namespace, StepId};
+use recoup_core::id::{ExecutionId, Namespace, StepId, TransitionId};
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
@@ -21,8 +21,8 @@ use recoup_engine::{
 use recoup_store::format::{FIRST, Row};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
-    Executions, Feed, NewVersion, NodeId, PageLimit, QueueName, Registry, Release,
-    StoredTransition, format,
+    Batch, Executions, Feed, IndexRow, NewVersion, NodeId, Nodes, PageLimit, QueueName, Registry,
+    Release, Settled, StoredTransition, Transition, Transitions, format,
 };
 
 fn step(id: &str) -> Step {
@@ -461,4 +461,45 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
     assert_eq!(ended.state, State::Succeeded);
     let seen = other.await_end(id, Duration::from_secs(20)).await.expect("it is known");
     assert_eq!(seen.state, State::Succeeded);
+}
+
+/// The row of an execution says that this binary cannot read it; what its history holds is not looked at.
+#[tokio::test]
+async fn an_execution_in_a_newer_format_is_refused_without_looking_into_its_history() {
+    let store = store().await;
+    let engine = engine(&store, options()).await;
+    let newer = start(&engine, 1).await;
+    engine.stop().await;
+    // What a newer binary has written about it would be damage to this one.
+    let beyond = Row::History.newest() + 1;
+    let index = store.indexed(newer).await.expect("asks").expect("it was started").index;
+    let node = store.join("newer:1", Duration::from_secs(60)).await.expect("joins").node;
+    let transition = Transition {
+        execution: newer,
+        sequence: 2,
+        transition_id: TransitionId(uuid::Uuid::from_u128(2)),
+        format: beyond,
+        data: Bytes::from_static(b"\xff\xff\xff"),
+        index: Some(IndexRow { format: beyond, ..index }),
+        request: None,
+        feed: Vec::new(),
+        overflow_done: Vec::new(),
+        may_be_gone: false,
+    };
+    let batch = Batch { transitions: vec![transition], ..Batch::default() };
+    assert_eq!(store.commit(node, &batch).await.expect("commits"), [Settled::Won]);
+    store.leave(node).await.expect("leaves");
+    let first = store.take_transition(newer, 1).expect("it was started");
+    let garbled = StoredTransition { data: Bytes::from_static(b"\xff"), ..first };
+    store.put_transition(newer, garbled.sealed(newer));
+
+    let engine = self::engine(&store, options()).await;
+    let cancel = Command::CancelExecution { reason: "enough".into() };
+    let refused = engine.command(newer, cancel, None).await.expect_err("it can not be read");
+    assert!(matches!(refused, Refusal::TooNew(_)), "{refused:?}");
+    assert!(matches!(engine.snapshot(newer).await, Err(Refusal::TooNew(_))));
+    let sound = start(&engine, 2).await;
+    assert!(engine.snapshot(sound).await.is_ok(), "nothing else is affected");
+    engine.stop().await;
+    assert!(events(&store, newer).await.is_empty(), "it was not quarantined");
 }

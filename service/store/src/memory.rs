@@ -27,6 +27,7 @@ use uuid::Uuid;
 pub use transitions::PendingCommit;
 
 use crate::contract::{NodeId, Positioned, StoredTransition};
+use crate::format::Formats;
 use state::State;
 
 /// Tells the store its time.
@@ -48,6 +49,8 @@ pub struct Options {
 pub struct MemoryStore {
     clock: Clock,
     options: Options,
+    /// The newest that are read.
+    formats: Formats,
     state: Arc<Mutex<State>>,
 }
 
@@ -66,7 +69,8 @@ impl MemoryStore {
         let now = clock();
         let incarnation = options.incarnation.unwrap_or_else(|| incarnation(now, 0));
         let state = State::new(incarnation, now);
-        Self { clock, options, state: Arc::new(Mutex::new(state)) }
+        let formats = Formats::NEWEST;
+        Self { clock, options, formats, state: Arc::new(Mutex::new(state)) }
     }
 
     /// On the clock of the machine. Every call makes a store with an incarnation of its own.
@@ -75,6 +79,12 @@ impl MemoryStore {
         let incarnation = incarnation(system_now(), MADE.fetch_add(1, Ordering::Relaxed));
         let options = Options { incarnation: Some(incarnation), ..Options::default() };
         Self::with_options(Arc::new(system_now), options)
+    }
+
+    /// The same store, as a binary has it that reads formats up to these.
+    #[must_use]
+    pub fn reading(&self, formats: Formats) -> Self {
+        Self { formats, ..self.clone() }
     }
 
     /// Every failure event that is visible now, by position: what a reader of the feed must see.
@@ -102,6 +112,10 @@ impl MemoryStore {
     /// Puts a transition into a history, whatever is there: repairs it, or damages it otherwise.
     pub fn put_transition(&self, execution: ExecutionId, transition: StoredTransition) {
         let mut state = self.lock();
+        if let Some(indexed) = state.executions.get_mut(&execution) {
+            // As with every transition that needs a newer format.
+            indexed.row.format = indexed.row.format.max(transition.format);
+        }
         state.history.entry(execution).or_default().insert(transition.sequence, transition);
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use recoup_store::conformance::Harness;
+use recoup_store::format::Formats;
 use recoup_store::sqlite::SqliteStore;
 use recoup_store::{NodeId, Store};
 use tempfile::TempDir;
@@ -31,6 +32,11 @@ impl Harness for Embedded {
     async fn set_lane(&self, _node: NodeId, last: i64) {
         let store = self.store.lock().expect("one test has it").clone();
         store.expect("made before").set_lanes(last).await.expect("writes");
+    }
+
+    fn reading(&self, formats: Formats) -> Arc<dyn Store> {
+        let store = self.store.lock().expect("one test has it").clone();
+        Arc::new(store.expect("made before").reading(formats))
     }
 }
 
@@ -136,6 +142,7 @@ mod killed {
             format: 1,
             data: data(number),
             index: Some(IndexRow {
+                format: 1,
                 namespace: "default".into(),
                 workflow: "order".into(),
                 version: 1,

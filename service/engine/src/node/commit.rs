@@ -291,9 +291,13 @@ impl<R> Node<R> {
         let wake_at = self.sleeps_until(&committed);
         let slot = self.slots.get_mut(&id)?;
         slot.in_flight = true;
+        let Encoded { format, data } = encode_transition(next.decided_at, &events);
+        // If this transition is lost, the history is read again, and its format with it.
+        slot.format = slot.format.max(format);
+        let highest = slot.format;
         let unchanged = slot.owned
-            && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, wake_at));
-        let index = (!unchanged).then(|| index_row(&next, wake_at));
+            && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, highest, wake_at));
+        let index = (!unchanged).then(|| index_row(&next, highest, wake_at));
         // Void is the row of what is closed, and of what is with a worker from now on.
         let open: BTreeSet<_> = match slot.overflow.is_empty() {
             true => BTreeSet::new(),
@@ -317,7 +321,6 @@ impl<R> Node<R> {
             }),
             _ => None,
         });
-        let Encoded { format, data } = encode_transition(next.decided_at, &events);
         let transition = Transition {
             execution: id,
             sequence: next.sequence,

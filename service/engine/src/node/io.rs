@@ -180,6 +180,8 @@ pub struct Loaded {
     pub owner: Option<NodeId>,
     /// When its owner is reminded of it, as it is stored.
     pub wake_at: Option<Timestamp>,
+    /// The highest format in its history, as its row has it.
+    pub format: u16,
     pub state: Result<(Box<Execution>, Arc<Plan>), Unusable>,
     /// The last one, be it in force or released.
     pub quarantine: Option<QuarantineRow>,

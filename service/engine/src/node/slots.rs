@@ -12,6 +12,7 @@ use recoup_core::outcome::Outcome;
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
+use recoup_store::format::FIRST;
 use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
 
 use super::attempt::{Attempt, Place};
@@ -28,6 +29,8 @@ pub(super) struct Slot<R> {
     pub owned: bool,
     /// As last written by this node; none if another wrote last.
     pub index: Option<IndexRow>,
+    /// The highest format in its history, with what is under way.
+    pub format: u16,
     /// When the store reminds this node of it, if it is the owner: until then it may leave memory.
     pub wake_at: Option<Timestamp>,
     pub inbox: VecDeque<Pending<R>>,
@@ -165,6 +168,7 @@ impl<R> Slot<R> {
             known: Known::Unread,
             owned: false,
             index: None,
+            format: FIRST,
             wake_at: None,
             inbox: VecDeque::new(),
             singly: 0,
@@ -496,6 +500,7 @@ impl<R> Node<R> {
                     }
                     slot.owned = mine;
                     slot.index = None;
+                    slot.format = loaded.format;
                     slot.wake_at = loaded.wake_at.filter(|_| mine);
                     slot.inbox.retain(|one| match &one.command {
                         _ if !one.is_own() => true,

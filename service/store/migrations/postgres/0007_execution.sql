@@ -9,6 +9,8 @@ create table execution (
     phase text collate "C" not null,
     compensation text collate "C" not null,
     run bigint not null,
+    -- The highest format in its history: nodes that do not read it leave the execution alone.
+    format integer not null,
     -- Something remains to be done: what nodes own and adopt.
     active boolean not null,
     error_type text collate "C",
@@ -25,6 +27,7 @@ create table execution (
         'FINALLY')),
     constraint execution_compensation_is_known check (compensation in ('NONE', 'PENDING', 'RUNNING',
         'DONE', 'PARKED')),
+    constraint execution_format_is_16_bits check (format between 0 and 65535),
     constraint execution_version_is_32_bits check (version between 0 and 4294967295),
     constraint execution_run_is_32_bits check (run between 0 and 4294967295),
     constraint execution_is_active_until_nothing_remains check (active = (compensation = 'RUNNING'
@@ -36,6 +39,8 @@ create table execution (
 create index execution_list on execution (namespace, id);
 -- A success adds an entry here at its start, and one to `execution_ended` at its end.
 create index execution_owned on execution (owner, id) where active;
+-- As a rule empty: what may be left without a node that reads it.
+create index execution_newer on execution (format) where active and format > 1;
 create index execution_failed on execution (namespace, id)
     where state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED');
 -- In the order of ends: what retention looks through.

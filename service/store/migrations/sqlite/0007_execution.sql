@@ -12,6 +12,8 @@ create table execution (
     phase integer not null,
     compensation integer not null,
     run integer not null,
+    -- The highest format in its history: nodes that do not read it leave the execution alone.
+    format integer not null,
     -- Something remains to be done: what nodes own and adopt.
     active integer not null,
     error_type text,
@@ -25,6 +27,7 @@ create table execution (
     constraint execution_state_is_known check (state between 1 and 11),
     constraint execution_phase_is_known check (phase between 1 and 4),
     constraint execution_compensation_is_known check (compensation between 1 and 5),
+    constraint execution_format_is_16_bits check (format between 0 and 65535),
     constraint execution_version_is_32_bits check (version between 0 and 4294967295),
     constraint execution_run_is_32_bits check (run between 0 and 4294967295),
     constraint execution_is_active_until_nothing_remains check (active = (state < 6 or compensation = 3)),
@@ -34,6 +37,8 @@ create table execution (
 create index execution_list on execution (namespace, id);
 -- A success adds an entry here at its start and takes it away at its end.
 create index execution_owned on execution (owner, id) where active = 1;
+-- As a rule empty: what may be left without a node that reads it.
+create index execution_newer on execution (format) where active = 1 and format > 1;
 -- In the order of ends: what retention looks through.
 create index execution_ended on execution (namespace, ended_at)
     where ended_at is not null and active = 0 and compensation <> 5;

@@ -254,16 +254,3 @@ pub async fn events_beside_a_quarantine_keep_their_order_without_a_load(
     let start = world.store.failure("start").await.expect("asks").expect("there");
     assert!(start.position.number > (world.now + hour).as_micros(), "the lane was not set");
 }
-
-pub async fn what_a_newer_binary_wrote_is_not_adopted(world: World) {
-    let (gone, node) = (world.node().await, world.node().await);
-    let (old, newer) =
-        (world.begun(gone, world.index()).await, world.begun(gone, world.index()).await);
-    let next =
-        Transition { format: crate::format::Formats::NEWEST.history + 1, ..world.next(newer, 2) };
-    world.won(gone, [next, world.next(old, 2)]).await;
-    world.store.leave(gone).await.expect("leaves");
-    assert_eq!(world.store.adopt(node, 10).await.expect("adopts"), [old]);
-    assert_eq!(world.store.adopt(node, 10).await.expect("adopts"), []);
-    assert_eq!(world.head(newer).await.expect("there").owner, None);
-}

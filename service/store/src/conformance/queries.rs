@@ -18,6 +18,7 @@ async fn list(world: &World, filter: ListFilter) -> Vec<ExecutionId> {
 pub async fn an_index_row_comes_back_as_it_was(world: World) {
     let node = world.node().await;
     let full = IndexRow {
+        format: 1,
         namespace: "default".into(),
         workflow: "größe".into(),
         version: u32::MAX >> 1,

@@ -54,6 +54,7 @@ impl World {
 
     pub fn index(&self) -> IndexRow {
         IndexRow {
+            format: 1,
             namespace: NAMESPACE.into(),
             workflow: "order".into(),
             version: 1,

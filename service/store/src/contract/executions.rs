@@ -17,6 +17,8 @@ pub struct History {
     pub owner: Option<NodeId>,
     /// [`IndexRow::wake_at`] as it is stored.
     pub wake_at: Option<Timestamp>,
+    /// [`IndexRow::format`] as it is stored.
+    pub format: u16,
     /// From sequence 1 on, without a gap, unless the store is damaged.
     pub transitions: Vec<StoredTransition>,
     /// The last one, be it in force or released.
@@ -133,7 +135,8 @@ pub trait Executions {
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>>;
 
     /// Executions of this node whose `wake_at` is not after `until`, earliest first, after the one where
-    /// the last page ended. Without those in quarantine, which would come each time anew.
+    /// the last page ended. Without those in quarantine, which would come each time anew, and those in a
+    /// format that this binary cannot read.
     async fn due(
         &self,
         node: NodeId,

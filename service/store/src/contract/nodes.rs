@@ -39,9 +39,13 @@ pub struct Renewals {
     pub ttl: Duration,
 }
 
+/// How far [`Nodes::unread`] counts.
+pub const UNREAD_MAX: u64 = 1000;
+
 #[async_trait]
 pub trait Nodes {
-    /// Begins a life. `address` is where other nodes reach this one.
+    /// Begins a life, and publishes the newest format of histories that it reads. `address` is where other
+    /// nodes reach this one.
     ///
     /// Its events have feed positions behind all that earlier lives of the same process wrote, and
     /// behind all of the executions that they had loaded: a batch that was under way when a life ended
@@ -66,7 +70,11 @@ pub trait Nodes {
     async fn leases(&self, node: NodeId, silent: &[Renewals]) -> Result<Vec<Renewals>>;
 
     /// Takes over at most `limit` active executions whose owner's lease is closed, and returns them;
-    /// not those whose history has a transition in a format newer than this binary reads,
-    /// which stay for a node that can read it.
+    /// not those in a format that this binary cannot read ([`super::IndexRow::format`]), which stay for a
+    /// node that can.
     async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>>;
+
+    /// How many active executions are in a format that no node with an open lease reads, so that nobody
+    /// goes on with them. At most [`UNREAD_MAX`] are counted.
+    async fn unread(&self) -> Result<u64>;
 }

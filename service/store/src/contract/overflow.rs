@@ -100,7 +100,7 @@ pub trait Overflow {
 
     /// Leases at most `limit` available tasks that these workers take to the node for `lease`: highest
     /// priority first, then the longest available, and no more for any workers than their credit. No
-    /// task is leased to two at a time. `now` is the node's store time, in which tasks became available.
+    /// task is leased to two at a time, and none of an execution in a format that this binary cannot read. `now` is the node's store time, in which tasks became available.
     async fn claim(
         &self,
         node: NodeId,

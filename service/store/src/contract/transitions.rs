@@ -85,6 +85,9 @@ impl Transition {
 /// What executions are found by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IndexRow {
+    /// The highest format of a transition in its history. It is written with the transition that raises it,
+    /// and says which nodes can go on with the execution.
+    pub format: u16,
     pub namespace: Namespace,
     pub workflow: WorkflowName,
     pub version: u32,

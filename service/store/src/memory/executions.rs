@@ -26,8 +26,10 @@ impl Executions for MemoryStore {
             let transitions = state.history.get(&execution)?.values().cloned().collect();
             let quarantine = state.quarantines.get(&execution).map(|marked| marked.row.clone());
             let owner = state.owner(execution);
-            let wake_at = state.executions.get(&execution).and_then(|indexed| indexed.row.wake_at);
-            Some(History { execution, owner, wake_at, transitions, quarantine })
+            let row = state.executions.get(&execution).map(|indexed| &indexed.row);
+            let (wake_at, format) =
+                (row.and_then(|row| row.wake_at), row.map_or(0, |row| row.format));
+            Some(History { execution, owner, wake_at, format, transitions, quarantine })
         });
         let mut histories: Vec<_> = histories.collect();
         let limit = PageLimit { events: usize::MAX, bytes };
@@ -67,7 +69,9 @@ impl Executions for MemoryStore {
         limit: usize,
     ) -> Result<Vec<Due>> {
         let state = self.lock();
-        let owned = state.executions.iter().filter(|(_, execution)| execution.owner == node);
+        let owned = state.executions.iter().filter(|(_, execution)| {
+            execution.owner == node && execution.row.format <= self.formats.history
+        });
         let mut due: Vec<_> = owned
             .filter_map(|(&execution, indexed)| {
                 Some(Due { wake_at: indexed.row.wake_at?, execution })

@@ -6,7 +6,7 @@ use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
 use super::state::{Lane, Node};
-use crate::contract::{Lease, NodeId, Nodes, Renewals, Result};
+use crate::contract::{Lease, NodeId, Nodes, Renewals, Result, UNREAD_MAX};
 
 #[async_trait]
 impl Nodes for MemoryStore {
@@ -20,6 +20,7 @@ impl Nodes for MemoryStore {
         let lane = Lane { last, ..Lane::default() };
         let reached = Timestamp::default();
         let row = Node {
+            history_format: self.formats.history,
             ttl,
             renewals: 0,
             renewed_at: now,
@@ -74,7 +75,7 @@ impl Nodes for MemoryStore {
             .executions
             .iter()
             .filter(|(_, execution)| execution.row.is_active() && !state.is_live(execution.owner))
-            .filter(|(id, _)| state.is_readable(**id));
+            .filter(|(_, execution)| execution.row.format <= self.formats.history);
         let adopted: Vec<_> = orphaned.map(|(id, _)| *id).take(limit).collect();
         for id in &adopted {
             if let Some(execution) = state.executions.get_mut(id) {
@@ -82,5 +83,14 @@ impl Nodes for MemoryStore {
             }
         }
         Ok(adopted)
+    }
+
+    async fn unread(&self) -> Result<u64> {
+        let state = self.lock();
+        let live = state.nodes.values().filter(|node| !node.closed);
+        let newest = live.map(|node| node.history_format).max().unwrap_or(0);
+        let active = state.executions.values().filter(|execution| execution.row.is_active());
+        let unread = active.filter(|execution| execution.row.format > newest);
+        Ok(u64::try_from(unread.count()).unwrap_or(u64::MAX).min(UNREAD_MAX))
     }
 }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
@@ -40,8 +41,14 @@ impl Overflow for MemoryStore {
     ) -> Result<Vec<OverflowTask>> {
         let mut state = self.lock();
         state.live(node)?;
+        let is_read = |execution: &ExecutionId| {
+            let indexed = state.executions.get(execution);
+            indexed.is_none_or(|indexed| indexed.row.format <= self.formats.history)
+        };
         let free = state.overflow.values().filter(|row| {
-            row.task.available_at <= now && row.leased_until.is_none_or(|until| until <= now)
+            row.task.available_at <= now
+                && row.leased_until.is_none_or(|until| until <= now)
+                && is_read(&row.task.task.execution)
         });
         let free = free.map(|row| row.task.clone()).collect();
         let claimed = choose(free, idle, limit);

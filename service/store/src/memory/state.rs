@@ -73,6 +73,8 @@ pub(super) struct Quarantined {
 
 /// A life of a node, with the lane of the feed that it writes.
 pub(super) struct Node {
+    /// The newest format of histories that it reads.
+    pub history_format: u16,
     pub ttl: Duration,
     pub renewals: u64,
     /// On the database's clock.
@@ -167,14 +169,6 @@ impl State {
     pub fn owner(&self, execution: ExecutionId) -> Option<NodeId> {
         let owner = self.executions.get(&execution)?.owner;
         self.is_live(owner).then_some(owner)
-    }
-
-    /// Whether this binary knows the formats of a history.
-    pub fn is_readable(&self, execution: ExecutionId) -> bool {
-        let history = self.history.get(&execution);
-        history.is_none_or(|rows| {
-            rows.values().all(|row| row.format <= crate::format::Formats::NEWEST.history)
-        })
     }
 
     /// The quarantine in force.

@@ -58,6 +58,7 @@ fn event(name: &str, execution: Option<ExecutionId>) -> FeedRow {
 /// A transition with one event, called `name`.
 fn transition(execution: ExecutionId, sequence: u64, name: &str) -> Transition {
     let index = IndexRow {
+        format: 1,
         namespace: "default".into(),
         workflow: "w".into(),
         version: 1,
@@ -277,6 +278,7 @@ async fn a_request_id_of_the_registry_is_free_again_after_its_day() {
 mod conformance {
     use super::*;
     use crate::conformance::Harness;
+    use crate::format::Formats;
 
     #[derive(Default)]
     struct Memory(std::sync::Mutex<Option<MemoryStore>>);
@@ -292,6 +294,11 @@ mod conformance {
         async fn set_lane(&self, node: NodeId, last: i64) {
             let store = self.0.lock().expect("one test has it").clone();
             store.expect("made before").set_lane(node, last);
+        }
+
+        fn reading(&self, formats: Formats) -> Arc<dyn Store> {
+            let store = self.0.lock().expect("one test has it").clone();
+            Arc::new(store.expect("made before").reading(formats))
         }
     }
 
@@ -314,6 +321,10 @@ mod conformance {
         }
 
         async fn set_lane(&self, _: NodeId, _: i64) {}
+
+        fn reading(&self, _: Formats) -> Arc<dyn Store> {
+            unimplemented!("no case of the mutant asks for it")
+        }
     }
 
     #[tokio::test]

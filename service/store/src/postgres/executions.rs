@@ -24,9 +24,9 @@ const LOAD: &str = "
     select found.execution_id, found.sequence, found.transition_id, found.format, found.data,
         found.checksum, greatest(found.feed_number, quarantine.feed_number), owner.id,
         quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
-        quarantine.release_reason, found.wake_at
+        quarantine.release_reason, found.wake_at, found.execution_format
     from (
-        select history.*, execution.owner, execution.wake_at,
+        select history.*, execution.owner, execution.wake_at, execution.format as execution_format,
             sum(octet_length(history.data)) over by_id as bytes, dense_rank() over by_id as place
         from execution
         join history on history.execution_id = execution.id
@@ -57,12 +57,13 @@ const HEADS: &str = "
 const DUE: &str = "
     select id, wake_at from execution
     where owner = $1 and wake_at is not null and wake_at <= $2 and (wake_at, id) > ($3, $4)
+        and format <= $6
         and not exists (
             select from quarantine where execution_id = execution.id and released_at is null)
     order by wake_at, id limit $5";
 const INDEXED: &str = "
     select id, namespace, workflow, version, key, state, phase, compensation, run, error_type,
-        started_at, ended_at, wake_at, reason, detail, at
+        started_at, ended_at, wake_at, format, reason, detail, at
     from execution
     left join quarantine on execution_id = id and released_at is null
     where id = $1";
@@ -97,6 +98,7 @@ impl Executions for PostgresStore {
                     execution: ExecutionId(id),
                     owner: owner.map(NodeId),
                     wake_at: row.try_get::<_, Option<At>>(13)?.map(|at| at.0),
+                    format: value::format(row.try_get(14)?)?,
                     transitions: Vec::new(),
                     quarantine: quarantine::row(&row, 8)?,
                 }),
@@ -140,8 +142,15 @@ impl Executions for PostgresStore {
         let first =
             Due { wake_at: Timestamp::from_micros(i64::MIN), execution: ExecutionId(Uuid::nil()) };
         let after = after.unwrap_or(first);
-        let wanted: [&(dyn ToSql + Sync); 5] =
-            [&node.0, &At(until), &At(after.wake_at), &after.execution.0, &value::limit(limit)];
+        let newest = i32::from(self.formats.history);
+        let wanted: [&(dyn ToSql + Sync); 6] = [
+            &node.0,
+            &At(until),
+            &At(after.wake_at),
+            &after.execution.0,
+            &value::limit(limit),
+            &newest,
+        ];
         let mut session = self.inner.pool.take().await?;
         let rows = session.query(DUE, &wanted).await?;
         let due = rows.iter().map(|row| {
@@ -166,7 +175,7 @@ impl Executions for PostgresStore {
 
         let mut query = Filtered::new(
             "select id, namespace, workflow, version, key, state, phase, compensation, run,
-                error_type, started_at, ended_at, wake_at, reason, detail, at
+                error_type, started_at, ended_at, wake_at, format, reason, detail, at
             from execution
             left join quarantine on execution_id = id and released_at is null
             where true",
@@ -291,7 +300,8 @@ fn listed(row: &Row) -> Result<Listed, Failure> {
         started_at: row.try_get::<_, At>(10)?.0,
         ended_at: time(11)?,
         wake_at: time(12)?,
+        format: value::format(row.try_get(13)?)?,
     };
-    let quarantine = quarantine::found(row, 13)?;
+    let quarantine = quarantine::found(row, 14)?;
     Ok(Listed { execution: ExecutionId(row.try_get(0)?), index, quarantine })
 }

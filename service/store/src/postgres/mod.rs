@@ -32,6 +32,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::contract::{Error, NodeId, Result};
+use crate::format::Formats;
 use error::Failure;
 use lane::Lane;
 use pool::Pool;
@@ -77,6 +78,8 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct PostgresStore {
     inner: Arc<Inner>,
+    /// The newest that are read.
+    formats: Formats,
 }
 
 struct Inner {
@@ -160,7 +163,13 @@ impl PostgresStore {
         let inner = Arc::new(Inner { options, pool, leases, lanes, counts: Counters::default() });
         inner.incarnation().await?;
         inner.make_partitions().await?;
-        Ok(Self { inner })
+        Ok(Self { inner, formats: Formats::NEWEST })
+    }
+
+    /// The same store, as a binary has it that reads formats up to these.
+    #[must_use]
+    pub fn reading(&self, formats: Formats) -> Self {
+        Self { formats, ..self.clone() }
     }
 
     /// Makes the lane of a node go on behind this number, as if its clock had been ahead.

@@ -11,17 +11,17 @@ use super::PostgresStore;
 use super::error::Failure;
 use super::session::Session;
 use super::value::{self, At};
-use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result};
+use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result, UNREAD_MAX};
 
 /// Lives begin one after the other, so that a reader of the feed that sees one has seen all before
 /// it. Ids come near the clock: lives after a restored backup have ids above those that it lost.
 const LOCK_JOINS: &str = "select pg_advisory_xact_lock(hashtext('recoup.node'))";
 const LATEST: &str = "select renewed_at from node order by id desc limit 1";
 const JOIN: &str = "
-    insert into node (id, address, ttl_us)
+    insert into node (id, address, ttl_us, history_format)
     select greatest(coalesce(max(id), 0) + 1,
             (extract(epoch from clock_timestamp()) * 1000000)::int8),
-        $1, $2::int8
+        $1, $2::int8, $3::int4
     from node
     returning id, renewed_at,
         (select coalesce(max(reached_at), to_timestamp(0)) from node)";
@@ -59,13 +59,19 @@ const ADOPT: &str = "
         where orphan.active
             and orphan.owner = any(array(
                 select id from node where closed_at is not null and drained_at is null))
-            and not exists (
-                select from history where execution_id = orphan.id and format > $3)
+            and orphan.format <= $3
         order by orphan.id
         limit $2
         for update skip locked) as orphan
     where execution.id = orphan.id
     returning execution.id";
+/// Goes by the index `execution_newer`, which is empty as long as nothing is above the first format.
+const UNREAD: &str = "
+    select count(*) from (
+        select from execution
+        where active and format > 1 and format > (
+            select coalesce(max(history_format), 0) from node where closed_at is null)
+        limit $1) as unread";
 const DRAIN: &str = "
     update node set drained_at = clock_timestamp()
     where closed_at is not null and drained_at is null
@@ -79,7 +85,8 @@ impl Nodes for PostgresStore {
         session.begin().await?;
         session.query(LOCK_JOINS, &[]).await?;
         let latest = session.query(LATEST, &[]).await?;
-        let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl)]).await?;
+        let newest = i32::from(self.formats.history);
+        let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl), &newest]).await?;
         let mut lease = lease(&mut session, &rows[0]).await?;
         if let Some(latest) = latest.first() {
             lease.renewed_before = Some(latest.try_get::<_, At>(0)?.0);
@@ -156,7 +163,7 @@ impl Nodes for PostgresStore {
         if session.query(LIVE, &[&node.0]).await?.is_empty() {
             return Err(Error::LeaseLost);
         }
-        let readable = i32::from(crate::format::Formats::NEWEST.history);
+        let readable = i32::from(self.formats.history);
         let parameters: [&(dyn ToSql + Sync); 3] = [&node.0, &value::limit(limit), &readable];
         let adopted = session.query(ADOPT, &parameters).await?;
         let mut adopted: Vec<ExecutionId> = adopted
@@ -169,6 +176,13 @@ impl Nodes for PostgresStore {
         session.committed().await?;
         adopted.sort();
         Ok(adopted)
+    }
+
+    async fn unread(&self) -> Result<u64> {
+        let most = i64::try_from(UNREAD_MAX).unwrap_or(i64::MAX);
+        let mut session = self.inner.pool.take().await?;
+        let rows = session.query(UNREAD, &[&most]).await?;
+        Ok(value::unsigned(rows[0].try_get(0)?))
     }
 }
 

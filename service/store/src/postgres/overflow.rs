@@ -46,6 +46,8 @@ const FREE: &str = "
                     where typed.workers = asked.workers and typed.task_type = task.task_type))
             and task.available_at <= $7
             and (task.leased_until is null or task.leased_until <= $7)
+            and not exists (
+                select from execution where id = task.execution_id and format > $8)
         order by task.priority desc, task.available_at, task.execution_id, task.path, task.attempt
         limit $6
         for update skip locked) as task";
@@ -150,8 +152,9 @@ impl Overflow for PostgresStore {
         session.query(FENCE, &[&node.0]).await?;
         let most = value::limit(limit);
         let now = At(now);
-        let parameters: [&(dyn ToSql + Sync); 7] =
-            [&asked.0, &asked.1, &asked.2, &typed.0, &typed.1, &most, &now];
+        let newest = i32::from(self.formats.history);
+        let parameters: [&(dyn ToSql + Sync); 8] =
+            [&asked.0, &asked.1, &asked.2, &typed.0, &typed.1, &most, &now, &newest];
         let rows = session.query(FREE, &parameters).await?;
         let free = rows.iter().map(task).collect::<Result<Vec<_>, Failure>>()?;
         let claimed = choose(free, idle, limit);

@@ -42,11 +42,11 @@ static APPEND_HISTORY: LazyLock<String> = LazyLock::new(|| {
 });
 const INSERT_EXECUTION: &str = "
     insert into execution (id, namespace, workflow, version, key, state, phase, compensation, run,
-        active, error_type, started_at, ended_at, wake_at, owner)
-    select started.*, $15::int8
+        active, error_type, started_at, ended_at, wake_at, format, owner)
+    select started.*, $16::int8
     from unnest($1::uuid[], $2::text[], $3::text[], $4::int8[], $5::text[], $6::text[], $7::text[],
         $8::text[], $9::int8[], $10::bool[], $11::text[], $12::timestamptz[], $13::timestamptz[],
-        $14::timestamptz[]) as started (id)
+        $14::timestamptz[], $15::int4[]) as started (id)
     order by id";
 const UPDATE_EXECUTION: &str = "
     update execution
@@ -54,11 +54,12 @@ const UPDATE_EXECUTION: &str = "
         key = changed.key, state = changed.state, phase = changed.phase,
         compensation = changed.compensation, run = changed.run, active = changed.active,
         error_type = changed.error_type, started_at = changed.started_at,
-        ended_at = changed.ended_at, wake_at = changed.wake_at, owner = $15::int8
+        ended_at = changed.ended_at, wake_at = changed.wake_at, format = changed.format,
+        owner = $16::int8
     from unnest($1::uuid[], $2::text[], $3::text[], $4::int8[], $5::text[], $6::text[], $7::text[],
         $8::text[], $9::int8[], $10::bool[], $11::text[], $12::timestamptz[], $13::timestamptz[],
-        $14::timestamptz[]) as changed (id, namespace, workflow, version, key, state, phase,
-        compensation, run, active, error_type, started_at, ended_at, wake_at)
+        $14::timestamptz[], $15::int4[]) as changed (id, namespace, workflow, version, key, state, phase,
+        compensation, run, active, error_type, started_at, ended_at, wake_at, format)
     where execution.id = changed.id";
 const REMIND: &str = "
     update execution set wake_at = asked.wake_at
@@ -272,6 +273,7 @@ struct Indexes<'a> {
     started_at: Vec<At>,
     ended_at: Vec<Option<At>>,
     wake_at: Vec<Option<At>>,
+    format: Vec<i32>,
     owner: i64,
 }
 
@@ -292,6 +294,7 @@ impl<'a> Indexes<'a> {
         self.started_at.push(At(row.started_at));
         self.ended_at.push(row.ended_at.map(At));
         self.wake_at.push(row.wake_at.map(At));
+        self.format.push(row.format.into());
     }
 
     fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
@@ -310,6 +313,7 @@ impl<'a> Indexes<'a> {
             &self.started_at,
             &self.ended_at,
             &self.wake_at,
+            &self.format,
             &self.owner,
         ]
     }

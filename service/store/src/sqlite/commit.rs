@@ -31,16 +31,16 @@ const TAKE_REQUEST: &str = "
 /// What happens as a rule: an index that holds none of these columns is not touched.
 const UPDATE_INDEX: &str = "
     update execution set state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10,
-        error_type = ?11, ended_at = ?13, wake_at = ?14, owner = ?15
+        error_type = ?11, ended_at = ?13, wake_at = ?14, owner = ?15, format = ?16
     where id = ?1 and namespace = ?2 and workflow = ?3 and version = ?4 and key is ?5
         and started_at = ?12";
 const WRITE_INDEX: &str = "
     insert into execution (id, namespace, workflow, version, key, state, phase, compensation, run,
-        active, error_type, started_at, ended_at, wake_at, owner)
-    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+        active, error_type, started_at, ended_at, wake_at, owner, format)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
     on conflict (id) do update set namespace = ?2, workflow = ?3, version = ?4, key = ?5,
         state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10, error_type = ?11,
-        started_at = ?12, ended_at = ?13, wake_at = ?14, owner = ?15";
+        started_at = ?12, ended_at = ?13, wake_at = ?14, owner = ?15, format = ?16";
 const REMIND: &str = "update execution set wake_at = ?2 where id = ?1 and owner = ?3";
 const ADD_EVENT: &str = "
     insert into feed (number, lane, id, namespace, kind, workflow, error_type, execution_id,
@@ -305,6 +305,7 @@ impl Append<'_, '_> {
             index.ended_at.map(|at| at.as_micros()),
             index.wake_at.map(|at| at.as_micros()),
             self.node.0,
+            index.format,
         ];
         if transition.sequence == 1 || self.write.execute(UPDATE_INDEX, row)? == 0 {
             self.write.execute(WRITE_INDEX, row)?;

@@ -19,13 +19,13 @@ const HISTORY: &str = "
 const OWNER: &str = "
     select node.id from execution join node on node.id = execution.owner
     where execution.id = ?1 and node.closed_at is null";
-const WAKE_AT: &str = "select wake_at from execution where id = ?1";
+const STANDING: &str = "select wake_at, format from execution where id = ?1";
 const HEAD: &str = "
     select execution.state, (select max(sequence) from history where execution_id = execution.id),
         exists (select 1 from quarantine where execution_id = ?1 and released_at is null)
     from execution where id = ?1";
 const INDEX: &str = "id, namespace, workflow, version, key, state, phase, compensation, run,
-    error_type, started_at, ended_at, wake_at, reason, detail, at";
+    error_type, started_at, ended_at, wake_at, format, reason, detail, at";
 const INDEXED: &str = "execution
     left join quarantine on execution_id = id and released_at is null";
 
@@ -51,8 +51,15 @@ impl Executions for SqliteStore {
                 if !transitions.is_empty() {
                     let owner = owner(connection, execution)?;
                     let quarantine = quarantine::of(connection, execution)?;
-                    let wake_at = wake_at(connection, execution)?;
-                    histories.push(History { execution, owner, wake_at, transitions, quarantine });
+                    let (wake_at, format) = standing(connection, execution)?;
+                    histories.push(History {
+                        execution,
+                        owner,
+                        wake_at,
+                        format,
+                        transitions,
+                        quarantine,
+                    });
                 }
             }
             Ok(histories)
@@ -97,7 +104,7 @@ impl Executions for SqliteStore {
     ) -> Result<Vec<Due>> {
         const DUE: &str = "
             select id, wake_at from execution
-            where owner = ?1 and wake_at is not null and wake_at <= ?2
+            where owner = ?1 and wake_at is not null and wake_at <= ?2 and format <= ?6
                 and (wake_at, id) > (?3, ?4)
                 and not exists (
                     select 1 from quarantine where execution_id = execution.id and released_at is null)
@@ -106,9 +113,11 @@ impl Executions for SqliteStore {
         let (wake_at, id) = after.map_or((i64::MIN, Vec::new()), |after| {
             (after.wake_at.as_micros(), after.execution.0.as_bytes().to_vec())
         });
+        let newest = self.formats.history;
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(DUE)?;
-            let wanted = params![node.0, until.as_micros(), wake_at, id, value::limit(limit)];
+            let (until, limit) = (until.as_micros(), value::limit(limit));
+            let wanted = params![node.0, until, wake_at, id, limit, newest];
             let mut rows = statement.query(wanted)?;
             let mut due = Vec::new();
             while let Some(row) = rows.next()? {
@@ -233,16 +242,22 @@ fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeI
     Ok(owner.optional()?)
 }
 
-fn wake_at(connection: &Connection, execution: ExecutionId) -> Result<Option<Timestamp>, Failure> {
-    let mut statement = connection.prepare_cached(WAKE_AT)?;
+/// Its reminder and its format.
+fn standing(
+    connection: &Connection,
+    execution: ExecutionId,
+) -> Result<(Option<Timestamp>, u16), Failure> {
+    let mut statement = connection.prepare_cached(STANDING)?;
     let mut rows = statement.query([execution.0.as_bytes()])?;
-    let wake_at = rows.next()?.map(|row| value::optional_at(row, 0)).transpose()?;
-    Ok(wake_at.flatten())
+    match rows.next()? {
+        Some(row) => Ok((value::optional_at(row, 0)?, value::format(row, 1)?)),
+        None => Ok((None, 0)),
+    }
 }
 
 fn listed(row: &Row<'_>) -> Result<Listed, Failure> {
     let (execution, index) = (value::execution(row, 0)?, index(row)?);
-    Ok(Listed { execution, index, quarantine: quarantine::found(row, 13)? })
+    Ok(Listed { execution, index, quarantine: quarantine::found(row, 14)? })
 }
 
 fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
@@ -259,6 +274,7 @@ fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
         started_at: value::at(row, 10)?,
         ended_at: value::optional_at(row, 11)?,
         wake_at: value::optional_at(row, 12)?,
+        format: value::format(row, 13)?,
     })
 }
 

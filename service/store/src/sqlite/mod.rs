@@ -35,6 +35,7 @@ use rusqlite::{Connection, OpenFlags};
 use uuid::Uuid;
 
 use crate::contract::{IdleCredit, NodeId, Result};
+use crate::format::Formats;
 use error::Failure;
 use folder::Folder;
 use reader::Readers;
@@ -55,6 +56,8 @@ const CHECKPOINT_PAGES: i64 = 4000;
 #[derive(Clone)]
 pub struct SqliteStore {
     inner: Arc<Inner>,
+    /// The newest that are read.
+    formats: Formats,
 }
 
 /// Fields go in this order: the writer comes last to the database, so that it finds nobody else when
@@ -98,6 +101,7 @@ impl SqliteStore {
         let writer = Writer::start(connection, opened.last_number, steady)?;
         let incarnation = opened.incarnation;
         Ok(Self {
+            formats: Formats::NEWEST,
             inner: Arc::new(Inner {
                 readers,
                 writer,
@@ -107,6 +111,12 @@ impl SqliteStore {
                 _folder: folder,
             }),
         })
+    }
+
+    /// The same store, as a binary has it that reads formats up to these.
+    #[must_use]
+    pub fn reading(&self, formats: Formats) -> Self {
+        Self { formats, ..self.clone() }
     }
 
     /// Makes every lane go on behind this number, as if the clock had been ahead: one writer numbers

@@ -10,7 +10,7 @@ use rusqlite::{OptionalExtension, params};
 use super::error::Failure;
 use super::writer::Write;
 use super::{SqliteStore, value};
-use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result};
+use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result, UNREAD_MAX};
 
 #[async_trait]
 impl Nodes for SqliteStore {
@@ -18,9 +18,9 @@ impl Nodes for SqliteStore {
         // Rows stay for good, so the greatest id is that of the latest life.
         const LATEST: &str = "select id, renewed_at from node order by id desc limit 1";
         const JOIN: &str = "
-            insert into node (id, address, joined_at, ttl_us, renewed_at)
-            values (?1, ?2, ?3, ?4, ?3)";
-        let address = address.to_owned();
+            insert into node (id, address, joined_at, ttl_us, renewed_at, history_format)
+            values (?1, ?2, ?3, ?4, ?3, ?5)";
+        let (address, newest) = (address.to_owned(), self.formats.history);
         let (clock, timeline) = (self.inner.clock.clone(), self.inner.incarnation.to_string());
         self.write(move |write| {
             let now = clock();
@@ -28,7 +28,7 @@ impl Nodes for SqliteStore {
             let latest: Option<(i64, _)> = write.prepare(LATEST)?.query_row((), read).optional()?;
             let node = NodeId(latest.as_ref().map_or(1, |(last, _)| last + 1));
             let renewed_before = latest.map(|(_, at)| at).transpose()?;
-            let row = params![node.0, address, now.as_micros(), value::micros(ttl)];
+            let row = params![node.0, address, now.as_micros(), value::micros(ttl), newest];
             write.execute(JOIN, row)?;
             let reached = reached(write)?;
             Ok(Lease { node, now, reached, renewed_before, timeline: timeline.clone() })
@@ -103,16 +103,15 @@ impl Nodes for SqliteStore {
             select execution.id
             from owners join node on node.id = owners.id and node.closed_at is not null
             join execution on execution.owner = owners.id and execution.active = 1
-            where not exists (
-                select 1 from history where execution_id = execution.id and format > ?2)
+            where execution.format <= ?2
             limit ?1";
         const ADOPT: &str = "update execution set owner = ?2 where id = ?1";
+        let readable = i64::from(self.formats.history);
         self.write(move |write| {
             write.live(node)?;
             let mut orphaned = Vec::new();
             {
                 let mut statement = write.prepare(ORPHANED)?;
-                let readable = i64::from(crate::format::Formats::NEWEST.history);
                 let mut rows = statement.query([value::limit(limit), readable])?;
                 while let Some(row) = rows.next()? {
                     orphaned.push(value::execution(row, 0)?);
@@ -122,6 +121,22 @@ impl Nodes for SqliteStore {
                 write.execute(ADOPT, params![execution.0.as_bytes(), node.0])?;
             }
             Ok(orphaned)
+        })
+        .await
+    }
+
+    async fn unread(&self) -> Result<u64> {
+        const UNREAD: &str = "
+            select count(*) from (
+                select 1 from execution
+                where active = 1 and format > 1 and format > (
+                    select coalesce(max(history_format), 0) from node where closed_at is null)
+                limit ?1)";
+        self.read(|connection| {
+            let most = i64::try_from(UNREAD_MAX).unwrap_or(i64::MAX);
+            let count: i64 =
+                connection.prepare_cached(UNREAD)?.query_row([most], |row| row.get(0))?;
+            Ok(count.unsigned_abs())
         })
         .await
     }

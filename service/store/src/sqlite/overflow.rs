@@ -82,11 +82,13 @@ impl Overflow for SqliteStore {
             where namespace = ?1 and queue = ?2 and available_at <= ?3
                 and (leased_until is null or leased_until <= ?3)
                 and (?5 is null or task_type = ?5)
+                and not exists (
+                    select 1 from execution where id = execution_id and format > ?6)
             order by priority desc, available_at, execution_id, path, attempt limit ?4";
         const LEASE: &str = "
             update overflow_task set leased_until = ?4
             where execution_id = ?1 and path = ?2 and attempt = ?3";
-        let idle = idle.to_vec();
+        let (idle, newest) = (idle.to_vec(), self.formats.history);
         self.write(move |write| {
             write.live(node)?;
             let mut free = Vec::new();
@@ -104,8 +106,8 @@ impl Overflow for SqliteStore {
                 {
                     let mut statement = write.prepare(FREE)?;
                     let limit = value::limit(limit);
-                    let wanted =
-                        params![namespace.as_str(), queue, now.as_micros(), limit, task_type];
+                    let (namespace, now) = (namespace.as_str(), now.as_micros());
+                    let wanted = params![namespace, queue, now, limit, task_type, newest];
                     let mut rows = statement.query(wanted)?;
                     while let Some(row) = rows.next()? {
                         free.push(task(row)?);

@@ -32,6 +32,7 @@ fn start(number: u128) -> Transition {
         format: 1,
         data: Bytes::from(format!("start of {number}")),
         index: Some(IndexRow {
+            format: 1,
             namespace: "default".into(),
             workflow: "order".into(),
             version: 1,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use recoup_store::NodeId;
 use recoup_store::conformance::Harness;
+use recoup_store::format::Formats;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_test_postgres::Server;
 
@@ -24,6 +25,11 @@ impl Harness for Postgres {
     async fn set_lane(&self, node: NodeId, last: i64) {
         let store = self.0.lock().expect("one test has it").clone();
         store.expect("made before").set_lane(node, last);
+    }
+
+    fn reading(&self, formats: Formats) -> Arc<dyn recoup_store::Store> {
+        let store = self.0.lock().expect("one test has it").clone();
+        Arc::new(store.expect("made before").reading(formats))
     }
 }
 

@@ -51,6 +51,12 @@ impl World<'_> {
                 let what = format!("{}: {stored} rows, {seen} seen", one.execution);
                 self.violate("every row was won by somebody", what);
             }
+            let formats = rows.iter().flat_map(|history| &history.transitions);
+            let highest = formats.map(|transition| transition.format).max();
+            if highest != Some(one.index.format) {
+                let what = format!("{}: {highest:?}, {}", one.execution, one.index.format);
+                self.violate("the index row has the highest format of the history", what);
+            }
             let state = self.ledger.latest(one.execution).cloned();
             if let Some(state) = state
                 && let Some(differs) = index_differs(&one.index, &state)

@@ -407,6 +407,7 @@ impl Draw {
         let wake_at = Timestamp::from_micros(WAKE.as_micros() + i64::try_from(number).unwrap_or(0));
         let error_type = self.pick(&ERROR_TYPES);
         IndexRow {
+            format: 1,
             namespace: self.namespace(),
             workflow: self.workflow().into(),
             version: 1 + u32::from(self.byte()),

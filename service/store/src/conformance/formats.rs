@@ -1,0 +1,65 @@
+//! Binaries of several versions on one store.
+
+use std::time::Duration;
+
+use super::world::idle;
+use super::{Harness, World};
+use crate::contract::{IndexRow, NodeId, OverflowTask, Store, Transition};
+use crate::format::Formats;
+
+const LONG: Duration = Duration::from_secs(3600);
+
+async fn join(store: &dyn Store) -> NodeId {
+    store.join("test:1", LONG).await.expect("joins").node
+}
+
+pub async fn what_a_binary_cannot_read_is_left_to_those_that_can(
+    world: World,
+    harness: &impl Harness,
+) {
+    let (first, second) = (Formats::FIRST, Formats { history: 2, ..Formats::FIRST });
+    let (older, newer) = (harness.reading(first), harness.reading(second));
+    let gone = join(&*newer).await;
+    let (plain, grown) =
+        (world.begun(gone, world.index()).await, world.begun(gone, world.index()).await);
+    // The transition that needs the second format raises that of the execution.
+    let raised = IndexRow { format: 2, wake_at: Some(world.now), ..world.index() };
+    let waits = IndexRow { wake_at: Some(world.now), ..world.index() };
+    let transitions = [
+        Transition { format: 2, index: Some(raised.clone()), ..world.next(grown, 2) },
+        Transition { index: Some(waits), ..world.next(plain, 2) },
+    ];
+    world.won(gone, transitions).await;
+    let tasks = [plain, grown].map(|id| world.task(id, "a"));
+    newer.overflow(gone, &tasks).await.expect("overflows");
+    let listed = older.indexed(grown).await.expect("asks").expect("there");
+    assert_eq!(listed.index, raised, "the row is written whole");
+    for (id, format) in [(plain, 1), (grown, 2)] {
+        assert_eq!(world.load(gone, id).await.expect("there").format, format);
+    }
+
+    assert_eq!(newer.unread().await.expect("counts"), 0, "its owner reads it");
+    newer.leave(gone).await.expect("leaves");
+    let old = join(&*older).await;
+    assert_eq!(older.unread().await.expect("counts"), 1, "nobody reads it any more");
+    assert_eq!(older.adopt(old, 10).await.expect("adopts"), [plain]);
+    assert_eq!(older.adopt(old, 10).await.expect("adopts"), []);
+    assert_eq!(world.head(grown).await.expect("there").owner, None);
+    let workers = [idle(&["a"], 10)];
+    let claim = async |store: &dyn Store, node| {
+        let claimed = store.claim(node, &workers, 10, LONG, world.now).await.expect("claims");
+        claimed.iter().map(OverflowTask::key).map(|key| key.execution).collect::<Vec<_>>()
+    };
+    assert_eq!(claim(&*older, old).await, [plain]);
+
+    let new = join(&*newer).await;
+    assert_eq!(older.unread().await.expect("counts"), 0, "a node has come that reads it");
+    assert_eq!(newer.adopt(new, 10).await.expect("adopts"), [grown]);
+    assert_eq!(claim(&*newer, new).await, [grown]);
+    let due = async |store: &dyn Store| {
+        let due = store.due(new, world.now, None, 10).await.expect("asks");
+        due.iter().map(|due| due.execution).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&*newer).await, [grown]);
+    assert_eq!(due(&*older).await, [], "not to be woken by what cannot read it");
+}
