@@ -46,7 +46,7 @@ use crate::time::Timestamp;
 
 pub use wake::next_wake;
 
-use wake::{Work, next_work};
+use wake::{Work, can_advance, next_work};
 
 /// A transition in the making: commands are decided one after the other, each on what the ones
 /// before it made of the state. It changes the state in place, and only once a command has been found
@@ -93,6 +93,13 @@ impl<'a> Decider<'a> {
     /// Whether nobody can have begun what is scheduled for this time.
     fn is_far(&self, scheduled_at: Timestamp) -> bool {
         scheduled_at > self.now + self.doubt
+    }
+
+    /// Goes on with what an earlier transition had no room for, before any command is decided.
+    pub fn resume(&mut self) {
+        if self.state.as_deref().is_some_and(can_advance) {
+            self.advance();
+        }
     }
 
     /// Decides one command. Rejected, it has changed nothing.
@@ -306,7 +313,10 @@ impl<'a> Decider<'a> {
             && let Some(work) = next_work(self.state())
         {
             match work {
-                Work::Terminate(error) => self.close(&error, &[]),
+                Work::Terminate => {
+                    let error = self.state().termination.clone().unwrap_or_default();
+                    self.close(&error, &[]);
+                }
                 Work::Compensation => self.advance_compensation(),
                 Work::Cleanup => self.begin_cleanup(),
                 Work::Steps => self.run_steps(),

@@ -92,6 +92,29 @@ fn a_termination_closes_ten_thousand_attempts_in_parts() {
 }
 
 #[test]
+fn what_was_left_in_the_middle_comes_before_other_commands() {
+    let mut rig = wide(2_000, |_| {});
+    rig.submit(terminate("stop")).expect("it runs");
+    let open = rig.state().open_attempt_count();
+    assert!(open > 900);
+    let mut decider = Decider::new(rig.state.take(), &rig.plan, rig.now, 42);
+    decider.resume();
+    assert!(decider.is_spent(), "one part is a transition");
+    let state = decider.finish().state.expect("it runs");
+    assert!(state.open_attempt_count() < open && !state.state.is_ended());
+
+    let mut settled = Decider::new(rig.folded.take().map(Box::new), &rig.plan, rig.now, 42);
+    while settled.state.as_deref().is_some_and(can_advance) {
+        settled.events.clear();
+        settled.bytes = 0;
+        settled.resume();
+    }
+    settled.events.clear();
+    settled.resume();
+    assert!(settled.finish().events.is_empty(), "nothing is left to go on with");
+}
+
+#[test]
 fn a_termination_that_fits_is_one_transition() {
     let mut rig = wide(300, |_| {});
     rig.submit(terminate("stop")).expect("it runs");
@@ -213,4 +236,33 @@ fn a_step_inside_of_another_one_counts_in_the_scope_that_its_path_names() {
     assert_eq!(counters("lines[b].pack"), (1, 1));
     assert_eq!(counters("lines[a].pack.wrap"), (1, 1));
     assert_eq!(state.steps().count(), 4);
+}
+
+#[test]
+fn a_step_that_is_tried_again_keeps_its_entry_in_the_ledger() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
+    rig.complete("a");
+    rig.lose();
+    let due = rig.state().compensations().iter().map(|one| one.outcome);
+    let outcomes = [CompensationOutcome::Unknown, CompensationOutcome::Completed];
+    assert_eq!(due.collect::<Vec<_>>(), outcomes, "b may have taken effect");
+
+    // As the next run will: the same generation begins again, and ends in a way that is known.
+    let mut rig = Rig::new(&workflow(vec![step("a", 2), step("b", 1)]));
+    rig.lose();
+    let begins = Event::StepStarted { path: "a".into(), generation: 0, input: Payload::null() };
+    let again = followed_by(rig.folded.clone(), rig.now, vec![begins]).expect("it folds");
+    let unlisted: Vec<_> = again.ledger.unlisted().map(|effect| effect.outcome).collect();
+    assert_eq!(unlisted, [CompensationOutcome::Unknown]);
+    let attempt = Event::AttemptScheduled { path: "a".into(), attempt: 1, at: rig.now };
+    let completed = Event::StepCompleted {
+        path: "a".into(),
+        attempt: 1,
+        output: Payload::null(),
+        worker: String::new(),
+    };
+    let events = vec![attempt, completed];
+    let done = followed_by(Some(again), rig.now, events).expect("it folds");
+    let unlisted: Vec<_> = done.ledger.unlisted().map(|effect| effect.outcome).collect();
+    assert_eq!(unlisted, [CompensationOutcome::Completed], "one entry for a path and generation");
 }

@@ -85,8 +85,8 @@ impl Rig {
             events: events.clone(),
         };
         let folded = fold(self.folded.take(), state.id, &transition).expect("it folds");
-        assert_eq!(folded, *state, "folding gives the state that was decided");
         if is_small || events.len() > 100 {
+            assert_eq!(folded, *state, "folding gives the state that was decided");
             state.assert_kept();
         }
         let bytes = events.iter().map(Event::size).sum::<usize>();

@@ -118,7 +118,9 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             let (worker, session) = (worker.clone(), session.clone());
             let started = Started { worker, session, at: *at };
             change_task(state, path, |task| {
-                task.open.as_mut().map(|open| open.started = Some(started));
+                if let Some(open) = &mut task.open {
+                    open.started = Some(started);
+                }
             })?;
         }
         Event::AttemptFailed(failed) => fail_attempt(state, failed)?,
@@ -147,6 +149,9 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         }
         Event::RunStopped { cause: StopCause::Terminated, error, .. } => {
             // Why the run had stopped before stays.
+            if state.state == State::Running {
+                state.state = State::Cancelling;
+            }
             state.termination = Some(error.clone());
         }
         Event::RunStopped { cause, error, step, grace_until, compensation_due } => {
@@ -307,7 +312,7 @@ fn close(
     let closing = if state.nodes.is_finally(node) {
         state.ledger.next_closing()
     } else {
-        state.ledger.record(path, node.generation, outcome)
+        state.ledger.record(node.closing, path, node.generation, outcome)
     };
     state.change_node(id, |node| node.closing = Some(closing));
     Ok(())
@@ -322,8 +327,11 @@ fn add_node(
 ) -> Result<(), &'static str> {
     let root = if state.phase == Phase::Finally { Scope::Finally } else { Scope::Steps };
     let scope = state.nodes.scope_of(path, root)?;
+    // Tried again, the step keeps its entry in the ledger: what an earlier try may have done stays due.
+    let earlier = state.node(path).filter(|node| node.generation == generation);
+    let closing = earlier.and_then(|node| node.closing);
     let path = path.clone();
-    state.add_node(Node { path, scope, generation, kind, state: node_state, closing: None });
+    state.add_node(Node { path, scope, generation, kind, state: node_state, closing });
     Ok(())
 }
 
@@ -359,7 +367,9 @@ fn change_task(
             }
         }),
         TaskRef::Compensation(index) => state.change_compensation(index, |compensation| {
-            compensation.task.as_mut().map(change);
+            if let Some(task) = &mut compensation.task {
+                change(task);
+            }
         }),
     }
     Ok(())

@@ -364,7 +364,7 @@ impl Execution {
     }
 
     /// Every open attempt, in the order of the tree.
-    pub fn open_attempts(&self) -> impl Iterator<Item = Open<'_>> {
+    pub fn open_attempts(&self) -> impl DoubleEndedIterator<Item = Open<'_>> {
         self.open.tasks().filter_map(|task| self.open_attempt(task))
     }
 

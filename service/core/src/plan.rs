@@ -82,6 +82,8 @@ pub struct Plan {
     pub tree: Tree,
     /// One for each node of the tree, in the same order.
     nodes: Vec<StepPlan>,
+    /// Patterns of the tasks, compensations included, whose attempts have a common timeout.
+    timed: Vec<StepPath>,
     pub timeout: Option<Duration>,
     pub cleanup_timeout: Option<Duration>,
     pub cancel_grace: Duration,
@@ -152,6 +154,11 @@ impl Plan {
 
     pub fn node(&self, node: PlanNodeId) -> &StepPlan {
         &self.nodes[node.index()]
+    }
+
+    /// The patterns of the paths of tasks with `schedule_to_close`, compensations included.
+    pub(crate) fn timed(&self) -> &[StepPath] {
+        &self.timed
     }
 
     /// The steps of a scope in the order in which they run.

@@ -184,6 +184,19 @@ impl Tree {
         is_whole.then(|| StepPath::of_segments(segments.into_iter().rev()))
     }
 
+    /// The path of a node without the keys of items, as [`StepPath::pattern`] gives it.
+    pub fn pattern(&self, node: PlanNodeId) -> StepPath {
+        let around = std::iter::successors(Some(node), |node| self.parent(*node));
+        let loops = around.filter(|node| self.scope(self.place(*node).scope).is_keyed).count();
+        self.path(node, &vec![ItemKey::from(""); loops]).expect("a key for each loop around it")
+    }
+
+    /// All steps, in the order in which they were added.
+    pub fn nodes(&self) -> impl Iterator<Item = PlanNodeId> + use<> {
+        let end = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        (0..end).map(PlanNodeId)
+    }
+
     fn scope(&self, scope: ScopeId) -> &Scope {
         &self.scopes[scope.0 as usize]
     }
@@ -286,13 +299,14 @@ mod tests {
             tree in trees(),
             keys in proptest::collection::vec(any::<String>(), 30),
         ) {
-            for node in (0..tree.nodes.len()).map(|at| PlanNodeId(at as u32)) {
+            for node in tree.nodes() {
                 let loops = std::iter::successors(Some(node), |node| tree.parent(*node));
                 let loops = loops.filter(|node| tree.scope(tree.place(*node).scope).is_keyed);
                 let keys: Vec<ItemKey> =
                     keys.iter().take(loops.count()).map(|key| key.as_str().into()).collect();
                 let path = tree.path(node, &keys).expect("as many keys as loops");
                 prop_assert_eq!(tree.resolve(&path), Some((node, keys.clone())));
+                prop_assert_eq!(StepPath::from(&*path.pattern()), tree.pattern(node));
                 prop_assert!(tree.path(node, &[&keys[..], &["more".into()]].concat()).is_none());
                 let parent = tree.parent(node).map(|parent| tree.id(parent).as_str().to_owned());
                 let segments = path.parent();

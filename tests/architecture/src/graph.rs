@@ -33,7 +33,7 @@ const CORE: &str = "recoup-core";
 const CORE_USES: &[&str] = &["bytes", "cel", "serde", "serde_json", "thiserror", "uuid"];
 
 /// What core's tests may use besides.
-const CORE_TESTS_USE: &[&str] = &["insta", "proptest", "serde_json"];
+const CORE_TESTS_USE: &[&str] = &["divan", "insta", "proptest", "serde_json"];
 
 /// What may not stand behind core at any depth: run times, I/O, clocks, randomness. A trailing `*`
 /// stands for any rest of the name. `getrandom` is not on the list: features are united over the

@@ -46,20 +46,28 @@ fn deadlines<'a>(
     };
     let bounds_attempts =
         !terminates && (ended || state.phase != Phase::Steps || stopping.is_none());
-    // Of each step of the definition the task that began first: the others' time is over later.
-    let oldest = bounds_attempts.then(|| state.open.oldest_of_each_step());
-    let attempts = oldest.into_iter().flatten().filter_map(|(first_scheduled_at, task)| {
+    // Either all that are open, or of each step with such a timeout the one that began first, whichever
+    // are fewer: the others of that step have more time.
+    let timed = plan.timed();
+    let by_step = state.open.len() > timed.len();
+    let each = (bounds_attempts && !by_step).then(|| state.open.tasks());
+    let oldest = (bounds_attempts && by_step).then(|| timed.iter());
+    let oldest = oldest.into_iter().flatten().filter_map(|step| state.open.oldest_of(step));
+    let tasks = each.into_iter().flatten().chain(oldest.map(|(_, task)| task));
+    let attempts = tasks.filter_map(|task| {
         let open = state.open_attempt(task)?;
-        let at = first_scheduled_at + plan.task(&open.path)?.schedule_to_close?;
+        let timeout = plan.task(&open.path)?.schedule_to_close?;
+        let at = open.task.first_scheduled_at + timeout;
         Some((at, Deadline::ScheduleToClose { path: open.path, attempt: open.task.attempt }))
     });
     left.into_iter().chain(whole).chain(attempts)
 }
 
 /// What follows from the state without waiting.
+#[derive(Clone, Copy)]
 pub(super) enum Work {
-    /// End what the termination with this error has not ended yet.
-    Terminate(Error),
+    /// End what the termination has not ended yet.
+    Terminate,
     /// Begin the next compensation, or end the whole.
     Compensation,
     /// Everything has stopped: undo it.
@@ -74,8 +82,8 @@ pub(super) enum Work {
 /// The one thing that is to be done next; none if everything waits for something. It takes the same
 /// time however many steps there are.
 pub(super) fn next_work(state: &Execution) -> Option<Work> {
-    if let Some(error) = &state.termination {
-        return Some(Work::Terminate(error.clone()));
+    if state.termination.is_some() {
+        return Some(Work::Terminate);
     }
     let compensates = state.compensation == CompensationState::Running;
     if compensates && !state.ledger.is_running() {

@@ -20,7 +20,6 @@ pub(crate) struct Effect {
 pub(crate) struct Ledger {
     /// By place in the order of completions and unknown ends.
     effects: BTreeMap<u32, Effect>,
-    closings: HashMap<(StepPath, u32), u32>,
     /// Completions and unknown ends so far.
     last_closing: u32,
     /// Effects that closed later than this have been looked at when compensation began.
@@ -34,16 +33,17 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The effect becomes the latest. Returns its place in the order.
+    /// The effect becomes the latest; `earlier` is the place of the entry with the same path and
+    /// generation, if there is one: it has been this effect. Returns its new place in the order.
     pub fn record(
         &mut self,
+        earlier: Option<u32>,
         step: &StepPath,
         generation: u32,
         outcome: CompensationOutcome,
     ) -> u32 {
         self.last_closing += 1;
         let closing = self.last_closing;
-        let earlier = self.closings.insert((step.clone(), generation), closing);
         let earlier = earlier.and_then(|earlier| self.effects.remove(&earlier));
         let compensation = earlier.and_then(|earlier| earlier.compensation);
         let effect = Effect { step: step.clone(), generation, outcome, compensation };
@@ -64,10 +64,10 @@ impl Ledger {
         open.map(|(_, effect)| effect).filter(|effect| effect.compensation.is_none())
     }
 
-    pub fn list(&mut self, compensation: Compensation) -> u32 {
+    /// Adds a compensation at the end of the list; `closing` is the place of the effect.
+    pub fn list(&mut self, compensation: Compensation, closing: Option<u32>) -> u32 {
         let index = u32::try_from(self.compensations.len()).unwrap_or(u32::MAX);
-        let key = (compensation.step.clone(), compensation.generation);
-        if let Some(closing) = self.closings.get(&key).copied() {
+        if let Some(closing) = closing {
             self.listed_from = Some(self.listed_from.map_or(closing, |from| from.min(closing)));
             if let Some(effect) = self.effects.get_mut(&closing) {
                 effect.compensation = Some(index);

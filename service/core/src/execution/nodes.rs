@@ -9,6 +9,10 @@ use crate::id::{ItemKey, StepPath};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(u32);
 
+impl NodeId {
+    pub(super) const FIRST: Self = Self(0);
+}
+
 /// A list of steps under way: that of the workflow, its `finally`, or one inside of a step, for one
 /// item if that is a loop.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -52,7 +52,7 @@ impl OpenIndex {
         self.tasks.is_empty()
     }
 
-    pub fn tasks(&self) -> impl Iterator<Item = TaskRef> {
+    pub fn tasks(&self) -> impl DoubleEndedIterator<Item = TaskRef> {
         self.tasks.iter().copied()
     }
 
@@ -68,14 +68,10 @@ impl OpenIndex {
         self.scheduled.first().map(|(at, _)| *at)
     }
 
-    /// Of each step of the definition, the open task that was scheduled first, and when.
-    pub fn oldest_of_each_step(&self) -> impl Iterator<Item = (Timestamp, TaskRef)> {
-        let mut next = self.by_step.first();
-        std::iter::from_fn(move || {
-            let (step, at, task) = next?;
-            let last = (step.clone(), Timestamp::MAX, TaskRef::Compensation(u32::MAX));
-            next = self.by_step.range((Bound::Excluded(last), Bound::Unbounded)).next();
-            Some((*at, *task))
-        })
+    /// Of the open tasks of a step of the definition the one that was scheduled first, and when.
+    pub fn oldest_of(&self, step: &StepPath) -> Option<(Timestamp, TaskRef)> {
+        let first = (step.clone(), Timestamp::from_micros(i64::MIN), TaskRef::Step(NodeId::FIRST));
+        let (found, at, task) = self.by_step.range(first..).next()?;
+        (found == step).then_some((*at, *task))
     }
 }

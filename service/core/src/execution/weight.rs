@@ -10,7 +10,7 @@ use crate::id::StepPath;
 /// Of an execution, of each of its nodes and of each link of an error, besides what has a length of its
 /// own.
 pub(crate) const BASE_BYTES: usize = 1_024;
-const NODE_BYTES: usize = 512;
+const NODE_BYTES: usize = 700;
 const ERROR_BYTES: usize = 128;
 
 impl Execution {
@@ -52,7 +52,8 @@ impl Execution {
 
     pub(crate) fn add_compensation(&mut self, compensation: Compensation) {
         self.weight += compensation_bytes(&compensation);
-        self.ledger.list(compensation);
+        let closing = self.node(&compensation.step).and_then(|node| node.closing);
+        self.ledger.list(compensation, closing);
     }
 
     pub(crate) fn change_compensation(

@@ -95,6 +95,7 @@ impl Compiler<'_> {
             version,
             tree: Tree::default(),
             nodes: Vec::with_capacity(steps.len() + finally.len()),
+            timed: Vec::new(),
             timeout: definition.timeout,
             cleanup_timeout: Some(definition.cleanup_timeout.unwrap_or(CLEANUP_TIMEOUT)),
             cancel_grace: definition.cancel_grace.unwrap_or(CANCEL_GRACE),
@@ -142,6 +143,7 @@ impl Compiler<'_> {
             let compiled = Template::compile(output, &scope(Place::end_of(ScopeId::STEPS), false));
             plan.output = self.issues.expressions("output", compiled);
         }
+        plan.timed = timed(&tree, &plan.nodes);
         plan.tree = tree;
         plan
     }
@@ -342,6 +344,22 @@ impl Compiler<'_> {
             self.issues.add(path.to_owned(), IssueCode::TooLong, message);
         }
     }
+}
+
+/// The patterns of the tasks with `schedule_to_close`.
+fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
+    let mut timed = Vec::new();
+    for (node, step) in tree.nodes().zip(nodes) {
+        let StepKind::Task(task) = &step.kind;
+        let pattern = tree.pattern(node);
+        if task.schedule_to_close.is_some() {
+            timed.push(pattern.clone());
+        }
+        if step.compensate.as_ref().is_some_and(|undo| undo.task.schedule_to_close.is_some()) {
+            timed.push(pattern.compensation());
+        }
+    }
+    timed
 }
 
 /// Steps with their field paths.

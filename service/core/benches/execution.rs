@@ -1,0 +1,216 @@
+//! What one decision and one folded transition cost, and what a node takes of memory: none of it may
+//! grow with the execution. `cargo bench -p recoup-core`; figures are in `docs/performance.md`.
+
+use std::cell::RefCell;
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use recoup_core::command::{Command, StartExecution, TaskId};
+use recoup_core::decide::{Decided, Decider, next_wake};
+use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Workflow};
+use recoup_core::event::Event;
+use recoup_core::evolve::{Transition, fold};
+use recoup_core::execution::{Execution, TraceContext};
+use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::payload::Payload;
+use recoup_core::plan::Plan;
+use recoup_core::time::Timestamp;
+
+const NODES: [usize; 3] = [10, 1_000, 10_000];
+const EVENTS: [usize; 2] = [100, 50_000];
+/// Decisions and transitions that are measured together.
+const IN_A_ROW: usize = 8;
+/// Events of a step that completes.
+const EVENTS_PER_STEP: usize = 3;
+
+fn main() {
+    print_memory_per_node();
+    divan::main();
+}
+
+/// A step completes, the next one begins: the steps before have completed.
+#[divan::bench(args = NODES, sample_size = 1, sample_count = 500)]
+fn decide_in_sequence(bencher: Bencher<'_, '_>, nodes: usize) {
+    let plan = plan(nodes + growth(nodes) + 1);
+    let state = Box::new(sequence(&plan, nodes));
+    in_a_row(bencher, &state, growth(nodes), |state| decide(&plan, state));
+}
+
+/// The last of so many open attempts completes.
+#[divan::bench(args = NODES, sample_size = 1, sample_count = 500)]
+fn decide_among_open(bencher: Bencher<'_, '_>, nodes: usize) {
+    let plan = plan(nodes + growth(nodes));
+    let mut history = History::start(&plan);
+    let begun = (1..nodes + growth(nodes)).flat_map(|n| begin(n, history.now));
+    let begun = begun.collect();
+    history.add(begun);
+    in_a_row(bencher, &Box::new(history.state), growth(nodes), |state| decide(&plan, state));
+}
+
+/// One more transition of a history with so many events: a step completes, the next one begins. Making
+/// the events is measured with it: in a load they come fresh from the decoder.
+#[divan::bench(args = EVENTS, sample_size = 1, sample_count = 500)]
+fn fold_one(bencher: Bencher<'_, '_>, events: usize) {
+    let steps = events / EVENTS_PER_STEP;
+    let plan = plan(steps);
+    let state = sequence(&plan, steps);
+    let first = state.sequence;
+    in_a_row(bencher, &state, growth(steps), |state| {
+        let (sequence, decided_at) = (state.sequence + 1, state.decided_at);
+        let n = steps + (state.sequence - first) as usize;
+        let events = [complete(n - 1)].into_iter().chain(begin(n, decided_at)).collect();
+        let transition = Transition { sequence, decided_at, events };
+        fold(Some(state), execution_id(), &transition).expect("it folds")
+    });
+}
+
+/// How many more nodes an execution may get while it is measured.
+fn growth(nodes: usize) -> usize {
+    (nodes / 2).max(IN_A_ROW + 1)
+}
+
+/// Each step is made on what the ones before it made of the state, as in an execution that lives in
+/// memory. After `steps` of them it begins anew.
+fn in_a_row<S: Clone>(bencher: Bencher<'_, '_>, state: &S, steps: usize, next: impl Fn(S) -> S) {
+    let living = RefCell::new((None, 0));
+    bencher
+        .counter(ItemsCount::new(IN_A_ROW))
+        .with_inputs(|| match living.take() {
+            (Some(state), done) if done + IN_A_ROW <= steps => (state, done),
+            // A copy has no room to grow: the first step makes it.
+            _ => (next(state.clone()), 1),
+        })
+        .bench_local_values(|(state, done)| {
+            let state = (0..IN_A_ROW).fold(state, |state, _| next(state));
+            living.replace((Some(state), done + IN_A_ROW));
+        });
+}
+
+fn decide(plan: &Plan, state: Box<Execution>) -> Box<Execution> {
+    let open = state.open_attempts().next_back().expect("an attempt is open");
+    let command = complete_command(state.task_id(&open));
+    let mut decider = Decider::new(Some(state), plan, Timestamp::from_micros(2), 7);
+    decider.decide(command, None).expect("the attempt is open");
+    let Decided { state, events } = decider.finish();
+    let state = state.expect("it was given");
+    divan::black_box((next_wake(&state, plan), events));
+    state
+}
+
+struct History {
+    state: Execution,
+    now: Timestamp,
+}
+
+impl History {
+    fn start(plan: &Plan) -> Self {
+        let now = Timestamp::from_micros(1);
+        let start = StartExecution {
+            id: execution_id(),
+            namespace: "default".into(),
+            key: None,
+            input: Payload::json("{\"amount\":5}"),
+            timeout: None,
+            trace: TraceContext::default(),
+        };
+        let mut decider = Decider::new(None, plan, now, 7);
+        let start = Command::StartExecution(Box::new(start));
+        decider.decide(start, None).expect("a start is never rejected");
+        let state = decider.finish().state.expect("a start makes a state");
+        Self { state: *state, now }
+    }
+
+    fn add(&mut self, events: Vec<Event>) {
+        let (sequence, decided_at) = (self.state.sequence + 1, self.now);
+        let transition = Transition { sequence, decided_at, events };
+        let state = fold(Some(self.state.clone()), self.state.id, &transition);
+        self.state = state.expect("it folds");
+    }
+}
+
+/// All steps but the last of these have completed.
+fn sequence(plan: &Plan, steps: usize) -> Execution {
+    let mut history = History::start(plan);
+    let events = (1..steps).flat_map(|n| {
+        let [started, scheduled] = begin(n, history.now);
+        [complete(n - 1), started, scheduled]
+    });
+    let events = events.collect();
+    history.add(events);
+    history.state
+}
+
+fn path(n: usize) -> StepPath {
+    StepPath::from(format!("step_{n}"))
+}
+
+fn begin(n: usize, at: Timestamp) -> [Event; 2] {
+    let input = Payload::json("{\"amount\":5}");
+    let started = Event::StepStarted { path: path(n), generation: 0, input };
+    [started, Event::AttemptScheduled { path: path(n), attempt: 1, at }]
+}
+
+fn complete(n: usize) -> Event {
+    let output = Payload::json("{\"id\":\"0123456789\"}");
+    Event::StepCompleted { path: path(n), attempt: 1, output, worker: "worker".into() }
+}
+
+fn complete_command(task: TaskId) -> Command {
+    let output = Payload::json("{\"id\":\"0123456789\"}");
+    Command::CompleteTask { task, output, worker: "worker".into() }
+}
+
+fn execution_id() -> ExecutionId {
+    ExecutionId::new(Timestamp::from_micros(1), [7; 10])
+}
+
+/// More steps than a definition may have today: the items of a loop will be as many nodes.
+fn plan(steps: usize) -> Plan {
+    let step = |n: usize| Step {
+        id: format!("step_{n}").into(),
+        description: String::new(),
+        kind: StepKind::Task(Task { task_type: "work".into(), ..Task::default() }),
+        when: None,
+        retry: None,
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: None,
+    };
+    let workflow = Workflow {
+        name: "bench".into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block((0..steps).map(step).collect()),
+        finally: Block::default(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: None,
+        output: None,
+    };
+    Plan::of_accepted(&workflow, 1).expect("it compiles")
+}
+
+fn print_memory_per_node() {
+    const COPIES: usize = 10;
+    let nodes = NODES[NODES.len() - 1];
+    let plan = plan(nodes + 1);
+    let state = sequence(&plan, nodes);
+    let before = resident_bytes();
+    let copies: Vec<_> = (0..COPIES).map(|_| state.clone()).collect();
+    let after = resident_bytes();
+    let counted = state.weight() / nodes;
+    match before.zip(after) {
+        Some((before, after)) => {
+            let measured = after.saturating_sub(before) / (copies.len() * nodes);
+            println!("memory per node: {measured} bytes measured, {counted} counted");
+        }
+        None => println!("memory per node: {counted} bytes counted, none measured here"),
+    }
+}
+
+/// Of this process, where Linux tells it.
+fn resident_bytes() -> Option<usize> {
+    const PAGE_BYTES: usize = 4096;
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(text.split(' ').nth(1)?.parse::<usize>().ok()? * PAGE_BYTES)
+}
