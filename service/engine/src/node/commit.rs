@@ -226,7 +226,9 @@ impl<R> Node<R> {
             Known::Resident(resident) => resident.state.take(),
             _ => None,
         };
-        let pending: Vec<_> = slot.inbox.drain(..count).collect();
+        let mut pending: Vec<_> = slot.inbox.drain(..count).collect();
+        // What a termination took out of the queues is not left to another transition.
+        let is_divisible = !pending.iter().any(terminates);
         #[cfg(feature = "mutants")]
         let panics = self.options.panics;
         let decision = catch_unwind(AssertUnwindSafe(|| {
@@ -238,15 +240,20 @@ impl<R> Node<R> {
             }
             let decider = Decider::new(state.take(), &plan, now, random);
             let mut decider = if is_ours { decider } else { decider.doubting(DOUBT) };
-            let decide = |one: &Pending<R>| {
+            // What an earlier transition had no room for comes before everything else.
+            decider.resume();
+            let mut verdicts = Vec::with_capacity(pending.len());
+            for one in &pending {
+                if is_divisible && !verdicts.is_empty() && decider.is_spent() {
+                    break;
+                }
                 let mut command = one.command.clone();
                 // As of now: after a lost commit another node may have handed them out.
                 if let Command::TerminateExecution { unstarted: known, .. } = &mut command {
                     known.clone_from(&unstarted);
                 }
-                decider.decide(command, one.request.as_ref())
-            };
-            let verdicts: Vec<_> = pending.iter().map(decide).collect();
+                verdicts.push(decider.decide(command, one.request.as_ref()));
+            }
             let parsed = decider.parsed();
             let Decided { events, state } = decider.finish();
             let (mut feed, mut wake) = (Vec::new(), None);
@@ -264,6 +271,10 @@ impl<R> Node<R> {
                 return None;
             }
         };
+        // There was no room for more: the rest is decided next.
+        for one in pending.drain(verdicts.len()..).rev() {
+            slot.inbox.push_front(one);
+        }
         let judged: Vec<Judged<R>> = pending.into_iter().zip(verdicts).collect();
         if finished.events.is_empty() {
             self.nothing_decided(id, judged, finished.state);
