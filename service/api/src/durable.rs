@@ -75,7 +75,7 @@ pub fn no_subscription(name: &str) -> Error {
 
 pub fn stored(row: &SubscriptionRow) -> Result<Subscription> {
     decode_subscription(row.format, &row.state)
-        .map_err(|error| Error::internal("a stored subscription cannot be read", &error))
+        .map_err(|error| Error::unreadable("a stored subscription", &error))
 }
 
 pub async fn load(context: &Context, name: &Name) -> Result<(SubscriptionRow, Subscription)> {

@@ -84,6 +84,17 @@ impl Error {
         Self::new(ErrorReason::Internal, format!("internal error: {what}"))
     }
 
+    /// A stored row cannot be read. One that a newer server wrote is not damaged: another server reads it.
+    pub fn unreadable(what: &str, error: &recoup_store::format::Error) -> Self {
+        match error {
+            recoup_store::format::Error::Newer(_) => Self::new(
+                ErrorReason::ExecutionTooNew,
+                format!("{what} cannot be read here: {error}"),
+            ),
+            damaged => Self::internal(what, damaged),
+        }
+    }
+
     pub fn store_unavailable(message: &str) -> Self {
         Self::of_store(ErrorReason::StoreUnavailable, message.to_owned())
     }

@@ -202,7 +202,7 @@ fn registered(name: &WorkflowName, version: u32, created: bool) -> v1::RegisterW
 
 fn stored(row: &WorkflowVersion) -> Result<Workflow> {
     format::decode_workflow(row.format, &row.definition)
-        .map_err(|error| Error::internal("a stored definition cannot be read", &error))
+        .map_err(|error| Error::unreadable("a stored definition", &error))
 }
 
 fn version(row: &WorkflowVersion) -> v1::WorkflowVersion {

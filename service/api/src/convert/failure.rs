@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use recoup_core::failure_event::{FailureEvent, FailureKind, Subject};
 use recoup_core::subscription::{Filter, Gap};
 use recoup_core::time::Timestamp;
-use recoup_proto::v1::{self, ErrorReason};
+use recoup_proto::v1;
 use sha2::{Digest, Sha256};
 
 use super::enumeration::all_known;
@@ -147,12 +147,11 @@ pub fn filter(filter: &Filter) -> v1::FailureFilter {
     }
 }
 
-/// A stored event that cannot be read is a defect, and named.
+/// A stored event that cannot be read is named. One of a newer server is UNAVAILABLE, and the reader's cursor
+/// stays before it; another is a defect.
 pub fn stored(row: &recoup_store::FeedRow) -> Result<FailureEvent> {
-    recoup_store::format::decode_failure_event(row.format, &row.data).map_err(|error| Error {
-        reason: ErrorReason::Internal,
-        ..Error::internal(&row.id, &error)
-    })
+    recoup_store::format::decode_failure_event(row.format, &row.data)
+        .map_err(|error| Error::unreadable(&row.id, &error))
 }
 
 #[cfg(test)]

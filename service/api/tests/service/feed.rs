@@ -7,7 +7,7 @@ use std::time::Duration;
 use recoup_core::failure_event::{FailureEvent, worker_lost};
 use recoup_core::time::Timestamp;
 use recoup_proto::v1;
-use recoup_store::format::{Encoded, encode_failure_event};
+use recoup_store::format::{Encoded, Row, encode_failure_event};
 use recoup_store::memory::MemoryStore;
 use recoup_store::postgres::PostgresStore;
 use recoup_store::sqlite::SqliteStore;
@@ -146,6 +146,42 @@ async fn a_reader_is_sent_pages_by_bytes_and_one_event_at_least() {
         // Two fit exactly; the large one is over the limit alone, and comes alone.
         assert_eq!(pages, [&["a", "b"][..], &["c", "d"], &["large"], &["e", "f"]]);
     }
+}
+
+/// An older server neither skips nor misreads what a newer one wrote: the reader waits before it.
+#[tokio::test]
+async fn an_event_of_a_newer_server_stops_its_readers_before_it() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
+    let writer = Writer::new(store.clone()).await;
+    let server = Server::on(store, |_| {}).await;
+    let now = writer.now().await;
+    writer.write([event("read", now)]).await;
+    let mut read = subscribe(&server, beginning()).await.expect("it streams");
+    let first = message(&mut read).await;
+    assert_eq!(workers(&first), ["read"]);
+
+    let beyond = Row::FailureEvent.newest() + 1;
+    let newer = FeedRow { format: beyond, ..row(event("newer", now)) };
+    let batch = Batch { feed: vec![newer.clone()], ..Batch::default() };
+    writer.store.commit(writer.node, &batch).await.expect("commits");
+    // Once as the stream that was there goes on, and again from the cursor that it had reached.
+    let cursor = first[0].cursor.clone();
+    let again = subscribe(&server, Start::Cursor(cursor)).await.expect("it streams");
+    for mut responses in [read, again] {
+        let refused = loop {
+            match tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time") {
+                // Keep-alives.
+                Ok(Some(message)) => assert_eq!(message.deliveries, []),
+                Ok(None) => panic!("it ended without saying why"),
+                Err(status) => break status,
+            }
+        };
+        let (code, reason, _) = refusal(Err::<(), _>(refused));
+        assert_eq!((code, &*reason), (Code::Unavailable, "EXECUTION_TOO_NEW"));
+    }
+    let asked = v1::GetFailureRequest { id: newer.id };
+    let (code, reason, _) = refusal(server.failures().get_failure(asked).await);
+    assert_eq!((code, &*reason), (Code::Unavailable, "EXECUTION_TOO_NEW"));
 }
 
 #[tokio::test]
