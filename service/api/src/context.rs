@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::ApiOptions;
-use crate::feed::FeedStreams;
+use crate::feed_streams::FeedStreams;
 use crate::status::{Error, Result};
 
 /// How long a namespace that was seen counts as there.

@@ -8,7 +8,7 @@ use recoup_core::subscription::{Filter, Gap};
 use recoup_engine::Refusal;
 use recoup_proto::v1;
 use recoup_store::{Cursor, PageLimit, Position, Positioned};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -28,34 +28,10 @@ const GATHER: Duration = Duration::from_millis(2);
 pub const KEEPALIVE: Duration = Duration::from_secs(4);
 /// A reader that takes nothing for so long is cut off.
 pub const SEND_WITHIN: Duration = Duration::from_secs(60);
-/// Who finds no room for a stream is told to come again after this time.
-const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 pub type Responses = mpsc::Sender<Result<v1::SubscribeFailuresResponse, Status>>;
 
 pub type Slot<'a> = mpsc::Permit<'a, Result<v1::SubscribeFailuresResponse, Status>>;
-
-/// The feed streams that a server has open, of both kinds. They are bounded because each holds memory
-/// for what its reader has not taken.
-pub struct FeedStreams {
-    free: Arc<Semaphore>,
-    max: usize,
-}
-
-impl FeedStreams {
-    pub fn new(max: usize) -> Self {
-        let max = max.min(Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(max)), max }
-    }
-
-    /// Counts a stream for as long as the permit lives.
-    pub fn open(&self) -> Result<OwnedSemaphorePermit> {
-        Arc::clone(&self.free).try_acquire_owned().map_err(|_| Error {
-            retry_after: Some(STREAM_RETRY),
-            ..Error::limit_reached("open feed streams", self.max)
-        })
-    }
-}
 
 /// A page of the feed.
 pub struct Page {

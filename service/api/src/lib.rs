@@ -14,10 +14,12 @@ mod durable;
 mod execution_service;
 mod failure_service;
 mod feed;
+mod feed_streams;
 mod health;
 mod metadata;
 mod mutation;
 mod namespace_service;
+mod options;
 mod page;
 mod starting;
 pub mod status;
@@ -28,7 +30,6 @@ mod worker;
 mod workflow_service;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use recoup_engine::Engine;
 use recoup_proto::v1::execution_service_server::ExecutionServiceServer;
@@ -36,52 +37,16 @@ use recoup_proto::v1::failure_service_server::FailureServiceServer;
 use recoup_proto::v1::namespace_service_server::NamespaceServiceServer;
 use recoup_proto::v1::worker_service_server::WorkerServiceServer;
 use recoup_proto::v1::workflow_service_server::WorkflowServiceServer;
-use tokio::sync::watch;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 
 use compression::Compression;
 use context::Context;
+pub(crate) use options::BATCH_BYTES_MAX;
+pub use options::{ApiOptions, FEED_PAGE_BYTES, FEED_STREAMS_MAX, MESSAGE_BYTES_MAX, RETENTION};
 pub use starting::starting;
 pub use transport::transport;
 pub use unread::Unread;
-
-/// Bytes of one message, either way: 4 MiB.
-pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// What this service puts into one message of many items, at most: leaves room for the frame.
-pub(crate) const BATCH_BYTES_MAX: usize = 3 << 20 | 512 << 10;
-/// What one reader of the feed is sent at once, in bytes: 1 MiB.
-pub const FEED_PAGE_BYTES: usize = 1 << 20;
-/// Feed streams that one server has open: 256.
-pub const FEED_STREAMS_MAX: usize = 256;
-/// Of namespaces that name none, and of `default`: 30 days.
-pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
-
-#[derive(Clone, Debug)]
-pub struct ApiOptions {
-    /// Turns true when the server is going to stop: streams say so and end when they are idle, long
-    /// polls answer at once.
-    pub shutdown: watch::Receiver<bool>,
-    /// Retention of namespaces that name none. Default: [`RETENTION`].
-    pub retention: Duration,
-    /// Bytes of stored events that are read for one reader of the feed at once; one event at least,
-    /// however large. Default: [`FEED_PAGE_BYTES`]. A reader that takes nothing holds about two pages.
-    pub feed_page_bytes: usize,
-    /// Feed streams open at once; one more is refused with `LIMIT_REACHED`. Default:
-    /// [`FEED_STREAMS_MAX`].
-    pub feed_streams_max: usize,
-}
-
-impl ApiOptions {
-    pub fn new(shutdown: watch::Receiver<bool>) -> Self {
-        Self {
-            shutdown,
-            retention: RETENTION,
-            feed_page_bytes: FEED_PAGE_BYTES,
-            feed_streams_max: FEED_STREAMS_MAX,
-        }
-    }
-}
 
 /// All services, with grpc.health.v1 and server reflection. Must be called within a Tokio runtime:
 /// the health of the store is watched by a task, until the shutdown.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
-use crate::listen::Slot;
+use crate::gate::Slot;
 
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`. What the bytes are is checked by h2.
 const PREFACE_BYTES: usize = 24;

@@ -4,6 +4,7 @@ mod bench;
 mod cli;
 mod connection;
 mod demo;
+mod gate;
 mod listen;
 mod serve;
 mod telemetry;

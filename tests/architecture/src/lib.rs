@@ -6,6 +6,7 @@
 pub mod graph;
 pub mod hygiene;
 pub mod links;
+pub mod modules;
 pub mod reasons;
 pub mod sources;
 pub mod tree;

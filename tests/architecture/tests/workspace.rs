@@ -5,7 +5,73 @@ use std::process::Command;
 
 use recoup_architecture::graph::{self, Metadata};
 use recoup_architecture::tree::{self, File};
-use recoup_architecture::{hygiene, links, reasons, sources};
+use recoup_architecture::{hygiene, links, modules, reasons, sources};
+
+/// Modules that were in circles before they were looked for. Each is to be removed; none may be added.
+const IN_CIRCLES: &[&str] = &[
+    "sdks/rust: worker",
+    "sdks/rust: worker::context",
+    "sdks/rust: worker::handler",
+    "sdks/rust: worker::message",
+    "sdks/rust: worker::reference",
+    "sdks/rust: worker::session",
+    "sdks/rust: worker::stream",
+    "sdks/rust: worker::unary",
+    "service/core: command",
+    "service/core: decide",
+    "service/core: decide::steps",
+    "service/core: event",
+    "service/core: execution",
+    "service/core: expression",
+    "service/core: expression::check",
+    "service/core: expression::split",
+    "service/core: expression::value",
+    "service/core: expression::variables",
+    "service/core: plan",
+    "service/core: plan::compile",
+    "service/core: plan::policy",
+    "service/engine: driver",
+    "service/engine: handle",
+    "service/engine: load",
+    "service/engine: node",
+    "service/engine: node::commit",
+    "service/engine: node::dispatch",
+    "service/engine: node::hand_over",
+    "service/engine: node::io",
+    "service/engine: node::notices",
+    "service/engine: node::ownership",
+    "service/engine: node::reconcile",
+    "service/engine: node::slots",
+    "service/engine: node::workers",
+    "service/store: conformance",
+    "service/store: conformance::differential",
+    "service/store: conformance::differential::answer",
+    "service/store: conformance::differential::draw",
+    "service/store: format",
+    "service/store: format::event",
+    "service/store: format::value",
+    "service/store: postgres",
+    "service/store: postgres::commit",
+    "service/store: postgres::lane",
+    "service/store: postgres::pool",
+    "service/store: postgres::quarantine",
+    "service/store: sqlite",
+    "service/store: sqlite::reader",
+    "service/store: sqlite::writer",
+    "tests/simulation: (root)",
+    "tests/simulation: calls",
+    "tests/simulation: checks",
+    "tests/simulation: checks::received",
+    "tests/simulation: checks::requests",
+    "tests/simulation: checks::sessions",
+    "tests/simulation: clients",
+    "tests/simulation: jobs",
+    "tests/simulation: machines",
+    "tests/simulation: stopping",
+    "tests/simulation: subscriber",
+    "tests/simulation: workers",
+    "tests/simulation: world",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -58,6 +124,11 @@ fn core_knows_no_time_thread_or_task() {
 #[test]
 fn no_source_file_is_too_long() {
     none(sources::too_long(&files()));
+}
+
+#[test]
+fn no_modules_use_each_other() {
+    none(modules::circles(&files(), IN_CIRCLES));
 }
 
 #[test]

@@ -1,16 +1,14 @@
 //! Definitions.
 
-use std::time::Duration;
-
 use recoup_core::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
 use recoup_core::limits::clean;
 use recoup_core::plan::{Issue, IssueCode};
-use recoup_proto as proto;
 use recoup_proto::v1;
 
-use super::{enumeration, retry, time};
+use super::reader::Reader;
+use super::{retry, time};
 
 super::to_proto!(on_error: OnError => v1::OnError: Fail Ignore);
 super::from_proto!(on_error_from: v1::OnError => OnError: Fail Ignore);
@@ -22,7 +20,7 @@ super::from_proto!(delivery_from: v1::Delivery => Delivery: AtLeastOnce AtMostOn
 pub fn from_proto(definition: &v1::WorkflowDefinition) -> (Workflow, Vec<Issue>) {
     let mut reader = Reader::default();
     let workflow = reader.workflow(definition);
-    (workflow, reader.issues)
+    (workflow, reader.into_issues())
 }
 
 /// A definition with the text of its templates as a definition file would give it: without spaces, with
@@ -44,11 +42,6 @@ pub fn canonical_templates(mut definition: v1::WorkflowDefinition) -> v1::Workfl
     definition
 }
 
-#[derive(Default)]
-pub struct Reader {
-    issues: Vec<Issue>,
-}
-
 fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| clean(text).into_owned())
 }
@@ -58,43 +51,6 @@ fn template(template: Option<&v1::Template>) -> Option<String> {
 }
 
 impl Reader {
-    pub fn issue(&mut self, field_path: String, code: IssueCode, message: &str) {
-        self.issues.push(Issue { field_path, code, message: message.to_owned() });
-    }
-
-    /// A duration at `path.field`; at `field` if the path is empty.
-    pub fn duration(
-        &mut self,
-        given: Option<proto::Duration>,
-        path: &str,
-        field: &str,
-    ) -> Option<Duration> {
-        let read = Duration::try_from(given?);
-        if let Err(error) = &read {
-            let dot = if path.is_empty() { "" } else { "." };
-            let path = format!("{path}{dot}{field}");
-            self.issue(path, IssueCode::DurationInvalid, &error.to_string());
-        }
-        read.ok()
-    }
-
-    /// The value of an enum at `path.field`; none if it is unspecified, or an issue because this server
-    /// does not know it.
-    pub fn known<P: TryFrom<i32>, C>(
-        &mut self,
-        number: i32,
-        path: &str,
-        field: &str,
-        from: impl Fn(P) -> Option<C>,
-    ) -> Option<C> {
-        let known = P::try_from(number).ok().and_then(from);
-        if known.is_none() && number != 0 {
-            let message = enumeration::unknown(number);
-            self.issue(format!("{path}.{field}"), IssueCode::ValueUnknown, &message);
-        }
-        known
-    }
-
     fn workflow(&mut self, definition: &v1::WorkflowDefinition) -> Workflow {
         let defaults = definition.defaults.as_ref();
         Workflow {
@@ -266,6 +222,7 @@ fn task(task: &Task) -> v1::TaskStep {
 
 #[cfg(test)]
 mod tests {
+    use recoup_proto as proto;
     use recoup_proto::{source, v1::DefinitionFormat};
 
     use super::*;

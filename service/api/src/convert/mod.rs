@@ -10,6 +10,7 @@ pub mod failure;
 pub mod inline;
 pub mod path;
 pub mod payload;
+mod reader;
 pub mod retry;
 pub mod task;
 pub mod text;

@@ -8,7 +8,7 @@ use recoup_core::retry::{Limits, MatchOn, RetryPolicy, Rule, Schedule};
 use recoup_proto as proto;
 use recoup_proto::v1;
 
-use super::definition::Reader;
+use super::reader::Reader;
 use super::time;
 
 /// The longest wait of a schedule that names none.

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{BenchOptions, WORKFLOW, payload};
+use super::options::{BenchOptions, WORKFLOW, payload};
 
 const CONNECTIONS_MIN: u32 = 2;
 /// Half of what the server lets one connection have open.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use recoup_sdk::{Client, TaskError, Transport, Worker};
 use tokio::task::JoinSet;
 
-use super::{BenchOptions, Mode, payload};
+use super::options::{BenchOptions, Mode, payload};
 
 /// Says `ready`, then works until something fails.
 pub async fn run(address: &str, options: &BenchOptions) -> Result<()> {

@@ -16,13 +16,14 @@ use recoup_sdk::{Error, TraceContext};
 use serde_json::Value;
 
 use super::exit::{EXIT_CODES, Exit, Failed};
+use super::output::Output;
+use super::session::{Connection, Session, parse_count};
 use super::text::{
     Paint, duration, error_line, nanos_between, one_line, payload_text, state_name, timestamp,
     whole_error_line,
 };
 use super::timeline::{parked_lines, state_symbol};
 use super::workflow::read;
-use super::{Connection, Output, Session, parse_count};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]

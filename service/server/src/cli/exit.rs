@@ -12,7 +12,7 @@ use recoup_sdk::{Error, FieldViolation};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::Output;
+use super::output::Output;
 use super::text::{one_line, state_name};
 
 /// Part of `--help`.

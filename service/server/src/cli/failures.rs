@@ -11,9 +11,10 @@ use serde_json::json;
 
 use super::execution::parse_pattern;
 use super::exit::{self, EXIT_CODES, Exit, Failed};
+use super::output::Output;
+use super::session::{Connection, Session, parse_count};
 use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp, whole_error_line};
 use super::timeline::decision_text;
-use super::{Connection, Output, Session, parse_count};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::execution::parse_duration;
 use super::exit::{EXIT_CODES, Exit, Failed};
+use super::session::{Connection, parse_count};
 use super::text::{duration, one_line, proto_nanos, timestamp};
-use super::{Connection, parse_count};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]

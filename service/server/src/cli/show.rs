@@ -6,9 +6,10 @@ use recoup_sdk::proto::{ErrorReason, ExecutionInfo, HistoryEntry};
 use serde_json::json;
 
 use super::exit::{self, EXIT_CODES, Exit, Failed};
+use super::output::Output;
+use super::session::Connection;
 use super::text::Style;
 use super::timeline;
-use super::{Connection, Output};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]

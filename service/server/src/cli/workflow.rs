@@ -9,8 +9,8 @@ use recoup_sdk::proto::{
 };
 
 use super::exit::{EXIT_CODES, Exit, Failed};
+use super::session::{Connection, Session, parse_count, say};
 use super::text::{Paint, Style, duration, one_line, proto_nanos, timestamp};
-use super::{Connection, Session, parse_count, say};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]

@@ -1,0 +1,209 @@
+//! How many connections are open, in all and of each peer, and a log of those that are refused.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The same thing is logged at most this often, with the number of times that it happened.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Counts open connections.
+pub struct Gate {
+    all_max: usize,
+    per_peer_max: usize,
+    open: Mutex<Open>,
+    pub log: Log,
+}
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_peer: HashMap<Peer, usize>,
+}
+
+impl Gate {
+    pub fn new(all_max: usize, per_peer_max: usize) -> Self {
+        Self { all_max, per_peer_max, open: Mutex::default(), log: Log::default() }
+    }
+
+    /// A place for one more connection, unless the limits are reached.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
+        let peer = Peer::of(address);
+        let mut open = self.open.lock();
+        if open.all >= self.all_max {
+            self.log.full(self.all_max);
+            return None;
+        }
+        let of_peer = open.by_peer.entry(peer).or_default();
+        if *of_peer >= self.per_peer_max {
+            if *of_peer == 0 {
+                open.by_peer.remove(&peer);
+            }
+            self.log.full_for_peer(address, self.per_peer_max);
+            return None;
+        }
+        *of_peer += 1;
+        open.all += 1;
+        drop(open);
+        Some(Slot { gate: self.clone(), peer })
+    }
+}
+
+/// The place of an open connection; dropping it frees the place.
+pub struct Slot {
+    gate: Arc<Gate>,
+    peer: Peer,
+}
+
+impl Slot {
+    /// The connection is closed because no preface came.
+    pub fn log_silence(&self) {
+        self.gate.log.silent();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut open = self.gate.open.lock();
+        open.all -= 1;
+        if let Some(of_peer) = open.by_peer.get_mut(&self.peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                open.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Whom a connection is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Peer(IpAddr);
+
+impl Peer {
+    /// A host with an IPv6 address usually commands the whole /64 that the address is in.
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & (u128::MAX << 64);
+                Self(Ipv6Addr::from_bits(network).into())
+            }
+            address => Self(address),
+        }
+    }
+}
+
+/// What the operator is told of refused connections, seldom enough not to fill the log in an attack.
+#[derive(Default)]
+pub struct Log {
+    accept_failed: Mutex<Seldom>,
+    full: Mutex<Seldom>,
+    full_for_peer: Mutex<Seldom>,
+    silent: Mutex<Seldom>,
+}
+
+impl Log {
+    pub fn accept_failed(&self, error: &io::Error) {
+        if let Some(times) = self.accept_failed.lock().count() {
+            tracing::error!(times, %error, "connections cannot be accepted; trying again every second");
+        }
+    }
+
+    fn full(&self, max: usize) {
+        if let Some(times) = self.full.lock().count() {
+            tracing::warn!(times, max, "connections were refused: too many are open");
+        }
+    }
+
+    fn full_for_peer(&self, address: IpAddr, max: usize) {
+        if let Some(times) = self.full_for_peer.lock().count() {
+            tracing::warn!(
+                times,
+                max,
+                last = %address,
+                "connections were refused: their peers have too many open"
+            );
+        }
+    }
+
+    fn silent(&self) {
+        if let Some(times) = self.silent.lock().count() {
+            tracing::warn!(times, "connections were closed: they sent no HTTP/2 preface in time");
+        }
+    }
+}
+
+/// Counts an event between two lines about it.
+#[derive(Default)]
+struct Seldom {
+    logged_at: Option<Instant>,
+    times: u64,
+}
+
+impl Seldom {
+    /// How often it has happened since it was logged, when it is time to log it again.
+    fn count(&mut self) -> Option<u64> {
+        self.times += 1;
+        if self.logged_at.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {
+            return None;
+        }
+        self.logged_at = Some(Instant::now());
+        Some(std::mem::take(&mut self.times))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn v4(last: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    #[test]
+    fn one_peer_leaves_room_for_others() {
+        let gate = Arc::new(Gate::new(3, 2));
+        let first = gate.admit(v4(1)).expect("there is room");
+        let _second = gate.admit(v4(1)).expect("there is room");
+        assert!(gate.admit(v4(1)).is_none(), "the peer has two");
+        let _other = gate.admit(v4(2)).expect("there is room for others");
+        assert!(gate.admit(v4(3)).is_none(), "three are open");
+        drop(first);
+        let _again = gate.admit(v4(1)).expect("a closed connection frees its place");
+    }
+
+    #[test]
+    fn peers_without_connections_are_forgotten() {
+        let gate = Arc::new(Gate::new(10, 10));
+        for last in 0..=255 {
+            drop(gate.admit(v4(last)));
+        }
+        assert!(gate.open.lock().by_peer.is_empty());
+        let none_allowed = Arc::new(Gate::new(10, 0));
+        assert!(none_allowed.admit(v4(1)).is_none());
+        assert!(none_allowed.open.lock().by_peer.is_empty());
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_peer_and_a_mapped_address_is_that_of_ipv4() {
+        let peer = |text: &str| Peer::of(text.parse().expect("an address"));
+        assert_eq!(peer("2001:db8:0:1::1"), peer("2001:db8:0:1:ffff::2"));
+        assert_ne!(peer("2001:db8:0:1::1"), peer("2001:db8:0:2::1"));
+        assert_eq!(peer("::ffff:192.0.2.1"), peer("192.0.2.1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_logged_once_in_a_while() {
+        let mut seldom = Seldom::default();
+        assert_eq!(seldom.count(), Some(1));
+        assert!((0..1000).all(|_| seldom.count().is_none()));
+        tokio::time::advance(LOG_INTERVAL).await;
+        assert_eq!(seldom.count(), Some(1001));
+    }
+}

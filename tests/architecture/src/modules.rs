@@ -1,0 +1,455 @@
+//! Circles between the modules of a crate: files that use each other cannot be read one after the other.
+//!
+//! A file uses the modules that its paths name, through `crate`, `self`, `super` or a module of its own.
+//! To declare a module (`mod`) or to hand its names on (`pub use`) is no use: a file that only does that is a
+//! map. A name that was handed on counts as the module that has it. Tests may use whatever they test.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::iter::Peekable;
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
+
+use crate::tree::File;
+
+/// A module of a crate by its path: empty is the root.
+type Module = Vec<String>;
+
+/// Modules of the crate in a folder that are in a circle, with the shortest way round from each circle's
+/// first. `excepted` are the modules `crate folder: module` that may be in one; an exception that is not
+/// needed any more is a finding as well.
+pub fn circles(files: &[File], excepted: &[&str]) -> Vec<String> {
+    let mut findings = Vec::new();
+    let mut needed = BTreeSet::new();
+    for (folder, sources) in crates(files) {
+        let uses = uses(&folder, &sources);
+        let mut seen: BTreeSet<&Module> = BTreeSet::new();
+        for module in uses.keys() {
+            let Some(way) = way_round(&uses, module) else { continue };
+            let name = format!("{folder}: {}", name(module));
+            if excepted.contains(&name.as_str()) {
+                needed.insert(name);
+            } else if !seen.contains(module) {
+                let names: Vec<_> = way.iter().map(|module| self::name(module)).collect();
+                findings.push(format!("{folder}: {} is a circle", names.join(" → ")));
+                seen.extend(way);
+            }
+        }
+    }
+    let stale = excepted.iter().filter(|name| !needed.contains(**name));
+    findings.extend(stale.map(|name| format!("{name} is in no circle: remove the exception")));
+    findings
+}
+
+fn name(module: &Module) -> String {
+    if module.is_empty() { "(root)".to_owned() } else { module.join("::") }
+}
+
+/// The files of each crate, by its folder. Tests and binaries beside a library are left out.
+fn crates(files: &[File]) -> BTreeMap<String, Vec<&File>> {
+    let roots = files.iter().filter_map(|file| {
+        let folder = file.path.strip_suffix("/src/lib.rs");
+        folder.or_else(|| file.path.strip_suffix("/src/main.rs"))
+    });
+    let mut crates: BTreeMap<String, Vec<&File>> =
+        roots.map(|folder| (folder.to_owned(), Vec::new())).collect();
+    for (folder, sources) in &mut crates {
+        let prefix = format!("{folder}/src/");
+        let is_source = |file: &&File| {
+            let path = file.path.strip_prefix(&prefix).unwrap_or_default();
+            path.ends_with(".rs")
+                && !file.is_generated()
+                && !path.starts_with("bin/")
+                && !is_test(path)
+        };
+        sources.extend(files.iter().filter(is_source));
+    }
+    crates
+}
+
+fn is_test(path: &str) -> bool {
+    let stem = path.trim_end_matches(".rs");
+    stem.split('/').any(|part| part == "tests" || part.ends_with("_tests"))
+}
+
+fn module(folder: &str, file: &File) -> Module {
+    let path = file.path.strip_prefix(folder).unwrap_or(&file.path);
+    let stem = path.trim_start_matches("/src/").trim_end_matches(".rs");
+    let mut module: Module = stem.split('/').map(str::to_owned).collect();
+    let last = module.last().map(String::as_str);
+    if last == Some("mod") || (module.len() == 1 && matches!(last, Some("lib" | "main"))) {
+        module.pop();
+    }
+    module
+}
+
+/// The modules that each module of a crate uses.
+fn uses(folder: &str, sources: &[&File]) -> BTreeMap<Module, BTreeSet<Module>> {
+    let mut found = BTreeMap::new();
+    for file in sources {
+        let own = module(folder, file);
+        let mut paths = Paths { own: own.clone(), ..Paths::default() };
+        let tokens = file.text.parse::<TokenStream>();
+        let tokens = tokens.unwrap_or_else(|error| panic!("{} is not Rust: {error}", file.path));
+        paths.declare(&tokens);
+        paths.walk(tokens, 0);
+        // A crate with a library and a binary has two roots: they are looked at as one.
+        let entry: &mut Paths = found.entry(own).or_default();
+        entry.used.extend(paths.used);
+        entry.handed_on.extend(paths.handed_on);
+    }
+    let owner = |path: &Module| owner(&found, path);
+    let used = found.iter().map(|(own, paths)| {
+        let used = paths.used.iter().map(owner).filter(|module| module != own);
+        (own.clone(), used.collect())
+    });
+    used.collect()
+}
+
+/// The module that has what a path names.
+fn owner(found: &BTreeMap<Module, Paths>, path: &Module) -> Module {
+    let mut path = path.clone();
+    // A name is handed on a few times at most; a circle of such names is none that compiles.
+    for _ in 0..16 {
+        let length = (0..=path.len()).rev().find(|length| found.contains_key(&path[..*length]));
+        let length = length.unwrap_or_default();
+        let (module, rest) = path.split_at(length);
+        let Some((name, rest)) = rest.split_first() else { break };
+        let Some(target) = found.get(module).and_then(|paths| paths.handed_on.get(name)) else {
+            break;
+        };
+        path = target.iter().chain(rest).cloned().collect();
+    }
+    let length = (0..=path.len()).rev().find(|length| found.contains_key(&path[..*length]));
+    path.truncate(length.unwrap_or_default());
+    path
+}
+
+/// The shortest way from a module over those that it uses back to itself.
+fn way_round<'a>(
+    uses: &'a BTreeMap<Module, BTreeSet<Module>>,
+    start: &'a Module,
+) -> Option<Vec<&'a Module>> {
+    let mut before: BTreeMap<&Module, &Module> = BTreeMap::new();
+    let mut queue = VecDeque::from([start]);
+    while let Some(module) = queue.pop_front() {
+        for next in &uses[module] {
+            if next == start {
+                let mut way = vec![start, module];
+                while let Some(module) = before.get(way[way.len() - 1]) {
+                    way.push(module);
+                }
+                way.reverse();
+                if module == start {
+                    way.remove(0);
+                }
+                return Some(way);
+            }
+            if !before.contains_key(next) {
+                before.insert(next, module);
+                queue.push_back(next);
+            }
+        }
+    }
+    None
+}
+
+/// What the paths of one file name.
+#[derive(Default)]
+struct Paths {
+    own: Module,
+    /// Modules that the file declares.
+    declared: BTreeSet<String>,
+    used: BTreeSet<Module>,
+    /// Names that it hands on, and what they are.
+    handed_on: BTreeMap<String, Module>,
+}
+
+type Tokens = Peekable<IntoIter>;
+
+impl Paths {
+    fn declare(&mut self, tokens: &TokenStream) {
+        let mut tokens = tokens.clone().into_iter().peekable();
+        while let Some(token) = tokens.next() {
+            if is_ident(&token, "mod")
+                && let Some(TokenTree::Ident(name)) = tokens.next()
+                && matches!(tokens.next(), Some(TokenTree::Punct(end)) if end.as_char() == ';')
+            {
+                self.declared.insert(name.to_string());
+            }
+        }
+    }
+
+    /// `depth` is how many modules within the file the tokens stand in.
+    fn walk(&mut self, tokens: TokenStream, depth: usize) {
+        let mut tokens = tokens.into_iter().peekable();
+        let (mut is_public, mut follows_path) = (false, false);
+        while let Some(token) = tokens.next() {
+            let after_path = std::mem::take(&mut follows_path);
+            match token {
+                TokenTree::Punct(mark) if mark.as_char() == '#' => {
+                    if is_for_tests(&mut tokens) {
+                        skip_item(&mut tokens);
+                    }
+                }
+                TokenTree::Punct(mark) => {
+                    // Behind `::` or `.` is the middle of a path, or a field.
+                    follows_path = mark.as_char() == '.' || mark.as_char() == ':';
+                    if mark.as_char() == ':' && !is_double(&tokens) && !after_path {
+                        follows_path = false;
+                    }
+                    is_public = false;
+                }
+                TokenTree::Ident(word) if word == "pub" => {
+                    is_public = true;
+                    if matches!(tokens.peek(), Some(TokenTree::Group(_))) {
+                        tokens.next();
+                    }
+                }
+                TokenTree::Ident(word) if word == "use" => {
+                    let mut tree = Vec::new();
+                    branches(&mut tokens, &mut Vec::new(), &mut tree);
+                    for path in tree {
+                        self.import(path, is_public, depth);
+                    }
+                    is_public = false;
+                }
+                TokenTree::Ident(word) if word == "mod" => {
+                    let _ = tokens.next();
+                    if let Some(TokenTree::Group(group)) = tokens.peek() {
+                        let body = group.stream();
+                        tokens.next();
+                        self.walk(body, depth + 1);
+                    }
+                    is_public = false;
+                }
+                TokenTree::Ident(word) => {
+                    is_public = false;
+                    if after_path || !starts_with_colons(&tokens) {
+                        continue;
+                    }
+                    let mut path = vec![word.to_string()];
+                    while starts_with_colons(&tokens) {
+                        tokens.next();
+                        tokens.next();
+                        match tokens.peek() {
+                            Some(TokenTree::Ident(next)) => path.push(next.to_string()),
+                            _ => break,
+                        }
+                        tokens.next();
+                    }
+                    if let Some(path) = self.resolve(path, depth) {
+                        self.used.insert(path);
+                    }
+                }
+                TokenTree::Group(group) => {
+                    is_public = false;
+                    self.walk(group.stream(), depth);
+                }
+                TokenTree::Literal(_) => is_public = false,
+            }
+        }
+    }
+
+    fn import(&mut self, path: (Vec<String>, String), is_public: bool, depth: usize) {
+        let (path, alias) = path;
+        let Some(path) = self.resolve(path, depth) else { return };
+        if is_public && depth == 0 {
+            self.handed_on.insert(alias, path);
+        } else {
+            self.used.insert(path);
+        }
+    }
+
+    /// The path from the root of the crate. None: it leads to another crate, or to this file.
+    fn resolve(&self, path: Vec<String>, depth: usize) -> Option<Module> {
+        let mut own = self.own.clone();
+        let mut parts = path.into_iter().peekable();
+        let mut inner = depth;
+        match parts.peek()?.as_str() {
+            "crate" => {
+                parts.next();
+                own.clear();
+            }
+            "self" | "super" => {
+                while let Some(part) = parts.next_if(|part| part == "self" || part == "super") {
+                    if part == "super" {
+                        match inner {
+                            0 => drop(own.pop()),
+                            _ => inner -= 1,
+                        }
+                    }
+                }
+            }
+            first if depth == 0 && self.declared.contains(first) => {}
+            _ => return None,
+        }
+        own.extend(parts.filter(|part| part != "self"));
+        Some(own)
+    }
+}
+
+/// The paths of a tree of `use`, each with the name that it brings. `*` brings none.
+fn branches(tokens: &mut Tokens, stem: &mut Vec<String>, found: &mut Vec<(Vec<String>, String)>) {
+    let length = stem.len();
+    let mut is_open = false;
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Ident(word) if word == "as" => {
+                let alias = tokens.next().map(|alias| alias.to_string()).unwrap_or_default();
+                found.push((stem.clone(), alias));
+                is_open = false;
+            }
+            TokenTree::Ident(word) => {
+                stem.push(word.to_string());
+                is_open = true;
+            }
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => {
+                branches(&mut group.stream().into_iter().peekable(), stem, found);
+                is_open = false;
+            }
+            TokenTree::Punct(mark) if mark.as_char() == '*' => {
+                found.push((stem.clone(), "*".to_owned()));
+                is_open = false;
+            }
+            TokenTree::Punct(mark) if mark.as_char() == ',' || mark.as_char() == ';' => {
+                close(stem, length, &mut is_open, found);
+                if mark.as_char() == ';' {
+                    return;
+                }
+            }
+            _ => {}
+        }
+    }
+    close(stem, length, &mut is_open, found);
+}
+
+fn close(
+    stem: &mut Vec<String>,
+    length: usize,
+    is_open: &mut bool,
+    found: &mut Vec<(Vec<String>, String)>,
+) {
+    if std::mem::take(is_open) {
+        let named = stem.iter().rev().find(|part| *part != "self");
+        found.push((stem.clone(), named.cloned().unwrap_or_default()));
+    }
+    stem.truncate(length);
+}
+
+fn is_ident(token: &TokenTree, word: &str) -> bool {
+    matches!(token, TokenTree::Ident(ident) if ident == word)
+}
+
+/// Whether the next mark is the second of `::`.
+fn is_double(tokens: &Tokens) -> bool {
+    matches!(tokens.clone().next(), Some(TokenTree::Punct(mark)) if mark.as_char() == ':')
+}
+
+fn starts_with_colons(tokens: &Tokens) -> bool {
+    let mut ahead = tokens.clone();
+    let mut is_colon =
+        || matches!(ahead.next(), Some(TokenTree::Punct(mark)) if mark.as_char() == ':');
+    is_colon() && is_colon()
+}
+
+/// Takes an attribute. True if it is `#[cfg(test)]`.
+fn is_for_tests(tokens: &mut Tokens) -> bool {
+    let is_group = |token: &TokenTree| matches!(token, TokenTree::Group(_));
+    // `#![…]` is about the whole file.
+    tokens.next_if(|token| matches!(token, TokenTree::Punct(mark) if mark.as_char() == '!'));
+    let attribute = tokens.next_if(is_group).map(|token| token.to_string().replace(' ', ""));
+    attribute.as_deref() == Some("[cfg(test)]")
+}
+
+/// Takes an item to its end: a semicolon or a body.
+fn skip_item(tokens: &mut Tokens) {
+    for token in tokens {
+        match token {
+            TokenTree::Punct(mark) if mark.as_char() == ';' => return,
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => return,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(sources: &[(&str, &str)], excepted: &[&str]) -> Vec<String> {
+        let files = sources.iter().map(|(path, text)| File::new(&format!("a/src/{path}"), text));
+        circles(&files.collect::<Vec<_>>(), excepted)
+    }
+
+    #[test]
+    fn two_files_that_use_each_other_are_a_circle_however_they_do() {
+        for (first, second) in [
+            ("use crate::b::B;", "use crate::a::A;"),
+            ("use super::b;", "fn f() { super::a::f() }"),
+            ("use crate::{b::{self, C}};", "impl crate::a::T for X {}"),
+            ("use crate::b as other;", "macro_rules! m { () => { $crate::a::f() } }"),
+            ("fn f(x: crate::b::B) {}", "mod inner { use super::super::a::A; }"),
+            ("pub(crate) fn f() { crate::b::f() }", "type T = Vec<crate::a::A>;"),
+        ] {
+            let sources = [("lib.rs", "mod a;\nmod b;"), ("a.rs", first), ("b.rs", second)];
+            assert_eq!(found(&sources, &[]), ["a: a → b → a is a circle"], "{first} {second}");
+        }
+    }
+
+    #[test]
+    fn a_circle_through_the_root_or_a_parent_is_one() {
+        let sources =
+            [("lib.rs", "mod a;\nuse a::A;\npub const MAX: u8 = 1;"), ("a.rs", "use crate::MAX;")];
+        assert_eq!(found(&sources, &[]), ["a: (root) → a → (root) is a circle"]);
+        let sources = [
+            ("main.rs", "mod a;\nfn main() { a::run() }"),
+            ("a/mod.rs", "mod b;\nfn f() { b::f() }"),
+            ("a/b.rs", "use super::*;"),
+        ];
+        assert_eq!(found(&sources, &[]), ["a: a → a::b → a is a circle"]);
+    }
+
+    #[test]
+    fn a_name_that_is_handed_on_is_its_own_modules() {
+        let sources = [
+            ("lib.rs", "mod a;\nmod b;\npub use a::{A, inner::C as D};"),
+            ("a/mod.rs", "pub mod inner;\nuse crate::b::B;\npub struct A;"),
+            ("a/inner.rs", "pub struct C;"),
+            ("b.rs", "use crate::D;"),
+        ];
+        assert_eq!(found(&sources, &[]), [""; 0]);
+        let mut sources = sources;
+        sources[3].1 = "use crate::A;";
+        assert_eq!(found(&sources, &[]), ["a: a → b → a is a circle"]);
+    }
+
+    #[test]
+    fn maps_tests_comments_and_other_crates_are_no_use() {
+        let sources = [
+            ("lib.rs", "mod a;\nmod b;\npub use b::B;\n#[cfg(test)]\nmod c;"),
+            ("a.rs", "//! [`crate::b`]\nuse crate::b::B;\nconst T: &str = \"crate::a\";"),
+            (
+                "b.rs",
+                "use b::other;\nuse std::a::A;\nfn f(a: A) { a.a::<u8>(); x::a::f() }\n\
+                 #[cfg(test)]\nmod tests { use crate::a::A; }\n#[cfg(test)]\nuse crate::a::A;",
+            ),
+            ("b/tests.rs", "use crate::a::A;"),
+            ("b_tests/mod.rs", "use crate::a::A;"),
+        ];
+        assert_eq!(found(&sources, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn an_exception_holds_for_its_module_and_is_removed_when_it_is_not_needed() {
+        let sources = [
+            ("lib.rs", "mod a;\nmod b;\nmod c;"),
+            ("a.rs", "use crate::b::B;"),
+            ("b.rs", "use crate::a::A;\nuse crate::c::C;"),
+            ("c.rs", ""),
+        ];
+        assert_eq!(found(&sources, &["a: a", "a: b"]), [""; 0]);
+        assert_eq!(found(&sources, &["a: a"]), ["a: b → a → b is a circle"]);
+        let stale = found(&sources, &["a: a", "a: b", "a: c"]);
+        assert_eq!(stale, ["a: c is in no circle: remove the exception"]);
+    }
+}
