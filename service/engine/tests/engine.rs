@@ -159,6 +159,27 @@ async fn two_steps_succeed() {
     assert_eq!(ended.output, Some(Payload::json("2")));
 }
 
+#[tokio::test]
+async fn a_decision_that_does_not_fit_into_a_transition_goes_on_in_the_next_one() {
+    let mut rig = Rig::new().await;
+    let ignored = |n| Step {
+        when: Some("input.missing == 1".into()),
+        on_error: OnError::Ignore,
+        ..step(&format!("s{n}"))
+    };
+    let workflow = Workflow { steps: Block((0..1_000).map(ignored).collect()), ..order() };
+    rig.plan = Arc::new(Plan::compile(&workflow, 1).expect("it compiles"));
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    let ended = rig.engine.await_end(id, Duration::from_secs(60)).await.expect("it is known");
+    assert_eq!(ended.state, State::Warning);
+    let history = rig.engine.store().load(NodeId(0), &[id]).await.expect("it is read");
+    let rows = history[0].transitions.iter().map(|row| row.decode(id).expect("it is readable"));
+    let events: Vec<_> = rows.map(|data| data.events.len()).collect();
+    assert!(events.len() > 1 && events.iter().all(|count| *count < 1_010), "{events:?}");
+}
+
 /// Writes down the names of the spans that begin.
 struct SpanNames(std::sync::Mutex<std::collections::BTreeSet<&'static str>>);
 
