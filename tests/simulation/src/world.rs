@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
+use recoup_store::Overflow;
 use recoup_store::memory::{self, MemoryStore};
 use uuid::Uuid;
 
@@ -20,6 +21,7 @@ use crate::machines::{Machine, Request};
 use crate::random::Random;
 use crate::subscriber::Subscriber;
 use crate::trace::Trace;
+use crate::wait::ready;
 use crate::workers::Workers;
 
 /// When runs begin, in the store's time.
@@ -28,6 +30,8 @@ pub const EPOCH_MICROS: i64 = 1_700_000_000_000_000;
 const HEALING_MAX: Duration = Duration::from_secs(300);
 /// After everything has ended: what is left over is tidied up.
 const SETTLING: Duration = Duration::from_secs(15);
+/// All steps of a clock together set it back by less.
+const CLAIMS_END: Duration = Duration::from_secs(7 * 3600);
 /// Events in a run; more is a world that spins.
 const EVENTS_MAX: u64 = 2_000_000;
 
@@ -322,6 +326,13 @@ impl<'a> World<'a> {
         self.after(Duration::from_secs(1), Event::Look);
     }
 
+    /// Whether rows in the overflow are left to claims of lives that are over: such a claim ends as much later as
+    /// the database's clock was set back while no node ran.
+    fn waits_for_claims(&self) -> bool {
+        let rows = ready(self.store.overflow_depth()).unwrap_or_default();
+        !rows.is_empty() && self.now() < self.settled_at + CLAIMS_END
+    }
+
     /// Is everything over?
     fn look(&mut self) {
         let now = self.now();
@@ -345,7 +356,7 @@ impl<'a> World<'a> {
                     }
                 }
             }
-            Stage::Settling if now > self.settled_at + SETTLING => {
+            Stage::Settling if now > self.settled_at + SETTLING && !self.waits_for_claims() => {
                 // A request that was repeated meanwhile may have started something: that ends too.
                 let is_over = self.open_executions().is_empty() && self.clients.waiting().is_none();
                 self.stage = if is_over { Stage::Done } else { Stage::Healing };
