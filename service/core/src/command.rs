@@ -112,6 +112,8 @@ pub struct TaskId {
 pub enum StartBasis {
     /// A worker has the attempt, or says so.
     Held,
+    /// A worker gives the attempt back: what the history says of it is read first, and stays.
+    GivenBack,
     /// The attempt is handed over once this is durable. What is delivered at most once is handed over
     /// only if no start is on record, or if the one on record began at `unsent`: its owner knows that
     /// no worker got it then.

@@ -104,7 +104,7 @@ impl Decider<'_> {
                 return Ok(());
             }
             let may_replace = match basis {
-                StartBasis::Held => started.session == session,
+                StartBasis::Held | StartBasis::GivenBack => started.session == session,
                 StartBasis::HandOver { unsent } => unsent == Some(started.at),
             };
             if self.plan.is_at_most_once(&task.path) && !may_replace {

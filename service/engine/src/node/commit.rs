@@ -596,10 +596,8 @@ impl<R> Node<R> {
         // was with nobody, or had had its time, is judged again on what is read.
         let sessions = &self.sessions;
         slot.inbox.retain(|one| match &one.command {
-            Command::RecordStart { task, basis: StartBasis::Held, .. } => {
-                !one.is_own() || sessions.is_held(task)
-            }
-            Command::RecordStart { .. } => false,
+            Command::RecordStart { basis: StartBasis::HandOver { .. }, .. } => false,
+            Command::RecordStart { task, .. } => !one.is_own() || sessions.is_held(task),
             Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,
             _ => true,
         });

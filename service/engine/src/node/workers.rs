@@ -411,7 +411,7 @@ impl<R> Node<R> {
                 slot.doubted = true;
                 self.loader.want(task.execution);
             }
-            let basis = StartBasis::Held;
+            let basis = StartBasis::GivenBack;
             let command = Command::RecordStart { task: task.clone(), worker, session, at, basis };
             return self.submit(task.execution, command, None, Some(reply));
         }
@@ -449,8 +449,8 @@ impl<R> Node<R> {
         {
             slot.released.remove(&task);
             let place = slot.inbox.iter().position(|pending| match &pending.command {
-                Command::RecordStart { task: of, session: by, basis: StartBasis::Held, .. } => {
-                    *of == task && *by == session
+                Command::RecordStart { task: of, session: by, basis, .. } => {
+                    *of == task && *by == session && *basis == StartBasis::GivenBack
                 }
                 _ => false,
             });

@@ -413,3 +413,24 @@ fn what_is_delivered_at_most_once_and_never_left_is_on_record_with_the_worker_th
     assert_eq!(world.handed(1, other), []);
     assert_eq!(world.snapshot(1, execution).live[0].session.as_deref(), Some("t"));
 }
+
+#[test]
+fn a_heartbeat_without_a_session_is_not_taken_for_the_task_that_comes_back_with_it() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    // Its start goes on record.
+    pass_alive(&mut world, 0, "s", 2 * SECOND);
+    world.machines[1].hold_back = &["load"];
+    world.put(1, Input::Heartbeat { task: task.clone(), details: None, reply: 1_001 });
+    world.put(1, Input::Release { task, session: String::new(), reply: 1_002 });
+    world.machines[1].hold_back = &[];
+    while let Some(input) = world.machines[1].late.pop() {
+        world.put(1, input);
+    }
+    let beat = world.machines[1].replies.remove(&1_001);
+    assert!(matches!(beat, Some(Ok(Answer::Recorded { .. }))), "{beat:?}");
+    let released = world.machines[1].replies.remove(&1_002);
+    assert!(matches!(released, Some(Ok(Answer::Released))), "{released:?}");
+}
