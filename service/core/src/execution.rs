@@ -304,6 +304,22 @@ impl Node {
             NodeKind::Skipped => None,
         }
     }
+
+    /// What the step returned, if it completed.
+    pub fn output(&self) -> Option<&Payload> {
+        match &self.state {
+            NodeState::Completed { output } => Some(output),
+            _ => None,
+        }
+    }
+
+    /// The error that the step failed with, tolerated or not.
+    pub fn error(&self) -> Option<&Error> {
+        match &self.state {
+            NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// An attempt that a worker may have or get.

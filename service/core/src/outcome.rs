@@ -2,7 +2,7 @@
 //! ended.
 
 use crate::error::Error;
-use crate::execution::{CompensationState, Execution, NodeState, State, WarningKind};
+use crate::execution::{CompensationState, Execution, Node, State, WarningKind};
 use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
 use crate::time::Timestamp;
@@ -38,10 +38,7 @@ pub struct ToldWarning {
 impl Outcome {
     pub fn of(execution: &Execution) -> Self {
         let warnings = execution.warnings.iter().take(WARNINGS_MAX).map(|warning| {
-            let error = execution.node(&warning.path).and_then(|node| match &node.state {
-                NodeState::Failed { error } | NodeState::Ignored { error } => Some(error.clone()),
-                _ => None,
-            });
+            let error = execution.node(&warning.path).and_then(Node::error).cloned();
             ToldWarning { path: warning.path.clone(), kind: warning.kind, error }
         });
         Self {

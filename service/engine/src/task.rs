@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use recoup_core::command::TaskId;
-use recoup_core::execution::{CompensationOutcome, Execution, NodeState, Open, TraceContext};
+use recoup_core::execution::{CompensationOutcome, Execution, Node, Open, TraceContext};
 use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
@@ -39,10 +39,7 @@ pub struct Undone {
 impl TaskContent {
     pub fn of(state: &Execution, open: &Open<'_>) -> Self {
         let undone = open.path.compensated().and_then(|step| {
-            let output = state.node(&step).and_then(|node| match &node.state {
-                NodeState::Completed { output } => Some(output.clone()),
-                _ => None,
-            });
+            let output = state.node(&step).and_then(Node::output).cloned();
             Some(Undone { outcome: state.compensation_of(&step)?.outcome, output })
         });
         Self {

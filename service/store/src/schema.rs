@@ -13,6 +13,20 @@ pub struct Migration {
     pub oldest: u32,
 }
 
+/// A file of a store's folder, from the folder of the store's module. Binaries of the schemas before the first
+/// release do not exist, so each of these needs one that knows it; a later one says which is the oldest that
+/// does.
+macro_rules! migration {
+    ($store:literal $version:literal $name:literal $file:literal) => {
+        Migration {
+            name: $name,
+            text: include_str!(concat!("../../migrations/", $store, "/", $file)),
+            oldest: $version,
+        }
+    };
+}
+pub(crate) use migration;
+
 /// A migration that a database has had, by this binary or by another.
 #[derive(Clone, Debug)]
 pub struct Applied {

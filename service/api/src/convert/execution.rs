@@ -99,17 +99,7 @@ fn warned<'a>(
     execution: &'a Execution,
     warning: &Warning,
 ) -> Option<&'a recoup_core::error::Error> {
-    execution.node(&warning.path).and_then(node_error)
-}
-
-fn node_error(node: &Node) -> Option<&recoup_core::error::Error> {
-    match &node.state {
-        NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
-        NodeState::Running
-        | NodeState::Skipped
-        | NodeState::Completed { .. }
-        | NodeState::Cancelled => None,
-    }
+    execution.node(&warning.path).and_then(Node::error)
 }
 
 /// Room for what an answer about an execution holds inline, beside what it holds at least.
@@ -131,10 +121,7 @@ fn least(execution: &Execution) -> usize {
         + execution.output.as_ref().map_or(0, least_of_payload)
         + execution.error.as_ref().or(stop_error).map_or(0, least_of_error);
     let of_node = |node: &Node| {
-        let output = match &node.state {
-            NodeState::Completed { output } => least_of_payload(output),
-            _ => 0,
-        };
+        let output = node.output().map_or(0, least_of_payload);
         ENTRY_BYTES + node.path.as_str().len() + output
     };
     let of_compensation = |undone: &recoup_core::execution::Compensation| {

@@ -5,7 +5,7 @@ use super::attempt::HISTORY_FULL;
 use crate::definition::OnError;
 use crate::error::{Error, builtin};
 use crate::event::{Event, StopCause};
-use crate::execution::{Execution, NodeState, Phase, Scope, State};
+use crate::execution::{Execution, Node, Phase, Scope, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
 use crate::limits::HISTORY_EVENTS_MAX;
@@ -155,9 +155,6 @@ impl<'a> Decider<'a> {
 
 /// That of the last step which has one.
 fn last_output(state: &Execution) -> Payload {
-    let outputs = state.steps().rev().find_map(|node| match &node.state {
-        NodeState::Completed { output } => Some(output.clone()),
-        _ => None,
-    });
-    outputs.unwrap_or_else(Payload::null)
+    let output = state.steps().rev().find_map(Node::output);
+    output.cloned().unwrap_or_else(Payload::null)
 }

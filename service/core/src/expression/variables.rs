@@ -8,7 +8,7 @@ use super::Variables;
 use super::budget::{BUDGET, Budget, ENVIRONMENT};
 use super::value;
 use crate::error::{Category, Error, builtin};
-use crate::execution::{Execution, NodeState};
+use crate::execution::Execution;
 use crate::id::StepPath;
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::payload::Payload;
@@ -100,17 +100,11 @@ pub(super) fn context<'v>(
 
 /// A step's output, if it has one.
 pub(super) fn output<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Payload> {
-    match &execution.node(step)?.state {
-        NodeState::Completed { output } => Some(output),
-        _ => None,
-    }
+    execution.node(step)?.output()
 }
 
 fn step_error<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Error> {
-    match &execution.node(step)?.state {
-        NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
-        _ => None,
-    }
+    execution.node(step)?.error()
 }
 
 fn payload<'v>(payload: &'v Payload, read: &Read) -> Result<Box<dyn Val + 'v>, Error> {

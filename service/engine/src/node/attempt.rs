@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use recoup_core::command::TaskId;
+use recoup_core::command::{Command, StartBasis, TaskId};
 use recoup_core::execution::Started;
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
@@ -21,7 +21,6 @@ use crate::task::TaskContent;
 pub(super) struct Attempt {
     pub id: TaskId,
     pub content: Arc<TaskContent>,
-    pub scheduled_at: Timestamp,
     /// Who the history says has it.
     pub started: Option<Started>,
     pub place: Place,
@@ -93,6 +92,12 @@ impl Place {
 }
 
 impl Handed {
+    /// What puts this on record, as of a time: [`Self::since`] if it is not on record yet.
+    pub fn record(&self, task: TaskId, at: Timestamp) -> Command {
+        let (worker, session) = (self.name.clone(), id_of(self.session.as_ref()));
+        Command::RecordStart { task, worker, session, at, basis: StartBasis::Held }
+    }
+
     /// As the history says of a worker that has no session.
     pub fn without_session(started: &Started, now: Now) -> Self {
         Self {
@@ -119,7 +124,7 @@ impl Attempt {
     /// As [`Self::wait_until`], where the owner before lives on and does not know that it is the owner no
     /// more: what is due before `soon` it hands out as if nothing had happened.
     pub fn wait_for_last_owner(&mut self, then: Tick, soon: Timestamp) {
-        if matches!(self.place, Place::Scheduled) && self.scheduled_at < soon {
+        if matches!(self.place, Place::Scheduled) && self.content.scheduled_at < soon {
             self.place = Place::Grace { until: then };
             self.possibly_started = true;
         }
@@ -130,7 +135,7 @@ impl Attempt {
     /// it may be with one there. Returns the place where it was.
     pub fn doubt(&mut self, plan: &Plan, then: Tick, soon: Timestamp) -> Option<Place> {
         let may_be_out = match &self.place {
-            Place::Scheduled => self.scheduled_at < soon,
+            Place::Scheduled => self.content.scheduled_at < soon,
             Place::Queued { .. } | Place::Overflowed => true,
             Place::Grace { .. } | Place::Starting { .. } | Place::Handed(_) => false,
         };
@@ -170,10 +175,10 @@ impl Attempt {
             return None;
         }
         match &self.place {
-            Place::Scheduled => Some(self.scheduled_at),
+            Place::Scheduled => Some(self.content.scheduled_at),
             Place::Grace { until } => Some(now.time_of(*until)),
             Place::Queued { .. } | Place::Overflowed => {
-                plan.schedule_to_start.map(|timeout| self.scheduled_at + timeout)
+                plan.schedule_to_start.map(|timeout| self.content.scheduled_at + timeout)
             }
             Place::Starting { .. } => None,
             Place::Handed(handed) => {

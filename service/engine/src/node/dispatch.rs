@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use recoup_core::command::{AttemptTimeout, Command, StartBasis, TaskId};
+use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
-use super::attempt::{Attempt, Place, id_of};
+use super::attempt::{Attempt, Place};
 use super::io::WorkerKey;
 use super::notices::Notice;
 use super::reconcile::{Evidence, Reconciler, Then};
@@ -326,11 +326,7 @@ impl<R> Node<R> {
             let Place::Handed(handed) = &own.place else {
                 return None;
             };
-            let (task, worker) = (own.id.clone(), handed.name.clone());
-            let (session, at) = (id_of(handed.session.as_ref()), handed.since);
-            let basis = StartBasis::Held;
-            let command = Command::RecordStart { task, worker, session, at, basis };
-            (!handed.recorded).then_some(command)
+            (!handed.recorded).then(|| handed.record(own.id.clone(), handed.since))
         });
         for command in commands.collect::<Vec<_>>() {
             self.act(command);
@@ -441,10 +437,7 @@ impl<R> Node<R> {
                     } else if silent {
                         self.time_out(&attempt, AttemptTimeout::Heartbeat, name);
                     } else {
-                        let session = id_of(handed.session.as_ref());
-                        let (task, at) = (attempt.id.clone(), handed.since);
-                        let (worker, basis) = (name, StartBasis::Held);
-                        self.act(Command::RecordStart { task, worker, session, at, basis });
+                        self.act(handed.record(attempt.id.clone(), handed.since));
                     }
                 }
             }

@@ -76,10 +76,7 @@ impl<R> Node<R> {
         if self.stopping && self.is_at_most_once(task) {
             return self.fail_unsent(task);
         }
-        let Some(slot) = self.slots.get_mut(&task.execution) else {
-            return;
-        };
-        if let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) {
+        if let Some(attempt) = self.attempt_mut(task) {
             attempt.place = Place::Scheduled;
             attempt.unsent = attempt.started.as_ref().map(|started| started.at);
         }
@@ -157,20 +154,19 @@ impl<R> Node<R> {
     /// A worker of this node has what any node could claim: with its start, once more on record, the row
     /// goes, if the execution is still this node's.
     pub(super) fn record_again(&mut self, task: &TaskId) {
-        let slot = self.slots.get(&task.execution);
-        let started_at = slot.and_then(|slot| slot.started(task)).map(|started| started.at);
-        let attempt = self.attempt_mut(task).filter(|attempt| !attempt.acting);
-        let Some(Place::Handed(handed)) = attempt.map(|attempt| &attempt.place) else {
+        let Some(attempt) = self.attempt_mut(task).filter(|attempt| !attempt.acting) else {
             return;
         };
-        let (worker, session) = (handed.name.clone(), id_of(handed.session.as_ref()));
+        let Place::Handed(handed) = &attempt.place else {
+            return;
+        };
         // The same start would change nothing.
-        let at = match started_at == Some(handed.since) {
+        let at = match attempt.started.as_ref().is_some_and(|by| by.at == handed.since) {
             true => handed.since + Duration::from_micros(1),
             false => handed.since,
         };
-        let (task, basis) = (task.clone(), StartBasis::Held);
-        self.act(Command::RecordStart { task, worker, session, at, basis });
+        let command = handed.record(task.clone(), at);
+        self.act(command);
     }
 
     /// The history says that it has started, so no other node would hand it out, and this one does so no
@@ -186,9 +182,8 @@ impl<R> Node<R> {
         let Some(slot) = slot.filter(|_| self.has_lease()) else {
             return self.give_back(task, true);
         };
-        let attempt = slot.attempts.iter().find(|attempt| attempt.id == *task);
         let is_on_record =
-            attempt.is_some_and(|attempt| match (&attempt.place, slot.started(task)) {
+            slot.attempt(task).is_some_and(|attempt| match (&attempt.place, &attempt.started) {
                 (Place::Handed(Handed { session, since, .. }), Some(by)) => {
                     by.session == id_of(session.as_ref()) && by.at <= *since
                 }

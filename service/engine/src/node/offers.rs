@@ -146,9 +146,9 @@ impl<R> Node<R> {
                 continue;
             }
             let is_due = |task: &TaskId| {
-                let attempts = self.slots.get(&task.execution).map(|slot| &slot.attempts);
-                let attempt = attempts.and_then(|own| own.iter().find(|own| own.id == *task));
-                attempt.is_some_and(|own| own.scheduled_at + self.options.overflow_after <= now)
+                let slot = self.slots.get(&task.execution);
+                let content = slot.and_then(|slot| slot.attempt(task)).map(|own| &own.content);
+                content.is_some_and(|own| own.scheduled_at + self.options.overflow_after <= now)
             };
             let first = queue.first_of(task_type).take(wanted);
             let due = first.filter(|(_, task)| !is_served || is_due(task));
@@ -204,7 +204,7 @@ impl<R> Node<R> {
             attempt.place = Place::Overflowed;
             self.doubtful.insert(task.execution);
             slot.overflow.insert(key_of(&task), Row::Free);
-            let available_at = attempt.scheduled_at;
+            let available_at = attempt.content.scheduled_at;
             tasks.push(OverflowTask { task, queue, task_type, priority, available_at });
         }
         if let (Some(node), false) = (self.node_id(), tasks.is_empty()) {

@@ -257,8 +257,7 @@ impl<R> Node<R> {
         let lasts = |task: &&TaskId| {
             let slot = self.slots.get(&task.execution);
             slot.filter(|slot| slot.owned && !slot.in_flight).is_some_and(|slot| {
-                let attempt = slot.attempts.iter().find(|attempt| attempt.id == **task);
-                matches!(attempt.map(|own| &own.place), Some(Place::Handed(own)) if own.recorded)
+                matches!(slot.attempt(task).map(|own| &own.place), Some(Place::Handed(own)) if own.recorded)
             })
         };
         round.iter().filter(lasts).map(|task| task.execution).collect()
@@ -393,8 +392,7 @@ impl<R> Node<R> {
         if slot.owned && current {
             let until = self.monotonic + self.options.claim_lease;
             slot.overflow.insert(key, Row::Claimed { until, scheduled_in });
-            let attempt = slot.attempts.iter_mut().find(|attempt| attempt.id == overflow.task);
-            match attempt {
+            match slot.attempt_mut(&overflow.task) {
                 // Where the history names a worker without a session, the owner before has put it there
                 // since, because no worker had it any more.
                 Some(attempt)

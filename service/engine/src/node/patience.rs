@@ -77,7 +77,7 @@ impl<R> Node<R> {
             }
             if let Command::CompleteTask { task, .. } | Command::FailTask { task, .. } =
                 &pending.command
-                && let Some(attempt) = slot.attempts.iter_mut().find(|known| known.id == *task)
+                && let Some(attempt) = slot.attempt_mut(task)
             {
                 // There is no result any more: the attempt's clocks go on.
                 attempt.reported = false;

@@ -175,7 +175,6 @@ impl Reconciler<'_> {
         let attempt = Attempt {
             content: Arc::new(TaskContent::of(self.state, open)),
             id: self.state.task_id(open),
-            scheduled_at,
             started: started.cloned(),
             place,
             possibly_started,

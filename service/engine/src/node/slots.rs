@@ -208,6 +208,10 @@ impl<R> Slot<R> {
         self.attempts.iter().find(|attempt| attempt.id == *task)
     }
 
+    pub fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
+        self.attempts.iter_mut().find(|attempt| attempt.id == *task)
+    }
+
     /// Whether nothing but the time of its owner's next work could need it to be here.
     fn is_idle(&self) -> bool {
         let needed = match &self.known {
@@ -312,7 +316,7 @@ impl<R> Node<R> {
             }
             if let Command::CompleteTask { task, worker, .. }
             | Command::FailTask { task, worker, .. } = &mut command
-                && let Some(attempt) = slot.attempts.iter_mut().find(|known| known.id == *task)
+                && let Some(attempt) = slot.attempt_mut(task)
             {
                 attempt.reported = true;
                 // A bare call names nobody: it was whoever got the attempt.
@@ -746,7 +750,6 @@ impl<R> Node<R> {
 
     /// Where an attempt is known.
     pub(super) fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
-        let slot = self.slots.get_mut(&task.execution)?;
-        slot.attempts.iter_mut().find(|attempt| attempt.id == *task)
+        self.slots.get_mut(&task.execution)?.attempt_mut(task)
     }
 }

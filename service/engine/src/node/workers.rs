@@ -172,9 +172,7 @@ impl<R> Node<R> {
         let holds = self.sessions.holder(task).is_some_and(|holder| holder.session == *session);
         let slot = self.slots.get(&task.execution).filter(|slot| slot.owned && holds);
         slot.is_some_and(|slot| {
-            let mut attempts = slot.attempts.iter();
-            let attempt = attempts.find(|attempt| attempt.id == *task);
-            attempt.is_some_and(|attempt| match &attempt.place {
+            slot.attempt(task).is_some_and(|attempt| match &attempt.place {
                 Place::Handed(handed) => handed.session.as_ref() == Some(session),
                 _ => false,
             })
@@ -202,7 +200,7 @@ impl<R> Node<R> {
                 None,
             );
         }
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+        let Some(attempt) = slot.attempt_mut(task) else {
             self.sessions.let_go(task);
             return self.notify(&holder.session, task.clone(), Notice::Closed);
         };

@@ -12,35 +12,24 @@ use tokio_postgres::error::SqlState;
 use super::error::Failure;
 use super::session::Session;
 use crate::contract::Error;
-use crate::schema::{self, Applied, Migration};
+use crate::schema::{self, Applied, Migration, migration};
 
-/// Version, name and file. Binaries of the schemas before the first release do not exist, so each of these
-/// needs one that knows it; a later one says which is the oldest that does.
-macro_rules! migration {
-    ($version:literal $name:literal $file:literal) => {
-        Migration {
-            name: $name,
-            text: include_str!(concat!("../../migrations/postgres/", $file)),
-            oldest: $version,
-        }
-    };
-}
-
+/// Version, name and file.
 const MIGRATIONS: [Migration; 14] = [
-    migration!(1 "store" "0001_store.sql"),
-    migration!(2 "node" "0002_node.sql"),
-    migration!(3 "namespace" "0003_namespace.sql"),
-    migration!(4 "workflow_version" "0004_workflow_version.sql"),
-    migration!(5 "subscription" "0005_subscription.sql"),
-    migration!(6 "history" "0006_history.sql"),
-    migration!(7 "execution" "0007_execution.sql"),
-    migration!(8 "start_request" "0008_start_request.sql"),
-    migration!(9 "execution_key" "0009_execution_key.sql"),
-    migration!(10 "feed" "0010_feed.sql"),
-    migration!(11 "overflow_task" "0011_overflow_task.sql"),
-    migration!(12 "history_range" "0012_history_range.sql"),
-    migration!(13 "registry_request" "0013_registry_request.sql"),
-    migration!(14 "quarantine" "0014_quarantine.sql"),
+    migration!("postgres" 1 "store" "0001_store.sql"),
+    migration!("postgres" 2 "node" "0002_node.sql"),
+    migration!("postgres" 3 "namespace" "0003_namespace.sql"),
+    migration!("postgres" 4 "workflow_version" "0004_workflow_version.sql"),
+    migration!("postgres" 5 "subscription" "0005_subscription.sql"),
+    migration!("postgres" 6 "history" "0006_history.sql"),
+    migration!("postgres" 7 "execution" "0007_execution.sql"),
+    migration!("postgres" 8 "start_request" "0008_start_request.sql"),
+    migration!("postgres" 9 "execution_key" "0009_execution_key.sql"),
+    migration!("postgres" 10 "feed" "0010_feed.sql"),
+    migration!("postgres" 11 "overflow_task" "0011_overflow_task.sql"),
+    migration!("postgres" 12 "history_range" "0012_history_range.sql"),
+    migration!("postgres" 13 "registry_request" "0013_registry_request.sql"),
+    migration!("postgres" 14 "quarantine" "0014_quarantine.sql"),
 ];
 
 /// Any number that nothing else on the server locks: "recoup" and a one.

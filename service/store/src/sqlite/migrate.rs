@@ -6,34 +6,23 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::error::Failure;
 use crate::contract::Error;
-use crate::schema::{self, Applied, Migration};
+use crate::schema::{self, Applied, Migration, migration};
 
-/// Version, name and file. Binaries of the schemas before the first release do not exist, so each of these
-/// needs one that knows it; a later one says which is the oldest that does.
-macro_rules! migration {
-    ($version:literal $name:literal $file:literal) => {
-        Migration {
-            name: $name,
-            text: include_str!(concat!("../../migrations/sqlite/", $file)),
-            oldest: $version,
-        }
-    };
-}
-
+/// Version, name and file.
 const MIGRATIONS: [Migration; 13] = [
-    migration!(1 "store" "0001_store.sql"),
-    migration!(2 "node" "0002_node.sql"),
-    migration!(3 "namespace" "0003_namespace.sql"),
-    migration!(4 "workflow_version" "0004_workflow_version.sql"),
-    migration!(5 "subscription" "0005_subscription.sql"),
-    migration!(6 "history" "0006_history.sql"),
-    migration!(7 "execution" "0007_execution.sql"),
-    migration!(8 "start_request" "0008_start_request.sql"),
-    migration!(9 "execution_key" "0009_execution_key.sql"),
-    migration!(10 "feed" "0010_feed.sql"),
-    migration!(11 "overflow_task" "0011_overflow_task.sql"),
-    migration!(12 "registry_request" "0012_registry_request.sql"),
-    migration!(13 "quarantine" "0013_quarantine.sql"),
+    migration!("sqlite" 1 "store" "0001_store.sql"),
+    migration!("sqlite" 2 "node" "0002_node.sql"),
+    migration!("sqlite" 3 "namespace" "0003_namespace.sql"),
+    migration!("sqlite" 4 "workflow_version" "0004_workflow_version.sql"),
+    migration!("sqlite" 5 "subscription" "0005_subscription.sql"),
+    migration!("sqlite" 6 "history" "0006_history.sql"),
+    migration!("sqlite" 7 "execution" "0007_execution.sql"),
+    migration!("sqlite" 8 "start_request" "0008_start_request.sql"),
+    migration!("sqlite" 9 "execution_key" "0009_execution_key.sql"),
+    migration!("sqlite" 10 "feed" "0010_feed.sql"),
+    migration!("sqlite" 11 "overflow_task" "0011_overflow_task.sql"),
+    migration!("sqlite" 12 "registry_request" "0012_registry_request.sql"),
+    migration!("sqlite" 13 "quarantine" "0013_quarantine.sql"),
 ];
 
 /// "Rcup": tells our files from other people's databases.

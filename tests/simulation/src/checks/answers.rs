@@ -1,7 +1,6 @@
 //! What nodes answer and hand out, compared with the histories at that moment.
 
 use recoup_core::command::{Rejection, TaskId};
-use recoup_core::definition::Delivery;
 use recoup_core::error::{Error, builtin};
 use recoup_core::event::Event;
 use recoup_core::execution::State;
@@ -239,8 +238,7 @@ impl World<'_> {
     pub fn check_sent(&mut self, handed: &HandedTask) {
         let task = &handed.id;
         let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
-        let once = handed.plan.task(&task.path);
-        if once.is_some_and(|plan| plan.delivery == Delivery::AtMostOnce) {
+        if handed.plan.is_at_most_once(&task.path) {
             let count = self.ledger.handed_once.entry(task.clone()).or_insert(0);
             *count += 1;
             if *count > 1 {

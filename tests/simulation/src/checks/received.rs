@@ -1,7 +1,6 @@
 //! What workers really received, compared with what is said about it.
 
 use recoup_core::command::TaskId;
-use recoup_core::definition::Delivery;
 use recoup_core::error::builtin;
 use recoup_core::event::{AttemptFailed, AttemptOutcome, Event};
 use recoup_core::execution::Execution;
@@ -65,8 +64,7 @@ impl World<'_> {
 
     fn is_at_most_once(&self, id: ExecutionId, path: &StepPath) -> bool {
         let plan = self.ledger.latest(id).and_then(|state| self.plan_of(state));
-        let task = plan.and_then(|plan| plan.task(path));
-        task.is_some_and(|task| task.delivery == Delivery::AtMostOnce)
+        plan.is_some_and(|plan| plan.is_at_most_once(path))
     }
 
     fn may_have_begun(&self, task: &TaskId) -> bool {
