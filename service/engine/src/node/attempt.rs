@@ -145,6 +145,18 @@ impl Attempt {
         may_be_out.then(|| std::mem::replace(&mut self.place, Place::Grace { until: then }))
     }
 
+    /// The start of an attempt that a worker without a session got here, if no history has it yet. That
+    /// worker has no way to speak up for itself before its result.
+    pub fn unrecorded_start(&self) -> Option<Command> {
+        let Place::Handed(handed) = &self.place else {
+            return None;
+        };
+        let is_known_here_alone =
+            handed.session.is_none() && !handed.recorded && self.started.is_none();
+        (is_known_here_alone && !self.reported)
+            .then(|| handed.record(self.id.clone(), handed.since))
+    }
+
     pub fn is_handed(&self) -> bool {
         matches!(self.place, Place::Handed(_) | Place::Starting { .. })
     }

@@ -25,6 +25,7 @@ use recoup_store::{
     Transition,
 };
 
+use super::attempt::Attempt;
 use super::dispatch::DOUBT;
 use super::flight::Flight;
 use super::io::{Answer, Damage, Output, Refusal};
@@ -592,8 +593,9 @@ impl<R> Node<R> {
             Row::Claimed { until, scheduled_in } if until > now => Some((key, scheduled_in)),
             Row::Claimed { .. } | Row::Free => None,
         }));
-        // A hand-over that was under way is off; what workers say that they hold is not. That an attempt
-        // was with nobody, or had had its time, is judged again on what is read.
+        // A hand-over that was under way is off. What workers hold is not: those with a session say so
+        // themselves, and for the others it is said below. That an attempt was with nobody, or had had
+        // its time, is judged again on what is read.
         let sessions = &self.sessions;
         slot.inbox.retain(|one| match &one.command {
             Command::RecordStart { basis: StartBasis::HandOver { .. }, .. } => false,
@@ -601,8 +603,13 @@ impl<R> Node<R> {
             Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,
             _ => true,
         });
-        for attempt in std::mem::take(&mut slot.attempts) {
-            self.unqueue(&attempt);
+        let attempts = std::mem::take(&mut slot.attempts);
+        let starts: Vec<_> = attempts.iter().filter_map(Attempt::unrecorded_start).collect();
+        for attempt in &attempts {
+            self.unqueue(attempt);
+        }
+        for start in starts {
+            self.submit(id, start, None, None);
         }
     }
 

@@ -147,6 +147,13 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(&id).filter(|slot| !slot.owned) else {
             return;
         };
+        let starts = slot.attempts.iter().filter_map(Attempt::unrecorded_start);
+        for start in starts.collect::<Vec<_>>() {
+            self.act(start);
+        }
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
         let spoken_for = slot.attempts.iter().filter(|attempt| {
             let task = &attempt.id;
             let started_at = attempt.started.as_ref().map(|started| started.at);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, StartBasis, TaskId};
 use recoup_core::error::{Error, builtin};
+use recoup_core::time::Timestamp;
 
 use super::Node;
 use super::attempt::{Handed, Place, id_of};
@@ -241,6 +242,21 @@ impl<R> Node<R> {
         })
     }
 
+    /// A hand-over never left this process, and what was known of its attempt has been forgotten since: the
+    /// start that was kept of it for a worker without a session is not recorded.
+    pub(super) fn void_start(&mut self, task: &TaskId, handed_at: Timestamp) {
+        let is_that = |command: &Command| match command {
+            Command::RecordStart { task: of, session, at, basis: StartBasis::Held, .. } => {
+                of == task && session.is_empty() && *at == handed_at
+            }
+            _ => false,
+        };
+        let slot = self.slots.get_mut(&task.execution);
+        if let Some(slot) = slot.filter(|slot| slot.attempt(task).is_none()) {
+            slot.inbox.retain(|one| !(one.is_own() && is_that(&one.command)));
+        }
+    }
+
     /// The history says already what was to be recorded.
     pub(super) fn is_on_record(&mut self, task: &TaskId) {
         if let Some(attempt) = self.attempt_mut(task)
@@ -253,7 +269,7 @@ impl<R> Node<R> {
     /// A start was decided. Where it was refused, the attempt is where it was; where a worker has spoken
     /// of the attempt in the same transition, it is there.
     pub(super) fn after_start(&mut self, command: &Command, refused: bool) {
-        let Command::RecordStart { task, at, .. } = command else {
+        let Command::RecordStart { task, worker, session, at, .. } = command else {
             return;
         };
         let now = self.at();
@@ -269,13 +285,20 @@ impl<R> Node<R> {
         };
         match &mut attempt.place {
             // It would be with its worker by now.
-            Place::Starting { worker, at: of } if of == at => {
-                let worker = *worker;
+            Place::Starting { worker: key, at: of } if of == at => {
+                let key = *key;
                 attempt.place = match self.sessions.holder(task) {
                     Some(holder) => Place::Handed(holder.handed(attempt.started.as_ref(), now)),
                     None => Place::Grace { until },
                 };
-                self.return_credit(worker);
+                self.return_credit(key);
+            }
+            // Said for a worker without a session, which got it here.
+            Place::Grace { .. } if !refused && session.is_empty() && !worker.is_empty() => {
+                if let Some(started) = &attempt.started {
+                    let handed = Handed::without_session(started, now);
+                    attempt.place = Place::Handed(Handed { hearsay: false, ..handed });
+                }
             }
             // Another session is on record and stays there. Asked again, the history says the same.
             Place::Handed(handed) => handed.recorded |= refused,

@@ -118,6 +118,9 @@ impl<R> Node<R> {
             self.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
             for handed in tasks {
                 self.sessions.let_go(&handed.id);
+                if let Some(attempt) = self.attempt_mut(&handed.id) {
+                    attempt.place = Place::Scheduled;
+                }
             }
         }
         #[cfg(feature = "mutants")]

@@ -93,6 +93,17 @@ pub(super) enum Known {
     Quarantined,
 }
 
+impl Known {
+    /// Whether the state says that somebody has an attempt.
+    fn has_started(&self, task: &TaskId) -> bool {
+        let Self::Resident(resident) = self else {
+            return false;
+        };
+        let known = resident.state.as_deref().and_then(|state| state.task(&task.path));
+        known.and_then(|known| known.open.as_ref()).is_some_and(|open| open.started.is_some())
+    }
+}
+
 /// A command that has not been decided, or whose decision is not durable.
 pub(super) struct Pending<R> {
     pub command: Command,
@@ -506,8 +517,15 @@ impl<R> Node<R> {
                     slot.index = None;
                     slot.format = loaded.format;
                     slot.wake_at = loaded.wake_at.filter(|_| mine);
+                    let known = &slot.known;
                     slot.inbox.retain(|one| match &one.command {
                         _ if !one.is_own() => true,
+                        // Said for a worker without a session, of what its owner gave out again.
+                        Command::RecordStart { task, worker, session, .. }
+                            if session.is_empty() && !worker.is_empty() =>
+                        {
+                            mine || !known.has_started(task)
+                        }
                         Command::RecordStart { .. } => true,
                         Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => {
                             mine && !has_moved

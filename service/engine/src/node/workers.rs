@@ -461,6 +461,7 @@ impl<R> Node<R> {
 
     /// A hand-over never left this process.
     pub(super) fn undelivered(&mut self, task: &TaskId, handed_at: Timestamp) {
+        self.void_start(task, handed_at);
         let is_that = |attempt: &mut Attempt| match &attempt.place {
             Place::Handed(handed) => handed.since == handed_at,
             _ => false,

@@ -434,3 +434,56 @@ fn a_heartbeat_without_a_session_is_not_taken_for_the_task_that_comes_back_with_
     let released = world.machines[1].replies.remove(&1_002);
     assert!(matches!(released, Some(Ok(Answer::Released))), "{released:?}");
 }
+
+#[test]
+fn what_a_worker_without_a_session_has_just_got_stays_with_it_when_another_node_takes_a_command() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    let bare = world.attach(0, poll("default", "", None));
+    let task = world.handed(0, bare).remove(0);
+    // Its start is not on record yet.
+    cancel(&mut world, 1, &task);
+    let other = world.attach(1, stream("default", "t", &[]));
+    // Shorter than the grace of the cancelled run.
+    pass_alive(&mut world, 1, "t", Options::default().reconnect_grace + 3 * SECOND);
+    assert_eq!(world.handed(1, other), [], "its time is not up");
+    let state = world.snapshot(0, task.execution).state;
+    assert!(state.open_attempts().any(|open| state.task_id(&open) == task), "{state:?}");
+}
+
+/// A worker without a session has got a task, and the node has lost its lease before anything of that was on
+/// record. Nothing has been read in the new life.
+fn forgotten() -> (World, TaskId, Timestamp) {
+    let mut world = World::new(1);
+    world.start(0, "default");
+    let bare = world.attach(0, poll("default", "", None));
+    let (task, handed_at) = (world.handed(0, bare).remove(0), world.now());
+    world.machines[0].hold_back = &["load"];
+    let before = world.machines[0].node.node_id().expect("it lives");
+    world.put(0, Input::Renewed(before, Err(recoup_store::Error::LeaseLost)));
+    assert_ne!(world.machines[0].node.node_id(), Some(before));
+    (world, task, handed_at)
+}
+
+/// What a second worker gets once executions are read again.
+fn goes_on(mut world: World) -> Vec<TaskId> {
+    world.machines[0].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[0].late);
+    world.put_all(0, late);
+    let other = world.attach(0, stream("default", "t", &[]));
+    pass_alive(&mut world, 0, "t", Options::default().reconnect_grace + 10 * SECOND);
+    world.handed(0, other)
+}
+
+#[test]
+fn what_a_worker_without_a_session_has_just_got_stays_with_it_when_the_lease_is_lost() {
+    let (world, ..) = forgotten();
+    assert_eq!(goes_on(world), [], "its time is not up");
+}
+
+#[test]
+fn what_never_reached_a_worker_without_a_session_goes_to_another_one_after_the_lease_was_lost() {
+    let (mut world, task, handed_at) = forgotten();
+    world.put(0, Input::Undelivered { task: task.clone(), handed_at });
+    assert_eq!(goes_on(world), [task]);
+}
