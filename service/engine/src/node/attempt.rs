@@ -203,6 +203,17 @@ impl Attempt {
     }
 }
 
+/// Whether a command records what the node says for a worker without a session, which has no way to say it
+/// itself: that it has an attempt.
+pub(super) fn is_bare_start(command: &Command) -> bool {
+    match command {
+        Command::RecordStart { worker, session, basis: StartBasis::Held, .. } => {
+            session.is_empty() && !worker.is_empty()
+        }
+        _ => false,
+    }
+}
+
 /// Before every task of an execution.
 pub(super) fn first_task(execution: ExecutionId) -> TaskId {
     TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }

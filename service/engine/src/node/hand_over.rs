@@ -8,7 +8,7 @@ use recoup_core::error::{Error, builtin};
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{Handed, Place, id_of};
+use super::attempt::{Handed, Place, id_of, is_bare_start};
 use super::dispatch::key_of;
 use super::io::WorkerKey;
 use super::sessions::Holder;
@@ -246,8 +246,8 @@ impl<R> Node<R> {
     /// start that was kept of it for a worker without a session is not recorded.
     pub(super) fn void_start(&mut self, task: &TaskId, handed_at: Timestamp) {
         let is_that = |command: &Command| match command {
-            Command::RecordStart { task: of, session, at, basis: StartBasis::Held, .. } => {
-                of == task && session.is_empty() && *at == handed_at
+            Command::RecordStart { task: of, at, .. } if is_bare_start(command) => {
+                of == task && *at == handed_at
             }
             _ => false,
         };
@@ -269,9 +269,10 @@ impl<R> Node<R> {
     /// A start was decided. Where it was refused, the attempt is where it was; where a worker has spoken
     /// of the attempt in the same transition, it is there.
     pub(super) fn after_start(&mut self, command: &Command, refused: bool) {
-        let Command::RecordStart { task, worker, session, at, .. } = command else {
+        let Command::RecordStart { task, at, .. } = command else {
             return;
         };
+        let is_bare = is_bare_start(command) && !refused;
         let now = self.at();
         let until = now.tick + self.options.reconnect_grace;
         let Some(slot) = self.slots.get_mut(&task.execution) else {
@@ -293,8 +294,7 @@ impl<R> Node<R> {
                 };
                 self.return_credit(key);
             }
-            // Said for a worker without a session, which got it here.
-            Place::Grace { .. } if !refused && session.is_empty() && !worker.is_empty() => {
+            Place::Grace { .. } if is_bare => {
                 if let Some(started) = &attempt.started {
                     let handed = Handed::without_session(started, now);
                     attempt.place = Place::Handed(Handed { hearsay: false, ..handed });

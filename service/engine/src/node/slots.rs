@@ -15,7 +15,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::format::FIRST;
 use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
 
-use super::attempt::{Attempt, Place};
+use super::attempt::{Attempt, Place, is_bare_start};
 use super::dispatch::acts_on;
 use super::io::{Answer, Damage, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
 use super::resident::{Committed, Resident};
@@ -520,10 +520,8 @@ impl<R> Node<R> {
                     let known = &slot.known;
                     slot.inbox.retain(|one| match &one.command {
                         _ if !one.is_own() => true,
-                        // Said for a worker without a session, of what its owner gave out again.
-                        Command::RecordStart { task, worker, session, .. }
-                            if session.is_empty() && !worker.is_empty() =>
-                        {
+                        // Not of an attempt that its owner has given out again since.
+                        Command::RecordStart { task, .. } if is_bare_start(&one.command) => {
                             mine || !known.has_started(task)
                         }
                         Command::RecordStart { .. } => true,
