@@ -1,5 +1,6 @@
 //! The client: every RPC of the service, with retries of the transport and typed errors.
 
+mod admin;
 mod execution;
 mod failure;
 mod namespace;

@@ -10,6 +10,7 @@ use recoup_core::id::{ExecutionId, Namespace, WorkflowName};
 use recoup_core::plan::Plan;
 use recoup_engine::Engine;
 use recoup_proto::v1::ErrorReason;
+use recoup_store::format::Row;
 use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, Store, StoredTransition};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -58,6 +59,14 @@ impl Context {
 
     pub fn store(&self) -> &dyn Store {
         &**self.engine.store()
+    }
+
+    /// Whether a row of a format may be written. Formats only rise, so what is permitted stays so.
+    ///
+    /// # Errors
+    /// `FORMAT_NOT_FINALIZED` if it may not.
+    pub async fn permit(&self, row: Row, needed: u16) -> Result<()> {
+        Ok(self.store().formats().await?.writable.permit(row, needed)?)
     }
 
     pub fn is_stopping(&self) -> bool {

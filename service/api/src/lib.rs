@@ -5,6 +5,7 @@
 //! the engine.
 
 mod ack_token;
+mod admin_service;
 mod compression;
 mod context;
 pub mod convert;
@@ -32,6 +33,7 @@ mod workflow_service;
 use std::sync::Arc;
 
 use recoup_engine::Engine;
+use recoup_proto::v1::admin_service_server::AdminServiceServer;
 use recoup_proto::v1::execution_service_server::ExecutionServiceServer;
 use recoup_proto::v1::failure_service_server::FailureServiceServer;
 use recoup_proto::v1::namespace_service_server::NamespaceServiceServer;
@@ -75,7 +77,11 @@ pub fn router(engine: Engine, options: ApiOptions) -> Routes {
             workflow_service::Service::new(context.clone())
         ))
         .add_service(limited!(FailureServiceServer, failure_service::Service::new(context.clone())))
-        .add_service(limited!(NamespaceServiceServer, namespace_service::Service::new(context)))
+        .add_service(limited!(
+            NamespaceServiceServer,
+            namespace_service::Service::new(context.clone())
+        ))
+        .add_service(limited!(AdminServiceServer, admin_service::Service::new(context)))
         .add_service(health)
         .add_service(reflection().build_v1().expect(known))
         .add_service(reflection().build_v1alpha().expect(known))

@@ -10,6 +10,7 @@ use recoup_core::plan::{Issue, IssueCode};
 use recoup_engine::Refusal;
 use recoup_proto::source::SourceError;
 use recoup_proto::v1::{DefinitionIssue, ErrorReason};
+use recoup_store::format::NotFinalized;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -191,7 +192,8 @@ pub fn code(reason: ErrorReason) -> Code {
         | R::SessionNotOpen
         | R::SubscriptionInUse
         | R::CursorForeign
-        | R::AckExpired => Code::FailedPrecondition,
+        | R::AckExpired
+        | R::FormatNotFinalized => Code::FailedPrecondition,
         R::SessionSuperseded | R::SubscriptionTaken => Code::Aborted,
         R::StoreUnavailable | R::ShuttingDown | R::OutcomeUnknown | R::ExecutionTooNew => {
             Code::Unavailable
@@ -274,12 +276,23 @@ impl From<Refusal> for Error {
             Refusal::Refused(_) => Self::new(ErrorReason::FieldInvalid, message),
             Refusal::Quarantined(_) => Self::new(ErrorReason::ExecutionQuarantined, message),
             Refusal::NotQuarantined => Self::new(ErrorReason::ExecutionNotQuarantined, message),
+            Refusal::NotFinalized(refused) => refused.into(),
             Refusal::TooNew(_) => Self::new(ErrorReason::ExecutionTooNew, message),
             Refusal::Failed => Self::new(ErrorReason::Internal, message),
             Refusal::Unavailable(_) => Self::of_store(ErrorReason::StoreUnavailable, message),
             Refusal::OutcomeUnknown => Self::of_store(ErrorReason::OutcomeUnknown, message),
             Refusal::Stopping => Self::new(ErrorReason::ShuttingDown, message),
         }
+    }
+}
+
+impl From<NotFinalized> for Error {
+    fn from(refused: NotFinalized) -> Self {
+        let NotFinalized { row, needed, writable } = refused;
+        Self::new(ErrorReason::FormatNotFinalized, refused.to_string())
+            .with("row", row.name())
+            .with("needed", needed.to_string())
+            .with("writable", writable.to_string())
     }
 }
 

@@ -6,7 +6,7 @@ use prost::Message;
 use recoup_core::id::Namespace;
 use recoup_core::subscription::{ACK_DEADLINE, Subscription, WINDOW, WINDOW_MAX};
 use recoup_proto::v1::{self, ErrorReason, subscription::Start};
-use recoup_store::format::{Encoded, encode_subscription};
+use recoup_store::format::{Encoded, Row, encode_subscription};
 use recoup_store::{RegistryAnswer, RegistryOperation, RegistryRequest, SubscriptionRow};
 
 use crate::context::Context;
@@ -156,6 +156,7 @@ async fn made(
         return Err(Error::limit_reached("subscriptions", SUBSCRIPTIONS_MAX));
     }
     let Encoded { format, data } = encode_subscription(state);
+    context.permit(Row::Subscription, format).await?;
     match store.create_subscription(namespace, name, format, &data, request).await {
         Ok(row) => Ok(row),
         Err(recoup_store::Error::AlreadyExists) => {

@@ -54,6 +54,7 @@ impl Service {
         };
         let digest = Sha256::digest(definition::to_proto(&workflow).encode_to_vec());
         let new = NewVersion::new(namespace.clone(), digest.into(), &workflow);
+        self.context.permit(format::Row::Definition, new.format).await?;
         let stored = self.context.store().register(&new, keyed.as_ref()).await;
         let (row, is_new) = stored.map_err(|error| match error {
             recoup_store::Error::NotFound => no_namespace(&namespace),

@@ -1,5 +1,6 @@
 //! The commands that speak to a server: thin, on the SDK, for people and for scripts.
 
+mod admin;
 mod execution;
 mod exit;
 mod failures;
@@ -47,6 +48,8 @@ pub enum ClientCommand {
     Failures(failures::FailuresArguments),
     /// Create and list namespaces
     Namespace(namespace::NamespaceArguments),
+    /// Allow new formats after an update of all servers
+    Admin(admin::AdminArguments),
 }
 
 /// Runs a command and tells what went wrong on standard error.
@@ -65,6 +68,7 @@ pub async fn run(command: ClientCommand) -> ExitCode {
         }
         ClientCommand::Failures(it) => (it.connection.clone(), failures::run(it).await),
         ClientCommand::Namespace(it) => (it.connection.clone(), namespace::run(it).await),
+        ClientCommand::Admin(it) => (it.connection.clone(), admin::run(it).await),
     };
     match done {
         Ok(exit) => exit.into(),

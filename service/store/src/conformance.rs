@@ -164,6 +164,7 @@ macro_rules! conformance {
             feed: a_life_goes_on_behind_the_one_before;
             quarantine: events_beside_a_quarantine_keep_their_order_without_a_load;
             formats: what_a_binary_cannot_read_is_left_to_those_that_can;
+            formats: only_an_operator_raises_the_formats_that_may_be_written;
         }
 
         #[tokio::test]

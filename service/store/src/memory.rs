@@ -37,6 +37,8 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct Options {
     /// Unset: derived from the clock at the beginning.
     pub incarnation: Option<Uuid>,
+    /// The highest formats that may be written at first. Unset: the newest.
+    pub writable: Option<Formats>,
     /// Wrong on purpose: a reader's cursor is the greatest number that it has seen on any lane. Tests
     /// that claim to notice a skipped event must notice this.
     pub mutant_scalar_cursor: bool,
@@ -68,7 +70,8 @@ impl MemoryStore {
     pub fn with_options(clock: Clock, options: Options) -> Self {
         let now = clock();
         let incarnation = options.incarnation.unwrap_or_else(|| incarnation(now, 0));
-        let state = State::new(incarnation, now);
+        let writable = options.writable.unwrap_or(Formats::NEWEST);
+        let state = State::new(incarnation, now, writable);
         let formats = Formats::NEWEST;
         Self { clock, options, formats, state: Arc::new(Mutex::new(state)) }
     }

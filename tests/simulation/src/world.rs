@@ -132,6 +132,7 @@ impl<'a> World<'a> {
             incarnation: Some(Uuid::from_u128(1)),
             mutant_scalar_cursor: defect == Some(Defect::ScalarCursor),
             mutant_companions_for_losers: defect == Some(Defect::CompanionsForLosers),
+            ..memory::Options::default()
         };
         let store = MemoryStore::with_options(
             Arc::new(move || {

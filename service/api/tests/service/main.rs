@@ -7,6 +7,7 @@ mod compensations;
 mod executions;
 mod failures;
 mod feed;
+mod formats;
 mod quarantine;
 mod requests;
 mod server;

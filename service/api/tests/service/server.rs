@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_api::ApiOptions;
+use recoup_proto::v1::admin_service_client::AdminServiceClient;
 use recoup_proto::v1::execution_service_client::ExecutionServiceClient;
 use recoup_proto::v1::failure_service_client::FailureServiceClient;
 use recoup_proto::v1::namespace_service_client::NamespaceServiceClient;
@@ -79,6 +80,10 @@ impl Server {
 
     pub fn namespaces(&self) -> NamespaceServiceClient<Channel> {
         NamespaceServiceClient::new(self.channel.clone())
+    }
+
+    pub fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel.clone())
     }
 
     pub async fn register(&self, text: &str) -> u32 {

@@ -19,7 +19,7 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
-use recoup_store::format::{Encoded, encode_transition};
+use recoup_store::format::{self, Encoded, Formats, encode_transition};
 use recoup_store::{
     Batch, Error, FeedRow, IndexRow, KeyedStart, NodeId, Reminder, Settled, StartRequest, TaskKey,
     Transition,
@@ -301,9 +301,21 @@ impl<R> Node<R> {
             TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
         let committed = Committed::new(&next, wake);
         let wake_at = self.sleeps_until(&committed);
-        let slot = self.slots.get_mut(&id)?;
-        slot.in_flight = true;
         let Encoded { format, data } = encode_transition(next.decided_at, &events);
+        let writable = self.life.writable().unwrap_or(Formats::FIRST);
+        let slot = self.slots.get_mut(&id)?;
+        // Starts are a door. An execution that has begun in a format continues in it.
+        if matches!(slot.known, Known::New(_))
+            && let Err(refused) = writable.permit(format::Row::History, format)
+        {
+            self.slots.remove(&id);
+            let refusal = Refusal::NotFinalized(refused);
+            for reply in decided.into_iter().filter_map(|(pending, _)| pending.reply) {
+                self.reply(reply, Err(refusal.clone()));
+            }
+            return None;
+        }
+        slot.in_flight = true;
         // If this transition is lost, the history is read again, and its format with it.
         slot.format = slot.format.max(format);
         let highest = slot.format;

@@ -14,6 +14,7 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
+use recoup_store::format::NotFinalized;
 use recoup_store::{
     Batch, Due, Head, IdleCredit, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask,
     Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey,
@@ -366,6 +367,9 @@ pub enum Refusal {
     /// Another node may be able to go on with it.
     #[error("the execution was written by a newer server: {0}")]
     TooNew(String),
+    /// The start needs a format of histories that the store may not hold yet. Nothing was done.
+    #[error(transparent)]
+    NotFinalized(#[from] NotFinalized),
     /// A decision about a start panicked. Nothing was done; the log says what went wrong.
     #[error("the decision failed")]
     Failed,

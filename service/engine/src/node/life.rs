@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use recoup_store::format::Formats;
 use recoup_store::{Lease, NodeId, Renewals};
 
 use crate::clock::Tick;
@@ -36,6 +37,11 @@ impl Life {
     /// This life, once it has begun.
     pub fn node(&self) -> Option<NodeId> {
         self.lease.as_ref().map(|lease| lease.node)
+    }
+
+    /// The highest formats that may be written, as of the last renewal.
+    pub fn writable(&self) -> Option<Formats> {
+        self.lease.as_ref().map(|lease| lease.writable)
     }
 
     pub fn is_alive(&self) -> bool {

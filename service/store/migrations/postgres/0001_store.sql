@@ -8,6 +8,12 @@ create table store (
     table_oid bigint not null,
     -- Since when nothing is deleted; null: retention runs.
     retention_paused_at timestamptz,
+    -- The highest formats that may be written. Raised by an operator alone.
+    history_format integer not null default 1,
+    definition_format integer not null default 1,
+    failure_event_format integer not null default 1,
+    subscription_format integer not null default 1,
+    registry_answer_format integer not null default 1,
     constraint store_pk primary key (only_row),
     constraint store_is_one_row check (only_row)
 );

@@ -3,8 +3,12 @@
 create table node (
     id bigint not null,
     address text not null,
-    -- The newest format of histories that it reads.
+    -- The newest formats that it reads.
     history_format integer not null,
+    definition_format integer not null,
+    failure_event_format integer not null,
+    subscription_format integer not null,
+    registry_answer_format integer not null,
     joined_at timestamptz not null default clock_timestamp(),
     -- The length of the lease, and how often it was renewed: other nodes watch the count.
     ttl_us bigint not null,

@@ -4,10 +4,51 @@ use std::time::Duration;
 
 use super::world::idle;
 use super::{Harness, World};
-use crate::contract::{IndexRow, NodeId, OverflowTask, Store, Transition};
+use crate::contract::{IndexRow, NodeId, OverflowTask, Store, StoreFormats, Transition};
 use crate::format::Formats;
 
 const LONG: Duration = Duration::from_secs(3600);
+
+pub async fn only_an_operator_raises_the_formats_that_may_be_written(
+    world: World,
+    harness: &impl Harness,
+) {
+    let newest = Formats::NEWEST;
+    let (history, definition) = (newest.history, newest.definition);
+    let older = harness.reading(Formats { history: history + 1, ..newest });
+    let newer =
+        harness.reading(Formats { history: history + 2, definition: definition + 1, ..newest });
+    let nothing = world.store.finalize().await.expect("answers");
+    assert_eq!(
+        nothing,
+        StoreFormats { writable: newest, nodes: vec![] },
+        "no node says what it reads"
+    );
+
+    let first = newer.join("new:1", LONG).await.expect("joins");
+    let second = older.join("old:1", LONG).await.expect("joins");
+    assert_eq!([first.writable, second.writable], [newest; 2], "joining raises nothing");
+    let formats = newer.formats().await.expect("answers");
+    assert_eq!(formats.writable, newest);
+    let listed =
+        formats.nodes.iter().map(|node| (node.node, &*node.address, node.readable.history));
+    let expected = [(first.node, "new:1", history + 2), (second.node, "old:1", history + 1)];
+    assert_eq!(listed.collect::<Vec<_>>(), expected);
+    assert_eq!(formats.readable().map(|formats| formats.history), Some(history + 1));
+
+    let raised = Formats { history: history + 1, ..newest };
+    let formats = newer.finalize().await.expect("answers");
+    assert_eq!(formats.writable, raised, "the older node holds the rest back");
+    let renewed = older.renew(second.node, LONG, world.now).await.expect("renews");
+    assert_eq!(renewed.writable, raised);
+
+    older.leave(second.node).await.expect("leaves");
+    assert_eq!(older.formats().await.expect("answers").writable, raised, "leaving raises nothing");
+    let whole = Formats { history: history + 2, definition: definition + 1, ..newest };
+    assert_eq!(newer.finalize().await.expect("answers").writable, whole);
+    older.join("old:1", LONG).await.expect("an older binary may still run");
+    assert_eq!(older.finalize().await.expect("answers").writable, whole, "nothing is lowered");
+}
 
 async fn join(store: &dyn Store) -> NodeId {
     store.join("test:1", LONG).await.expect("joins").node

@@ -8,6 +8,7 @@ use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 
 use super::Result;
+use crate::format::Formats;
 
 /// One life of one node: every start of a process gets a new one, greater than all before. Also the
 /// lane of the feed that it writes.
@@ -27,7 +28,39 @@ pub struct Lease {
     pub renewed_before: Option<Timestamp>,
     /// Changes when the database was restored or failed over: all cached state is void then.
     pub timeline: String,
+    /// The highest formats that may be written: [`StoreFormats::writable`].
+    pub writable: Formats,
 }
+
+/// Which formats a store may hold, and which the nodes on it read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreFormats {
+    /// The highest that may be written. A new store begins with the newest of the binary that made it; after
+    /// that only [`Nodes::finalize`] raises them, and nothing lowers them.
+    pub writable: Formats,
+    /// The nodes with an open lease, by id; at most [`NODES_MAX`].
+    pub nodes: Vec<NodeFormats>,
+}
+
+impl StoreFormats {
+    /// What all nodes with an open lease read; none without such a node.
+    pub fn readable(&self) -> Option<Formats> {
+        self.nodes.iter().map(|node| node.readable).reduce(Formats::min)
+    }
+}
+
+/// What a node reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFormats {
+    pub node: NodeId,
+    /// As it joined with it.
+    pub address: String,
+    /// The newest that it reads.
+    pub readable: Formats,
+}
+
+/// How many nodes [`StoreFormats`] lists.
+pub const NODES_MAX: usize = 1000;
 
 /// How often a node has renewed its lease. The number grows for as long as the node is alive, so
 /// another node can tell by its own clock whether it still is; no two clocks have to agree for that.
@@ -44,8 +77,8 @@ pub const UNREAD_MAX: u64 = 1000;
 
 #[async_trait]
 pub trait Nodes {
-    /// Begins a life, and publishes the newest format of histories that it reads. `address` is where other
-    /// nodes reach this one.
+    /// Begins a life, and publishes the newest formats that it reads. `address` is where other nodes reach this
+    /// one.
     ///
     /// Its events have feed positions behind all that earlier lives of the same process wrote, and
     /// behind all of the executions that they had loaded: a batch that was under way when a life ended
@@ -77,4 +110,12 @@ pub trait Nodes {
     /// How many active executions are in a format that no node with an open lease reads, so that nobody
     /// goes on with them. At most [`UNREAD_MAX`] are counted.
     async fn unread(&self) -> Result<u64>;
+
+    /// Which formats may be written, and what the nodes read that are alive.
+    async fn formats(&self) -> Result<StoreFormats>;
+
+    /// Raises the formats that may be written to the newest that every node with an open lease reads, and answers
+    /// with what holds then. Without such a node, and where they are that high already, it changes nothing. No
+    /// node joins meanwhile.
+    async fn finalize(&self) -> Result<StoreFormats>;
 }

@@ -36,7 +36,8 @@ use recoup_core::time::Timestamp;
 use crate::contract::RegistryAnswer;
 pub use idle::{decode_idle, encode_idle};
 use needed::Needed;
-pub use number::{FIRST, Formats, Row};
+pub(crate) use number::COLUMNS;
+pub use number::{FIRST, Formats, NotFinalized, Row};
 use value::Stored;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -46,6 +46,23 @@ impl Row {
     }
 }
 
+/// Something needs a format that the store may not hold yet ([`StoreFormats`](crate::StoreFormats)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this needs format {needed} of {} rows and the store may hold formats up to {writable}: an operator \
+     runs `recoup admin finalize` once every server is up to date",
+    .row.name()
+)]
+pub struct NotFinalized {
+    pub row: Row,
+    pub needed: u16,
+    pub writable: u16,
+}
+
+/// The columns with a format for each kind of row, in the order of [`Row::ALL`].
+pub(crate) const COLUMNS: &str = "history_format, definition_format, failure_event_format, \
+    subscription_format, registry_answer_format";
+
 /// A format for each kind of row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Formats {
@@ -98,6 +115,29 @@ impl Formats {
         self
     }
 
+    /// Whether a row of a format may be written where these are the highest.
+    ///
+    /// # Errors
+    /// [`NotFinalized`] if it may not.
+    pub const fn permit(self, row: Row, needed: u16) -> Result<(), NotFinalized> {
+        let writable = self.of(row);
+        match needed <= writable {
+            true => Ok(()),
+            false => Err(NotFinalized { row, needed, writable }),
+        }
+    }
+
+    /// In the order of [`Row::ALL`], as in [`COLUMNS`].
+    pub fn numbers(self) -> [u16; Row::ALL.len()] {
+        Row::ALL.map(|row| self.of(row))
+    }
+
+    /// The opposite of [`Self::numbers`].
+    pub fn from_numbers(numbers: [u16; Row::ALL.len()]) -> Self {
+        let each = Row::ALL.into_iter().zip(numbers);
+        each.fold(Self::FIRST, |formats, (row, number)| formats.with(row, number))
+    }
+
     /// The lower of two formats, for each kind of row.
     #[must_use]
     pub fn min(self, other: Self) -> Self {
@@ -112,5 +152,19 @@ impl Formats {
         Row::ALL
             .into_iter()
             .fold(self, |highest, row| highest.with(row, highest.of(row).max(other.of(row))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_in_the_order_of_rows() {
+        let names = Row::ALL.map(|row| format!("{}_format", row.name()));
+        assert_eq!(COLUMNS.split(", ").collect::<Vec<_>>(), names);
+        let formats = Formats::from_numbers([1, 2, 3, 4, 5]);
+        assert_eq!(formats.numbers(), [1, 2, 3, 4, 5]);
+        assert_eq!(formats.of(Row::FailureEvent), 3);
     }
 }

@@ -6,11 +6,11 @@ use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
 use super::state::{Lane, Node};
-use crate::contract::{Lease, NodeId, Nodes, Renewals, Result, UNREAD_MAX};
+use crate::contract::{Lease, NodeId, Nodes, Renewals, Result, StoreFormats, UNREAD_MAX};
 
 #[async_trait]
 impl Nodes for MemoryStore {
-    async fn join(&self, _address: &str, ttl: Duration) -> Result<Lease> {
+    async fn join(&self, address: &str, ttl: Duration) -> Result<Lease> {
         let now = self.time();
         let mut state = self.lock();
         let latest = state.nodes.last_key_value();
@@ -20,7 +20,8 @@ impl Nodes for MemoryStore {
         let lane = Lane { last, ..Lane::default() };
         let reached = Timestamp::default();
         let row = Node {
-            history_format: self.formats.history,
+            address: address.to_owned(),
+            readable: self.formats,
             ttl,
             renewals: 0,
             renewed_at: now,
@@ -31,7 +32,7 @@ impl Nodes for MemoryStore {
         };
         state.nodes.insert(node, row);
         let (reached, timeline) = (state.reached(), state.incarnation.to_string());
-        Ok(Lease { node, now, reached, renewed_before, timeline })
+        Ok(Lease { node, now, reached, renewed_before, timeline, writable: state.writable })
     }
 
     async fn renew(&self, node: NodeId, ttl: Duration, reached: Timestamp) -> Result<Lease> {
@@ -43,7 +44,8 @@ impl Nodes for MemoryStore {
         row.renewed_at = now;
         row.reached = row.reached.max(reached);
         let (reached, timeline) = (state.reached(), state.incarnation.to_string());
-        Ok(Lease { node, now, reached, renewed_before: None, timeline })
+        let writable = state.writable;
+        Ok(Lease { node, now, reached, renewed_before: None, timeline, writable })
     }
 
     async fn leave(&self, node: NodeId) -> Result<()> {
@@ -88,9 +90,21 @@ impl Nodes for MemoryStore {
     async fn unread(&self) -> Result<u64> {
         let state = self.lock();
         let live = state.nodes.values().filter(|node| !node.closed);
-        let newest = live.map(|node| node.history_format).max().unwrap_or(0);
+        let newest = live.map(|node| node.readable.history).max().unwrap_or(0);
         let active = state.executions.values().filter(|execution| execution.row.is_active());
         let unread = active.filter(|execution| execution.row.format > newest);
         Ok(u64::try_from(unread.count()).unwrap_or(u64::MAX).min(UNREAD_MAX))
+    }
+
+    async fn formats(&self) -> Result<StoreFormats> {
+        Ok(self.lock().formats())
+    }
+
+    async fn finalize(&self) -> Result<StoreFormats> {
+        let mut state = self.lock();
+        if let Some(readable) = state.formats().readable() {
+            state.writable = state.writable.max(readable);
+        }
+        Ok(state.formats())
     }
 }

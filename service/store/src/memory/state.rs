@@ -9,10 +9,11 @@ use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
 use crate::contract::{
-    Batch, Error, FeedRow, IdleCredit, IndexRow, NamespaceRow, NodeId, OverflowTask, Position,
-    Positioned, QuarantineRow, RegistryAnswer, Result, StoredTransition, SubscriptionRow, TaskKey,
-    WorkflowVersion,
+    Batch, Error, FeedRow, IdleCredit, IndexRow, NODES_MAX, NamespaceRow, NodeFormats, NodeId,
+    OverflowTask, Position, Positioned, QuarantineRow, RegistryAnswer, Result, StoreFormats,
+    StoredTransition, SubscriptionRow, TaskKey, WorkflowVersion,
 };
+use crate::format::Formats;
 
 /// How long a request id is remembered.
 pub(super) const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -22,6 +23,8 @@ pub(super) const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 360
 pub(super) struct State {
     pub incarnation: Uuid,
     pub retention_paused_at: Option<Timestamp>,
+    /// The highest formats that may be written.
+    pub writable: Formats,
     pub nodes: BTreeMap<NodeId, Node>,
     pub executions: BTreeMap<ExecutionId, Indexed>,
     pub history: BTreeMap<ExecutionId, BTreeMap<u64, StoredTransition>>,
@@ -73,8 +76,9 @@ pub(super) struct Quarantined {
 
 /// A life of a node, with the lane of the feed that it writes.
 pub(super) struct Node {
-    /// The newest format of histories that it reads.
-    pub history_format: u16,
+    pub address: String,
+    /// The newest formats that it reads.
+    pub readable: Formats,
     pub ttl: Duration,
     pub renewals: u64,
     /// On the database's clock.
@@ -125,7 +129,7 @@ impl State {
         numbers.flatten().max()
     }
 
-    pub fn new(incarnation: Uuid, now: Timestamp) -> Self {
+    pub fn new(incarnation: Uuid, now: Timestamp, writable: Formats) -> Self {
         let name = Namespace::from("default");
         let default = NamespaceRow {
             name: name.clone(),
@@ -136,6 +140,7 @@ impl State {
         Self {
             incarnation,
             retention_paused_at: None,
+            writable,
             nodes: BTreeMap::new(),
             executions: BTreeMap::new(),
             history: BTreeMap::new(),
@@ -155,6 +160,16 @@ impl State {
     /// The node, unless its lease was closed. Nothing it owns can be adopted before that.
     pub fn live(&mut self, node: NodeId) -> Result<&mut Node> {
         self.nodes.get_mut(&node).filter(|node| !node.closed).ok_or(Error::LeaseLost)
+    }
+
+    pub fn formats(&self) -> StoreFormats {
+        let live = self.nodes.iter().filter(|(_, node)| !node.closed);
+        let nodes = live.map(|(&node, Node { address, readable, .. })| NodeFormats {
+            node,
+            address: address.clone(),
+            readable: *readable,
+        });
+        StoreFormats { writable: self.writable, nodes: nodes.take(NODES_MAX).collect() }
     }
 
     /// The highest store time that any life has reached.

@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use super::error::Failure;
 use super::session::Session;
 use crate::contract::Error;
+use crate::format::Formats;
 use crate::schema::{self, Applied, Migration, migration};
 
 /// Version, name and file.
@@ -115,6 +116,16 @@ async fn apply_next(session: &mut Session, known: &[Migration]) -> Result<bool, 
         return Ok(false);
     };
     session.run(text).await?;
+    if at == 0 {
+        // A new database: no older binary is there to read it.
+        const FRESH: &str = "
+            update store set history_format = formats[1], definition_format = formats[2],
+                failure_event_format = formats[3], subscription_format = formats[4],
+                registry_answer_format = formats[5]
+            from (values ($1::int4[])) as known (formats)";
+        let newest = Formats::NEWEST.numbers().map(i32::from);
+        session.execute(FRESH, &[&&newest[..]]).await?;
+    }
     const APPLIED: &str = "
         insert into migration (version, name, checksum, oldest)
         values ($1::int8::int4, $2, $3, $4::int8::int4)";

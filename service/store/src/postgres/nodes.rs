@@ -11,18 +11,23 @@ use super::PostgresStore;
 use super::error::Failure;
 use super::session::Session;
 use super::value::{self, At};
-use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result, UNREAD_MAX};
+use crate::contract::{
+    Error, Lease, NODES_MAX, NodeFormats, NodeId, Nodes, Renewals, Result, StoreFormats, UNREAD_MAX,
+};
+use crate::format::{COLUMNS, Formats};
 
 /// Lives begin one after the other, so that a reader of the feed that sees one has seen all before
 /// it. Ids come near the clock: lives after a restored backup have ids above those that it lost.
 const LOCK_JOINS: &str = "select pg_advisory_xact_lock(hashtext('recoup.node'))";
 const LATEST: &str = "select renewed_at from node order by id desc limit 1";
 const JOIN: &str = "
-    insert into node (id, address, ttl_us, history_format)
+    insert into node (id, address, ttl_us, history_format, definition_format,
+        failure_event_format, subscription_format, registry_answer_format)
     select greatest(coalesce(max(id), 0) + 1,
             (extract(epoch from clock_timestamp()) * 1000000)::int8),
-        $1, $2::int8, $3::int4
-    from node
+        $1, $2::int8, formats[1], formats[2], formats[3], formats[4], formats[5]
+    from (values ($3::int4[])) as known (formats) left join node on true
+    group by formats
     returning id, renewed_at,
         (select coalesce(max(reached_at), to_timestamp(0)) from node)";
 const RENEW: &str = "
@@ -37,6 +42,22 @@ const TIMELINE: &str = "
     select incarnation || '/' || system_identifier || '/'
         || left(pg_walfile_name(pg_current_wal_lsn()), 8)
     from store";
+const OPEN_FORMATS: &str = "
+    select history_format, definition_format, failure_event_format, subscription_format,
+        registry_answer_format, id, address
+    from node where closed_at is null order by id limit $1";
+const FINALIZE: &str = "
+    update store set
+        history_format = greatest(store.history_format, read.history),
+        definition_format = greatest(store.definition_format, read.definition),
+        failure_event_format = greatest(store.failure_event_format, read.failure_event),
+        subscription_format = greatest(store.subscription_format, read.subscription),
+        registry_answer_format = greatest(store.registry_answer_format, read.registry_answer)
+    from (
+        select min(history_format) as history, min(definition_format) as definition,
+            min(failure_event_format) as failure_event, min(subscription_format) as subscription,
+            min(registry_answer_format) as registry_answer
+        from node where closed_at is null) as read";
 /// This lock waits for the commits that passed the fence, and holds up those that have not: an update
 /// that leaves the key alone would do neither.
 const LOCK_ONE: &str = "select id from node where id = $1 and closed_at is null for update";
@@ -85,8 +106,8 @@ impl Nodes for PostgresStore {
         session.begin().await?;
         session.query(LOCK_JOINS, &[]).await?;
         let latest = session.query(LATEST, &[]).await?;
-        let newest = i32::from(self.formats.history);
-        let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl), &newest]).await?;
+        let newest = self.formats.numbers().map(i32::from);
+        let rows = session.query(JOIN, &[&address, &value::ttl_us(ttl), &&newest[..]]).await?;
         let mut lease = lease(&mut session, &rows[0]).await?;
         if let Some(latest) = latest.first() {
             lease.renewed_before = Some(latest.try_get::<_, At>(0)?.0);
@@ -184,13 +205,49 @@ impl Nodes for PostgresStore {
         let rows = session.query(UNREAD, &[&most]).await?;
         Ok(value::unsigned(rows[0].try_get(0)?))
     }
+
+    async fn formats(&self) -> Result<StoreFormats> {
+        let mut session = self.inner.pool.take().await?;
+        session.begin().await?;
+        let formats = store_formats(&mut session).await?;
+        session.committed().await?;
+        Ok(formats)
+    }
+
+    async fn finalize(&self) -> Result<StoreFormats> {
+        let mut session = self.inner.pool.take().await?;
+        session.begin().await?;
+        // A node that joined just now would not be among those that are asked.
+        session.query(LOCK_JOINS, &[]).await?;
+        session.execute(FINALIZE, &[]).await?;
+        let formats = store_formats(&mut session).await?;
+        session.committed().await?;
+        Ok(formats)
+    }
+}
+
+async fn store_formats(session: &mut Session) -> Result<StoreFormats, Failure> {
+    let writable = writable(session).await?;
+    let nodes = session.query(OPEN_FORMATS, &[&value::limit(NODES_MAX)]).await?;
+    let nodes = nodes.iter().map(|row| {
+        let (node, address) = (NodeId(row.try_get(5)?), row.try_get(6)?);
+        Ok(NodeFormats { node, address, readable: value::formats(row)? })
+    });
+    Ok(StoreFormats { writable, nodes: nodes.collect::<Result<_, Failure>>()? })
+}
+
+async fn writable(session: &mut Session) -> Result<Formats, Failure> {
+    let row = session.query(format!("select {COLUMNS} from store"), &[]).await?;
+    value::formats(row.first().ok_or_else(nameless)?)
+}
+
+fn nameless() -> Failure {
+    Error::Incompatible("the store has lost the row that names it".into()).into()
 }
 
 async fn lease(session: &mut Session, row: &Row) -> Result<Lease, Failure> {
     let timeline = session.query(TIMELINE, &[]).await?;
-    let timeline = timeline.first().ok_or_else(|| {
-        Failure::Store(Error::Incompatible("the store has lost the row that names it".into()))
-    })?;
+    let timeline = timeline.first().ok_or_else(nameless)?;
     let time = |at: usize| -> Result<Timestamp, Failure> { Ok(row.try_get::<_, At>(at)?.0) };
     Ok(Lease {
         node: NodeId(row.try_get(0)?),
@@ -198,5 +255,6 @@ async fn lease(session: &mut Session, row: &Row) -> Result<Lease, Failure> {
         reached: time(2)?,
         renewed_before: None,
         timeline: timeline.try_get(0)?,
+        writable: writable(session).await?,
     })
 }

@@ -7,9 +7,12 @@ use recoup_core::execution::{CompensationState, Phase, State};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
+use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
+use super::error::Failure;
 use crate::contract::{Error, Result};
+use crate::format::Formats;
 
 /// Microseconds from 1970 to 2000, where Postgres begins to count.
 const EPOCH_US: i64 = 946_684_800_000_000;
@@ -153,4 +156,13 @@ pub(super) fn format(format: i32) -> Result<u16> {
 /// Held to 32 bits by a constraint.
 pub(super) fn count(count: i64) -> Result<u32> {
     u32::try_from(count).map_err(|_| Error::Incompatible(format!("count {count}")))
+}
+
+/// The first columns of a row, in the order of [`COLUMNS`](crate::format::COLUMNS).
+pub(super) fn formats(row: &Row) -> Result<Formats, Failure> {
+    let mut numbers = Formats::FIRST.numbers();
+    for (column, number) in numbers.iter_mut().enumerate() {
+        *number = format(row.try_get(column)?)?;
+    }
+    Ok(Formats::from_numbers(numbers))
 }

@@ -6,6 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::error::Failure;
 use crate::contract::Error;
+use crate::format::Formats;
 use crate::schema::{self, Applied, Migration, migration};
 
 /// Version, name and file.
@@ -62,6 +63,14 @@ pub(super) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
     let ahead = MIGRATIONS.iter().zip(&checksums).zip(1_i64..).skip(applied.len());
     for ((Migration { name, text, oldest }, checksum), version) in ahead {
         transaction.execute_batch(text)?;
+        if version == 1 {
+            // A new database: no older binary is there to read it.
+            const FRESH: &str = "
+                update store set history_format = ?1, definition_format = ?2,
+                    failure_event_format = ?3, subscription_format = ?4,
+                    registry_answer_format = ?5";
+            transaction.execute(FRESH, Formats::NEWEST.numbers())?;
+        }
         const APPLIED: &str = "
             insert into migration (version, name, checksum, oldest, applied_at)
             values (?1, ?2, ?3, ?4, ?5)";

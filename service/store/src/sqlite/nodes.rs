@@ -5,12 +5,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Failure;
 use super::writer::Write;
 use super::{SqliteStore, value};
-use crate::contract::{Error, Lease, NodeId, Nodes, Renewals, Result, UNREAD_MAX};
+use crate::contract::{
+    Error, Lease, NODES_MAX, NodeFormats, NodeId, Nodes, Renewals, Result, StoreFormats, UNREAD_MAX,
+};
+use crate::format::{COLUMNS, Formats};
 
 #[async_trait]
 impl Nodes for SqliteStore {
@@ -18,9 +21,11 @@ impl Nodes for SqliteStore {
         // Rows stay for good, so the greatest id is that of the latest life.
         const LATEST: &str = "select id, renewed_at from node order by id desc limit 1";
         const JOIN: &str = "
-            insert into node (id, address, joined_at, ttl_us, renewed_at, history_format)
-            values (?1, ?2, ?3, ?4, ?3, ?5)";
-        let (address, newest) = (address.to_owned(), self.formats.history);
+            insert into node (id, address, joined_at, ttl_us, renewed_at, history_format,
+                definition_format, failure_event_format, subscription_format,
+                registry_answer_format)
+            values (?1, ?2, ?3, ?4, ?3, ?5, ?6, ?7, ?8, ?9)";
+        let (address, newest) = (address.to_owned(), self.formats.numbers());
         let (clock, timeline) = (self.inner.clock.clone(), self.inner.incarnation.to_string());
         self.write(move |write| {
             let now = clock();
@@ -28,10 +33,12 @@ impl Nodes for SqliteStore {
             let latest: Option<(i64, _)> = write.prepare(LATEST)?.query_row((), read).optional()?;
             let node = NodeId(latest.as_ref().map_or(1, |(last, _)| last + 1));
             let renewed_before = latest.map(|(_, at)| at).transpose()?;
-            let row = params![node.0, address, now.as_micros(), value::micros(ttl), newest];
-            write.execute(JOIN, row)?;
-            let reached = reached(write)?;
-            Ok(Lease { node, now, reached, renewed_before, timeline: timeline.clone() })
+            let [a, b, c, d, e] = newest;
+            let (joined_at, ttl_us) = (now.as_micros(), value::micros(ttl));
+            write.execute(JOIN, params![node.0, address, joined_at, ttl_us, a, b, c, d, e])?;
+            let (reached, writable, timeline) =
+                (reached(write)?, writable(write.connection())?, timeline.clone());
+            Ok(Lease { node, now, reached, renewed_before, timeline, writable })
         })
         .await
     }
@@ -48,8 +55,9 @@ impl Nodes for SqliteStore {
             if write.execute(RENEW, row)? == 0 {
                 return Err(Error::LeaseLost.into());
             }
-            let reached = self::reached(write)?;
-            Ok(Lease { node, now, reached, renewed_before: None, timeline: timeline.clone() })
+            let (reached, writable, timeline) =
+                (self::reached(write)?, writable(write.connection())?, timeline.clone());
+            Ok(Lease { node, now, reached, renewed_before: None, timeline, writable })
         })
         .await
     }
@@ -140,6 +148,53 @@ impl Nodes for SqliteStore {
         })
         .await
     }
+
+    async fn formats(&self) -> Result<StoreFormats> {
+        self.read(store_formats).await
+    }
+
+    async fn finalize(&self) -> Result<StoreFormats> {
+        const FINALIZE: &str = "
+            update store set
+                history_format = max(store.history_format, read.history),
+                definition_format = max(store.definition_format, read.definition),
+                failure_event_format = max(store.failure_event_format, read.failure_event),
+                subscription_format = max(store.subscription_format, read.subscription),
+                registry_answer_format = max(store.registry_answer_format, read.registry_answer)
+            from (
+                select min(history_format) as history, min(definition_format) as definition,
+                    min(failure_event_format) as failure_event,
+                    min(subscription_format) as subscription,
+                    min(registry_answer_format) as registry_answer
+                from node where closed_at is null
+                having count(*) > 0) as read";
+        self.write(|write| {
+            write.execute(FINALIZE, ())?;
+            store_formats(write.connection())
+        })
+        .await
+    }
+}
+
+fn store_formats(connection: &Connection) -> Result<StoreFormats, Failure> {
+    let sql = format!(
+        "select {COLUMNS}, id, address from node where closed_at is null order by id limit ?1"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([value::limit(NODES_MAX)])?;
+    let mut nodes = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (node, address) = (NodeId(row.get(5)?), row.get(6)?);
+        nodes.push(NodeFormats { node, address, readable: value::formats(row)? });
+    }
+    Ok(StoreFormats { writable: writable(connection)?, nodes })
+}
+
+fn writable(connection: &Connection) -> Result<Formats, Failure> {
+    let mut statement = connection.prepare_cached(&format!("select {COLUMNS} from store"))?;
+    let mut rows = statement.query(())?;
+    let lost = || Error::Incompatible("the store has lost the row that names it".into());
+    value::formats(rows.next()?.ok_or_else(lost)?)
 }
 
 /// The highest store time that any life has reached.

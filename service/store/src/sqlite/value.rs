@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::error::Failure;
 use crate::contract::Error;
+use crate::format::Formats;
 use crate::format::value::Stored;
 
 pub(super) fn state(number: i64) -> Result<State, Failure> {
@@ -92,6 +93,15 @@ pub(super) fn count(row: &Row<'_>, column: usize) -> Result<u32, Failure> {
 
 pub(super) fn format(row: &Row<'_>, column: usize) -> Result<u16, Failure> {
     Ok(row.get(column)?)
+}
+
+/// The first columns of a row, in the order of [`COLUMNS`](crate::format::COLUMNS).
+pub(super) fn formats(row: &Row<'_>) -> Result<Formats, Failure> {
+    let mut numbers = Formats::FIRST.numbers();
+    for (column, number) in numbers.iter_mut().enumerate() {
+        *number = row.get(column)?;
+    }
+    Ok(Formats::from_numbers(numbers))
 }
 
 pub(super) fn sequence(row: &Row<'_>, column: usize) -> Result<u64, Failure> {

@@ -114,6 +114,7 @@ impl World<'_> {
                 | Refusal::Quarantined(_)
                 | Refusal::NotQuarantined
                 | Refusal::TooNew(_)
+                | Refusal::NotFinalized(_)
                 | Refusal::Failed,
                 _,
             ) => false,

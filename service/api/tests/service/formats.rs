@@ -1,0 +1,87 @@
+//! What servers of several versions owe each other.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use recoup_core::time::Timestamp;
+use recoup_proto::v1;
+use recoup_store::format::Formats;
+use recoup_store::memory::{MemoryStore, Options};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::server::{ORDER, PATIENCE, Server, source, start};
+
+/// A server on a store that may hold rows up to these formats.
+async fn server(writable: Formats) -> Server {
+    let clock = Arc::new(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
+    });
+    let options = Options { writable: Some(writable), ..Options::default() };
+    Server::on(Arc::new(MemoryStore::with_options(clock, options)), |_| {}).await
+}
+
+fn assert_not_finalized(status: &Status, row: &str) {
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    assert!(status.message().contains("recoup admin finalize"), "{status:?}");
+    let details = status.get_error_details();
+    let info = details.error_info().expect("every error has one");
+    assert_eq!(info.reason, "FORMAT_NOT_FINALIZED");
+    let metadata = ["row", "needed", "writable"].map(|name| info.metadata[name].as_str());
+    assert_eq!(metadata, [row, "1", "0"]);
+}
+
+async fn subscribe(server: &Server) -> Result<(), Status> {
+    let subscription = v1::Subscription { name: "ops".into(), ..Default::default() };
+    let request =
+        v1::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+    server.failures().create_subscription(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn what_the_store_may_not_hold_is_refused_until_an_operator_allows_it() {
+    // Before the first format, so that all there is needs more than what is allowed.
+    let server = server(Formats { definition: 0, subscription: 0, ..Formats::NEWEST }).await;
+    let refused = server.workflows().register_workflow(source(ORDER)).await.expect_err("refused");
+    assert_not_finalized(&refused, "definition");
+    assert_not_finalized(&subscribe(&server).await.expect_err("refused"), "subscription");
+
+    let formats = server.admin().get_formats(v1::GetFormatsRequest {}).await;
+    let formats = formats.expect("it answers").into_inner();
+    assert_eq!(formats.writable.expect("always there").definition, 0);
+    let newest = u32::from(Formats::NEWEST.definition);
+    assert_eq!(formats.readable.expect("a server is running").definition, newest);
+    assert_eq!(formats.nodes.len(), 1);
+
+    let finalized = server.admin().finalize_formats(v1::FinalizeFormatsRequest {}).await;
+    let finalized = finalized.expect("it answers").into_inner();
+    assert_eq!(finalized.writable, finalized.readable);
+    server.register(ORDER).await;
+    subscribe(&server).await.expect("allowed");
+}
+
+#[tokio::test]
+async fn a_start_is_refused_until_its_history_may_be_written() {
+    let server = server(Formats { history: 0, ..Formats::NEWEST }).await;
+    server.register(ORDER).await;
+    let keyed = |key: &str| {
+        let mut request = start("order", "");
+        request.execution.as_mut().expect("a start has one").execution_key = key.to_owned();
+        request
+    };
+    for key in ["", "a"] {
+        let refused = server.executions().start_execution(keyed(key)).await.expect_err("refused");
+        assert_not_finalized(&refused, "history");
+    }
+
+    let finalized = server.admin().finalize_formats(v1::FinalizeFormatsRequest {}).await;
+    finalized.expect("it answers");
+    // A server learns of it with the next renewal of its lease.
+    let allowed = async {
+        while let Err(refused) = server.executions().start_execution(keyed("a")).await {
+            assert_not_finalized(&refused, "history");
+        }
+    };
+    tokio::time::timeout(PATIENCE, allowed).await.expect("in time");
+}
