@@ -70,7 +70,7 @@ impl Servers {
 }
 
 fn row(execution: usize, event: usize, at: Timestamp) -> FeedRow {
-    let lost = worker_lost("default".into(), "w".into(), format!("{execution}.{event}"), 1, at);
+    let lost = worker_lost("default".into(), "w".into(), format!("{execution}.{event}"), 1, 1, at);
     let Encoded { format, data } = encode_failure_event(&lost);
     FeedRow {
         id: lost.id,

@@ -171,20 +171,23 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
     found
 }
 
-/// A session ended while it held attempts: one event beside those of the attempts.
+/// A session ended while it held attempts: one event beside those of the attempts, of each node where it did.
+/// `node`: the life of the node.
 pub fn worker_lost(
     namespace: Namespace,
     worker: String,
     session: String,
     attempts: usize,
+    node: i64,
     at: Timestamp,
 ) -> FailureEvent {
     let plural = if attempts == 1 { "" } else { "s" };
     let message = format!("the session ended while it held {attempts} attempt{plural}");
     let error = Error::builtin(builtin::WORKER_LOST, message);
     FailureEvent {
-        // A worker may use the id of its session again, and lose it again; another namespace may too.
-        id: format!("session-{namespace}/{session}-{}", at.as_micros()),
+        // A worker may use the id of its session again, and lose it again; another namespace may too. Two
+        // nodes may do so at the same time, which stands still while the database's clock is behind.
+        id: format!("session-{namespace}/{session}-{node}-{}", at.as_micros()),
         kind: FailureKind::WorkerLost,
         at,
         fingerprint: fingerprint(&[builtin::WORKER_LOST, &worker]),

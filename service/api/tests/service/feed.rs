@@ -47,7 +47,7 @@ impl Writer {
 }
 
 fn event(worker: &str, at: Timestamp) -> FailureEvent {
-    worker_lost("default".into(), worker.into(), format!("session of {worker}"), 1, at)
+    worker_lost("default".into(), worker.into(), format!("session of {worker}"), 1, 1, at)
 }
 
 fn row(event: FailureEvent) -> FeedRow {

@@ -402,6 +402,9 @@ impl<R> Node<R> {
             if let Some(index) = &mut slot.index {
                 index.wake_at = wake_at;
             }
+            if slot.doubted {
+                self.loader.want(id);
+            }
         }
         self.touch_slot(id);
         self.settle_slot(id);
@@ -541,7 +544,11 @@ impl<R> Node<R> {
             for key in &overflow_done {
                 slot.overflow.remove(key);
             }
+            let is_doubted = slot.doubted;
             self.sync_attempts(id, true);
+            if is_doubted {
+                self.loader.want(id);
+            }
         }
         for (pending, verdict) in decided {
             self.after_start(&pending.command, verdict.is_err());

@@ -232,7 +232,8 @@ impl<R> Slot<R> {
             Known::Unread => !self.claimed.is_empty(),
             Known::New(_) | Known::Quarantined => true,
         };
-        !needed && !self.in_flight && self.inbox.is_empty() && self.waiters.is_empty()
+        let is_due = self.in_flight || self.doubted || !self.inbox.is_empty();
+        !needed && !is_due && self.waiters.is_empty()
     }
 
     /// Who the history says has an open attempt.
@@ -486,7 +487,9 @@ impl<R> Node<R> {
         // Asked for before it was doubted, this may be as old.
         slot.doubted &= self.loader.is_wanted(id);
         if slot.in_flight || matches!(slot.known, Known::Quarantined) {
-            // What is under way settles first, and reads again if it has to.
+            // What is under way settles first. Another node may have gone on from it by then, and what is
+            // read now may be the only hint of that.
+            slot.doubted |= slot.in_flight;
             return;
         }
         let mut parted = Vec::new();

@@ -534,7 +534,8 @@ impl<R> Node<R> {
             return;
         }
         let (namespace, worker) = (key.namespace.clone(), session.worker);
-        let event = worker_lost(namespace, worker.clone(), key.id.clone(), lost.len(), self.now);
+        let (id, node) = (key.id.clone(), self.node_id().map_or(0, |node| node.0));
+        let event = worker_lost(namespace, worker.clone(), id, lost.len(), node, self.now);
         self.loose_events.push_back(feed_row(&event));
         for task in lost {
             let reported = self.attempt_mut(&task).is_some_and(|attempt| attempt.reported);

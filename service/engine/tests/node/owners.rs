@@ -487,3 +487,27 @@ fn what_never_reached_a_worker_without_a_session_goes_to_another_one_after_the_l
     world.put(0, Input::Undelivered { task: task.clone(), handed_at });
     assert_eq!(goes_on(world), [task]);
 }
+
+#[test]
+fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
+    let mut world = World::new(2);
+    let execution = world.start(0, "default");
+    let worker = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, worker).remove(0);
+    // It is written, and the answer is long in coming.
+    world.machines[0].hold_back = &["commit"];
+    let error = Error::new("user.transient", "once more");
+    let failed = Command::FailTask { task: task.clone(), error, worker: String::new() };
+    assert!(world.ask(0, submit(failed)).is_none());
+    // Another node goes on from there, and is gone before it says so.
+    cancel(&mut world, 1, &task);
+    leave(&mut world, 1);
+    world.machines[1].is_dead = true;
+    world.pass(Options::default().adopt_interval);
+    world.machines[0].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[0].late);
+    world.put_all(0, late);
+    let head = ready(world.store.heads(&[execution])).expect("the model answers");
+    assert!(head[0].sequence >= 3, "{head:?}");
+    assert_eq!(world.snapshot(0, execution).state.sequence, head[0].sequence);
+}

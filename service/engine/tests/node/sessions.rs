@@ -366,3 +366,18 @@ fn a_session_whose_worker_has_just_turned_to_another_node_is_not_lost() {
     assert_eq!(lost(&world), []);
     assert_eq!(world.snapshot(1, task.execution).live.len(), 1);
 }
+
+#[test]
+fn nodes_that_lose_a_session_at_the_same_time_both_tell_of_it() {
+    let mut world = World::new(2);
+    let mut tasks = Vec::new();
+    for machine in 0..2 {
+        world.start(machine, "default");
+        let worker = world.attach(machine, stream("default", "s", &[]));
+        tasks.push(world.handed(machine, worker).remove(0));
+    }
+    assert_eq!(tasks.len(), 2);
+    world.pass(20 * SECOND);
+    let lost = world.store.events().into_iter().filter(|event| event.row.id.starts_with("session-"));
+    assert_eq!(lost.count(), 2);
+}

@@ -214,6 +214,7 @@ impl World<'_> {
     /// A node says that it has lost a session.
     pub fn check_lost_session(&mut self, node: NodeId, row: &FeedRow) {
         let name = row.id.strip_prefix("session-").and_then(|rest| rest.rsplit_once('-'));
+        let name = name.and_then(|(name, _)| name.rsplit_once('-'));
         let name = name.and_then(|(name, _)| name.split_once('/'));
         let Some((_, session)) = name.filter(|(namespace, _)| *namespace == NAMESPACE) else {
             return self.violate("loose events are of sessions", row.id.clone());
