@@ -100,13 +100,13 @@ impl Service {
                     return Ok(Some(next_page_token(last)));
                 }
             };
-            for (index, own) in data.events.iter().enumerate() {
-                let place = (u128::from(row.sequence) << 64) | index as u128;
+            let told =
+                event::to_proto(row.sequence, data.decided_at, &data.events, plan.as_deref());
+            for entry in told {
+                let place = (u128::from(row.sequence) << 64) | u128::from(entry.index);
                 if after.is_some_and(|after| place <= after) {
                     continue;
                 }
-                let entry =
-                    event::to_proto(row.sequence, index, data.decided_at, own, plan.as_deref());
                 bytes += entry.encoded_len() + 8;
                 if let (true, Some(last)) = (page.is_full(entries.len(), bytes), entries.last()) {
                     return Ok(Some(next_page_token(last)));

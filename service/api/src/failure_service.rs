@@ -312,8 +312,9 @@ impl Service {
 fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     match event {
         Event::ExecutionStarted(started) => see(&started.input),
-        Event::StepStarted { input, .. } => see(input),
-        Event::StepCompleted { output, .. } | Event::RunSucceeded { output } => see(output),
+        Event::StepStarted { input: Some(own), .. }
+        | Event::StepCompleted { output: own, .. }
+        | Event::RunSucceeded { output: Some(own) } => see(own),
         Event::AttemptFailed(failed) => details(&failed.error, see),
         Event::StepFailed { error, .. }
         | Event::StepIgnored { error, .. }
@@ -325,6 +326,8 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
                 details(error, see);
             }
         }
+        // Those that are left out stand elsewhere in the history.
+        Event::StepStarted { input: None, .. } | Event::RunSucceeded { output: None } => {}
         Event::RequestRecorded { .. }
         | Event::StepSkipped { .. }
         | Event::AttemptScheduled { .. }

@@ -146,7 +146,8 @@ fn path(n: usize) -> StepPath {
 
 fn begin(n: usize, at: Timestamp) -> [Event; 2] {
     let input = Payload::json("{\"amount\":5}");
-    let started = Event::StepStarted { path: path(n), generation: 0, input };
+    let started =
+        Event::StepStarted { path: path(n), generation: 0, input: Some(input), first: None };
     [started, Event::AttemptScheduled { path: path(n), attempt: 1, at }]
 }
 

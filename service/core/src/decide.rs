@@ -58,6 +58,8 @@ pub struct Decider<'a> {
     events: Vec<Event>,
     now: Timestamp,
     random: Random,
+    /// Of the history that a start begins.
+    format: u16,
     /// What is due so soon may have begun.
     doubt: Duration,
     /// Bytes of JSON that expressions have parsed.
@@ -81,7 +83,14 @@ impl<'a> Decider<'a> {
         let now = state.as_ref().map_or(now, |state| now.max(state.decided_at));
         let (events, random) = (Vec::new(), Random::new(random));
         let parsed = Cell::new(0);
-        Self { plan, state, events, now, random, doubt: Duration::ZERO, parsed, bytes: 0 }
+        let (format, doubt) = (1, Duration::ZERO);
+        Self { plan, state, events, now, random, format, doubt, parsed, bytes: 0 }
+    }
+
+    /// What the history of an execution that is started may hold ([`Execution::format`]); 1 otherwise. One
+    /// that is there keeps its own.
+    pub fn starting_in(self, format: u16) -> Self {
+        Self { format, ..self }
     }
 
     /// Whoever hands the attempts out does not know of this decision yet, and has a clock of his own:
@@ -177,6 +186,7 @@ impl<'a> Decider<'a> {
             input: start.input,
             deadline: timeouts.min().map(|timeout| self.now + timeout),
             trace: start.trace,
+            format: self.format,
         };
         self.state = Some(Box::new(begin(start.id, &started, self.now)));
         self.events.push(Event::ExecutionStarted(Box::new(started)));

@@ -26,7 +26,12 @@ fn wide(count: usize, mut change: impl FnMut(&mut Workflow)) -> Rig {
         let events = part.clone().flat_map(|n| {
             let path = StepPath::from(format!("s{n}"));
             let input = Payload::null();
-            let started = Event::StepStarted { path: path.clone(), generation: 0, input };
+            let started = Event::StepStarted {
+                path: path.clone(),
+                generation: 0,
+                input: Some(input),
+                first: None,
+            };
             [started, Event::AttemptScheduled { path, attempt: 1, at: rig.now }]
         });
         folded = Some(followed_by(folded, rig.now, events.collect()).expect("it folds"));
@@ -34,6 +39,7 @@ fn wide(count: usize, mut change: impl FnMut(&mut Workflow)) -> Rig {
     }
     rig.state = folded.clone().map(Box::new);
     rig.folded = folded;
+    rig.terse = None;
     rig.events.clear();
     rig
 }
@@ -160,6 +166,7 @@ fn the_limit_of_a_history_refuses_the_next_step_but_no_clean_up() {
         for state in [rig.state.as_deref_mut(), rig.folded.as_mut()] {
             state.expect("it was started").event_count = events as u32;
         }
+        rig.terse = None;
     };
     set(&mut rig, HISTORY_EVENTS_MAX - 1);
     rig.complete("a");
@@ -203,7 +210,7 @@ fn a_step_inside_of_another_one_counts_in_the_scope_that_its_path_names() {
     let rig = Rig::new(&workflow(vec![step("lines", 1)]));
     let begins = |path: &str| {
         let path = StepPath::from(path);
-        Event::StepStarted { path, generation: 0, input: Payload::null() }
+        Event::StepStarted { path, generation: 0, input: Some(Payload::null()), first: None }
     };
     let orphan = followed_by(rig.folded.clone(), rig.now, vec![begins("other[a].pack")]);
     assert!(orphan.is_err_and(|misfit| misfit.what == "the step around it has not begun"));
@@ -250,7 +257,12 @@ fn a_step_that_is_tried_again_keeps_its_entry_in_the_ledger() {
     // As the next run will: the same generation begins again, and ends in a way that is known.
     let mut rig = Rig::new(&workflow(vec![step("a", 2), step("b", 1)]));
     rig.lose();
-    let begins = Event::StepStarted { path: "a".into(), generation: 0, input: Payload::null() };
+    let begins = Event::StepStarted {
+        path: "a".into(),
+        generation: 0,
+        input: Some(Payload::null()),
+        first: None,
+    };
     let again = followed_by(rig.folded.clone(), rig.now, vec![begins]).expect("it folds");
     let unlisted: Vec<_> = again.ledger.unlisted().map(|effect| effect.outcome).collect();
     assert_eq!(unlisted, [CompensationOutcome::Unknown]);

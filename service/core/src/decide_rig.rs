@@ -1,13 +1,18 @@
 //! One execution, run by hand.
 
 use super::*;
+use crate::event::TERSE;
 use crate::limits::{TRANSITION_BYTES_MAX, TRANSITION_EVENTS_MAX};
 
-/// Runs one execution by hand; every transition is folded beside, and must give the same state.
+/// Runs one execution by hand; every transition is folded beside, and must give the same state. So must the
+/// same commands where the history is terse.
 pub struct Rig {
     pub plan: Plan,
     pub state: Option<Box<Execution>>,
     pub folded: Option<Execution>,
+    /// As folded from a terse history. None: before the start, and from where the two part, because a
+    /// transition has room for more terse events than others.
+    pub terse: Option<Execution>,
     pub now: Timestamp,
     pub events: Vec<Event>,
     pub kinds: Vec<FailureKind>,
@@ -22,7 +27,7 @@ impl Rig {
         let plan = Plan::compile(workflow, 1).expect("the test's workflow is valid");
         let now = Timestamp::from_micros(1_000_000);
         let (events, kinds) = (Vec::new(), Vec::new());
-        let mut rig = Self { plan, state: None, folded: None, now, events, kinds };
+        let mut rig = Self { plan, state: None, folded: None, terse: None, now, events, kinds };
         rig.submit(Command::StartExecution(Box::new(StartExecution {
             id: ExecutionId::new(now, [7; 10]),
             namespace: "default".into(),
@@ -60,6 +65,11 @@ impl Rig {
         let is_small = self.state.as_ref().is_none_or(|state| state.steps().count() <= 1_000);
         let copy = |state: &Option<Box<Execution>>| is_small.then(|| state.clone()).flatten();
         let before = copy(&self.state);
+        let commands: Vec<_> = commands.into_iter().collect();
+        let terse = match self.state {
+            Some(_) => self.terse.take().map(|terse| self.decide_terse(Some(terse), &commands)),
+            None => Some(self.decide_terse(None, &commands)),
+        };
         let mut decider = Decider::new(self.state.take(), &self.plan, self.now, 42);
         let mut decide = |(command, request)| {
             let (before, events) = (copy(&decider.state), decider.events.len());
@@ -76,6 +86,7 @@ impl Rig {
         if events.is_empty() {
             assert_eq!(copy(&state), before, "without an event nothing has changed");
             self.state = state;
+            self.terse = terse.and_then(|(terse, _)| terse);
             return verdicts;
         }
         let state = state.expect("events make a state");
@@ -94,10 +105,44 @@ impl Rig {
         assert!(events.len() < TRANSITION_EVENTS_MAX + 10 && bytes < 2 * TRANSITION_BYTES_MAX);
         assert!(is_spent || !can_advance(&state), "what follows was decided with it");
         self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
+        self.terse = terse.filter(|_| is_small && !is_spent).map(|(terse, told)| {
+            let terse = terse.expect("it was started");
+            let as_terse = Execution {
+                event_count: terse.event_count,
+                format: terse.format,
+                ..(*state).clone()
+            };
+            assert_eq!(terse, as_terse, "a terse history says the same");
+            assert_eq!(told, verdicts);
+            terse
+        });
         self.folded = Some(folded);
         self.state = Some(state);
         self.events.extend(events);
         verdicts
+    }
+
+    /// The same, on an execution whose history is terse: its state as it folds, and the verdicts.
+    fn decide_terse(
+        &self,
+        terse: Option<Execution>,
+        commands: &[(Command, Option<&RequestId>)],
+    ) -> (Option<Execution>, Vec<Result<(), Rejection>>) {
+        let before = terse.clone();
+        let decider = Decider::new(terse.map(Box::new), &self.plan, self.now, 42);
+        let mut decider = decider.starting_in(TERSE);
+        let verdicts =
+            commands.iter().map(|(command, request)| decider.decide(command.clone(), *request));
+        let verdicts = verdicts.collect();
+        let Decided { state, events } = decider.finish();
+        let Some(state) = state.filter(|_| !events.is_empty()) else {
+            return (before, verdicts);
+        };
+        let (sequence, decided_at) = (state.sequence, state.decided_at);
+        let transition = Transition { sequence, decided_at, events };
+        let folded = fold(before, state.id, &transition).expect("it folds");
+        assert_eq!(folded, *state, "folding gives the state that was decided");
+        (Some(folded), verdicts)
     }
 
     /// The only open attempt that may run.

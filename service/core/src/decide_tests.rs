@@ -20,7 +20,7 @@ use crate::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
 use crate::error::{Error, builtin};
-use crate::event::Event;
+use crate::event::{Event, FirstAttempt, TERSE};
 use crate::evolve::{Transition, fold};
 use crate::execution::{
     CompensationOutcome, CompensationState, Counters, Execution, NodeState, Phase, State,
@@ -681,3 +681,48 @@ fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
 
 #[path = "decide_property_tests.rs"]
 mod properties;
+
+#[test]
+fn a_terse_history_says_nothing_twice() {
+    let plan = Plan::compile(&workflow(vec![step("a", 3), step("b", 3)]), 1).expect("valid");
+    let now = Timestamp::from_micros(1_000_000);
+    let input = Payload::json("{\"amount\":5}");
+    let start = Command::StartExecution(Box::new(StartExecution {
+        id: ExecutionId::new(now, [7; 10]),
+        namespace: "default".into(),
+        key: None,
+        input: input.clone(),
+        timeout: None,
+        trace: TraceContext::default(),
+    }));
+    let decide = |state: Option<Box<Execution>>, command| {
+        // What an execution is written in is settled by its start.
+        let format = if state.is_none() { TERSE } else { 1 };
+        let mut decider = Decider::new(state, &plan, now, 42).starting_in(format);
+        decider.decide(command, None).expect("it fits");
+        let Decided { state, events } = decider.finish();
+        (state.expect("it was started"), events)
+    };
+    let begun = |path: &str| Event::StepStarted {
+        path: path.into(),
+        generation: 0,
+        input: None,
+        first: Some(FirstAttempt { number: 1, at: now }),
+    };
+    let complete = |state: &Execution| {
+        let task = state.task_id(&state.open_attempts().next().expect("an attempt is open"));
+        let (output, worker) = (Payload::json("\"done\""), "w".to_owned());
+        Command::CompleteTask { task, output, worker }
+    };
+
+    let (state, events) = decide(None, start);
+    assert_eq!(events[1..], [begun("a")]);
+    assert_eq!(state.task(&"a".into()).map(|task| &task.input), Some(&input));
+    let command = complete(&state);
+    let (state, events) = decide(Some(state), command);
+    assert_eq!(events[1..], [begun("b")]);
+    let command = complete(&state);
+    let (state, events) = decide(Some(state), command);
+    assert_eq!(events[1], Event::RunSucceeded { output: None });
+    assert_eq!(state.output, Some(Payload::json("\"done\"")));
+}

@@ -13,6 +13,10 @@ use crate::payload::Payload;
 use crate::retry::Decision;
 use crate::time::Timestamp;
 
+/// From this format on, a history leaves out what is said already: a step that begins schedules its first
+/// attempt itself, and payloads that are those of the execution or of the last step are not repeated.
+pub const TERSE: u16 = 2;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     ExecutionStarted(Box<ExecutionStarted>),
@@ -25,7 +29,11 @@ pub enum Event {
     StepStarted {
         path: StepPath,
         generation: u32,
-        input: Payload,
+        /// None, in histories from [`TERSE`] on: that of the execution.
+        input: Option<Payload>,
+        /// None: in histories before [`TERSE`], where an event of its own follows, and where the step fails
+        /// before it has an attempt.
+        first: Option<FirstAttempt>,
     },
     /// Its `when` was false.
     StepSkipped {
@@ -72,7 +80,8 @@ pub enum Event {
     },
     /// The last step is done; what remains is `finally`.
     RunSucceeded {
-        output: Payload,
+        /// None, in histories from [`TERSE`] on: that of the step that completed last.
+        output: Option<Payload>,
     },
     /// No further step begins. Live attempts have until `grace_until`.
     RunStopped {
@@ -125,7 +134,27 @@ pub enum Event {
     },
 }
 
+/// The first attempt of what has begun, scheduled with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstAttempt {
+    /// 1, but for a compensation that a person wants tried again.
+    pub number: u32,
+    /// As in [`Event::AttemptScheduled`].
+    pub at: Timestamp,
+}
+
 impl Event {
+    /// The attempt that it schedules: of what, its number, and from when on it may be handed to a worker.
+    pub fn scheduled(&self) -> Option<(&StepPath, u32, Timestamp)> {
+        match self {
+            Self::AttemptScheduled { path, attempt, at } => Some((path, *attempt, *at)),
+            Self::StepStarted { path, first: Some(first), .. } => {
+                Some((path, first.number, first.at))
+            }
+            _ => None,
+        }
+    }
+
     /// About how many bytes it takes in a history.
     pub fn size(&self) -> usize {
         const FIXED: usize = 64;
@@ -134,11 +163,11 @@ impl Event {
                 Self::ExecutionStarted(started) => {
                     started.input.size() + started.key.as_ref().map_or(0, String::len)
                 }
-                Self::StepStarted { path, input: payload, .. }
-                | Self::StepCompleted { path, output: payload, .. } => {
-                    path.as_str().len() + payload.size()
+                Self::StepStarted { path, input, .. } => {
+                    path.as_str().len() + input.as_ref().map_or(0, Payload::size)
                 }
-                Self::RunSucceeded { output } => output.size(),
+                Self::StepCompleted { path, output, .. } => path.as_str().len() + output.size(),
+                Self::RunSucceeded { output } => output.as_ref().map_or(0, Payload::size),
                 Self::AttemptFailed(failed) => failed.path.as_str().len() + failed.error.size(),
                 Self::StepFailed { path, error }
                 | Self::StepIgnored { path, error, .. }
@@ -174,6 +203,8 @@ pub struct ExecutionStarted {
     /// The workflow's timeout, as a point in time.
     pub deadline: Option<Timestamp>,
     pub trace: TraceContext,
+    /// [`Execution::format`](crate::execution::Execution::format).
+    pub format: u16,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,7 +1,9 @@
 //! Folding: what an event changes. No expression, policy, default or clock is asked; the event holds
 //! the result.
 
-use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
+use crate::event::{
+    AttemptFailed, AttemptOutcome, Event, ExecutionStarted, FirstAttempt, StopCause,
+};
 use crate::execution::{
     BASE_BYTES, Compensation, CompensationOutcome, CompensationState, CompensationStepState,
     Execution, Ledger, Node, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex, Phase,
@@ -67,6 +69,7 @@ pub(crate) fn begin(id: ExecutionId, started: &ExecutionStarted, at: Timestamp) 
         key: started.key.clone(),
         input: started.input.clone(),
         trace: started.trace.clone(),
+        format: started.format,
         started_at: at,
         deadline: started.deadline,
         state: State::Running,
@@ -100,8 +103,8 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             }
             state.requests.push_back((request_id.clone(), *digest));
         }
-        Event::StepStarted { path, generation, input } => {
-            start_step(state, path, *generation, input)?
+        Event::StepStarted { path, generation, input, first } => {
+            start_step(state, path, *generation, input.as_ref(), *first)?
         }
         Event::StepSkipped { path } => {
             add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped)?;
@@ -144,8 +147,9 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             }
         }
         Event::RunSucceeded { output } => {
+            let output = output.clone().unwrap_or_else(|| state.last_output());
             state.weight += output.data.len();
-            state.weight -= state.output.replace(output.clone()).map_or(0, |old| old.data.len());
+            state.weight -= state.output.replace(output).map_or(0, |old| old.data.len());
         }
         Event::RunStopped { cause: StopCause::Terminated, error, .. } => {
             // Why the run had stopped before stays.
@@ -224,15 +228,17 @@ fn start_step(
     state: &mut Execution,
     path: &StepPath,
     generation: u32,
-    input: &Payload,
+    input: Option<&Payload>,
+    first: Option<FirstAttempt>,
 ) -> Result<(), &'static str> {
-    let first_scheduled_at = state.decided_at;
+    let (first_scheduled_at, sequence) = (state.decided_at, state.sequence);
+    let input = input.unwrap_or(&state.input).clone();
     let new = |attempts_before, unknown| Task {
-        input: input.clone(),
+        input,
         first_scheduled_at,
         attempts_before,
-        attempt: attempts_before,
-        open: None,
+        attempt: first.map_or(attempts_before, |first| first.number),
+        open: first.map(|first| OpenAttempt { sequence, scheduled_at: first.at, started: None }),
         decided: Vec::new(),
         last_error: None,
         unknown,

@@ -47,6 +47,9 @@ pub struct Execution {
     pub key: Option<String>,
     pub input: Payload,
     pub trace: TraceContext,
+    /// What its history may hold: events are written as this format has them, and stay so to the end. What
+    /// formats there are, the store says.
+    pub format: u16,
     pub started_at: Timestamp,
     pub deadline: Option<Timestamp>,
 
@@ -345,6 +348,11 @@ impl Execution {
     /// The steps that have begun, those of `finally` excepted, in the order of their start.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &Node> {
         self.nodes.iter().filter(|node| !self.nodes.is_finally(node))
+    }
+
+    /// What the step returned that completed last, or null.
+    pub fn last_output(&self) -> Payload {
+        self.steps().rev().find_map(Node::output).cloned().unwrap_or_else(Payload::null)
     }
 
     /// The steps of `finally` that have begun.

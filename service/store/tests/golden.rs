@@ -11,7 +11,8 @@ use bytes::Bytes;
 use recoup_core::definition as def;
 use recoup_core::error::{Category, Error};
 use recoup_core::event::{
-    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
+    StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
@@ -117,9 +118,10 @@ fn events() -> Vec<Event> {
             input: Payload::json(r#"{"amount":100}"#),
             deadline: Some(at(3600)),
             trace: trace(),
+            format: 1,
         })),
         Event::RequestRecorded { request_id: "r-1".into(), digest: 0x0123_4567_89ab_cdef },
-        Event::StepStarted { path: path(), generation: 2, input: payload() },
+        Event::StepStarted { path: path(), generation: 2, input: Some(payload()), first: None },
         Event::StepSkipped { path: path() },
         Event::AttemptScheduled { path: path(), attempt: 3, at: at(2) },
         Event::AttemptStarted {
@@ -147,7 +149,7 @@ fn events() -> Vec<Event> {
         },
         Event::StepFailed { path: path(), error: error() },
         Event::StepIgnored { path: path(), error: error(), warning: true },
-        Event::RunSucceeded { output: Payload::null() },
+        Event::RunSucceeded { output: Some(Payload::null()) },
         Event::RunStopped {
             cause: StopCause::TimedOut,
             error: error(),
@@ -334,8 +336,12 @@ fn subscription() -> Subscription {
 
 /// The bytes of a golden file; `encoded` becomes the file if there is none and one is wanted.
 fn golden(name: &str, encoded: &Bytes) -> Bytes {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1");
-    let path = path.join(format!("{name}.hex"));
+    golden_of(1, name, encoded)
+}
+
+fn golden_of(format: u16, name: &str, encoded: &Bytes) -> Bytes {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let path = path.join(format!("{format}/{name}.hex"));
     if !path.exists() && std::env::var_os("RECOUP_WRITE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().expect("it was joined")).expect("a folder for the file");
         fs::write(&path, hex(encoded)).expect("a new golden file");
@@ -372,6 +378,41 @@ fn every_event_of_format_1_is_read_and_written_as_ever() {
         assert_eq!(decoded.decided_at, DECIDED_AT, "{name}");
         assert_eq!(decoded.events, [event], "{name}");
         assert_eq!(encoded.data, golden, "{name}");
+    }
+}
+
+/// Format 2: the kinds of events that have something new in it.
+fn terse_events() -> [(&'static str, Event); 4] {
+    let Event::ExecutionStarted(started) = events().remove(0) else {
+        panic!("a history begins with its start");
+    };
+    let first = Some(FirstAttempt { number: 3, at: at(2) });
+    let begun = |input, first| Event::StepStarted {
+        path: "lines[3].reserve".into(),
+        generation: 2,
+        input,
+        first,
+    };
+    [
+        (
+            "execution_started",
+            Event::ExecutionStarted(Box::new(ExecutionStarted { format: 2, ..*started })),
+        ),
+        ("step_started", begun(Some(payload()), first)),
+        ("step_started_with_the_input_of_the_execution", begun(None, first)),
+        ("run_succeeded", Event::RunSucceeded { output: None }),
+    ]
+}
+
+#[test]
+fn every_event_of_format_2_is_read_and_written_as_ever() {
+    for (name, event) in terse_events() {
+        let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
+        assert_eq!(encoded.format, 2, "{name}");
+        let golden = golden_of(2, name, &encoded.data);
+        let decoded = format::decode_transition(2, &golden).expect(name);
+        assert_eq!(decoded.events, [event], "{name}");
+        assert_eq!(encoded.data, golden, "{name}: what is written has changed");
     }
 }
 

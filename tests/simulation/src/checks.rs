@@ -80,6 +80,9 @@ impl Ledger {
 pub fn describe(event: &Event) -> String {
     match event {
         Event::ExecutionStarted(started) => format!("started {}", started.workflow),
+        Event::StepStarted { path, first: Some(first), .. } => {
+            format!("{path} begins, {path}:{} scheduled", first.number)
+        }
         Event::StepStarted { path, .. } => format!("{path} begins"),
         Event::AttemptScheduled { path, attempt, .. } => format!("{path}:{attempt} scheduled"),
         Event::AttemptStarted { path, attempt, worker, .. } => {
@@ -132,6 +135,10 @@ impl World<'_> {
             };
             match fold(before, id, &transition) {
                 Ok(state) => {
+                    if stored.format > state.format {
+                        let what = format!("{} #{}", short(&id), stored.sequence);
+                        self.violate("an execution continues in its format", what);
+                    }
                     let row = Row { state, events: transition.events };
                     self.ledger.histories.entry(id).or_default().push(row);
                     self.check_row(node, id);

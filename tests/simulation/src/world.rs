@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
-use recoup_store::Overflow;
+use recoup_store::format::Formats;
 use recoup_store::memory::{self, MemoryStore};
+use recoup_store::{Nodes, Overflow};
 use uuid::Uuid;
 
 use crate::Violation;
@@ -56,6 +57,8 @@ pub enum Event {
     },
     /// The database's clock is set.
     SetClock(ClockStep),
+    /// An operator allows the newest formats.
+    Finalize,
     /// A server is told to stop, politely.
     Stop {
         machine: usize,
@@ -121,6 +124,7 @@ pub struct World<'a> {
     pub violation: Option<Violation>,
     healed_at: Timestamp,
     settled_at: Timestamp,
+    finalizes_after: Option<Duration>,
 }
 
 impl<'a> World<'a> {
@@ -128,11 +132,13 @@ impl<'a> World<'a> {
         let clock = Arc::new(AtomicI64::new(EPOCH_MICROS));
         let clock_set_by = Arc::new(AtomicI64::new(0));
         let (tell, set_by) = (clock.clone(), clock_set_by.clone());
+        // A part of the runs begins on a store that may not hold the newest formats yet.
+        let finalizes_after = seed.is_multiple_of(4).then(|| Duration::from_secs(seed / 4 % 16));
         let options = memory::Options {
+            writable: finalizes_after.map(|_| Formats::FIRST),
             incarnation: Some(Uuid::from_u128(1)),
             mutant_scalar_cursor: defect == Some(Defect::ScalarCursor),
             mutant_companions_for_losers: defect == Some(Defect::CompanionsForLosers),
-            ..memory::Options::default()
         };
         let store = MemoryStore::with_options(
             Arc::new(move || {
@@ -178,6 +184,7 @@ impl<'a> World<'a> {
             violation: None,
             healed_at: Timestamp::MAX,
             settled_at: Timestamp::MAX,
+            finalizes_after,
         };
         world.begin();
         world
@@ -213,6 +220,9 @@ impl<'a> World<'a> {
         self.after(Duration::from_millis(5), Event::Read);
         let phase = self.profile.phase;
         self.after(phase, Event::Heal);
+        if let Some(after) = self.finalizes_after {
+            self.after(after, Event::Finalize);
+        }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -312,6 +322,9 @@ impl<'a> World<'a> {
             Event::Worker(wake) => self.worker(wake),
             Event::Read => self.read_feed(),
             Event::Heal => self.heal(),
+            Event::Finalize => {
+                let _ = ready(self.store.finalize());
+            }
             Event::Look => self.look(),
         }
     }

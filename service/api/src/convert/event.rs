@@ -1,6 +1,7 @@
 //! Entries of a history.
 
 use recoup_core::event::{AttemptOutcome, Event, StopCause};
+use recoup_core::id::StepPath;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_proto::v1::{self, history_entry::Event as Proto};
@@ -11,22 +12,41 @@ use super::{decision, error, execution, payload, time};
 super::to_proto!(attempt_outcome: AttemptOutcome => v1::AttemptOutcome: Known Unknown NotStarted);
 super::to_proto!(stop_cause: StopCause => v1::StopCause: Failed TimedOut Cancelled Terminated);
 
+/// The entries of a transition. A step that schedules its first attempt itself is told as two: users need
+/// not know which histories write it as one.
+///
 /// `plan` is that of the execution, if it can be read: it knows what the events leave to the definition.
 pub fn to_proto(
     sequence: u64,
-    index: usize,
     at: Timestamp,
-    event: &Event,
+    events: &[Event],
     plan: Option<&Plan>,
-) -> v1::HistoryEntry {
-    v1::HistoryEntry {
+) -> impl Iterator<Item = v1::HistoryEntry> {
+    let told = events.iter().flat_map(move |event| {
+        let first = match event {
+            Event::StepStarted { .. } => event.scheduled(),
+            _ => None,
+        };
+        let first = first.map(|(path, attempt, due)| scheduled(path, attempt, due, plan));
+        std::iter::once(convert(event, plan)).chain(first)
+    });
+    told.zip(0..).map(move |(event, index)| v1::HistoryEntry {
         sequence,
-        index: u32::try_from(index).unwrap_or(u32::MAX),
+        index,
         time: Some(time::timestamp(at)),
         // Whole-run retries are not built yet: every event is of the first run.
         run: 1,
-        event: Some(convert(event, plan)),
-    }
+        event: Some(event),
+    })
+}
+
+fn scheduled(path: &StepPath, attempt: u32, due: Timestamp, plan: Option<&Plan>) -> Proto {
+    Proto::AttemptScheduled(v1::AttemptScheduled {
+        step: Some(step_ref(path)),
+        attempt,
+        due_at: Some(time::timestamp(due)),
+        max_attempts: plan.map_or(0, |plan| execution::max_attempts(plan, path, 0)),
+    })
 }
 
 fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
@@ -44,22 +64,15 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
         Event::RequestRecorded { request_id, .. } => {
             Proto::RequestRecorded(v1::RequestRecorded { request_id: request_id.clone() })
         }
-        Event::StepStarted { path, generation, input } => Proto::StepStarted(v1::StepStarted {
+        Event::StepStarted { path, generation, input, .. } => Proto::StepStarted(v1::StepStarted {
             step: Some(step_ref(path)),
-            input: Some(payload::to_proto(input)),
+            input: input.as_ref().map(payload::to_proto),
             generation: *generation,
         }),
         Event::StepSkipped { path } => {
             Proto::StepSkipped(v1::StepSkipped { step: Some(step_ref(path)) })
         }
-        Event::AttemptScheduled { path, attempt, at } => {
-            Proto::AttemptScheduled(v1::AttemptScheduled {
-                step: Some(step_ref(path)),
-                attempt: *attempt,
-                due_at: Some(time::timestamp(*at)),
-                max_attempts: plan.map_or(0, |plan| execution::max_attempts(plan, path, 0)),
-            })
-        }
+        Event::AttemptScheduled { path, attempt, at } => scheduled(path, *attempt, *at, plan),
         Event::AttemptStarted { path, attempt, worker, session, at } => {
             Proto::AttemptStarted(v1::AttemptStarted {
                 step: Some(step_ref(path)),
@@ -108,7 +121,7 @@ fn convert_ending(event: &Event) -> Proto {
             warning: *warning,
         }),
         Event::RunSucceeded { output } => {
-            Proto::RunSucceeded(v1::RunSucceeded { output: Some(payload::to_proto(output)) })
+            Proto::RunSucceeded(v1::RunSucceeded { output: output.as_ref().map(payload::to_proto) })
         }
         Event::RunStopped { cause, error, step, grace_until, .. } => {
             Proto::RunStopped(v1::RunStopped {
@@ -179,7 +192,8 @@ fn convert_ending(event: &Event) -> Proto {
 #[cfg(test)]
 mod tests {
     use recoup_core::error::Error;
-    use recoup_core::id::StepPath;
+    use recoup_core::event::FirstAttempt;
+    use recoup_core::payload::Payload;
 
     use super::*;
 
@@ -187,9 +201,30 @@ mod tests {
     fn an_event_of_a_compensation_says_so() {
         let path = StepPath::from("charge/compensate");
         let event = Event::StepFailed { path, error: Error::new("a", "b") };
-        let entry = to_proto(7, 2, Timestamp::from_micros(1), &event, None);
-        assert_eq!((entry.sequence, entry.index), (7, 2));
+        let entry = to_proto(7, Timestamp::from_micros(1), &[event], None).next();
+        let entry = entry.expect("an entry per event");
+        assert_eq!((entry.sequence, entry.index), (7, 0));
         let Some(Proto::StepFailed(failed)) = entry.event else { panic!("{entry:?}") };
         assert!(failed.step.is_some_and(|step| step.compensation));
+    }
+
+    #[test]
+    fn a_step_that_schedules_its_first_attempt_is_told_as_ever() {
+        let (path, at) = (StepPath::from("charge"), Timestamp::from_micros(5));
+        let skipped = Event::StepSkipped { path: StepPath::from("other") };
+        let told = |began: &[Event]| {
+            let events = [began, std::slice::from_ref(&skipped)].concat();
+            to_proto(7, Timestamp::from_micros(1), &events, None).collect::<Vec<_>>()
+        };
+        let begin = |first| Event::StepStarted {
+            path: path.clone(),
+            generation: 0,
+            input: Some(Payload::null()),
+            first,
+        };
+        let terse = told(&[begin(Some(FirstAttempt { number: 1, at }))]);
+        let scheduled = Event::AttemptScheduled { path: path.clone(), attempt: 1, at };
+        assert_eq!(terse, told(&[begin(None), scheduled]));
+        assert_eq!(terse.iter().map(|entry| entry.index).collect::<Vec<_>>(), [0, 1, 2]);
     }
 }

@@ -67,13 +67,12 @@ impl Decider<'_> {
         let path = step.compensation();
         match self.compensation_input(&step) {
             Ok(input) => {
-                self.emit(Event::StepStarted { path: path.clone(), generation, input });
                 let attempt = self.state().task(&path).map_or(1, |task| task.attempt + 1);
-                self.emit(Event::AttemptScheduled { path, attempt, at: self.now });
+                self.begin(path, generation, Some(input), attempt);
             }
             Err(error) => {
-                let input = Payload::null();
-                self.emit(Event::StepStarted { path: path.clone(), generation, input });
+                let (input, first) = (Some(Payload::null()), None);
+                self.emit(Event::StepStarted { path: path.clone(), generation, input, first });
                 self.fail_unstarted(&path, error);
             }
         }

@@ -4,8 +4,8 @@ use super::Decider;
 use super::attempt::HISTORY_FULL;
 use crate::definition::OnError;
 use crate::error::{Error, builtin};
-use crate::event::{Event, StopCause};
-use crate::execution::{Execution, Node, Phase, Scope, State};
+use crate::event::{Event, FirstAttempt, StopCause, TERSE};
+use crate::execution::{Phase, Scope, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
 use crate::limits::HISTORY_EVENTS_MAX;
@@ -16,7 +16,10 @@ use crate::tree::ScopeId;
 /// What a step does when its turn comes.
 enum Turn {
     Skip,
-    Begin { input: Payload },
+    /// `input`: none for that of the execution.
+    Begin {
+        input: Option<Payload>,
+    },
 }
 
 /// Whether a scope has a next step.
@@ -61,12 +64,11 @@ impl<'a> Decider<'a> {
         match self.turn(step) {
             Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
             Ok(Turn::Begin { input }) => {
-                self.emit(Event::StepStarted { path: path.clone(), generation: 0, input });
-                self.emit(Event::AttemptScheduled { path, attempt: 1, at: self.now });
+                self.begin(path, 0, input, 1);
             }
             Err(error) => {
-                let input = Payload::null();
-                self.emit(Event::StepStarted { path, generation: 0, input });
+                let input = Some(Payload::null());
+                self.emit(Event::StepStarted { path, generation: 0, input, first: None });
                 self.fail_unstarted(&step.path, error);
             }
         }
@@ -83,10 +85,29 @@ impl<'a> Decider<'a> {
         }
         let StepKind::Task(task) = &step.kind;
         let input = match &task.input {
-            Some(template) => template.render(variables)?,
-            None => self.state().input.clone(),
+            Some(template) => Some(template.render(variables)?),
+            None => None,
         };
         Ok(Turn::Begin { input })
+    }
+
+    /// A step or a compensation begins, and its first attempt is scheduled. `input`: none for that of the
+    /// execution.
+    pub(super) fn begin(
+        &mut self,
+        path: StepPath,
+        generation: u32,
+        input: Option<Payload>,
+        attempt: u32,
+    ) {
+        let at = self.now;
+        if self.state().format >= TERSE {
+            let first = Some(FirstAttempt { number: attempt, at });
+            return self.emit(Event::StepStarted { path, generation, input, first });
+        }
+        let input = Some(input.unwrap_or_else(|| self.state().input.clone()));
+        self.emit(Event::StepStarted { path: path.clone(), generation, input, first: None });
+        self.emit(Event::AttemptScheduled { path, attempt, at });
     }
 
     /// No retry takes the step's error: it is tolerated, or it is a failure.
@@ -108,8 +129,9 @@ impl<'a> Decider<'a> {
 
     pub(super) fn succeed(&mut self) {
         let output = match &self.plan.output {
-            Some(template) => template.render(self.variables()),
-            None => Ok(last_output(self.state())),
+            Some(template) => template.render(self.variables()).map(Some),
+            None if self.state().format >= TERSE => Ok(None),
+            None => Ok(Some(self.state().last_output())),
         };
         match output {
             Ok(output) => {
@@ -151,10 +173,4 @@ impl<'a> Decider<'a> {
         let error = execution.stop.as_ref().map(|stop| &stop.error);
         Variables { execution, error, parsed: &self.parsed }
     }
-}
-
-/// That of the last step which has one.
-fn last_output(state: &Execution) -> Payload {
-    let output = state.steps().rev().find_map(Node::output);
-    output.cloned().unwrap_or_else(Payload::null)
 }

@@ -34,7 +34,12 @@ impl Execution {
 
     pub(crate) fn add_node(&mut self, node: Node) -> NodeId {
         self.weight += node_bytes(&node);
-        self.nodes.push(node)
+        let open = node.task().and_then(open_facts).map(|open| (step_of(&node.path), open));
+        let id = self.nodes.push(node);
+        if let Some((step, open)) = open {
+            self.reindex(TaskRef::Step(id), step, None, Some(open));
+        }
+        id
     }
 
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {

@@ -48,6 +48,7 @@ fn execution(input: &str) -> Execution {
         key: Some("order-7".into()),
         input: Payload::json(input.to_owned()),
         trace: TraceContext::default(),
+        format: 1,
         started_at: Timestamp::from_micros(1_767_323_045_678_901),
         deadline: None,
         state: State::Running,

@@ -19,7 +19,7 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
-use recoup_store::format::{self, Encoded, Formats, encode_transition};
+use recoup_store::format::{self, Encoded, FIRST, Formats, encode_transition};
 use recoup_store::{
     Batch, Error, FeedRow, IndexRow, KeyedStart, NodeId, Reminder, Settled, StartRequest, TaskKey,
     Transition,
@@ -194,6 +194,7 @@ impl<R> Node<R> {
     fn decide(&mut self, id: ExecutionId) -> Option<(Entry<R>, Transition)> {
         let random = self.random.number();
         let now = self.now;
+        let writable = self.life.writable().unwrap_or(Formats::FIRST);
         let slot = self.slots.get_mut(&id)?;
         if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
             return None;
@@ -223,6 +224,7 @@ impl<R> Node<R> {
         };
         let slot = self.slots.get_mut(&id)?;
         let is_ours = slot.owned;
+        let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
         let mut state = match &mut slot.known {
             Known::Resident(resident) => resident.state.take(),
             _ => None,
@@ -239,7 +241,7 @@ impl<R> Node<R> {
             {
                 panic!("a defect of a test");
             }
-            let decider = Decider::new(state.take(), &plan, now, random);
+            let decider = Decider::new(state.take(), &plan, now, random).starting_in(begins_in);
             let mut decider = if is_ours { decider } else { decider.doubting(DOUBT) };
             // What an earlier transition had no room for comes before everything else.
             decider.resume();

@@ -378,6 +378,7 @@ fn nodes_that_lose_a_session_at_the_same_time_both_tell_of_it() {
     }
     assert_eq!(tasks.len(), 2);
     world.pass(20 * SECOND);
-    let lost = world.store.events().into_iter().filter(|event| event.row.id.starts_with("session-"));
+    let lost =
+        world.store.events().into_iter().filter(|event| event.row.id.starts_with("session-"));
     assert_eq!(lost.count(), 2);
 }

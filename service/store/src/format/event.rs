@@ -2,13 +2,15 @@
 
 use recoup_core::error::Error as AttemptError;
 use recoup_core::event::{
-    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
+    StopCause, TERSE,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State};
 use recoup_core::id::{Namespace, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 
+use super::number::FIRST;
 use super::value::{
     Stored, list, malformed, optional, required, stored_enum, to_list, trace_from_wire,
     trace_to_wire,
@@ -27,10 +29,10 @@ pub fn transition_to_wire(decided_at: Timestamp, events: &[Event]) -> wire::Tran
     wire::Transition { decided_at: decided_at.to_wire(), events }
 }
 
-pub fn transition_from_wire(wire: wire::Transition) -> Result<TransitionData, Error> {
+pub fn transition_from_wire(format: u16, wire: wire::Transition) -> Result<TransitionData, Error> {
     let decided_at = Timestamp::from_wire(wire.decided_at)?;
     let events = wire.events.into_iter().map(|event| match event.kind {
-        Some(kind) => event_from_wire(decided_at, kind),
+        Some(kind) => event_from_wire(format, decided_at, kind),
         None => malformed("an event of an unknown kind"),
     });
     Ok(TransitionData { decided_at, events: events.collect::<Result<_, _>>()? })
@@ -54,11 +56,17 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
                 digest: *digest,
             })
         }
-        Event::StepStarted { path, generation, input } => Kind::StepStarted(wire::StepStarted {
-            path: path.to_wire(),
-            generation: *generation,
-            input: Some(input.to_wire()),
-        }),
+        Event::StepStarted { path, generation, input, first } => {
+            Kind::StepStarted(wire::StepStarted {
+                path: path.to_wire(),
+                generation: *generation,
+                input: input.as_ref().map(Payload::to_wire),
+                first: first.map(|first| wire::FirstAttempt {
+                    above_1: first.number.wrapping_sub(1),
+                    after: after(decided_at, first.at),
+                }),
+            })
+        }
         Event::StepSkipped { path } => {
             Kind::StepSkipped(wire::StepSkipped { path: path.to_wire() })
         }
@@ -103,7 +111,7 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
             warning: *warning,
         }),
         Event::RunSucceeded { output } => {
-            Kind::RunSucceeded(wire::RunSucceeded { output: Some(output.to_wire()) })
+            Kind::RunSucceeded(wire::RunSucceeded { output: output.as_ref().map(Payload::to_wire) })
         }
         Event::RunStopped { cause, error, step, grace_until, compensation_due } => {
             Kind::RunStopped(wire::RunStopped {
@@ -156,7 +164,19 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
     }
 }
 
-fn event_from_wire(decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
+/// A payload that only terse histories leave out.
+fn unless_terse(
+    format: u16,
+    payload: Option<wire::Payload>,
+    what: &'static str,
+) -> Result<Option<Payload>, Error> {
+    match format {
+        TERSE.. => optional(payload),
+        _ => required(payload, what).map(Some),
+    }
+}
+
+fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
     Ok(match kind {
         Kind::ExecutionStarted(wire) => {
             Event::ExecutionStarted(Box::new(ExecutionStarted::from_wire(wire)?))
@@ -167,7 +187,11 @@ fn event_from_wire(decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
         Kind::StepStarted(wire) => Event::StepStarted {
             path: StepPath::from_wire(wire.path)?,
             generation: wire.generation,
-            input: required(wire.input, "the input of a step")?,
+            input: unless_terse(format, wire.input, "the input of a step")?,
+            first: wire.first.map(|first| FirstAttempt {
+                number: first.above_1.wrapping_add(1),
+                at: at(decided_at, first.after),
+            }),
         },
         Kind::StepSkipped(wire) => Event::StepSkipped { path: StepPath::from_wire(wire.path)? },
         Kind::AttemptScheduled(wire) => Event::AttemptScheduled {
@@ -204,7 +228,8 @@ fn event_from_wire(decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
             warning: wire.warning,
         },
         Kind::RunSucceeded(wire) => {
-            Event::RunSucceeded { output: required(wire.output, "the output of a run")? }
+            let output = unless_terse(format, wire.output, "the output of a run")?;
+            Event::RunSucceeded { output }
         }
         Kind::RunStopped(wire) => Event::RunStopped {
             cause: StopCause::from_wire(wire.cause)?,
@@ -259,6 +284,7 @@ impl Stored for ExecutionStarted {
             input: Some(self.input.to_wire()),
             deadline: self.deadline.as_ref().map(Timestamp::to_wire),
             trace: trace_to_wire(&self.trace),
+            format: (self.format != FIRST).then_some(self.format.into()),
         }
     }
 
@@ -271,6 +297,11 @@ impl Stored for ExecutionStarted {
             input: required::<Payload>(wire.input, "the input of an execution")?,
             deadline: optional(wire.deadline)?,
             trace: trace_from_wire(wire.trace),
+            format: match wire.format {
+                None => FIRST,
+                Some(format) => u16::try_from(format)
+                    .map_err(|_| Error::Malformed(format!("format {format}")))?,
+            },
         })
     }
 }

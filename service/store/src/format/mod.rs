@@ -101,7 +101,7 @@ pub fn checksum(
 /// Of a row of a history use [`crate::StoredTransition::decode`], which compares its checksum first.
 /// Payloads of the result are slices of `data`.
 pub fn decode_transition(format: u16, data: &Bytes) -> Result<TransitionData, Error> {
-    event::transition_from_wire(decode(Row::History, format, data)?)
+    event::transition_from_wire(format, decode(Row::History, format, data)?)
 }
 
 /// A definition.

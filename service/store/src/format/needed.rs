@@ -115,7 +115,10 @@ impl Needed for Event {
         match self {
             Self::ExecutionStarted(started) => started.needed(row),
             Self::RequestRecorded { request_id, digest } => most!(request_id digest),
-            Self::StepStarted { path, generation, input } => most!(path generation input),
+            Self::StepStarted { path, generation, input, first } => {
+                let terse = second(input.is_none() || first.is_some());
+                most!(path generation input).max(terse)
+            }
             Self::StepSkipped { path } => most!(path),
             Self::AttemptScheduled { path, attempt, at } => most!(path attempt at),
             Self::AttemptStarted { path, attempt, worker, session, at } => {
@@ -128,7 +131,7 @@ impl Needed for Event {
             }
             Self::StepFailed { path, error } => most!(path error),
             Self::StepIgnored { path, error, warning } => most!(path error warning),
-            Self::RunSucceeded { output } => most!(output),
+            Self::RunSucceeded { output } => most!(output).max(second(output.is_none())),
             Self::RunStopped { cause, error, step, grace_until, compensation_due } => {
                 most!(cause error step grace_until compensation_due)
             }
@@ -142,6 +145,26 @@ impl Needed for Event {
             Self::HandlerFailed { path, error } => most!(path error),
             Self::ExecutionEnded { state, error } => most!(state error),
         }
+    }
+}
+
+/// The format that is needed where something is used that came with the second.
+fn second(is_used: bool) -> u16 {
+    if is_used { 2 } else { FIRST }
+}
+
+impl Needed for ExecutionStarted {
+    fn needed(&self, row: Row) -> u16 {
+        let Self { namespace, workflow, version, key, input, deadline, trace, format } = self;
+        FIRST
+            .max(namespace.needed(row))
+            .max(workflow.needed(row))
+            .max(version.needed(row))
+            .max(key.needed(row))
+            .max(input.needed(row))
+            .max(deadline.needed(row))
+            .max(trace.needed(row))
+            .max(second(*format != FIRST))
     }
 }
 
@@ -184,7 +207,6 @@ variants_with_fields! {
 }
 
 fields! {
-    ExecutionStarted { namespace workflow version key input deadline trace }
     AttemptFailed { path attempt error outcome decision worker warning }
     DueCompensation { step generation outcome }
     Payload { data content_type metadata }

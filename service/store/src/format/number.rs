@@ -26,7 +26,7 @@ impl Row {
     /// The newest format that this binary reads. It reads all from [`FIRST`] to this one.
     pub const fn newest(self) -> u16 {
         match self {
-            Self::History => 1,
+            Self::History => 2,
             Self::Definition => 1,
             Self::FailureEvent => 1,
             Self::Subscription => 1,

@@ -11,7 +11,8 @@ use recoup_core::definition::{
 };
 use recoup_core::error::{Category, Error};
 use recoup_core::event::{
-    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
+    StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
@@ -153,9 +154,9 @@ fn attempt_failed() -> impl Strategy<Value = AttemptFailed> {
 }
 
 fn execution_started() -> impl Strategy<Value = ExecutionStarted> {
-    let rest = (option::of(text()), payload(), option::of(timestamp()), trace());
+    let rest = (option::of(text()), payload(), option::of(timestamp()), trace(), 1..4_u16);
     (name(), name(), any::<u32>(), rest).prop_map(|(namespace, workflow, version, rest)| {
-        let (key, input, deadline, trace) = rest;
+        let (key, input, deadline, trace, format) = rest;
         ExecutionStarted {
             namespace: namespace.into(),
             workflow: workflow.into(),
@@ -164,11 +165,16 @@ fn execution_started() -> impl Strategy<Value = ExecutionStarted> {
             input,
             deadline,
             trace,
+            format,
         }
     })
 }
 
 /// One strategy for each kind of event.
+fn first_attempt() -> impl Strategy<Value = FirstAttempt> {
+    (any::<u32>(), timestamp()).prop_map(|(number, at)| FirstAttempt { number, at })
+}
+
 pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
     let path = step_path;
     let stop_cause = prop_oneof![
@@ -184,8 +190,13 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (text(), any::<u64>())
             .prop_map(|(request_id, digest)| Event::RequestRecorded { request_id, digest })
             .boxed(),
-        (path(), any::<u32>(), payload())
-            .prop_map(|(path, generation, input)| Event::StepStarted { path, generation, input })
+        (path(), any::<u32>(), option::of(payload()), option::of(first_attempt()))
+            .prop_map(|(path, generation, input, first)| Event::StepStarted {
+                path,
+                generation,
+                input,
+                first,
+            })
             .boxed(),
         path().prop_map(|path| Event::StepSkipped { path }).boxed(),
         (path(), any::<u32>(), timestamp())
@@ -216,7 +227,7 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (path(), error(), any::<bool>())
             .prop_map(|(path, error, warning)| Event::StepIgnored { path, error, warning })
             .boxed(),
-        payload().prop_map(|output| Event::RunSucceeded { output }).boxed(),
+        option::of(payload()).prop_map(|output| Event::RunSucceeded { output }).boxed(),
         (stop_cause, error(), option::of(path()), timestamp(), any::<bool>())
             .prop_map(|(cause, error, step, grace_until, compensation_due)| Event::RunStopped {
                 cause,

@@ -206,9 +206,12 @@ fn ends_once(events: &[&Event], state: &Execution) -> Checked {
     let after = events.iter().skip_while(|event| !matches!(event, Event::ExecutionEnded { .. }));
     let late = after.filter(|event| {
         let path = match event {
-            Event::AttemptScheduled { path, .. } | Event::StepCompleted { path, .. } => path,
+            Event::StepCompleted { path, .. } => path,
             Event::FinallyStarted { .. } | Event::RunStopped { .. } => return true,
-            _ => return false,
+            other => match other.scheduled() {
+                Some((path, ..)) => path,
+                None => return false,
+            },
         };
         path.compensated().is_none()
     });
@@ -223,19 +226,19 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
     let mut numbers: BTreeMap<StepPath, BTreeSet<u32>> = BTreeMap::new();
     let mut completed: BTreeMap<StepPath, u32> = BTreeMap::new();
     for event in events {
-        match event {
-            Event::AttemptScheduled { path, attempt, .. } => {
-                let of_step = numbers.entry(path.clone()).or_default();
-                let max = plan.task(path).and_then(|task| task.retry.max_attempts());
-                if !of_step.insert(*attempt) {
-                    let what = format!("{path}:{attempt} is scheduled twice");
-                    return Err(("attempts have numbers of their own", what));
-                }
-                if max.is_some_and(|max| of_step.len() > max as usize) {
-                    let what = format!("{path}: {of_step:?} of {max:?}");
-                    return Err(("attempts never exceed the policy", what));
-                }
+        if let Some((path, attempt, _)) = event.scheduled() {
+            let of_step = numbers.entry(path.clone()).or_default();
+            let max = plan.task(path).and_then(|task| task.retry.max_attempts());
+            if !of_step.insert(attempt) {
+                let what = format!("{path}:{attempt} is scheduled twice");
+                return Err(("attempts have numbers of their own", what));
             }
+            if max.is_some_and(|max| of_step.len() > max as usize) {
+                let what = format!("{path}: {of_step:?} of {max:?}");
+                return Err(("attempts never exceed the policy", what));
+            }
+        }
+        match event {
             Event::CompensationRetried { path, .. } => {
                 numbers.remove(&path.compensation());
                 completed.remove(&path.compensation());
