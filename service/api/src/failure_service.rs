@@ -312,9 +312,13 @@ impl Service {
 fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     match event {
         Event::ExecutionStarted(started) => see(&started.input),
-        Event::StepStarted { input: Some(own), .. }
-        | Event::StepCompleted { output: own, .. }
-        | Event::RunSucceeded { output: Some(own) } => see(own),
+        // What is left out stands elsewhere in the history.
+        Event::StepStarted { input: source, .. } | Event::RunSucceeded { output: source } => {
+            if let Some(own) = source.inline() {
+                see(own);
+            }
+        }
+        Event::StepCompleted { output, .. } => see(output),
         Event::AttemptFailed(failed) => details(&failed.error, see),
         Event::StepFailed { error, .. }
         | Event::StepIgnored { error, .. }
@@ -326,8 +330,6 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
                 details(error, see);
             }
         }
-        // Those that are left out stand elsewhere in the history.
-        Event::StepStarted { input: None, .. } | Event::RunSucceeded { output: None } => {}
         Event::RequestRecorded { .. }
         | Event::StepSkipped { .. }
         | Event::AttemptScheduled { .. }

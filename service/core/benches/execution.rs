@@ -8,7 +8,7 @@ use divan::counter::ItemsCount;
 use recoup_core::command::{Command, StartExecution, TaskId};
 use recoup_core::decide::{Decided, Decider, next_wake};
 use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Workflow};
-use recoup_core::event::Event;
+use recoup_core::event::{Event, PayloadSource};
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::{Execution, TraceContext};
 use recoup_core::id::{ExecutionId, StepPath};
@@ -146,8 +146,12 @@ fn path(n: usize) -> StepPath {
 
 fn begin(n: usize, at: Timestamp) -> [Event; 2] {
     let input = Payload::json("{\"amount\":5}");
-    let started =
-        Event::StepStarted { path: path(n), generation: 0, input: Some(input), first: None };
+    let started = Event::StepStarted {
+        path: path(n),
+        generation: 0,
+        input: PayloadSource::Inline(input),
+        first: None,
+    };
     [started, Event::AttemptScheduled { path: path(n), attempt: 1, at }]
 }
 

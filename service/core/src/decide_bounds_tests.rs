@@ -29,7 +29,7 @@ fn wide(count: usize, mut change: impl FnMut(&mut Workflow)) -> Rig {
             let started = Event::StepStarted {
                 path: path.clone(),
                 generation: 0,
-                input: Some(input),
+                input: PayloadSource::Inline(input),
                 first: None,
             };
             [started, Event::AttemptScheduled { path, attempt: 1, at: rig.now }]
@@ -210,7 +210,12 @@ fn a_step_inside_of_another_one_counts_in_the_scope_that_its_path_names() {
     let rig = Rig::new(&workflow(vec![step("lines", 1)]));
     let begins = |path: &str| {
         let path = StepPath::from(path);
-        Event::StepStarted { path, generation: 0, input: Some(Payload::null()), first: None }
+        Event::StepStarted {
+            path,
+            generation: 0,
+            input: PayloadSource::Inline(Payload::null()),
+            first: None,
+        }
     };
     let orphan = followed_by(rig.folded.clone(), rig.now, vec![begins("other[a].pack")]);
     assert!(orphan.is_err_and(|misfit| misfit.what == "the step around it has not begun"));
@@ -260,7 +265,7 @@ fn a_step_that_is_tried_again_keeps_its_entry_in_the_ledger() {
     let begins = Event::StepStarted {
         path: "a".into(),
         generation: 0,
-        input: Some(Payload::null()),
+        input: PayloadSource::Inline(Payload::null()),
         first: None,
     };
     let again = followed_by(rig.folded.clone(), rig.now, vec![begins]).expect("it folds");

@@ -20,7 +20,7 @@ use crate::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
 use crate::error::{Error, builtin};
-use crate::event::{Event, FirstAttempt, TERSE};
+use crate::event::{Event, FirstAttempt, PayloadSource, TERSE};
 use crate::evolve::{Transition, fold};
 use crate::execution::{
     CompensationOutcome, CompensationState, Counters, Execution, NodeState, Phase, State,
@@ -706,7 +706,7 @@ fn a_terse_history_says_nothing_twice() {
     let begun = |path: &str| Event::StepStarted {
         path: path.into(),
         generation: 0,
-        input: None,
+        input: PayloadSource::Input,
         first: Some(FirstAttempt { number: 1, at: now }),
     };
     let complete = |state: &Execution| {
@@ -723,6 +723,6 @@ fn a_terse_history_says_nothing_twice() {
     assert_eq!(events[1..], [begun("b")]);
     let command = complete(&state);
     let (state, events) = decide(Some(state), command);
-    assert_eq!(events[1], Event::RunSucceeded { output: None });
+    assert_eq!(events[1], Event::RunSucceeded { output: PayloadSource::Output("b".into()) });
     assert_eq!(state.output, Some(Payload::json("\"done\"")));
 }

@@ -29,8 +29,7 @@ pub enum Event {
     StepStarted {
         path: StepPath,
         generation: u32,
-        /// None, in histories from [`TERSE`] on: that of the execution.
-        input: Option<Payload>,
+        input: PayloadSource,
         /// None: in histories before [`TERSE`], where an event of its own follows, and where the step fails
         /// before it has an attempt.
         first: Option<FirstAttempt>,
@@ -80,8 +79,7 @@ pub enum Event {
     },
     /// The last step is done; what remains is `finally`.
     RunSucceeded {
-        /// None, in histories from [`TERSE`] on: that of the step that completed last.
-        output: Option<Payload>,
+        output: PayloadSource,
     },
     /// No further step begins. Live attempts have until `grace_until`.
     RunStopped {
@@ -134,6 +132,34 @@ pub enum Event {
     },
 }
 
+/// A payload, or where in the history it is already. Before [`TERSE`] it is always the payload.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PayloadSource {
+    Inline(Payload),
+    /// The input of the execution.
+    Input,
+    /// What the latest step with this path returned; null if it did not complete.
+    Output(StepPath),
+}
+
+impl PayloadSource {
+    /// The payload, if it is one of its own.
+    pub fn inline(&self) -> Option<&Payload> {
+        match self {
+            Self::Inline(payload) => Some(payload),
+            Self::Input | Self::Output(_) => None,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Inline(payload) => payload.size(),
+            Self::Input => 0,
+            Self::Output(step) => step.as_str().len(),
+        }
+    }
+}
+
 /// The first attempt of what has begun, scheduled with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstAttempt {
@@ -163,11 +189,9 @@ impl Event {
                 Self::ExecutionStarted(started) => {
                     started.input.size() + started.key.as_ref().map_or(0, String::len)
                 }
-                Self::StepStarted { path, input, .. } => {
-                    path.as_str().len() + input.as_ref().map_or(0, Payload::size)
-                }
+                Self::StepStarted { path, input, .. } => path.as_str().len() + input.size(),
                 Self::StepCompleted { path, output, .. } => path.as_str().len() + output.size(),
-                Self::RunSucceeded { output } => output.as_ref().map_or(0, Payload::size),
+                Self::RunSucceeded { output } => output.size(),
                 Self::AttemptFailed(failed) => failed.path.as_str().len() + failed.error.size(),
                 Self::StepFailed { path, error }
                 | Self::StepIgnored { path, error, .. }

@@ -2,7 +2,7 @@
 //! the result.
 
 use crate::event::{
-    AttemptFailed, AttemptOutcome, Event, ExecutionStarted, FirstAttempt, StopCause,
+    AttemptFailed, AttemptOutcome, Event, ExecutionStarted, FirstAttempt, PayloadSource, StopCause,
 };
 use crate::execution::{
     BASE_BYTES, Compensation, CompensationOutcome, CompensationState, CompensationStepState,
@@ -104,7 +104,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             state.requests.push_back((request_id.clone(), *digest));
         }
         Event::StepStarted { path, generation, input, first } => {
-            start_step(state, path, *generation, input.as_ref(), *first)?
+            start_step(state, path, *generation, input, *first)?
         }
         Event::StepSkipped { path } => {
             add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped)?;
@@ -147,7 +147,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             }
         }
         Event::RunSucceeded { output } => {
-            let output = output.clone().unwrap_or_else(|| state.last_output());
+            let output = state.payload(output);
             state.weight += output.data.len();
             state.weight -= state.output.replace(output).map_or(0, |old| old.data.len());
         }
@@ -228,11 +228,11 @@ fn start_step(
     state: &mut Execution,
     path: &StepPath,
     generation: u32,
-    input: Option<&Payload>,
+    input: &PayloadSource,
     first: Option<FirstAttempt>,
 ) -> Result<(), &'static str> {
     let (first_scheduled_at, sequence) = (state.decided_at, state.sequence);
-    let input = input.unwrap_or(&state.input).clone();
+    let input = state.payload(input);
     let new = |attempts_before, unknown| Task {
         input,
         first_scheduled_at,

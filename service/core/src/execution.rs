@@ -22,7 +22,7 @@ pub(crate) use self::weight::{BASE_BYTES, error_bytes};
 
 use crate::command::TaskId;
 use crate::error::Error;
-use crate::event::StopCause;
+use crate::event::{PayloadSource, StopCause};
 use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
 use crate::retry::DecidedBy;
@@ -350,9 +350,16 @@ impl Execution {
         self.nodes.iter().filter(|node| !self.nodes.is_finally(node))
     }
 
-    /// What the step returned that completed last, or null.
-    pub fn last_output(&self) -> Payload {
-        self.steps().rev().find_map(Node::output).cloned().unwrap_or_else(Payload::null)
+    /// What an event refers to.
+    pub fn payload(&self, source: &PayloadSource) -> Payload {
+        match source {
+            PayloadSource::Inline(payload) => payload.clone(),
+            PayloadSource::Input => self.input.clone(),
+            PayloadSource::Output(step) => {
+                let output = self.node(step).and_then(Node::output);
+                output.cloned().unwrap_or_else(Payload::null)
+            }
+        }
     }
 
     /// The steps of `finally` that have begun.

@@ -55,6 +55,7 @@ use cel::{Context, IdedExpr, Value};
 pub use check::{Problem, Scope, Trust};
 
 use crate::error::{Error, builtin};
+use crate::event::PayloadSource;
 use crate::execution::Execution;
 use crate::id::StepPath;
 use crate::limits::PAYLOAD_BYTES_MAX;
@@ -176,6 +177,20 @@ impl Template {
             _ => Body::Segments { segments, reads },
         };
         Ok(Self { body })
+    }
+
+    /// As [`Self::render`], but what passes on a payload as it is says so.
+    ///
+    /// # Errors
+    /// Those of [`Self::render`].
+    pub fn source(&self, variables: Variables<'_>) -> Result<PayloadSource, Error> {
+        Ok(match &self.body {
+            Body::Input => PayloadSource::Input,
+            Body::Output(step) => PayloadSource::Output(step.clone()),
+            Body::Constant(_) | Body::Segments { .. } => {
+                PayloadSource::Inline(self.render(variables)?)
+            }
+        })
     }
 
     /// # Errors

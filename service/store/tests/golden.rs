@@ -12,7 +12,7 @@ use recoup_core::definition as def;
 use recoup_core::error::{Category, Error};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
-    StopCause,
+    PayloadSource, StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
@@ -121,7 +121,12 @@ fn events() -> Vec<Event> {
             format: 1,
         })),
         Event::RequestRecorded { request_id: "r-1".into(), digest: 0x0123_4567_89ab_cdef },
-        Event::StepStarted { path: path(), generation: 2, input: Some(payload()), first: None },
+        Event::StepStarted {
+            path: path(),
+            generation: 2,
+            input: PayloadSource::Inline(payload()),
+            first: None,
+        },
         Event::StepSkipped { path: path() },
         Event::AttemptScheduled { path: path(), attempt: 3, at: at(2) },
         Event::AttemptStarted {
@@ -149,7 +154,7 @@ fn events() -> Vec<Event> {
         },
         Event::StepFailed { path: path(), error: error() },
         Event::StepIgnored { path: path(), error: error(), warning: true },
-        Event::RunSucceeded { output: Some(Payload::null()) },
+        Event::RunSucceeded { output: PayloadSource::Inline(Payload::null()) },
         Event::RunStopped {
             cause: StopCause::TimedOut,
             error: error(),
@@ -382,7 +387,7 @@ fn every_event_of_format_1_is_read_and_written_as_ever() {
 }
 
 /// Format 2: the kinds of events that have something new in it.
-fn terse_events() -> [(&'static str, Event); 4] {
+fn terse_events() -> [(&'static str, Event); 5] {
     let Event::ExecutionStarted(started) = events().remove(0) else {
         panic!("a history begins with its start");
     };
@@ -398,9 +403,10 @@ fn terse_events() -> [(&'static str, Event); 4] {
             "execution_started",
             Event::ExecutionStarted(Box::new(ExecutionStarted { format: 2, ..*started })),
         ),
-        ("step_started", begun(Some(payload()), first)),
-        ("step_started_with_the_input_of_the_execution", begun(None, first)),
-        ("run_succeeded", Event::RunSucceeded { output: None }),
+        ("step_started", begun(PayloadSource::Inline(payload()), first)),
+        ("step_started_with_the_input_of_the_execution", begun(PayloadSource::Input, None)),
+        ("step_started_with_an_output", begun(PayloadSource::Output("charge".into()), first)),
+        ("run_succeeded", Event::RunSucceeded { output: PayloadSource::Output("charge".into()) }),
     ]
 }
 

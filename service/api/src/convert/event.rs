@@ -1,6 +1,6 @@
 //! Entries of a history.
 
-use recoup_core::event::{AttemptOutcome, Event, StopCause};
+use recoup_core::event::{AttemptOutcome, Event, PayloadSource, StopCause};
 use recoup_core::id::StepPath;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
@@ -40,6 +40,15 @@ pub fn to_proto(
     })
 }
 
+/// A payload, or the step whose output it is.
+fn source(source: &PayloadSource) -> (Option<v1::Payload>, String) {
+    match source {
+        PayloadSource::Inline(payload) => (Some(payload::to_proto(payload)), String::new()),
+        PayloadSource::Input => (None, String::new()),
+        PayloadSource::Output(step) => (None, step.as_str().to_owned()),
+    }
+}
+
 fn scheduled(path: &StepPath, attempt: u32, due: Timestamp, plan: Option<&Plan>) -> Proto {
     Proto::AttemptScheduled(v1::AttemptScheduled {
         step: Some(step_ref(path)),
@@ -64,11 +73,15 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
         Event::RequestRecorded { request_id, .. } => {
             Proto::RequestRecorded(v1::RequestRecorded { request_id: request_id.clone() })
         }
-        Event::StepStarted { path, generation, input, .. } => Proto::StepStarted(v1::StepStarted {
-            step: Some(step_ref(path)),
-            input: input.as_ref().map(payload::to_proto),
-            generation: *generation,
-        }),
+        Event::StepStarted { path, generation, input, .. } => {
+            let (input, input_from) = source(input);
+            Proto::StepStarted(v1::StepStarted {
+                step: Some(step_ref(path)),
+                input,
+                generation: *generation,
+                input_from,
+            })
+        }
         Event::StepSkipped { path } => {
             Proto::StepSkipped(v1::StepSkipped { step: Some(step_ref(path)) })
         }
@@ -121,7 +134,8 @@ fn convert_ending(event: &Event) -> Proto {
             warning: *warning,
         }),
         Event::RunSucceeded { output } => {
-            Proto::RunSucceeded(v1::RunSucceeded { output: output.as_ref().map(payload::to_proto) })
+            let (output, output_from) = source(output);
+            Proto::RunSucceeded(v1::RunSucceeded { output, output_from })
         }
         Event::RunStopped { cause, error, step, grace_until, .. } => {
             Proto::RunStopped(v1::RunStopped {
@@ -219,7 +233,7 @@ mod tests {
         let begin = |first| Event::StepStarted {
             path: path.clone(),
             generation: 0,
-            input: Some(Payload::null()),
+            input: PayloadSource::Inline(Payload::null()),
             first,
         };
         let terse = told(&[begin(Some(FirstAttempt { number: 1, at }))]);

@@ -3,7 +3,7 @@
 use super::Decider;
 use crate::command::Rejection;
 use crate::error::Error;
-use crate::event::{DueCompensation, Event};
+use crate::event::{DueCompensation, Event, PayloadSource};
 use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState};
 use crate::id::StepPath;
 use crate::limits::COMPENSATIONS_LISTED_MAX;
@@ -68,10 +68,10 @@ impl Decider<'_> {
         match self.compensation_input(&step) {
             Ok(input) => {
                 let attempt = self.state().task(&path).map_or(1, |task| task.attempt + 1);
-                self.begin(path, generation, Some(input), attempt);
+                self.begin(path, generation, PayloadSource::Inline(input), attempt);
             }
             Err(error) => {
-                let (input, first) = (Some(Payload::null()), None);
+                let (input, first) = (PayloadSource::Inline(Payload::null()), None);
                 self.emit(Event::StepStarted { path: path.clone(), generation, input, first });
                 self.fail_unstarted(&path, error);
             }

@@ -4,7 +4,7 @@ use super::Decider;
 use super::attempt::HISTORY_FULL;
 use crate::definition::OnError;
 use crate::error::{Error, builtin};
-use crate::event::{Event, FirstAttempt, StopCause, TERSE};
+use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
 use crate::execution::{Phase, Scope, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
@@ -16,10 +16,7 @@ use crate::tree::ScopeId;
 /// What a step does when its turn comes.
 enum Turn {
     Skip,
-    /// `input`: none for that of the execution.
-    Begin {
-        input: Option<Payload>,
-    },
+    Begin { input: PayloadSource },
 }
 
 /// Whether a scope has a next step.
@@ -67,7 +64,7 @@ impl<'a> Decider<'a> {
                 self.begin(path, 0, input, 1);
             }
             Err(error) => {
-                let input = Some(Payload::null());
+                let input = PayloadSource::Inline(Payload::null());
                 self.emit(Event::StepStarted { path, generation: 0, input, first: None });
                 self.fail_unstarted(&step.path, error);
             }
@@ -85,19 +82,18 @@ impl<'a> Decider<'a> {
         }
         let StepKind::Task(task) = &step.kind;
         let input = match &task.input {
-            Some(template) => Some(template.render(variables)?),
-            None => None,
+            Some(template) => template.source(variables)?,
+            None => PayloadSource::Input,
         };
         Ok(Turn::Begin { input })
     }
 
-    /// A step or a compensation begins, and its first attempt is scheduled. `input`: none for that of the
-    /// execution.
+    /// A step or a compensation begins, and its first attempt is scheduled.
     pub(super) fn begin(
         &mut self,
         path: StepPath,
         generation: u32,
-        input: Option<Payload>,
+        input: PayloadSource,
         attempt: u32,
     ) {
         let at = self.now;
@@ -105,7 +101,7 @@ impl<'a> Decider<'a> {
             let first = Some(FirstAttempt { number: attempt, at });
             return self.emit(Event::StepStarted { path, generation, input, first });
         }
-        let input = Some(input.unwrap_or_else(|| self.state().input.clone()));
+        let input = PayloadSource::Inline(self.state().payload(&input));
         self.emit(Event::StepStarted { path: path.clone(), generation, input, first: None });
         self.emit(Event::AttemptScheduled { path, attempt, at });
     }
@@ -129,12 +125,18 @@ impl<'a> Decider<'a> {
 
     pub(super) fn succeed(&mut self) {
         let output = match &self.plan.output {
-            Some(template) => template.render(self.variables()).map(Some),
-            None if self.state().format >= TERSE => Ok(None),
-            None => Ok(Some(self.state().last_output())),
+            Some(template) => template.source(self.variables()),
+            // That of the last step which has one.
+            None => Ok(match self.state().steps().rev().find(|step| step.output().is_some()) {
+                Some(last) => PayloadSource::Output(last.path.clone()),
+                None => PayloadSource::Inline(Payload::null()),
+            }),
         };
         match output {
-            Ok(output) => {
+            Ok(mut output) => {
+                if self.state().format < TERSE {
+                    output = PayloadSource::Inline(self.state().payload(&output));
+                }
                 self.emit(Event::RunSucceeded { output });
                 self.begin_finally();
             }

@@ -40,7 +40,7 @@ create index execution_list on execution (namespace, id);
 -- A success adds an entry here at its start, and one to `execution_ended` at its end.
 create index execution_owned on execution (owner, id) where active;
 -- As a rule empty: what may be left without a node that reads it.
-create index execution_newer on execution (format) where active and format > 1;
+create index execution_newer on execution (format) where active and format > 2;
 create index execution_failed on execution (namespace, id)
     where state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED');
 -- In the order of ends: what retention looks through.

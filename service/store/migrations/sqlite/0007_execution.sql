@@ -38,7 +38,7 @@ create index execution_list on execution (namespace, id);
 -- A success adds an entry here at its start and takes it away at its end.
 create index execution_owned on execution (owner, id) where active = 1;
 -- As a rule empty: what may be left without a node that reads it.
-create index execution_newer on execution (format) where active = 1 and format > 1;
+create index execution_newer on execution (format) where active = 1 and format > 2;
 -- In the order of ends: what retention looks through.
 create index execution_ended on execution (namespace, ended_at)
     where ended_at is not null and active = 0 and compensation <> 5;

@@ -58,16 +58,17 @@ pub async fn what_a_binary_cannot_read_is_left_to_those_that_can(
     world: World,
     harness: &impl Harness,
 ) {
-    let (first, second) = (Formats::FIRST, Formats { history: 2, ..Formats::FIRST });
-    let (older, newer) = (harness.reading(first), harness.reading(second));
+    let later = Formats::NEWEST.history + 1;
+    let older = harness.reading(Formats::NEWEST);
+    let newer = harness.reading(Formats { history: later, ..Formats::NEWEST });
     let gone = join(&*newer).await;
     let (plain, grown) =
         (world.begun(gone, world.index()).await, world.begun(gone, world.index()).await);
-    // The transition that needs the second format raises that of the execution.
-    let raised = IndexRow { format: 2, wake_at: Some(world.now), ..world.index() };
+    // The transition that needs the later format raises that of the execution.
+    let raised = IndexRow { format: later, wake_at: Some(world.now), ..world.index() };
     let waits = IndexRow { wake_at: Some(world.now), ..world.index() };
     let transitions = [
-        Transition { format: 2, index: Some(raised.clone()), ..world.next(grown, 2) },
+        Transition { format: later, index: Some(raised.clone()), ..world.next(grown, 2) },
         Transition { index: Some(waits), ..world.next(plain, 2) },
     ];
     world.won(gone, transitions).await;
@@ -75,7 +76,7 @@ pub async fn what_a_binary_cannot_read_is_left_to_those_that_can(
     newer.overflow(gone, &tasks).await.expect("overflows");
     let listed = older.indexed(grown).await.expect("asks").expect("there");
     assert_eq!(listed.index, raised, "the row is written whole");
-    for (id, format) in [(plain, 1), (grown, 2)] {
+    for (id, format) in [(plain, 1), (grown, later)] {
         assert_eq!(world.load(gone, id).await.expect("there").format, format);
     }
 

@@ -3,7 +3,7 @@
 use recoup_core::error::Error as AttemptError;
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
-    StopCause, TERSE,
+    PayloadSource, StopCause, TERSE,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State};
 use recoup_core::id::{Namespace, StepPath, WorkflowName};
@@ -57,14 +57,16 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
             })
         }
         Event::StepStarted { path, generation, input, first } => {
+            let (input, output_of) = source_to_wire(input);
             Kind::StepStarted(wire::StepStarted {
                 path: path.to_wire(),
                 generation: *generation,
-                input: input.as_ref().map(Payload::to_wire),
+                input,
                 first: first.map(|first| wire::FirstAttempt {
                     above_1: first.number.wrapping_sub(1),
                     after: after(decided_at, first.at),
                 }),
+                output_of,
             })
         }
         Event::StepSkipped { path } => {
@@ -111,7 +113,8 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
             warning: *warning,
         }),
         Event::RunSucceeded { output } => {
-            Kind::RunSucceeded(wire::RunSucceeded { output: output.as_ref().map(Payload::to_wire) })
+            let (output, output_of) = source_to_wire(output);
+            Kind::RunSucceeded(wire::RunSucceeded { output, output_of })
         }
         Event::RunStopped { cause, error, step, grace_until, compensation_due } => {
             Kind::RunStopped(wire::RunStopped {
@@ -164,16 +167,26 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
     }
 }
 
-/// A payload that only terse histories leave out.
-fn unless_terse(
+fn source_to_wire(source: &PayloadSource) -> (Option<wire::Payload>, Option<String>) {
+    match source {
+        PayloadSource::Inline(payload) => (Some(payload.to_wire()), None),
+        PayloadSource::Input => (None, None),
+        PayloadSource::Output(step) => (None, Some(step.to_wire())),
+    }
+}
+
+/// Only terse histories leave a payload out.
+fn source_from_wire(
     format: u16,
     payload: Option<wire::Payload>,
+    output_of: Option<String>,
     what: &'static str,
-) -> Result<Option<Payload>, Error> {
-    match format {
-        TERSE.. => optional(payload),
-        _ => required(payload, what).map(Some),
-    }
+) -> Result<PayloadSource, Error> {
+    Ok(match (payload, output_of) {
+        (None, None) if format >= TERSE => PayloadSource::Input,
+        (None, Some(step)) if format >= TERSE => PayloadSource::Output(StepPath::from_wire(step)?),
+        (payload, _) => PayloadSource::Inline(required(payload, what)?),
+    })
 }
 
 fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Event, Error> {
@@ -187,7 +200,7 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
         Kind::StepStarted(wire) => Event::StepStarted {
             path: StepPath::from_wire(wire.path)?,
             generation: wire.generation,
-            input: unless_terse(format, wire.input, "the input of a step")?,
+            input: source_from_wire(format, wire.input, wire.output_of, "the input of a step")?,
             first: wire.first.map(|first| FirstAttempt {
                 number: first.above_1.wrapping_add(1),
                 at: at(decided_at, first.after),
@@ -228,7 +241,8 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
             warning: wire.warning,
         },
         Kind::RunSucceeded(wire) => {
-            let output = unless_terse(format, wire.output, "the output of a run")?;
+            let what = "the output of a run";
+            let output = source_from_wire(format, wire.output, wire.output_of, what)?;
             Event::RunSucceeded { output }
         }
         Kind::RunStopped(wire) => Event::RunStopped {

@@ -16,7 +16,8 @@ use recoup_core::definition::{
 };
 use recoup_core::error::{Category, Error as AttemptError};
 use recoup_core::event::{
-    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, StopCause,
+    AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, PayloadSource,
+    StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
@@ -116,8 +117,7 @@ impl Needed for Event {
             Self::ExecutionStarted(started) => started.needed(row),
             Self::RequestRecorded { request_id, digest } => most!(request_id digest),
             Self::StepStarted { path, generation, input, first } => {
-                let terse = second(input.is_none() || first.is_some());
-                most!(path generation input).max(terse)
+                most!(path generation input).max(second(first.is_some()))
             }
             Self::StepSkipped { path } => most!(path),
             Self::AttemptScheduled { path, attempt, at } => most!(path attempt at),
@@ -131,7 +131,7 @@ impl Needed for Event {
             }
             Self::StepFailed { path, error } => most!(path error),
             Self::StepIgnored { path, error, warning } => most!(path error warning),
-            Self::RunSucceeded { output } => most!(output).max(second(output.is_none())),
+            Self::RunSucceeded { output } => most!(output),
             Self::RunStopped { cause, error, step, grace_until, compensation_due } => {
                 most!(cause error step grace_until compensation_due)
             }
@@ -151,6 +151,16 @@ impl Needed for Event {
 /// The format that is needed where something is used that came with the second.
 fn second(is_used: bool) -> u16 {
     if is_used { 2 } else { FIRST }
+}
+
+impl Needed for PayloadSource {
+    fn needed(&self, row: Row) -> u16 {
+        match self {
+            Self::Inline(payload) => payload.needed(row),
+            Self::Input => second(true),
+            Self::Output(step) => step.needed(row).max(second(true)),
+        }
+    }
 }
 
 impl Needed for ExecutionStarted {

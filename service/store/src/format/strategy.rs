@@ -12,7 +12,7 @@ use recoup_core::definition::{
 use recoup_core::error::{Category, Error};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
-    StopCause,
+    PayloadSource, StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
@@ -171,6 +171,14 @@ fn execution_started() -> impl Strategy<Value = ExecutionStarted> {
 }
 
 /// One strategy for each kind of event.
+fn payload_source() -> impl Strategy<Value = PayloadSource> {
+    prop_oneof![
+        payload().prop_map(PayloadSource::Inline),
+        Just(PayloadSource::Input),
+        step_path().prop_map(PayloadSource::Output),
+    ]
+}
+
 fn first_attempt() -> impl Strategy<Value = FirstAttempt> {
     (any::<u32>(), timestamp()).prop_map(|(number, at)| FirstAttempt { number, at })
 }
@@ -190,7 +198,7 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (text(), any::<u64>())
             .prop_map(|(request_id, digest)| Event::RequestRecorded { request_id, digest })
             .boxed(),
-        (path(), any::<u32>(), option::of(payload()), option::of(first_attempt()))
+        (path(), any::<u32>(), payload_source(), option::of(first_attempt()))
             .prop_map(|(path, generation, input, first)| Event::StepStarted {
                 path,
                 generation,
@@ -227,7 +235,7 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (path(), error(), any::<bool>())
             .prop_map(|(path, error, warning)| Event::StepIgnored { path, error, warning })
             .boxed(),
-        option::of(payload()).prop_map(|output| Event::RunSucceeded { output }).boxed(),
+        payload_source().prop_map(|output| Event::RunSucceeded { output }).boxed(),
         (stop_cause, error(), option::of(path()), timestamp(), any::<bool>())
             .prop_map(|(cause, error, step, grace_until, compensation_due)| Event::RunStopped {
                 cause,

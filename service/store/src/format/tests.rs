@@ -3,7 +3,7 @@ use std::mem::{Discriminant, discriminant};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use recoup_core::error::Error as AttemptError;
-use recoup_core::event::{FirstAttempt, TERSE};
+use recoup_core::event::{FirstAttempt, PayloadSource, TERSE};
 use recoup_core::id::TransitionId;
 use recoup_core::payload::Payload;
 
@@ -102,8 +102,10 @@ fn the_strategies_cover_every_kind() {
 #[test]
 fn a_row_that_is_not_what_was_written_is_damaged() {
     let execution = ExecutionId(uuid::Uuid::from_u128(1));
-    let Encoded { format, data } =
-        encode_transition(AT, &[Event::RunSucceeded { output: Some(Payload::json("[1]")) }]);
+    let Encoded { format, data } = encode_transition(
+        AT,
+        &[Event::RunSucceeded { output: PayloadSource::Inline(Payload::json("[1]")) }],
+    );
     let row = StoredTransition {
         sequence: 7,
         transition_id: TransitionId(uuid::Uuid::from_u128(2)),
@@ -200,8 +202,13 @@ fn missing_parts_and_unknown_numbers_are_errors() {
 #[test]
 fn only_terse_histories_leave_payloads_out() {
     let events = [
-        Event::StepStarted { path: "charge".into(), generation: 0, input: None, first: None },
-        Event::RunSucceeded { output: None },
+        Event::StepStarted {
+            path: "charge".into(),
+            generation: 0,
+            input: PayloadSource::Input,
+            first: None,
+        },
+        Event::RunSucceeded { output: PayloadSource::Output("charge".into()) },
     ];
     for event in events {
         let encoded = encode_transition(AT, std::slice::from_ref(&event));
@@ -214,9 +221,11 @@ fn only_terse_histories_leave_payloads_out() {
 
 #[test]
 fn payloads_are_slices_of_the_row() {
-    let output = Some(Payload::json(vec![b'1'; 1000]));
+    let output = PayloadSource::Inline(Payload::json(vec![b'1'; 1000]));
     let encoded = encode_transition(AT, &[Event::RunSucceeded { output }]);
-    let [Event::RunSucceeded { output: Some(output) }] = &*decoded(&encoded).events else {
+    let [Event::RunSucceeded { output: PayloadSource::Inline(output) }] =
+        &*decoded(&encoded).events
+    else {
         panic!("the event that was written");
     };
     assert!(encoded.data.as_ptr_range().contains(&output.data.as_ptr()), "the payload was copied");
@@ -225,7 +234,7 @@ fn payloads_are_slices_of_the_row() {
 #[test]
 fn what_a_step_writes_is_small() {
     let path = recoup_core::id::StepPath::from("charge");
-    let input = Some(Payload::null());
+    let input = PayloadSource::Inline(Payload::null());
     let events = [
         Event::StepStarted { path: path.clone(), generation: 1, input, first: None },
         Event::AttemptScheduled { path: path.clone(), attempt: 1, at: AT },
@@ -233,7 +242,7 @@ fn what_a_step_writes_is_small() {
     let len = encode_transition(AT, &events).data.len();
     assert!(len <= 45, "{len} bytes");
     let first = Some(FirstAttempt { number: 1, at: AT });
-    let terse = [Event::StepStarted { path, generation: 0, input: None, first }];
+    let terse = [Event::StepStarted { path, generation: 0, input: PayloadSource::Input, first }];
     let len = encode_transition(AT, &terse).data.len();
     assert!(len <= 24, "{len} bytes");
 }

@@ -86,11 +86,11 @@ const ADOPT: &str = "
         for update skip locked) as orphan
     where execution.id = orphan.id
     returning execution.id";
-/// Goes by the index `execution_newer`, which is empty as long as nothing is above the first format.
+/// Goes by the index `execution_newer`, which leaves out the formats that every release reads.
 const UNREAD: &str = "
     select count(*) from (
         select from execution
-        where active and format > 1 and format > (
+        where active and format > 2 and format > (
             select coalesce(max(history_format), 0) from node where closed_at is null)
         limit $1) as unread";
 const DRAIN: &str = "

@@ -137,7 +137,7 @@ impl Nodes for SqliteStore {
         const UNREAD: &str = "
             select count(*) from (
                 select 1 from execution
-                where active = 1 and format > 1 and format > (
+                where active = 1 and format > 2 and format > (
                     select coalesce(max(history_format), 0) from node where closed_at is null)
                 limit ?1)";
         self.read(|connection| {
