@@ -6,7 +6,7 @@ use std::time::Duration;
 use recoup_engine::node::io::Input;
 use recoup_store::Error;
 
-use crate::world::{World, poll, stream};
+use crate::fixture::world::{World, poll, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 const ROUNDS: &[&str] = &["renew", "adopt", "heads", "due", "publish", "claim"];

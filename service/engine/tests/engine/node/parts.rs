@@ -8,7 +8,7 @@ use recoup_engine::node::io::{Input, Offer};
 use recoup_engine::options::Options;
 use recoup_store::{Batch, Executions, NodeId, Transition};
 
-use crate::world::{World, ready, stream};
+use crate::fixture::world::{World, ready, stream};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -8,7 +8,7 @@ use recoup_engine::node::io::{Answer, Input, Offer, Refusal};
 use recoup_engine::options::Options;
 use recoup_store::{Executions, NodeId};
 
-use crate::world::{Reply, World, ready, stream};
+use crate::fixture::world::{Reply, World, ready, stream};
 
 /// Longer than callers wait.
 fn patience() -> Duration {

@@ -5,138 +5,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use recoup_core::command::{Command, StartExecution};
-use recoup_core::definition::{Block, Defaults, OnError, Step, StepKind, Task, Workflow};
+use recoup_core::command::Command;
+use recoup_core::definition::Workflow;
 use recoup_core::error::builtin;
-use recoup_core::execution::{State, TraceContext};
+use recoup_core::execution::State;
 use recoup_core::failure_event::{FailureEvent, FailureKind};
-use recoup_core::id::{ExecutionId, Namespace, StepId, TransitionId};
-use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::id::{ExecutionId, Namespace, TransitionId};
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
-use recoup_engine::{
-    Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
-};
+use recoup_engine::{Engine, HandedTask, Options, Refusal};
 use recoup_store::format::{FIRST, Row};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
-    Batch, Executions, Feed, IndexRow, NewVersion, NodeId, Nodes, PageLimit, QueueName, Registry,
-    Release, Settled, StoredTransition, Transition, Transitions, format,
+    Batch, Executions, Feed, IndexRow, NewVersion, NodeId, Nodes, PageLimit, Registry, Release,
+    Settled, StoredTransition, Transition, Transitions, format,
 };
 
-fn step(id: &str) -> Step {
-    Step {
-        id: StepId::from(id),
-        description: String::new(),
-        kind: StepKind::Task(Task { task_type: id.into(), ..Task::default() }),
-        when: None,
-        retry: None,
-        on_error: OnError::Fail,
-        allow_warning: false,
-        compensate: None,
-    }
-}
+use crate::fixture::definition::{order_of, step};
+use crate::fixture::driven::{self, Hands, engine, hasty, next_task, plan, spec, start, worker};
 
 fn order() -> Workflow {
-    Workflow {
-        name: "order".into(),
-        description: String::new(),
-        defaults: Defaults::default(),
-        steps: Block(vec![step("reserve"), step("charge")]),
-        finally: Block::default(),
-        timeout: None,
-        cleanup_timeout: None,
-        cancel_grace: None,
-        output: None,
-    }
+    order_of(vec![step("reserve"), step("charge")])
 }
 
 async fn store() -> MemoryStore {
-    let store = MemoryStore::with_system_clock();
-    let version = NewVersion::new(Namespace::from("default"), [1; 32], &order());
-    store.register(&version, None).await.expect("the model registers");
-    store
-}
-
-fn options() -> Options {
-    Options {
-        adopt_interval: Duration::from_millis(10),
-        overflow_after: Duration::from_millis(20),
-        claim_interval: Duration::from_millis(10),
-        head_interval: Duration::from_millis(10),
-        reconnect_grace: Duration::from_millis(20),
-        ..Options::default()
-    }
-}
-
-async fn engine(store: &MemoryStore, options: Options) -> Engine {
-    let store = Arc::new(store.clone());
-    recoup_engine::driver::start(store, options).await.expect("the engine starts")
-}
-
-async fn plan(engine: &Engine) -> Arc<Plan> {
-    let plan = engine.plan(&Namespace::from("default"), &"order".into(), None).await;
-    plan.expect("the plan is found").expect("the workflow is registered")
-}
-
-fn spec(engine: &Engine, number: u8, plan: Arc<Plan>) -> StartSpec {
-    StartSpec {
-        start: StartExecution {
-            id: ExecutionId::new(engine.now(), [number; 10]),
-            namespace: Namespace::from("default"),
-            key: None,
-            input: Payload::json("{\"order\":1}"),
-            timeout: None,
-            trace: TraceContext::default(),
-        },
-        plan,
-        on_running: OnRunning::Reject,
-        on_ended: OnEnded::Reject,
-        request: None,
-        until: None,
-    }
-}
-
-async fn start(engine: &Engine, number: u8) -> ExecutionId {
-    let spec = spec(engine, number, plan(engine).await);
-    engine.start(spec).await.expect("it starts").outcome.execution
-}
-
-async fn worker(engine: &Engine) -> WorkerLink {
-    let namespace = Namespace::from("default");
-    let worker = Worker {
-        queues: vec![QueueName { namespace, queue: "default".into() }],
-        task_types: Vec::new(),
-        credit: 100,
-        session: None,
-        worker: "w".into(),
-        held: None,
-        once: false,
-    };
-    engine.attach(worker).await.expect("the engine takes workers")
-}
-
-async fn next_task(worker: &mut WorkerLink) -> HandedTask {
-    let next = async {
-        loop {
-            if let WorkerMessage::Tasks(mut tasks) =
-                worker.messages.recv().await.expect("the engine runs")
-            {
-                return tasks.pop().expect("a message of tasks has some");
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), next).await.expect("a task comes")
+    driven::store_with(&order()).await
 }
 
 fn complete(task: &HandedTask) -> Command {
-    let (task, output) = (task.id.clone(), Payload::null());
-    Command::CompleteTask { task, output, worker: String::new() }
+    driven::complete(task, Payload::null())
 }
 
 /// Completes every task until the execution has ended.
-async fn to_its_end(engine: &Engine, worker: &mut WorkerLink, id: ExecutionId) -> State {
+async fn to_its_end(engine: &Engine, worker: &mut Hands, id: ExecutionId) -> State {
     loop {
         let task = next_task(worker).await;
         let reported = engine.report(task.id.execution, complete(&task)).await;
@@ -181,7 +83,7 @@ fn mended() -> Release {
 
 /// An execution whose second transition was lost while nobody had it in memory, and the transition.
 async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransition) {
-    let engine = engine(store, options()).await;
+    let engine = engine(store, hasty()).await;
     let mut worker = worker(&engine).await;
     let id = start(&engine, number).await;
     let task = next_task(&mut worker).await;
@@ -200,7 +102,7 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     let (id, lost) = damaged(&store, 1).await;
 
     // The next node adopts it, and finds the gap without being asked.
-    let engine = engine(&store, options()).await;
+    let engine = engine(&store, hasty()).await;
     let mut worker = worker(&engine).await;
     let mut written = engine.feed_written();
     let sound = start(&engine, 2).await;
@@ -227,7 +129,7 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     engine.stop().await;
 
     // Who comes after finds the mark, not the gap.
-    let engine = self::engine(&store, options()).await;
+    let engine = driven::engine(&store, hasty()).await;
     assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryGap);
     assert_eq!(sequence(&store, id).await, 3);
     assert_eq!(events(&store, id).await.len(), 1);
@@ -244,7 +146,7 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     let snapshot = engine.snapshot(id).await.expect("it goes on");
     let quarantine = snapshot.quarantine.expect("it is remembered");
     assert_eq!(quarantine.released.expect("it was released").reason, "mended");
-    let mut worker = self::worker(&engine).await;
+    let mut worker = driven::worker(&engine).await;
     assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
     let again = engine.release_quarantine(id, mended()).await.expect_err("nothing is in force");
     assert_eq!(again, Refusal::NotQuarantined);
@@ -253,7 +155,7 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
 #[tokio::test]
 async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
     let store = store().await;
-    let engine = engine(&store, options()).await;
+    let engine = engine(&store, hasty()).await;
     let sound = start(&engine, 1).await;
     let mut started = Vec::new();
     for (version, format) in [(2, FIRST), (3, Row::Definition.newest() + 1)] {
@@ -273,7 +175,7 @@ async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
     engine.stop().await;
 
     // All three are adopted, and read in one call.
-    let engine = self::engine(&store, options()).await;
+    let engine = driven::engine(&store, hasty()).await;
     let mut worker = worker(&engine).await;
     assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
     assert_eq!(refused(&engine, started[0]).await, QuarantineReason::WorkflowUnreadable);
@@ -283,9 +185,9 @@ async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
+async fn a_history_that_does_not_fold_is_quarantined_and_one_of_a_newer_binary_is_left_alone() {
     let store = store().await;
-    let engine = engine(&store, options()).await;
+    let engine = engine(&store, hasty()).await;
     let (garbled, newer) = (start(&engine, 1).await, start(&engine, 2).await);
     engine.stop().await;
     let spoil = |id, format, data: &'static [u8]| {
@@ -297,7 +199,7 @@ async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
     spoil(garbled, FIRST, b"\xff\xff\xff");
     spoil(newer, Row::History.newest() + 1, b"");
 
-    let engine = self::engine(&store, options()).await;
+    let engine = driven::engine(&store, hasty()).await;
     assert_eq!(refused(&engine, garbled).await, QuarantineReason::HistoryUnreadable);
     let told = events(&store, garbled).await;
     let subject = told[0].subject.as_ref().expect("an event of an execution");
@@ -317,7 +219,7 @@ async fn a_history_that_does_not_fold_and_one_of_a_newer_binary() {
 #[tokio::test]
 async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     let store = store().await;
-    let engine = engine(&store, options()).await;
+    let engine = engine(&store, hasty()).await;
     let (id, sound) = (start(&engine, 1).await, start(&engine, 2).await);
     engine.stop().await;
     let whole = store.take_transition(id, 1).expect("it was started");
@@ -329,7 +231,7 @@ async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     folds.expect("only the checksum tells that it is damaged");
     store.put_transition(id, changed);
 
-    let engine = self::engine(&store, options()).await;
+    let engine = driven::engine(&store, hasty()).await;
     assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryUnreadable);
     let told = events(&store, id).await;
     let error = told[0].error.as_ref().expect("it says why");
@@ -353,13 +255,13 @@ async fn a_version_that_would_not_be_accepted_today_is_followed_to_the_end() {
     Plan::compile(&workflow, 2).expect_err("it may not warn without being ignored");
     let version = NewVersion::new(Namespace::from("default"), [2; 32], &workflow);
     let (version, _) = store.register(&version, None).await.expect("the model registers");
-    let engine = engine(&store, options()).await;
+    let engine = engine(&store, hasty()).await;
     let id = start(&engine, 1).await;
     let followed = engine.snapshot(id).await.expect("it is sound");
     assert_eq!(followed.plan.version, version.version);
     engine.stop().await;
 
-    let engine = self::engine(&store, options()).await;
+    let engine = driven::engine(&store, hasty()).await;
     let mut worker = worker(&engine).await;
     assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
 }
@@ -376,7 +278,7 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
                 if task.path.as_str() == "charge" && task.execution.0.as_bytes()[15] == 7);
             mine && DEFECT.load(Ordering::SeqCst)
         }),
-        ..options()
+        ..hasty()
     };
     let engine = engine(&store, defective()).await;
     let mut worker = worker(&engine).await;
@@ -398,8 +300,8 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     engine.stop().await;
 
     // Another node does not try it.
-    let engine = self::engine(&store, defective()).await;
-    let mut worker = self::worker(&engine).await;
+    let engine = driven::engine(&store, defective()).await;
+    let mut worker = driven::worker(&engine).await;
     let again = engine.report(id, complete(&charge)).await.expect_err("nothing is decided");
     assert_eq!(reason(&again), QuarantineReason::DecisionPanicked);
     assert_eq!((sequence(&store, id).await, events(&store, id).await.len()), (before, 1));
@@ -424,7 +326,7 @@ async fn a_start_that_panics_is_refused_and_leaves_nothing() {
     let store = store().await;
     let panics: Option<fn(&Command) -> bool> =
         Some(|command| matches!(command, Command::StartExecution(_)));
-    let engine = engine(&store, Options { panics, ..options() }).await;
+    let engine = engine(&store, Options { panics, ..hasty() }).await;
     let spec = spec(&engine, 1, plan(&engine).await);
     let id = spec.start.id;
     assert_eq!(engine.start(spec).await.err(), Some(Refusal::Failed));
@@ -435,14 +337,14 @@ async fn a_start_that_panics_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn an_owner_gives_up_what_another_node_has_quarantined() {
     let store = store().await;
-    let owner = engine(&store, options()).await;
+    let owner = engine(&store, hasty()).await;
     let mut hands = worker(&owner).await;
     let id = start(&owner, 1).await;
     let task = next_task(&mut hands).await;
 
     let panics: Option<fn(&Command) -> bool> =
         Some(|command| matches!(command, Command::CancelExecution { .. }));
-    let other = engine(&store, Options { panics, ..options() }).await;
+    let other = engine(&store, Options { panics, ..hasty() }).await;
     assert_eq!(refused(&other, id).await, QuarantineReason::DecisionPanicked);
 
     // It believes in a state that is sound, and still decides nothing.
@@ -467,7 +369,7 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
 #[tokio::test]
 async fn an_execution_in_a_newer_format_is_refused_without_looking_into_its_history() {
     let store = store().await;
-    let engine = engine(&store, options()).await;
+    let engine = engine(&store, hasty()).await;
     let newer = start(&engine, 1).await;
     engine.stop().await;
     // What a newer binary has written about it would be damage to this one.
@@ -493,7 +395,7 @@ async fn an_execution_in_a_newer_format_is_refused_without_looking_into_its_hist
     let garbled = StoredTransition { data: Bytes::from_static(b"\xff"), ..first };
     store.put_transition(newer, garbled.sealed(newer));
 
-    let engine = self::engine(&store, options()).await;
+    let engine = driven::engine(&store, hasty()).await;
     let cancel = Command::CancelExecution { reason: "enough".into() };
     let refused = engine.command(newer, cancel, None).await.expect_err("it can not be read");
     assert!(matches!(refused, Refusal::TooNew(_)), "{refused:?}");

@@ -7,7 +7,7 @@ use recoup_engine::node::io::{Input, Offer};
 use recoup_engine::options::Options;
 use recoup_store::{Executions, Nodes};
 
-use crate::world::{World, ready, stream};
+use crate::fixture::world::{World, ready, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 

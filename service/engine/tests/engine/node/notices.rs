@@ -8,7 +8,7 @@ use recoup_core::payload::Payload;
 use recoup_core::retry::Verdict;
 use recoup_engine::node::io::{Answer, Input, Notice, WorkerMessage};
 
-use crate::world::{World, poll, session, stream};
+use crate::fixture::world::{World, poll, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 

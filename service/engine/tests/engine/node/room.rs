@@ -9,7 +9,7 @@ use recoup_engine::node::io::{Input, Offer, Refusal};
 use recoup_engine::options::Options;
 use recoup_store::{NodeId, Nodes};
 
-use crate::world::{World, ready, stream};
+use crate::fixture::world::{World, ready, stream};
 
 const MEBIBYTE: usize = 1 << 20;
 

@@ -11,7 +11,7 @@ use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerMessage};
 use recoup_engine::options::Options;
 use recoup_store::{Executions, NodeId, Nodes, Retention};
 
-use crate::world::{Reply, World, order, poll, ready, session, stream};
+use crate::fixture::world::{Reply, World, order, poll, ready, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 

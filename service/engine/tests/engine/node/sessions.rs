@@ -9,7 +9,7 @@ use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
 use recoup_engine::options::Options;
 use recoup_store::Nodes;
 
-use crate::world::{World, poll, ready, session, stream};
+use crate::fixture::world::{World, poll, ready, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 

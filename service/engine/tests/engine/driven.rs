@@ -4,62 +4,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use recoup_core::command::{Command, RequestId, StartExecution};
-use recoup_core::definition::{
-    Block, Compensate, Defaults, OnError, Step, StepKind, Task, Workflow,
-};
+use recoup_core::command::{Command, RequestId};
+use recoup_core::definition::{Block, OnError, Step, Workflow};
 use recoup_core::error::Error;
 use recoup_core::event::Event;
-use recoup_core::execution::{CompensationState, State, TraceContext};
-use recoup_core::id::{ExecutionId, Namespace, StepId};
-use recoup_core::key::{OnEnded, OnRunning};
+use recoup_core::execution::{CompensationState, State};
+use recoup_core::id::ExecutionId;
+use recoup_core::key::OnRunning;
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
-use recoup_core::retry::{Limits, RetryPolicy, Schedule};
 use recoup_core::time::Timestamp;
-use recoup_engine::{
-    Engine, HandedTask, Options, Refusal, StartSpec, Worker, WorkerLink, WorkerMessage,
-};
+use recoup_engine::{Engine, Options, Refusal, StartSpec};
 use recoup_store::memory::MemoryStore;
-use recoup_store::{NewVersion, NodeId, PageLimit, QueueName, Registry, Store};
+use recoup_store::{NodeId, PageLimit, Store};
+
+use crate::fixture::definition::{order_of, retried, undone};
+use crate::fixture::driven::{Hands, complete, engine, next_task, plan, spec, store_with, worker};
 
 fn step(id: &str) -> Step {
-    let task = |task_type: &str| Task { task_type: task_type.into(), ..Task::default() };
-    let interval = Duration::from_millis(1);
-    Step {
-        id: StepId::from(id),
-        description: String::new(),
-        kind: StepKind::Task(task(id)),
-        when: None,
-        retry: Some(RetryPolicy {
-            schedule: Some(Schedule::Constant { interval }),
-            limits: Limits { max_attempts: Some(3), max_duration: None },
-            ..RetryPolicy::default()
-        }),
-        on_error: OnError::Fail,
-        allow_warning: false,
-        compensate: Some(Compensate {
-            task: task(&format!("undo_{id}")),
-            retry: None,
-            only_completed: false,
-        }),
-    }
+    undone(retried(id, Duration::from_millis(1)))
 }
 
 fn order() -> Workflow {
-    Workflow {
-        name: "order".into(),
-        description: String::new(),
-        defaults: Defaults::default(),
-        steps: Block(vec![step("reserve"), step("charge")]),
-        finally: Block::default(),
-        timeout: None,
-        cleanup_timeout: None,
-        cancel_grace: None,
-        output: None,
-    }
+    order_of(vec![step("reserve"), step("charge")])
 }
 
+/// One engine, and the starts of a test.
 struct Rig {
     engine: Engine,
     plan: Arc<Plan>,
@@ -68,70 +38,26 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Self {
-        let store = MemoryStore::with_system_clock();
-        let version = NewVersion::new(Namespace::from("default"), [1; 32], &order());
-        store.register(&version, None).await.expect("the model registers");
-        let store: Arc<dyn Store> = Arc::new(store);
         let options = Options { overflow_after: Duration::from_millis(20), ..Options::default() };
-        let engine = recoup_engine::driver::start(store, options).await.expect("the engine starts");
-        let plan = engine.plan(&Namespace::from("default"), &"order".into(), None).await;
-        let plan = plan.expect("the plan is found").expect("the workflow is registered");
-        Self { engine, plan, next_id: 0 }
+        let engine = engine(&store_with(&order()).await, options).await;
+        Self { plan: plan(&engine).await, engine, next_id: 0 }
     }
 
     fn spec(&mut self, key: Option<&str>, request: Option<(&str, u64)>) -> StartSpec {
         self.next_id += 1;
-        StartSpec {
-            start: StartExecution {
-                id: ExecutionId::new(self.engine.now(), [self.next_id; 10]),
-                namespace: Namespace::from("default"),
-                key: key.map(str::to_owned),
-                input: Payload::json("{\"order\":1}"),
-                timeout: None,
-                trace: TraceContext::default(),
-            },
-            plan: self.plan.clone(),
-            on_running: OnRunning::Reject,
-            on_ended: OnEnded::Reject,
-            request: request.map(|(id, digest)| RequestId { id: id.to_owned(), digest }),
-            until: None,
-        }
+        let mut spec = spec(&self.engine, self.next_id, self.plan.clone());
+        spec.start.key = key.map(str::to_owned);
+        let request = request.map(|(id, digest)| RequestId { id: id.to_owned(), digest });
+        StartSpec { request, ..spec }
     }
 
-    async fn worker(&self) -> WorkerLink {
-        self.worker_of(&self.engine).await
-    }
-
-    async fn worker_of(&self, engine: &Engine) -> WorkerLink {
-        let namespace = Namespace::from("default");
-        let queues = vec![QueueName { namespace, queue: "default".into() }];
-        let worker = Worker {
-            queues,
-            task_types: Vec::new(),
-            credit: 100,
-            session: None,
-            worker: "w".into(),
-            held: None,
-            once: false,
-        };
-        engine.attach(worker).await.expect("the engine takes workers")
-    }
-}
-
-async fn next_task(worker: &mut WorkerLink) -> HandedTask {
-    loop {
-        match worker.messages.recv().await.expect("the engine runs") {
-            WorkerMessage::Tasks(mut tasks) => {
-                assert_eq!(tasks.len(), 1, "steps run one after the other");
-                return tasks.remove(0);
-            }
-            _ => continue,
-        }
+    async fn worker(&self) -> Hands {
+        worker(&self.engine).await
     }
 }
 
 #[tokio::test]
-async fn two_steps_succeed() {
+async fn an_execution_of_two_steps_succeeds_with_the_output_of_the_last() {
     let mut rig = Rig::new().await;
     let mut worker = rig.worker().await;
     let spec = rig.spec(None, None);
@@ -141,8 +67,7 @@ async fn two_steps_succeed() {
     for (path, output) in [("reserve", "1"), ("charge", "2")] {
         let task = next_task(&mut worker).await;
         assert_eq!(task.id.path.as_str(), path);
-        let output = Payload::json(output);
-        let complete = Command::CompleteTask { task: task.id, output, worker: String::new() };
+        let complete = complete(&task, Payload::json(output));
         rig.engine.report(id, complete).await.expect("the result is taken");
     }
     let history = rig.engine.store().load(NodeId(0), &[id]).await.expect("it is read");
@@ -338,7 +263,7 @@ async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
     let store = rig.engine.store().clone();
     let other = recoup_engine::driver::start(store.clone(), Options::default());
     let other = other.await.expect("a second node");
-    let mut worker = rig.worker_of(&other).await;
+    let mut worker = worker(&other).await;
     let spec = rig.spec(None, None);
     let id = spec.start.id;
     rig.engine.start(spec).await.expect("it starts");
@@ -355,7 +280,7 @@ async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
 async fn what_a_link_does_not_take_any_more_goes_to_another() {
     let mut rig = Rig::new().await;
     let mut gone = rig.worker().await;
-    gone.messages.close();
+    gone.link.messages.close();
     let spec = rig.spec(None, None);
     rig.engine.start(spec).await.expect("it starts");
     let mut worker = rig.worker().await;

@@ -9,7 +9,7 @@ use recoup_engine::node::io::{Input, Offer};
 use recoup_engine::options::Options;
 use recoup_store::{Overflow, QueueName};
 
-use crate::world::{World, order, poll, ready, stream};
+use crate::fixture::world::{World, order, poll, ready, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -6,7 +6,7 @@ use recoup_core::command::Command;
 use recoup_core::error::Error;
 use recoup_engine::node::io::{Input, WorkerMessage};
 
-use crate::world::{World, session, stream};
+use crate::fixture::world::{World, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
