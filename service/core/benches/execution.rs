@@ -12,6 +12,7 @@ use recoup_core::event::{Event, PayloadSource};
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::{Execution, TraceContext};
 use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::limits::TRANSITION_EVENTS_MAX;
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
@@ -62,6 +63,31 @@ fn fold_one(bencher: Bencher<'_, '_>, events: usize) {
         let transition = Transition { sequence, decided_at, events };
         fold(Some(state), execution_id(), &transition).expect("it folds")
     });
+}
+
+/// As many attempts as a transition has room for are closed by one decision, out of the largest number of
+/// them: what the events of one batch cost to decide. `Options::batch_events_max` of the engine follows
+/// from this figure.
+#[divan::bench(sample_size = 1, sample_count = 200)]
+fn decide_a_full_transition(bencher: Bencher<'_, '_>) {
+    let nodes = NODES[NODES.len() - 1];
+    let plan = plan(nodes);
+    let mut history = History::start(&plan);
+    let begun = (1..nodes).flat_map(|n| begin(n, history.now)).collect();
+    history.add(begun);
+    let state = Box::new(history.state);
+    bencher
+        .counter(ItemsCount::new(TRANSITION_EVENTS_MAX))
+        .with_inputs(|| state.clone())
+        .bench_local_values(|state| {
+            let reason = "a termination".to_owned();
+            let command = Command::TerminateExecution { reason, unstarted: Vec::new() };
+            let mut decider = Decider::new(Some(state), &plan, Timestamp::from_micros(2), 7);
+            decider.decide(command, None).expect("it runs");
+            let decided = decider.finish();
+            assert!(decided.events.len() >= TRANSITION_EVENTS_MAX);
+            decided
+        });
 }
 
 /// How many more nodes an execution may get while it is measured.

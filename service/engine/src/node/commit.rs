@@ -55,7 +55,9 @@ pub(super) struct Entry<R> {
     index: Option<IndexRow>,
     overflow_done: Vec<TaskKey>,
     failures: Failures,
-    /// Bytes of JSON that the decision took to parse.
+    /// How many events the decision made.
+    events: usize,
+    /// Bytes of JSON that it took to parse.
     parsed: usize,
     decided: Vec<Judged<R>>,
 }
@@ -143,7 +145,7 @@ impl<R> Node<R> {
         }
         let mut batch = Batch::default();
         let mut entries = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut events) = (0, 0);
         while batch.feed.len() < self.options.batch_transitions_max
             && bytes < self.options.batch_bytes_max
             && let Some(event) = self.loose_events.pop_front()
@@ -156,11 +158,13 @@ impl<R> Node<R> {
         while self.loose_events.is_empty()
             && entries.len() < self.options.batch_transitions_max
             && bytes < self.options.batch_bytes_max
+            && events < self.options.batch_events_max
             && let Some(id) = self.ready.pop_front()
         {
             if let Some((entry, transition)) = self.decide(id) {
                 // What took long to decide ends the batch too: the lease is renewed between two.
                 bytes += transition.bytes() + entry.parsed;
+                events += entry.events;
                 entries.push(entry);
                 batch.transitions.push(transition);
             }
@@ -360,8 +364,19 @@ impl<R> Node<R> {
             may_be_gone: self.monotonic.since(slot.current_at) > MAY_BE_GONE_AFTER,
         };
         let failures = Failures::of(&events, &decided);
-        let entry =
-            Entry { id, next, committed, plan, index, overflow_done, failures, parsed, decided };
+        let events = events.len();
+        let entry = Entry {
+            id,
+            next,
+            committed,
+            plan,
+            index,
+            overflow_done,
+            failures,
+            events,
+            parsed,
+            decided,
+        };
         Some((entry, transition))
     }
 

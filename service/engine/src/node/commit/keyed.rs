@@ -20,12 +20,13 @@ impl<R> Node<R> {
             return;
         }
         let (mut starts, mut entries) = (Vec::new(), Vec::new());
-        let mut bytes = 0;
+        let (mut bytes, mut events) = (0, 0);
         // At most one a key and request id in a call; the others wait for the next.
         let mut taken = BTreeSet::new();
         let mut later = Vec::new();
         while starts.len() < self.options.batch_transitions_max
             && bytes < self.options.batch_bytes_max
+            && events < self.options.batch_events_max
             && let Some(id) = self.keyed.pop_front()
         {
             let Some(slot) = self.slots.get(&id) else {
@@ -51,7 +52,8 @@ impl<R> Node<R> {
             taken.insert(name);
             taken.extend(request);
             if let Some((entry, transition)) = self.decide(id) {
-                bytes += transition.bytes();
+                bytes += transition.bytes() + entry.parsed;
+                events += entry.events;
                 let (on_running, on_ended) = policies;
                 starts.push(KeyedStart { transition, key, on_running, on_ended });
                 entries.push(entry);

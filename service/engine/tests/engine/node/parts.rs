@@ -6,6 +6,7 @@ use recoup_core::command::Command;
 use recoup_core::id::ExecutionId;
 use recoup_engine::node::io::{Input, Offer};
 use recoup_engine::options::Options;
+use recoup_store::format::decode_transition;
 use recoup_store::{Batch, Executions, NodeId, Transition};
 
 use crate::fixture::world::{World, ready, stream};
@@ -130,4 +131,56 @@ fn starts_with_keys_are_cut_by_bytes() {
         assert!(bytes < MAX, "{bytes} bytes and another start in one call");
     }
     assert!(calls.len() < 20, "not one start a call either: {}", calls.len());
+}
+
+/// How many events each of these transitions has.
+fn events_of<'a>(transitions: impl Iterator<Item = &'a Transition>) -> Vec<usize> {
+    let decoded = transitions.map(|one| decode_transition(one.format, &one.data));
+    decoded.map(|data| data.expect("it is readable").events.len()).collect()
+}
+
+/// Whether the last transition reached the limit, and none was decided after it.
+fn is_cut_at(max: usize, events: &[usize]) -> bool {
+    let (last, before) = events.split_last().expect("no batch is empty");
+    before.iter().sum::<usize>() < max && before.iter().sum::<usize>() + last >= max
+}
+
+#[test]
+fn a_flush_decides_so_many_events_and_leaves_the_rest_to_the_next_one() {
+    const MAX: usize = 7;
+    let options = Options { batch_events_max: MAX, ..Options::default() };
+    let mut world = World::with(1, options);
+    let ids = gathered(&mut world, 16);
+    answer_the_first(&mut world);
+    let batches = &world.machines[0].batches;
+    let (last, full) = batches.split_last().expect("there are many");
+    assert!(full.len() > 1);
+    for batch in full {
+        let events = events_of(batch.transitions.iter());
+        assert!(is_cut_at(MAX, &events), "{events:?}");
+    }
+    assert!(!last.transitions.is_empty());
+    let all: Vec<_> = batches.iter().flat_map(|batch| executions(batch)).collect();
+    assert_eq!(all, ids[1..], "in the order in which they came");
+    assert_eq!(world.machines[0].replies.len(), ids.len(), "every start is answered");
+}
+
+#[test]
+fn starts_with_keys_are_cut_by_events() {
+    const MAX: usize = 7;
+    let options = Options { batch_events_max: MAX, ..Options::default() };
+    let mut world = World::with(1, options);
+    world.machines[0].hold_back = &["start_keyed"];
+    for number in 0..16 {
+        world.start_keyed_later(0, &format!("key {number}"), "x");
+    }
+    world.machines[0].hold_back = &[];
+    answer_the_first(&mut world);
+    assert_eq!(world.machines[0].replies.len(), 16);
+    let (_, full) = world.machines[0].keyed[1..].split_last().expect("there are many");
+    assert!(full.len() > 1);
+    for starts in full {
+        let events = events_of(starts.iter().map(|start| &start.transition));
+        assert!(is_cut_at(MAX, &events), "{events:?}");
+    }
 }
