@@ -254,6 +254,7 @@ pub fn rejection_reason(rejection: &Rejection) -> ErrorReason {
         Rejection::NotParked => ErrorReason::CompensationNotParked,
         Rejection::RequestIdReused => ErrorReason::RequestIdReused,
         Rejection::NothingDue => ErrorReason::Internal,
+        Rejection::HistoryFull { .. } => ErrorReason::LimitReached,
     }
 }
 
@@ -263,6 +264,9 @@ impl From<Refusal> for Error {
         match refusal {
             Refusal::Rejected(Rejection::RequestIdReused) | Refusal::RequestIdReused => {
                 Self::field(ErrorReason::RequestIdReused, "request_id", message)
+            }
+            Refusal::Rejected(Rejection::HistoryFull { .. }) => {
+                Self::new(ErrorReason::LimitReached, message).with("limit", "history events")
             }
             Refusal::Rejected(rejection) => Self::new(rejection_reason(&rejection), message),
             Refusal::KeyHeld { execution, .. } => {

@@ -154,4 +154,7 @@ pub enum Rejection {
     RequestIdReused,
     #[error("no deadline has passed")]
     NothingDue,
+    /// What is asked for would only make the history longer. Commands that end something are taken.
+    #[error("the history has reached its limit of {events_max} events")]
+    HistoryFull { events_max: usize },
 }

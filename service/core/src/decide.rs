@@ -38,7 +38,10 @@ use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopC
 use crate::evolve::{begin, evolve};
 use crate::execution::{CompensationState, Execution, Phase, State};
 use crate::id::StepPath;
-use crate::limits::{EXPRESSION_READ_BYTES_MAX, TRANSITION_BYTES_MAX, TRANSITION_EVENTS_MAX};
+use crate::limits::{
+    EXPRESSION_READ_BYTES_MAX, HISTORY_EVENTS_CLEANUP_MAX, HISTORY_EVENTS_MAX,
+    TRANSITION_BYTES_MAX, TRANSITION_EVENTS_MAX,
+};
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::retry::{Decision, Reason};
@@ -128,12 +131,51 @@ impl<'a> Decider<'a> {
         {
             return if known == digest { Ok(()) } else { Err(Rejection::RequestIdReused) };
         }
+        let events = self.events.len();
+        self.check_growth(&command)?;
         self.decide_new(command)?;
+        if request.is_some() && self.events.len() == events {
+            // Nothing but the request would be recorded, and the next one, and so on.
+            let state = self.state();
+            self.check_room(state.phase != Phase::Steps || state.state.is_ended())?;
+        }
         self.advance();
         if let Some(RequestId { id, digest }) = request {
             self.emit(Event::RequestRecorded { request_id: id.clone(), digest: *digest });
         }
         Ok(())
+    }
+
+    /// Refuses what begins something anew, where the history is full. What ends something is not asked:
+    /// a run must come to its end whatever its history holds. What of it may begin something again (an
+    /// attempt that failed, a step that is next, a start that is recorded once more) asks for itself.
+    fn check_growth(&self, command: &Command) -> Result<(), Rejection> {
+        match command {
+            Command::RetryCompensation { .. } => self.check_room(true),
+            Command::StartExecution(_)
+            | Command::CompleteTask { .. }
+            | Command::FailTask { .. }
+            | Command::TimeOutTask { .. }
+            | Command::LoseWorker { .. }
+            | Command::RecordStart { .. }
+            | Command::WithdrawTask { .. }
+            | Command::CancelExecution { .. }
+            | Command::TerminateExecution { .. }
+            | Command::SkipCompensation { .. }
+            | Command::Wake => Ok(()),
+        }
+    }
+
+    fn check_room(&self, is_cleanup: bool) -> Result<(), Rejection> {
+        if self.is_full(is_cleanup) {
+            return Err(Rejection::HistoryFull { events_max: events_max(is_cleanup) });
+        }
+        Ok(())
+    }
+
+    /// Whether the history has as many events as it may have while steps run, or during clean-up.
+    fn is_full(&self, is_cleanup: bool) -> bool {
+        self.state().event_count as usize >= events_max(is_cleanup)
     }
 
     /// Bytes of JSON that this decision has parsed: most of the time that it takes, where it takes long.
@@ -369,6 +411,10 @@ impl<'a> Decider<'a> {
         self.bytes += event.size();
         self.events.push(event);
     }
+}
+
+fn events_max(is_cleanup: bool) -> usize {
+    if is_cleanup { HISTORY_EVENTS_CLEANUP_MAX } else { HISTORY_EVENTS_MAX }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use super::*;
 use crate::evolve::Misfit;
 use crate::limits::{
-    COMPENSATIONS_LISTED_MAX, HISTORY_EVENTS_CLEANUP_MAX, HISTORY_EVENTS_MAX, TRANSITION_EVENTS_MAX,
+    COMPENSATIONS_LISTED_MAX, HISTORY_EVENTS_CLEANUP_MAX, HISTORY_EVENTS_MAX, TRANSITION_BYTES_MAX,
+    TRANSITION_EVENTS_MAX,
 };
 
 const MANY: usize = 10_000;
@@ -159,16 +160,207 @@ fn a_run_with_many_attempts_that_is_cancelled_is_undone_page_by_page() {
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Parked));
 }
 
+/// As if the history had so many events.
+fn set_events(rig: &mut Rig, events: usize) {
+    for state in [rig.state.as_deref_mut(), rig.folded.as_mut()] {
+        state.expect("it was started").event_count = u32::try_from(events).expect("it is small");
+    }
+    rig.terse = None;
+}
+
+/// With `a` done and `b` under way at a worker, where the history has so many events.
+fn under_way(events: usize) -> (Rig, TaskId) {
+    let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3), step("c", 3)]));
+    rig.complete("a");
+    let task = rig.open();
+    rig.submit(start_of(&task, "s1", StartBasis::Held)).expect("it is open");
+    set_events(&mut rig, events);
+    (rig, task)
+}
+
+fn start_of(task: &TaskId, session: &str, basis: StartBasis) -> Command {
+    let (worker, session) = ("w".to_owned(), session.to_owned());
+    let at = Timestamp::from_micros(5_000_000);
+    Command::RecordStart { task: task.clone(), worker, session, at, basis }
+}
+
+/// With the compensation of `a` parked.
+fn parked(events: usize) -> Rig {
+    let (mut rig, _) = under_way(0);
+    rig.fail("b", final_error());
+    rig.fail("a/compensate", final_error());
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked));
+    set_events(&mut rig, events);
+    rig
+}
+
+fn cancel(reason: &str) -> Command {
+    Command::CancelExecution { reason: reason.into() }
+}
+
+fn request(id: &str) -> RequestId {
+    RequestId { id: id.into(), digest: 1 }
+}
+
+/// Which commands a full history takes: what ends something, however long it is. Each row is asked just below
+/// the limit as well, where it is taken.
+#[test]
+fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
+    const LIMIT: usize = HISTORY_EVENTS_MAX;
+    let is_too_long = |error: &Error| error.error_type == builtin::HISTORY_TOO_LONG;
+    let refused = Err(Rejection::HistoryFull { events_max: LIMIT });
+    type Asked = fn(&TaskId) -> Command;
+    let grows: [(&str, Asked); 3] = [
+        ("another session says that it holds it", |task| start_of(task, "s2", StartBasis::Held)),
+        ("another session gives it back", |task| start_of(task, "s2", StartBasis::GivenBack)),
+        ("a heartbeat at another node", |task| {
+            let (task, worker, session) = (task.clone(), String::new(), String::new());
+            let at = Timestamp::from_micros(6_000_000);
+            Command::RecordStart { task, worker, session, at, basis: StartBasis::Held }
+        }),
+    ];
+    for (name, command) in grows {
+        for (events, expected) in [(LIMIT - 1, Ok(())), (LIMIT, refused.clone())] {
+            let (mut rig, task) = under_way(events);
+            let recorded = start_of(&task, "s1", StartBasis::Held);
+            rig.submit(recorded).expect("what changes nothing is no growth");
+            assert_eq!(rig.submit(command(&task)), expected, "{name}, at {events}");
+        }
+    }
+    for (events, expected) in [(LIMIT - 1, Ok(())), (LIMIT, refused.clone())] {
+        // The first cancel ends something; another one would record its request id and nothing else.
+        let (mut rig, _) = under_way(0);
+        rig.submit_as(cancel("x"), Some(&request("r1"))).expect("it runs");
+        set_events(&mut rig, events);
+        assert_eq!(rig.submit_as(cancel("x"), Some(&request("r2"))), expected, "at {events}");
+        let again = rig.submit_as(cancel("x"), Some(&request("r1")));
+        again.expect("a request that is known has its answer");
+        rig.submit(cancel("x")).expect("without a request id nothing is recorded");
+    }
+    let limit = HISTORY_EVENTS_CLEANUP_MAX;
+    let retry = Command::RetryCompensation { step: None, reason: String::new() };
+    let full = Err(Rejection::HistoryFull { events_max: limit });
+    for (events, expected) in [(limit - 1, Ok(())), (limit, full)] {
+        let mut rig = parked(events);
+        assert_eq!(rig.submit_as(retry.clone(), Some(&request("r"))), expected, "at {events}");
+    }
+
+    // Closing.
+    let ends: [(&str, Asked); 6] = [
+        ("a result", |task| Command::CompleteTask {
+            task: task.clone(),
+            output: Payload::null(),
+            worker: "w".into(),
+        }),
+        ("an error", |task| Command::FailTask {
+            task: task.clone(),
+            error: declined(),
+            worker: "w".into(),
+        }),
+        ("a timeout", |task| Command::TimeOutTask {
+            task: task.clone(),
+            timeout: AttemptTimeout::StartToClose,
+            possibly_started: true,
+            worker: "w".into(),
+        }),
+        ("a lost worker", |task| Command::LoseWorker { task: task.clone(), worker: "w".into() }),
+        ("a hand-over, which is no more possible", |task| {
+            start_of(task, "s2", StartBasis::HandOver { unsent: None })
+        }),
+        ("a hand-over after one that never left", |task| {
+            let unsent = Some(Timestamp::from_micros(5_000_000));
+            start_of(task, "s2", StartBasis::HandOver { unsent })
+        }),
+    ];
+    for (name, command) in ends {
+        let (mut rig, task) = under_way(LIMIT);
+        assert_eq!(rig.submit(command(&task)), Ok(()), "{name}");
+        let stop = rig.state().stop.as_ref().unwrap_or_else(|| panic!("{name} ends the run"));
+        assert!(is_too_long(&stop.error), "{name}: {:?}", stop.error);
+        assert!(!rig.started().contains(&"c".to_owned()), "{name} begins no further step");
+        assert_ne!(rig.state().phase, Phase::Steps, "{name}: the clean-up runs");
+    }
+    for (name, command) in [("cancel", cancel("x")), ("terminate", terminate("x"))] {
+        let (mut rig, _) = under_way(LIMIT);
+        let asked = rig.submit_as(command, Some(&request("r")));
+        assert_eq!(asked, Ok(()), "{name}");
+        assert!(rig.state().is_stopping() || rig.state().state.is_ended(), "{name}");
+    }
+    let (mut rig, task) = under_way(LIMIT);
+    rig.submit(cancel("x")).expect("it runs");
+    rig.now = rig.now + 100 * SECOND;
+    rig.submit(Command::Wake).expect("the grace is over");
+    assert!(rig.state().open_attempts().all(|open| open.path != task.path));
+    let skip = Command::SkipCompensation { step: "a".into(), reason: "by hand".into() };
+    let mut rig = parked(limit);
+    assert_eq!(rig.submit_as(skip, Some(&request("r"))), Ok(()));
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+}
+
+#[test]
+fn the_first_start_of_an_attempt_is_recorded_in_a_full_history_too() {
+    let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
+    let task = rig.open();
+    set_events(&mut rig, HISTORY_EVENTS_MAX);
+    let started = rig.submit(start_of(&task, "s1", StartBasis::HandOver { unsent: None }));
+    assert_eq!(started, Ok(()), "there is one for each attempt");
+    assert_eq!(rig.state().started(&task).map(|by| &*by.session), Some("s1"));
+}
+
+/// Bytes of the transitions that a rig makes from here on.
+fn bytes_of_each(rig: &mut Rig, command: Command) -> Vec<usize> {
+    let mut bytes = Vec::new();
+    let mut next = Some(command);
+    while let Some(command) = next.take() {
+        let before = rig.events.len();
+        rig.submit(command).expect("it is due");
+        bytes.push(rig.events[before..].iter().map(Event::size).sum());
+        let is_due = next_wake(rig.state(), &rig.plan).is_some_and(|at| at <= rig.now);
+        next = is_due.then_some(Command::Wake);
+    }
+    bytes
+}
+
+#[test]
+fn a_termination_with_a_long_reason_is_cut_by_bytes() {
+    const COUNT: usize = 900;
+    const REASON: usize = 16 * 1024;
+    let mut rig = wide(COUNT, |_| {});
+    let bytes = bytes_of_each(&mut rig, terminate(&"x".repeat(REASON)));
+    assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
+    // The event that reaches the limit is in, and those that belong to it.
+    let most = TRANSITION_BYTES_MAX + 3 * 2 * REASON;
+    assert!(bytes.iter().all(|bytes| *bytes < most), "{bytes:?}");
+    // Each attempt is closed, and its step is parked.
+    let parts = 2 * COUNT * REASON / TRANSITION_BYTES_MAX;
+    assert!((parts..=parts + 3).contains(&bytes.len()), "{bytes:?}");
+}
+
+#[test]
+fn results_that_are_decided_together_are_cut_by_bytes() {
+    const OUTPUT: usize = 1024 * 1024;
+    let mut rig = wide(10, |_| {});
+    let tasks: Vec<_> =
+        rig.state().open_attempts().map(|open| rig.state().task_id(&open)).collect();
+    let output = Payload::json(format!("\"{}\"", "x".repeat(OUTPUT)));
+    let mut decider = Decider::new(rig.state.take(), &rig.plan, rig.now, 42);
+    let mut decided = 0;
+    for task in tasks {
+        if decider.is_spent() {
+            break;
+        }
+        let (output, worker) = (output.clone(), "w".to_owned());
+        let result = Command::CompleteTask { task, output, worker };
+        decider.decide(result, None).expect("it is open");
+        decided += 1;
+    }
+    assert_eq!(decided, TRANSITION_BYTES_MAX / OUTPUT, "the rest belongs into the next transition");
+}
+
 #[test]
 fn the_limit_of_a_history_refuses_the_next_step_but_no_clean_up() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
-    let set = |rig: &mut Rig, events: usize| {
-        for state in [rig.state.as_deref_mut(), rig.folded.as_mut()] {
-            state.expect("it was started").event_count = events as u32;
-        }
-        rig.terse = None;
-    };
-    set(&mut rig, HISTORY_EVENTS_MAX - 1);
+    set_events(&mut rig, HISTORY_EVENTS_MAX - 1);
     rig.complete("a");
     let error = rig.state().stop.as_ref().map(|stop| &*stop.error.error_type);
     assert_eq!(error, Some(builtin::HISTORY_TOO_LONG));
@@ -180,7 +372,7 @@ fn the_limit_of_a_history_refuses_the_next_step_but_no_clean_up() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
     rig.complete("a");
     rig.fail("b", final_error());
-    set(&mut rig, HISTORY_EVENTS_CLEANUP_MAX);
+    set_events(&mut rig, HISTORY_EVENTS_CLEANUP_MAX);
     rig.fail("a/compensate", declined());
     assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked), "it ends all the same");
 }

@@ -9,11 +9,11 @@ pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 /// Steps of a definition, those of `finally` included.
 pub const STEPS_MAX: usize = 1_000;
-/// Events of a run: at this number no further step begins and no step is retried, and the run fails.
-/// What ends a run is exempt.
+/// Events of a run: at this number no further step begins, no step is retried and no attempt is handed over a
+/// second time, and the run fails. What ends a run is exempt.
 pub const HISTORY_EVENTS_MAX: usize = 50_000;
 /// Events of a run with its clean-up: at this number compensations and the steps of `finally` are not
-/// retried any more.
+/// retried any more, neither by their policies nor by a person.
 pub const HISTORY_EVENTS_CLEANUP_MAX: usize = 2 * HISTORY_EVENTS_MAX;
 /// Events of one transition. A decision that needs more stops near this number, and goes on in the
 /// next transition.

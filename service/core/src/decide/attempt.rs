@@ -8,7 +8,6 @@ use crate::error::{Error, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
 use crate::execution::{CompensationStepState, NodeState, Phase, Started, Task};
 use crate::id::StepPath;
-use crate::limits::{HISTORY_EVENTS_CLEANUP_MAX, HISTORY_EVENTS_MAX};
 use crate::payload::Payload;
 use crate::plan::TaskPlan;
 use crate::retry::{self, Situation, Verdict};
@@ -91,24 +90,34 @@ impl Decider<'_> {
         let started = started.and_then(|open| open.started.clone());
         let TaskId { path, attempt, .. } = task.clone();
         if let Some(started) = started {
-            if worker.is_empty() && session.is_empty() {
-                // A bare heartbeat says only that the attempt goes on, with whoever has it: it is
-                // written so that the node that heard it becomes the owner.
-                let Started { worker, session, at } = started;
-                self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
-                return Ok(());
-            }
+            let is_bare = worker.is_empty() && session.is_empty();
             // The same session once more, at another time: its worker has come to another node,
             // and with this transition that one becomes the owner.
-            if started.session == session && started.at == at {
+            if !is_bare && started.session == session && started.at == at {
                 return Ok(());
             }
             let may_replace = match basis {
                 StartBasis::Held | StartBasis::GivenBack => started.session == session,
                 StartBasis::HandOver { unsent } => unsent == Some(started.at),
             };
-            if self.plan.is_at_most_once(&task.path) && !may_replace {
+            if !is_bare && self.plan.is_at_most_once(&task.path) && !may_replace {
                 return Err(Rejection::AttemptClosed);
+            }
+            // The first start of an attempt is recorded at any length of the history, later ones are not.
+            let is_cleanup = path.compensated().is_some() || self.state().phase != Phase::Steps;
+            if let Err(full) = self.check_room(is_cleanup) {
+                return match basis {
+                    StartBasis::Held | StartBasis::GivenBack => Err(full),
+                    // It can be handed over no more, so nobody will bring its result.
+                    StartBasis::HandOver { .. } => self.lose(task, started.worker),
+                };
+            }
+            if is_bare {
+                // A bare heartbeat says only that the attempt goes on, with whoever has it: it is
+                // written so that the node that heard it becomes the owner.
+                let Started { worker, session, at } = started;
+                self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
+                return Ok(());
             }
         }
         self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
@@ -198,11 +207,10 @@ impl Decider<'_> {
         outcome: AttemptOutcome,
         is_cleanup: bool,
     ) -> Error {
-        let events_max = if is_cleanup { HISTORY_EVENTS_CLEANUP_MAX } else { HISTORY_EVENTS_MAX };
         let escalated =
             if plan.delivery == Delivery::AtMostOnce && outcome == AttemptOutcome::Unknown {
                 Error::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
-            } else if self.state().event_count as usize >= events_max {
+            } else if self.is_full(is_cleanup) {
                 Error::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL)
             } else {
                 return error;

@@ -8,7 +8,6 @@ use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
 use crate::execution::{Phase, Scope, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
-use crate::limits::HISTORY_EVENTS_MAX;
 use crate::payload::Payload;
 use crate::plan::{Plan, StepKind, StepPlan};
 use crate::tree::ScopeId;
@@ -52,7 +51,7 @@ impl<'a> Decider<'a> {
                 Some(step) => break step,
             }
         };
-        if scope == Scope::Steps && self.state().event_count as usize >= HISTORY_EVENTS_MAX {
+        if scope == Scope::Steps && self.is_full(false) {
             let error = Error::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL);
             self.stop_run(StopCause::Failed, error, None);
             return Progress::Made;
