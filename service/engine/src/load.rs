@@ -14,15 +14,18 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_store::format::Formats;
 use recoup_store::{
-    History, IndexRow, Listed, NodeId, Store, StoredTransition, WorkflowVersion, format,
+    History, IndexRow, Listed, NodeId, Store, StoredTransition, Wanted, WorkflowVersion, format,
 };
 
-use crate::node::io::{Damage, Loaded, Unusable};
+use crate::node::io::{Damage, Loaded, Read, Unusable};
 
 /// Plans in memory; beyond it all are made anew.
 const PLANS_MAX: usize = 10_000;
 /// Bytes of histories that are read in one call; one history at least.
 pub const LOAD_BYTES_MAX: usize = 16 << 20;
+/// What a node folds itself onto a state that it has. More is read as a whole, and folded elsewhere.
+const AFTER_ROWS_MAX: usize = 100;
+const AFTER_BYTES_MAX: usize = 1 << 20;
 /// How long "the latest version" may be what it was.
 const LATEST_MILLIS: u128 = 1_000;
 
@@ -156,32 +159,52 @@ pub struct Reading {
     pub rest: Vec<ExecutionId>,
 }
 
-/// Loads executions with their plans, as many as make [`LOAD_BYTES_MAX`] bytes. One that nobody can go on
-/// with is reported as such and hurts no other.
+/// Loads executions with their plans, as many as make [`LOAD_BYTES_MAX`] bytes; of those that the node knows,
+/// what came after. One that nobody can go on with is reported as such and hurts no other.
 pub async fn load(
     store: &dyn Store,
     plans: &Plans,
     node: NodeId,
-    executions: &[ExecutionId],
+    wanted: &[Wanted],
 ) -> Result<Reading, String> {
-    let histories = store.load_within(node, executions, LOAD_BYTES_MAX).await;
+    let histories = store.load_within(node, wanted, LOAD_BYTES_MAX).await;
     let histories = histories.map_err(|error| error.to_string())?;
-    let rest = match histories.is_empty() {
+    let known: HashMap<_, _> = wanted.iter().map(|one| (one.execution, one.after)).collect();
+    let mut rest: Vec<_> = match histories.is_empty() {
         // None of them exists.
         true => Vec::new(),
         false => {
             let found: HashSet<_> = histories.iter().map(|history| history.execution).collect();
-            executions.iter().filter(|id| !found.contains(id)).copied().collect()
+            wanted.iter().map(|one| one.execution).filter(|id| !found.contains(id)).collect()
         }
     };
     let mut loaded = Vec::with_capacity(histories.len());
-    for history in histories {
+    for mut history in histories {
+        let after = known.get(&history.execution).copied().unwrap_or_default();
+        let mut read = None;
+        if after > 0 {
+            read = transitions_after(&history, after);
+            if read.is_none() {
+                let whole = [Wanted::whole(history.execution)];
+                let again = store.load_within(node, &whole, LOAD_BYTES_MAX).await;
+                match again.map_err(|error| error.to_string())?.pop() {
+                    Some(again) => history = again,
+                    None => {
+                        rest.push(history.execution);
+                        continue;
+                    }
+                }
+            }
+        }
         let state = match &history.quarantine {
             Some(row) if row.in_force() => Err(Unusable::Quarantined(row.quarantine.clone())),
             _ if history.format > Formats::NEWEST.history => {
                 Err(Unusable::Newer(format::Error::Newer(history.format).to_string()))
             }
-            _ => judge(store, plans, &history).await?,
+            _ => match read {
+                Some(transitions) => Ok(Read::After { after, transitions }),
+                None => judge(store, plans, &history).await?,
+            },
         };
         let History { execution, owner, wake_at, format, quarantine, .. } = history;
         loaded.push(Loaded { execution, owner, wake_at, format, state, quarantine });
@@ -189,12 +212,39 @@ pub async fn load(
     Ok(Reading { found: loaded, rest })
 }
 
+/// What a state that has gone as far as `after` is to be followed by. None if that is too much, or if anything
+/// is wrong with it: then all of it is read, to tell what.
+fn transitions_after(history: &History, after: u64) -> Option<Vec<Transition>> {
+    let rows = &history.transitions;
+    if rows.len() > AFTER_ROWS_MAX || history.bytes() > AFTER_BYTES_MAX {
+        return None;
+    }
+    let decode = |(row, expected)| decode_row(history.execution, expected, row).ok();
+    rows.iter().zip(after + 1..).map(decode).collect()
+}
+
+/// The state after these transitions; those that it has gone through already are passed over. None if they do
+/// not follow it, or if nobody could go on from there.
+pub(crate) fn follow(
+    state: Box<Execution>,
+    plan: &Plan,
+    transitions: &[Transition],
+) -> Option<Box<Execution>> {
+    let (id, known) = (state.id, state.sequence);
+    let mut next = transitions.iter().filter(|transition| transition.sequence > known);
+    let folded = catch_unwind(AssertUnwindSafe(|| {
+        next.try_fold(*state, |state, transition| fold(Some(state), id, transition))
+    }));
+    let state = Box::new(folded.ok()?.ok()?);
+    is_sound(&state, plan).then_some(state)
+}
+
 /// Folds a history and finds its plan. An error is one of the store: all of it may be read later.
 async fn judge(
     store: &dyn Store,
     plans: &Plans,
     history: &History,
-) -> Result<Result<(Box<Execution>, Arc<Plan>), Unusable>, String> {
+) -> Result<Result<Read, Unusable>, String> {
     let Folded { state, fault } = fold_history(history);
     let (reason, detail) = match (&state, fault) {
         (Some(known), None) => {
@@ -202,7 +252,8 @@ async fn judge(
             let found = plans.look_up(store, &known.namespace, &known.workflow, version).await;
             match found.map_err(|error| error.to_string())? {
                 Ok(Some(plan)) if is_sound(known, &plan) => {
-                    return Ok(Ok((Box::new(state.expect("it was there just now")), plan)));
+                    let state = Box::new(state.expect("it was there just now"));
+                    return Ok(Ok(Read::Whole(state, plan)));
                 }
                 Ok(Some(_)) => (QuarantineReason::DecisionPanicked, "its next step panics".into()),
                 Ok(None) => {
@@ -314,6 +365,19 @@ fn fold_row(
     expected: u64,
     row: &StoredTransition,
 ) -> Result<Execution, Fault> {
+    let transition = decode_row(execution, expected, row)?;
+    let sequence = transition.sequence;
+    match catch_unwind(AssertUnwindSafe(|| fold(state, execution, &transition))) {
+        Ok(folded) => folded.map_err(|misfit| Fault::Unreadable(misfit.to_string())),
+        Err(_) => Err(Fault::Unreadable(format!("transition {sequence}: folding it panics"))),
+    }
+}
+
+fn decode_row(
+    execution: ExecutionId,
+    expected: u64,
+    row: &StoredTransition,
+) -> Result<Transition, Fault> {
     let sequence = row.sequence;
     if sequence != expected {
         return Err(Fault::Gap(format!("transition {expected} is missing, {sequence} follows")));
@@ -322,11 +386,7 @@ fn fold_row(
         format::Error::Newer(_) => Fault::Newer(format!("transition {sequence}: {error}")),
         _ => Fault::Unreadable(format!("transition {sequence}: {error}")),
     })?;
-    let transition = Transition { sequence, decided_at: data.decided_at, events: data.events };
-    match catch_unwind(AssertUnwindSafe(|| fold(state, execution, &transition))) {
-        Ok(folded) => folded.map_err(|misfit| Fault::Unreadable(misfit.to_string())),
-        Err(_) => Err(Fault::Unreadable(format!("transition {sequence}: folding it panics"))),
-    }
+    Ok(Transition { sequence, decided_at: data.decided_at, events: data.events })
 }
 
 /// What is known of an execution that no node goes on with.

@@ -4,6 +4,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `slots` | executions in memory: what is committed, what waits, what is under way |
+//! | `loader`, `reading` | which executions are read, and what comes of it |
 //! | `commit` | deciding, batching, and settling what the store answered |
 //! | `flight` | sending a batch until all of it is settled, in parts if need be |
 //! | `attempt`, `queue` | where an open attempt is, and what waits for workers |
@@ -36,6 +37,7 @@ mod ownership;
 mod patience;
 mod quarantine;
 mod queue;
+mod reading;
 mod reconcile;
 mod resident;
 mod sessions;

@@ -63,6 +63,7 @@ macro_rules! conformance {
         $crate::conformance_cases! { $harness;
             commits: append_and_load_in_order;
             commits: what_is_loaded_is_cut_by_bytes;
+            commits: what_is_known_of_a_history_is_not_read_again;
             commits: the_same_batch_again_is_settled_once;
             commits: an_old_batch_again_changes_nothing_that_came_after;
             commits: an_empty_batch_is_nothing;
@@ -161,6 +162,7 @@ macro_rules! conformance {
 
         $crate::conformance_lanes! { $harness;
             feed: a_lane_that_is_ahead_is_not_overtaken;
+            feed: a_lane_follows_what_is_known_as_well_as_what_is_read;
             feed: a_life_goes_on_behind_the_one_before;
             quarantine: events_beside_a_quarantine_keep_their_order_without_a_load;
             formats: what_a_binary_cannot_read_is_left_to_those_that_can;

@@ -187,7 +187,7 @@ impl World<'_> {
                 }
             }
             Output::Load(node, asked) => {
-                self.ledger.read_in_life.extend(asked.iter().map(|id| (node, *id)));
+                self.ledger.read_in_life.extend(asked.iter().map(|one| (node, one.execution)));
                 let loaded = ready(load(&self.store, &self.catalog.cache, node, &asked));
                 Input::Loaded { node, asked, loaded }
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, RequestId, StartExecution, TaskId};
+use recoup_core::evolve::Transition;
 use recoup_core::execution::{Execution, State};
 use recoup_core::failure_event::Subject;
 use recoup_core::id::{ExecutionId, Namespace};
@@ -17,7 +18,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::format::NotFinalized;
 use recoup_store::{
     Batch, Due, Head, IdleCredit, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask,
-    Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey,
+    Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey, Wanted,
 };
 
 use crate::load::Reading;
@@ -118,7 +119,7 @@ pub enum Input<R> {
     KeyedStarted(NodeId, recoup_store::Result<Vec<KeySettled>>),
     Loaded {
         node: NodeId,
-        asked: Vec<ExecutionId>,
+        asked: Vec<Wanted>,
         loaded: Result<Reading, String>,
     },
     Adopted(NodeId, recoup_store::Result<Adopted>),
@@ -174,7 +175,28 @@ pub struct SessionKey {
     pub id: String,
 }
 
-/// A history, folded, and the plan that its execution follows.
+/// How much of a history was read.
+#[derive(Clone, Debug)]
+pub enum Read {
+    /// All of it, folded, and the plan that its execution follows.
+    Whole(Box<Execution>, Arc<Plan>),
+    /// What came after the transition with the sequence `after`, which the node knew.
+    After { after: u64, transitions: Vec<Transition> },
+}
+
+impl Read {
+    /// The sequence of the last transition.
+    pub fn sequence(&self) -> u64 {
+        match self {
+            Self::Whole(state, _) => state.sequence,
+            Self::After { after, transitions } => {
+                transitions.last().map_or(*after, |last| last.sequence)
+            }
+        }
+    }
+}
+
+/// What was read of an execution.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub execution: ExecutionId,
@@ -183,15 +205,18 @@ pub struct Loaded {
     pub wake_at: Option<Timestamp>,
     /// The highest format in its history, as its row has it.
     pub format: u16,
-    pub state: Result<(Box<Execution>, Arc<Plan>), Unusable>,
+    pub state: Result<Read, Unusable>,
     /// The last one, be it in force or released.
     pub quarantine: Option<QuarantineRow>,
 }
 
 impl Loaded {
-    /// When its last transition was decided, in the store time of the node that did it.
+    /// When the last transition that was read was decided, in the store time of the node that did it.
     pub fn decided_at(&self) -> Option<Timestamp> {
-        self.state.as_ref().ok().map(|(state, _)| state.decided_at)
+        match self.state.as_ref().ok()? {
+            Read::Whole(state, _) => Some(state.decided_at),
+            Read::After { transitions, .. } => transitions.last().map(|last| last.decided_at),
+        }
     }
 }
 
@@ -247,7 +272,7 @@ pub enum Output<R> {
     },
     Commit(NodeId, Arc<Batch>),
     StartKeyed(NodeId, Arc<Vec<KeyedStart>>),
-    Load(NodeId, Vec<ExecutionId>),
+    Load(NodeId, Vec<Wanted>),
     Adopt {
         node: NodeId,
         /// Leases to close before, unless they are renewed in the meantime.

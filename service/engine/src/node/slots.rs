@@ -1,27 +1,24 @@
 //! Executions in memory.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use recoup_core::command::{Command, Rejection, RequestId, TaskId};
+use recoup_core::command::{Command, RequestId, TaskId};
 use recoup_core::execution::{CompensationState, Execution, Started};
-use recoup_core::failure_event::Subject;
 use recoup_core::id::ExecutionId;
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::outcome::Outcome;
 use recoup_core::plan::Plan;
-use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
 use recoup_store::format::FIRST;
-use recoup_store::{IndexRow, NodeId, QuarantineRow, TaskKey};
+use recoup_store::{IndexRow, QuarantineRow, TaskKey};
 
-use super::attempt::{Attempt, Place, is_bare_start};
+use super::attempt::{Attempt, Place};
 use super::dispatch::acts_on;
-use super::io::{Answer, Damage, LiveAttempt, Loaded, Refusal, Snapshot, StartSpec, Unusable};
+use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
 use super::resident::{Committed, Resident};
 use super::{Node, Timer};
 use crate::clock::Tick;
-use crate::load::Reading;
 
 pub(super) struct Slot<R> {
     pub known: Known,
@@ -95,7 +92,7 @@ pub(super) enum Known {
 
 impl Known {
     /// Whether the state says that somebody has an attempt.
-    fn has_started(&self, task: &TaskId) -> bool {
+    pub fn has_started(&self, task: &TaskId) -> bool {
         let Self::Resident(resident) = self else {
             return false;
         };
@@ -432,144 +429,6 @@ impl<R> Node<R> {
                 }
             }
         }
-    }
-
-    pub(super) fn load_wanted(&mut self) {
-        let Some(node) = self.node_id() else {
-            return;
-        };
-        while let Some(ids) = self.loader.ask(self.monotonic) {
-            self.outputs.push_back(super::Output::Load(node, ids));
-        }
-    }
-
-    pub(super) fn loaded(
-        &mut self,
-        node: NodeId,
-        asked: &[ExecutionId],
-        loaded: Result<Reading, String>,
-    ) {
-        if self.node_id() != Some(node) {
-            // Asked in a life that is over. Only what this one reads is ordered before what it writes.
-            return self.loader.failed(asked);
-        }
-        let Reading { found, rest } = match loaded {
-            Ok(reading) => reading,
-            Err(reason) => {
-                tracing::warn!(%reason, "executions could not be loaded, trying again");
-                self.loader.failed(asked);
-                return self.set_timer(self.options.commit_retry, Timer::Load);
-            }
-        };
-        let mut found: BTreeMap<_, _> =
-            found.into_iter().map(|loaded| (loaded.execution, loaded)).collect();
-        let rest: BTreeSet<_> = rest.into_iter().collect();
-        for id in asked {
-            self.loader.arrived(*id);
-            if rest.contains(id) {
-                self.loader.want(*id);
-                continue;
-            }
-            match found.remove(id) {
-                Some(one) => self.read(one),
-                None => self.absent(*id),
-            }
-        }
-        self.loader.answered(self.monotonic);
-    }
-
-    fn read(&mut self, loaded: Loaded) {
-        let id = loaded.execution;
-        let mine = loaded.owner.is_some() && loaded.owner == self.node_id();
-        let Some(slot) = self.slots.get_mut(&id) else {
-            return;
-        };
-        // Asked for before it was doubted, this may be as old.
-        slot.doubted &= self.loader.is_wanted(id);
-        if slot.in_flight || matches!(slot.known, Known::Quarantined) {
-            // What is under way settles first. Another node may have gone on from it by then, and what is
-            // read now may be the only hint of that.
-            slot.doubted |= slot.in_flight;
-            return;
-        }
-        let mut parted = Vec::new();
-        match loaded.state {
-            Ok((state, plan)) => {
-                if let Some(detail) = slot.panicked.take() {
-                    let (namespace, subject) = (state.namespace.clone(), Subject::of(&state));
-                    let reason = QuarantineReason::DecisionPanicked;
-                    return self.quarantine(id, Damage { reason, detail, namespace, subject });
-                }
-                let known = slot.committed().map(|committed| committed.sequence);
-                if known.is_none_or(|known| state.sequence >= known) {
-                    let has_moved = known.is_some_and(|known| state.sequence > known);
-                    slot.known = Known::Resident(Box::new(Resident::read(state, plan.clone())));
-                    slot.current_at = self.monotonic;
-                    slot.quarantine = loaded.quarantine;
-                    let grace = self.options.reconnect_grace;
-                    let (until, soon) = (self.monotonic + grace, self.now + grace);
-                    if mine && has_moved {
-                        // Another node has been the owner meanwhile.
-                        for attempt in &mut slot.attempts {
-                            parted.extend(attempt.doubt(&plan, until, soon));
-                        }
-                    } else if mine && !slot.owned {
-                        slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
-                    }
-                    slot.owned = mine;
-                    slot.index = None;
-                    slot.format = loaded.format;
-                    slot.wake_at = loaded.wake_at.filter(|_| mine);
-                    let known = &slot.known;
-                    slot.inbox.retain(|one| match &one.command {
-                        _ if !one.is_own() => true,
-                        // Not of an attempt that its owner has given out again since.
-                        Command::RecordStart { task, .. } if is_bare_start(&one.command) => {
-                            mine || !known.has_started(task)
-                        }
-                        Command::RecordStart { .. } => true,
-                        Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => {
-                            mine && !has_moved
-                        }
-                        // Clocks and losses are its owner's to judge.
-                        _ => mine,
-                    });
-                    for place in &parted {
-                        self.unqueue_place(place);
-                    }
-                    self.sync_attempts(id, false);
-                    self.void_releases(id);
-                    self.speak_for_workers(id);
-                }
-            }
-            Err(Unusable::Damaged(damage)) => return self.quarantine(id, *damage),
-            Err(Unusable::Quarantined(quarantine)) => {
-                return self.refuse_quarantined(id, quarantine);
-            }
-            Err(Unusable::Newer(reason)) => {
-                tracing::warn!(execution = %id, %reason, "an execution is left to newer nodes");
-                self.refuse_all(id, &Refusal::TooNew(reason));
-                return self.drop_slot(id);
-            }
-        }
-        self.touch_slot(id);
-        self.serve_waiters(id);
-        self.settle_slot(id);
-    }
-
-    fn absent(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get_mut(&id) else {
-            return;
-        };
-        if slot.in_flight || matches!(slot.known, Known::New(_)) {
-            return;
-        }
-        let claimed = std::mem::take(&mut slot.claimed);
-        if !claimed.is_empty() {
-            self.outputs.push_back(super::Output::WithdrawOverflow(claimed.into_keys().collect()));
-        }
-        self.refuse_all(id, &Refusal::Rejected(Rejection::NoSuchExecution));
-        self.drop_slot(id);
     }
 
     /// Answers everything that waits in a slot with a refusal.

@@ -50,7 +50,8 @@ pub async fn what_is_loaded_is_cut_by_bytes(world: World) {
         ids.push(id);
     }
     let load = async |asked: &[ExecutionId], bytes| {
-        let histories = world.store.load_within(node, asked, bytes).await.expect("loads");
+        let asked: Vec<_> = asked.iter().copied().map(Wanted::whole).collect();
+        let histories = world.store.load_within(node, &asked, bytes).await.expect("loads");
         assert!(histories.iter().all(|history| history.transitions.len() == 2), "whole ones");
         let mut found: Vec<_> = histories.into_iter().map(|history| history.execution).collect();
         found.sort();
@@ -63,6 +64,41 @@ pub async fn what_is_loaded_is_cut_by_bytes(world: World) {
     assert_eq!(load(&ids, usize::MAX).await, ids);
     assert_eq!(load(&[world.id(), ids[0]], 0).await, ids[..1], "one that exists");
     assert_eq!(load(&[world.id()], 1_000).await, []);
+}
+
+pub async fn what_is_known_of_a_history_is_not_read_again(world: World) {
+    let node = world.node().await;
+    let sized = |transition, bytes: usize| Transition { data: vec![7; bytes].into(), ..transition };
+    let (long, short) = (world.id(), world.id());
+    world.won(node, [sized(world.start(long), 1000), sized(world.start(short), 10)]).await;
+    for sequence in 2..=4 {
+        world.won(node, [sized(world.next(long, sequence), 10)]).await;
+    }
+    let load = async |wanted: &[(ExecutionId, u64)], bytes| {
+        let wanted = wanted.iter().map(|&(execution, after)| Wanted { execution, after });
+        let wanted: Vec<_> = wanted.collect();
+        let histories = world.store.load_within(node, &wanted, bytes).await.expect("loads");
+        let read = histories.into_iter().map(|history| {
+            assert_eq!(history.owner, Some(node));
+            let sequences = history.transitions.iter().map(|row| row.sequence);
+            (history.execution, sequences.collect::<Vec<_>>())
+        });
+        let mut read: Vec<_> = read.collect();
+        read.sort();
+        read
+    };
+    assert_eq!(load(&[(long, 0)], 2_000).await, [(long, vec![1, 2, 3, 4])]);
+    assert_eq!(load(&[(long, 2)], 2_000).await, [(long, vec![3, 4])]);
+    let both = [(long, 1), (short, 0)];
+    let expected = [(long, vec![2, 3, 4]), (short, vec![1])];
+    assert_eq!(load(&both, 40).await, expected, "only what is read counts towards the limit");
+    assert_eq!(load(&both, 39).await, expected[..1]);
+    for after in [4, 5, u64::MAX] {
+        let nothing = [(long, vec![]), (short, vec![])];
+        assert_eq!(load(&[(long, after), (short, after)], 0).await, nothing, "they are there");
+    }
+    assert_eq!(load(&[(world.id(), 3)], 2_000).await, [], "one that is not there");
+    assert_eq!(load(&[(long, 3), (long, 3)], 2_000).await.first(), Some(&(long, vec![4])));
 }
 
 pub async fn the_same_batch_again_is_settled_once(world: World) {

@@ -142,6 +142,30 @@ pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn H
     assert_eq!(world.feed_ids().await, names);
 }
 
+/// A node that knows the transition with the highest number reads only what came after it.
+pub async fn a_lane_follows_what_is_known_as_well_as_what_is_read(
+    world: World,
+    harness: &dyn Harness,
+) {
+    let [behind, fast] = [world.node().await, world.node().await];
+    let ahead = world.now + Duration::from_secs(3600);
+    harness.set_lane(fast, ahead.as_micros()).await;
+    let execution = world.id();
+    let told = |sequence, name: &str| Transition {
+        index: Some(world.index()),
+        feed: vec![world.event(name, execution)],
+        ..world.next(execution, sequence)
+    };
+    world.won(fast, [told(1, "1")]).await;
+    for after in [1, 2] {
+        let wanted = Wanted { execution, after };
+        let read = world.store.load_within(behind, &[wanted], usize::MAX).await.expect("loads");
+        assert_eq!(read.first().map(|history| history.transitions.len()), Some(0));
+    }
+    world.won(behind, [told(2, "2")]).await;
+    assert_eq!(world.feed_ids().await, ["1", "2"]);
+}
+
 /// A batch that was under way when its node's lease was lost is sent again in the next life, without
 /// a look at what the last one knew.
 pub async fn a_life_goes_on_behind_the_one_before(world: World, harness: &dyn Harness) {

@@ -19,10 +19,24 @@ pub struct History {
     pub wake_at: Option<Timestamp>,
     /// [`IndexRow::format`] as it is stored.
     pub format: u16,
-    /// From sequence 1 on, without a gap, unless the store is damaged.
+    /// From the first one after [`Wanted::after`] on, without a gap, unless the store is damaged.
     pub transitions: Vec<StoredTransition>,
     /// The last one, be it in force or released.
     pub quarantine: Option<QuarantineRow>,
+}
+
+/// An execution to read, and how much of it the caller knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub execution: ExecutionId,
+    /// Only transitions with higher sequences are read; 0 reads all.
+    pub after: u64,
+}
+
+impl Wanted {
+    pub fn whole(execution: ExecutionId) -> Self {
+        Self { execution, after: 0 }
+    }
 }
 
 impl History {
@@ -107,19 +121,22 @@ pub struct Listed {
 
 #[async_trait]
 pub trait Executions {
-    /// As [`Self::load_within`], without a limit.
+    /// Whole histories, as [`Self::load_within`], without a limit.
     async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
-        self.load_within(node, executions, usize::MAX).await
+        let wanted: Vec<_> = executions.iter().copied().map(Wanted::whole).collect();
+        self.load_within(node, &wanted, usize::MAX).await
     }
 
-    /// Whole histories. Those that do not exist are left out, and so are those with which the data of all
+    /// Histories, each after what the caller knows of it: one without further transitions is in the answer,
+    /// with none. Those that do not exist are left out, and so are those with which the data of all
     /// would exceed `bytes`; one that exists is read at least, whatever its size. So what is missing from
     /// an answer has to be asked for again, unless the answer is empty. After this, events that the asking
-    /// node writes for the executions of the answer have feed positions behind all their earlier ones.
+    /// node writes for the executions of the answer have feed positions behind all their earlier ones,
+    /// those of transitions that were not read included.
     async fn load_within(
         &self,
         node: NodeId,
-        executions: &[ExecutionId],
+        wanted: &[Wanted],
         bytes: usize,
     ) -> Result<Vec<History>>;
 

@@ -6,7 +6,7 @@ use super::MemoryStore;
 use super::state::{Indexed, State};
 use crate::contract::{
     Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, PageLimit,
-    Release, Released, Result, StoredTransition,
+    Release, Released, Result, StoredTransition, Wanted,
 };
 
 #[async_trait]
@@ -14,16 +14,18 @@ impl Executions for MemoryStore {
     async fn load_within(
         &self,
         node: NodeId,
-        executions: &[ExecutionId],
+        wanted: &[Wanted],
         bytes: usize,
     ) -> Result<Vec<History>> {
         let mut state = self.lock();
-        let highest = executions.iter().filter_map(|id| state.last_numbers.get(id)).max().copied();
+        let numbers = wanted.iter().filter_map(|one| state.last_numbers.get(&one.execution));
+        let highest = numbers.max().copied();
         if let (Some(node), Some(highest)) = (state.nodes.get_mut(&node), highest) {
             node.lane.last = node.lane.last.max(highest);
         }
-        let histories = executions.iter().filter_map(|&execution| {
-            let transitions = state.history.get(&execution)?.values().cloned().collect();
+        let histories = wanted.iter().filter_map(|&Wanted { execution, after }| {
+            let rows = state.history.get(&execution)?.range(after.saturating_add(1)..);
+            let transitions = rows.map(|(_, row)| row.clone()).collect();
             let quarantine = state.quarantines.get(&execution).map(|marked| marked.row.clone());
             let owner = state.owner(execution);
             let row = state.executions.get(&execution).map(|indexed| &indexed.row);

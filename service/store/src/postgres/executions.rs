@@ -1,5 +1,5 @@
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,26 +15,36 @@ use super::value::{self, At};
 use super::{PostgresStore, quarantine};
 use crate::contract::{
     Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
-    StoredTransition,
+    StoredTransition, Wanted,
 };
 
 /// One snapshot of both: a history whose index row retention took is gone. Sizes are added up before
-/// anything is read: histories with which they exceed `$2` are left out, but for the first.
+/// anything is read: histories with which they exceed `$2` are left out, but for the first. The last row of a
+/// history is in the answer even where it is known: it says that the execution is there. Feed numbers count
+/// in all rows.
 const LOAD: &str = "
     select found.execution_id, found.sequence, found.transition_id, found.format, found.data,
-        found.checksum, greatest(found.feed_number, quarantine.feed_number), owner.id,
+        found.checksum, greatest(found.highest, quarantine.feed_number), owner.id,
         quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
         quarantine.release_reason, found.wake_at, found.execution_format
     from (
         select history.*, execution.owner, execution.wake_at, execution.format as execution_format,
-            sum(octet_length(history.data)) over by_id as bytes, dense_rank() over by_id as place
-        from execution
+            wanted.after,
+            coalesce(sum(octet_length(history.data))
+                filter (where history.sequence > wanted.after) over by_id, 0) as bytes,
+            dense_rank() over by_id as place,
+            max(history.feed_number) over of_id as highest,
+            max(history.sequence) over of_id as head
+        from unnest($1::uuid[], $3::bigint[]) as wanted (id, after)
+        join execution on execution.id = wanted.id
         join history on history.execution_id = execution.id
         where execution.id = any($1) and history.execution_id = any($1)
-        window by_id as (order by history.execution_id)) as found
+        window by_id as (order by history.execution_id),
+            of_id as (partition by history.execution_id)) as found
     left join node as owner on owner.id = found.owner and owner.closed_at is null
     left join quarantine on quarantine.execution_id = found.execution_id
-    where found.bytes <= $2 or found.place = 1
+    where (found.bytes <= $2 or found.place = 1)
+        and (found.sequence > found.after or found.sequence = found.head)
     order by found.execution_id, found.sequence";
 const HISTORY: &str = "
     select history.execution_id, history.sequence, history.transition_id, history.format,
@@ -79,14 +89,18 @@ impl Executions for PostgresStore {
     async fn load_within(
         &self,
         node: NodeId,
-        executions: &[ExecutionId],
+        wanted: &[Wanted],
         bytes: usize,
     ) -> Result<Vec<History>> {
-        let ids = uuids(executions);
+        let known: BTreeMap<_, _> = wanted
+            .iter()
+            .map(|one| (one.execution.0, i64::try_from(one.after).unwrap_or(i64::MAX)))
+            .collect();
+        let (ids, after): (Vec<_>, Vec<_>) = known.iter().map(|(id, after)| (*id, *after)).unzip();
         let mut session = self.inner.pool.take().await?;
-        let rows = session.query(LOAD, &[&ids, &value::limit(bytes)]).await?;
+        let rows = session.query(LOAD, &[&ids, &value::limit(bytes), &after]).await?;
         drop(session);
-        let mut found: HashMap<Uuid, History> = HashMap::with_capacity(executions.len());
+        let mut found: HashMap<Uuid, History> = HashMap::with_capacity(wanted.len());
         let mut highest = None;
         for row in rows {
             let id = row.try_get(0)?;
@@ -103,12 +117,16 @@ impl Executions for PostgresStore {
                     quarantine: quarantine::row(&row, 8)?,
                 }),
             };
-            history.transitions.push(stored(&row)?);
+            // The last one of all may be known.
+            let sequence: i64 = row.try_get(1)?;
+            if known.get(&id).is_none_or(|after| sequence > *after) {
+                history.transitions.push(stored(&row)?);
+            }
         }
         if let Some(highest) = highest {
             self.inner.lane(node).pass(highest);
         }
-        Ok(executions.iter().filter_map(|id| found.remove(&id.0)).collect())
+        Ok(wanted.iter().filter_map(|one| found.remove(&one.execution.0)).collect())
     }
 
     async fn history(

@@ -10,7 +10,7 @@ use super::error::Failure;
 use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
 use crate::contract::{
     Due, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
-    StoredTransition,
+    StoredTransition, Wanted,
 };
 
 const HISTORY: &str = "
@@ -35,20 +35,20 @@ impl Executions for SqliteStore {
     async fn load_within(
         &self,
         _node: NodeId,
-        executions: &[ExecutionId],
+        wanted: &[Wanted],
         bytes: usize,
     ) -> Result<Vec<History>> {
-        let executions = executions.to_vec();
+        let wanted = wanted.to_vec();
         self.read(move |connection| {
-            let mut histories = Vec::with_capacity(executions.len());
+            let mut histories = Vec::with_capacity(wanted.len());
             let mut read = 0_usize;
-            for execution in executions {
-                read = read.saturating_add(bytes_of(connection, execution)?);
+            for Wanted { execution, after } in wanted {
+                read = read.saturating_add(bytes_of(connection, execution, after)?);
                 if !histories.is_empty() && read > bytes {
                     break;
                 }
-                let transitions = transitions(connection, execution, 0, usize::MAX)?;
-                if !transitions.is_empty() {
+                let transitions = transitions(connection, execution, after, usize::MAX)?;
+                if !transitions.is_empty() || after > 0 && exists(connection, execution)? {
                     let owner = owner(connection, execution)?;
                     let quarantine = quarantine::of(connection, execution)?;
                     let (wake_at, format) = standing(connection, execution)?;
@@ -228,12 +228,21 @@ fn transitions(
 }
 
 /// Without reading them: the length of a value stands before it.
-fn bytes_of(connection: &Connection, execution: ExecutionId) -> Result<usize, Failure> {
-    const BYTES: &str =
-        "select coalesce(sum(length(data)), 0) from history where execution_id = ?1";
+fn bytes_of(connection: &Connection, execution: ExecutionId, after: u64) -> Result<usize, Failure> {
+    const BYTES: &str = "
+        select coalesce(sum(length(data)), 0) from history
+        where execution_id = ?1 and sequence > ?2";
     let mut statement = connection.prepare_cached(BYTES)?;
-    let bytes: i64 = statement.query_row([execution.0.as_bytes()], |row| row.get(0))?;
+    let of = params![execution.0.as_bytes(), value::signed(after)];
+    let bytes: i64 = statement.query_row(of, |row| row.get(0))?;
     Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// Whether anything of its history is there.
+fn exists(connection: &Connection, execution: ExecutionId) -> Result<bool, Failure> {
+    const EXISTS: &str = "select exists (select 1 from history where execution_id = ?1)";
+    let mut statement = connection.prepare_cached(EXISTS)?;
+    Ok(statement.query_row([execution.0.as_bytes()], |row| row.get(0))?)
 }
 
 fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeId>, Failure> {

@@ -7,6 +7,7 @@ mod owners;
 mod parts;
 mod patience;
 mod quarantine;
+mod reads;
 mod room;
 mod rounds;
 mod sessions;

@@ -7,7 +7,7 @@ use recoup_core::payload::Payload;
 use recoup_engine::load::{LOAD_BYTES_MAX, Plans, load};
 use recoup_engine::node::io::{Input, Offer, Refusal};
 use recoup_engine::options::Options;
-use recoup_store::{NodeId, Nodes};
+use recoup_store::{NodeId, Nodes, Wanted};
 
 use crate::fixture::world::{World, ready, stream};
 
@@ -42,7 +42,8 @@ fn executions_that_do_not_fit_into_one_answer_are_read_in_several() {
     let mut world = World::new(1);
     let ids: Vec<_> =
         (0..20).map(|_| world.start_sized(0, MEBIBYTE).expect("there is room")).collect();
-    let reading = ready(load(&world.store, &Plans::default(), NodeId(0), &ids));
+    let wanted: Vec<_> = ids.iter().copied().map(Wanted::whole).collect();
+    let reading = ready(load(&world.store, &Plans::default(), NodeId(0), &wanted));
     let reading = reading.expect("the model answers");
     assert!(!reading.found.is_empty() && !reading.rest.is_empty());
     assert_eq!(reading.found.len() + reading.rest.len(), ids.len());

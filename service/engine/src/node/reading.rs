@@ -1,0 +1,197 @@
+//! Reading executions: all of those that are not known, of the others what came after.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use recoup_core::command::{Command, Rejection};
+use recoup_core::execution::Execution;
+use recoup_core::failure_event::Subject;
+use recoup_core::id::ExecutionId;
+use recoup_core::plan::Plan;
+use recoup_core::quarantine::QuarantineReason;
+use recoup_store::{NodeId, Wanted};
+
+use super::attempt::is_bare_start;
+use super::io::{Damage, Loaded, Output, Read, Refusal, Unusable};
+use super::resident::Resident;
+use super::slots::{Known, Slot};
+use super::{Node, Timer};
+use crate::load::{Reading, follow};
+
+impl<R> Slot<R> {
+    /// The sequence of the last transition that does not have to be read: a state that is with a transition
+    /// comes back, or all is read.
+    fn known_before_read(&self) -> u64 {
+        let comes_back = self.in_flight || self.state().is_some();
+        self.committed().filter(|_| comes_back).map_or(0, |committed| committed.sequence)
+    }
+
+    /// The state after what was read, with its plan. None if that does not follow the state that was here,
+    /// which is used up then.
+    fn read_on(&mut self, read: Read) -> Option<(Box<Execution>, Arc<Plan>)> {
+        let transitions = match read {
+            Read::Whole(state, plan) => return Some((state, plan)),
+            Read::After { transitions, .. } => transitions,
+        };
+        let Known::Resident(resident) = &mut self.known else {
+            return None;
+        };
+        let (state, plan) = (resident.state.take()?, resident.plan.clone());
+        Some((follow(state, &plan, &transitions)?, plan))
+    }
+}
+
+impl<R> Node<R> {
+    pub(super) fn load_wanted(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        while let Some(ids) = self.loader.ask(self.monotonic) {
+            let known = |id| self.slots.get(id).map_or(0, Slot::known_before_read);
+            let wanted = ids.iter().map(|id| Wanted { execution: *id, after: known(id) });
+            self.outputs.push_back(Output::Load(node, wanted.collect()));
+        }
+    }
+
+    pub(super) fn loaded(
+        &mut self,
+        node: NodeId,
+        asked: &[Wanted],
+        loaded: Result<Reading, String>,
+    ) {
+        let asked: Vec<_> = asked.iter().map(|one| one.execution).collect();
+        if self.node_id() != Some(node) {
+            // Asked in a life that is over. Only what this one reads is ordered before what it writes.
+            return self.loader.failed(&asked);
+        }
+        let Reading { found, rest } = match loaded {
+            Ok(reading) => reading,
+            Err(reason) => {
+                tracing::warn!(%reason, "executions could not be loaded, trying again");
+                self.loader.failed(&asked);
+                return self.set_timer(self.options.commit_retry, Timer::Load);
+            }
+        };
+        let mut found: BTreeMap<_, _> =
+            found.into_iter().map(|loaded| (loaded.execution, loaded)).collect();
+        let rest: BTreeSet<_> = rest.into_iter().collect();
+        for id in asked {
+            self.loader.arrived(id);
+            if rest.contains(&id) {
+                self.loader.want(id);
+                continue;
+            }
+            match found.remove(&id) {
+                Some(one) => self.read(one),
+                None => self.absent(id),
+            }
+        }
+        self.loader.answered(self.monotonic);
+    }
+
+    fn read(&mut self, loaded: Loaded) {
+        let id = loaded.execution;
+        let mine = loaded.owner.is_some() && loaded.owner == self.node_id();
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let is_settling = slot.in_flight || matches!(slot.known, Known::Quarantined);
+        let is_rest = matches!(loaded.state, Ok(Read::After { .. }));
+        if is_rest && !is_settling && slot.state().is_none() {
+            // What it follows has been given up meanwhile.
+            return self.loader.want(id);
+        }
+        // Asked for before it was doubted, this may be as old.
+        slot.doubted &= self.loader.is_wanted(id);
+        if is_settling {
+            // What is under way settles first. Another node may have gone on from it by then, and what is
+            // read now may be the only hint of that.
+            slot.doubted |= slot.in_flight;
+            return;
+        }
+        let mut parted = Vec::new();
+        match loaded.state {
+            Ok(read) => {
+                if let Read::Whole(state, _) = &read
+                    && let Some(detail) = slot.panicked.take()
+                {
+                    let (namespace, subject) = (state.namespace.clone(), Subject::of(state));
+                    let reason = QuarantineReason::DecisionPanicked;
+                    return self.quarantine(id, Damage { reason, detail, namespace, subject });
+                }
+                let known = slot.committed().map(|committed| committed.sequence);
+                let sequence = read.sequence();
+                if known.is_none_or(|known| sequence >= known) {
+                    let Some((state, plan)) = slot.read_on(read) else {
+                        return self.read_again(id);
+                    };
+                    let has_moved = known.is_some_and(|known| sequence > known);
+                    slot.known = Known::Resident(Box::new(Resident::read(state, plan.clone())));
+                    slot.current_at = self.monotonic;
+                    slot.quarantine = loaded.quarantine;
+                    let grace = self.options.reconnect_grace;
+                    let (until, soon) = (self.monotonic + grace, self.now + grace);
+                    if mine && has_moved {
+                        // Another node has been the owner meanwhile.
+                        for attempt in &mut slot.attempts {
+                            parted.extend(attempt.doubt(&plan, until, soon));
+                        }
+                    } else if mine && !slot.owned {
+                        slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
+                    }
+                    slot.owned = mine;
+                    slot.index = None;
+                    slot.format = loaded.format;
+                    slot.wake_at = loaded.wake_at.filter(|_| mine);
+                    let known = &slot.known;
+                    slot.inbox.retain(|one| match &one.command {
+                        _ if !one.is_own() => true,
+                        // Not of an attempt that its owner has given out again since.
+                        Command::RecordStart { task, .. } if is_bare_start(&one.command) => {
+                            mine || !known.has_started(task)
+                        }
+                        Command::RecordStart { .. } => true,
+                        Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => {
+                            mine && !has_moved
+                        }
+                        // Clocks and losses are its owner's to judge.
+                        _ => mine,
+                    });
+                    for place in &parted {
+                        self.unqueue_place(place);
+                    }
+                    self.sync_attempts(id, false);
+                    self.void_releases(id);
+                    self.speak_for_workers(id);
+                }
+            }
+            Err(Unusable::Damaged(damage)) => return self.quarantine(id, *damage),
+            Err(Unusable::Quarantined(quarantine)) => {
+                return self.refuse_quarantined(id, quarantine);
+            }
+            Err(Unusable::Newer(reason)) => {
+                tracing::warn!(execution = %id, %reason, "an execution is left to newer nodes");
+                self.refuse_all(id, &Refusal::TooNew(reason));
+                return self.drop_slot(id);
+            }
+        }
+        self.touch_slot(id);
+        self.serve_waiters(id);
+        self.settle_slot(id);
+    }
+
+    fn absent(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.in_flight || matches!(slot.known, Known::New(_)) {
+            return;
+        }
+        let claimed = std::mem::take(&mut slot.claimed);
+        if !claimed.is_empty() {
+            self.outputs.push_back(Output::WithdrawOverflow(claimed.into_keys().collect()));
+        }
+        self.refuse_all(id, &Refusal::Rejected(Rejection::NoSuchExecution));
+        self.drop_slot(id);
+    }
+}

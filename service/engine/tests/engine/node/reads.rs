@@ -1,0 +1,78 @@
+//! What a node reads of executions that it knows.
+
+use std::time::Duration;
+
+use recoup_core::command::Command;
+use recoup_core::id::ExecutionId;
+use recoup_core::payload::Payload;
+use recoup_engine::node::io::{Input, WorkerKey};
+
+use crate::fixture::definition::{order_of, retried};
+use crate::fixture::world::{World, stream};
+
+/// Two nodes, and an execution with many steps that the first one owns and has a worker for.
+fn two_nodes() -> (World, WorkerKey) {
+    let steps = (0..150).map(|n| retried(&format!("s{n}"), Duration::from_secs(1)));
+    let mut world = World::with_order(2, &order_of(steps.collect()));
+    let worker = world.attach(0, stream("default", "s", &[]));
+    (world, worker)
+}
+
+/// The second node keeps an execution in memory whose end a caller waits for there.
+fn watch(world: &mut World, execution: ExecutionId) {
+    let until = world.now() + Duration::from_secs(3600);
+    world.put(1, Input::Await { execution, until, reply: 1_000 });
+}
+
+/// Completes so many steps, one transition each.
+fn complete(world: &mut World, worker: WorkerKey, steps: usize) {
+    for _ in 0..steps {
+        let task = world.handed(0, worker).pop().expect("a step is under way");
+        world.put(0, Input::Credit { worker, tasks: 1 });
+        let (execution, output) = (task.execution, Payload::json("1"));
+        let command = Command::CompleteTask { task, output, worker: String::new() };
+        let done = world.ask(0, |reply| Input::Submit { execution, command, request: None, reply });
+        done.expect("at once").expect("it is open");
+    }
+}
+
+#[test]
+fn a_node_that_knows_an_execution_reads_only_what_came_after() {
+    let (mut world, worker) = two_nodes();
+    let id = world.start(0, "default");
+    complete(&mut world, worker, 20);
+    watch(&mut world, id);
+    assert_eq!(world.machines[1].rows_read, [21], "all of it");
+    complete(&mut world, worker, 5);
+    let read = world.snapshot(1, id).state;
+    assert_eq!(world.machines[1].rows_read, [21, 5]);
+    assert_eq!(read, world.snapshot(0, id).state, "as its owner has it");
+    let again = world.snapshot(1, id).state;
+    assert_eq!(world.machines[1].rows_read, [21, 5, 0], "nothing has come since");
+    assert_eq!(again, read);
+    assert_eq!(world.machines[0].rows_read, [0; 0], "its owner reads nothing");
+}
+
+#[test]
+fn a_node_that_has_missed_much_reads_the_whole_execution() {
+    let (mut world, worker) = two_nodes();
+    let id = world.start(0, "default");
+    watch(&mut world, id);
+    complete(&mut world, worker, 120);
+    assert_eq!(world.snapshot(1, id).state, world.snapshot(0, id).state);
+}
+
+/// What is wrong with a history is told from all of it.
+#[test]
+fn what_does_not_follow_from_what_is_known_is_read_as_a_whole() {
+    let (mut world, worker) = two_nodes();
+    let id = world.start(0, "default");
+    complete(&mut world, worker, 3);
+    watch(&mut world, id);
+    complete(&mut world, worker, 3);
+    let lost = world.store.take_transition(id, 6).expect("it was committed");
+    let refused = world.ask(1, |reply| Input::Get { execution: id, reply });
+    let refused = refused.expect("at once").expect_err("there is a gap");
+    assert!(refused.to_string().contains("transition 6 is missing, 7 follows"), "{refused}");
+    world.store.put_transition(id, lost);
+}
