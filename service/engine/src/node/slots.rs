@@ -224,7 +224,8 @@ impl<R> Slot<R> {
     fn is_idle(&self) -> bool {
         let needed = match &self.known {
             Known::Resident(resident) => {
-                resident.committed.is_active && (!self.claimed.is_empty() || self.holds())
+                let keeps = !self.claimed.is_empty() || self.holds() || self.has_claimed();
+                resident.committed.is_active && keeps
             }
             Known::Unread => !self.claimed.is_empty(),
             Known::New(_) | Known::Quarantined => true,
@@ -268,6 +269,12 @@ impl<R> Slot<R> {
     /// because it was not due when it was decided.
     pub fn holds_back(&self, attempt: &Attempt) -> bool {
         self.in_flight && matches!(attempt.place, Place::Scheduled)
+    }
+
+    /// Whether an attempt of another node's execution waits here for a worker.
+    fn has_claimed(&self) -> bool {
+        let waits = |attempt: &Attempt| matches!(attempt.place, Place::Queued { .. });
+        !self.owned && self.attempts.iter().any(waits)
     }
 
     /// Whether a worker of this node holds one of its attempts.

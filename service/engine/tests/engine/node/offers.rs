@@ -235,3 +235,25 @@ fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
     assert_eq!(error, Some("recoup.timeout.schedule_to_start"));
     assert_eq!(depth(&world), 0);
 }
+
+#[test]
+fn a_claimed_task_whose_worker_is_taken_meanwhile_waits_for_the_next_one() {
+    let mut world = World::new(2);
+    let worker = world.attach(1, stream("default", "s", &[]));
+    world.pass(SECOND);
+    world.machines[1].hold_back = &["load"];
+    let claimed = world.start(0, "default");
+    world.pass(SECOND);
+    let own = world.start(1, "default");
+    let first = world.handed(1, worker);
+    assert_eq!(first.iter().map(|task| task.execution).collect::<Vec<_>>(), [own]);
+    // Only now it is read, and nobody is there to take it.
+    world.machines[1].hold_back = &[];
+    let late = std::mem::take(&mut world.machines[1].late);
+    assert_eq!(late.len(), 1, "the claim: {late:?}");
+    world.put_all(1, late);
+    assert_eq!(world.handed(1, worker), []);
+    world.put(1, Input::Credit { worker, tasks: 1 });
+    let second = world.handed(1, worker);
+    assert_eq!(second.iter().map(|task| task.execution).collect::<Vec<_>>(), [claimed]);
+}
