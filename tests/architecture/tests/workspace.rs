@@ -55,7 +55,6 @@ const IN_CIRCLES: &[&str] = &[
     "service/store: postgres",
     "service/store: postgres::commit",
     "service/store: postgres::lane",
-    "service/store: postgres::pool",
     "service/store: postgres::quarantine",
     "service/store: sqlite",
     "service/store: sqlite::reader",

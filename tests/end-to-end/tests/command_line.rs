@@ -377,7 +377,7 @@ fn a_server_says_why_it_does_not_start() {
         (vec!["--database-url", "nosuch://"], vec![], 2, "--database-url"),
         (
             vec!["--store", "postgres"],
-            vec![("RECOUP_DATABASE_URL", "postgres://h/x?sslmode=require")],
+            vec![("RECOUP_DATABASE_URL", "postgres://h/x?sslmode=nosuch")],
             2,
             "sslmode",
         ),

@@ -58,12 +58,12 @@ pub struct Database {
 impl Database {
     /// A connection string.
     pub fn url(&self) -> String {
-        self.url_through(self.port)
+        format!("postgres://recoup@127.0.0.1:{}/{}", self.port, self.name)
     }
 
-    /// The same database through a proxy on another port.
+    /// The same database through a proxy on another port, which does not know how encryption begins.
     pub fn url_through(&self, port: u16) -> String {
-        format!("postgres://recoup@127.0.0.1:{port}/{}", self.name)
+        format!("postgres://recoup@127.0.0.1:{port}/{}?sslmode=disable", self.name)
     }
 }
 

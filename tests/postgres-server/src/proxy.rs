@@ -1,6 +1,7 @@
 //! A proxy that knows enough of Postgres' protocol to cut a connection at a chosen moment of a
 //! commit.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,8 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
+    /// Of the servers that connections are led to, one after the other and from the beginning again.
+    servers: Arc<Mutex<VecDeque<u16>>>,
     armed: Arc<Mutex<Option<Fault>>>,
     /// So many connections are closed as soon as they come.
     refused: Arc<AtomicUsize>,
@@ -44,13 +47,19 @@ impl Proxy {
         let faults = Arc::clone(&armed);
         let refused: Arc<AtomicUsize> = Arc::default();
         let left = Arc::clone(&refused);
+        let servers = Arc::new(Mutex::new(VecDeque::from([server_port])));
+        let turns = Arc::clone(&servers);
         tokio::spawn(async move {
-            let server = SocketAddr::from(([127, 0, 0, 1], server_port));
             while let Ok((client, _)) = listener.accept().await {
                 let one_less = |left: usize| left.checked_sub(1);
                 if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
                     continue;
                 }
+                let server = {
+                    let mut turns = turns.lock().expect("nothing panics while it is held");
+                    turns.rotate_left(1);
+                    SocketAddr::from(([127, 0, 0, 1], *turns.back().expect("there is one")))
+                };
                 // A server that is down closes its clients' connections, and so does the proxy.
                 let Ok(server) = TcpStream::connect(server).await else { continue };
                 for stream in [&client, &server] {
@@ -59,11 +68,23 @@ impl Proxy {
                 tokio::spawn(relay(client, server, Arc::clone(&faults)));
             }
         });
-        Self { port, armed, refused }
+        Self { port, servers, armed, refused }
     }
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// From here on new connections are led to these servers in turn, beginning with the first. Those that
+    /// are open stay where they are.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn lead_to(&self, server_ports: &[u16]) {
+        assert!(!server_ports.is_empty(), "connections must lead somewhere");
+        let mut servers = self.servers.lock().expect("nothing panics while it is held");
+        *servers = server_ports.iter().copied().collect();
     }
 
     /// Closes this many connections as soon as they come.

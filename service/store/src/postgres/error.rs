@@ -1,20 +1,35 @@
 //! What a failure of the database means for the caller.
 
-use tokio_postgres::error::{DbError, Severity, SqlState};
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use tokio_postgres::error::{DbError, Severity};
 
 use crate::contract::Error;
+
+/// A row, an index or a table is locked by somebody else for too long.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+const UNIQUE_VIOLATION: &str = "23505";
+const DIVISION_BY_ZERO: &str = "22012";
+const DISK_FULL: &str = "53100";
 
 /// Why a statement or a transaction did not go through.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The server answered, and the transaction is rolled back.
-    Refused(Box<DbError>),
+    Refused(Box<ServerError>),
     /// No answer: what the server did is not known.
     Lost(String),
     /// Decided by us; the transaction is rolled back.
     Store(Error),
     /// Another writer came in between: send again.
     Again,
+}
+
+/// What the server answered, through either driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServerError {
+    /// Five characters of SQLSTATE.
+    pub code: String,
+    pub message: String,
 }
 
 /// What to do about a [`Failure::Refused`].
@@ -31,21 +46,29 @@ pub(super) enum Refusal {
     Other,
 }
 
-pub(super) fn refusal(error: &DbError) -> Refusal {
-    let code = error.code();
-    if *code == SqlState::UNIQUE_VIOLATION {
-        return Refusal::Taken;
+pub(super) fn refusal(error: &ServerError) -> Refusal {
+    match error.code.as_str() {
+        UNIQUE_VIOLATION => Refusal::Taken,
+        // Nothing else divides.
+        DIVISION_BY_ZERO => Refusal::Lease,
+        code => match code.get(..2) {
+            Some("22" | "23") => Refusal::Data,
+            // A row of an index that is too large, and the like.
+            Some("54") => Refusal::Data,
+            Some("40") => Refusal::Again,
+            _ => Refusal::Other,
+        },
     }
-    // Nothing else divides.
-    if *code == SqlState::DIVISION_BY_ZERO {
-        return Refusal::Lease;
-    }
-    match &code.code()[..2] {
-        "22" | "23" => Refusal::Data,
-        // A row of an index that is too large, and the like.
-        "54" => Refusal::Data,
-        "40" => Refusal::Again,
-        _ => Refusal::Other,
+}
+
+impl ServerError {
+    fn refused(code: &str, message: &str) -> Failure {
+        let error = Self { code: code.to_owned(), message: message.to_owned() };
+        if code == DISK_FULL {
+            // A person must make room.
+            tracing::error!(error = %text(&error), "the disk of the database is full");
+        }
+        Failure::Refused(Box::new(error))
     }
 }
 
@@ -58,11 +81,33 @@ impl From<tokio_postgres::Error> for Failure {
         match error.as_db_error() {
             // With a fatal error the connection ends, and with it the knowledge of what followed.
             Some(refused) if !fatal(refused) => {
-                if *refused.code() == SqlState::DISK_FULL {
-                    // A person must make room.
-                    tracing::error!(error = %text(refused), "the disk of the database is full");
+                ServerError::refused(refused.code().code(), refused.message())
+            }
+            _ => Self::Lost(describe(&error)),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) => {
+                match database.try_downcast_ref::<PgDatabaseError>() {
+                    Some(refused)
+                        if !matches!(refused.severity(), PgSeverity::Fatal | PgSeverity::Panic) =>
+                    {
+                        ServerError::refused(refused.code(), refused.message())
+                    }
+                    _ => Self::Lost(describe(&error)),
                 }
-                Self::Refused(Box::new(refused.clone()))
+            }
+            sqlx::Error::Encode(_) => Self::Store(Error::Data(describe(&error))),
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::RowNotFound
+            | sqlx::Error::TypeNotFound { .. } => {
+                Self::Store(Error::Incompatible(describe(&error)))
             }
             _ => Self::Lost(describe(&error)),
         }
@@ -76,6 +121,11 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
+    /// What was to be locked stayed locked for too long.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.code == LOCK_NOT_AVAILABLE)
+    }
+
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Refused(error) => Some(refusal(error)),
@@ -107,12 +157,18 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-pub(super) fn text(error: &DbError) -> String {
-    format!("{} ({})", error.message(), error.code().code())
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Failure::from(error).into()
+    }
 }
 
-/// The driver's errors keep the reason in their source.
-fn describe(error: &tokio_postgres::Error) -> String {
+pub(super) fn text(error: &ServerError) -> String {
+    format!("{} ({})", error.message, error.code)
+}
+
+/// The drivers' errors keep the reason in their source.
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),

@@ -2,11 +2,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use recoup_core::id::{ExecutionId, Namespace, TransitionId};
 use recoup_core::time::Timestamp;
-use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::error::Failure;
@@ -14,75 +12,9 @@ use super::filtered::Filtered;
 use super::value::{self, At};
 use super::{PostgresStore, quarantine};
 use crate::contract::{
-    Due, Error, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
-    StoredTransition, Wanted,
+    Due, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, QuarantineRow, Release,
+    Released, Result, StoredTransition, Wanted,
 };
-
-/// One snapshot of both: a history whose index row retention took is gone. Sizes are added up before
-/// anything is read: histories with which they exceed `$2` are left out, but for the first. The last row of a
-/// history is in the answer even where it is known: it says that the execution is there. Feed numbers count
-/// in all rows.
-const LOAD: &str = "
-    select found.execution_id, found.sequence, found.transition_id, found.format, found.data,
-        found.checksum, greatest(found.highest, quarantine.feed_number), owner.id,
-        quarantine.reason, quarantine.detail, quarantine.at, quarantine.released_at,
-        quarantine.release_reason, found.wake_at, found.execution_format
-    from (
-        select history.*, execution.owner, execution.wake_at, execution.format as execution_format,
-            wanted.after,
-            coalesce(sum(octet_length(history.data))
-                filter (where history.sequence > wanted.after) over by_id, 0) as bytes,
-            dense_rank() over by_id as place,
-            max(history.feed_number) over of_id as highest,
-            max(history.sequence) over of_id as head
-        from unnest($1::uuid[], $3::bigint[]) as wanted (id, after)
-        join execution on execution.id = wanted.id
-        join history on history.execution_id = execution.id
-        where execution.id = any($1) and history.execution_id = any($1)
-        window by_id as (order by history.execution_id),
-            of_id as (partition by history.execution_id)) as found
-    left join node as owner on owner.id = found.owner and owner.closed_at is null
-    left join quarantine on quarantine.execution_id = found.execution_id
-    where (found.bytes <= $2 or found.place = 1)
-        and (found.sequence > found.after or found.sequence = found.head)
-    order by found.execution_id, found.sequence";
-const HISTORY: &str = "
-    select history.execution_id, history.sequence, history.transition_id, history.format,
-        history.data, history.checksum
-    from execution
-    join history on history.execution_id = execution.id
-    where execution.id = $1 and history.execution_id = $1 and history.sequence > $2
-    order by history.sequence limit $3";
-const HEADS: &str = "
-    select execution.id, head.sequence, execution.state, owner.id,
-        exists (select from quarantine
-            where execution_id = execution.id and released_at is null)
-    from unnest($1::uuid[]) with ordinality as asked (id, place)
-    join execution on execution.id = asked.id
-    cross join lateral (
-        select sequence from history where history.execution_id = asked.id
-        order by sequence desc limit 1) as head
-    left join node as owner on owner.id = execution.owner and owner.closed_at is null
-    order by asked.place";
-const DUE: &str = "
-    select id, wake_at from execution
-    where owner = $1 and wake_at is not null and wake_at <= $2 and (wake_at, id) > ($3, $4)
-        and format <= $6
-        and not exists (
-            select from quarantine where execution_id = execution.id and released_at is null)
-    order by wake_at, id limit $5";
-const INDEXED: &str = "
-    select id, namespace, workflow, version, key, state, phase, compensation, run, error_type,
-        started_at, ended_at, wake_at, format, reason, detail, at
-    from execution
-    left join quarantine on execution_id = id and released_at is null
-    where id = $1";
-const KEY_HOLDER: &str = "
-    select execution_id from execution_key where namespace = $1 and key = $2";
-const STARTED_BY: &str = "
-    select execution_id, digest from start_request
-    where namespace = $1 and request_id = $2
-        and created_at > clock_timestamp() - interval '1 day'";
 
 #[async_trait]
 impl Executions for PostgresStore {
@@ -97,31 +29,81 @@ impl Executions for PostgresStore {
             .map(|one| (one.execution.0, i64::try_from(one.after).unwrap_or(i64::MAX)))
             .collect();
         let (ids, after): (Vec<_>, Vec<_>) = known.iter().map(|(id, after)| (*id, *after)).unzip();
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(LOAD, &[&ids, &value::limit(bytes), &after]).await?;
-        drop(session);
+        let mut connection = self.inner.connections.take().await?;
+        // One snapshot of both: a history whose index row retention took is gone. Sizes are added up
+        // before anything is read: histories with which they exceed `$2` are left out, but for the first.
+        // The last row of a history is in the answer even where it is known: it says that the execution is
+        // there. Feed numbers count in all rows.
+        let load = sqlx::query!(
+            r#"
+            select found.execution_id as "execution_id!", found.sequence as "sequence!",
+                found.transition_id as "transition_id!", found.format as "format!",
+                found.data as "data!", found.checksum as "checksum!",
+                greatest(found.highest, quarantine.feed_number) as "feed_number?",
+                owner.id as "owner?", quarantine.reason as "reason?", quarantine.detail as "detail?",
+                quarantine.at as "at?: At", quarantine.released_at as "released_at?: At",
+                quarantine.release_reason as "release_reason?", found.wake_at as "wake_at?: At",
+                found.execution_format as "execution_format!"
+            from (
+                select history.*, execution.owner, execution.wake_at,
+                    execution.format as execution_format,
+                    wanted.after,
+                    coalesce(sum(octet_length(history.data))
+                        filter (where history.sequence > wanted.after) over by_id, 0) as bytes,
+                    dense_rank() over by_id as place,
+                    max(history.feed_number) over of_id as highest,
+                    max(history.sequence) over of_id as head
+                from unnest($1::uuid[], $3::bigint[]) as wanted (id, after)
+                join execution on execution.id = wanted.id
+                join history on history.execution_id = execution.id
+                where execution.id = any($1) and history.execution_id = any($1)
+                window by_id as (order by history.execution_id),
+                    of_id as (partition by history.execution_id)) as found
+            left join node as owner on owner.id = found.owner and owner.closed_at is null
+            left join quarantine on quarantine.execution_id = found.execution_id
+            where (found.bytes <= $2 or found.place = 1)
+                and (found.sequence > found.after or found.sequence = found.head)
+            order by found.execution_id, found.sequence"#,
+            &ids[..],
+            value::limit(bytes),
+            &after[..],
+        );
+        let rows = connection.all(load).await?;
+        drop(connection);
         let mut found: HashMap<Uuid, History> = HashMap::with_capacity(wanted.len());
         let mut highest = None;
         for row in rows {
-            let id = row.try_get(0)?;
-            let owner: Option<i64> = row.try_get(7)?;
-            highest = highest.max(row.try_get::<_, Option<i64>>(6)?);
-            let history = match found.entry(id) {
+            highest = highest.max(row.feed_number);
+            let history = match found.entry(row.execution_id) {
                 Entry::Occupied(there) => there.into_mut(),
-                Entry::Vacant(place) => place.insert(History {
-                    execution: ExecutionId(id),
-                    owner: owner.map(NodeId),
-                    wake_at: row.try_get::<_, Option<At>>(13)?.map(|at| at.0),
-                    format: value::format(row.try_get(14)?)?,
-                    transitions: Vec::new(),
-                    quarantine: quarantine::row(&row, 8)?,
-                }),
+                Entry::Vacant(place) => {
+                    let quarantine = quarantine::found(row.reason, row.detail, row.at)?;
+                    let released = row.released_at.map(|at| Released {
+                        at: at.0,
+                        reason: row.release_reason.unwrap_or_default(),
+                    });
+                    place.insert(History {
+                        execution: ExecutionId(row.execution_id),
+                        owner: row.owner.map(NodeId),
+                        wake_at: row.wake_at.map(|at| at.0),
+                        format: value::format(row.execution_format)?,
+                        transitions: Vec::new(),
+                        quarantine: quarantine
+                            .map(|quarantine| QuarantineRow { quarantine, released }),
+                    })
+                }
             };
             // The last one of all may be known.
-            let sequence: i64 = row.try_get(1)?;
-            if known.get(&id).is_none_or(|after| sequence > *after) {
-                history.transitions.push(stored(&row)?);
+            if known.get(&row.execution_id).is_some_and(|after| row.sequence <= *after) {
+                continue;
             }
+            history.transitions.push(StoredTransition {
+                sequence: value::unsigned(row.sequence),
+                transition_id: TransitionId(row.transition_id),
+                format: value::format(row.format)?,
+                data: row.data.into(),
+                checksum: row.checksum.cast_unsigned(),
+            });
         }
         if let Some(highest) = highest {
             self.inner.lane(node).pass(highest);
@@ -136,17 +118,60 @@ impl Executions for PostgresStore {
         limit: usize,
     ) -> Result<Vec<StoredTransition>> {
         let after = i64::try_from(after).unwrap_or(i64::MAX);
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(HISTORY, &[&execution.0, &after, &value::limit(limit)]).await?;
-        drop(session);
-        let transitions: Vec<_> = rows.iter().map(stored).collect::<Result<_, Failure>>()?;
-        Ok(transitions)
+        let mut connection = self.inner.connections.take().await?;
+        let history = sqlx::query!(
+            r#"
+            select history.sequence as "sequence!", history.transition_id as "transition_id!",
+                history.format as "format!", history.data as "data!", history.checksum as "checksum!"
+            from execution
+            join history on history.execution_id = execution.id
+            where execution.id = $1 and history.execution_id = $1 and history.sequence > $2
+            order by history.sequence limit $3"#,
+            execution.0,
+            after,
+            value::limit(limit),
+        );
+        let rows = connection.all(history).await?;
+        let transitions = rows.into_iter().map(|row| {
+            Ok(StoredTransition {
+                sequence: value::unsigned(row.sequence),
+                transition_id: TransitionId(row.transition_id),
+                format: value::format(row.format)?,
+                data: row.data.into(),
+                checksum: row.checksum.cast_unsigned(),
+            })
+        });
+        transitions.collect()
     }
 
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>> {
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(HEADS, &[&uuids(executions)]).await?;
-        rows.iter().map(|row| Ok(head(row)?)).collect()
+        let ids = uuids(executions);
+        let mut connection = self.inner.connections.take().await?;
+        let heads = sqlx::query!(
+            r#"
+            select execution.id as "id!", head.sequence as "sequence!", execution.state as "state!",
+                owner.id as "owner?",
+                exists (select from quarantine
+                    where execution_id = execution.id and released_at is null) as "quarantined!"
+            from unnest($1::uuid[]) with ordinality as asked (id, place)
+            join execution on execution.id = asked.id
+            cross join lateral (
+                select sequence from history where history.execution_id = asked.id
+                order by sequence desc limit 1) as head
+            left join node as owner on owner.id = execution.owner and owner.closed_at is null
+            order by asked.place"#,
+            &ids[..],
+        );
+        let heads = connection.all(heads).await?.into_iter().map(|row| {
+            Ok(Head {
+                execution: ExecutionId(row.id),
+                sequence: value::unsigned(row.sequence),
+                state: value::state(&row.state)?,
+                owner: row.owner.map(NodeId),
+                quarantined: row.quarantined,
+            })
+        });
+        heads.collect()
     }
 
     async fn due(
@@ -161,21 +186,24 @@ impl Executions for PostgresStore {
             Due { wake_at: Timestamp::from_micros(i64::MIN), execution: ExecutionId(Uuid::nil()) };
         let after = after.unwrap_or(first);
         let newest = i32::from(self.formats.history);
-        let wanted: [&(dyn ToSql + Sync); 6] = [
-            &node.0,
-            &At(until),
-            &At(after.wake_at),
-            &after.execution.0,
-            &value::limit(limit),
-            &newest,
-        ];
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(DUE, &wanted).await?;
-        let due = rows.iter().map(|row| {
-            let wake_at = row.try_get::<_, At>(1)?.0;
-            Ok(Due { execution: ExecutionId(row.try_get(0)?), wake_at })
-        });
-        due.collect::<Result<_, Failure>>().map_err(Error::from)
+        let mut connection = self.inner.connections.take().await?;
+        let due = sqlx::query!(
+            r#"
+            select id, wake_at as "wake_at!: At" from execution
+            where owner = $1 and wake_at is not null and wake_at <= $2 and (wake_at, id) > ($3, $4)
+                and format <= $6
+                and not exists (
+                    select from quarantine where execution_id = execution.id and released_at is null)
+            order by wake_at, id limit $5"#,
+            node.0,
+            At(until) as _,
+            At(after.wake_at) as _,
+            after.execution.0,
+            value::limit(limit),
+            newest,
+        );
+        let due = connection.all(due).await?.into_iter();
+        Ok(due.map(|row| Due { execution: ExecutionId(row.id), wake_at: row.wake_at.0 }).collect())
     }
 
     async fn list(
@@ -185,11 +213,8 @@ impl Executions for PostgresStore {
         limit: usize,
     ) -> Result<Vec<Listed>> {
         let states: Vec<&str> = filter.states.iter().map(|s| value::state_name(*s)).collect();
-        let limit = value::limit(limit);
         let namespace = filter.namespace.as_ref().map(Namespace::as_str);
         let workflow = filter.workflow.as_ref().map(|workflow| workflow.as_str());
-        let (after, until) = (filter.started_after.map(At), filter.started_before.map(At));
-        let before = before.map(|before| before.0);
 
         let mut query = Filtered::new(
             "select id, namespace, workflow, version, key, state, phase, compensation, run,
@@ -198,30 +223,30 @@ impl Executions for PostgresStore {
             left join quarantine on execution_id = id and released_at is null
             where true",
         );
-        if let Some(namespace) = &namespace {
+        if let Some(namespace) = namespace {
             query.and("namespace = ?", namespace);
         }
         if !states.is_empty() {
-            query.and("state = any(?)", &states);
+            query.and("state = any(?)", states);
             if filter.states.iter().all(|state| state.is_failure()) {
                 // Words of the index `execution_failed`, which the planner needs to see.
                 query.and_literally("state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')");
             }
         }
-        if let Some(workflow) = &workflow {
+        if let Some(workflow) = workflow {
             query.and("workflow = ?", workflow);
         }
-        if let Some(error_type) = &filter.error_type {
+        if let Some(error_type) = filter.error_type.as_deref() {
             query.and("(error_type = ? or starts_with(error_type, ?::text || '.'))", error_type);
         }
-        if let Some(prefix) = &filter.key_prefix {
+        if let Some(prefix) = filter.key_prefix.as_deref() {
             query.and("starts_with(key, ?)", prefix);
         }
-        if let Some(after) = &after {
-            query.and("started_at >= ?", after);
+        if let Some(after) = filter.started_after {
+            query.and("started_at >= ?", At(after));
         }
-        if let Some(until) = &until {
-            query.and("started_at < ?", until);
+        if let Some(until) = filter.started_before {
+            query.and("started_at < ?", At(until));
         }
         if filter.quarantined {
             // So that it goes by the few that there are.
@@ -229,20 +254,31 @@ impl Executions for PostgresStore {
                 "id in (select execution_id from quarantine where released_at is null)",
             );
         }
-        if let Some(before) = &before {
-            query.and("id < ?", before);
+        if let Some(before) = before {
+            query.and("id < ?", before.0);
         }
-        let (sql, parameters) = query.ending("order by id desc limit ?", &limit);
+        let query = query.ending("order by id desc limit ?", value::limit(limit))?;
 
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &parameters).await?;
-        rows.iter().map(|row| Ok(listed(row)?)).collect()
+        let mut connection = self.inner.connections.take().await?;
+        let rows = connection.rows(query).await?;
+        rows.iter().map(|row| Ok(listed(ListedRow::from_row(row)?)?)).collect()
     }
 
     async fn indexed(&self, execution: ExecutionId) -> Result<Option<Listed>> {
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(INDEXED, &[&execution.0]).await?;
-        rows.first().map(|row| Ok(listed(row)?)).transpose()
+        let mut connection = self.inner.connections.take().await?;
+        let indexed = sqlx::query_as!(
+            ListedRow,
+            r#"
+            select id, namespace, workflow, version, key, state, phase, compensation, run,
+                error_type, started_at as "started_at: At", ended_at as "ended_at: At",
+                wake_at as "wake_at: At", format, reason as "reason?", detail as "detail?",
+                at as "at?: At"
+            from execution
+            left join quarantine on execution_id = id and released_at is null
+            where id = $1"#,
+            execution.0,
+        );
+        Ok(connection.first(indexed).await?.map(listed).transpose()?)
     }
 
     async fn release_quarantine(
@@ -255,9 +291,13 @@ impl Executions for PostgresStore {
     }
 
     async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>> {
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(KEY_HOLDER, &[&namespace.as_str(), &key]).await?;
-        rows.first().map(|row| Ok(ExecutionId(row.try_get(0)?))).transpose()
+        let mut connection = self.inner.connections.take().await?;
+        let holder = sqlx::query_scalar!(
+            "select execution_id from execution_key where namespace = $1 and key = $2",
+            namespace.as_str(),
+            key,
+        );
+        Ok(connection.first(holder).await?.map(ExecutionId))
     }
 
     async fn started_by(
@@ -265,13 +305,16 @@ impl Executions for PostgresStore {
         namespace: &Namespace,
         request_id: &str,
     ) -> Result<Option<(ExecutionId, u64)>> {
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(STARTED_BY, &[&namespace.as_str(), &request_id]).await?;
-        let started = rows.first().map(|row| {
-            let digest: i64 = row.try_get(1)?;
-            Ok((ExecutionId(row.try_get(0)?), digest.cast_unsigned()))
-        });
-        started.transpose()
+        let mut connection = self.inner.connections.take().await?;
+        let started = sqlx::query!(
+            "select execution_id, digest from start_request
+            where namespace = $1 and request_id = $2
+                and created_at > clock_timestamp() - interval '1 day'",
+            namespace.as_str(),
+            request_id,
+        );
+        let started = connection.first(started).await?;
+        Ok(started.map(|row| (ExecutionId(row.execution_id), row.digest.cast_unsigned())))
     }
 }
 
@@ -279,47 +322,44 @@ fn uuids(executions: &[ExecutionId]) -> Vec<Uuid> {
     executions.iter().map(|execution| execution.0).collect()
 }
 
-fn stored(row: &Row) -> Result<StoredTransition, Failure> {
-    let format: i32 = row.try_get(3)?;
-    Ok(StoredTransition {
-        sequence: value::unsigned(row.try_get(1)?),
-        transition_id: TransitionId(row.try_get(2)?),
-        format: value::format(format)?,
-        data: Bytes::copy_from_slice(row.try_get(4)?),
-        checksum: row.try_get::<_, i32>(5)?.cast_unsigned(),
-    })
+/// What a list shows of an execution.
+#[derive(FromRow)]
+struct ListedRow {
+    id: Uuid,
+    namespace: String,
+    workflow: String,
+    version: i64,
+    key: Option<String>,
+    state: String,
+    phase: String,
+    compensation: String,
+    run: i64,
+    error_type: Option<String>,
+    started_at: At,
+    ended_at: Option<At>,
+    wake_at: Option<At>,
+    format: i32,
+    reason: Option<String>,
+    detail: Option<String>,
+    at: Option<At>,
 }
 
-fn head(row: &Row) -> Result<Head, Failure> {
-    Ok(Head {
-        execution: ExecutionId(row.try_get(0)?),
-        sequence: value::unsigned(row.try_get(1)?),
-        state: value::state(row.try_get(2)?)?,
-        owner: row.try_get::<_, Option<i64>>(3)?.map(NodeId),
-        quarantined: row.try_get(4)?,
-    })
-}
-
-fn listed(row: &Row) -> Result<Listed, Failure> {
-    let time = |at: usize| -> Result<Option<Timestamp>, Failure> {
-        Ok(row.try_get::<_, Option<At>>(at)?.map(|at| at.0))
-    };
-    let text = |at: usize| -> Result<&str, Failure> { Ok(row.try_get(at)?) };
+fn listed(row: ListedRow) -> Result<Listed, Failure> {
     let index = IndexRow {
-        namespace: text(1)?.into(),
-        workflow: text(2)?.into(),
-        version: value::count(row.try_get(3)?)?,
-        key: row.try_get(4)?,
-        state: value::state(text(5)?)?,
-        phase: value::phase(text(6)?)?,
-        compensation: value::compensation(text(7)?)?,
-        run: value::count(row.try_get(8)?)?,
-        error_type: row.try_get(9)?,
-        started_at: row.try_get::<_, At>(10)?.0,
-        ended_at: time(11)?,
-        wake_at: time(12)?,
-        format: value::format(row.try_get(13)?)?,
+        namespace: row.namespace.as_str().into(),
+        workflow: row.workflow.as_str().into(),
+        version: value::count(row.version)?,
+        key: row.key,
+        state: value::state(&row.state)?,
+        phase: value::phase(&row.phase)?,
+        compensation: value::compensation(&row.compensation)?,
+        run: value::count(row.run)?,
+        error_type: row.error_type,
+        started_at: row.started_at.0,
+        ended_at: row.ended_at.map(|at| at.0),
+        wake_at: row.wake_at.map(|at| at.0),
+        format: value::format(row.format)?,
     };
-    let quarantine = quarantine::found(row, 14)?;
-    Ok(Listed { execution: ExecutionId(row.try_get(0)?), index, quarantine })
+    let quarantine = quarantine::found(row.reason, row.detail, row.at)?;
+    Ok(Listed { execution: ExecutionId(row.id), index, quarantine })
 }

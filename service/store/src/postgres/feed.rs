@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use recoup_core::id::ExecutionId;
-use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use recoup_core::time::Timestamp;
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::error::Failure;
@@ -18,55 +17,9 @@ use crate::contract::{
     Result,
 };
 
-/// Columns of an event, in the order in which [`positioned`] reads them.
+/// Columns of an event, as [`EventRow`] reads them.
 const EVENT: &str = "lane, number, id, namespace, kind, workflow, error_type, execution_id,
     fingerprint, at, format, data";
-
-/// One statement, so one snapshot, of three kinds of rows: every lane at or above the floor with its
-/// end (kind 0), runs of removed events behind the cursor (1), the page (2). Where the bytes of a page
-/// end is said in SQL, so that what is beyond is not sent: the same as [`PageLimit::takes`]. Its last
-/// column says whether anything is.
-const READ: &str = "
-    with lane as materialized (
-        select node.id, node.closed_at is not null as closed, coalesce(reached.number, 0) as number
-        from node
-        left join unnest($2::int8[], $3::int8[]) as reached (lane, number)
-            on reached.lane = node.id
-        where node.id >= $1),
-    page as (
-        select * from (
-            select event.*, row_number() over place as place, count(*) over () as found,
-                sum(octet_length(event.data)) over place as bytes
-            from lane
-            cross join lateral (
-                select * from feed
-                where feed.lane = lane.id and feed.number > lane.number
-                order by feed.number limit $4) as event
-            window place as (order by event.number, event.lane)) as event
-        where place <= $4 and (bytes <= $5 or place = 1))
-    select 0 as kind, lane.id as lane,
-        coalesce((select max(number) from feed where feed.lane = lane.id), 0) as number,
-        null as id, null as namespace, null as kind_name, null as workflow, null as error_type,
-        null::uuid as execution_id, null as fingerprint, null::timestamptz as at,
-        null::int4 as format, null::bytea as data, lane.closed, 0::int8 as events
-    from lane
-    union all
-    select 1, lane.id, removed.last_number, null, null, null, null, null, null, null, null, null,
-        null, lane.closed, removed.events
-    from lane
-    join feed_removed as removed
-        on removed.lane = lane.id and removed.last_number > lane.number
-    union all
-    select 2, page.lane, page.number, page.id, page.namespace, page.kind, page.workflow,
-        page.error_type, page.execution_id, page.fingerprint, page.at, page.format, page.data, null,
-        page.found
-    from page";
-/// Lanes, where each ends, and what is known of its beginning.
-const LANES: &str = "
-    select id, closed_at is not null, feed_removed_to,
-        (select min(number) from feed where lane = node.id),
-        (select max(number) from feed where lane = node.id)
-    from node";
 
 #[async_trait]
 impl Feed for PostgresStore {
@@ -93,10 +46,15 @@ impl Feed for PostgresStore {
     }
 
     async fn failure(&self, id: &str) -> Result<Option<Positioned>> {
-        let mut session = self.inner.pool.take().await?;
-        let sql = format!("select {EVENT} from feed where id = $1");
-        let rows = session.query(sql, &[&id]).await?;
-        rows.first().map(|row| Ok(positioned(row, 0)?)).transpose()
+        let mut connection = self.inner.connections.take().await?;
+        let event = sqlx::query_as!(
+            EventRow,
+            r#"select lane, number, id, namespace, kind, workflow, error_type, execution_id,
+                fingerprint, at as "at: At", format, data
+            from feed where id = $1"#,
+            id,
+        );
+        Ok(connection.first(event).await?.map(positioned).transpose()?)
     }
 
     async fn list_failures(
@@ -108,9 +66,6 @@ impl Feed for PostgresStore {
         let exact = filter.namespace.as_str();
         let below = filter.namespace.strip_suffix('*');
         let kinds: Vec<&str> = filter.kinds.iter().map(|kind| value::kind_name(*kind)).collect();
-        let execution = filter.execution.map(|execution| execution.0);
-        let before = before.map(|before| (before.number, before.lane.0));
-        let limit = value::limit(limit);
         // How patterns of types match is a rule of core: here it is said in SQL, and a test holds the
         // two together.
         let all_of_users = filter.error_types.iter().any(|pattern| pattern == "*");
@@ -123,17 +78,17 @@ impl Feed for PostgresStore {
 
         let mut query = Filtered::new(&format!("select {EVENT} from feed where true"));
         match &below {
-            None => query.and("namespace = ?", &exact),
+            None => query.and("namespace = ?", exact),
             Some("") => {}
             Some(prefix) => {
                 query.and("starts_with(namespace, ?) and length(namespace) > length(?)", prefix);
             }
         }
         if !filter.workflows.is_empty() {
-            query.and("workflow = any(?)", &filter.workflows);
+            query.and("workflow = any(?)", filter.workflows.clone());
         }
         if !kinds.is_empty() {
-            query.and("kind = any(?)", &kinds);
+            query.and("kind = any(?)", kinds);
         }
         if !filter.error_types.is_empty() {
             let of_users = if all_of_users {
@@ -145,18 +100,18 @@ impl Feed for PostgresStore {
                 "(exists (select from unnest(?::text[]) as wanted (prefix)
                     where error_type = prefix or starts_with(error_type, prefix || '.')) {of_users})"
             );
-            query.and(&condition, &types);
+            query.and(&condition, types);
         }
-        if let Some(execution) = &execution {
-            query.and("execution_id = ?", execution);
+        if let Some(execution) = filter.execution {
+            query.and("execution_id = ?", execution.0);
         }
-        if let Some((number, lane)) = &before {
-            query.and_below(["number", "lane"], number, lane);
+        if let Some(before) = before {
+            query.and_below(["number", "lane"], (before.number, before.lane.0));
         }
-        let (sql, parameters) = query.ending("order by number desc, lane desc limit ?", &limit);
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &parameters).await?;
-        rows.iter().map(|row| Ok(positioned(row, 0)?)).collect()
+        let query = query.ending("order by number desc, lane desc limit ?", value::limit(limit))?;
+        let mut connection = self.inner.connections.take().await?;
+        let rows = connection.rows(query).await?;
+        rows.iter().map(|row| Ok(positioned(EventRow::from_row(row)?)?)).collect()
     }
 }
 
@@ -172,20 +127,26 @@ struct LaneState {
 impl Inner {
     async fn cursor_at(&self, reached: impl Fn(&LaneState) -> i64 + Send) -> Result<Cursor> {
         let incarnation = self.incarnation().await?;
-        let mut session = self.pool.take().await?;
-        let rows = session.query(LANES, &[]).await?;
-        drop(session);
+        let mut connection = self.connections.take().await?;
+        // Lanes, where each ends, and what is known of its beginning.
+        let known = sqlx::query!(
+            r#"
+            select id, closed_at is not null as "closed!", feed_removed_to as removed_to,
+                (select min(number) from feed where lane = node.id) as first,
+                (select max(number) from feed where lane = node.id) as last
+            from node"#
+        );
+        let rows = connection.all(known).await?;
+        drop(connection);
         let mut read = BTreeMap::new();
         let mut lanes = BTreeMap::new();
-        for row in &rows {
-            let lane = NodeId(row.try_get(0)?);
-            let removed_to: i64 = row.try_get(2)?;
-            let last: Option<i64> = row.try_get(4)?;
+        for row in rows {
+            let lane = NodeId(row.id);
             let state = LaneState {
-                closed: row.try_get(1)?,
-                removed_to,
-                first: row.try_get(3)?,
-                end: last.unwrap_or(0).max(removed_to),
+                closed: row.closed,
+                removed_to: row.removed_to,
+                first: row.first,
+                end: row.last.unwrap_or(0).max(row.removed_to),
             };
             read.insert(lane, reached(&state));
             lanes.insert(lane, (state.closed, state.end));
@@ -196,33 +157,92 @@ impl Inner {
     async fn page(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage> {
         let (reached_lanes, numbers): (Vec<i64>, Vec<i64>) =
             after.lanes.iter().map(|(lane, number)| (lane.0, *number)).unzip();
-        let (wanted, bytes) = (value::limit(limit.events), value::limit(limit.bytes));
-        let parameters: [&(dyn ToSql + Sync); 5] =
-            [&after.floor.0, &reached_lanes, &numbers, &wanted, &bytes];
-        let mut session = self.pool.take().await?;
-        let rows = session.query(READ, &parameters).await?;
-        drop(session);
+        let wanted = value::limit(limit.events);
+        let mut connection = self.connections.take().await?;
+        // One statement, so one snapshot, of three kinds of rows: every lane at or above the floor with
+        // its end (kind 0), runs of removed events behind the cursor (1), the page (2). Where the bytes
+        // of a page end is said in SQL, so that what is beyond is not sent: the same as
+        // `PageLimit::takes`. The last column says whether anything is.
+        let page = sqlx::query!(
+            r#"
+            with lane as materialized (
+                select node.id, node.closed_at is not null as closed,
+                    coalesce(reached.number, 0) as number
+                from node
+                left join unnest($2::int8[], $3::int8[]) as reached (lane, number)
+                    on reached.lane = node.id
+                where node.id >= $1),
+            page as (
+                select * from (
+                    select event.*, row_number() over place as place, count(*) over () as found,
+                        sum(octet_length(event.data)) over place as bytes
+                    from lane
+                    cross join lateral (
+                        select * from feed
+                        where feed.lane = lane.id and feed.number > lane.number
+                        order by feed.number limit $4) as event
+                    window place as (order by event.number, event.lane)) as event
+                where place <= $4 and (bytes <= $5 or place = 1))
+            select 0 as "row_kind!", lane.id as "lane!",
+                coalesce((select max(number) from feed where feed.lane = lane.id), 0) as "number!",
+                null as "id?", null as "namespace?", null as "kind?", null as "workflow?",
+                null as "error_type?", null::uuid as "execution_id?", null as "fingerprint?",
+                null::timestamptz as "at?: At", null::int4 as "format?", null::bytea as "data?",
+                lane.closed as "closed?", 0::int8 as "events!"
+            from lane
+            union all
+            select 1, lane.id, removed.last_number, null, null, null, null, null, null, null, null,
+                null, null, lane.closed, removed.events
+            from lane
+            join feed_removed as removed
+                on removed.lane = lane.id and removed.last_number > lane.number
+            union all
+            select 2, page.lane, page.number, page.id, page.namespace, page.kind, page.workflow,
+                page.error_type, page.execution_id, page.fingerprint, page.at, page.format,
+                page.data, null, page.found
+            from page"#,
+            after.floor.0,
+            &reached_lanes[..],
+            &numbers[..],
+            wanted,
+            value::limit(limit.bytes),
+        );
+        let rows = connection.all(page).await?;
+        drop(connection);
 
         let mut lanes: BTreeMap<NodeId, (bool, i64)> = BTreeMap::new();
         let mut removed = Vec::new();
         let mut events = Vec::new();
         let mut found = 0;
-        for row in &rows {
-            let lane = NodeId(row.try_get(1)?);
-            let number: i64 = row.try_get(2)?;
-            match row.try_get::<_, i32>(0)? {
+        for row in rows {
+            let (lane, number) = (NodeId(row.lane), row.number);
+            let closed = row.closed.unwrap_or(false);
+            match row.row_kind {
                 0 => {
                     let state = lanes.entry(lane).or_insert((false, 0));
-                    *state = (row.try_get(13)?, state.1.max(number));
+                    *state = (closed, state.1.max(number));
                 }
                 1 => {
                     let state = lanes.entry(lane).or_insert((false, 0));
-                    *state = (row.try_get(13)?, state.1.max(number));
-                    removed.push((Position { number, lane }, row.try_get::<_, i64>(14)?));
+                    *state = (closed, state.1.max(number));
+                    removed.push((Position { number, lane }, row.events));
                 }
                 _ => {
-                    found = row.try_get(14)?;
-                    events.push(positioned(row, 1)?);
+                    found = row.events;
+                    events.push(positioned(EventRow {
+                        lane: row.lane,
+                        number,
+                        id: row.id.unwrap_or_default(),
+                        namespace: row.namespace.unwrap_or_default(),
+                        kind: row.kind.unwrap_or_default(),
+                        workflow: row.workflow.unwrap_or_default(),
+                        error_type: row.error_type.unwrap_or_default(),
+                        execution_id: row.execution_id,
+                        fingerprint: row.fingerprint.unwrap_or_default(),
+                        at: row.at.unwrap_or(At(Timestamp::default())),
+                        format: row.format.unwrap_or_default(),
+                        data: row.data.unwrap_or_default(),
+                    })?);
                 }
             }
         }
@@ -274,23 +294,36 @@ fn cursor(
     Cursor { incarnation, floor, lanes }
 }
 
-/// Reads the columns [`EVENT`] from the one at `from` on. In [`READ`] other columns stand before and
-/// the same follow.
-fn positioned(row: &Row, from: usize) -> Result<Positioned, Failure> {
-    let text = |at: usize| -> Result<&str, Failure> { Ok(row.try_get(from + at)?) };
-    let position = Position { number: row.try_get(from + 1)?, lane: NodeId(row.try_get(from)?) };
-    let execution: Option<Uuid> = row.try_get(from + 7)?;
+/// An event of the feed.
+#[derive(FromRow)]
+struct EventRow {
+    lane: i64,
+    number: i64,
+    id: String,
+    namespace: String,
+    kind: String,
+    workflow: String,
+    error_type: String,
+    execution_id: Option<Uuid>,
+    fingerprint: String,
+    at: At,
+    format: i32,
+    data: Vec<u8>,
+}
+
+fn positioned(row: EventRow) -> Result<Positioned, Failure> {
+    let position = Position { number: row.number, lane: NodeId(row.lane) };
     let event = FeedRow {
-        id: text(2)?.into(),
-        namespace: text(3)?.into(),
-        kind: value::kind(text(4)?)?,
-        workflow: text(5)?.into(),
-        error_type: text(6)?.into(),
-        execution: execution.map(ExecutionId),
-        fingerprint: text(8)?.into(),
-        at: row.try_get::<_, At>(from + 9)?.0,
-        format: value::format(row.try_get(from + 10)?)?,
-        data: Bytes::copy_from_slice(row.try_get(from + 11)?),
+        id: row.id,
+        namespace: row.namespace.as_str().into(),
+        kind: value::kind(&row.kind)?,
+        workflow: row.workflow,
+        error_type: row.error_type,
+        execution: row.execution_id.map(ExecutionId),
+        fingerprint: row.fingerprint,
+        at: row.at.0,
+        format: value::format(row.format)?,
+        data: row.data.into(),
     };
     Ok(Positioned { position, row: event })
 }

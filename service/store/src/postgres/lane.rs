@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::error::Failure;
-use super::session::{Backend, Purpose, Session};
+use super::session::{Backend, Session};
 use super::value;
 use crate::contract::{Error, NodeId, Result};
 
@@ -95,7 +95,9 @@ impl Inner {
         let lane = self.lane(node);
         let mut slot = Arc::clone(&lane.slot).lock_owned().await;
         let session = match slot.session.take() {
-            Some(session) if !session.is_closed() => session,
+            Some(session) if !session.is_closed() && session.number() == self.reached.number() => {
+                session
+            }
             _ => match self.connect_lane(&lane, &mut slot).await {
                 Ok(session) => session,
                 // What is certainly not done is this attempt; the one before may be.
@@ -111,13 +113,8 @@ impl Inner {
 
     async fn connect_lane(&self, lane: &Lane, slot: &mut Slot) -> Result<Session> {
         let options = &self.options;
-        let mut session = Session::open(
-            self.pool.config(),
-            Purpose::Commit,
-            options.lock_timeout,
-            options.connect_timeout,
-        )
-        .await?;
+        let mut session =
+            Session::open(&self.reached, options.lock_timeout, options.connect_timeout).await?;
         lane.set_clock(session.opened_at());
         let within = options.commit_timeout;
         let ready = async {

@@ -1,16 +1,19 @@
 //! Brings the schema `recoup` up to what this binary knows, under a lock, so that several may start at
 //! once. A file that was applied is never edited: its checksum is kept.
 //!
-//! Each migration is a transaction of its own, so that its locks last no longer than it does. One that
-//! waits for a lock on a table holds up every commit that comes after it: so it waits for a second only,
-//! gives way to them, and tries again.
+//! The files are applied by sqlx's migrator, each in a transaction of its own, so that its locks last no
+//! longer than it does. One that waits for a lock on a table holds up every commit that comes after it: so
+//! it waits for a second only, gives way to them, and tries again. What the migrator does not know is
+//! which older binaries run on a newer schema: that is in a table beside its own.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
+use sqlx::migrate::{MigrateError, Migration as File, MigrationType, Migrator};
+use sqlx::{AssertSqlSafe, SqlSafeStr};
 
+use super::connection::Connection;
 use super::error::Failure;
-use super::session::Session;
 use crate::contract::Error;
 use crate::format::Formats;
 use crate::schema::{self, Applied, Migration, migration};
@@ -36,16 +39,19 @@ const MIGRATIONS: [Migration; 14] = [
 /// Any number that nothing else on the server locks: "recoup" and a one.
 const LOCK: i64 = 0x0072_6563_6f75_7001;
 
-const TABLE: &str = "
-    create table if not exists migration (
-        version integer not null,
-        name text not null,
-        checksum text not null,
+/// The migrator's own.
+const TABLE: &str = "migration";
+const OLDEST_TABLE: &str = "
+    create table if not exists migration_oldest (
+        version bigint not null,
         -- The oldest schema version whose binaries still run on this one.
         oldest integer not null,
-        applied_at timestamptz not null default clock_timestamp(),
-        constraint migration_pk primary key (version)
+        constraint migration_oldest_pk primary key (version)
     )";
+const APPLIED: &str = "
+    select migration.version, description, encode(checksum, 'hex'), coalesce(oldest, 0)
+    from migration left join migration_oldest using (version)
+    order by migration.version";
 
 /// How often a migration asks for its locks, and the pause in between. After that the caller may wait
 /// longer, as for a database that does not answer.
@@ -53,85 +59,115 @@ const LOCK_TRIES: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
 /// Applies what is missing. If it fails, the schema is that of the last migration that went through.
-pub(super) async fn migrate(session: &mut Session) -> Result<(), Failure> {
-    migrate_to(session, &MIGRATIONS).await
+pub(super) async fn migrate(connection: &mut Connection) -> Result<(), Failure> {
+    migrate_to(connection, &MIGRATIONS).await
 }
 
-async fn migrate_to(session: &mut Session, known: &[Migration]) -> Result<(), Failure> {
-    let mut tries = 1;
-    loop {
-        session.run("begin").await?;
-        let applied = apply_next(session, known).await;
-        session.run(if applied.is_ok() { "commit" } else { "rollback" }).await?;
-        match applied {
-            Ok(true) => tries = 1,
-            Ok(false) => return Ok(()),
-            Err(Failure::Refused(error)) if *error.code() == SqlState::LOCK_NOT_AVAILABLE => {
-                if tries >= LOCK_TRIES {
-                    let reason = "a table that is to be changed stays locked by a transaction";
-                    return Err(Error::Unavailable(reason.into()).into());
-                }
-                tries += 1;
-                tokio::time::sleep(LOCK_PAUSE).await;
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-}
-
-/// False: nothing is missing.
-async fn apply_next(session: &mut Session, known: &[Migration]) -> Result<bool, Failure> {
+async fn migrate_to(connection: &mut Connection, known: &[Migration]) -> Result<(), Failure> {
     // Another node's migration may take its time.
-    session.run("set local lock_timeout = 0").await?;
-    session.query("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;
-    session.run("set local lock_timeout = '1s'").await?;
+    let lock = format!("set lock_timeout = 0; select pg_advisory_lock({LOCK})");
+    connection.run(AssertSqlSafe(lock)).await?;
+    connection.run("set lock_timeout = '1s'").await?;
+    let migrated = migrate_locked(connection, known).await;
+    connection.run(AssertSqlSafe(format!("select pg_advisory_unlock({LOCK})"))).await?;
+    migrated
+}
+
+async fn migrate_locked(connection: &mut Connection, known: &[Migration]) -> Result<(), Failure> {
     // A role that may not create schemas finds one made for it.
-    if session.query("select from pg_namespace where nspname = 'recoup'", &[]).await?.is_empty() {
-        session.run("create schema recoup").await?;
+    const THERE: &str = "select true from pg_namespace where nspname = 'recoup'";
+    if connection.rows(sqlx::query(THERE)).await?.is_empty() {
+        connection.run("create schema recoup").await?;
     }
-    session.run(TABLE).await?;
+    connection.run(OLDEST_TABLE).await?;
+    let migrator = migrator(known);
+    let checksums: Vec<String> = migrator.iter().map(|file| hex(&file.checksum)).collect();
+    let (mut tries, mut reached) = (1, 0);
+    loop {
+        let applied = applied(connection).await?;
+        schema::check(&checksums, &applied)?;
+        if applied.len() > reached {
+            (tries, reached) = (1, applied.len());
+        }
+        // What `run` calls, whose future cannot be sent to other threads.
+        let failure = match migrator.run_direct(None, &mut **connection, false).await {
+            Ok(()) => return begin_with_newest(connection).await,
+            Err(MigrateError::ExecuteMigration(error, _) | MigrateError::Execute(error)) => {
+                Failure::from(error)
+            }
+            Err(error) => return Err(Error::Incompatible(error.to_string()).into()),
+        };
+        if !failure.is_locked() {
+            return Err(failure);
+        }
+        if tries >= LOCK_TRIES {
+            let reason = "a table that is to be changed stays locked by a transaction";
+            return Err(Error::Unavailable(reason.into()).into());
+        }
+        tries += 1;
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+}
 
-    let texts: Vec<&str> = known.iter().map(|migration| migration.text).collect();
-    const CHECKSUMS: &str = "
-        select encode(sha256(convert_to(text, 'UTF8')), 'hex')
-        from unnest($1::text[]) with ordinality as known (text, version) order by version";
-    let checksums = session.query(CHECKSUMS, &[&texts]).await?;
-    let checksums: Vec<String> =
-        checksums.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    let applied = session
-        .query("select version, name, checksum, oldest from migration order by version", &[])
-        .await?;
-    let applied = applied.iter().map(|row| {
-        let (version, oldest): (i32, i32) = (row.try_get(0)?, row.try_get(3)?);
-        let (version, oldest) = (version.max(0).unsigned_abs(), oldest.max(0).unsigned_abs());
-        Ok(Applied { version, name: row.try_get(1)?, checksum: row.try_get(2)?, oldest })
+/// A store that no node has ever joined begins with the newest formats of the binary that opens it: no older
+/// one is there to read it.
+async fn begin_with_newest(connection: &mut Connection) -> Result<(), Failure> {
+    let newest = Formats::NEWEST.numbers().map(i32::from);
+    let begin = sqlx::query!(
+        "update store set history_format = greatest(history_format, $1),
+            definition_format = greatest(definition_format, $2),
+            failure_event_format = greatest(failure_event_format, $3),
+            subscription_format = greatest(subscription_format, $4),
+            registry_answer_format = greatest(registry_answer_format, $5)
+        where not exists (select from node)",
+        newest[0],
+        newest[1],
+        newest[2],
+        newest[3],
+        newest[4],
+    );
+    connection.execute(begin).await?;
+    Ok(())
+}
+
+/// The migrator leaves alone what a newer binary has applied: whether this one runs beside that,
+/// [`schema::check`] has said before.
+fn migrator(known: &[Migration]) -> Migrator {
+    let files = known.iter().zip(1_i64..).map(|(Migration { name, text, oldest }, version)| {
+        // In the transaction of the file, so that no schema is without its rule.
+        let text = format!(
+            "{text}\n; insert into migration_oldest (version, oldest) values ({version}, {oldest});"
+        );
+        let text = AssertSqlSafe(text).into_sql_str();
+        File::new(version, (*name).into(), MigrationType::Simple, text, false)
     });
-    let applied: Vec<Applied> = applied.collect::<Result<_, Failure>>()?;
-    schema::check(&checksums, &applied)?;
+    let mut migrator = Migrator::with_migrations(files.collect());
+    // Its own lock waits as long as any other lock.
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator.dangerous_set_table_name(TABLE);
+    migrator
+}
 
-    let at = applied.len();
-    let (Some(Migration { name, text, oldest }), Some(checksum)) =
-        (known.get(at), checksums.get(at))
-    else {
-        return Ok(false);
-    };
-    session.run(text).await?;
-    if at == 0 {
-        // A new database: no older binary is there to read it.
-        const FRESH: &str = "
-            update store set history_format = formats[1], definition_format = formats[2],
-                failure_event_format = formats[3], subscription_format = formats[4],
-                registry_answer_format = formats[5]
-            from (values ($1::int4[])) as known (formats)";
-        let newest = Formats::NEWEST.numbers().map(i32::from);
-        session.execute(FRESH, &[&&newest[..]]).await?;
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+        text
+    })
+}
+
+async fn applied(connection: &mut Connection) -> Result<Vec<Applied>, Failure> {
+    // The migrator makes its table when it runs first.
+    const THERE: &str = "select true from pg_class where oid = to_regclass('recoup.migration')";
+    if connection.rows(sqlx::query(THERE)).await?.is_empty() {
+        return Ok(Vec::new());
     }
-    const APPLIED: &str = "
-        insert into migration (version, name, checksum, oldest)
-        values ($1::int8::int4, $2, $3, $4::int8::int4)";
-    let version = super::value::limit(at + 1);
-    session.execute(APPLIED, &[&version, name, checksum, &i64::from(*oldest)]).await?;
-    Ok(true)
+    let rows = connection.rows(sqlx::query(APPLIED)).await?;
+    let applied = rows.iter().map(|row| {
+        let (version, name, checksum, oldest): (i64, _, _, i32) = sqlx::FromRow::from_row(row)?;
+        let version = u32::try_from(version).unwrap_or(0);
+        Ok(Applied { version, name, checksum, oldest: oldest.max(0).unsigned_abs() })
+    });
+    applied.collect()
 }
 
 #[cfg(test)]
@@ -139,14 +175,18 @@ mod tests {
     use recoup_test_postgres::{Database, Server};
     use tokio_postgres::{Client, NoTls};
 
-    use super::super::session::{Purpose, config};
+    use std::sync::Arc;
+
+    use super::super::reached::Reached;
+    use super::super::target::Target;
     use super::*;
 
     const LONG: Duration = Duration::from_secs(300);
 
-    async fn session(database: &Database) -> Session {
-        let config = config(&database.url(), LONG).expect("a connection string");
-        Session::open(&config, Purpose::Other, LONG, LONG).await.expect("the server answers")
+    async fn connection(database: &Database) -> Connection {
+        let target = Target::parse(&database.url(), LONG).expect("a connection string");
+        let reached = Arc::new(Reached::new(target, LONG));
+        Connection::open(&reached, LONG, LONG).await.expect("the server answers")
     }
 
     async fn client(database: &Database) -> Client {
@@ -161,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn a_migration_that_waits_for_a_lock_does_not_hold_up_commits() {
         let database = Server::shared().database().await;
-        migrate(&mut session(&database).await).await.expect("a new database");
+        migrate(&mut connection(&database).await).await.expect("a new database");
         let reader = client(&database).await;
         reader.batch_execute("begin; select from recoup.namespace").await.expect("reads");
 
@@ -171,7 +211,7 @@ mod tests {
             oldest: 1,
         };
         let known: Vec<Migration> = MIGRATIONS.into_iter().chain([later]).collect();
-        let mut migrating = session(&database).await;
+        let mut migrating = connection(&database).await;
         let migrating = tokio::spawn(async move { migrate_to(&mut migrating, &known).await });
 
         let watcher = client(&database).await;
@@ -190,6 +230,6 @@ mod tests {
         migrating.await.expect("no panic").expect("it has its lock at last");
         let rows = watcher.query("select later from recoup.namespace", &[]).await.expect("added");
         assert_eq!(rows.len(), 1);
-        migrate(&mut session(&database).await).await.expect("an older binary runs on it");
+        migrate(&mut connection(&database).await).await.expect("an older binary runs on it");
     }
 }

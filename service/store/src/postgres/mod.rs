@@ -1,14 +1,21 @@
-//! The store on Postgres, over tokio-postgres alone.
+//! The store on Postgres, through two drivers.
 //!
-//! Commits go through one connection per node (`lane`); everything else through a small pool. A
-//! commit is one transaction in one round trip, and settles row by row only if something stood in its
+//! Commits go through one connection per node (`lane`), over tokio-postgres, which sends all statements of
+//! a transaction before it awaits the first answer. Everything else goes through small pools of sqlx
+//! (`connection`), which checks queries against the schema when they are compiled. One parser reads the
+//! connection string for both (`target`), and each new connection must lead to the server that the lane
+//! has reached (`reached`).
+//!
+//! A commit is one transaction in one round trip, and settles row by row only if something stood in its
 //! way. What every statement relies on is READ COMMITTED, which each connection pins.
 
 mod commit;
+mod connection;
 mod error;
 mod executions;
 mod feed;
 mod filtered;
+mod incarnation;
 mod keyed;
 mod lane;
 mod migrate;
@@ -16,12 +23,14 @@ mod mutation;
 mod nodes;
 mod overflow;
 mod partition;
-mod pool;
 mod quarantine;
+mod reached;
 mod registry;
 mod retention;
 mod rows;
 mod session;
+mod target;
+mod tls;
 mod value;
 
 use std::collections::HashMap;
@@ -33,21 +42,28 @@ use uuid::Uuid;
 
 use crate::contract::{Error, NodeId, Result};
 use crate::format::Formats;
+use connection::{Connection, Connections, Limits};
 use error::Failure;
 use lane::Lane;
-use pool::Pool;
-use session::Session;
+use reached::{Probe, Reached};
+use target::Target;
+
+/// One for each of two callers.
+const RETENTION_CONNECTIONS: usize = 2;
+/// How long an answer may take where little is due and much is looked through, or where histories are
+/// copied.
+const RETENTION_PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Connections beside those that commit or keep the lease; 8 by default.
+    /// Connections beside those that commit, keep the lease or serve retention; 8 by default.
     pub pool_size: usize,
     /// 5 s by default.
     pub connect_timeout: Duration,
     /// When a commit without an answer is given up, its outcome unknown; 10 s by default.
     pub commit_timeout: Duration,
-    /// When any other statement without an answer is given up; 30 s by default. What retention and
-    /// migrations do may take longer.
+    /// When any other statement without an answer is given up; 30 s by default. What retention does may
+    /// take ten minutes, and a migration as long as it needs.
     pub answer_timeout: Duration,
     /// When a statement that waits for a lock is given up; 5 s by default.
     pub lock_timeout: Duration,
@@ -84,9 +100,13 @@ pub struct PostgresStore {
 
 struct Inner {
     options: Options,
-    pool: Pool,
+    reached: Arc<Reached>,
+    /// For everything that has no connections of its own.
+    connections: Connections,
     /// For the lease alone: whatever else is asked, and however long it takes, must not cost it.
-    leases: Pool,
+    leases: Connections,
+    /// For retention and partitions, whose statements may take long.
+    retention: Connections,
     lanes: Mutex<HashMap<NodeId, Arc<Lane>>>,
     counts: Counters,
 }
@@ -136,34 +156,47 @@ impl std::fmt::Debug for PostgresStore {
 /// Whether a connection string can be used, without connecting.
 ///
 /// # Errors
-/// [`Error::Incompatible`] if it cannot be read, or asks for encryption.
+/// [`Error::Incompatible`] if it cannot be read, or asks for something that is not supported.
 pub fn check_url(url: &str) -> Result<()> {
-    session::config(url, Options::default().connect_timeout).map(drop)
+    Target::parse(url, Options::default().connect_timeout).map(drop)
 }
 
 impl PostgresStore {
     /// Connects, brings the schema up to date and makes partitions ahead. `url` is a connection string
-    /// of libpq, without encryption.
+    /// in one of libpq's two forms.
     ///
     /// [`Error::Incompatible`] if the schema is of a newer binary or was changed, and if the server
     /// does not keep what it acknowledges (`fsync`, `full_page_writes` or `synchronous_commit` is
     /// off), unless [`Options::allow_unsafe_durability`] is set.
     pub async fn connect(url: &str, options: Options) -> Result<Self> {
-        let config = session::config(url, options.connect_timeout)?;
-        let pool = Pool::new(config.clone(), options.pool_size, &options);
-        let leases = Pool::new(config, 1, &options);
-        let mut session = pool.take().await?;
-        session.set_patience(Duration::MAX);
+        let target = Target::parse(url, options.connect_timeout)?;
+        let (connect, lock) = (options.connect_timeout, options.lock_timeout);
+        let reached = Arc::new(Reached::new(target, connect));
+        // Both drivers, at the same time: what is wrong with one of them is told now.
+        let mut connection = Connection::open(&reached, lock, connect).await?;
+        let probe = Probe::open(&reached).await?;
+        probe.check_sessions(&mut connection).await?;
+        reached::check_primary(&mut connection).await?;
         if !options.allow_unsafe_durability {
-            check_durability(&mut session).await?;
+            check_durability(&mut connection).await?;
         }
-        migrate::migrate(&mut session).await?;
-        drop(session);
-        let lanes = Mutex::default();
-        let inner = Arc::new(Inner { options, pool, leases, lanes, counts: Counters::default() });
-        inner.incarnation().await?;
+        migrate::migrate(&mut connection).await?;
+        incarnation::incarnation(&mut connection).await?;
+        reached.set(probe.identity().await?);
+        let identity = reached::identity(&mut connection).await?;
+        reached.check(identity).await?;
+        drop((connection, probe));
+
+        let pool = |size: usize, patience: Duration| {
+            Connections::new(&reached, Limits { size, acquire: connect, patience, lock })
+        };
+        let connections = pool(options.pool_size, options.answer_timeout);
+        let leases = pool(1, options.answer_timeout);
+        let retention = pool(RETENTION_CONNECTIONS, RETENTION_PATIENCE);
+        let (lanes, counts) = (Mutex::default(), Counters::default());
+        let inner = Inner { options, reached, connections, leases, retention, lanes, counts };
         inner.make_partitions().await?;
-        Ok(Self { inner, formats: Formats::NEWEST })
+        Ok(Self { inner: Arc::new(inner), formats: Formats::NEWEST })
     }
 
     /// The same store, as a binary has it that reads formats up to these.
@@ -176,6 +209,12 @@ impl PostgresStore {
     #[cfg(feature = "conformance")]
     pub fn set_lane(&self, node: NodeId, last: i64) {
         self.inner.lane(node).pass(last);
+    }
+
+    /// Makes the pools open new connections, as if one of theirs had broken.
+    #[cfg(feature = "conformance")]
+    pub fn suspect_idle(&self) {
+        self.inner.reached.suspect_idle();
     }
 
     pub fn counts(&self) -> Counts {
@@ -194,60 +233,30 @@ impl PostgresStore {
     }
 }
 
-/// The name of this life of this database, if it has one.
-const NAME: &str = "
-    select store.incarnation
-    from store, pg_database as here
-    where here.datname = current_database()
-        and store.database_oid = here.oid::int8
-        and store.table_oid = 'recoup.store'::regclass::oid::int8
-        and store.system_identifier = (select system_identifier from pg_control_system())";
-const RENAME: &str = "
-    update store set incarnation = gen_random_uuid(), database_oid = here.oid::int8,
-        table_oid = 'recoup.store'::regclass::oid::int8,
-        system_identifier = control.system_identifier
-    from pg_database as here, pg_control_system() as control
-    where here.datname = current_database()
-        and (store.database_oid, store.table_oid, store.system_identifier)
-            is distinct from (here.oid::int8, 'recoup.store'::regclass::oid::int8,
-                control.system_identifier)";
-
 impl Inner {
     fn lane(&self, node: NodeId) -> Arc<Lane> {
         let mut lanes = self.lanes.lock().expect("nothing panics while it is held");
         Arc::clone(lanes.entry(node).or_insert_with(|| Arc::new(Lane::new(node))))
     }
 
-    /// Of this life of this database. A dump that was restored has the row of the old one, in another
-    /// place: the first to look gives it a new name.
+    /// Of this life of this database.
     async fn incarnation(&self) -> Result<Uuid> {
-        let mut session = self.pool.take().await?;
-        self.incarnation_by(&mut session).await
-    }
-
-    async fn incarnation_by(&self, session: &mut Session) -> Result<Uuid> {
-        let mut rows = session.query(NAME, &[]).await?;
-        if rows.is_empty() {
-            session.execute(RENAME, &[]).await?;
-            rows = session.query(NAME, &[]).await?;
-        }
-        let row = rows.first().ok_or_else(|| {
-            Error::Incompatible("the store has lost the row that names it".into())
-        })?;
-        Ok(row.try_get(0)?)
+        let mut connection = self.connections.take().await?;
+        Ok(incarnation::incarnation(&mut connection).await?)
     }
 }
 
-async fn check_durability(session: &mut Session) -> Result<(), Failure> {
+async fn check_durability(connection: &mut Connection) -> Result<(), Failure> {
     // The session's own synchronous_commit is on; what the server does by default is what its
     // operator wants.
-    const OFF: &str = "
-        select name from pg_settings
+    let off = sqlx::query_scalar!(
+        r#"
+        select name as "name!" from pg_settings
         where name in ('fsync', 'full_page_writes') and setting = 'off'
             or name = 'synchronous_commit' and reset_val = 'off'
-        order by name";
-    let off = session.query(OFF, &[]).await?;
-    let off: Vec<String> = off.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        order by name"#
+    );
+    let off = connection.all(off).await?;
     if off.is_empty() {
         return Ok(());
     }

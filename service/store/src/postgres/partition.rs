@@ -12,12 +12,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use recoup_core::time::Timestamp;
-use tokio_postgres::types::ToSql;
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::Inner;
+use super::connection::Connection;
 use super::error::{Failure, Refusal};
-use super::session::Session;
 use super::value::At;
 use crate::contract::{Error, Result};
 
@@ -29,30 +29,10 @@ pub(super) struct Range {
     pub to: Uuid,
 }
 
-const RANGES: &str = "
-    select class.relname::text, pg_get_expr(class.relpartbound, class.oid)
-    from pg_inherits
-    join pg_class as class on class.oid = pg_inherits.inhrelid
-    where pg_inherits.inhparent = 'recoup.history'::regclass
-    order by class.relname";
-const LOCK: &str = "select pg_advisory_xact_lock(hashtext('recoup.history'))";
-/// Another node is at it, or this session from here on, until it ends.
-const TRY_LOCK: &str = "select pg_try_advisory_lock(hashtext('recoup.history.replace'))";
-const NOW: &str = "select clock_timestamp()";
-const EXPIRED: &str = "select partition, expired_executions from history_range";
-const SURVIVORS: &str = "select count(*) from execution where id >= $1 and id < $2";
-/// With each, whether its history may still grow.
-const NEXT_SURVIVORS: &str = "
-    select id, active or compensation in ('PARKED', 'PENDING')
-    from execution where id >= $1 and id < $2 order by id limit 500";
-
 /// How long a commit may wait behind us for each of our tries to lock histories.
 const LOCK_TIMEOUT: &str = "100ms";
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const LOCK_TRIES: usize = 50;
-/// Copies take their time; a server that says nothing for so long is gone.
-const PATIENCE: Duration = Duration::from_secs(600);
-
 /// What was copied of a range while it was in use.
 struct Copy {
     table: String,
@@ -84,23 +64,30 @@ fn bound(millis: i64) -> Uuid {
     Uuid::from_u128(u128::from(millis.max(0).unsigned_abs()) << 80)
 }
 
-pub(super) async fn ranges(session: &mut Session) -> Result<Vec<Range>, Failure> {
-    let rows = session.query(RANGES, &[]).await?;
-    let mut ranges = Vec::with_capacity(rows.len());
-    for row in rows {
-        let bounds: String = row.try_get(1)?;
+pub(super) async fn ranges(connection: &mut Connection) -> Result<Vec<Range>, Failure> {
+    let partitions = sqlx::query!(
+        r#"
+        select class.relname::text as "name!", pg_get_expr(class.relpartbound, class.oid) as bounds
+        from pg_inherits
+        join pg_class as class on class.oid = pg_inherits.inhrelid
+        where pg_inherits.inhparent = 'recoup.history'::regclass
+        order by class.relname"#
+    );
+    let mut ranges = Vec::new();
+    for partition in connection.all(partitions).await? {
+        let bounds = partition.bounds.unwrap_or_default();
         // FOR VALUES FROM ('…') TO ('…'), or DEFAULT.
         let mut quoted = bounds.split('\'').skip(1).step_by(2).map(str::parse::<Uuid>);
         if let (Some(Ok(from)), Some(Ok(to))) = (quoted.next(), quoted.next()) {
-            ranges.push(Range { name: row.try_get(0)?, from, to });
+            ranges.push(Range { name: partition.name, from, to });
         }
     }
     Ok(ranges)
 }
 
-pub(super) async fn now(session: &mut Session) -> Result<Timestamp, Failure> {
-    let rows = session.query(NOW, &[]).await?;
-    Ok(rows[0].try_get::<_, At>(0)?.0)
+pub(super) async fn now(connection: &mut Connection) -> Result<Timestamp, Failure> {
+    let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!: At""#);
+    Ok(connection.one(now).await?.0)
 }
 
 impl Inner {
@@ -113,14 +100,14 @@ impl Inner {
     /// has a row in it, a long transaction holds the table) is left out: its rows go to the default.
     pub async fn make_partitions(&self) -> Result<()> {
         let width = self.width_ms();
-        let mut session = self.pool.take().await?;
-        let now = now(&mut session).await?.as_micros() / 1000;
+        let mut connection = self.retention.take().await?;
+        let now = now(&mut connection).await?.as_micros() / 1000;
         let last = now.saturating_add(width.saturating_mul(self.options.partitions_ahead.into()));
         let mut from = now / width * width;
-        for range in ranges(&mut session).await? {
+        for range in ranges(&mut connection).await? {
             from = from.max(millis(range.to));
         }
-        drop(session);
+        drop(connection);
         while from <= last {
             let to = (from / width + 1) * width;
             match self.make_partition(from, to).await {
@@ -138,47 +125,55 @@ impl Inner {
 
     async fn make_partition(&self, from_ms: i64, to_ms: i64) -> Result<(), Failure> {
         let (from, to) = (bound(from_ms), bound(to_ms));
-        let mut session = self.pool.take().await?;
-        session.begin().await?;
-        session.query(LOCK, &[]).await?;
+        let mut connection = self.retention.take().await?;
+        connection.begin().await?;
+        connection.run("select pg_advisory_xact_lock(hashtext('recoup.history'))").await?;
         // Another node may have made it, or one with other bounds.
-        let there = ranges(&mut session).await?;
+        let there = ranges(&mut connection).await?;
         if !there.iter().any(|range| range.from < to && from < range.to) {
-            session
-                .run(&format!(
+            connection
+                .run(AssertSqlSafe(format!(
                     "set local lock_timeout = '1s';
                     create table history_{from_ms} (like history including all);
                     alter table history attach partition history_{from_ms}
                         for values from ('{from}') to ('{to}')"
-                ))
+                )))
                 .await?;
         }
-        Ok(session.committed().await?)
+        Ok(connection.committed().await?)
     }
 
     /// Replaces at most one old range of which half is gone. Says whether it did.
     pub async fn replace_range(&self) -> Result<bool> {
-        // Its own connection: the lock ends with it.
-        let mut session = self.pool.open().await?;
-        session.set_patience(PATIENCE);
-        let locked = session.query(TRY_LOCK, &[]).await?;
-        if !locked[0].try_get::<_, bool>(0)? {
+        let mut connection = self.retention.take().await?;
+        // The lock ends with the connection.
+        connection.close_when_dropped();
+        let lock = sqlx::query_scalar!(
+            r#"select pg_try_advisory_lock(hashtext('recoup.history.replace')) as "locked!""#
+        );
+        if !connection.one(lock).await? {
+            // Another node is at it.
             return Ok(false);
         }
-        let now = now(&mut session).await?;
-        let expired = session.query(EXPIRED, &[]).await?;
-        for range in ranges(&mut session).await? {
+        let now = now(&mut connection).await?;
+        let expired = sqlx::query!("select partition, expired_executions from history_range");
+        let expired = connection.all(expired).await?;
+        for range in ranges(&mut connection).await? {
             if !range.is_old(now, self.options.partition_width) {
                 continue;
             }
-            let gone = expired.iter().find(|row| row.get::<_, &str>(0) == range.name);
-            let gone: i64 = gone.map_or(Ok(0), |row| row.try_get(1))?;
-            let survivors = session.query(SURVIVORS, &[&range.from, &range.to]).await?;
-            let survivors: i64 = survivors[0].try_get(0)?;
+            let gone = expired.iter().find(|row| row.partition == range.name);
+            let gone = gone.map_or(0, |row| row.expired_executions);
+            let survivors = sqlx::query_scalar!(
+                r#"select count(*) as "survivors!" from execution where id >= $1 and id < $2"#,
+                range.from,
+                range.to,
+            );
+            let survivors = connection.one(survivors).await?;
             // Without survivors, rows that are left are those of executions that went while the range
             // was replaced the last time.
             if survivors == 0 || (gone > 0 && gone >= survivors) {
-                return Ok(self.replace(&mut session, &range).await?);
+                return Ok(self.replace(&mut connection, &range).await?);
             }
         }
         Ok(false)
@@ -187,17 +182,17 @@ impl Inner {
     /// Copies what stays, then changes the tables under a short lock. A crash in between leaves the
     /// copy, which the next try throws away. False if the range stayed in use: every try holds up
     /// commits, so the next one should be a while off.
-    async fn replace(&self, session: &mut Session, range: &Range) -> Result<bool, Failure> {
+    async fn replace(&self, connection: &mut Connection, range: &Range) -> Result<bool, Failure> {
         let Range { name, from, to } = range;
         let table = format!("{name}_next");
-        let began = now(session).await?;
-        session
-            .run(&format!(
+        let began = now(connection).await?;
+        connection
+            .run(AssertSqlSafe(format!(
                 "drop table if exists {table};
                 create table {table} (like history including all);
                 alter table {table} add constraint history_range check (
                     execution_id >= '{from}' and execution_id < '{to}' and execution_id is not null)"
-            ))
+            )))
             .await?;
         let insert = format!(
             "insert into {table} select * from {name} where execution_id = any($1)
@@ -206,53 +201,54 @@ impl Inner {
         let mut after = *from;
         let mut copy = Copy { table, began, is_empty: true, open: Vec::new() };
         loop {
-            let survivors = session.query(NEXT_SURVIVORS, &[&after, to]).await?;
-            let mut ids: Vec<Uuid> = Vec::with_capacity(survivors.len());
-            for row in &survivors {
-                ids.push(row.try_get(0)?);
-                if row.try_get(1)? {
-                    copy.open.push(row.try_get(0)?);
-                }
-            }
-            let Some(last) = ids.last() else { break };
+            // With each, whether its history may still grow.
+            let survivors = sqlx::query!(
+                r#"select id, active or compensation in ('PARKED', 'PENDING') as "is_open!"
+                from execution where id >= $1 and id < $2 order by id limit 500"#,
+                after,
+                to,
+            );
+            let survivors = connection.all(survivors).await?;
+            let Some(last) = survivors.last() else { break };
             copy.is_empty = false;
-            after = Uuid::from_u128(last.as_u128() + 1);
-            session.query(insert.clone(), &[&ids]).await?;
+            after = Uuid::from_u128(last.id.as_u128() + 1);
+            copy.open.extend(survivors.iter().filter(|row| row.is_open).map(|row| row.id));
+            let ids: Vec<Uuid> = survivors.into_iter().map(|row| row.id).collect();
+            connection.execute(sqlx::query(AssertSqlSafe(insert.as_str())).bind(ids)).await?;
         }
         for _ in 0..LOCK_TRIES {
-            match self.exchange(session, range, &copy).await {
+            match self.exchange(connection, range, &copy).await {
                 Ok(()) => return Ok(true),
-                Err(Failure::Refused(error))
-                    if *error.code() == tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE
-                        || Failure::Refused(error.clone()).refusal() == Some(Refusal::Again) =>
+                Err(failure)
+                    if failure.is_locked() || failure.refusal() == Some(Refusal::Again) =>
                 {
-                    session.run("rollback").await?;
+                    connection.run("rollback").await?;
                     tokio::time::sleep(LOCK_PAUSE).await;
                 }
                 Err(failure) => {
-                    // The session ends with us, and with it the transaction.
+                    // The connection ends with us, and with it the transaction.
                     return Err(failure);
                 }
             }
         }
         tracing::warn!(partition = name, "a range of histories is in use and was not replaced");
-        session.run(&format!("drop table {}", copy.table)).await?;
+        connection.run(AssertSqlSafe(format!("drop table {}", copy.table))).await?;
         Ok(false)
     }
 
     async fn exchange(
         &self,
-        session: &mut Session,
+        connection: &mut Connection,
         range: &Range,
         copy: &Copy,
     ) -> Result<(), Failure> {
         let Range { name, from, to } = range;
         let Copy { table, began, is_empty, open } = copy;
-        session
-            .run(&format!(
+        connection
+            .run(AssertSqlSafe(format!(
                 "begin; set local lock_timeout = '{LOCK_TIMEOUT}';
                 lock table history in access exclusive mode"
-            ))
+            )))
             .await?;
         let locked = Instant::now();
         // What was written since, to histories that were open then and to those that are new. None is
@@ -266,11 +262,12 @@ impl Inner {
                     or execution.ended_at is null
                     or execution.ended_at > $3::timestamptz - interval '1 hour'
                     or execution.id = any($4))
-            on conflict do nothing returning true"
+            on conflict do nothing"
         );
-        let parameters: [&(dyn ToSql + Sync); 4] = [from, to, &At(*began), open];
-        let added = session.query(delta, &parameters).await?;
-        let attach = if *is_empty && added.is_empty() {
+        let delta =
+            sqlx::query(AssertSqlSafe(delta)).bind(from).bind(to).bind(At(*began)).bind(open);
+        let added = connection.execute(delta).await?;
+        let attach = if *is_empty && added == 0 {
             format!("drop table {name}; drop table {table}")
         } else {
             format!(
@@ -281,13 +278,13 @@ impl Inner {
                 alter table {table} rename to {name}"
             )
         };
-        session
-            .run(&format!(
+        connection
+            .run(AssertSqlSafe(format!(
                 "alter table history detach partition {name};
                 {attach};
                 delete from history_range where partition = '{name}';
                 commit"
-            ))
+            )))
             .await?;
         let stalled = u64::try_from(locked.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counts.ranges_replaced.fetch_add(1, Ordering::Relaxed);

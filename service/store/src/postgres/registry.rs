@@ -4,8 +4,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
-use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 
 use super::PostgresStore;
 use super::error::Failure;
@@ -16,21 +14,12 @@ use crate::contract::{
     Result, SubscriptionRow, WorkflowVersion,
 };
 
-/// Columns in the order in which [`namespace_row`] reads them; so also below.
-const NAMESPACE: &str = "name, description, retention_us, created_at";
-const VERSION: &str =
-    "namespace, name, version, digest, format, definition, created_at, retired_at";
-const SUBSCRIPTION: &str = "namespace, name, version, format, state, created_at";
-
-/// One change of workflows at a time in a namespace: versions have no gaps.
-const LOCK: &str = "select from namespace where name = $1 for update";
-
 #[async_trait]
 impl Registry for PostgresStore {
     async fn now(&self) -> Result<Timestamp> {
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query("select clock_timestamp()", &[]).await?;
-        Ok(rows[0].try_get::<_, At>(0)?.0)
+        let mut connection = self.inner.connections.take().await?;
+        let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!: At""#);
+        Ok(connection.one(now).await?.0)
     }
 
     async fn answered(
@@ -38,8 +27,8 @@ impl Registry for PostgresStore {
         operation: RegistryOperation,
         request: &RegistryRequest,
     ) -> Result<Option<RegistryAnswer>> {
-        let mut session = self.inner.pool.take().await?;
-        mutation::answered(&mut session, operation, request).await
+        let mut connection = self.inner.connections.take().await?;
+        mutation::answered(&mut connection, operation, request).await
     }
 
     async fn create_namespace(
@@ -49,28 +38,36 @@ impl Registry for PostgresStore {
         retention: Duration,
         request: Option<&RegistryRequest>,
     ) -> Result<NamespaceRow> {
-        let sql = format!(
-            "insert into namespace (name, description, retention_us) values ($1, $2, $3)
-            on conflict do nothing returning {NAMESPACE}"
-        );
-        let retention_us = value::micros(retention);
         let mut mutation = match self.mutate(RegistryOperation::CreateNamespace, request).await? {
             Begun::Answered(answer) => return answer.into_namespace(),
             Begun::Open(mutation) => mutation,
         };
-        let rows = mutation.query(sql, &[&name.as_str(), &description, &retention_us]).await?;
-        let Some(row) = rows.first() else {
+        let insert = sqlx::query_as!(
+            NamespaceColumns,
+            r#"
+            insert into namespace (name, description, retention_us) values ($1, $2, $3)
+            on conflict do nothing
+            returning name, description, retention_us, created_at as "created_at: At""#,
+            name.as_str(),
+            description,
+            value::micros(retention),
+        );
+        let Some(row) = mutation.first(insert).await? else {
             return mutation.refused(Error::AlreadyExists).await;
         };
-        let answer = RegistryAnswer::NamespaceCreated(namespace_row(row)?);
+        let answer = RegistryAnswer::NamespaceCreated(row.into());
         mutation.done(answer).await?.into_namespace()
     }
 
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>> {
-        let sql = format!("select {NAMESPACE} from namespace where name = $1");
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&name.as_str()]).await?;
-        rows.first().map(|row| Ok(namespace_row(row)?)).transpose()
+        let mut connection = self.inner.connections.take().await?;
+        let namespace = sqlx::query_as!(
+            NamespaceColumns,
+            r#"select name, description, retention_us, created_at as "created_at: At"
+            from namespace where name = $1"#,
+            name.as_str(),
+        );
+        Ok(connection.first(namespace).await?.map(NamespaceRow::from))
     }
 
     async fn list_namespaces(
@@ -78,14 +75,16 @@ impl Registry for PostgresStore {
         after: Option<&Namespace>,
         limit: usize,
     ) -> Result<Vec<NamespaceRow>> {
-        let sql = format!(
-            "select {NAMESPACE} from namespace where $1::text is null or name > $1
-            order by name limit $2"
+        let mut connection = self.inner.connections.take().await?;
+        let namespaces = sqlx::query_as!(
+            NamespaceColumns,
+            r#"select name, description, retention_us, created_at as "created_at: At"
+            from namespace where $1::text is null or name > $1
+            order by name limit $2"#,
+            after.map(Namespace::as_str),
+            value::limit(limit),
         );
-        let mut session = self.inner.pool.take().await?;
-        let after = after.map(Namespace::as_str);
-        let rows = session.query(sql, &[&after, &value::limit(limit)]).await?;
-        rows.iter().map(|row| Ok(namespace_row(row)?)).collect()
+        Ok(connection.all(namespaces).await?.into_iter().map(NamespaceRow::from).collect())
     }
 
     async fn register(
@@ -103,7 +102,7 @@ impl Registry for PostgresStore {
             }
             Begun::Open(mutation) => mutation,
         };
-        if mutation.query(LOCK, &[&new.namespace.as_str()]).await?.is_empty() {
+        if !lock_namespace(&mut mutation, &new.namespace).await? {
             return mutation.refused(Error::NotFound).await;
         }
         let (row, is_new) = register(&mut mutation, new).await?;
@@ -118,16 +117,20 @@ impl Registry for PostgresStore {
         name: &WorkflowName,
         version: Option<u32>,
     ) -> Result<Option<WorkflowVersion>> {
-        let sql = format!(
-            "select {VERSION} from workflow_version
+        let mut connection = self.inner.connections.take().await?;
+        let version = sqlx::query_as!(
+            VersionColumns,
+            r#"select namespace, name, version, digest, format, definition, created_at as "created_at: At",
+                retired_at as "retired_at: At"
+            from workflow_version
             where namespace = $1 and name = $2
                 and case when $3::int8 is null then retired_at is null else version = $3 end
-            order by version desc limit 1"
+            order by version desc limit 1"#,
+            namespace.as_str(),
+            name.as_str(),
+            version.map(i64::from),
         );
-        let version = version.map(i64::from);
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&namespace.as_str(), &name.as_str(), &version]).await?;
-        rows.first().map(|row| Ok(version_row(row)?)).transpose()
+        connection.first(version).await?.map(WorkflowVersion::try_from).transpose()
     }
 
     async fn list_workflows(
@@ -136,15 +139,19 @@ impl Registry for PostgresStore {
         after: Option<&WorkflowName>,
         limit: usize,
     ) -> Result<Vec<WorkflowVersion>> {
-        let sql = format!(
-            "select distinct on (name) {VERSION} from workflow_version
+        let mut connection = self.inner.connections.take().await?;
+        let newest = sqlx::query_as!(
+            VersionColumns,
+            r#"select distinct on (name) namespace, name, version, digest, format, definition, created_at as "created_at: At",
+                retired_at as "retired_at: At"
+            from workflow_version
             where namespace = $1 and ($2::text is null or name > $2)
-            order by name, version desc limit $3"
+            order by name, version desc limit $3"#,
+            namespace.as_str(),
+            after.map(WorkflowName::as_str),
+            value::limit(limit),
         );
-        let after = after.map(WorkflowName::as_str);
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&namespace.as_str(), &after, &value::limit(limit)]).await?;
-        rows.iter().map(|row| Ok(version_row(row)?)).collect()
+        connection.all(newest).await?.into_iter().map(WorkflowVersion::try_from).collect()
     }
 
     async fn list_versions(
@@ -154,16 +161,20 @@ impl Registry for PostgresStore {
         before: Option<u32>,
         limit: usize,
     ) -> Result<Vec<WorkflowVersion>> {
-        let sql = format!(
-            "select {VERSION} from workflow_version
+        let mut connection = self.inner.connections.take().await?;
+        let versions = sqlx::query_as!(
+            VersionColumns,
+            r#"select namespace, name, version, digest, format, definition, created_at as "created_at: At",
+                retired_at as "retired_at: At"
+            from workflow_version
             where namespace = $1 and name = $2 and ($3::int8 is null or version < $3)
-            order by version desc limit $4"
+            order by version desc limit $4"#,
+            namespace.as_str(),
+            name.as_str(),
+            before.map(i64::from),
+            value::limit(limit),
         );
-        let (before, limit) = (before.map(i64::from), value::limit(limit));
-        let mut session = self.inner.pool.take().await?;
-        let rows =
-            session.query(sql, &[&namespace.as_str(), &name.as_str(), &before, &limit]).await?;
-        rows.iter().map(|row| Ok(version_row(row)?)).collect()
+        connection.all(versions).await?.into_iter().map(WorkflowVersion::try_from).collect()
     }
 
     async fn retire(
@@ -173,26 +184,27 @@ impl Registry for PostgresStore {
         version: Option<u32>,
         request: Option<&RegistryRequest>,
     ) -> Result<Timestamp> {
-        const RETIRE: &str = "
-            with retired as (
-                update workflow_version set retired_at = coalesce(retired_at, statement_timestamp())
-                where namespace = $1 and name = $2 and ($3::int8 is null or version = $3)
-                returning version, retired_at)
-            select retired_at from retired order by version desc limit 1";
-        let version = version.map(i64::from);
         let mut mutation = match self.mutate(RegistryOperation::RetireWorkflow, request).await? {
             Begun::Answered(answer) => return answer.into_retired_at(),
             Begun::Open(mutation) => mutation,
         };
-        if mutation.query(LOCK, &[&namespace.as_str()]).await?.is_empty() {
+        if !lock_namespace(&mut mutation, namespace).await? {
             return mutation.refused(Error::NotFound).await;
         }
-        let parameters: [&(dyn ToSql + Sync); 3] = [&namespace.as_str(), &name.as_str(), &version];
-        let rows = mutation.query(RETIRE, &parameters).await?;
-        let Some(row) = rows.first() else {
+        let retire = sqlx::query_scalar!(
+            r#"
+            with retired as (
+                update workflow_version set retired_at = coalesce(retired_at, statement_timestamp())
+                where namespace = $1 and name = $2 and ($3::int8 is null or version = $3)
+                returning version, retired_at)
+            select retired_at as "retired_at!: At" from retired order by version desc limit 1"#,
+            namespace.as_str(),
+            name.as_str(),
+            version.map(i64::from),
+        );
+        let Some(At(retired_at)) = mutation.first(retire).await? else {
             return mutation.refused(Error::NotFound).await;
         };
-        let retired_at = row.try_get::<_, At>(0)?.0;
         mutation.done(RegistryAnswer::WorkflowRetired { retired_at }).await?.into_retired_at()
     }
 
@@ -204,21 +216,26 @@ impl Registry for PostgresStore {
         state: &Bytes,
         request: Option<&RegistryRequest>,
     ) -> Result<SubscriptionRow> {
-        let sql = format!(
-            "insert into subscription (namespace, name, format, state) values ($1, $2, $3, $4)
-            on conflict do nothing returning {SUBSCRIPTION}"
-        );
-        let format = i32::from(format);
         let operation = RegistryOperation::CreateSubscription;
         let mut mutation = match self.mutate(operation, request).await? {
             Begun::Answered(answer) => return answer.into_subscription(),
             Begun::Open(mutation) => mutation,
         };
-        let rows = mutation.query(sql, &[&namespace.as_str(), &name, &format, &&state[..]]).await?;
-        let Some(row) = rows.first() else {
+        let insert = sqlx::query_as!(
+            SubscriptionColumns,
+            r#"
+            insert into subscription (namespace, name, format, state) values ($1, $2, $3, $4)
+            on conflict do nothing
+            returning namespace, name, version, format, state, created_at as "created_at: At""#,
+            namespace.as_str(),
+            name,
+            i32::from(format),
+            &state[..],
+        );
+        let Some(row) = mutation.first(insert).await? else {
             return mutation.refused(Error::AlreadyExists).await;
         };
-        let answer = RegistryAnswer::SubscriptionCreated(subscription_row(row)?);
+        let answer = RegistryAnswer::SubscriptionCreated(row.try_into()?);
         mutation.done(answer).await?.into_subscription()
     }
 
@@ -242,11 +259,15 @@ impl Registry for PostgresStore {
         namespace: &Namespace,
         name: &str,
     ) -> Result<Option<SubscriptionRow>> {
-        let sql =
-            format!("select {SUBSCRIPTION} from subscription where namespace = $1 and name = $2");
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&namespace.as_str(), &name]).await?;
-        rows.first().map(|row| Ok(subscription_row(row)?)).transpose()
+        let mut connection = self.inner.connections.take().await?;
+        let subscription = sqlx::query_as!(
+            SubscriptionColumns,
+            r#"select namespace, name, version, format, state, created_at as "created_at: At"
+            from subscription where namespace = $1 and name = $2"#,
+            namespace.as_str(),
+            name,
+        );
+        connection.first(subscription).await?.map(SubscriptionRow::try_from).transpose()
     }
 
     async fn list_subscriptions(
@@ -255,33 +276,44 @@ impl Registry for PostgresStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<SubscriptionRow>> {
-        let sql = format!(
-            "select {SUBSCRIPTION} from subscription
+        let mut connection = self.inner.connections.take().await?;
+        let subscriptions = sqlx::query_as!(
+            SubscriptionColumns,
+            r#"select namespace, name, version, format, state, created_at as "created_at: At"
+            from subscription
             where namespace = $1 and ($2::text is null or name > $2)
-            order by name limit $3"
+            order by name limit $3"#,
+            namespace.as_str(),
+            after,
+            value::limit(limit),
         );
-        let mut session = self.inner.pool.take().await?;
-        let rows = session.query(sql, &[&namespace.as_str(), &after, &value::limit(limit)]).await?;
-        rows.iter().map(|row| Ok(subscription_row(row)?)).collect()
+        connection.all(subscriptions).await?.into_iter().map(SubscriptionRow::try_from).collect()
     }
 
     async fn update_subscription(&self, row: &SubscriptionRow) -> Result<u64> {
-        const UPDATE: &str = "
-            update subscription set version = version + 1, format = $4, state = $5
-            where namespace = $1 and name = $2 and version = $3
-            returning version";
-        const EXISTS: &str = "select from subscription where namespace = $1 and name = $2";
         let (namespace, name) = (row.namespace.as_str(), row.name.as_str());
-        let (version, format) = (row.version.cast_signed(), i32::from(row.format));
-        let mut session = self.inner.pool.take().await?;
-        let updated =
-            session.query(UPDATE, &[&namespace, &name, &version, &format, &&row.state[..]]).await?;
-        match updated.first() {
-            Some(updated) => Ok(value::unsigned(updated.try_get(0)?)),
-            None if session.query(EXISTS, &[&namespace, &name]).await?.is_empty() => {
-                Err(Error::NotFound)
-            }
-            None => Err(Error::Conflict),
+        let mut connection = self.inner.connections.take().await?;
+        let update = sqlx::query_scalar!(
+            "update subscription set version = version + 1, format = $4, state = $5
+            where namespace = $1 and name = $2 and version = $3
+            returning version",
+            namespace,
+            name,
+            row.version.cast_signed(),
+            i32::from(row.format),
+            &row.state[..],
+        );
+        if let Some(version) = connection.first(update).await? {
+            return Ok(value::unsigned(version));
+        }
+        let exists = sqlx::query_scalar!(
+            r#"select true as "exists!" from subscription where namespace = $1 and name = $2"#,
+            namespace,
+            name,
+        );
+        match connection.first(exists).await? {
+            None => Err(Error::NotFound),
+            Some(_) => Err(Error::Conflict),
         }
     }
 
@@ -291,81 +323,141 @@ impl Registry for PostgresStore {
         name: &str,
         request: Option<&RegistryRequest>,
     ) -> Result<()> {
-        const DELETE: &str = "delete from subscription where namespace = $1 and name = $2";
         let operation = RegistryOperation::DeleteSubscription;
         let mut mutation = match self.mutate(operation, request).await? {
             Begun::Answered(_) => return Ok(()),
             Begun::Open(mutation) => mutation,
         };
-        if mutation.execute(DELETE, &[&namespace.as_str(), &name]).await? == 0 {
+        let delete = sqlx::query!(
+            "delete from subscription where namespace = $1 and name = $2",
+            namespace.as_str(),
+            name,
+        );
+        if mutation.execute(delete).await? == 0 {
             return mutation.refused(Error::NotFound).await;
         }
         mutation.done(RegistryAnswer::SubscriptionDeleted).await.map(drop)
     }
 }
 
+/// One change of workflows at a time in a namespace: versions have no gaps. False: there is none.
+async fn lock_namespace(
+    mutation: &mut Mutation<'_>,
+    namespace: &Namespace,
+) -> Result<bool, Failure> {
+    let lock = sqlx::query_scalar!(
+        r#"select true as "locked!" from namespace where name = $1 for update"#,
+        namespace.as_str(),
+    );
+    Ok(mutation.first(lock).await?.is_some())
+}
+
 /// The version that has this definition, and whether it is new.
 async fn register(
     mutation: &mut Mutation<'_>,
     new: &NewVersion,
-) -> Result<(WorkflowVersion, bool), Failure> {
+) -> Result<(WorkflowVersion, bool)> {
     let (namespace, name) = (new.namespace.as_str(), new.name.as_str());
-    let latest = format!(
-        "select {VERSION} from workflow_version
+    let latest = sqlx::query_as!(
+        VersionColumns,
+        r#"select namespace, name, version, digest, format, definition,
+            created_at as "created_at: At", retired_at as "retired_at: At"
+        from workflow_version
         where namespace = $1 and name = $2 and retired_at is null
-        order by version desc limit 1"
+        order by version desc limit 1"#,
+        namespace,
+        name,
     );
-    let rows = mutation.query(latest, &[&namespace, &name]).await?;
-    if let Some(row) = rows.first() {
-        let latest = version_row(row)?;
+    if let Some(latest) = mutation.first(latest).await? {
+        let latest = WorkflowVersion::try_from(latest)?;
         if latest.digest == new.digest {
             return Ok((latest, false));
         }
     }
-    let insert = format!(
-        "insert into workflow_version (namespace, name, version, digest, format, definition)
+    let insert = sqlx::query_as!(
+        VersionColumns,
+        r#"
+        insert into workflow_version (namespace, name, version, digest, format, definition)
         select $1, $2, coalesce(max(version), 0) + 1, $3, $4, $5
         from workflow_version where namespace = $1 and name = $2
-        returning {VERSION}"
+        returning namespace, name, version, digest, format, definition,
+            created_at as "created_at: At", retired_at as "retired_at: At""#,
+        namespace,
+        name,
+        &new.digest[..],
+        i32::from(new.format),
+        &new.definition[..],
     );
-    let format = i32::from(new.format);
-    let rows = mutation
-        .query(insert, &[&namespace, &name, &&new.digest[..], &format, &&new.definition[..]])
-        .await?;
-    Ok((version_row(&rows[0])?, true))
+    Ok((mutation.one(insert).await?.try_into()?, true))
 }
 
-fn namespace_row(row: &Row) -> Result<NamespaceRow, Failure> {
-    Ok(NamespaceRow {
-        name: row.try_get::<_, &str>(0)?.into(),
-        description: row.try_get(1)?,
-        retention: Duration::from_micros(value::unsigned(row.try_get(2)?)),
-        created_at: row.try_get::<_, At>(3)?.0,
-    })
+struct NamespaceColumns {
+    name: String,
+    description: String,
+    retention_us: i64,
+    created_at: At,
 }
 
-fn version_row(row: &Row) -> Result<WorkflowVersion, Failure> {
-    let digest: &[u8] = row.try_get(3)?;
-    let digest = digest.try_into().map_err(|_| Error::Incompatible("digest".into()))?;
-    Ok(WorkflowVersion {
-        namespace: row.try_get::<_, &str>(0)?.into(),
-        name: row.try_get::<_, &str>(1)?.into(),
-        version: value::count(row.try_get(2)?)?,
-        digest,
-        format: value::format(row.try_get(4)?)?,
-        definition: Bytes::copy_from_slice(row.try_get(5)?),
-        created_at: row.try_get::<_, At>(6)?.0,
-        retired_at: row.try_get::<_, Option<At>>(7)?.map(|at| at.0),
-    })
+impl From<NamespaceColumns> for NamespaceRow {
+    fn from(row: NamespaceColumns) -> Self {
+        Self {
+            name: row.name.as_str().into(),
+            description: row.description,
+            retention: Duration::from_micros(value::unsigned(row.retention_us)),
+            created_at: row.created_at.0,
+        }
+    }
 }
 
-fn subscription_row(row: &Row) -> Result<SubscriptionRow, Failure> {
-    Ok(SubscriptionRow {
-        namespace: row.try_get::<_, &str>(0)?.into(),
-        name: row.try_get(1)?,
-        version: value::unsigned(row.try_get(2)?),
-        format: value::format(row.try_get(3)?)?,
-        state: Bytes::copy_from_slice(row.try_get(4)?),
-        created_at: row.try_get::<_, At>(5)?.0,
-    })
+struct VersionColumns {
+    namespace: String,
+    name: String,
+    version: i64,
+    digest: Vec<u8>,
+    format: i32,
+    definition: Vec<u8>,
+    created_at: At,
+    retired_at: Option<At>,
+}
+
+impl TryFrom<VersionColumns> for WorkflowVersion {
+    type Error = Error;
+
+    fn try_from(row: VersionColumns) -> Result<Self> {
+        let digest = row.digest.try_into().map_err(|_| Error::Incompatible("digest".into()))?;
+        Ok(Self {
+            namespace: row.namespace.as_str().into(),
+            name: row.name.as_str().into(),
+            version: value::count(row.version)?,
+            digest,
+            format: value::format(row.format)?,
+            definition: row.definition.into(),
+            created_at: row.created_at.0,
+            retired_at: row.retired_at.map(|at| at.0),
+        })
+    }
+}
+
+struct SubscriptionColumns {
+    namespace: String,
+    name: String,
+    version: i64,
+    format: i32,
+    state: Vec<u8>,
+    created_at: At,
+}
+
+impl TryFrom<SubscriptionColumns> for SubscriptionRow {
+    type Error = Error;
+
+    fn try_from(row: SubscriptionColumns) -> Result<Self> {
+        Ok(Self {
+            namespace: row.namespace.as_str().into(),
+            name: row.name,
+            version: value::unsigned(row.version),
+            format: value::format(row.format)?,
+            state: row.state.into(),
+            created_at: row.created_at.0,
+        })
+    }
 }

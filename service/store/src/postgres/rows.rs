@@ -453,8 +453,4 @@ impl<'a> Tasks<'a> {
     fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
         vec![&self.execution, &self.path, &self.attempt]
     }
-
-    pub fn delete(&self) -> Call<'_> {
-        (DELETE_OVERFLOW, self.parameters())
-    }
 }

@@ -1,23 +1,22 @@
-//! One connection, with the statements that it has prepared.
+//! One connection of a lane, with the statements that it has prepared.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use recoup_core::time::Timestamp;
 use tokio::task::JoinHandle;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{CancelToken, Client, Config, NoTls, Row, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::error::Failure;
+use super::reached::{self, Reached};
 use super::value::At;
 use crate::contract::{Error, Result};
 
-/// Of every connection. A transaction whose client went silent must not hold its locks: the batch
+/// Of every connection, through either driver. A transaction whose client went silent must not hold its locks: the batch
 /// that is sent again waits for them.
-const SETTINGS: &str = "
+pub(super) const SETTINGS: &str = "
     set search_path = recoup;
     set default_transaction_isolation = 'read committed';
     set default_transaction_read_only = off;
@@ -48,21 +47,13 @@ pub(super) struct Backend {
     pub started_at: At,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Commit,
-    Other,
-}
-
 pub(super) struct Session {
     client: Client,
     statements: HashMap<String, Statement>,
     backend: Backend,
     opened_at: Timestamp,
-    /// How long each answer may take.
-    patience: Duration,
-    /// A statement is under way; or it is without anybody who waits for its answer any more.
-    is_busy: AtomicBool,
+    /// Of the server, among those that were reached.
+    number: u64,
     /// Ends the connection even if the server has stopped answering.
     driver: JoinHandle<()>,
 }
@@ -76,45 +67,22 @@ impl Drop for Session {
     }
 }
 
-/// Reads a connection string and adds what we want of every connection.
-pub(super) fn config(url: &str, timeout: Duration) -> Result<Config> {
-    let mut config: Config =
-        url.parse().map_err(|error| Error::Incompatible(format!("connection string: {error}")))?;
-    if matches!(config.get_ssl_mode(), SslMode::Require) {
-        let reason = "sslmode=require: connections to Postgres are not encrypted yet";
-        return Err(Error::Incompatible(reason.into()));
-    }
-    config
-        .application_name("recoup")
-        .connect_timeout(timeout)
-        .tcp_user_timeout(timeout)
-        .keepalives(true)
-        .keepalives_idle(Duration::from_secs(5))
-        .keepalives_interval(Duration::from_secs(2))
-        .keepalives_retries(3);
-    Ok(config)
-}
-
 impl Session {
     pub async fn open(
-        config: &Config,
-        purpose: Purpose,
+        reached: &Reached,
         lock_timeout: Duration,
         timeout: Duration,
     ) -> Result<Self> {
-        let opened = tokio::time::timeout(timeout, Self::connect(config, purpose, lock_timeout));
+        let opened = tokio::time::timeout(timeout, Self::connect(reached, lock_timeout));
         match opened.await {
             Ok(opened) => Ok(opened?),
             Err(_) => Err(Error::Unavailable("no connection to Postgres in time".into())),
         }
     }
 
-    async fn connect(
-        config: &Config,
-        purpose: Purpose,
-        lock_timeout: Duration,
-    ) -> Result<Self, Failure> {
-        let (client, connection) = config.connect(NoTls).await?;
+    async fn connect(reached: &Reached, lock_timeout: Duration) -> Result<Self, Failure> {
+        let target = reached.target();
+        let (client, connection) = target.config.connect(target.connector.clone()).await?;
         let driver = tokio::spawn(async move {
             // Whoever waits for an answer is told; this is for those who read logs.
             if let Err(error) = connection.await {
@@ -126,16 +94,14 @@ impl Session {
             statements: HashMap::new(),
             backend: Backend { pid: 0, started_at: At(Timestamp::default()) },
             opened_at: Timestamp::default(),
-            patience: Duration::MAX,
-            is_busy: AtomicBool::new(false),
+            number: 0,
             driver,
         };
         let lock_timeout_ms = lock_timeout.as_millis();
         session.client.batch_execute(SETTINGS).await?;
         session.client.batch_execute(&format!("set lock_timeout = {lock_timeout_ms}")).await?;
-        if purpose == Purpose::Commit {
-            session.client.batch_execute(COMMIT_SETTINGS).await?;
-        }
+        session.client.batch_execute(COMMIT_SETTINGS).await?;
+        session.number = reached.set(reached::identity_of(&session.client).await?);
         const IDENTITY: &str = "
             select pid, backend_start, clock_timestamp() from pg_stat_activity
             where pid = pg_backend_pid()";
@@ -154,40 +120,18 @@ impl Session {
         self.opened_at
     }
 
+    /// Changes with the server that is reached; see [`Reached::number`].
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 
-    /// From here on an answer that takes longer is [`Failure::Lost`]. At first there is no limit: who
-    /// opened the connection has one of its own, or a statement that may take its time.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
-    }
-
-    /// Whoever sent the last statement has gone without its answer.
-    pub fn is_busy(&self) -> bool {
-        self.is_busy.load(Ordering::Relaxed)
-    }
-
-    /// Ends what the connection is busy with, through another one.
-    pub fn cancel_token(&self) -> CancelToken {
-        self.client.cancel_token()
-    }
-
     /// For statements that are run once: no parameters, several at a time.
     pub async fn run(&self, sql: &str) -> Result<(), Failure> {
-        self.answered(self.client.batch_execute(sql)).await
-    }
-
-    async fn answered<T>(
-        &self,
-        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, Failure> {
-        self.is_busy.store(true, Ordering::Relaxed);
-        let answer = tokio::time::timeout(self.patience, call).await;
-        let answer = answer.map_err(|_| Failure::Lost("no answer in time".into()))?;
-        self.is_busy.store(false, Ordering::Relaxed);
-        Ok(answer?)
+        Ok(self.client.batch_execute(sql).await?)
     }
 
     pub async fn query(
@@ -196,7 +140,7 @@ impl Session {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
         let statement = self.prepare(sql.as_ref()).await?;
-        self.answered(self.client.query(&statement, parameters)).await
+        Ok(self.client.query(&statement, parameters).await?)
     }
 
     pub async fn execute(
@@ -205,7 +149,7 @@ impl Session {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, Failure> {
         let statement = self.prepare(sql).await?;
-        self.answered(self.client.execute(&statement, parameters)).await
+        Ok(self.client.execute(&statement, parameters).await?)
     }
 
     /// Sends all calls, in their order, before it awaits the answers: one round trip, but that a
@@ -222,15 +166,15 @@ impl Session {
             .map(|((_, parameters), statement)| self.client.query(statement, parameters));
         // All are awaited: what follows an error fails only because of it, and which answer comes in
         // first is chance.
-        let answers = join_all(answers);
-        self.answered(async { answers.await.into_iter().collect() }).await
+        let answers = join_all(answers).await;
+        Ok(answers.into_iter().collect::<Result<_, _>>()?)
     }
 
     async fn prepare(&mut self, sql: &str) -> Result<Statement, Failure> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.answered(self.client.prepare(sql)).await?;
+        let statement = self.client.prepare(sql).await?;
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
         }

@@ -7,10 +7,13 @@ use recoup_core::execution::{CompensationState, Phase, State};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
-use tokio_postgres::Row;
+use sqlx::encode::IsNull as SqlxIsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Encode, Postgres};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-use super::error::Failure;
 use crate::contract::{Error, Result};
 use crate::format::Formats;
 
@@ -30,7 +33,7 @@ impl ToSql for At {
         _: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.put_i64(self.0.as_micros().saturating_sub(EPOCH_US).max(FIRST_US));
+        out.put_i64(self.wire());
         Ok(IsNull::No)
     }
 
@@ -43,12 +46,47 @@ impl ToSql for At {
 
 impl<'a> FromSql<'a> for At {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        let micros = i64::from_be_bytes(raw.try_into()?);
-        Ok(Self(Timestamp::from_micros(micros.saturating_add(EPOCH_US))))
+        Ok(Self::of_wire(i64::from_be_bytes(raw.try_into()?)))
     }
 
     fn accepts(ty: &Type) -> bool {
         *ty == Type::TIMESTAMPTZ
+    }
+}
+
+impl At {
+    /// What is sent: microseconds since 2000.
+    fn wire(self) -> i64 {
+        self.0.as_micros().saturating_sub(EPOCH_US).max(FIRST_US)
+    }
+
+    fn of_wire(micros: i64) -> Self {
+        Self(Timestamp::from_micros(micros.saturating_add(EPOCH_US)))
+    }
+}
+
+impl sqlx::Type<Postgres> for At {
+    fn type_info() -> PgTypeInfo {
+        // timestamptz
+        PgTypeInfo::with_oid(Oid(1184))
+    }
+}
+
+impl PgHasArrayType for At {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1185))
+    }
+}
+
+impl Encode<'_, Postgres> for At {
+    fn encode_by_ref(&self, out: &mut PgArgumentBuffer) -> Result<SqlxIsNull, BoxDynError> {
+        Encode::<Postgres>::encode_by_ref(&self.wire(), out)
+    }
+}
+
+impl Decode<'_, Postgres> for At {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        Ok(Self::of_wire(i64::from_be_bytes(value.as_bytes()?.try_into()?)))
     }
 }
 
@@ -158,11 +196,11 @@ pub(super) fn count(count: i64) -> Result<u32> {
     u32::try_from(count).map_err(|_| Error::Incompatible(format!("count {count}")))
 }
 
-/// The first columns of a row, in the order of [`COLUMNS`](crate::format::COLUMNS).
-pub(super) fn formats(row: &Row) -> Result<Formats, Failure> {
+/// From the columns of [`COLUMNS`](crate::format::COLUMNS), in their order.
+pub(super) fn formats(columns: &[i32]) -> Result<Formats> {
     let mut numbers = Formats::FIRST.numbers();
-    for (column, number) in numbers.iter_mut().enumerate() {
-        *number = format(row.try_get(column)?)?;
+    for (column, number) in columns.iter().zip(&mut numbers) {
+        *number = format(*column)?;
     }
     Ok(Formats::from_numbers(numbers))
 }

@@ -5,6 +5,8 @@ mod cut;
 mod damage;
 mod feed;
 mod opening;
+mod pooler;
 mod ranges;
 mod requests;
+mod servers;
 mod waiting;

@@ -1,0 +1,54 @@
+//! Runs a command beside a private server whose database has had the migrations of a folder, without
+//! the code that applies them: what must compile against the schema cannot be needed to make it.
+//!
+//!     migrated FOLDER COMMAND [ARGUMENT]…
+//!
+//! The command finds the database in `DATABASE_URL`.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use recoup_test_postgres::{Database, Server};
+use tokio_postgres::NoTls;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, command, rest @ ..] = &arguments[..] else {
+        eprintln!("usage: migrated FOLDER COMMAND [ARGUMENT]…");
+        return ExitCode::from(2);
+    };
+    let server = Server::start(&[]);
+    let database = server.database().await;
+    migrate(&database, Path::new(folder)).await;
+    let url = format!("{}?options=-csearch_path%3Drecoup", database.url());
+    let status = Command::new(command).args(rest).env("DATABASE_URL", url).status();
+    match status {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{command}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// In the order of their names.
+async fn migrate(database: &Database, folder: &Path) {
+    let (client, connection) =
+        tokio_postgres::connect(&database.url(), NoTls).await.expect("the server is ready");
+    tokio::spawn(connection);
+    const SCHEMA: &str = "create schema recoup; set search_path = recoup";
+    client.batch_execute(SCHEMA).await.expect("the database is empty");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("the folder can be read")
+        .map(|entry| entry.expect("the folder can be read").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
+        .collect();
+    files.sort();
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("the file can be read");
+        let applied = client.batch_execute(&text).await;
+        applied.unwrap_or_else(|error| panic!("{}: {error:?}", file.display()));
+    }
+}
