@@ -1,7 +1,9 @@
 //! Runs a command beside a private server whose database has had the migrations of a folder, without
 //! the code that applies them: what must compile against the schema cannot be needed to make it.
 //!
-//!     migrated FOLDER COMMAND [ARGUMENT]…
+//! ```text
+//! migrated FOLDER COMMAND [ARGUMENT]…
+//! ```
 //!
 //! The command finds the database in `DATABASE_URL`.
 
