@@ -127,7 +127,7 @@ impl Formats {
         }
     }
 
-    /// In the order of [`Row::ALL`], as in [`COLUMNS`].
+    /// In the order of [`Row::ALL`].
     pub fn numbers(self) -> [u16; Row::ALL.len()] {
         Row::ALL.map(|row| self.of(row))
     }
