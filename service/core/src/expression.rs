@@ -179,30 +179,24 @@ impl Template {
         Ok(Self { body })
     }
 
-    /// As [`Self::render`], but what passes on a payload as it is says so.
-    ///
     /// # Errors
-    /// Those of [`Self::render`].
-    pub fn source(&self, variables: Variables<'_>) -> Result<PayloadSource, Error> {
-        Ok(match &self.body {
-            Body::Input => PayloadSource::Input,
-            Body::Output(step) => PayloadSource::Output(step.clone()),
-            Body::Constant(_) | Body::Segments { .. } => {
-                PayloadSource::Inline(self.render(variables)?)
-            }
+    /// Those of [`Self::source`].
+    pub fn render(&self, variables: Variables<'_>) -> Result<Payload, Error> {
+        Ok(match self.source(variables)? {
+            PayloadSource::Inline(payload) => payload,
+            passed_on => variables.execution.payload(&passed_on),
         })
     }
 
+    /// What the template gives; if it only passes on a payload, where that is.
+    ///
     /// # Errors
     /// `recoup.expression` where an evaluation fails, `recoup.payload_too_large` where the result is.
-    pub fn render(&self, variables: Variables<'_>) -> Result<Payload, Error> {
-        match &self.body {
-            Body::Constant(payload) => Ok(payload.clone()),
-            Body::Input => Ok(variables.execution.input.clone()),
-            Body::Output(step) => {
-                let output = variables::output(variables.execution, step);
-                Ok(output.cloned().unwrap_or_else(Payload::null))
-            }
+    pub fn source(&self, variables: Variables<'_>) -> Result<PayloadSource, Error> {
+        Ok(match &self.body {
+            Body::Constant(payload) => PayloadSource::Inline(payload.clone()),
+            Body::Input => PayloadSource::Input,
+            Body::Output(step) => PayloadSource::Output(step.clone()),
             Body::Segments { segments, reads } => {
                 let context = variables::context(reads, variables)?;
                 let mut json = Vec::new();
@@ -212,9 +206,9 @@ impl Template {
                         return Err(too_large());
                     }
                 }
-                Ok(Payload::json(json))
+                PayloadSource::Inline(Payload::json(json))
             }
-        }
+        })
     }
 }
 

@@ -87,6 +87,14 @@ impl<'a> Decider<'a> {
         Ok(Turn::Begin { input })
     }
 
+    /// As the history has a payload: only a terse one says where it is already.
+    fn as_written(&self, source: PayloadSource) -> PayloadSource {
+        match self.state().format {
+            TERSE.. => source,
+            _ => PayloadSource::Inline(self.state().payload(&source)),
+        }
+    }
+
     /// A step or a compensation begins, and its first attempt is scheduled.
     pub(super) fn begin(
         &mut self,
@@ -95,12 +103,11 @@ impl<'a> Decider<'a> {
         input: PayloadSource,
         attempt: u32,
     ) {
-        let at = self.now;
+        let (at, input) = (self.now, self.as_written(input));
         if self.state().format >= TERSE {
             let first = Some(FirstAttempt { number: attempt, at });
             return self.emit(Event::StepStarted { path, generation, input, first });
         }
-        let input = PayloadSource::Inline(self.state().payload(&input));
         self.emit(Event::StepStarted { path: path.clone(), generation, input, first: None });
         self.emit(Event::AttemptScheduled { path, attempt, at });
     }
@@ -132,11 +139,8 @@ impl<'a> Decider<'a> {
             }),
         };
         match output {
-            Ok(mut output) => {
-                if self.state().format < TERSE {
-                    output = PayloadSource::Inline(self.state().payload(&output));
-                }
-                self.emit(Event::RunSucceeded { output });
+            Ok(output) => {
+                self.emit(Event::RunSucceeded { output: self.as_written(output) });
                 self.begin_finally();
             }
             Err(error) => self.stop_run(StopCause::Failed, error, None),
