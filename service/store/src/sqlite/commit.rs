@@ -18,13 +18,12 @@ use crate::contract::{
     Settled, StartRequest, Transition, Transitions,
 };
 
-/// Wants the place before it to be taken.
+/// Of values alone: with a select, SQLite would put the row into a table of its own first and keep a copy of
+/// each page that it changes, in case that there is more than one row.
 const APPEND: &str = "
     insert into history (execution_id, sequence, transition_id, format, data, checksum)
-    select ?1, ?2, ?3, ?4, ?5, ?6
-    where ?2 = 1
-        or exists (select 1 from history where execution_id = ?1 and sequence = ?2 - 1)
-    on conflict do nothing";
+    values (?1, ?2, ?3, ?4, ?5, ?6) on conflict do nothing";
+const IS_TAKEN: &str = "select 1 from history where execution_id = ?1 and sequence = ?2";
 const TAKE_REQUEST: &str = "
     insert into start_request (namespace, request_id, execution_id, digest, started, created_at)
     values (?1, ?2, ?3, ?4, ?5, ?6) on conflict do nothing";
@@ -34,6 +33,12 @@ const UPDATE_INDEX: &str = "
         error_type = ?11, ended_at = ?13, wake_at = ?14, owner = ?15, format = ?16
     where id = ?1 and namespace = ?2 and workflow = ?3 and version = ?4 and key is ?5
         and started_at = ?12";
+/// What happens as a rule at a start.
+const ADD_INDEX: &str = "
+    insert into execution (id, namespace, workflow, version, key, state, phase, compensation, run,
+        active, error_type, started_at, ended_at, wake_at, owner, format)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+    on conflict do nothing";
 const WRITE_INDEX: &str = "
     insert into execution (id, namespace, workflow, version, key, state, phase, compensation, run,
         active, error_type, started_at, ended_at, wake_at, owner, format)
@@ -42,6 +47,9 @@ const WRITE_INDEX: &str = "
         state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10, error_type = ?11,
         started_at = ?12, ended_at = ?13, wake_at = ?14, owner = ?15, format = ?16";
 const REMIND: &str = "update execution set wake_at = ?2 where id = ?1 and owner = ?3";
+/// All that an ordinary commit runs for each transition.
+#[cfg(test)]
+pub(super) const ORDINARY: [&str; 5] = [APPEND, IS_TAKEN, TAKE_REQUEST, UPDATE_INDEX, ADD_INDEX];
 const ADD_EVENT: &str = "
     insert into feed (number, lane, id, namespace, kind, workflow, error_type, execution_id,
         fingerprint, at, format, data)
@@ -273,6 +281,11 @@ impl Append<'_, '_> {
         let Transition { execution, sequence, transition_id, format, data, .. } = transition;
         let (execution, transition_id) = (execution.0.as_bytes(), transition_id.0.as_bytes());
         let sequence = value::signed(*sequence);
+        if sequence > 1
+            && !self.write.prepare(IS_TAKEN)?.exists(params![execution, sequence - 1])?
+        {
+            return Ok(false);
+        }
         let row =
             params![execution, sequence, transition_id, format, &data[..], transition.checksum()];
         Ok(self.write.execute(APPEND, row)? == 1)
@@ -307,7 +320,8 @@ impl Append<'_, '_> {
             self.node.0,
             index.format,
         ];
-        if transition.sequence == 1 || self.write.execute(UPDATE_INDEX, row)? == 0 {
+        let usual = if transition.sequence == 1 { ADD_INDEX } else { UPDATE_INDEX };
+        if self.write.execute(usual, row)? == 0 {
             self.write.execute(WRITE_INDEX, row)?;
         }
         Ok(())

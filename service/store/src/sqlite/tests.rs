@@ -200,6 +200,48 @@ async fn the_writer_syncs_every_commit() {
     assert_eq!(journal, "wal".to_owned().into());
 }
 
+/// What a lone execution writes: each commit writes the pages that it changes, whole.
+#[tokio::test]
+async fn a_commit_alone_writes_little() {
+    let folder = folder();
+    let store = open(folder.path());
+    let node = join(&store).await;
+    // The log starts anew when it has grown to the size at which it is copied.
+    let log = || std::fs::metadata(folder.path().join("recoup.db-wal")).expect("a log").len();
+    let mut written = Vec::new();
+    for number in 1..=100 {
+        let before = log();
+        store.commit(node, &batch(vec![start(number)])).await.expect("commits");
+        written.extend(log().checked_sub(before));
+    }
+    let start = written.iter().sum::<u64>() / u64::try_from(written.len()).expect("a few");
+    assert!((1..16_000).contains(&start), "{start} bytes for a start");
+}
+
+/// A statement for more than one row puts them into a table of its own first, and keeps a copy of each page that
+/// it changes: a third of a commit's time.
+#[tokio::test]
+async fn an_ordinary_commit_needs_no_tables_of_its_own() {
+    let folder = folder();
+    let store = open(folder.path());
+    let steps = |sql: &'static str| {
+        store.write(move |write| {
+            let mut explained = write.connection().prepare(&format!("explain {sql}"))?;
+            let unbound = vec![rusqlite::types::Null; explained.parameter_count()];
+            let steps = explained.query_map(rusqlite::params_from_iter(unbound), |row| {
+                Ok((row.get::<_, String>("opcode")?, row.get::<_, Option<String>>("p4")?))
+            })?;
+            Ok(steps.collect::<rusqlite::Result<Vec<_>>>()?)
+        })
+    };
+    for sql in super::commit::ORDINARY {
+        let steps = steps(sql).await.expect("a valid statement");
+        assert!(steps.iter().any(|(opcode, _)| opcode == "Transaction"), "{steps:?}");
+        let own = |(opcode, _): &&(String, _)| opcode.starts_with("OpenEphemeral");
+        assert_eq!(steps.iter().find(own), None, "{sql}");
+    }
+}
+
 /// What queues together is committed together, and each caller gets his own answer.
 #[tokio::test]
 async fn many_callers_share_transactions() {
