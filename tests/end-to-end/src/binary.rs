@@ -25,6 +25,18 @@ pub(crate) fn recoup() -> &'static Path {
     })
 }
 
+/// `$RECOUP_TEST_OLDER_BINARY`: a server that reads and writes older formats than the one to test.
+///
+/// # Panics
+/// If it is not set, or is no file.
+pub(crate) fn older_recoup() -> PathBuf {
+    let older = std::env::var_os("RECOUP_TEST_OLDER_BINARY");
+    let older =
+        PathBuf::from(older.expect("RECOUP_TEST_OLDER_BINARY is set, as in tests/steps/70-kill"));
+    assert!(older.is_file(), "{} is no file", older.display());
+    older
+}
+
 /// An example of the Rust SDK.
 pub(crate) fn sdk_example(name: &str) -> PathBuf {
     // Cargo would build it as often as it is asked, but tests of one file ask all at once.

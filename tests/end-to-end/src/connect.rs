@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use recoup_proto::v1::admin_service_client::AdminServiceClient;
 use recoup_proto::v1::execution_service_client::ExecutionServiceClient;
 use recoup_proto::v1::failure_service_client::FailureServiceClient;
 use recoup_proto::v1::namespace_service_client::NamespaceServiceClient;
@@ -26,6 +27,10 @@ pub fn channel(url: &str) -> Channel {
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(5))
         .connect_lazy()
+}
+
+pub fn admin(channel: Channel) -> AdminServiceClient<Channel> {
+    AdminServiceClient::new(channel)
 }
 
 pub fn executions(channel: Channel) -> ExecutionServiceClient<Channel> {

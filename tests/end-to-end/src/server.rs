@@ -14,6 +14,8 @@ use crate::process::{Process, forget_settings};
 
 /// How long a server may take until it listens. A debug build beside other tests takes its time.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A server that ends politely lets its workers finish for 30 s.
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A server that is started, killed and started again on the same port.
 #[derive(Debug)]
@@ -54,6 +56,12 @@ impl Server {
         Self::start(folder, program, &[], &["--store", "postgres", "--database-url", url])
     }
 
+    /// On a database of Postgres, of an older version: see [`Self::update`].
+    pub fn older_on_postgres(folder: &Path, url: &str) -> Self {
+        let settings = ["--store", "postgres", "--database-url", url];
+        Self::start(folder, binary::older_recoup(), &[], &settings)
+    }
+
     /// On a database of Postgres that does not answer yet.
     pub fn not_ready_on_postgres(folder: &Path, url: &str) -> Self {
         let program = binary::recoup().to_path_buf();
@@ -82,6 +90,29 @@ impl Server {
         self.process = Process::start(&self.program, &self.arguments, &self.log);
         self.starts += 1;
         self.until_it_listens();
+    }
+
+    /// Ends it politely, and starts the version to test in its place.
+    pub fn update(&mut self) {
+        self.program = binary::recoup().to_path_buf();
+        self.replace();
+    }
+
+    /// Ends it politely, and starts the older version in its place.
+    pub fn roll_back(&mut self) {
+        self.program = binary::older_recoup();
+        self.replace();
+    }
+
+    fn replace(&mut self) {
+        self.process.terminate();
+        let status = self.process.exit(STOPPED_WITHIN);
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{status:?}: {}",
+            self.process.log()
+        );
+        self.restart();
     }
 
     /// `kill -9`.

@@ -16,6 +16,7 @@ use recoup_end_to_end::order;
 use recoup_end_to_end::server::{Folder, Server};
 use recoup_end_to_end::subscriber::Subscriber;
 use recoup_end_to_end::workers::Workers;
+use recoup_proto::v1::FinalizeFormatsRequest;
 use recoup_test_postgres::Server as Postgres;
 use recoup_test_postgres::proxy::{Fault, Proxy};
 
@@ -223,4 +224,54 @@ async fn connections_to_postgres_cut_behind_commit_lose_nothing() {
     }
     run.finish().await;
     assert!(servers.iter_mut().all(|server| server.process.is_alive()));
+}
+
+/// The highest format of histories in the database.
+async fn newest_format(url: &str) -> i32 {
+    let (client, connection) =
+        tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("the database is there");
+    tokio::spawn(connection);
+    let row = client.query_one("select max(format) from recoup.history", &[]).await;
+    row.expect("the query is valid").get(0)
+}
+
+/// Servers are replaced by those of a newer version and back, one after the other and under load, and the
+/// new formats are allowed in the end. Nothing is lost or refused meanwhile, and nothing that a server
+/// cannot read is put in quarantine: everything ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: run by tests/steps/70-kill"]
+async fn servers_of_two_versions_on_one_database_lose_nothing() {
+    let folder = Folder::new("two-versions");
+    let postgres = Postgres::start(&[]);
+    let url = postgres.database().await.url();
+    let mut servers = [(); 2].map(|()| Server::older_on_postgres(folder.path(), &url));
+    let name = "two versions, two servers on Postgres";
+    let run = Run::start(name, &folder, &servers).await;
+    run.until_started().await;
+    for server in &mut servers {
+        server.update();
+        run.until_started().await;
+    }
+    for server in &mut servers {
+        server.roll_back();
+        run.until_started().await;
+    }
+    for server in &mut servers {
+        server.update();
+        run.until_started().await;
+    }
+    assert_eq!(newest_format(&url).await, 1, "nobody has allowed more");
+
+    let mut admin = connect::admin(connect::channel(&servers[0].url()));
+    let finalized = admin.finalize_formats(FinalizeFormatsRequest {}).await;
+    let writable = finalized.expect("it answers").into_inner().writable.expect("always there");
+    assert!(writable.history > 1, "{writable:?}");
+    run.until_started().await;
+    run.until_started().await;
+    assert!(newest_format(&url).await > 1, "now it is written");
+    // Too late to go back, but it does no harm.
+    servers[1].roll_back();
+    run.until_started().await;
+    servers[1].update();
+    run.finish().await;
 }
