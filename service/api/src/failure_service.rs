@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use recoup_core::error::Error as AttemptError;
+use recoup_core::error::TaskError;
 use recoup_core::event::Event;
 use recoup_core::payload::Payload;
 use recoup_core::subscription::Filter;
@@ -344,7 +344,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     }
 }
 
-fn details(error: &AttemptError, see: &mut impl FnMut(&Payload)) {
+fn details(error: &TaskError, see: &mut impl FnMut(&Payload)) {
     for link in error.chain() {
         if let Some(details) = &link.details {
             see(details);

@@ -1,6 +1,6 @@
 //! What is asked of an execution, and why it may be refused.
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::execution::{State, TraceContext};
 use crate::id::{ExecutionId, Namespace, StepPath};
 use crate::payload::Payload;
@@ -16,7 +16,7 @@ pub enum Command {
     },
     FailTask {
         task: TaskId,
-        error: Error,
+        error: TaskError,
         worker: String,
     },
     /// A clock that runs in the memory of the attempt's owner has run out.

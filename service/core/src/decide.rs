@@ -33,7 +33,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::command::{Command, Rejection, RequestId, StartExecution, TaskId};
-use crate::error::{Error, builtin};
+use crate::error::{TaskError, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
 use crate::evolve::{begin, evolve};
 use crate::execution::{CompensationState, Execution, Phase, State};
@@ -248,7 +248,11 @@ impl<'a> Decider<'a> {
         let stops = state.phase == Phase::Steps && !state.is_stopping();
         self.emit(Event::CancelRequested { reason: reason.clone() });
         if stops {
-            self.stop_run(StopCause::Cancelled, Error::builtin(builtin::CANCELLED, reason), None);
+            self.stop_run(
+                StopCause::Cancelled,
+                TaskError::builtin(builtin::CANCELLED, reason),
+                None,
+            );
         }
         Ok(())
     }
@@ -263,7 +267,7 @@ impl<'a> Decider<'a> {
         if state.termination.is_some() {
             return Ok(());
         }
-        let error = Error::builtin(builtin::TERMINATED, reason);
+        let error = TaskError::builtin(builtin::TERMINATED, reason);
         if self.is_too_much_to_close(&error) {
             // The following transitions go on from here, on whichever node.
             let (cause, error) = (StopCause::Terminated, error.clone());
@@ -275,7 +279,7 @@ impl<'a> Decider<'a> {
     }
 
     /// Whether what a termination ends may need more than one transition.
-    fn is_too_much_to_close(&self, error: &Error) -> bool {
+    fn is_too_much_to_close(&self, error: &TaskError) -> bool {
         let state = self.state();
         // What is open may have to be undone too.
         let due = self.due_compensations().count() + state.open_attempt_count();
@@ -287,7 +291,7 @@ impl<'a> Decider<'a> {
     }
 
     /// Ends everything that the termination ends, as far as there is room for it.
-    fn close(&mut self, error: &Error, unstarted: &[TaskId]) {
+    fn close(&mut self, error: &TaskError, unstarted: &[TaskId]) {
         if !self.close_attempts(error, unstarted) {
             return;
         }
@@ -303,7 +307,7 @@ impl<'a> Decider<'a> {
 
     /// No further step begins; attempts that wait for their retry never start, live ones have the
     /// grace.
-    fn stop_run(&mut self, cause: StopCause, error: Error, step: Option<StepPath>) {
+    fn stop_run(&mut self, cause: StopCause, error: TaskError, step: Option<StepPath>) {
         let grace_until = self.now + self.plan.cancel_grace;
         let compensation_due = self.due_compensations().next().is_some();
         self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
@@ -324,7 +328,7 @@ impl<'a> Decider<'a> {
 
     /// Ends every open attempt because of something that has nothing to do with it. Nobody has had
     /// those that are `unstarted`. False if there are more than fit.
-    fn close_attempts(&mut self, error: &Error, unstarted: &[TaskId]) -> bool {
+    fn close_attempts(&mut self, error: &TaskError, unstarted: &[TaskId]) -> bool {
         let (state, sequence) = (self.state(), self.sequence());
         let unstarted: HashSet<_> = unstarted.iter().collect();
         let open = state.open_attempts().take(self.room()).map(|open| {

@@ -207,7 +207,7 @@ fn request(id: &str) -> RequestId {
 #[test]
 fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
     const LIMIT: usize = HISTORY_EVENTS_MAX;
-    let is_too_long = |error: &Error| error.error_type == builtin::HISTORY_TOO_LONG;
+    let is_too_long = |error: &TaskError| error.error_type == builtin::HISTORY_TOO_LONG;
     let refused = Err(Rejection::HistoryFull { events_max: LIMIT });
     type Asked = fn(&TaskId) -> Command;
     let grows: [(&str, Asked); 3] = [

@@ -162,7 +162,7 @@ impl Rig {
         self.submit(complete).expect("the attempt is open");
     }
 
-    pub fn fail(&mut self, path: &str, error: Error) {
+    pub fn fail(&mut self, path: &str, error: TaskError) {
         let task = self.open();
         assert_eq!(task.path.as_str(), path);
         self.pass_to_schedule();

@@ -19,7 +19,7 @@ use crate::decide::next_wake;
 use crate::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
-use crate::error::{Error, builtin};
+use crate::error::{TaskError, builtin};
 use crate::event::{Event, FirstAttempt, PayloadSource, TERSE};
 use crate::evolve::{Transition, fold};
 use crate::execution::{
@@ -76,12 +76,12 @@ fn finally(id: &str) -> Step {
     Step { compensate: None, ..step(id, 1) }
 }
 
-fn declined() -> Error {
-    Error::new("payment.card_declined", "no")
+fn declined() -> TaskError {
+    TaskError::new("payment.card_declined", "no")
 }
 
-fn final_error() -> Error {
-    Error { non_retryable: Some(true), ..declined() }
+fn final_error() -> TaskError {
+    TaskError { non_retryable: Some(true), ..declined() }
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_finally_that_fails_makes_a_success_a_warning_and_a_failure_stays_what_it_wa
         } else {
             rig.complete("a")
         }
-        rig.fail("tidy", Error::new("mail.down", "no"));
+        rig.fail("tidy", TaskError::new("mail.down", "no"));
         let expected = if fails { State::Failed } else { State::Warning };
         assert_eq!(rig.ended().0, expected);
         assert!(rig.kinds.contains(&FailureKind::HandlerFailed));
@@ -598,18 +598,18 @@ fn a_token_of_another_attempt_is_told_apart() {
 #[test]
 fn a_report_that_comes_twice_is_accepted_and_changes_nothing() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
-    let report = |task: &TaskId, error: Error| Command::FailTask {
+    let report = |task: &TaskId, error: TaskError| Command::FailTask {
         task: task.clone(),
         error,
         worker: "w".into(),
     };
-    let busy = Error::new("bank.busy", "later");
+    let busy = TaskError::new("bank.busy", "later");
     let first = rig.open();
     rig.submit(report(&first, busy.clone())).expect("it is open");
     let events = rig.events.len();
     rig.submit(report(&first, busy.clone())).expect("its answer was lost");
     assert_eq!(rig.events.len(), events, "the second attempt waits as before");
-    let other = rig.submit(report(&first, Error::new("bank.closed", "")));
+    let other = rig.submit(report(&first, TaskError::new("bank.closed", "")));
     assert_eq!(other, Err(Rejection::AttemptClosed), "another error is no repetition");
 
     let second = rig.open();
@@ -667,7 +667,7 @@ fn a_late_result_of_an_earlier_run_is_closed_though_the_later_one_has_the_same()
 #[test]
 fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
-    let busy = || Error::new("bank.busy", "later");
+    let busy = || TaskError::new("bank.busy", "later");
     let report = |task| Command::FailTask { task, error: busy(), worker: "w".into() };
     rig.fail("a", busy());
     let completed = rig.open();

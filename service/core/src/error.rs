@@ -56,14 +56,15 @@ pub mod builtin {
     ];
 }
 
+/// The error of an attempt or an execution, as data: the protocol's `Error`, the SDKs' `TaskError`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Error {
+pub struct TaskError {
     /// Dotted and language-neutral: `payment.card_declined`.
     pub error_type: String,
     pub message: String,
     pub details: Option<Payload>,
     pub stack_trace: String,
-    pub cause: Option<Box<Error>>,
+    pub cause: Option<Box<TaskError>>,
     /// Unset inherits from the nearest cause that set it.
     pub non_retryable: Option<bool>,
     pub category: Category,
@@ -84,7 +85,7 @@ pub enum Category {
     Benign,
 }
 
-impl Error {
+impl TaskError {
     pub fn new(error_type: impl Into<String>, message: impl Into<String>) -> Self {
         Self { error_type: error_type.into(), message: message.into(), ..Self::default() }
     }
@@ -96,14 +97,14 @@ impl Error {
     }
 
     /// This error, then its causes from the outside in.
-    pub fn chain(&self) -> impl Iterator<Item = &Error> {
+    pub fn chain(&self) -> impl Iterator<Item = &TaskError> {
         std::iter::successors(Some(self), |error| error.cause.as_deref())
     }
 
     /// The flag of the nearest error that set it, as some built-in types do whoever reports them;
     /// retryable if none did.
     pub fn is_non_retryable(&self) -> bool {
-        let of_type = |error: &Error| {
+        let of_type = |error: &TaskError| {
             builtin::NON_RETRYABLE.contains(&error.error_type.as_str()).then_some(true)
         };
         self.chain()
@@ -118,7 +119,7 @@ impl Error {
 
     /// Bytes of texts and details of the whole chain, which count against the limit of an error.
     pub fn size(&self) -> usize {
-        let one = |error: &Error| {
+        let one = |error: &TaskError| {
             let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];
             texts.map(String::len).iter().sum::<usize>()
                 + error.details.as_ref().map_or(0, Payload::size)
@@ -167,35 +168,36 @@ mod tests {
 
     #[test]
     fn the_nearest_cause_that_set_the_flag_decides() {
-        let root = Error { non_retryable: Some(true), ..Error::new("a", "") };
-        let wrapped = Error { cause: Some(Box::new(root)), ..Error::new("b", "") };
+        let root = TaskError { non_retryable: Some(true), ..TaskError::new("a", "") };
+        let wrapped = TaskError { cause: Some(Box::new(root)), ..TaskError::new("b", "") };
         assert!(wrapped.is_non_retryable());
-        let overridden = Error { non_retryable: Some(false), ..wrapped };
+        let overridden = TaskError { non_retryable: Some(false), ..wrapped };
         assert!(!overridden.is_non_retryable());
     }
 
     #[test]
     fn a_built_in_type_carries_its_flag_whoever_reports_it() {
         for error_type in builtin::ALL {
-            let reported = Error::new(*error_type, "by a worker");
-            let own = Error::builtin(error_type, "by the service");
+            let reported = TaskError::new(*error_type, "by a worker");
+            let own = TaskError::builtin(error_type, "by the service");
             assert_eq!(reported.is_non_retryable(), own.is_non_retryable(), "{error_type}");
-            let wrapped = Error { cause: Some(Box::new(reported.clone())), ..Error::new("a", "") };
+            let wrapped =
+                TaskError { cause: Some(Box::new(reported.clone())), ..TaskError::new("a", "") };
             assert_eq!(wrapped.is_non_retryable(), reported.is_non_retryable(), "{error_type}");
-            let denied = Error { non_retryable: Some(false), ..reported };
+            let denied = TaskError { non_retryable: Some(false), ..reported };
             assert!(!denied.is_non_retryable(), "its author says so: {error_type}");
         }
-        assert!(Error::new(builtin::INPUT_INVALID, "").is_non_retryable());
+        assert!(TaskError::new(builtin::INPUT_INVALID, "").is_non_retryable());
     }
 
     #[test]
     fn size_and_depth_count_the_whole_chain() {
-        let root = Error { details: Some(Payload::json("1234")), ..Error::new("a", "bc") };
-        let wrapped = Error {
+        let root = TaskError { details: Some(Payload::json("1234")), ..TaskError::new("a", "bc") };
+        let wrapped = TaskError {
             stack_trace: "12345".into(),
             source: "go".into(),
             cause: Some(Box::new(root)),
-            ..Error::new("type", "é")
+            ..TaskError::new("type", "é")
         };
         assert_eq!((wrapped.size(), wrapped.depth()), (7 + 4 + 2 + 5 + 2, 2));
     }

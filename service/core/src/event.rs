@@ -4,7 +4,7 @@
 //! An event holds every result that it needs: folding one evaluates no expression, policy, default
 //! or clock.
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use crate::id::{Namespace, StepPath, WorkflowName};
 #[cfg(doc)]
@@ -69,12 +69,12 @@ pub enum Event {
     /// No retry took the step's error.
     StepFailed {
         path: StepPath,
-        error: Error,
+        error: TaskError,
     },
     /// The step's error was tolerated.
     StepIgnored {
         path: StepPath,
-        error: Error,
+        error: TaskError,
         warning: bool,
     },
     /// The last step is done; what remains is `finally`.
@@ -84,7 +84,7 @@ pub enum Event {
     /// No further step begins. Live attempts have until `grace_until`.
     RunStopped {
         cause: StopCause,
-        error: Error,
+        error: TaskError,
         step: Option<StepPath>,
         grace_until: Timestamp,
         /// Something that completed so far must be undone.
@@ -102,7 +102,7 @@ pub enum Event {
     /// A compensation failed for good or never ran: a person must act.
     CompensationParked {
         path: StepPath,
-        error: Error,
+        error: TaskError,
     },
     /// A person wants it tried again.
     CompensationRetried {
@@ -124,11 +124,11 @@ pub enum Event {
     /// `finally` failed; the original error, if any, stays the error.
     HandlerFailed {
         path: StepPath,
-        error: Error,
+        error: TaskError,
     },
     ExecutionEnded {
         state: State,
-        error: Option<Error>,
+        error: Option<TaskError>,
     },
 }
 
@@ -198,7 +198,7 @@ impl Event {
                 | Self::CompensationParked { path, error }
                 | Self::HandlerFailed { path, error } => path.as_str().len() + error.size(),
                 Self::RunStopped { error, .. } => error.size(),
-                Self::ExecutionEnded { error, .. } => error.as_ref().map_or(0, Error::size),
+                Self::ExecutionEnded { error, .. } => error.as_ref().map_or(0, TaskError::size),
                 Self::CompensationStarted { due, .. } => {
                     due.iter().map(|due| FIXED + due.step.as_str().len()).sum()
                 }
@@ -235,7 +235,7 @@ pub struct ExecutionStarted {
 pub struct AttemptFailed {
     pub path: StepPath,
     pub attempt: u32,
-    pub error: Error,
+    pub error: TaskError,
     pub outcome: AttemptOutcome,
     pub decision: Decision,
     /// Name of the worker that had it; empty if none did.

@@ -21,7 +21,7 @@ pub(crate) use self::open::{OpenIndex, TaskRef};
 pub(crate) use self::weight::{BASE_BYTES, error_bytes};
 
 use crate::command::TaskId;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::event::{PayloadSource, StopCause};
 use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
@@ -65,14 +65,14 @@ pub struct Execution {
     /// Why the run stopped, if it did not succeed.
     pub stop: Option<Stop>,
     /// The error of a termination that takes more than one transition, until the last of them.
-    pub termination: Option<Error>,
+    pub termination: Option<TaskError>,
     /// The first request to cancel.
     pub cancel_reason: Option<String>,
     pub cleanup_deadline: Option<Timestamp>,
     pub warnings: Vec<Warning>,
     pub ended_at: Option<Timestamp>,
     /// Of an ended execution.
-    pub error: Option<Error>,
+    pub error: Option<TaskError>,
 
     pub requests: VecDeque<(String, u64)>,
     /// Bytes; see [`Execution::weight`].
@@ -172,7 +172,7 @@ pub struct TraceContext {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stop {
     pub cause: StopCause,
-    pub error: Error,
+    pub error: TaskError,
     /// The step whose failure stopped the run.
     pub step: Option<StepPath>,
     /// Live attempts are waited for until then.
@@ -221,11 +221,11 @@ pub enum NodeState {
         output: Payload,
     },
     Failed {
-        error: Error,
+        error: TaskError,
     },
     /// Failed, and tolerated.
     Ignored {
-        error: Error,
+        error: TaskError,
     },
     /// Ended because the run did.
     Cancelled,
@@ -245,7 +245,7 @@ pub struct Task {
     /// Decisions to retry, by who made them.
     pub decided: Vec<(DecidedBy, u32)>,
     /// Of the latest attempt that ended, if it ended so.
-    pub last_error: Option<Error>,
+    pub last_error: Option<TaskError>,
     /// An attempt ended with unknown outcome: it may have taken effect.
     pub unknown: bool,
 }
@@ -293,7 +293,7 @@ pub enum CompensationStepState {
         output: Payload,
     },
     Parked {
-        error: Error,
+        error: TaskError,
     },
     Skipped {
         reason: String,
@@ -317,7 +317,7 @@ impl Node {
     }
 
     /// The error that the step failed with, tolerated or not.
-    pub fn error(&self) -> Option<&Error> {
+    pub fn error(&self) -> Option<&TaskError> {
         match &self.state {
             NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
             _ => None,

@@ -54,7 +54,7 @@ use cel::{Context, IdedExpr, Value};
 
 pub use check::{Problem, Scope, Trust};
 
-use crate::error::{Error, builtin};
+use crate::error::{TaskError, builtin};
 use crate::event::PayloadSource;
 use crate::execution::Execution;
 use crate::id::StepPath;
@@ -81,7 +81,7 @@ pub struct Template {
 pub struct Variables<'a> {
     pub execution: &'a Execution,
     /// `error`, in handlers only.
-    pub error: Option<&'a Error>,
+    pub error: Option<&'a TaskError>,
     /// Counts the bytes of JSON that are parsed, over all evaluations that share it.
     pub parsed: &'a Cell<usize>,
 }
@@ -136,7 +136,7 @@ impl Condition {
 
     /// # Errors
     /// `recoup.expression` where the evaluation fails or gives no boolean.
-    pub fn evaluate(&self, variables: Variables<'_>) -> Result<bool, Error> {
+    pub fn evaluate(&self, variables: Variables<'_>) -> Result<bool, TaskError> {
         let context = variables::context(&self.reads, variables)?;
         let value = self.expression.evaluate(&context)?;
         match value.downcast_ref::<CelBool>() {
@@ -181,7 +181,7 @@ impl Template {
 
     /// # Errors
     /// Those of [`Self::source`].
-    pub fn render(&self, variables: Variables<'_>) -> Result<Payload, Error> {
+    pub fn render(&self, variables: Variables<'_>) -> Result<Payload, TaskError> {
         Ok(match self.source(variables)? {
             PayloadSource::Inline(payload) => payload,
             passed_on => variables.execution.payload(&passed_on),
@@ -192,7 +192,7 @@ impl Template {
     ///
     /// # Errors
     /// `recoup.expression` where an evaluation fails, `recoup.payload_too_large` where the result is.
-    pub fn source(&self, variables: Variables<'_>) -> Result<PayloadSource, Error> {
+    pub fn source(&self, variables: Variables<'_>) -> Result<PayloadSource, TaskError> {
         Ok(match &self.body {
             Body::Constant(payload) => PayloadSource::Inline(payload.clone()),
             Body::Input => PayloadSource::Input,
@@ -213,7 +213,7 @@ impl Template {
 }
 
 impl Segment {
-    fn write(&self, context: &Context<'_, '_>, json: &mut Vec<u8>) -> Result<(), Error> {
+    fn write(&self, context: &Context<'_, '_>, json: &mut Vec<u8>) -> Result<(), TaskError> {
         let (expression, written) = match self {
             Self::Literal(text) => {
                 json.extend_from_slice(text.as_bytes());
@@ -251,13 +251,13 @@ impl Expression {
     fn evaluate<'e, 'v>(
         &'e self,
         context: &'e Context<'_, 'v>,
-    ) -> Result<cel::common::value::CowVal<'e, 'v>, Error> {
+    ) -> Result<cel::common::value::CowVal<'e, 'v>, TaskError> {
         Value::resolve_val(&self.root, context)
             .map_err(|error| self.error(&value::describe(&error)))
     }
 
-    fn error(&self, what: &str) -> Error {
-        Error::builtin(builtin::EXPRESSION, format!("`{}`: {what}", shorten(&self.source, 200)))
+    fn error(&self, what: &str) -> TaskError {
+        TaskError::builtin(builtin::EXPRESSION, format!("`{}`: {what}", shorten(&self.source, 200)))
     }
 }
 
@@ -267,8 +267,8 @@ impl CompileError {
     }
 }
 
-fn too_large() -> Error {
-    Error::builtin(
+fn too_large() -> TaskError {
+    TaskError::builtin(
         builtin::PAYLOAD_TOO_LARGE,
         format!("the rendered payload is above {PAYLOAD_BYTES_MAX} bytes"),
     )

@@ -1,7 +1,7 @@
 //! The failure feed's records: complete in themselves, derived from transitions by one pure
 //! function.
 
-use crate::error::{Error, builtin, type_matches};
+use crate::error::{TaskError, builtin, type_matches};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
 use crate::execution::{
     CompensationOutcome, CompensationState, CompensationStepState, Execution, NodeState, State,
@@ -25,7 +25,7 @@ pub struct FailureEvent {
     pub subject: Option<Subject>,
     pub worker: String,
     pub session: String,
-    pub error: Option<Error>,
+    pub error: Option<TaskError>,
     /// Type, step and workflow, hashed: equal for failures of one kind.
     pub fingerprint: String,
 }
@@ -183,7 +183,7 @@ pub fn worker_lost(
 ) -> FailureEvent {
     let plural = if attempts == 1 { "" } else { "s" };
     let message = format!("the session ended while it held {attempts} attempt{plural}");
-    let error = Error::builtin(builtin::WORKER_LOST, message);
+    let error = TaskError::builtin(builtin::WORKER_LOST, message);
     FailureEvent {
         // A worker may use the id of its session again, and lose it again; another namespace may too. Two
         // nodes may do so at the same time, which stands still while the database's clock is behind.
@@ -207,7 +207,7 @@ pub fn quarantined(
     quarantine: &Quarantine,
 ) -> FailureEvent {
     let Quarantine { reason, at, .. } = quarantine;
-    let error = Error::builtin(builtin::QUARANTINED, quarantine.to_string());
+    let error = TaskError::builtin(builtin::QUARANTINED, quarantine.to_string());
     FailureEvent {
         // It may be released, and put there again.
         id: format!("{}-quarantined-{}", subject.execution, at.as_micros()),
@@ -247,7 +247,7 @@ fn of_step(
     plan: &Plan,
     kind: FailureKind,
     path: &StepPath,
-    error: &Error,
+    error: &TaskError,
     failed: Option<&AttemptFailed>,
 ) -> FailureEvent {
     let failed = failed.filter(|failed| failed.path == *path);

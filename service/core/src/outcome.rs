@@ -1,7 +1,7 @@
 //! What the callers of a command, of a run and of a wait are told: how far an execution is, or how it
 //! ended.
 
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::execution::{CompensationState, Execution, Node, State, WarningKind};
 use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
@@ -20,7 +20,7 @@ pub struct Outcome {
     pub state: State,
     pub compensation: CompensationState,
     pub output: Option<Payload>,
-    pub error: Option<Error>,
+    pub error: Option<TaskError>,
     pub failed_step: Option<StepPath>,
     /// The first [`WARNINGS_MAX`].
     pub warnings: Vec<ToldWarning>,
@@ -32,7 +32,7 @@ pub struct ToldWarning {
     pub path: StepPath,
     pub kind: WarningKind,
     /// Of the step, if its error was tolerated.
-    pub error: Option<Error>,
+    pub error: Option<TaskError>,
 }
 
 impl Outcome {

@@ -17,7 +17,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Category, Error, builtin, type_matches};
+use crate::error::{Category, TaskError, builtin, type_matches};
 use crate::time::Timestamp;
 
 /// No delay is longer, whatever a schedule or an error asks for.
@@ -169,9 +169,10 @@ impl RetryPolicy {
 }
 
 impl MatchOn {
-    fn takes(self, patterns: &[String], error: &Error) -> bool {
-        let any =
-            |error: &Error| patterns.iter().any(|pattern| type_matches(pattern, &error.error_type));
+    fn takes(self, patterns: &[String], error: &TaskError) -> bool {
+        let any = |error: &TaskError| {
+            patterns.iter().any(|pattern| type_matches(pattern, &error.error_type))
+        };
         match self {
             Self::Outermost => any(error),
             Self::AnyCause => error.chain().any(any),
@@ -191,7 +192,7 @@ pub enum DecidedBy {
 /// What is known when an attempt has failed.
 #[derive(Clone, Debug)]
 pub struct Situation<'a> {
-    pub error: &'a Error,
+    pub error: &'a TaskError,
     /// Number of the attempt that failed, from 1.
     pub attempt: u32,
     /// Earlier decisions to retry, by who made them.

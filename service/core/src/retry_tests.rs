@@ -18,7 +18,7 @@ fn after(elapsed: u64) -> Timestamp {
 }
 
 /// The first attempt failed at once.
-fn situation(error: &Error) -> Situation<'_> {
+fn situation(error: &TaskError) -> Situation<'_> {
     Situation {
         error,
         attempt: 1,
@@ -47,13 +47,13 @@ fn rule(error_types: &[&str]) -> Rule {
     }
 }
 
-fn caused(error_type: &str, causes: &[&str]) -> Error {
+fn caused(error_type: &str, causes: &[&str]) -> TaskError {
     let cause = causes.split_first().map(|(first, rest)| Box::new(caused(first, rest)));
-    Error { cause, ..Error::new(error_type, "") }
+    TaskError { cause, ..TaskError::new(error_type, "") }
 }
 
-fn of(category: Category) -> Error {
-    Error { category, ..Error::new("app.broken", "") }
+fn of(category: Category) -> TaskError {
+    TaskError { category, ..TaskError::new("app.broken", "") }
 }
 
 /// What is decided: the delay in milliseconds, or none; and why.
@@ -72,14 +72,14 @@ fn decided(policy: &RetryPolicy, situation: &Situation<'_>) -> (Option<u128>, Re
 
 type Change = fn(&mut Situation<'static>);
 /// A name, a policy, an error and what else is changed; the delay in milliseconds and the reason.
-type Row = (&'static str, RetryPolicy, Error, Change, Option<u128>, Reason);
+type Row = (&'static str, RetryPolicy, TaskError, Change, Option<u128>, Reason);
 
 #[test]
 fn each_question_of_the_list_decides() {
-    let plain = Error::new("app.broken", "");
+    let plain = TaskError::new("app.broken", "");
     let base = RetryPolicy { schedule: constant(10), ..RetryPolicy::default() };
-    let of_type = |error_type: &str| Error::new(error_type, "");
-    let flagged = |flag| Error { non_retryable: Some(flag), ..plain.clone() };
+    let of_type = |error_type: &str| TaskError::new(error_type, "");
+    let flagged = |flag| TaskError { non_retryable: Some(flag), ..plain.clone() };
     let never = |patterns: &[&str]| RetryPolicy {
         non_retryable_error_types: types(patterns),
         ..base.clone()
@@ -92,7 +92,7 @@ fn each_question_of_the_list_decides() {
         ..base.clone()
     };
     let scheduled = Rule { schedule: constant(3), ..rule(&["app"]) };
-    let wish = |delay| Error { next_retry_delay: Some(delay), ..plain.clone() };
+    let wish = |delay| TaskError { next_retry_delay: Some(delay), ..plain.clone() };
     let nothing: Change = |_| {};
 
     let rows: Vec<Row> = vec![
@@ -130,7 +130,7 @@ fn each_question_of_the_list_decides() {
         (
             "flag of the cause",
             base.clone(),
-            Error { cause: Some(Box::new(flagged(true))), ..plain.clone() },
+            TaskError { cause: Some(Box::new(flagged(true))), ..plain.clone() },
             nothing,
             None,
             Reason::NonRetryable,
@@ -138,7 +138,7 @@ fn each_question_of_the_list_decides() {
         (
             "flag of the wrapper",
             base.clone(),
-            Error { cause: Some(Box::new(flagged(true))), ..flagged(false) },
+            TaskError { cause: Some(Box::new(flagged(true))), ..flagged(false) },
             nothing,
             Some(10_000),
             Reason::Policy,
@@ -339,7 +339,7 @@ fn each_question_of_the_list_decides() {
         (
             "the cause's wish",
             base.clone(),
-            Error { cause: Some(Box::new(wish(seconds(7)))), ..plain.clone() },
+            TaskError { cause: Some(Box::new(wish(seconds(7)))), ..plain.clone() },
             nothing,
             Some(7_700),
             Reason::Policy,
@@ -452,11 +452,11 @@ fn the_first_rule_that_matches_decides_and_counts_for_itself() {
     };
     let decided = [(DecidedBy::Policy, 1), (DecidedBy::Rule(1), 2), (DecidedBy::Category, 3)];
     for (error, delay, by) in [
-        (Error::new("net.dns", ""), 10, DecidedBy::Rule(0)),
-        (Error::new("disk", ""), 200, DecidedBy::Rule(1)),
-        (Error::new("other", ""), 2, DecidedBy::Policy),
+        (TaskError::new("net.dns", ""), 10, DecidedBy::Rule(0)),
+        (TaskError::new("disk", ""), 200, DecidedBy::Rule(1)),
+        (TaskError::new("other", ""), 2, DecidedBy::Policy),
         (
-            Error { category: Category::Intermittent, ..Error::new("x", "") },
+            TaskError { category: Category::Intermittent, ..TaskError::new("x", "") },
             80,
             DecidedBy::Category,
         ),
@@ -469,7 +469,7 @@ fn the_first_rule_that_matches_decides_and_counts_for_itself() {
         assert!(!decision.delay_from_error);
     }
     // A stop names the rule, too.
-    let error = Error::new("disk", "");
+    let error = TaskError::new("disk", "");
     let situation = Situation { attempt: 100, ..situation(&error) };
     let decision = decide(&policy, &situation, MIDDLE);
     assert_eq!((decision.reason, decision.rule), (Reason::AttemptsExhausted, Some(1)));
@@ -523,8 +523,8 @@ fn schedules_grow_up_to_their_bounds() {
 #[test]
 fn jitter_spreads_to_both_sides_and_never_before_what_an_error_asked_for() {
     let policy = |jitter| RetryPolicy { schedule: constant(10), jitter, ..RetryPolicy::default() };
-    let plain = Error::new("a", "");
-    let wish = Error { next_retry_delay: Some(seconds(10)), ..plain.clone() };
+    let plain = TaskError::new("a", "");
+    let wish = TaskError { next_retry_delay: Some(seconds(10)), ..plain.clone() };
     for (jitter, error, random, millis) in [
         (None, &plain, 0.0, 8_000),
         (None, &plain, 0.5, 10_000),
@@ -615,7 +615,7 @@ fn policies() -> impl Strategy<Value = RetryPolicy> {
         })
 }
 
-fn errors() -> impl Strategy<Value = Error> {
+fn errors() -> impl Strategy<Value = TaskError> {
     let categories = vec![
         Category::Unspecified,
         Category::Transient,
@@ -627,14 +627,15 @@ fn errors() -> impl Strategy<Value = Error> {
     let flag = prop_oneof![4 => Just(None), 1 => any::<bool>().prop_map(Some)];
     let wish = prop_oneof![4 => Just(None), 1 => durations().prop_map(Some)];
     let one = (prop::sample::select(error_types), flag, prop::sample::select(categories), wish)
-        .prop_map(|(error_type, non_retryable, category, next_retry_delay)| Error {
+        .prop_map(|(error_type, non_retryable, category, next_retry_delay)| TaskError {
             non_retryable,
             category,
             next_retry_delay,
-            ..Error::new(error_type, "")
+            ..TaskError::new(error_type, "")
         });
     prop::collection::vec(one, 1..4).prop_map(|chain| {
-        let wrap = |cause: Option<Box<Error>>, error| Some(Box::new(Error { cause, ..error }));
+        let wrap =
+            |cause: Option<Box<TaskError>>, error| Some(Box::new(TaskError { cause, ..error }));
         *chain.into_iter().fold(None, wrap).expect("the chain is not empty")
     })
 }
@@ -669,7 +670,7 @@ fn circumstances() -> impl Strategy<Value = Circumstances> {
 }
 
 impl Circumstances {
-    fn situation<'a>(&'a self, error: &'a Error) -> Situation<'a> {
+    fn situation<'a>(&'a self, error: &'a TaskError) -> Situation<'a> {
         Situation {
             attempt: self.attempt,
             decided: &self.decided,
@@ -696,7 +697,7 @@ proptest! {
 
         let rule = decision.rule.map(|index| &policy.rules[index as usize]);
         if let Some(rule) = rule {
-            let takes = |error: &Error| {
+            let takes = |error: &TaskError| {
                 rule.error_types.iter().any(|pattern| type_matches(pattern, &error.error_type))
             };
             prop_assert!(error.chain().any(takes));
@@ -730,13 +731,13 @@ proptest! {
     ) {
         let ending = Situation { ending: true, ..circumstances.situation(&error) };
         prop_assert_eq!(decide(&policy, &ending, random).reason, Reason::Cancelled);
-        let flagged = Error { non_retryable: Some(true), ..error };
+        let flagged = TaskError { non_retryable: Some(true), ..error };
         prop_assert_eq!(decide(&policy, &circumstances.situation(&flagged), random).verdict, Verdict::Stop);
     }
 
     #[test]
     fn a_policy_ends_after_its_attempts(policy in policies(), random in 0.0..1.0_f64) {
-        let error = Error::new("a.b", "");
+        let error = TaskError::new("a.b", "");
         let Some(max) = policy.max_attempts() else {
             return Ok(());
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use recoup_core::definition as def;
-use recoup_core::error::{Category, Error};
+use recoup_core::error::{Category, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause,
@@ -75,9 +75,10 @@ fn payload() -> Payload {
     }
 }
 
-fn error() -> Error {
-    let root = Error { category: Category::Transient, ..Error::new("io.reset", "reset by peer") };
-    Error {
+fn error() -> TaskError {
+    let root =
+        TaskError { category: Category::Transient, ..TaskError::new("io.reset", "reset by peer") };
+    TaskError {
         details: Some(payload()),
         stack_trace: "at charge (pay.py:7)".into(),
         cause: Some(Box::new(root)),
@@ -85,7 +86,7 @@ fn error() -> Error {
         category: Category::Permanent,
         next_retry_delay: Some(Duration::new(90, 5)),
         source: "sdk-python".into(),
-        ..Error::new("payment.card_declined", "declined: 51")
+        ..TaskError::new("payment.card_declined", "declined: 51")
     }
 }
 

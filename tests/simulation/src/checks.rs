@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use recoup_core::command::TaskId;
-use recoup_core::error::{Error, builtin};
+use recoup_core::error::{TaskError, builtin};
 use recoup_core::event::{AttemptFailed, Event};
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::{CompensationState, Execution};
@@ -105,12 +105,12 @@ pub fn describe(event: &Event) -> String {
 }
 
 /// Whether a lost worker is what ended the attempt, be it as the cause of another error.
-fn is_worker_lost(error: &Error) -> bool {
+fn is_worker_lost(error: &TaskError) -> bool {
     error.error_type == builtin::WORKER_LOST || error.cause.as_deref().is_some_and(is_worker_lost)
 }
 
 /// The type of the error that all others were caused by.
-fn root_cause(error: &Error) -> &str {
+fn root_cause(error: &TaskError) -> &str {
     error.cause.as_deref().map_or(error.error_type.as_str(), root_cause)
 }
 

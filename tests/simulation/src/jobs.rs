@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, TaskId};
-use recoup_core::error::Error;
+use recoup_core::error::TaskError;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal};
 
@@ -17,7 +17,7 @@ use crate::world::{Event, World};
 #[derive(Clone, Debug)]
 pub enum Report {
     Complete { task: TaskId, output: Payload },
-    Fail { task: TaskId, error: Error },
+    Fail { task: TaskId, error: TaskError },
     Beat { task: TaskId },
     Release { task: TaskId },
 }
@@ -107,12 +107,12 @@ impl World<'_> {
     pub fn work(&mut self, worker: usize, life: u64, task: &TaskId) {
         let number = self.random.below(100);
         let error = match self.random.below(4) {
-            0 => Error::new("user.declined", "no"),
-            1 => Error {
+            0 => TaskError::new("user.declined", "no"),
+            1 => TaskError {
                 next_retry_delay: Some(Duration::from_millis(90)),
-                ..Error::new("user.slow", "later")
+                ..TaskError::new("user.slow", "later")
             },
-            _ => Error::new("user.transient", "try again"),
+            _ => TaskError::new("user.transient", "try again"),
         };
         let name = self.name(worker);
         let Some(process) = self.process(worker, life) else {

@@ -1,6 +1,6 @@
 //! Errors of attempts.
 
-use recoup_core::error::{Category, Error, builtin, type_matches};
+use recoup_core::error::{Category, TaskError, builtin, type_matches};
 use recoup_core::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, clean};
 use recoup_proto::v1::{self, ErrorReason};
 
@@ -25,7 +25,7 @@ super::to_proto!(category: Category => v1::ErrorCategory:
 super::from_proto!(category_from: v1::ErrorCategory => Category:
     Unspecified Transient Intermittent Permanent Benign);
 
-pub fn to_proto(error: &Error) -> v1::Error {
+pub fn to_proto(error: &TaskError) -> v1::Error {
     v1::Error {
         details: error.details.as_ref().map(payload::to_proto),
         cause: error.cause.as_deref().map(|cause| Box::new(to_proto(cause))),
@@ -34,7 +34,7 @@ pub fn to_proto(error: &Error) -> v1::Error {
 }
 
 /// Without details and cause.
-pub fn shell(error: &Error) -> v1::Error {
+pub fn shell(error: &TaskError) -> v1::Error {
     v1::Error {
         r#type: error.error_type.clone(),
         message: error.message.clone(),
@@ -50,7 +50,7 @@ pub fn shell(error: &Error) -> v1::Error {
 }
 
 /// Without details, stack trace and causes: for lists.
-pub fn summary(error: &Error) -> v1::Error {
+pub fn summary(error: &TaskError) -> v1::Error {
     v1::Error {
         r#type: error.error_type.clone(),
         message: error.message.clone(),
@@ -62,7 +62,7 @@ pub fn summary(error: &Error) -> v1::Error {
 }
 
 /// What a worker reports. `field` is the path of the error in the request.
-pub fn from_proto(error: v1::Error, field: &str) -> status::Result<Error> {
+pub fn from_proto(error: v1::Error, field: &str) -> status::Result<TaskError> {
     let read = link(error, field, 1)?;
     if read.size() > ERROR_BYTES_MAX {
         let message = format!("{} bytes, at most {ERROR_BYTES_MAX} are allowed", read.size());
@@ -71,7 +71,7 @@ pub fn from_proto(error: v1::Error, field: &str) -> status::Result<Error> {
     Ok(read)
 }
 
-fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<Error> {
+fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<TaskError> {
     if depth > CAUSE_DEPTH_MAX {
         let message = format!("causes nest deeper than {CAUSE_DEPTH_MAX}");
         return Err(status::Error::field(ErrorReason::ErrorTooLarge, field, message));
@@ -96,7 +96,7 @@ fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<Error> {
     })?;
     let cause = error.cause.map(|cause| link(*cause, field, depth + 1)).transpose()?;
     let wish = time::duration_from(error.next_retry_delay, &format!("{field}.next_retry_delay"))?;
-    Ok(Error {
+    Ok(TaskError {
         error_type,
         message: clean(&error.message).into_owned(),
         details,
@@ -125,7 +125,7 @@ fn checked_type(text: String, field: &str) -> status::Result<String> {
 }
 
 /// What is recorded for an error that is too large: done work is told, never dropped.
-pub fn too_large(error_type: &str, message: &str) -> Error {
+pub fn too_large(error_type: &str, message: &str) -> TaskError {
     let mut excerpt: String = clean(error_type).chars().take(ERROR_TYPE_BYTES_MAX).collect();
     if !message.is_empty() {
         excerpt.push_str(": ");
@@ -136,7 +136,7 @@ pub fn too_large(error_type: &str, message: &str) -> Error {
         excerpt.push_str(&clean(&message[..end]));
     }
     let text = format!("the error that the worker reported is over a limit; it was {excerpt}");
-    Error::builtin(builtin::PAYLOAD_TOO_LARGE, text)
+    TaskError::builtin(builtin::PAYLOAD_TOO_LARGE, text)
 }
 
 #[cfg(test)]

@@ -205,7 +205,7 @@ fn convert_ending(event: &Event) -> Proto {
 
 #[cfg(test)]
 mod tests {
-    use recoup_core::error::Error;
+    use recoup_core::error::TaskError;
     use recoup_core::event::FirstAttempt;
     use recoup_core::payload::Payload;
 
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn an_event_of_a_compensation_says_so() {
         let path = StepPath::from("charge/compensate");
-        let event = Event::StepFailed { path, error: Error::new("a", "b") };
+        let event = Event::StepFailed { path, error: TaskError::new("a", "b") };
         let entry = to_proto(7, Timestamp::from_micros(1), &[event], None).next();
         let entry = entry.expect("an entry per event");
         assert_eq!((entry.sequence, entry.index), (7, 0));

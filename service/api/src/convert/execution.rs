@@ -75,7 +75,7 @@ fn step_text(step: Option<&StepPath>) -> String {
 fn warning(
     path: &StepPath,
     kind: WarningKind,
-    error: Option<&recoup_core::error::Error>,
+    error: Option<&recoup_core::error::TaskError>,
     inline: &mut Inline,
 ) -> v1::Warning {
     v1::Warning {
@@ -85,7 +85,7 @@ fn warning(
     }
 }
 
-fn least_of_warning(path: &StepPath, error: Option<&recoup_core::error::Error>) -> usize {
+fn least_of_warning(path: &StepPath, error: Option<&recoup_core::error::TaskError>) -> usize {
     ENTRY_BYTES + path.as_str().len() + error.map_or(0, least_of_error)
 }
 
@@ -98,7 +98,7 @@ fn warnings(execution: &Execution, inline: &mut Inline) -> Vec<v1::Warning> {
 fn warned<'a>(
     execution: &'a Execution,
     warning: &Warning,
-) -> Option<&'a recoup_core::error::Error> {
+) -> Option<&'a recoup_core::error::TaskError> {
     execution.node(&warning.path).and_then(Node::error)
 }
 

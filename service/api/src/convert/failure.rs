@@ -156,7 +156,7 @@ pub fn stored(row: &recoup_store::FeedRow) -> Result<FailureEvent> {
 
 #[cfg(test)]
 mod tests {
-    use recoup_core::error::Error as AttemptError;
+    use recoup_core::error::TaskError;
     use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
     use recoup_core::failure_event::CompletedStep;
     use recoup_core::id::ExecutionId;
@@ -200,7 +200,7 @@ mod tests {
             subject: Some(subject),
             worker: String::new(),
             session: String::new(),
-            error: Some(AttemptError::new("a.b", "text")),
+            error: Some(TaskError::new("a.b", "text")),
             fingerprint: "f".into(),
         }
     }
@@ -236,7 +236,7 @@ mod tests {
             step.step = "s".repeat(recoup_core::limits::STEP_ID_BYTES_MAX).into();
         }
         let message = "m".repeat(recoup_core::limits::ERROR_BYTES_MAX);
-        event.error = Some(AttemptError::new("a.b", message.clone()));
+        event.error = Some(TaskError::new("a.b", message.clone()));
         let (proto, size) = to_proto(&event);
         assert!(size <= crate::BATCH_BYTES_MAX / 2, "{size}");
         assert_eq!(proto.error.expect("it has one").message, message);

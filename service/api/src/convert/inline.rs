@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use recoup_core::error::Error;
+use recoup_core::error::TaskError;
 use recoup_core::id::ExecutionId;
 use recoup_core::payload::Payload;
 use recoup_proto::v1::{self, payload::Content};
@@ -139,12 +139,12 @@ impl Inline {
     }
 
     /// The error with all its texts, and with its details or references to them; or abridged.
-    pub fn error(&mut self, own: &Error) -> v1::Error {
+    pub fn error(&mut self, own: &TaskError) -> v1::Error {
         let more = whole(own).saturating_sub(least_of_error(own));
         if self.takes(more) { self.whole_error(own) } else { abridged(own) }
     }
 
-    fn whole_error(&mut self, own: &Error) -> v1::Error {
+    fn whole_error(&mut self, own: &TaskError) -> v1::Error {
         let details = own.details.as_ref().map(|details| self.payload(details));
         let cause = own.cause.as_deref().map(|cause| Box::new(self.whole_error(cause)));
         v1::Error { details, cause, ..error::shell(own) }
@@ -165,7 +165,7 @@ pub fn least_of_payload(own: &Payload) -> usize {
 }
 
 /// Bytes that an error takes in an answer without room.
-pub fn least_of_error(own: &Error) -> usize {
+pub fn least_of_error(own: &TaskError) -> usize {
     let abridged = ERROR_FRAME_BYTES + own.error_type.len() + own.source.len() + EXCERPT_BYTES_MAX;
     whole(own).min(abridged)
 }
@@ -176,8 +176,8 @@ pub fn least_of_text(own: &str) -> usize {
 }
 
 /// Bytes of an error whose details are as small as they can be.
-fn whole(own: &Error) -> usize {
-    let one = |error: &Error| {
+fn whole(own: &TaskError) -> usize {
+    let one = |error: &TaskError| {
         let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];
         texts.map(String::len).iter().sum::<usize>()
             + error.details.as_ref().map_or(0, least_of_payload)
@@ -200,7 +200,7 @@ fn reference(place: Place, own: &Payload) -> v1::Payload {
     }
 }
 
-fn abridged(own: &Error) -> v1::Error {
+fn abridged(own: &TaskError) -> v1::Error {
     v1::Error {
         r#type: own.error_type.clone(),
         message: excerpt(&own.message).to_owned(),
@@ -282,13 +282,13 @@ mod tests {
 
     #[test]
     fn an_error_without_room_keeps_its_type_and_says_that_it_is_abridged() {
-        let cause = Error { non_retryable: Some(true), ..Error::new("bank.refused", "51") };
-        let own = Error {
+        let cause = TaskError { non_retryable: Some(true), ..TaskError::new("bank.refused", "51") };
+        let own = TaskError {
             details: Some(text(10_000)),
             stack_trace: "at pay".into(),
             cause: Some(Box::new(cause)),
             source: "sdk".into(),
-            ..Error::new("payment.declined", "ü".repeat(10_000))
+            ..TaskError::new("payment.declined", "ü".repeat(10_000))
         };
         let abridged = Inline::new(0, Some(PLACE)).error(&own);
         assert!(abridged.abridged);

@@ -1,7 +1,7 @@
 //! Results and heartbeats of workers: what they ask of the engine, and how its answers are told.
 
 use recoup_core::command::{Command, Rejection, TaskId};
-use recoup_core::error::{Error as AttemptError, builtin};
+use recoup_core::error::{TaskError, builtin};
 use recoup_core::event::Event;
 use recoup_core::payload::Payload;
 use recoup_engine::{Refusal, token};
@@ -89,12 +89,12 @@ pub fn command(
     let worker = worker.to_owned();
     let too_large =
         |reason| matches!(reason, ErrorReason::PayloadTooLarge | ErrorReason::ErrorTooLarge);
-    let (error, refusal): (AttemptError, _) = match result {
+    let (error, refusal): (TaskError, _) = match result {
         Proto::Completed(output) => match payload::from_proto(output, "output") {
             Ok(output) => return Ok((Command::CompleteTask { task, output, worker }, None)),
             Err(refusal) if too_large(refusal.reason) => {
                 let message = format!("the output of the task is too large: {refusal}");
-                (AttemptError::builtin(builtin::PAYLOAD_TOO_LARGE, message), Some(refusal))
+                (TaskError::builtin(builtin::PAYLOAD_TOO_LARGE, message), Some(refusal))
             }
             Err(refusal) => return Err(refusal),
         },

@@ -4,7 +4,7 @@
 use super::Decider;
 use crate::command::{AttemptTimeout, Rejection, StartBasis, TaskId};
 use crate::definition::Delivery;
-use crate::error::{Error, builtin};
+use crate::error::{TaskError, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
 use crate::execution::{CompensationStepState, NodeState, Phase, Started, Task};
 use crate::id::StepPath;
@@ -34,7 +34,7 @@ impl Decider<'_> {
     pub(super) fn fail(
         &mut self,
         task: &TaskId,
-        error: Error,
+        error: TaskError,
         outcome: AttemptOutcome,
         worker: String,
     ) -> Result<(), Rejection> {
@@ -66,11 +66,11 @@ impl Decider<'_> {
         };
         let outcome =
             if possibly_started { AttemptOutcome::Unknown } else { AttemptOutcome::NotStarted };
-        self.fail(task, Error::builtin(error_type, what), outcome, worker)
+        self.fail(task, TaskError::builtin(error_type, what), outcome, worker)
     }
 
     pub(super) fn lose(&mut self, task: &TaskId, worker: String) -> Result<(), Rejection> {
-        let error = Error::builtin(
+        let error = TaskError::builtin(
             builtin::WORKER_LOST,
             "the worker's session ended, or it does not have the task any more",
         );
@@ -138,7 +138,7 @@ impl Decider<'_> {
     }
 
     /// An expression failed before there was anything to hand out.
-    pub(super) fn fail_unstarted(&mut self, path: &StepPath, error: Error) {
+    pub(super) fn fail_unstarted(&mut self, path: &StepPath, error: TaskError) {
         let attempt = self.state().task(path).map_or(1, |task| task.attempt + 1);
         self.end_attempt(path, attempt, error, AttemptOutcome::NotStarted, String::new());
     }
@@ -148,7 +148,7 @@ impl Decider<'_> {
         &mut self,
         path: &StepPath,
         attempt: u32,
-        error: Error,
+        error: TaskError,
         outcome: AttemptOutcome,
         worker: String,
     ) {
@@ -203,19 +203,20 @@ impl Decider<'_> {
     fn escalate(
         &self,
         plan: &TaskPlan,
-        error: Error,
+        error: TaskError,
         outcome: AttemptOutcome,
         is_cleanup: bool,
-    ) -> Error {
-        let escalated =
-            if plan.delivery == Delivery::AtMostOnce && outcome == AttemptOutcome::Unknown {
-                Error::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
-            } else if self.is_full(is_cleanup) {
-                Error::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL)
-            } else {
-                return error;
-            };
-        Error { cause: Some(Box::new(error)), ..escalated }
+    ) -> TaskError {
+        let escalated = if plan.delivery == Delivery::AtMostOnce
+            && outcome == AttemptOutcome::Unknown
+        {
+            TaskError::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
+        } else if self.is_full(is_cleanup) {
+            TaskError::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL)
+        } else {
+            return error;
+        };
+        TaskError { cause: Some(Box::new(error)), ..escalated }
     }
 
     /// The earliest deadline that binds the attempts of a task.
@@ -243,7 +244,7 @@ impl Decider<'_> {
     }
 
     /// Whether this is what ended the attempt, and nothing but the next attempt has come since.
-    fn is_recorded_error(&self, id: &TaskId, error: &Error) -> bool {
+    fn is_recorded_error(&self, id: &TaskId, error: &TaskError) -> bool {
         // The nodes are those of the latest run.
         let of_run = |_: &&Task| id.run == self.state().run;
         let Some(task) = self.state().task(&id.path).filter(of_run) else {

@@ -2,7 +2,7 @@
 
 use super::Decider;
 use crate::command::Rejection;
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::event::{DueCompensation, Event, PayloadSource};
 use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState};
 use crate::id::StepPath;
@@ -84,7 +84,7 @@ impl Decider<'_> {
         self.emit(Event::CompensationEnded { state });
     }
 
-    fn compensation_input(&self, step: &StepPath) -> Result<Payload, Error> {
+    fn compensation_input(&self, step: &StepPath) -> Result<Payload, TaskError> {
         let plan = self.plan.step(step).and_then(|step| step.compensate.as_ref());
         if let Some(template) = plan.and_then(|plan| plan.task.input.as_ref()) {
             return template.render(self.variables());
@@ -94,7 +94,7 @@ impl Decider<'_> {
     }
 
     /// Whatever is still due or runs becomes a person's matter. False if there is more than fits.
-    pub(super) fn park_remaining(&mut self, error: &Error) -> bool {
+    pub(super) fn park_remaining(&mut self, error: &TaskError) -> bool {
         if self.state().compensation != CompensationState::Running {
             return true;
         }

@@ -3,7 +3,7 @@
 use super::Decider;
 use super::attempt::HISTORY_FULL;
 use crate::definition::OnError;
-use crate::error::{Error, builtin};
+use crate::error::{TaskError, builtin};
 use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
 use crate::execution::{Phase, Scope, State};
 use crate::expression::Variables;
@@ -52,7 +52,7 @@ impl<'a> Decider<'a> {
             }
         };
         if scope == Scope::Steps && self.is_full(false) {
-            let error = Error::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL);
+            let error = TaskError::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL);
             self.stop_run(StopCause::Failed, error, None);
             return Progress::Made;
         }
@@ -72,7 +72,7 @@ impl<'a> Decider<'a> {
     }
 
     /// Evaluates what decides about a step's beginning.
-    fn turn(&self, step: &StepPlan) -> Result<Turn, Error> {
+    fn turn(&self, step: &StepPlan) -> Result<Turn, TaskError> {
         let variables = self.variables();
         if let Some(when) = &step.when
             && !when.evaluate(variables)?
@@ -113,7 +113,7 @@ impl<'a> Decider<'a> {
     }
 
     /// No retry takes the step's error: it is tolerated, or it is a failure.
-    pub(super) fn fail_step(&mut self, path: StepPath, error: Error) {
+    pub(super) fn fail_step(&mut self, path: StepPath, error: TaskError) {
         let step = self.plan.step(&path);
         let ignore = step.is_some_and(|step| step.on_error == OnError::Ignore);
         if ignore {

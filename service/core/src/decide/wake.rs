@@ -3,7 +3,7 @@
 
 use super::Decider;
 use crate::command::Rejection;
-use crate::error::{Error, builtin};
+use crate::error::{TaskError, builtin};
 use crate::event::{AttemptOutcome, Event, StopCause};
 use crate::execution::{CompensationState, Execution, NodeState, Phase, Scope};
 use crate::id::StepPath;
@@ -116,7 +116,7 @@ impl Decider<'_> {
                 Deadline::Advance => {}
                 Deadline::Execution => {
                     let error =
-                        Error::builtin(builtin::EXECUTION_TIMEOUT, "the workflow timed out");
+                        TaskError::builtin(builtin::EXECUTION_TIMEOUT, "the workflow timed out");
                     self.stop_run(StopCause::TimedOut, error, None);
                 }
                 Deadline::Grace => {
@@ -124,13 +124,14 @@ impl Decider<'_> {
                     let error = stop.map(|stop| stop.error.clone());
                     let reason = "the run ended before the attempt did, and its grace is over";
                     let cause = error.map(Box::new);
-                    let error = Error { cause, ..Error::builtin(builtin::CANCELLED, reason) };
+                    let error =
+                        TaskError { cause, ..TaskError::builtin(builtin::CANCELLED, reason) };
                     self.close_attempts(&error, &[]);
                 }
                 Deadline::Cleanup => self.end_cleanup(),
                 Deadline::ScheduleToClose { path, attempt } => {
                     let reason = "the task did not end in time";
-                    let error = Error::builtin(builtin::SCHEDULE_TO_CLOSE, reason);
+                    let error = TaskError::builtin(builtin::SCHEDULE_TO_CLOSE, reason);
                     let open = self.state().task(&path).and_then(|task| task.open.as_ref());
                     let waiting = open.is_some_and(|open| self.is_far(open.scheduled_at));
                     let outcome =
@@ -156,7 +157,7 @@ impl Decider<'_> {
 
     /// The cleanup has used up its time: what is left of it does not run.
     fn end_cleanup(&mut self) {
-        let error = Error::builtin(builtin::CLEANUP_TIMEOUT, "the cleanup timed out");
+        let error = TaskError::builtin(builtin::CLEANUP_TIMEOUT, "the cleanup timed out");
         if !self.close_attempts(&error, &[]) || !self.park_remaining(&error) {
             // The deadline has still passed: the next transition goes on here.
             return;

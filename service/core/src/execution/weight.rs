@@ -4,7 +4,7 @@
 use super::nodes::NodeId;
 use super::open::{OpenFacts, TaskRef};
 use super::{Compensation, Execution, Node, NodeKind, NodeState, Task};
-use crate::error::Error;
+use crate::error::TaskError;
 use crate::id::StepPath;
 
 /// Of an execution, of each of its nodes and of each link of an error, besides what has a length of its
@@ -136,7 +136,7 @@ fn task_bytes(task: &Task) -> usize {
     task.input.data.len() + task.last_error.as_ref().map_or(0, error_bytes)
 }
 
-pub(crate) fn error_bytes(error: &Error) -> usize {
+pub(crate) fn error_bytes(error: &TaskError) -> usize {
     let links = error.chain().map(|link| {
         let details = link.details.as_ref().map_or(0, |own| own.data.len());
         ERROR_BYTES + link.message.len() + link.stack_trace.len() + details

@@ -30,11 +30,11 @@ fn nodes(list: impl IntoIterator<Item = Node>) -> Nodes {
 }
 
 fn execution(input: &str) -> Execution {
-    let declined = Error {
-        cause: Some(Box::new(Error::new("card.expired", "in May"))),
+    let declined = TaskError {
+        cause: Some(Box::new(TaskError::new("card.expired", "in May"))),
         details: Some(Payload::json(r#"{"code": 7}"#)),
         category: Category::Permanent,
-        ..Error::new("payment.declined", "no")
+        ..TaskError::new("payment.declined", "no")
     };
     let completed = |output: &'static str| NodeState::Completed { output: Payload::json(output) };
     Execution {
@@ -104,7 +104,7 @@ fn compile(json: &str) -> Result<Template, Vec<CompileError>> {
     with_scope(true, |scope| Template::compile(json, scope))
 }
 
-fn render_on(input: &str, json: &str) -> Result<Payload, Error> {
+fn render_on(input: &str, json: &str) -> Result<Payload, TaskError> {
     let execution = execution(input);
     let error = execution.stop.as_ref().map(|stop| &stop.error);
     let template = compile(json).unwrap_or_else(|errors| panic!("{json}: {errors:?}"));
@@ -115,12 +115,12 @@ const INPUT: &str = r#"{"id": "o1", "n": 9007199254740993, "big": 18446744073709
     "items": [{"sku": "a", "price": 3}, {"sku": "b", "price": 4}], "text": "say \"hi\"\n",
     "map": {"b": 1, "a": 2, "c": 3}, "none": null}"#;
 
-fn render(json: &str) -> Result<Payload, Error> {
+fn render(json: &str) -> Result<Payload, TaskError> {
     render_on(INPUT, json)
 }
 
 /// What a template with only this expression gives.
-fn value(source: &str) -> Result<String, Error> {
+fn value(source: &str) -> Result<String, TaskError> {
     let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
     render(&json).map(|payload| String::from_utf8(payload.data.into()).expect("JSON is UTF-8"))
 }

@@ -7,7 +7,7 @@ use cel::common::value::Val;
 use super::Variables;
 use super::budget::{BUDGET, Budget, ENVIRONMENT};
 use super::value;
-use crate::error::{Category, Error, builtin};
+use crate::error::{Category, TaskError, builtin};
 use crate::execution::Execution;
 use crate::id::StepPath;
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
@@ -45,8 +45,8 @@ impl Read {
 
     /// Bytes of JSON that are parsed for it.
     fn bytes(&self, variables: Variables<'_>) -> usize {
-        let of_error = |error: Option<&Error>| {
-            let details = error.into_iter().flat_map(Error::chain);
+        let of_error = |error: Option<&TaskError>| {
+            let details = error.into_iter().flat_map(TaskError::chain);
             details.filter_map(|error| error.details.as_ref()).map(|own| own.data.len()).sum()
         };
         let execution = variables.execution;
@@ -59,7 +59,7 @@ impl Read {
         }
     }
 
-    fn value<'v>(&self, variables: Variables<'v>) -> Result<Box<dyn Val + 'v>, Error> {
+    fn value<'v>(&self, variables: Variables<'v>) -> Result<Box<dyn Val + 'v>, TaskError> {
         let execution = variables.execution;
         Ok(match self {
             Self::Input => payload(&execution.input, self)?,
@@ -79,7 +79,7 @@ impl Read {
 pub(super) fn context<'v>(
     reads: &[Read],
     variables: Variables<'v>,
-) -> Result<Context<'v, 'v>, Error> {
+) -> Result<Context<'v, 'v>, TaskError> {
     let mut context = Context::with_env(ENVIRONMENT.clone());
     context.add_variable_as_val(BUDGET, Box::new(Budget::new()));
     let mut bytes = 0;
@@ -90,7 +90,7 @@ pub(super) fn context<'v>(
             let (name, max) = (read.name(), EXPRESSION_READ_BYTES_MAX);
             let what =
                 format!("`{name}` cannot be read: with it, over {max} bytes of JSON are read");
-            return Err(Error::builtin(builtin::EXPRESSION, what));
+            return Err(TaskError::builtin(builtin::EXPRESSION, what));
         }
         variables.parsed.set(variables.parsed.get().saturating_add(own));
         context.add_variable_as_val(read.name(), read.value(variables)?);
@@ -103,13 +103,13 @@ pub(super) fn output<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'
     execution.node(step)?.output()
 }
 
-fn step_error<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Error> {
+fn step_error<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v TaskError> {
     execution.node(step)?.error()
 }
 
-fn payload<'v>(payload: &'v Payload, read: &Read) -> Result<Box<dyn Val + 'v>, Error> {
+fn payload<'v>(payload: &'v Payload, read: &Read) -> Result<Box<dyn Val + 'v>, TaskError> {
     let error = |what: String| {
-        Error::builtin(builtin::EXPRESSION, format!("`{}` cannot be read: {what}", read.name()))
+        TaskError::builtin(builtin::EXPRESSION, format!("`{}` cannot be read: {what}", read.name()))
     };
     if !payload.is_json() {
         return Err(error(format!("its content type is `{}`", payload.content_type)));
@@ -133,7 +133,7 @@ fn execution_value<'v>(execution: &'v Execution) -> Box<dyn Val + 'v> {
     ])
 }
 
-fn optional_error<'v>(error: Option<&'v Error>) -> Box<dyn Val + 'v> {
+fn optional_error<'v>(error: Option<&'v TaskError>) -> Box<dyn Val + 'v> {
     let Some(error) = error else {
         return Box::new(CelNull);
     };

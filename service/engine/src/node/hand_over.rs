@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, StartBasis, TaskId};
-use recoup_core::error::{Error, builtin};
+use recoup_core::error::{TaskError, builtin};
 use recoup_core::time::Timestamp;
 
 use super::Node;
@@ -173,7 +173,7 @@ impl<R> Node<R> {
     /// The history says that it has started, so no other node would hand it out, and this one does so no
     /// more: all that can be said is that it was not done.
     pub(super) fn fail_unsent(&mut self, task: &TaskId) {
-        let error = Error::builtin(builtin::CANCELLED, "the task was not handed over");
+        let error = TaskError::builtin(builtin::CANCELLED, "the task was not handed over");
         self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
     }
 
@@ -217,7 +217,7 @@ impl<R> Node<R> {
             return self.act(match unstarted {
                 true => Command::FailTask {
                     task,
-                    error: Error::builtin(builtin::CANCELLED, reason),
+                    error: TaskError::builtin(builtin::CANCELLED, reason),
                     worker,
                 },
                 false => Command::LoseWorker { task, worker },

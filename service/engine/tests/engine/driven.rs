@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, RequestId};
 use recoup_core::definition::{Block, OnError, Step, Workflow};
-use recoup_core::error::Error;
+use recoup_core::error::TaskError;
 use recoup_core::event::Event;
 use recoup_core::execution::{CompensationState, State};
 use recoup_core::id::ExecutionId;
@@ -158,7 +158,7 @@ async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
         seen.push(format!("{}#{}", task.id.path, task.id.attempt));
         let worker = "w".to_owned();
         let command = if task.id.path.as_str() == "charge" {
-            Command::FailTask { task: task.id, error: Error::new("card", "declined"), worker }
+            Command::FailTask { task: task.id, error: TaskError::new("card", "declined"), worker }
         } else {
             Command::CompleteTask { task: task.id, output: Payload::null(), worker }
         };

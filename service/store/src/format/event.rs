@@ -1,6 +1,6 @@
 //! Transitions: the rows that every step writes.
 
-use recoup_core::error::Error as AttemptError;
+use recoup_core::error::TaskError;
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause, TERSE,
@@ -162,7 +162,7 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
         }),
         Event::ExecutionEnded { state, error } => Kind::ExecutionEnded(wire::ExecutionEnded {
             state: state.to_wire(),
-            error: error.as_ref().map(AttemptError::to_wire),
+            error: error.as_ref().map(TaskError::to_wire),
         }),
     }
 }

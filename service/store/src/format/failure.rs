@@ -1,6 +1,6 @@
 //! Failure events: the rows of the feed.
 
-use recoup_core::error::Error as AttemptError;
+use recoup_core::error::TaskError;
 use recoup_core::execution::{CompensationOutcome, CompensationState, State};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
 use recoup_core::id::{ExecutionId, Namespace, StepPath, WorkflowName};
@@ -32,7 +32,7 @@ impl Stored for FailureEvent {
             subject: self.subject.as_ref().map(Subject::to_wire),
             worker: self.worker.clone(),
             session: self.session.clone(),
-            error: self.error.as_ref().map(AttemptError::to_wire),
+            error: self.error.as_ref().map(TaskError::to_wire),
             fingerprint: self.fingerprint.clone(),
         }
     }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use recoup_core::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
-use recoup_core::error::{Category, Error as AttemptError};
+use recoup_core::error::{Category, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, PayloadSource,
     StopCause,
@@ -178,15 +178,15 @@ impl Needed for ExecutionStarted {
     }
 }
 
-impl Needed for AttemptError {
+impl Needed for TaskError {
     fn needed(&self, row: Row) -> u16 {
         // As many links as are written, one after the other: a chain may be very deep.
         self.chain().take(CHAIN_MAX).map(|link| link_needed(link, row)).fold(FIRST, u16::max)
     }
 }
 
-fn link_needed(link: &AttemptError, row: Row) -> u16 {
-    let AttemptError {
+fn link_needed(link: &TaskError, row: Row) -> u16 {
+    let TaskError {
         error_type,
         message,
         details,

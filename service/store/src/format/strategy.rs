@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use recoup_core::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
-use recoup_core::error::{Category, Error};
+use recoup_core::error::{Category, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause,
@@ -51,7 +51,7 @@ pub fn payload() -> impl Strategy<Value = Payload> {
         .prop_map(|(data, content_type, metadata)| Payload { data, content_type, metadata })
 }
 
-fn error_link() -> impl Strategy<Value = Error> {
+fn error_link() -> impl Strategy<Value = TaskError> {
     let category = prop_oneof![
         Just(Category::Unspecified),
         Just(Category::Transient),
@@ -63,7 +63,7 @@ fn error_link() -> impl Strategy<Value = Error> {
     (text(), text(), text(), text(), category, optional).prop_map(
         |(error_type, message, stack_trace, source, category, optional)| {
             let (details, non_retryable, next_retry_delay) = optional;
-            Error {
+            TaskError {
                 error_type,
                 message,
                 details,
@@ -79,12 +79,12 @@ fn error_link() -> impl Strategy<Value = Error> {
 }
 
 /// With up to three causes.
-pub fn error() -> impl Strategy<Value = Error> {
+pub fn error() -> impl Strategy<Value = TaskError> {
     vec(error_link(), 1..=4).prop_map(|links| {
         let nested = links
             .into_iter()
             .rev()
-            .reduce(|cause, link| Error { cause: Some(Box::new(cause)), ..link });
+            .reduce(|cause, link| TaskError { cause: Some(Box::new(cause)), ..link });
         nested.expect("at least one link")
     })
 }

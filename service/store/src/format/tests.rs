@@ -2,7 +2,7 @@ use std::mem::{Discriminant, discriminant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use recoup_core::error::Error as AttemptError;
+use recoup_core::error::TaskError;
 use recoup_core::event::{FirstAttempt, PayloadSource, TERSE};
 use recoup_core::id::TransitionId;
 use recoup_core::payload::Payload;
@@ -182,7 +182,7 @@ fn missing_parts_and_unknown_numbers_are_errors() {
         Kind::AttemptFailed(wire::AttemptFailed {
             path: path(),
             attempt: 1,
-            error: Some(AttemptError::new("a", "").to_wire()),
+            error: Some(TaskError::new("a", "").to_wire()),
             outcome: 1,
             decision: Some(wire::Decision { reason: 1, next_at: Some(5), ..Default::default() }),
             ..Default::default()
@@ -247,10 +247,10 @@ fn what_a_step_writes_is_small() {
     assert!(len <= 24, "{len} bytes");
 }
 
-fn nested(depth: usize) -> AttemptError {
-    let mut error = AttemptError::new("root", "");
+fn nested(depth: usize) -> TaskError {
+    let mut error = TaskError::new("root", "");
     for _ in 1..depth {
-        error = AttemptError { cause: Some(Box::new(error)), ..AttemptError::new("wrapped", "") };
+        error = TaskError { cause: Some(Box::new(error)), ..TaskError::new("wrapped", "") };
     }
     error
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use recoup_core::error::{Category, Error as AttemptError};
+use recoup_core::error::{Category, TaskError};
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use recoup_core::id::{Namespace, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
@@ -151,7 +151,7 @@ impl Stored for Payload {
     }
 }
 
-impl Stored for AttemptError {
+impl Stored for TaskError {
     type Wire = wire::Error;
 
     fn to_wire(&self) -> wire::Error {
@@ -173,7 +173,7 @@ impl Stored for AttemptError {
     }
 }
 
-fn link_to_wire(error: &AttemptError) -> wire::ErrorLink {
+fn link_to_wire(error: &TaskError) -> wire::ErrorLink {
     wire::ErrorLink {
         r#type: error.error_type.clone(),
         message: error.message.clone(),
@@ -188,9 +188,9 @@ fn link_to_wire(error: &AttemptError) -> wire::ErrorLink {
 
 fn link_from_wire(
     link: wire::ErrorLink,
-    cause: Option<Box<AttemptError>>,
-) -> Result<AttemptError, Error> {
-    Ok(AttemptError {
+    cause: Option<Box<TaskError>>,
+) -> Result<TaskError, Error> {
+    Ok(TaskError {
         error_type: link.r#type,
         message: link.message,
         details: optional(link.details)?,

@@ -1,7 +1,7 @@
 //! What nodes answer and hand out, compared with the histories at that moment.
 
 use recoup_core::command::{Rejection, TaskId};
-use recoup_core::error::{Error, builtin};
+use recoup_core::error::{TaskError, builtin};
 use recoup_core::event::Event;
 use recoup_core::execution::State;
 use recoup_core::id::ExecutionId;
@@ -249,7 +249,7 @@ impl World<'_> {
     }
 }
 
-fn is_cause(error: &Error, error_type: &str) -> bool {
+fn is_cause(error: &TaskError, error_type: &str) -> bool {
     error.error_type == error_type
         || error.cause.as_deref().is_some_and(|cause| is_cause(cause, error_type))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use recoup_core::command::Command;
-use recoup_core::error::Error;
+use recoup_core::error::TaskError;
 use recoup_engine::node::io::{Input, WorkerMessage};
 
 use crate::fixture::world::{World, session, stream};
@@ -36,7 +36,7 @@ fn after_a_step_back_tasks_are_handed_out_as_before() {
         world.start(0, "default");
         assert_eq!(world.handed(0, worker).len(), 1, "a start is handed out at once");
         // What waits for its next attempt waits about as long as it would have.
-        let error = Error::new("payment.card_declined", "no");
+        let error = TaskError::new("payment.card_declined", "no");
         let command = Command::FailTask { task: first.clone(), error, worker: String::new() };
         let answer = world.ask(0, |reply| Input::Submit {
             execution: first.execution,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, RequestId, TaskId};
-use recoup_core::error::Error;
+use recoup_core::error::TaskError;
 use recoup_core::payload::Payload;
 use recoup_core::retry::Verdict;
 use recoup_engine::node::io::{Answer, Input, Notice, WorkerMessage};
@@ -191,7 +191,7 @@ fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
     let task = handed_to_a_poll(&mut world, "order");
     let failed = Command::FailTask {
         task: task.clone(),
-        error: Error::new("card.declined", "no money"),
+        error: TaskError::new("card.declined", "no money"),
         worker: String::new(),
     };
     let Answer::Recorded { decision: Some(decision), .. } =
@@ -215,7 +215,7 @@ fn a_node_that_has_missed_what_another_did_does_not_call_a_task_closed() {
     // The worker reports to the other node, which schedules the next attempt and hands it out.
     let failed = Command::FailTask {
         task: first.clone(),
-        error: Error::new("card.declined", "no money"),
+        error: TaskError::new("card.declined", "no money"),
         worker: String::new(),
     };
     let execution = first.execution;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, StartBasis, TaskId};
 use recoup_core::definition::{Delivery, StepKind};
-use recoup_core::error::{Error, builtin};
+use recoup_core::error::{TaskError, builtin};
 use recoup_core::retry::Schedule;
 use recoup_core::time::Timestamp;
 use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerMessage};
@@ -113,7 +113,7 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
-    let error = Error::new("user.transient", "once more");
+    let error = TaskError::new("user.transient", "once more");
     let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
     // The next attempt has a second to go, and is with somebody all the same.
@@ -189,7 +189,7 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
-    let error = Error::new("user.transient", "once more");
+    let error = TaskError::new("user.transient", "once more");
     let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
     // The next attempt is with nobody, as this life knows, and its lease is over before the batch comes.
@@ -335,7 +335,7 @@ fn what_becomes_due_just_after_another_node_has_become_the_owner_goes_to_one_wor
     world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, first).remove(0);
-    let error = Error::new("user.transient", "once more");
+    let error = TaskError::new("user.transient", "once more");
     let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
     world.put(0, Input::Credit { worker: first, tasks: 1 });
@@ -496,7 +496,7 @@ fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
     let task = world.handed(0, worker).remove(0);
     // It is written, and the answer is long in coming.
     world.machines[0].hold_back = &["commit"];
-    let error = Error::new("user.transient", "once more");
+    let error = TaskError::new("user.transient", "once more");
     let failed = Command::FailTask { task: task.clone(), error, worker: String::new() };
     assert!(world.ask(0, submit(failed)).is_none());
     // Another node goes on from there, and is gone before it says so.

@@ -94,7 +94,7 @@ fn failure_events_count_towards_the_bytes_of_a_batch() {
     assert_eq!(tasks.len(), 40);
     world.machines[0].hold_back = &["commit"];
     for (reply, task) in tasks.into_iter().enumerate() {
-        let error = recoup_core::error::Error::new("declined", "x".repeat(32 << 10));
+        let error = recoup_core::error::TaskError::new("declined", "x".repeat(32 << 10));
         let execution = task.execution;
         let command = Command::FailTask { task, error, worker: String::new() };
         let reply = 1_000 + reply as u64;

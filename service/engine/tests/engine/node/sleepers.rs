@@ -28,7 +28,7 @@ fn fail_once(world: &mut World, machine: usize, count: usize) {
     assert_eq!(tasks.len(), count);
     for task in tasks {
         let execution = task.execution;
-        let error = recoup_core::error::Error::new("declined", "");
+        let error = recoup_core::error::TaskError::new("declined", "");
         let command = Command::FailTask { task, error, worker: String::new() };
         let failed =
             world.ask(machine, |reply| Input::Submit { execution, command, request: None, reply });
