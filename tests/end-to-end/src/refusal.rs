@@ -5,13 +5,13 @@ use tonic_types::StatusExt;
 
 /// Code, reason of `google.rpc.ErrorInfo` and the fields of `google.rpc.BadRequest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RefusedCall {
     pub code: Code,
     pub reason: String,
     pub fields: Vec<String>,
 }
 
-impl Refusal {
+impl RefusedCall {
     pub fn of(status: &Status) -> Self {
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
@@ -33,6 +33,6 @@ pub fn assert_refused<T: std::fmt::Debug>(
 ) {
     let status = answer.expect_err("it is refused");
     let fields = fields.iter().map(|&field| field.to_owned()).collect();
-    let wanted = Refusal { code, reason: reason.to_owned(), fields };
-    assert_eq!(Refusal::of(&status), wanted, "{}", status.message());
+    let wanted = RefusedCall { code, reason: reason.to_owned(), fields };
+    assert_eq!(RefusedCall::of(&status), wanted, "{}", status.message());
 }

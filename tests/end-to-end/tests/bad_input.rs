@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use recoup_end_to_end::connect;
-use recoup_end_to_end::refusal::{Refusal, assert_refused};
+use recoup_end_to_end::refusal::{RefusedCall, assert_refused};
 use recoup_end_to_end::server::{Folder, Server};
 use recoup_proto::v1;
 use recoup_proto::v1::register_workflow_request::Workflow;
@@ -135,7 +135,7 @@ async fn definitions_that_cannot_work() {
         ("x: ".to_owned() + &"y".repeat(1 << 20), "DEFINITION_TOO_LARGE", ""),
     ] {
         let refused = client.register_workflow(definition(&text)).await;
-        let refusal = Refusal::of(&refused.expect_err("it cannot work"));
+        let refusal = RefusedCall::of(&refused.expect_err("it cannot work"));
         let first = refusal.fields.first().map(String::as_str);
         let found = (refusal.code, refusal.reason.as_str(), first);
         assert_eq!(found, (Code::InvalidArgument, reason, Some(field)), "{text:.100}: {refusal:?}");

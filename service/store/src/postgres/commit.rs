@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::error::{Failure, Refusal, text};
+use super::error::{ErrorClass, Failure, text};
 use super::lane::Held;
 use super::rows::{Events, Quarantines, Reminders, Requests, Rows};
 use super::session::{Call, Session};
@@ -99,10 +99,10 @@ impl Inner {
                     }
                     return Ok(settled);
                 }
-                Err(failure) => match failure.refusal() {
+                Err(failure) => match failure.class() {
                     // A lease that was lost is met again.
-                    Some(Refusal::Taken | Refusal::Data | Refusal::Lease) => break,
-                    Some(Refusal::Again) => {}
+                    Some(ErrorClass::Taken | ErrorClass::Data | ErrorClass::Lease) => break,
+                    Some(ErrorClass::Again) => {}
                     _ => return Err(failure),
                 },
             }
@@ -113,7 +113,7 @@ impl Inner {
         let mut sent = 1;
         loop {
             match settle(held, batch, &numbers).await {
-                Err(failure) if failure.refusal() == Some(Refusal::Again) && sent < SENT_MAX => {
+                Err(failure) if failure.class() == Some(ErrorClass::Again) && sent < SENT_MAX => {
                     sent += 1;
                 }
                 Err(failure) => return Err(failure),
@@ -362,8 +362,10 @@ pub(super) async fn bisect<T>(
         }
         Err(Failure::Refused(error)) => {
             let failure = Failure::Refused(error);
-            match (failure.refusal(), failure) {
-                (Some(Refusal::Data | Refusal::Taken), Failure::Refused(error)) => text(&error),
+            match (failure.class(), failure) {
+                (Some(ErrorClass::Data | ErrorClass::Taken), Failure::Refused(error)) => {
+                    text(&error)
+                }
                 (_, failure) => return Err(failure),
             }
         }

@@ -32,9 +32,9 @@ pub(super) struct ServerError {
     pub message: String,
 }
 
-/// What to do about a [`Failure::Refused`].
+/// The class of a [`Failure::Refused`], which decides what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum ErrorClass {
     /// A row is there already: find out whose.
     Taken,
     /// The value itself: it will be refused again.
@@ -46,17 +46,17 @@ pub(super) enum Refusal {
     Other,
 }
 
-pub(super) fn refusal(error: &ServerError) -> Refusal {
+pub(super) fn class(error: &ServerError) -> ErrorClass {
     match error.code.as_str() {
-        UNIQUE_VIOLATION => Refusal::Taken,
+        UNIQUE_VIOLATION => ErrorClass::Taken,
         // Nothing else divides.
-        DIVISION_BY_ZERO => Refusal::Lease,
+        DIVISION_BY_ZERO => ErrorClass::Lease,
         code => match code.get(..2) {
-            Some("22" | "23") => Refusal::Data,
+            Some("22" | "23") => ErrorClass::Data,
             // A row of an index that is too large, and the like.
-            Some("54") => Refusal::Data,
-            Some("40") => Refusal::Again,
-            _ => Refusal::Other,
+            Some("54") => ErrorClass::Data,
+            Some("40") => ErrorClass::Again,
+            _ => ErrorClass::Other,
         },
     }
 }
@@ -126,10 +126,10 @@ impl Failure {
         matches!(self, Self::Refused(error) if error.code == LOCK_NOT_AVAILABLE)
     }
 
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub fn class(&self) -> Option<ErrorClass> {
         match self {
-            Self::Refused(error) => Some(refusal(error)),
-            Self::Again => Some(Refusal::Again),
+            Self::Refused(error) => Some(class(error)),
+            Self::Again => Some(ErrorClass::Again),
             Self::Lost(_) | Self::Store(_) => None,
         }
     }
@@ -142,10 +142,10 @@ impl From<Failure> for Error {
             Failure::Store(error) => error,
             Failure::Lost(reason) => Self::Unavailable(reason),
             Failure::Again => Self::Unavailable("other writers came in between".into()),
-            Failure::Refused(error) => match refusal(&error) {
-                Refusal::Data | Refusal::Taken => Self::Data(text(&error)),
-                Refusal::Lease => Self::LeaseLost,
-                Refusal::Again | Refusal::Other => Self::Unavailable(text(&error)),
+            Failure::Refused(error) => match class(&error) {
+                ErrorClass::Data | ErrorClass::Taken => Self::Data(text(&error)),
+                ErrorClass::Lease => Self::LeaseLost,
+                ErrorClass::Again | ErrorClass::Other => Self::Unavailable(text(&error)),
             },
         }
     }

@@ -14,7 +14,7 @@ use super::commit::{
     Attempted, Numbers, SENT_MAX, Taken, begin, bisect, claim_requests, end, read_places,
     release_requests, rounds, vanished,
 };
-use super::error::{Failure, Refusal};
+use super::error::{ErrorClass, Failure};
 use super::lane::Held;
 use super::rows::Rows;
 use super::session::Session;
@@ -64,7 +64,7 @@ impl Inner {
                 Err(failure) => Err(failure),
             };
             match end(&mut held.session, outcome).await {
-                Err(failure) if failure.refusal() == Some(Refusal::Again) && sent < SENT_MAX => {
+                Err(failure) if failure.class() == Some(ErrorClass::Again) && sent < SENT_MAX => {
                     sent += 1;
                 }
                 outcome => return outcome,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::connection::Connection;
-use super::error::{Failure, Refusal};
+use super::error::{ErrorClass, Failure};
 use super::value::At;
 use crate::contract::{Error, Result};
 
@@ -220,7 +220,7 @@ impl Inner {
             match self.exchange(connection, range, &copy).await {
                 Ok(()) => return Ok(true),
                 Err(failure)
-                    if failure.is_locked() || failure.refusal() == Some(Refusal::Again) =>
+                    if failure.is_locked() || failure.class() == Some(ErrorClass::Again) =>
                 {
                     connection.run("rollback").await?;
                     tokio::time::sleep(LOCK_PAUSE).await;
