@@ -1,12 +1,12 @@
 //! The commands that speak to a server: thin, on the SDK, for people and for scripts.
 
 mod admin;
+mod context;
 mod execution;
 mod exit;
 mod failures;
 mod namespace;
 mod output;
-mod session;
 mod show;
 mod text;
 mod timeline;
@@ -16,10 +16,10 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+pub use self::context::parse_count;
 pub use self::execution::parse_duration;
 pub use self::exit::refuse_command_line;
 pub use self::failures::event_line;
-pub use self::session::parse_count;
 pub use self::show::print_timeline;
 pub use self::text::Style;
 

@@ -24,7 +24,7 @@ const RESEND_AFTER: Duration = Duration::from_millis(200);
 /// How long the worker stays with a service that stops, for what is about to end.
 const STAY: Duration = Duration::from_secs(1);
 
-pub(super) struct Session {
+pub(super) struct WorkerSession {
     open: OpenSession,
     slots: u32,
     running: HashMap<Bytes, Running>,
@@ -63,7 +63,7 @@ pub(super) enum Admission {
     Known,
 }
 
-impl Session {
+impl WorkerSession {
     pub(super) fn new(open: OpenSession, slots: u32) -> Self {
         Self {
             open,
@@ -322,7 +322,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for WorkerSession {
     fn drop(&mut self) {
         for running in self.running.values() {
             running.abort.abort();

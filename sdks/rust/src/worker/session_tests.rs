@@ -7,8 +7,8 @@ use crate::worker::context::{Event, TaskContext};
 use crate::worker::handler::RawTask;
 use crate::{PAYLOAD_BYTES_MAX, to_payload};
 
-fn session(slots: u32) -> Session {
-    let mut session = Session::new(OpenSession::default(), slots);
+fn session(slots: u32) -> WorkerSession {
+    let mut session = WorkerSession::new(OpenSession::default(), slots);
     session.open_message();
     session.opened(&[]);
     session
@@ -28,7 +28,10 @@ fn ack(name: &str, reason: ErrorReason) -> ResultAck {
 }
 
 /// Lets a task come and its handler run, for ever.
-async fn run(session: &mut Session, name: &str) -> (TaskContext, mpsc::UnboundedReceiver<Event>) {
+async fn run(
+    session: &mut WorkerSession,
+    name: &str,
+) -> (TaskContext, mpsc::UnboundedReceiver<Event>) {
     assert_eq!(session.admit(&token(name)), Admission::Start);
     let (sender, receiver) = mpsc::unbounded_channel();
     let task = RawTask { task_token: token(name), ..RawTask::default() };
@@ -76,7 +79,7 @@ async fn what_accumulated_goes_in_one_message_with_the_credit_that_it_freed() {
 
 #[tokio::test]
 async fn credit_never_exceeds_the_slots() {
-    let mut session = Session::new(OpenSession::default(), 4);
+    let mut session = WorkerSession::new(OpenSession::default(), 4);
     assert_eq!(session.open_message().head.credit, 4);
     session.opened(&[]);
     let mut kept = Vec::new();

@@ -18,7 +18,7 @@ use super::context::{Attempt, Event, TaskContext};
 use super::handler::{self, Handler, RawTask};
 use super::message::{self, Outgoing, StreamCodec};
 use super::reference;
-use super::session::{Admission, Session};
+use super::session::{Admission, WorkerSession};
 use super::{Worker, passes};
 use crate::Error;
 use crate::backoff::Backoff;
@@ -38,7 +38,7 @@ struct Stream {
 
 struct Loop {
     worker: Arc<Worker>,
-    session: Session,
+    session: WorkerSession,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
     ttl: Duration,
@@ -58,7 +58,7 @@ pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> R
         session_ttl: Some(ttl.into()),
     };
     let (sender, events) = mpsc::unbounded_channel();
-    let session = Session::new(open, worker.slots);
+    let session = WorkerSession::new(open, worker.slots);
     let mut state =
         Loop { worker: Arc::new(worker), session, events, sender, ttl, drain_until: None };
     let mut shutdown = std::pin::pin!(shutdown);

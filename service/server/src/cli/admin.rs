@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use recoup_proto::v1::{Formats, NodeFormats};
 
+use super::context::Connection;
 use super::exit::{EXIT_CODES, Exit, Failed};
-use super::session::Connection;
 use super::text::{Style, table};
 
 #[derive(Args)]
@@ -25,17 +25,17 @@ enum AdminCommand {
 }
 
 pub async fn run(arguments: AdminArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     match arguments.command {
         AdminCommand::Formats => {
-            let found = session.client.formats().await?;
-            session.say(&found, |style| {
+            let found = context.client.formats().await?;
+            context.say(&found, |style| {
                 lines(found.writable.as_ref(), found.readable.as_ref(), &found.nodes, style)
             })?;
         }
         AdminCommand::Finalize => {
-            let found = session.client.finalize_formats().await?;
-            session.say(&found, |style| {
+            let found = context.client.finalize_formats().await?;
+            context.say(&found, |style| {
                 lines(found.writable.as_ref(), found.readable.as_ref(), &found.nodes, style)
             })?;
         }

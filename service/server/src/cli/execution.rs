@@ -15,9 +15,9 @@ use recoup_sdk::proto::{
 use recoup_sdk::{Error, TraceContext};
 use serde_json::Value;
 
+use super::context::{CommandContext, Connection, parse_count};
 use super::exit::{EXIT_CODES, Exit, Failed};
 use super::output::Output;
-use super::session::{Connection, Session, parse_count};
 use super::text::{
     Paint, duration, error_line, nanos_between, one_line, payload_text, state_name, timestamp,
     whole_error_line,
@@ -268,9 +268,9 @@ macro_rules! set {
 }
 
 pub async fn start(arguments: StartArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     let workflow = arguments.execution.workflow.clone();
-    let start = set!(session.client.start(workflow), arguments.execution);
+    let start = set!(context.client.start(workflow), arguments.execution);
     let started = start.send().await?;
     let answer = StartExecutionResponse {
         execution_id: started.execution_id,
@@ -278,31 +278,31 @@ pub async fn start(arguments: StartArguments) -> Result<Exit, Failed> {
         started: started.started,
     };
     // The id alone, for `$(recoup start …)`.
-    session.say(&answer, |_| vec![answer.execution_id.clone()])?;
+    context.say(&answer, |_| vec![answer.execution_id.clone()])?;
     Ok(Exit::Done)
 }
 
 pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     let workflow = arguments.execution.workflow.clone();
-    let mut run = set!(session.client.run(workflow.as_str()), arguments.execution);
+    let mut run = set!(context.client.run(workflow.as_str()), arguments.execution);
     if let Some(wait) = arguments.wait {
         run = run.wait_at_most(wait);
     }
     let ended = match run.send().await {
         // For scripts an answer, with the id to ask for later.
-        Err(Error::StillRunning { execution_id, state }) if session.output == Output::Json => {
+        Err(Error::StillRunning { execution_id, state }) if context.output == Output::Json => {
             let still = StillRunning { state: state.into() };
             let result = Some(Awaited::StillRunning(still));
-            session.say(&AwaitExecutionResponse { execution_id, result }, |_| Vec::new())?;
+            context.say(&AwaitExecutionResponse { execution_id, result }, |_| Vec::new())?;
             return Ok(Exit::StillRunning);
         }
         ended => ended?,
     };
     let state = ended.outcome.state();
     let parked = match ended.outcome.compensation_state() {
-        CompensationState::Parked if session.output == Output::Text => {
-            parked(&session, &ended.execution_id).await
+        CompensationState::Parked if context.output == Output::Text => {
+            parked(&context, &ended.execution_id).await
         }
         _ => Vec::new(),
     };
@@ -310,7 +310,7 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
         execution_id: ended.execution_id,
         result: Some(Awaited::Ended(ended.outcome)),
     };
-    session.say(&answer, |style| {
+    context.say(&answer, |style| {
         let Some(Awaited::Ended(outcome)) = &answer.result else { return Vec::new() };
         let (symbol, paint) = state_symbol(state);
         let title = format!("{symbol} {workflow}  {}  {}", answer.execution_id, state_name(state));
@@ -342,15 +342,15 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
 
 /// What a person must do after an end that leaves compensations parked. How it ended is told even where
 /// this cannot be read any more.
-async fn parked(session: &Session, id: &str) -> Vec<String> {
-    match session.client.execution(id).await {
-        Ok(execution) => parked_lines(&execution, session.style),
-        Err(_) => vec![session.style.paint(Paint::Bad, "  parked, a person must act")],
+async fn parked(context: &CommandContext, id: &str) -> Vec<String> {
+    match context.client.execution(id).await {
+        Ok(execution) => parked_lines(&execution, context.style),
+        Err(_) => vec![context.style.paint(Paint::Bad, "  parked, a person must act")],
     }
 }
 
 pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     let state = |state: &State| match state {
         State::Running => ExecutionState::Running,
         State::Compensating => ExecutionState::Compensating,
@@ -376,9 +376,9 @@ pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
         started_after: arguments.started_after,
         started_before: arguments.started_before,
     };
-    let executions = session.up_to(session.client.executions(filter), arguments.limit).await?;
+    let executions = context.up_to(context.client.executions(filter), arguments.limit).await?;
     let head = ["EXECUTION", "WORKFLOW", "STATE", "STARTED", "TOOK", "KEY", "ERROR"];
-    session.say_all(&executions, &head, |execution| {
+    context.say_all(&executions, &head, |execution| {
         let took = match (&execution.started_at, &execution.ended_at) {
             (Some(started), Some(ended)) => duration(nanos_between(started, ended)),
             _ => String::new(),
@@ -404,18 +404,18 @@ pub async fn list(arguments: ListArguments) -> Result<Exit, Failed> {
 }
 
 pub async fn cancel(arguments: CancelArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
-    let state = session.client.cancel_execution(arguments.execution_id, arguments.reason).await?;
+    let context = arguments.connection.open().await?;
+    let state = context.client.cancel_execution(arguments.execution_id, arguments.reason).await?;
     let answer = CancelExecutionResponse { state: state.into() };
-    session.say(&answer, |_| vec![state_name(state)])?;
+    context.say(&answer, |_| vec![state_name(state)])?;
     Ok(Exit::Done)
 }
 
 pub async fn terminate(arguments: TerminateArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     let answer =
-        session.client.terminate_execution(arguments.execution_id, arguments.reason).await?;
-    session.say(&answer, |_| {
+        context.client.terminate_execution(arguments.execution_id, arguments.reason).await?;
+    context.say(&answer, |_| {
         let mut line = state_name(answer.state());
         if answer.compensation_state() == CompensationState::Parked {
             line.push_str(", what was due is parked");
@@ -426,29 +426,29 @@ pub async fn terminate(arguments: TerminateArguments) -> Result<Exit, Failed> {
 }
 
 pub async fn release(arguments: ReleaseArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
-    let state = session.client.release_execution(arguments.execution_id, arguments.reason).await?;
+    let context = arguments.connection.open().await?;
+    let state = context.client.release_execution(arguments.execution_id, arguments.reason).await?;
     let answer = ReleaseExecutionResponse { state: state.into() };
-    session.say(&answer, |_| vec![format!("released, {}", state_name(state))])?;
+    context.say(&answer, |_| vec![format!("released, {}", state_name(state))])?;
     Ok(Exit::Done)
 }
 
 pub async fn compensation(arguments: CompensationArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     let line = |state: CompensationState| {
         let name = state.as_str_name().trim_start_matches("COMPENSATION_STATE_");
         vec![format!("compensation {name}")]
     };
     match arguments.command {
         CompensationCommand::Retry { execution_id, step, reason } => {
-            let state = session.client.retry_compensation(execution_id, step, reason).await?;
+            let state = context.client.retry_compensation(execution_id, step, reason).await?;
             let answer = RetryCompensationResponse { compensation_state: state.into() };
-            session.say(&answer, |_| line(state))?;
+            context.say(&answer, |_| line(state))?;
         }
         CompensationCommand::Skip { execution_id, step, reason } => {
-            let state = session.client.skip_compensation(execution_id, step, reason).await?;
+            let state = context.client.skip_compensation(execution_id, step, reason).await?;
             let answer = SkipCompensationResponse { compensation_state: state.into() };
-            session.say(&answer, |_| line(state))?;
+            context.say(&answer, |_| line(state))?;
         }
     }
     Ok(Exit::Done)

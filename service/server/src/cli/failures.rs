@@ -9,10 +9,10 @@ use recoup_sdk::proto::{
 use recoup_sdk::{AckOutcome, Delivery, Failures};
 use serde_json::json;
 
+use super::context::{CommandContext, Connection, parse_count};
 use super::execution::parse_pattern;
 use super::exit::{self, EXIT_CODES, Exit, Failed};
 use super::output::Output;
-use super::session::{Connection, Session, parse_count};
 use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp, whole_error_line};
 use super::timeline::decision_text;
 
@@ -151,22 +151,22 @@ fn kind_name(kind: FailureKind) -> String {
 }
 
 pub async fn run(arguments: FailuresArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     match arguments.command {
-        FailuresCommand::Tail(tail) => follow(&session, tail).await?,
+        FailuresCommand::Tail(tail) => follow(&context, tail).await?,
         FailuresCommand::List { filter, execution, limit } => {
-            let pages = session.client.failure_events(filter.filter(), execution);
-            let events = session.up_to(pages, limit).await?;
-            if session.output == Output::Json {
-                session.say_all(&events, &[], |_| Vec::new())?;
+            let pages = context.client.failure_events(filter.filter(), execution);
+            let events = context.up_to(pages, limit).await?;
+            if context.output == Output::Json {
+                context.say_all(&events, &[], |_| Vec::new())?;
             } else {
-                let lines = events.iter().map(|event| listed_line(event, session.style));
+                let lines = events.iter().map(|event| listed_line(event, context.style));
                 exit::print(&lines.collect::<Vec<_>>())?;
             }
         }
         FailuresCommand::Show { id } => {
-            let event = session.client.failure_event(id).await?;
-            session.say(&event, |style| event_lines(&event, style))?;
+            let event = context.client.failure_event(id).await?;
+            context.say(&event, |style| event_lines(&event, style))?;
         }
         FailuresCommand::Subscribe { name, filter, from_beginning } => {
             let position = if from_beginning { FeedPosition::Beginning } else { FeedPosition::Now };
@@ -177,25 +177,25 @@ pub async fn run(arguments: FailuresArguments) -> Result<Exit, Failed> {
                 start: Some(subscription::Start::Position(position.into())),
                 ..Subscription::default()
             };
-            let created = session.client.create_subscription(wanted).await?;
-            session.say(&created, |_| vec![created.name.clone()])?;
+            let created = context.client.create_subscription(wanted).await?;
+            context.say(&created, |_| vec![created.name.clone()])?;
         }
-        FailuresCommand::Subscriptions { limit } => subscriptions(&session, limit).await?,
+        FailuresCommand::Subscriptions { limit } => subscriptions(&context, limit).await?,
         FailuresCommand::Unsubscribe { name } => {
-            session.client.delete_subscription(&name).await?;
-            session.say(&json!({}), |_| vec![format!("{} deleted", one_line(&name))])?;
+            context.client.delete_subscription(&name).await?;
+            context.say(&json!({}), |_| vec![format!("{} deleted", one_line(&name))])?;
         }
         FailuresCommand::Ack { subscription, tokens } => {
-            return ack(&session, &subscription, tokens).await;
+            return ack(&context, &subscription, tokens).await;
         }
     }
     Ok(Exit::Done)
 }
 
-async fn subscriptions(session: &Session, limit: usize) -> Result<(), Failed> {
-    let subscriptions = session.up_to(session.client.subscriptions(), limit).await?;
+async fn subscriptions(context: &CommandContext, limit: usize) -> Result<(), Failed> {
+    let subscriptions = context.up_to(context.client.subscriptions(), limit).await?;
     let head = ["NAME", "CREATED", "OUTSTANDING", "CONSUMER", "FILTER"];
-    session.say_all(&subscriptions, &head, |subscription| {
+    context.say_all(&subscriptions, &head, |subscription| {
         vec![
             subscription.name.clone(),
             subscription.created_at.as_ref().map(timestamp).unwrap_or_default(),
@@ -219,12 +219,12 @@ fn filter_text(filter: &FailureFilter) -> String {
     given.collect::<Vec<_>>().join(" ")
 }
 
-async fn follow(session: &Session, tail: TailArguments) -> Result<(), Failed> {
-    let mut failures = subscribe(session, &tail)?;
+async fn follow(context: &CommandContext, tail: TailArguments) -> Result<(), Failed> {
+    let mut failures = subscribe(context, &tail)?;
     let mut left = tail.limit.unwrap_or(usize::MAX);
     while left > 0 {
         let delivery = failures.next().await?;
-        session.say(&document(&delivery), |style| {
+        context.say(&document(&delivery), |style| {
             let mut line = listed_line(&delivery.event, style);
             if !tail.ack && !delivery.ack_token().is_empty() {
                 let token = format!("  ack {}", delivery.ack_token());
@@ -240,8 +240,8 @@ async fn follow(session: &Session, tail: TailArguments) -> Result<(), Failed> {
     Ok(())
 }
 
-fn subscribe(session: &Session, tail: &TailArguments) -> Result<Failures, Failed> {
-    let mut builder = session.client.failures().consumer("recoup failures tail");
+fn subscribe(context: &CommandContext, tail: &TailArguments) -> Result<Failures, Failed> {
+    let mut builder = context.client.failures().consumer("recoup failures tail");
     for workflow in &tail.filter.workflow {
         builder = builder.workflow(workflow);
     }
@@ -273,10 +273,14 @@ fn document(delivery: &Delivery) -> FailureDelivery {
     }
 }
 
-async fn ack(session: &Session, subscription: &str, tokens: Vec<String>) -> Result<Exit, Failed> {
+async fn ack(
+    context: &CommandContext,
+    subscription: &str,
+    tokens: Vec<String>,
+) -> Result<Exit, Failed> {
     let mut exit = Exit::Done;
     for batch in tokens.chunks(1_000) {
-        let outcomes = session.client.ack_failures(subscription, batch.to_vec()).await?;
+        let outcomes = context.client.ack_failures(subscription, batch.to_vec()).await?;
         for (token, outcome) in batch.iter().zip(outcomes) {
             let outcome = match outcome {
                 AckOutcome::Accepted => "accepted",
@@ -289,7 +293,7 @@ async fn ack(session: &Session, subscription: &str, tokens: Vec<String>) -> Resu
                 _ => exit,
             };
             let document = json!({ "ackToken": token, "outcome": outcome });
-            session.say(&document, |_| vec![format!("{token} {outcome}")])?;
+            context.say(&document, |_| vec![format!("{token} {outcome}")])?;
         }
     }
     Ok(exit)

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::context::{Connection, parse_count};
 use super::execution::parse_duration;
 use super::exit::{EXIT_CODES, Exit, Failed};
-use super::session::{Connection, parse_count};
 use super::text::{duration, one_line, proto_nanos, timestamp};
 
 #[derive(Args)]
@@ -44,16 +44,16 @@ enum NamespaceCommand {
 }
 
 pub async fn run(arguments: NamespaceArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
+    let context = arguments.connection.open().await?;
     match arguments.command {
         NamespaceCommand::Create { name, description, retention } => {
-            let created = session.client.create_namespace(name, description, retention).await?;
-            session.say(&created, |_| vec![created.name.clone()])?;
+            let created = context.client.create_namespace(name, description, retention).await?;
+            context.say(&created, |_| vec![created.name.clone()])?;
         }
         NamespaceCommand::List { pattern, limit } => {
-            let namespaces = session.up_to(session.client.namespaces(pattern), limit).await?;
+            let namespaces = context.up_to(context.client.namespaces(pattern), limit).await?;
             let head = ["NAME", "RETENTION", "CREATED", "DESCRIPTION"];
-            session.say_all(&namespaces, &head, |namespace| {
+            context.say_all(&namespaces, &head, |namespace| {
                 let retention = namespace.retention.as_ref();
                 vec![
                     namespace.name.clone(),
@@ -64,8 +64,8 @@ pub async fn run(arguments: NamespaceArguments) -> Result<Exit, Failed> {
             })?;
         }
         NamespaceCommand::ResumeRetention => {
-            let resumed = session.client.resume_retention().await?;
-            session.say(&resumed, |_| {
+            let resumed = context.client.resume_retention().await?;
+            context.say(&resumed, |_| {
                 vec![match &resumed.paused_at {
                     Some(at) => format!("retention runs again; it was paused at {}", timestamp(at)),
                     None => "retention was not paused".to_owned(),

@@ -5,9 +5,9 @@ use recoup_sdk::Client;
 use recoup_sdk::proto::{ErrorReason, ExecutionInfo, HistoryEntry};
 use serde_json::json;
 
+use super::context::Connection;
 use super::exit::{self, EXIT_CODES, Exit, Failed};
 use super::output::Output;
-use super::session::Connection;
 use super::text::Style;
 use super::timeline;
 
@@ -20,12 +20,12 @@ pub struct ShowArguments {
 }
 
 pub async fn show(arguments: ShowArguments) -> Result<Exit, Failed> {
-    let session = arguments.connection.open().await?;
-    if session.output == Output::Text {
-        print_timeline(&session.client, &arguments.execution_id, session.style).await?;
+    let context = arguments.connection.open().await?;
+    if context.output == Output::Text {
+        print_timeline(&context.client, &arguments.execution_id, context.style).await?;
         return Ok(Exit::Done);
     }
-    let (execution, history) = read(&session.client, &arguments.execution_id).await?;
+    let (execution, history) = read(&context.client, &arguments.execution_id).await?;
     let document = json!({ "execution": execution, "history": history });
     exit::print(&[document.to_string()])?;
     Ok(Exit::Done)

@@ -8,8 +8,8 @@ use recoup_sdk::proto::{
     DefinitionFormat, DefinitionIssue, DefinitionSource, IssueSeverity, StepRetrySchedule,
 };
 
+use super::context::{CommandContext, Connection, parse_count, say};
 use super::exit::{EXIT_CODES, Exit, Failed};
-use super::session::{Connection, Session, parse_count, say};
 use super::text::{Paint, Style, duration, one_line, proto_nanos, timestamp};
 
 #[derive(Args)]
@@ -76,17 +76,17 @@ pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
         WorkflowCommand::Register { files } => {
             // Nothing is registered when a file cannot be read.
             let texts = files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
-            let session = arguments.connection.open().await?;
-            register(&session, files.iter().zip(texts)).await
+            let context = arguments.connection.open().await?;
+            register(&context, files.iter().zip(texts)).await
         }
         WorkflowCommand::Validate { file } => {
             let text = read(&file)?;
             validate(&arguments.connection, text, &file)
         }
         WorkflowCommand::List { prefix, limit } => {
-            let session = arguments.connection.open().await?;
-            let workflows = session.up_to(session.client.workflows(prefix), limit).await?;
-            session.say_all(
+            let context = arguments.connection.open().await?;
+            let workflows = context.up_to(context.client.workflows(prefix), limit).await?;
+            context.say_all(
                 &workflows,
                 &["NAME", "VERSION", "REGISTERED", "DESCRIPTION"],
                 |workflow| {
@@ -101,13 +101,13 @@ pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
             Ok(Exit::Done)
         }
         WorkflowCommand::Show { name, version } => {
-            let session = arguments.connection.open().await?;
-            show(&session, name, version).await
+            let context = arguments.connection.open().await?;
+            show(&context, name, version).await
         }
         WorkflowCommand::Retire { name, which } => {
-            let session = arguments.connection.open().await?;
-            let retired = session.client.retire_workflow(&name, which.version).await?;
-            session.say(&retired, |_| {
+            let context = arguments.connection.open().await?;
+            let retired = context.client.retire_workflow(&name, which.version).await?;
+            context.say(&retired, |_| {
                 let version = which.version.map(|version| format!(" v{version}"));
                 vec![format!("{}{} retired", one_line(&name), version.unwrap_or_default())]
             })?;
@@ -127,13 +127,13 @@ pub(super) fn read(file: &Path) -> Result<String, Failed> {
 }
 
 async fn register(
-    session: &Session,
+    context: &CommandContext,
     files: impl Iterator<Item = (&PathBuf, String)>,
 ) -> Result<Exit, Failed> {
     for (file, text) in files {
-        let registered = session.client.register_workflow(text).await;
+        let registered = context.client.register_workflow(text).await;
         let registered = registered.map_err(|error| Failed::from(error).in_file(file))?;
-        session.say(&registered, |style| {
+        context.say(&registered, |style| {
             let what = if registered.created { "registered" } else { "unchanged" };
             let title = format!("{} v{} {what}", registered.name, registered.version);
             let mut lines = vec![style.paint(Paint::Bold, &title)];
@@ -202,9 +202,13 @@ fn schedule_lines(schedule: &StepRetrySchedule) -> Vec<String> {
     lines
 }
 
-async fn show(session: &Session, name: String, version: Option<u32>) -> Result<Exit, Failed> {
-    let workflow = session.client.workflow(name, version).await?;
-    session.say(&workflow, |style| {
+async fn show(
+    context: &CommandContext,
+    name: String,
+    version: Option<u32>,
+) -> Result<Exit, Failed> {
+    let workflow = context.client.workflow(name, version).await?;
+    context.say(&workflow, |style| {
         let title = format!("{} v{}", workflow.name, workflow.version);
         let mut facts = format!("  namespace {}", workflow.namespace);
         if let Some(registered) = &workflow.registered_at {

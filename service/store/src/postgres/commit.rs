@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::error::{ErrorClass, Failure, text};
 use super::lane::Held;
 use super::rows::{Events, Quarantines, Reminders, Requests, Rows};
-use super::session::{Call, Session};
+use super::session::{Call, LaneSession};
 use super::{Inner, PostgresStore, quarantine};
 use crate::contract::{
     Batch, Error, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
@@ -205,7 +205,7 @@ async fn commit_at_once(
 }
 
 /// Begins a transaction and passes the fence.
-pub(super) async fn begin(session: &mut Session, node: NodeId) -> Result<(), Failure> {
+pub(super) async fn begin(session: &mut LaneSession, node: NodeId) -> Result<(), Failure> {
     let calls: [Call<'_>; 2] = [(BEGIN, vec![]), (FENCE, vec![&node.0])];
     session.pipeline(&calls).await?;
     Ok(())
@@ -214,7 +214,7 @@ pub(super) async fn begin(session: &mut Session, node: NodeId) -> Result<(), Fai
 /// Ends the transaction as its work ended. A rollback that fails is no news: the connection is lost,
 /// and with it the transaction.
 pub(super) async fn end<T>(
-    session: &mut Session,
+    session: &mut LaneSession,
     outcome: Result<T, Failure>,
 ) -> Result<T, Failure> {
     match outcome {
@@ -246,7 +246,7 @@ async fn settle(
 }
 
 async fn settle_all(
-    session: &mut Session,
+    session: &mut LaneSession,
     node: NodeId,
     batch: &Batch,
     numbers: &Numbers,
@@ -308,7 +308,11 @@ async fn settle_all(
 }
 
 /// Executions that transitions of these want to go on with, and that are not there.
-async fn gone(session: &mut Session, batch: &Batch, open: &[usize]) -> Result<Vec<Uuid>, Failure> {
+async fn gone(
+    session: &mut LaneSession,
+    batch: &Batch,
+    open: &[usize],
+) -> Result<Vec<Uuid>, Failure> {
     let transitions = open.iter().map(|&at| &batch.transitions[at]);
     let going_on = transitions.filter(|transition| transition.sequence > 1);
     let going_on: Vec<Uuid> = going_on.map(|transition| transition.execution.0).collect();
@@ -350,7 +354,7 @@ pub(super) enum Attempted<T> {
 
 /// Keeps what a group wrote; or takes it back, and halves the group until the culprit is alone.
 pub(super) async fn bisect<T>(
-    session: &mut Session,
+    session: &mut LaneSession,
     attempted: Result<T, Failure>,
     group: &[usize],
     groups: &mut Vec<Vec<usize>>,
@@ -383,7 +387,7 @@ pub(super) async fn bisect<T>(
 }
 
 async fn settle_group(
-    session: &mut Session,
+    session: &mut LaneSession,
     node: NodeId,
     batch: &Batch,
     numbers: &Numbers,
@@ -433,7 +437,7 @@ async fn settle_group(
 
 /// Events of no execution: an event that the store refuses is dropped, for there is nobody to tell.
 async fn offer_feed(
-    session: &mut Session,
+    session: &mut LaneSession,
     node: NodeId,
     batch: &Batch,
     numbers: &Numbers,
@@ -459,7 +463,7 @@ async fn offer_feed(
 
 /// Whose transition is at the place of each; those whose place is free are left out.
 pub(super) async fn read_places(
-    session: &mut Session,
+    session: &mut LaneSession,
     transitions: &[Transition],
     chosen: &[usize],
 ) -> Result<HashMap<Uuid, Uuid>, Failure> {
@@ -482,7 +486,7 @@ pub(super) struct Taken {
 
 /// Claims the request ids of those that carry one; returns the others' holders by transition.
 pub(super) async fn claim_requests<'a>(
-    session: &mut Session,
+    session: &mut LaneSession,
     transitions: impl Iterator<Item = &'a Transition>,
 ) -> Result<HashMap<Uuid, Taken>, Failure> {
     let mut asked = Requests::default();
@@ -517,7 +521,7 @@ pub(super) async fn claim_requests<'a>(
 }
 
 pub(super) async fn release_requests<'a>(
-    session: &mut Session,
+    session: &mut LaneSession,
     transitions: impl Iterator<Item = &'a Transition>,
 ) -> Result<(), Failure> {
     let mut asked = Requests::default();
@@ -532,7 +536,7 @@ pub(super) async fn release_requests<'a>(
 
 /// The ids that a statement returned.
 pub(super) async fn returned(
-    session: &mut Session,
+    session: &mut LaneSession,
     (sql, parameters): Call<'_>,
 ) -> Result<HashSet<Uuid>, Failure> {
     let rows = session.query(sql, &parameters).await?;

@@ -17,7 +17,7 @@ use super::commit::{
 use super::error::{ErrorClass, Failure};
 use super::lane::Held;
 use super::rows::Rows;
-use super::session::Session;
+use super::session::LaneSession;
 use super::value;
 use crate::contract::{Error, KeySettled, KeyedStart, NodeId, Transition};
 
@@ -74,7 +74,7 @@ impl Inner {
 }
 
 async fn settle_all(
-    session: &mut Session,
+    session: &mut LaneSession,
     node: NodeId,
     starts: &[KeyedStart],
     numbers: &Numbers,
@@ -133,7 +133,7 @@ fn place(start: &KeyedStart) -> (&str, &str) {
 }
 
 async fn settle_group(
-    session: &mut Session,
+    session: &mut LaneSession,
     node: NodeId,
     starts: &[KeyedStart],
     numbers: &Numbers,
@@ -204,7 +204,7 @@ type Holder = (ExecutionId, State, CompensationState);
 /// Takes the keys that nobody has, and locks the others. Returns the executions that hold those, with
 /// their states, by the execution that asks.
 async fn hold_keys(
-    session: &mut Session,
+    session: &mut LaneSession,
     starts: &[KeyedStart],
     open: &[usize],
 ) -> Result<HashMap<Uuid, Holder>, Failure> {
@@ -242,7 +242,7 @@ async fn hold_keys(
 
 /// Rows that were claimed are written once more: they are locked anyway.
 async fn take_keys(
-    session: &mut Session,
+    session: &mut LaneSession,
     starts: &[KeyedStart],
     won: &[usize],
 ) -> Result<(), Failure> {
@@ -254,7 +254,7 @@ async fn take_keys(
 }
 
 async fn settle_requests(
-    session: &mut Session,
+    session: &mut LaneSession,
     starts: &[KeyedStart],
     used: &[(usize, ExecutionId)],
 ) -> Result<(), Failure> {

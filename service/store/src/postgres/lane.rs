@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::error::Failure;
-use super::session::{Backend, Session};
+use super::session::{Backend, LaneSession};
 use super::value;
 use crate::contract::{Error, NodeId, Result};
 
@@ -35,7 +35,7 @@ pub(super) struct Lane {
 
 #[derive(Default)]
 struct Slot {
-    session: Option<Session>,
+    session: Option<LaneSession>,
     /// Its last transaction may be open, committed or rolled back.
     suspect: Option<Backend>,
     /// A commit of this lane has no answer yet.
@@ -44,7 +44,7 @@ struct Slot {
 
 /// The lane, with its connection, for one transaction.
 pub(super) struct Held {
-    pub session: Session,
+    pub session: LaneSession,
     pub lane: Arc<Lane>,
     /// The commit before had no answer: this one may find what it wrote.
     pub after_unknown: bool,
@@ -111,10 +111,10 @@ impl Inner {
         Ok(Held { session, lane, after_unknown, slot })
     }
 
-    async fn connect_lane(&self, lane: &Lane, slot: &mut Slot) -> Result<Session> {
+    async fn connect_lane(&self, lane: &Lane, slot: &mut Slot) -> Result<LaneSession> {
         let options = &self.options;
         let mut session =
-            Session::open(&self.reached, options.lock_timeout, options.connect_timeout).await?;
+            LaneSession::open(&self.reached, options.lock_timeout, options.connect_timeout).await?;
         lane.set_clock(session.opened_at());
         let within = options.commit_timeout;
         let ready = async {
@@ -141,7 +141,7 @@ impl Inner {
     /// committed or rolled back for good. `backend_start` tells it from a later one with its pid.
     async fn make_sure_it_ended(
         &self,
-        session: &mut Session,
+        session: &mut LaneSession,
         suspect: &Backend,
     ) -> Result<(), Failure> {
         const TERMINATE: &str = "

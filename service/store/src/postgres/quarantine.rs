@@ -8,7 +8,7 @@ use super::PostgresStore;
 use super::commit::{Attempted, Numbers, bisect};
 use super::error::Failure;
 use super::rows::Quarantines;
-use super::session::Session;
+use super::session::LaneSession;
 use super::value::{self, At};
 use crate::contract::{Batch, Error, NodeId, Release, Result, Transition};
 
@@ -16,7 +16,7 @@ const IN_FORCE: &str = "
     select execution_id from quarantine where execution_id = any($1) and released_at is null";
 /// Those of the chosen transitions whose executions are in quarantine.
 pub(super) async fn in_force(
-    session: &mut Session,
+    session: &mut LaneSession,
     transitions: &[Transition],
     chosen: &[usize],
 ) -> Result<Vec<Uuid>, Failure> {
@@ -32,7 +32,7 @@ pub(super) async fn in_force(
 
 /// One that the store refuses is dropped: there is nobody to tell.
 pub(super) async fn offer(
-    session: &mut Session,
+    session: &mut LaneSession,
     node: NodeId,
     batch: &Batch,
     numbers: &Numbers,

@@ -47,7 +47,7 @@ pub(super) struct Backend {
     pub started_at: At,
 }
 
-pub(super) struct Session {
+pub(super) struct LaneSession {
     client: Client,
     statements: HashMap<String, Statement>,
     backend: Backend,
@@ -61,13 +61,13 @@ pub(super) struct Session {
 /// A statement and its parameters.
 pub(super) type Call<'a> = (&'static str, Vec<&'a (dyn ToSql + Sync)>);
 
-impl Drop for Session {
+impl Drop for LaneSession {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-impl Session {
+impl LaneSession {
     pub async fn open(
         reached: &Reached,
         lock_timeout: Duration,

@@ -37,14 +37,14 @@ pub struct Sessions {
     /// What database time a process took its steps to be at: several at one, while the time that it
     /// goes by stands still.
     steps: BTreeMap<Process, BTreeMap<Timestamp, Vec<Duration>>>,
-    at: BTreeMap<(Process, String), Session>,
+    at: BTreeMap<(Process, String), ObservedSession>,
     /// Of each life, which process it is in.
     pub process_of: BTreeMap<NodeId, Process>,
 }
 
 /// A session at one process: it lives and ends on each by itself.
 #[derive(Default)]
-struct Session {
+struct ObservedSession {
     attached: Vec<Duration>,
     /// What is sent over a stream, and polls. A unary call about a task renews the session as well,
     /// but for one that has been closed: then the node no longer knows whose it was.
@@ -66,7 +66,7 @@ impl Sessions {
         self.links.get(&link).map(|(_, session)| session.clone())
     }
 
-    fn session(&mut self, process: Process, session: &str) -> &mut Session {
+    fn session(&mut self, process: Process, session: &str) -> &mut ObservedSession {
         self.at.entry((process, session.to_owned())).or_default()
     }
 

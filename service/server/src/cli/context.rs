@@ -50,8 +50,8 @@ pub struct Connection {
     pub output: Output,
 }
 
-/// What every command has at hand.
-pub struct Session {
+/// The connected client of one command, and how the command prints.
+pub struct CommandContext {
     pub client: Client,
     pub output: Output,
     pub style: Style,
@@ -85,17 +85,17 @@ impl Connection {
     }
 
     /// Connects at once: a server that is away is told at once, not after retries.
-    pub async fn open(&self) -> Result<Session, Failed> {
+    pub async fn open(&self) -> Result<CommandContext, Failed> {
         let client = Client::builder(&self.address)
             .namespace(&self.namespace)
             .retry_timeout(Duration::from_secs(5))
             .connect()
             .await?;
-        Ok(Session { client, output: self.output, style: self.style() })
+        Ok(CommandContext { client, output: self.output, style: self.style() })
     }
 }
 
-impl Session {
+impl CommandContext {
     /// One document for scripts, lines for people.
     pub fn say<T: Serialize>(
         &self,
