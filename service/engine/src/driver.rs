@@ -4,28 +4,24 @@
 //! what comes out: each call of the store is a task of its own whose answer is an input again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use recoup_core::time::Timestamp;
 use recoup_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, Span, debug_span};
 
-use crate::clock::{Now, Reading, Step, StoreClock, Tick};
+use crate::clock::Step;
 use crate::handle::Engine;
 use crate::load::{self, Plans};
 use crate::node::Node;
-use crate::node::io::{
-    Adopted, Answer, Input, Loaded, Notice, Offer, Output, Refusal, WorkerKey, WorkerMessage,
-};
+use crate::node::io::{Adopted, Input, Notice, Output, WorkerKey, WorkerMessage};
 use crate::options::Options;
+use crate::process_clock::Clock;
+use crate::request::{Reply, Request};
 use crate::task::HandedTask;
 use crate::unread::Unread;
-
-/// How a caller is answered.
-pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;
 
 /// Requests that wait for the node.
 const REQUESTS_MAX: usize = 8192;
@@ -33,82 +29,6 @@ const REQUESTS_MAX: usize = 8192;
 const PAUSE_RETRY: Duration = Duration::from_secs(1);
 /// Taken in before the node decides again.
 const DRAIN_MAX: usize = 4096;
-
-pub(crate) enum Request {
-    Input(Input<Reply>),
-    Attach { worker: WorkerKey, offer: Offer, sink: mpsc::UnboundedSender<WorkerMessage> },
-    Stop(oneshot::Sender<()>),
-}
-
-/// The time for everybody in this process: corrected by the driver alone.
-pub struct Clock {
-    origin: Instant,
-    following: Mutex<Following>,
-}
-
-struct Following {
-    store: StoreClock,
-    suspended: Duration,
-    /// Steps of the database's clock that the store does not know of yet.
-    unnoted: u32,
-}
-
-impl Clock {
-    fn new(now: Timestamp) -> Self {
-        let store = StoreClock::new(now, Tick::default());
-        let following = Following { store, suspended: suspended(), unnoted: 0 };
-        Self { origin: Instant::now(), following: Mutex::new(following) }
-    }
-
-    /// Store time.
-    pub fn now(&self) -> Timestamp {
-        self.both().time
-    }
-
-    /// Store time for whoever deletes what is old; none while it has taken in a step of the database's
-    /// clock of which the store does not know yet.
-    pub fn for_retention(&self) -> Option<Timestamp> {
-        let following = self.lock();
-        (following.unnoted == 0).then(|| following.store.now(self.tick()).time)
-    }
-
-    fn both(&self) -> Now {
-        self.lock().store.now(self.tick())
-    }
-
-    fn tick(&self) -> Tick {
-        Tick::after(self.origin.elapsed())
-    }
-
-    fn correct(&self, lease: &recoup_store::Lease, under_way: Duration) -> Option<Step> {
-        let mut following = self.lock();
-        let suspended = suspended();
-        let before = std::mem::replace(&mut following.suspended, suspended);
-        let reading = Reading {
-            database: lease.now,
-            reached: lease.reached,
-            renewed_before: lease.renewed_before,
-            under_way,
-            suspended: suspended.saturating_sub(before),
-        };
-        let step = following.store.correct(reading, self.tick()).step;
-        following.unnoted += u32::from(step.is_some());
-        step
-    }
-
-    fn read(&self, loaded: &[Loaded]) {
-        self.lock().store.read(loaded.iter().filter_map(Loaded::decided_at), self.tick());
-    }
-
-    fn step_noted(&self) {
-        self.lock().unnoted -= 1;
-    }
-
-    /// No panic leaves it half changed, so a poisoned lock is as good as a whole one.
-    fn lock(&self) -> MutexGuard<'_, Following> {
-        self.following.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Begins a life on the store and runs the engine until it is stopped. Returns once the engine holds a lease: before,
 /// it would turn away whatever it was asked to start.
@@ -415,21 +335,6 @@ fn span(output: &Output<Reply>) -> Span {
         Output::WithdrawOverflow(tasks) => debug_span!("withdraw", tasks = tasks.len()),
         Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => Span::none(),
     }
-}
-
-/// For how long this machine has been suspended since it was booted: what the monotonic clock leaves
-/// out. Where the system does not tell, a suspension looks like a step of the database's clock.
-fn suspended() -> Duration {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::time::{ClockId, clock_gettime};
-        let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
-        // The later one is read later: never less than nothing.
-        let monotonic = read(ClockId::Monotonic);
-        read(ClockId::Boottime).saturating_sub(monotonic)
-    }
-    #[cfg(not(target_os = "linux"))]
-    Duration::ZERO
 }
 
 async fn sleep(wait: Option<Duration>) {

@@ -13,12 +13,13 @@ use recoup_core::time::Timestamp;
 use recoup_store::{Release, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::driver::{Clock, Reply, Request};
 use crate::load::{Plans, Remains, remains};
 use crate::node::io::{
     Answer, Input, Notice, Offer, Refusal, SessionKey, Snapshot, StartSpec, WorkerKey,
     WorkerMessage,
 };
+use crate::process_clock::Clock;
+use crate::request::{Reply, Request};
 
 /// Cheap to clone. The engine ends when [`Engine::stop`] is called.
 #[derive(Clone)]

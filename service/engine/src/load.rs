@@ -17,7 +17,7 @@ use recoup_store::{
     History, IndexRow, Listed, NodeId, Store, StoredTransition, Wanted, WorkflowVersion, format,
 };
 
-use crate::node::io::{Damage, Loaded, Read, Unusable};
+use crate::node::io::{Damage, Loaded, Read, Reading, Unusable};
 
 /// Plans in memory; beyond it all are made anew.
 const PLANS_MAX: usize = 10_000;
@@ -149,14 +149,6 @@ pub(crate) fn unavailable(error: recoup_store::Error) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What came of a call to read executions.
-#[derive(Clone, Debug, Default)]
-pub struct Reading {
-    pub found: Vec<Loaded>,
-    /// Not read, for want of room in one answer: to be asked for again.
-    pub rest: Vec<ExecutionId>,
 }
 
 /// Loads executions with their plans, as many as make [`LOAD_BYTES_MAX`] bytes; of those that the node knows,

@@ -5,16 +5,21 @@
 //! | --- | --- |
 //! | `slots` | executions in memory: what is committed, what waits, what is under way |
 //! | `loader`, `reading` | which executions are read, and what comes of it |
-//! | `commit` | deciding, batching, and settling what the store answered |
+//! | `requests` | what callers ask, and how those who wait are answered |
+//! | `residency` | which executions stay in memory, and when each is looked at |
+//! | `decide`, `batch` | deciding, and what is under way to the store |
+//! | `keyed` | starts with an execution key, in a call of their own |
+//! | `commit` | settling what the store answered |
 //! | `flight` | sending a batch until all of it is settled, in parts if need be |
 //! | `attempt`, `queue` | where an open attempt is, and what waits for workers |
-//! | `dispatch` | bringing both in line with the states, and handing out |
-//! | `workers` | workers, sessions, and what they hold |
-//! | `notices` | telling sessions that tasks they hold should stop or are over |
+//! | `reconcile` | where an attempt is once a state has come anew |
+//! | `dispatch`, `hand_over` | bringing attempts and queues in line with the states, and handing out |
+//! | `worker`, `sessions`, `workers` | workers, sessions, and what they hold |
+//! | `notices` | what sessions are told: that tasks they hold should stop or are over |
 //! | `offers` | which tasks go to other nodes, and what those are told of idle workers |
 //! | `quarantine` | executions that nobody may go on with |
 //! | `patience` | callers that wait for a store that takes nothing |
-//! | `ownership` | the lease, adoption, overflow, and what other nodes did |
+//! | `life`, `ownership` | the lease, adoption, overflow, and what other nodes did |
 //!
 //! Invariants:
 //!
@@ -25,10 +30,13 @@
 pub mod io;
 
 mod attempt;
+mod batch;
 mod commit;
+mod decide;
 mod dispatch;
 mod flight;
 mod hand_over;
+mod keyed;
 mod life;
 mod loader;
 mod notices;
@@ -39,10 +47,13 @@ mod quarantine;
 mod queue;
 mod reading;
 mod reconcile;
+mod requests;
+mod residency;
 mod resident;
 mod sessions;
 mod slots;
 mod timers;
+mod worker;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -56,7 +67,7 @@ use recoup_store::{Due, FeedRow, NewQuarantine, NodeId, Peers, QueueName};
 use crate::clock::{Now, Tick};
 use crate::options::Options;
 use crate::task::HandedTask;
-use commit::{InFlight, KeyedInFlight};
+use batch::{InFlight, KeyedInFlight};
 use io::{Input, Output, Refusal, WorkerKey};
 use life::{Life, Watch};
 use loader::Loader;
@@ -64,7 +75,7 @@ use queue::Queue;
 use sessions::Sessions;
 use slots::Slot;
 use timers::{Timer, Timers};
-use workers::WorkerState;
+use worker::WorkerState;
 
 /// So late a node has been asleep, or has had no time for its work.
 const LATE: Duration = Duration::from_millis(200);

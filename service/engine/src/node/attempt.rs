@@ -1,6 +1,7 @@
 //! One open attempt in memory: where it is, and when it must be looked at.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use recoup_core::command::{Command, StartBasis, TaskId};
 use recoup_core::execution::Started;
@@ -8,13 +9,19 @@ use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
 use recoup_core::plan::{Plan, TaskPlan};
 use recoup_core::time::Timestamp;
-use recoup_store::QueueName;
+use recoup_store::{QueueName, TaskKey};
 
 use super::io::{LiveAttempt, SessionKey, WorkerKey};
 use super::queue::Order;
 use crate::clock::{Now, Tick};
 use crate::options::Options;
 use crate::task::TaskContent;
+
+/// What is due so soon another node may have handed out, by its clock or before it hears that the
+/// execution is no longer its own.
+pub(super) const DOUBT: Duration = Duration::from_secs(5);
+/// The session on record of what is with nobody: no worker calls its own so.
+pub(super) const NOBODYS: &str = ".nobody";
 
 /// One open attempt of an execution in memory.
 #[derive(Clone, Debug)]
@@ -222,4 +229,9 @@ pub(super) fn first_task(execution: ExecutionId) -> TaskId {
 /// As histories have it: none is empty.
 pub(super) fn id_of(session: Option<&SessionKey>) -> String {
     session.map_or(String::new(), |session| session.id.clone())
+}
+
+/// Its row in the overflow.
+pub(super) fn key_of(task: &TaskId) -> TaskKey {
+    TaskKey { execution: task.execution, path: task.path.clone(), attempt: task.attempt }
 }

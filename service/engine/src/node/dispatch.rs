@@ -1,7 +1,7 @@
 //! How open attempts get to workers. All of it follows from the states of the executions that this
 //! node owns.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
@@ -9,19 +9,14 @@ use recoup_core::definition::Delivery;
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
-use super::attempt::{Attempt, Place};
-use super::io::WorkerKey;
-use super::notices::Notice;
+use super::attempt::{Attempt, Place, key_of};
+use super::io::{Notice, WorkerKey};
 use super::reconcile::{Evidence, Reconciler, Then};
 use super::sessions::SessionState;
-use super::slots::{Known, Pending, Row, Slot};
+use super::slots::{Known, Row, Slot, acts_on};
 use super::{Node, Output, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
-
-/// What is due so soon another node may have handed out, by its clock or before it hears that the
-/// execution is no longer its own.
-pub(super) const DOUBT: Duration = Duration::from_secs(5);
 
 impl<R> Node<R> {
     /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
@@ -467,14 +462,4 @@ impl<R> Node<R> {
         }
         self.submit(task.execution, command, None, None);
     }
-}
-
-/// Whether a command of the node's own about an attempt waits to be decided.
-pub(super) fn acts_on<R>(inbox: &VecDeque<Pending<R>>, task: &TaskId) -> bool {
-    let own = inbox.iter().filter(|pending| pending.is_own());
-    own.filter_map(|pending| pending.command.task()).any(|other| other == task)
-}
-
-pub(super) fn key_of(task: &TaskId) -> TaskKey {
-    TaskKey { execution: task.execution, path: task.path.clone(), attempt: task.attempt }
 }

@@ -8,8 +8,7 @@ use recoup_core::error::{TaskError, builtin};
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{Handed, Place, id_of, is_bare_start};
-use super::dispatch::key_of;
+use super::attempt::{Handed, NOBODYS, Place, id_of, is_bare_start, key_of};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use super::slots::Known;
@@ -18,9 +17,6 @@ use crate::task::HandedTask;
 
 /// So often an attempt is handed out again, uncounted, because its worker does not have it any more.
 const MISSED_MAX: u32 = 10;
-
-/// The session on record of what is with nobody: no worker calls its own so.
-pub(super) const NOBODYS: &str = ".nobody";
 
 impl<R> Node<R> {
     pub(super) fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {

@@ -21,10 +21,7 @@ use recoup_store::{
     Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey, Wanted,
 };
 
-use crate::load::Reading;
 use crate::task::HandedTask;
-
-pub use super::notices::Notice;
 
 /// How a caller is answered: a closure over a channel in the driver, a number in the simulation.
 pub type WorkerKey = u64;
@@ -220,6 +217,14 @@ impl Loaded {
     }
 }
 
+/// What came of a call to read executions.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub found: Vec<Loaded>,
+    /// Not read, for want of room in one answer: to be asked for again.
+    pub rest: Vec<ExecutionId>,
+}
+
 /// Why no node, or not this one, goes on with an execution.
 #[derive(Clone, Debug)]
 pub enum Unusable {
@@ -368,6 +373,24 @@ pub enum WorkerMessage {
     Detached,
     /// Another has attached for the session and said what it holds; the worker was detached.
     Superseded,
+}
+
+/// What a session is told of a task that it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The run is ending: a result within the grace still counts.
+    CancelRequested,
+    /// The attempt has ended: no result counts any more.
+    Closed,
+}
+
+impl Notice {
+    pub(super) fn message(self, task: TaskId) -> WorkerMessage {
+        match self {
+            Self::CancelRequested => WorkerMessage::CancelRequested(task),
+            Self::Closed => WorkerMessage::Closed(task),
+        }
+    }
 }
 
 /// Why a node did not do what it was asked.

@@ -10,28 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use recoup_core::command::TaskId;
 
-use super::Node;
-use super::io::{Output, SessionKey, WorkerKey, WorkerMessage};
+use super::io::Notice;
 
 /// Notices that wait for one session, and closed tasks that it may still list.
 const NOTICES_MAX: usize = 10_000;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The run is ending: a result within the grace still counts.
-    CancelRequested,
-    /// The attempt has ended: no result counts any more.
-    Closed,
-}
-
-impl Notice {
-    fn message(self, task: TaskId) -> WorkerMessage {
-        match self {
-            Self::CancelRequested => WorkerMessage::CancelRequested(task),
-            Self::Closed => WorkerMessage::Closed(task),
-        }
-    }
-}
 
 /// What a session has been told of the tasks that it holds, and what it is still to be told.
 #[derive(Debug, Default)]
@@ -45,6 +27,16 @@ pub(super) struct Notices {
 }
 
 impl Notices {
+    /// The session is asked to stop a task. False: it was asked before.
+    pub fn ask_to_stop(&mut self, task: &TaskId) -> bool {
+        self.asked.insert(task.clone())
+    }
+
+    /// What has waited for a stream or a poll.
+    pub fn take_waiting(&mut self) -> BTreeMap<TaskId, Notice> {
+        std::mem::take(&mut self.waiting)
+    }
+
     /// The session does not hold the task any more. `reported`: because its own result is recorded.
     pub fn let_go(&mut self, task: &TaskId, reported: bool) {
         self.asked.remove(task);
@@ -72,59 +64,9 @@ impl Notices {
         *self = Self::default();
     }
 
-    fn keep(&mut self, task: TaskId, notice: Notice) {
+    pub fn keep(&mut self, task: TaskId, notice: Notice) {
         if self.waiting.len() < NOTICES_MAX {
             self.waiting.insert(task, notice);
         }
-    }
-}
-
-impl<R> Node<R> {
-    /// Asks the worker of a task to stop, unless it was asked before.
-    pub(super) fn ask_to_stop(&mut self, task: &TaskId) {
-        let Some(holder) = self.sessions.holder(task) else {
-            return;
-        };
-        let key = holder.session.clone();
-        let session = self.sessions.get_mut(&key);
-        if session.is_some_and(|session| session.notices.asked.insert(task.clone())) {
-            self.notify(&key, task.clone(), Notice::CancelRequested);
-        }
-    }
-
-    pub(super) fn notify(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
-        let Some(session) = self.sessions.get_mut(key) else {
-            return;
-        };
-        match session.newest_worker() {
-            Some(worker) => {
-                let message = notice.message(task);
-                self.outputs.push_back(Output::Tell { worker, message });
-            }
-            None => session.notices.keep(task, notice),
-        }
-    }
-
-    /// A stream or poll of a session has attached: it hears what has waited for it.
-    pub(super) fn tell_waiting(&mut self, key: &SessionKey, worker: WorkerKey) {
-        let session = self.sessions.get_mut(key);
-        let waiting = session.map(|session| std::mem::take(&mut session.notices.waiting));
-        for (task, notice) in waiting.unwrap_or_default() {
-            let message = notice.message(task);
-            self.outputs.push_back(Output::Tell { worker, message });
-        }
-    }
-
-    /// A notice has not reached its worker: the next stream or poll of the session gets it.
-    pub(super) fn untold(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
-        let holds = self.sessions.holder(&task).is_some_and(|holder| holder.session == *key);
-        if holds || notice == Notice::Closed {
-            self.notify(key, task, notice);
-        }
-    }
-
-    /// The session of a stream or poll that is attached.
-    pub(crate) fn session_of(&self, worker: WorkerKey) -> Option<&SessionKey> {
-        self.workers.get(&worker)?.session.as_ref()
     }
 }

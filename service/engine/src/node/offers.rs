@@ -17,8 +17,7 @@ use recoup_core::command::TaskId;
 use recoup_core::definition::Delivery;
 use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
 
-use super::attempt::Place;
-use super::dispatch::key_of;
+use super::attempt::{Place, key_of};
 use super::io::{Output, SessionKey, WorkerKey};
 use super::slots::{Known, Row};
 use super::{Node, Timer};

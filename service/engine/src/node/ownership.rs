@@ -12,6 +12,7 @@ use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, Peers};
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Adopted, Output};
 use super::life::Renewed;
+use super::sessions::PARTED_AFTER;
 use super::slots::{Known, Row, Slot};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
@@ -22,8 +23,6 @@ const ADOPT_MAX: usize = 500;
 const DUE_MAX: usize = 1000;
 const CLAIM_MAX: usize = 256;
 const HEADS_MAX: usize = 2000;
-/// So long after a worker was last heard from, it may have turned to another node.
-pub(super) const PARTED_AFTER: Duration = Duration::from_secs(1);
 /// Held attempts that a round of questions about heads looks at.
 const HELD_MAX: usize = 1000;
 /// Executions that wait to be read: beyond it, no more of those that are due are taken in.

@@ -12,11 +12,11 @@ use recoup_core::quarantine::QuarantineReason;
 use recoup_store::{NodeId, Wanted};
 
 use super::attempt::is_bare_start;
-use super::io::{Damage, Loaded, Output, Read, Refusal, Unusable};
+use super::io::{Damage, Loaded, Output, Read, Reading, Refusal, Unusable};
 use super::resident::Resident;
 use super::slots::{Known, Slot};
 use super::{Node, Timer};
-use crate::load::{Reading, follow};
+use crate::load::follow;
 
 impl<R> Slot<R> {
     /// The sequence of the last transition that does not have to be read: a state that is with a transition

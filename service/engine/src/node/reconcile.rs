@@ -34,9 +34,7 @@ use std::time::Duration;
 use recoup_core::execution::{Execution, Open, Started};
 use recoup_core::plan::Plan;
 
-use super::attempt::{Attempt, Handed, Place};
-use super::dispatch::DOUBT;
-use super::hand_over::NOBODYS;
+use super::attempt::{Attempt, DOUBT, Handed, NOBODYS, Place};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use crate::clock::Now;

@@ -13,9 +13,11 @@ use recoup_store::QueueName;
 use super::attempt::{Handed, first_task};
 use super::io::{SessionKey, WorkerKey};
 use super::notices::Notices;
-use super::ownership::PARTED_AFTER;
 use super::queue::POLL_GAP;
 use crate::clock::{Now, Tick};
+
+/// So long after a worker was last heard from, it may have turned to another node.
+pub(super) const PARTED_AFTER: Duration = Duration::from_secs(1);
 
 /// What they hold survives the loss of the lease.
 #[derive(Default)]

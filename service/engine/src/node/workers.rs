@@ -11,26 +11,17 @@ use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
 use super::attempt::{Attempt, Handed, Place};
-use super::io::{Answer, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
-use super::notices::{Notice, Notices};
+use super::io::{Answer, Notice, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
+use super::notices::Notices;
 use super::sessions::{Holder, SessionState};
 use super::slots::{Known, Slot};
+use super::worker::WorkerState;
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
 use crate::transition::feed_row;
 
 /// Queues that a session is remembered to take tasks from while none of its polls waits.
 const SESSION_QUEUES_MAX: usize = 1000;
-
-pub(super) struct WorkerState {
-    pub queues: Vec<QueueName>,
-    pub task_types: Vec<String>,
-    pub credit: u32,
-    pub session: Option<SessionKey>,
-    pub name: String,
-    pub once: bool,
-    draining: bool,
-}
 
 impl<R> Node<R> {
     pub(super) fn attach(&mut self, key: WorkerKey, offer: Offer) {
@@ -543,5 +534,53 @@ impl<R> Node<R> {
                 self.act(Command::LoseWorker { task, worker: worker.clone() });
             }
         }
+    }
+
+    /// Asks the worker of a task to stop, unless it was asked before.
+    pub(super) fn ask_to_stop(&mut self, task: &TaskId) {
+        let Some(holder) = self.sessions.holder(task) else {
+            return;
+        };
+        let key = holder.session.clone();
+        let session = self.sessions.get_mut(&key);
+        if session.is_some_and(|session| session.notices.ask_to_stop(task)) {
+            self.notify(&key, task.clone(), Notice::CancelRequested);
+        }
+    }
+
+    pub(super) fn notify(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
+        match session.newest_worker() {
+            Some(worker) => {
+                let message = notice.message(task);
+                self.outputs.push_back(Output::Tell { worker, message });
+            }
+            None => session.notices.keep(task, notice),
+        }
+    }
+
+    /// A stream or poll of a session has attached: it hears what has waited for it.
+    pub(super) fn tell_waiting(&mut self, key: &SessionKey, worker: WorkerKey) {
+        let session = self.sessions.get_mut(key);
+        let waiting = session.map(|session| session.notices.take_waiting());
+        for (task, notice) in waiting.unwrap_or_default() {
+            let message = notice.message(task);
+            self.outputs.push_back(Output::Tell { worker, message });
+        }
+    }
+
+    /// A notice has not reached its worker: the next stream or poll of the session gets it.
+    pub(super) fn untold(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
+        let holds = self.sessions.holder(&task).is_some_and(|holder| holder.session == *key);
+        if holds || notice == Notice::Closed {
+            self.notify(key, task, notice);
+        }
+    }
+
+    /// The session of a stream or poll that is attached.
+    pub(crate) fn session_of(&self, worker: WorkerKey) -> Option<&SessionKey> {
+        self.workers.get(&worker)?.session.as_ref()
     }
 }

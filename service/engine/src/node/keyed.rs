@@ -7,12 +7,12 @@ use std::sync::Arc;
 use recoup_core::command::Command;
 use recoup_store::{Error, KeySettled, KeyedStart, NodeId};
 
-use super::super::flight::Flight;
-use super::super::io::{Output, Refusal};
-use super::super::{Node, Timer};
+use super::flight::Flight;
+use super::io::{Output, Refusal};
+use super::{Node, Timer};
 
 impl<R> Node<R> {
-    pub(in crate::node) fn start_keyed_ready(&mut self) {
+    pub(super) fn start_keyed_ready(&mut self) {
         let Some(node) = self.node_id() else {
             return;
         };
@@ -68,7 +68,7 @@ impl<R> Node<R> {
         self.keyed_batch = Some(Flight::new(starts, entries, self.monotonic));
     }
 
-    pub(in crate::node) fn keyed_started(
+    pub(super) fn keyed_started(
         &mut self,
         node: NodeId,
         settled: recoup_store::Result<Vec<KeySettled>>,
@@ -121,7 +121,7 @@ impl<R> Node<R> {
         self.start_keyed_again();
     }
 
-    pub(in crate::node) fn start_keyed_again(&mut self) {
+    pub(super) fn start_keyed_again(&mut self) {
         let Some(node) = self.node_id() else {
             return;
         };

@@ -1,0 +1,374 @@
+//! Deciding what has gathered, and putting it into a batch.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::command::{Command, Rejection};
+use recoup_core::decide::{Decided, Decider, next_wake};
+use recoup_core::event::Event;
+use recoup_core::execution::Execution;
+use recoup_core::id::{ExecutionId, StepPath, TransitionId};
+use recoup_core::plan::Plan;
+use recoup_core::time::Timestamp;
+use recoup_store::format::{self, Encoded, FIRST, Formats, encode_transition};
+use recoup_store::{Batch, FeedRow, Reminder, StartRequest, TaskKey, Transition};
+
+use super::Node;
+use super::attempt::DOUBT;
+use super::batch::{Entry, Failures, Judged, answer};
+use super::flight::Flight;
+use super::io::{Output, Refusal};
+use super::resident::Committed;
+use super::slots::{Known, Pending, Slot};
+#[cfg(feature = "mutants")]
+use crate::options::Mutant;
+use crate::transition::{feed_rows, index_differs, index_row};
+
+/// Retention takes nothing that ended less than a minute ago: what the store has spoken of within half of
+/// that is there.
+const MAY_BE_GONE_AFTER: Duration = Duration::from_secs(30);
+
+/// A decision, and what follows from it: all that could panic.
+struct Finished {
+    /// Empty if nothing changed: the rest says nothing then.
+    events: Vec<Event>,
+    state: Option<Box<Execution>>,
+    feed: Vec<FeedRow>,
+    wake: Option<Timestamp>,
+    /// Bytes of JSON that it took to parse.
+    parsed: usize,
+}
+
+impl<R> Node<R> {
+    pub(super) fn commit_ready(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        let nothing = self.ready.is_empty()
+            && self.loose_events.is_empty()
+            && self.quarantines.is_empty()
+            && self.reminders.is_empty();
+        if self.batch.is_some() || nothing {
+            return;
+        }
+        let mut batch = Batch::default();
+        let mut entries = Vec::new();
+        let (mut bytes, mut events) = (0, 0);
+        while batch.feed.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(event) = self.loose_events.pop_front()
+        {
+            bytes += event.bytes();
+            batch.feed.push(event);
+        }
+        // The feed names a lost session before the attempts that fail with it, so no transition is
+        // decided while an event waits for the next batch.
+        while self.loose_events.is_empty()
+            && entries.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && events < self.options.batch_events_max
+            && let Some(id) = self.ready.pop_front()
+        {
+            if let Some((entry, transition)) = self.decide(id) {
+                // What took long to decide ends the batch too: the lease is renewed between two.
+                bytes += transition.bytes() + entry.parsed;
+                events += entry.events;
+                entries.push(entry);
+                batch.transitions.push(transition);
+            }
+        }
+        // Those too that were found just now: nothing of theirs is in the batch.
+        while batch.quarantined.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(new) = self.quarantines.pop_front()
+        {
+            bytes += new.bytes();
+            batch.quarantined.push(new);
+        }
+        while batch.reminders.len() < self.options.batch_transitions_max
+            && bytes < self.options.batch_bytes_max
+            && let Some(id) = self.reminders.pop_first()
+        {
+            if let Some(reminder) = self.remind(id) {
+                bytes += Reminder::BYTES;
+                batch.reminders.push(reminder);
+            }
+        }
+        if batch == Batch::default() {
+            return;
+        }
+        let batch = Arc::new(batch);
+        self.outputs.push_back(Output::Commit(node, batch.clone()));
+        self.batch = Some(Flight::new(batch, entries, self.monotonic));
+    }
+
+    /// Decides everything that waits in a slot. What changes nothing is answered at once.
+    pub(super) fn decide(&mut self, id: ExecutionId) -> Option<(Entry<R>, Transition)> {
+        let random = self.random.number();
+        let now = self.now;
+        let writable = self.life.writable().unwrap_or(Formats::FIRST);
+        let slot = self.slots.get_mut(&id)?;
+        if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
+            return None;
+        }
+        let plan = match &slot.known {
+            Known::Resident(resident) if resident.state.is_some() => resident.plan.clone(),
+            Known::New(plan) => plan.clone(),
+            Known::Resident(_) | Known::Unread | Known::Quarantined => return None,
+        };
+        if let Known::Resident(resident) = &slot.known {
+            let doubted = slot.inbox.iter_mut().filter(|one| !one.verified);
+            let ahead = doubted.filter(|one| one.is_ahead_of(&resident.committed));
+            if ahead.map(|one| one.verified = true).count() > 0 {
+                // Nothing is refused because memory is old: it is read again first.
+                slot.doubted = true;
+                self.loader.want(id);
+                return None;
+            }
+        }
+        let count = if slot.singly > 0 { 1 } else { slot.inbox.len() };
+        slot.singly = slot.singly.saturating_sub(1);
+        let terminates =
+            |one: &Pending<R>| matches!(one.command, Command::TerminateExecution { .. });
+        let unstarted = match slot.inbox.iter().take(count).any(terminates) {
+            true => self.take_back(id),
+            false => Vec::new(),
+        };
+        let slot = self.slots.get_mut(&id)?;
+        let is_ours = slot.owned;
+        let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
+        let mut state = match &mut slot.known {
+            Known::Resident(resident) => resident.state.take(),
+            _ => None,
+        };
+        let mut pending: Vec<_> = slot.inbox.drain(..count).collect();
+        // What a termination took out of the queues is not left to another transition.
+        let is_divisible = !pending.iter().any(terminates);
+        #[cfg(feature = "mutants")]
+        let panics = self.options.panics;
+        let decision = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(feature = "mutants")]
+            if let Some(panics) = panics
+                && pending.iter().any(|one| panics(&one.command))
+            {
+                panic!("a defect of a test");
+            }
+            let decider = Decider::new(state.take(), &plan, now, random).starting_in(begins_in);
+            let mut decider = if is_ours { decider } else { decider.doubting(DOUBT) };
+            // What an earlier transition had no room for comes before everything else.
+            decider.resume();
+            let mut verdicts = Vec::with_capacity(pending.len());
+            for one in &pending {
+                if is_divisible && !verdicts.is_empty() && decider.is_spent() {
+                    break;
+                }
+                let mut command = one.command.clone();
+                // As of now: after a lost commit another node may have handed them out.
+                if let Command::TerminateExecution { unstarted: known, .. } = &mut command {
+                    known.clone_from(&unstarted);
+                }
+                verdicts.push(decider.decide(command, one.request.as_ref()));
+            }
+            let parsed = decider.parsed();
+            let Decided { events, state } = decider.finish();
+            let (mut feed, mut wake) = (Vec::new(), None);
+            if let Some(state) = state.as_deref().filter(|_| !events.is_empty()) {
+                feed = feed_rows(state, &plan, &events);
+                wake = next_wake(state, &plan);
+            }
+            (verdicts, Finished { events, state, feed, wake, parsed })
+        }));
+        let (verdicts, finished) = match decision {
+            Ok(decided) => decided,
+            Err(panic) => {
+                slot.inbox.extend(pending);
+                self.decision_panicked(id, words(&*panic));
+                return None;
+            }
+        };
+        // There was no room for more: the rest is decided next.
+        for one in pending.drain(verdicts.len()..).rev() {
+            slot.inbox.push_front(one);
+        }
+        let judged: Vec<Judged<R>> = pending.into_iter().zip(verdicts).collect();
+        if finished.events.is_empty() {
+            self.nothing_decided(id, judged, finished.state);
+            return None;
+        }
+        let (entry, transition) = self.entry(id, finished, plan, judged)?;
+        #[cfg(feature = "mutants")]
+        let entry = self.reply_before_commit(entry);
+        Some((entry, transition))
+    }
+
+    fn entry(
+        &mut self,
+        id: ExecutionId,
+        finished: Finished,
+        plan: Arc<Plan>,
+        decided: Vec<Judged<R>>,
+    ) -> Option<(Entry<R>, Transition)> {
+        let Finished { events, state, feed, wake, parsed } = finished;
+        // Events make a state.
+        let next = state?;
+        let transition_id =
+            TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
+        let committed = Committed::new(&next, wake);
+        let wake_at = self.sleeps_until(&committed);
+        let Encoded { format, data } = encode_transition(next.decided_at, &events);
+        let writable = self.life.writable().unwrap_or(Formats::FIRST);
+        let slot = self.slots.get_mut(&id)?;
+        // Starts are a door. An execution that has begun in a format continues in it.
+        if matches!(slot.known, Known::New(_))
+            && let Err(refused) = writable.permit(format::Row::History, format)
+        {
+            self.slots.remove(&id);
+            let refusal = Refusal::NotFinalized(refused);
+            for reply in decided.into_iter().filter_map(|(pending, _)| pending.reply) {
+                self.reply(reply, Err(refusal.clone()));
+            }
+            return None;
+        }
+        slot.in_flight = true;
+        // If this transition is lost, the history is read again, and its format with it.
+        slot.format = slot.format.max(format);
+        let highest = slot.format;
+        let unchanged = slot.owned
+            && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, highest, wake_at));
+        let index = (!unchanged).then(|| index_row(&next, highest, wake_at));
+        // Void is the row of what is closed, and of what is with a worker from now on.
+        let open: BTreeSet<_> = match slot.overflow.is_empty() {
+            true => BTreeSet::new(),
+            false => {
+                let starts = |path: &StepPath| {
+                    events.iter().any(|event| {
+                        matches!(event, Event::AttemptStarted { path: started, .. } if started == path)
+                    })
+                };
+                let open = next.open_attempts().filter(|open| !starts(&open.path));
+                open.map(|open| (open.path, open.task.attempt)).collect()
+            }
+        };
+        let is_done = |key: &&TaskKey| !open.contains(&(key.path.clone(), key.attempt));
+        let overflow_done: Vec<_> = slot.overflow.keys().filter(is_done).cloned().collect();
+        let request = decided.iter().find_map(|(one, _)| match (&one.command, &one.request) {
+            (Command::StartExecution(start), Some(request)) => Some(StartRequest {
+                namespace: start.namespace.clone(),
+                request_id: request.id.clone(),
+                digest: request.digest,
+            }),
+            _ => None,
+        });
+        let transition = Transition {
+            execution: id,
+            sequence: next.sequence,
+            transition_id,
+            format,
+            data,
+            index: index.clone(),
+            request,
+            feed,
+            overflow_done: overflow_done.clone(),
+            may_be_gone: self.monotonic.since(slot.current_at) > MAY_BE_GONE_AFTER,
+        };
+        let failures = Failures::of(&events, &decided);
+        let events = events.len();
+        let entry = Entry {
+            id,
+            next,
+            committed,
+            plan,
+            index,
+            overflow_done,
+            failures,
+            events,
+            parsed,
+            decided,
+        };
+        Some((entry, transition))
+    }
+
+    /// Where the next thing to do is far away: when the execution wants to be read again.
+    pub(super) fn sleeps_until(&self, committed: &Committed) -> Option<Timestamp> {
+        if !committed.is_active {
+            return None;
+        }
+        let earliest = committed.first_scheduled.into_iter().chain(committed.wake).min()?;
+        (earliest > self.now + self.options.sleep_horizon).then_some(earliest)
+    }
+
+    /// The reminder that the store should have of an execution; none if it has that one, or if something
+    /// else is to be written first.
+    fn remind(&mut self, id: ExecutionId) -> Option<Reminder> {
+        let slot = self.slots.get(&id)?;
+        let committed = slot.committed()?;
+        if !slot.owned || slot.in_flight || slot.doubted || !slot.inbox.is_empty() {
+            return None;
+        }
+        let wake_at = self.sleeps_until(committed);
+        if wake_at == slot.wake_at {
+            return None;
+        }
+        self.slots.get_mut(&id)?.in_flight = true;
+        Some(Reminder { execution: id, wake_at })
+    }
+
+    fn nothing_decided(
+        &mut self,
+        id: ExecutionId,
+        decided: Vec<Judged<R>>,
+        state: Option<Box<Execution>>,
+    ) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            if let Known::Resident(resident) = &mut slot.known {
+                resident.state = state;
+            }
+            for attempt in &mut slot.attempts {
+                attempt.acting = false;
+            }
+        }
+        for (pending, verdict) in decided {
+            self.after_start(&pending.command, true);
+            if let (Command::RecordStart { task, .. }, Ok(())) = (&pending.command, &verdict) {
+                self.is_on_record(task);
+            }
+            let Some(reply) = pending.reply else {
+                continue;
+            };
+            let slot = self.slots.get(&id);
+            let answer = match (verdict, slot.and_then(Slot::state)) {
+                (Ok(()), Some(state)) => Ok(answer(state, &pending.command, false, None)),
+                (Ok(()), None) => Err(Rejection::NoSuchExecution.into()),
+                (Err(rejection), _) => Err(rejection.into()),
+            };
+            self.reply(reply, answer);
+        }
+        self.touch_slot(id);
+        self.settle_slot(id);
+    }
+
+    #[cfg(feature = "mutants")]
+    fn reply_before_commit(&mut self, mut entry: Entry<R>) -> Entry<R> {
+        if self.options.has(Mutant::ReplyBeforeCommit) {
+            for (pending, verdict) in &mut entry.decided {
+                if pending.until.is_none()
+                    && verdict.is_ok()
+                    && let Some(reply) = pending.reply.take()
+                {
+                    let answer = Ok(answer(&entry.next, &pending.command, true, None));
+                    self.outputs.push_back(Output::Reply { reply, answer });
+                }
+            }
+        }
+        entry
+    }
+}
+
+/// The words of a panic.
+fn words(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without words")
+}

@@ -1,0 +1,203 @@
+//! What callers ask of an execution, and how those who wait for one are answered.
+
+use recoup_core::command::{Command, RequestId};
+use recoup_core::id::ExecutionId;
+use recoup_core::outcome::Outcome;
+use recoup_core::time::Timestamp;
+
+use super::Node;
+use super::attempt::{Attempt, Place};
+use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
+use super::slots::{Known, Pending, Slot, Waiter};
+
+impl<R> Node<R> {
+    pub(super) fn start(&mut self, spec: StartSpec, reply: R) {
+        if self.stopping {
+            return self.reply(reply, Err(Refusal::Stopping));
+        }
+        if !self.life.is_alive() || self.room() == 0 {
+            let retry_after = self.options.lease_ttl / 10;
+            return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
+        }
+        let id = spec.start.id;
+        let has_key = spec.start.key.is_some();
+        let mut slot = Slot::unread();
+        slot.known = Known::New(spec.plan);
+        slot.key_policies = (spec.on_running, spec.on_ended);
+        slot.inbox.push_back(Pending {
+            command: Command::StartExecution(Box::new(spec.start)),
+            request: spec.request,
+            reply: Some(reply),
+            until: spec.until,
+            verified: false,
+            since: self.monotonic,
+            answered: false,
+        });
+        self.slots.insert(id, slot);
+        if has_key {
+            self.keyed.push_back(id);
+        } else {
+            self.ready.push_back(id);
+        }
+    }
+
+    pub(super) fn submit(
+        &mut self,
+        id: ExecutionId,
+        mut command: Command,
+        request: Option<RequestId>,
+        reply: Option<R>,
+    ) {
+        // Done work is never turned away; everything else has its bound.
+        let is_result = matches!(command, Command::CompleteTask { .. } | Command::FailTask { .. });
+        let mut reported = None;
+        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        if let Some(reply) = reply {
+            if slot.inbox.len() >= self.options.inbox_max && !is_result {
+                let retry_after = self.options.commit_retry;
+                return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
+            }
+            if let Command::CompleteTask { task, worker, .. }
+            | Command::FailTask { task, worker, .. } = &mut command
+                && let Some(attempt) = slot.attempt_mut(task)
+            {
+                attempt.reported = true;
+                // A bare call names nobody: it was whoever got the attempt.
+                if worker.is_empty()
+                    && let Place::Handed(handed) = &attempt.place
+                {
+                    worker.clone_from(&handed.name);
+                }
+                reported = Some(task.clone());
+            }
+            slot.inbox.push_back(Pending {
+                command,
+                request,
+                reply: Some(reply),
+                until: None,
+                verified: false,
+                since: self.monotonic,
+                answered: false,
+            });
+        } else {
+            // The node's own commands repeat themselves if they are still due.
+            if slot.inbox.iter().any(|pending| pending.command == command) {
+                return;
+            }
+            slot.inbox.push_back(Pending {
+                command,
+                request,
+                reply: None,
+                until: None,
+                verified: false,
+                since: self.monotonic,
+                answered: false,
+            });
+        }
+        if let Some(task) = reported {
+            self.sessions.touch_holder(&task, self.monotonic);
+        }
+        self.touch_slot(id);
+    }
+
+    /// Waits for the end until a time, or asks for what is known.
+    pub(super) fn wait(&mut self, id: ExecutionId, until: Option<Timestamp>, reply: R) {
+        let snapshot = until.is_none();
+        self.add_waiter(
+            id,
+            Waiter { since: self.monotonic, until, reply, is_own: false, snapshot },
+        );
+    }
+
+    pub(super) fn add_waiter(&mut self, id: ExecutionId, mut waiter: Waiter<R>) {
+        waiter.until = waiter.until.map(|until| self.end_of_wait(until));
+        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        // What another node owns may have moved on: ask the store, not the memory.
+        let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::Resident(_));
+        slot.waiters.push(waiter);
+        if reread {
+            self.loader.want(id);
+        } else {
+            self.touch_slot(id);
+            self.serve_waiters(id);
+            self.settle_slot(id);
+        }
+    }
+
+    pub(super) fn end_of_wait(&self, until: Timestamp) -> Timestamp {
+        if self.impatient { until.min(self.now) } else { until }
+    }
+
+    /// Answers whoever waits for an end with the state as it is, now and from now on.
+    pub(super) fn answer_waiters(&mut self) {
+        self.impatient = true;
+        let now = self.now;
+        let waiting = self.slots.iter_mut().filter(|(_, slot)| !slot.waiters.is_empty());
+        let waiting = waiting.map(|(id, slot)| {
+            for waiter in &mut slot.waiters {
+                waiter.until = waiter.until.map(|until| until.min(now));
+            }
+            *id
+        });
+        for id in waiting.collect::<Vec<_>>() {
+            self.serve_waiters(id);
+            self.settle_slot(id);
+        }
+    }
+
+    /// Answers everything that waits in a slot with a refusal.
+    pub(super) fn refuse_all(&mut self, id: ExecutionId, refusal: &Refusal) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let pending = std::mem::take(&mut slot.inbox).into_iter().filter_map(|one| one.reply);
+        let waiters = std::mem::take(&mut slot.waiters).into_iter().map(|waiter| waiter.reply);
+        for reply in pending.chain(waiters).collect::<Vec<_>>() {
+            self.reply(reply, Err(refusal.clone()));
+        }
+    }
+
+    /// Answers those who wait for what has come.
+    pub(super) fn serve_waiters(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.waiters.is_empty() {
+            return;
+        }
+        let Known::Resident(resident) = &slot.known else {
+            return;
+        };
+        // While it is away, it is waited for.
+        let Some(state) = &resident.state else {
+            return;
+        };
+        let ended = state.state.is_ended();
+        let now = self.now;
+        let (served, waiting) = std::mem::take(&mut slot.waiters)
+            .into_iter()
+            .partition::<Vec<_>, _>(|waiter| ended || waiter.until.is_none_or(|at| at <= now));
+        slot.waiters = waiting;
+        if served.is_empty() {
+            return;
+        }
+        let live: Vec<LiveAttempt> = match served.iter().any(|waiter| waiter.snapshot) {
+            true => slot.attempts.iter().filter_map(Attempt::live).collect(),
+            false => Vec::new(),
+        };
+        let answer = |waiter: &Waiter<R>| {
+            if waiter.snapshot {
+                let (state, plan, live) = (state.clone(), resident.plan.clone(), live.clone());
+                let quarantine = slot.quarantine.clone();
+                Answer::Snapshot(Snapshot { state, plan, live, quarantine })
+            } else {
+                let outcome = Box::new(Outcome::of(state));
+                Answer::Done { outcome, is_own: waiter.is_own }
+            }
+        };
+        let answered = served.into_iter().map(|waiter| (answer(&waiter), waiter.reply));
+        for (answer, reply) in answered.collect::<Vec<_>>() {
+            self.reply(reply, Ok(answer));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Which executions stay in memory, and when each of them must be looked at next.
+
+use recoup_core::command::{Command, TaskId};
+use recoup_core::id::ExecutionId;
+use recoup_core::time::Timestamp;
+
+use super::attempt::Attempt;
+use super::slots::{Known, Slot};
+use super::{Node, Timer};
+
+/// Whether memory needs an execution for what its owner has to do about it.
+enum Rest {
+    Awake,
+    /// Nothing is to be done before the store reminds this node of it, if ever.
+    Asleep,
+    /// Nothing is to be done for long, but the store reminds nobody of it in time.
+    Unreminded,
+}
+
+impl<R> Node<R> {
+    /// Makes sure that what waits in a slot is looked at.
+    pub(super) fn touch_slot(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
+        match &slot.known {
+            Known::Unread => {
+                if !slot.in_flight {
+                    self.loader.need(id);
+                }
+            }
+            Known::Quarantined => {}
+            Known::Resident(_) | Known::New(_) => {
+                if !slot.in_flight && !slot.inbox.is_empty() {
+                    self.ready.push_back(id);
+                }
+            }
+        }
+    }
+
+    /// After any change: sets the slot's timer, or lets go of a slot that nobody needs.
+    pub(super) fn settle_slot(&mut self, id: ExecutionId) {
+        self.weigh(id);
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
+        // What is being read is wanted: this node may have become the owner of it.
+        let wanted = self.loader.is_expected(id);
+        if slot.is_idle() && !wanted {
+            match self.rest(slot) {
+                Rest::Awake => {}
+                Rest::Asleep => return self.drop_slot(id),
+                Rest::Unreminded => {
+                    self.reminders.insert(id);
+                }
+            }
+        }
+        let Some(slot) = self.slots.get(&id) else {
+            return;
+        };
+        if slot.is_doubtful() {
+            self.doubtful.insert(id);
+        }
+        let due = self.slot_due(slot);
+        self.arm(id, due);
+    }
+
+    /// How many more executions there is room for, of whatever size: none when those in memory take as many
+    /// bytes as they may.
+    pub(super) fn room(&self) -> usize {
+        if self.resident_bytes >= self.options.resident_bytes_max {
+            return 0;
+        }
+        self.options.executions_max.saturating_sub(self.slots.len())
+    }
+
+    fn weigh(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let weight = match &slot.known {
+            Known::Resident(resident) => match &resident.state {
+                Some(state) if state.sequence != slot.weight.1 => (state.weight(), state.sequence),
+                _ => return,
+            },
+            _ => (0, 0),
+        };
+        let before = std::mem::replace(&mut slot.weight, weight).0;
+        self.resident_bytes = (self.resident_bytes + weight.0).saturating_sub(before);
+    }
+
+    /// Whether an execution that nobody asks about can leave memory.
+    fn rest(&self, slot: &Slot<R>) -> Rest {
+        let Some(committed) = slot.committed().filter(|known| slot.owned && known.is_active) else {
+            return Rest::Asleep;
+        };
+        let Some(until) = self.sleeps_until(committed) else {
+            return Rest::Awake;
+        };
+        // One that is nearer has been scanned for already, or will be at once.
+        let scanned = self.now + self.options.sleep_horizon / 2;
+        match slot.wake_at {
+            Some(at) if scanned < at && at <= until => Rest::Asleep,
+            _ => Rest::Unreminded,
+        }
+    }
+
+    fn arm(&mut self, id: ExecutionId, due: Option<Timestamp>) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if slot.timer_at == due {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut slot.timer_at, due) {
+            self.timers.cancel(at, Timer::Execution(id));
+        }
+        if let Some(at) = due {
+            self.timers.set(at, Timer::Execution(id));
+        }
+    }
+
+    pub(super) fn drop_slot(&mut self, id: ExecutionId) {
+        let Some(slot) = self.slots.remove(&id) else {
+            return;
+        };
+        self.resident_bytes = self.resident_bytes.saturating_sub(slot.weight.0);
+        self.doubtful.remove(&id);
+        self.reminders.remove(&id);
+        if let Some(at) = slot.timer_at {
+            self.timers.cancel(at, Timer::Execution(id));
+        }
+        for attempt in &slot.attempts {
+            self.unqueue(attempt);
+        }
+    }
+
+    /// When this slot must be looked at next.
+    fn slot_due(&self, slot: &Slot<R>) -> Option<Timestamp> {
+        // While the state is away, those who wait are answered when it comes back, and no sooner.
+        let answerable = slot.state().is_some();
+        let waiters = slot.waiters.iter().filter(|_| answerable);
+        let waiters = waiters.filter_map(|waiter| waiter.until);
+        let Known::Resident(resident) = &slot.known else {
+            // Whoever waits is answered when it is read; before that no time is the time to look.
+            return None;
+        };
+        if !slot.owned {
+            return waiters.min();
+        }
+        let attempts = slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter_map(
+            |attempt| attempt.due(resident.plan.task(&attempt.id.path)?, &self.options, self.at()),
+        );
+        // While its own command to wake is under way, it needs no other.
+        let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);
+        let wake = resident.committed.wake.filter(|_| !waking);
+        waiters.chain(attempts).chain(wake).min()
+    }
+
+    /// A slot's time has come.
+    pub(super) fn wake(&mut self, id: ExecutionId) {
+        let now = self.now;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        slot.timer_at = None;
+        if slot.owned
+            && let Some(committed) = slot.committed()
+        {
+            let wake = committed.wake.is_some_and(|at| at <= now);
+            if wake && !slot.in_flight {
+                self.submit(id, Command::Wake, None, None);
+            }
+            self.check_attempts(id);
+        }
+        self.serve_waiters(id);
+        self.settle_slot(id);
+    }
+
+    /// Where an attempt is known.
+    pub(super) fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
+        self.slots.get_mut(&task.execution)?.attempt_mut(task)
+    }
+}
