@@ -3,7 +3,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `slots` | executions in memory: what is committed, what waits, what is under way |
+//! | `slots`, `slot` | executions in memory: what is committed, what waits, what is under way |
 //! | `loader`, `reading` | which executions are read, and what comes of it |
 //! | `requests` | what callers ask, and how those who wait are answered |
 //! | `residency` | which executions stay in memory, and when each is looked at |
@@ -16,7 +16,8 @@
 //! | `dispatch`, `hand_over` | bringing attempts and queues in line with the states, and handing out |
 //! | `worker`, `sessions`, `workers` | workers, sessions, and what they hold |
 //! | `notices` | what sessions are told: that tasks they hold should stop or are over |
-//! | `offers` | which tasks go to other nodes, and what those are told of idle workers |
+//! | `trade`, `offers` | which tasks go to other nodes, and what those are told of idle workers |
+//! | `effects` | what is to be done: outputs, and tasks on their way to workers |
 //! | `quarantine` | executions that nobody may go on with |
 //! | `patience` | callers that wait for a store that takes nothing |
 //! | `life`, `ownership` | the lease, adoption, overflow, and what other nodes did |
@@ -34,6 +35,7 @@ mod batch;
 mod commit;
 mod decide;
 mod dispatch;
+mod effects;
 mod flight;
 mod hand_over;
 mod keyed;
@@ -51,8 +53,10 @@ mod requests;
 mod residency;
 mod resident;
 mod sessions;
+mod slot;
 mod slots;
 mod timers;
+mod trade;
 mod worker;
 mod workers;
 
@@ -62,19 +66,20 @@ use std::time::Duration;
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
-use recoup_store::{Due, FeedRow, NewQuarantine, NodeId, Peers, QueueName};
+use recoup_store::{Due, FeedRow, NewQuarantine, NodeId, QueueName};
 
 use crate::clock::{Now, Tick};
 use crate::options::Options;
-use crate::task::HandedTask;
 use batch::{InFlight, KeyedInFlight};
+use effects::Effects;
 use io::{Input, Output, Refusal, WorkerKey};
 use life::{Life, Watch};
 use loader::Loader;
 use queue::Queue;
 use sessions::Sessions;
-use slots::Slot;
+use slots::Slots;
 use timers::{Timer, Timers};
+use trade::Trade;
 use worker::WorkerState;
 
 /// So late a node has been asleep, or has had no time for its work.
@@ -97,11 +102,7 @@ pub struct Node<R> {
     /// Whoever waits for an end is answered at once.
     impatient: bool,
 
-    slots: BTreeMap<ExecutionId, Slot<R>>,
-    /// About how many bytes the states in them take.
-    resident_bytes: usize,
-    /// Executions with something to decide.
-    ready: VecDeque<ExecutionId>,
+    slots: Slots<R>,
     loader: Loader,
     batch: Option<InFlight<R>>,
     /// Executions whose start wants a key.
@@ -119,25 +120,14 @@ pub struct Node<R> {
     queues: BTreeMap<QueueName, Queue>,
     /// Queues with tasks that may go to other nodes at once.
     crowded: BTreeSet<QueueName>,
-    /// What other nodes have published, less what went to them since.
-    peers: Peers,
+    trade: Trade,
     next_order: u64,
     workers: BTreeMap<WorkerKey, WorkerState>,
     sessions: Sessions,
-    outbox: BTreeMap<WorkerKey, Vec<HandedTask>>,
-    claiming: bool,
-    /// Executions that other nodes may have moved on without this one's doing, and some that no longer
-    /// are such: a round of questions goes by these, not by all that is in memory.
-    doubtful: BTreeSet<ExecutionId>,
-    /// The last one that a round came to.
-    heads_asked: ExecutionId,
-
-    /// When a task last went to another node, or came from one.
-    traded_at: Option<Tick>,
 
     /// In store time, which a step of the database's clock may take forward.
     timers: Timers,
-    outputs: VecDeque<Output<R>>,
+    effects: Effects<R>,
 }
 
 impl<R> Node<R> {
@@ -153,9 +143,7 @@ impl<R> Node<R> {
             watched: Watch::default(),
             stopping: false,
             impatient: false,
-            slots: BTreeMap::new(),
-            resident_bytes: 0,
-            ready: VecDeque::new(),
+            slots: Slots::default(),
             loader: Loader::default(),
             batch: None,
             keyed: VecDeque::new(),
@@ -166,17 +154,12 @@ impl<R> Node<R> {
             quarantines: VecDeque::new(),
             queues: BTreeMap::new(),
             crowded: BTreeSet::new(),
-            peers: Peers::default(),
+            trade: Trade::default(),
             next_order: 0,
             workers: BTreeMap::new(),
             sessions: Sessions::default(),
-            outbox: BTreeMap::new(),
-            claiming: false,
-            doubtful: BTreeSet::new(),
-            heads_asked: ExecutionId(uuid::Uuid::nil()),
-            traded_at: None,
             timers: Timers::default(),
-            outputs: VecDeque::new(),
+            effects: Effects::default(),
         }
     }
 
@@ -194,19 +177,19 @@ impl<R> Node<R> {
     pub fn cached(
         &self,
     ) -> impl Iterator<Item = (ExecutionId, &recoup_core::execution::Execution)> {
-        self.slots.iter().filter_map(|(id, slot)| Some((*id, slot.state()?)))
+        self.slots.iter().filter_map(|(id, slot)| Some((id, slot.state()?)))
     }
 
     /// How many executions a round of questions to the store goes by.
     #[cfg(feature = "mutants")]
     pub fn in_doubt(&self) -> usize {
-        self.doubtful.len()
+        self.slots.in_doubt()
     }
 
     /// All that this node has about an execution, for whoever looks into why it is stuck.
     #[cfg(feature = "mutants")]
     pub fn belief(&self, id: ExecutionId) -> String {
-        let Some(slot) = self.slots.get(&id) else {
+        let Some(slot) = self.slots.get(id) else {
             return "nothing".to_owned();
         };
         let (loading, wanted) = (self.loader.is_loading(id), self.loader.is_wanted(id));
@@ -256,11 +239,11 @@ impl<R> Node<R> {
 
     /// Whether everything that was taken has been answered or left to other nodes.
     pub fn is_quiet(&self) -> bool {
-        self.outputs.is_empty()
+        self.effects.is_empty()
             && self.batch.is_none()
             && self.keyed_batch.is_none()
             && self.quarantines.is_empty()
-            && self.slots.values().all(|slot| slot.inbox.is_empty())
+            && self.slots.iter().all(|(_, slot)| slot.inbox.is_empty())
     }
 
     pub fn next_timer(&self) -> Option<Timestamp> {
@@ -268,7 +251,7 @@ impl<R> Node<R> {
     }
 
     pub fn output(&mut self) -> Option<Output<R>> {
-        self.outputs.pop_front()
+        self.effects.pop()
     }
 
     pub fn handle(&mut self, input: Input<R>, now: Now) {
@@ -347,7 +330,7 @@ impl<R> Node<R> {
         }
         self.caught_up_at = self.now + CATCH_UP;
         for id in self.timers.put_off(self.now, self.caught_up_at) {
-            if let Some(slot) = self.slots.get_mut(&id) {
+            if let Some(slot) = self.slots.get_mut(id) {
                 slot.timer_at = Some(self.caught_up_at);
             }
         }
@@ -363,15 +346,14 @@ impl<R> Node<R> {
             // Deciding may find that memory is old.
             self.load_wanted();
         }
-        for (worker, tasks) in std::mem::take(&mut self.outbox) {
-            self.outputs
-                .push_back(Output::Tell { worker, message: io::WorkerMessage::Tasks(tasks) });
+        for (worker, tasks) in self.effects.take_all_back() {
+            self.effects.tell(worker, io::WorkerMessage::Tasks(tasks));
             self.detach_served(worker);
         }
     }
 
     fn reply(&mut self, reply: R, answer: Result<io::Answer, Refusal>) {
-        self.outputs.push_back(Output::Reply { reply, answer });
+        self.effects.reply(reply, answer);
     }
 
     fn set_timer(&mut self, after: Duration, timer: Timer) {

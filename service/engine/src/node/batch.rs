@@ -14,7 +14,7 @@ use recoup_store::{Batch, IndexRow, KeyedStart, TaskKey};
 use super::flight::Flight;
 use super::io::Answer;
 use super::resident::Committed;
-use super::slots::Pending;
+use super::slot::Pending;
 
 /// The batch under way.
 pub(super) type InFlight<R> = Flight<Entry<R>, Batch>;

@@ -12,7 +12,7 @@ use super::batch::{Entry, answer};
 use super::flight::Flight;
 use super::io::{Damage, Output, Refusal};
 use super::resident::Resident;
-use super::slots::{Known, Row, Slot, Waiter};
+use super::slot::{Known, Row, Slot, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -20,7 +20,7 @@ use crate::options::Mutant;
 impl<R> Node<R> {
     fn reminded(&mut self, reminder: Reminder) {
         let Reminder { execution: id, wake_at } = reminder;
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         slot.in_flight = false;
@@ -91,7 +91,7 @@ impl<R> Node<R> {
             self.reminded(*reminder);
         }
         if fed || !part.feed.is_empty() || !part.quarantined.is_empty() {
-            self.outputs.push_back(Output::FeedWritten);
+            self.effects.push(Output::FeedWritten);
         }
         self.commit_again();
     }
@@ -101,7 +101,7 @@ impl<R> Node<R> {
             return;
         };
         if let Some(batch) = self.batch.as_mut().and_then(Flight::again) {
-            self.outputs.push_back(Output::Commit(node, batch));
+            self.effects.push(Output::Commit(node, batch));
         }
     }
 
@@ -110,7 +110,7 @@ impl<R> Node<R> {
             entry;
         let grace = self.options.reconnect_grace;
         let (until, soon) = (self.monotonic + grace, self.now + grace);
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         slot.in_flight = false;
@@ -155,13 +155,13 @@ impl<R> Node<R> {
                 self.heard_from(task);
             }
             let is_own = matches!(pending.command, Command::StartExecution(_));
-            let kept = || self.slots.get(&id).and_then(Slot::state);
+            let kept = || self.slots.get(id).and_then(Slot::state);
             match (verdict, pending.until, unkept.as_deref().or_else(kept)) {
                 (Ok(()), Some(until), _) if !has_ended => {
                     let until = Some(self.end_of_wait(until));
                     let waiter =
                         Waiter { since: self.monotonic, until, reply, is_own, snapshot: false };
-                    if let Some(slot) = self.slots.get_mut(&id) {
+                    if let Some(slot) = self.slots.get_mut(id) {
                         slot.waiters.push(waiter);
                     }
                 }
@@ -182,7 +182,7 @@ impl<R> Node<R> {
 
     /// Another node was first: what was decided is void, what was asked is decided again.
     fn lost(&mut self, entry: Entry<R>) {
-        let Some(slot) = self.slots.get_mut(&entry.id) else {
+        let Some(slot) = self.slots.get_mut(entry.id) else {
             return;
         };
         slot.in_flight = false;
@@ -195,7 +195,7 @@ impl<R> Node<R> {
     /// Drops what is believed of an execution; what waits in its slot stays.
     pub(super) fn forget(&mut self, id: ExecutionId) {
         let now = self.monotonic;
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         slot.known = Known::Unread;
@@ -235,7 +235,7 @@ impl<R> Node<R> {
         digest: u64,
         started: bool,
     ) {
-        self.slots.remove(&entry.id);
+        self.slots.remove(entry.id);
         for (pending, _) in entry.decided {
             let Some(reply) = pending.reply else {
                 continue;
@@ -265,7 +265,7 @@ impl<R> Node<R> {
     }
 
     pub(super) fn refused(&mut self, entry: Entry<R>, reason: String) {
-        let Some(slot) = self.slots.get_mut(&entry.id) else {
+        let Some(slot) = self.slots.get_mut(entry.id) else {
             return;
         };
         slot.in_flight = false;
@@ -291,7 +291,7 @@ impl<R> Node<R> {
         for reply in replies.collect::<Vec<_>>() {
             self.reply(reply, Err(Refusal::Refused(reason.clone())));
         }
-        let is_known = self.slots.get(&entry.id).is_some_and(|slot| slot.resident().is_some());
+        let is_known = self.slots.get(entry.id).is_some_and(|slot| slot.resident().is_some());
         if is_known && own {
             // It would be decided, and refused, for ever.
             let state = &entry.next;
@@ -305,7 +305,7 @@ impl<R> Node<R> {
 
     /// The state has changed with a transition that came to nothing. What is known of the attempts stays.
     pub(super) fn read_again(&mut self, id: ExecutionId) {
-        if let Some(slot) = self.slots.get_mut(&id)
+        if let Some(slot) = self.slots.get_mut(id)
             && slot.resident().is_some()
         {
             slot.doubted = true;

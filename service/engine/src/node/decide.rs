@@ -21,7 +21,7 @@ use super::batch::{Entry, Failures, Judged, answer};
 use super::flight::Flight;
 use super::io::{Output, Refusal};
 use super::resident::Committed;
-use super::slots::{Known, Pending, Slot};
+use super::slot::{Known, Pending, Slot};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 use crate::transition::{feed_rows, index_differs, index_row};
@@ -46,7 +46,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        let nothing = self.ready.is_empty()
+        let nothing = !self.slots.has_ready()
             && self.loose_events.is_empty()
             && self.quarantines.is_empty()
             && self.reminders.is_empty();
@@ -69,7 +69,7 @@ impl<R> Node<R> {
             && entries.len() < self.options.batch_transitions_max
             && bytes < self.options.batch_bytes_max
             && events < self.options.batch_events_max
-            && let Some(id) = self.ready.pop_front()
+            && let Some(id) = self.slots.next_ready()
         {
             if let Some((entry, transition)) = self.decide(id) {
                 // What took long to decide ends the batch too: the lease is renewed between two.
@@ -100,7 +100,7 @@ impl<R> Node<R> {
             return;
         }
         let batch = Arc::new(batch);
-        self.outputs.push_back(Output::Commit(node, batch.clone()));
+        self.effects.push(Output::Commit(node, batch.clone()));
         self.batch = Some(Flight::new(batch, entries, self.monotonic));
     }
 
@@ -109,7 +109,7 @@ impl<R> Node<R> {
         let random = self.random.number();
         let now = self.now;
         let writable = self.life.writable().unwrap_or(Formats::FIRST);
-        let slot = self.slots.get_mut(&id)?;
+        let slot = self.slots.get_mut(id)?;
         if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
             return None;
         }
@@ -136,7 +136,7 @@ impl<R> Node<R> {
             true => self.take_back(id),
             false => Vec::new(),
         };
-        let slot = self.slots.get_mut(&id)?;
+        let slot = self.slots.get_mut(id)?;
         let is_ours = slot.owned;
         let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
         let mut state = match &mut slot.known {
@@ -219,12 +219,12 @@ impl<R> Node<R> {
         let wake_at = self.sleeps_until(&committed);
         let Encoded { format, data } = encode_transition(next.decided_at, &events);
         let writable = self.life.writable().unwrap_or(Formats::FIRST);
-        let slot = self.slots.get_mut(&id)?;
+        let slot = self.slots.get_mut(id)?;
         // Starts are a door. An execution that has begun in a format continues in it.
         if matches!(slot.known, Known::New(_))
             && let Err(refused) = writable.permit(format::Row::History, format)
         {
-            self.slots.remove(&id);
+            self.slots.remove(id);
             let refusal = Refusal::NotFinalized(refused);
             for reply in decided.into_iter().filter_map(|(pending, _)| pending.reply) {
                 self.reply(reply, Err(refusal.clone()));
@@ -302,7 +302,7 @@ impl<R> Node<R> {
     /// The reminder that the store should have of an execution; none if it has that one, or if something
     /// else is to be written first.
     fn remind(&mut self, id: ExecutionId) -> Option<Reminder> {
-        let slot = self.slots.get(&id)?;
+        let slot = self.slots.get(id)?;
         let committed = slot.committed()?;
         if !slot.owned || slot.in_flight || slot.doubted || !slot.inbox.is_empty() {
             return None;
@@ -311,7 +311,7 @@ impl<R> Node<R> {
         if wake_at == slot.wake_at {
             return None;
         }
-        self.slots.get_mut(&id)?.in_flight = true;
+        self.slots.get_mut(id)?.in_flight = true;
         Some(Reminder { execution: id, wake_at })
     }
 
@@ -321,7 +321,7 @@ impl<R> Node<R> {
         decided: Vec<Judged<R>>,
         state: Option<Box<Execution>>,
     ) {
-        if let Some(slot) = self.slots.get_mut(&id) {
+        if let Some(slot) = self.slots.get_mut(id) {
             if let Known::Resident(resident) = &mut slot.known {
                 resident.state = state;
             }
@@ -337,7 +337,7 @@ impl<R> Node<R> {
             let Some(reply) = pending.reply else {
                 continue;
             };
-            let slot = self.slots.get(&id);
+            let slot = self.slots.get(id);
             let answer = match (verdict, slot.and_then(Slot::state)) {
                 (Ok(()), Some(state)) => Ok(answer(state, &pending.command, false, None)),
                 (Ok(()), None) => Err(Rejection::NoSuchExecution.into()),
@@ -358,7 +358,7 @@ impl<R> Node<R> {
                     && let Some(reply) = pending.reply.take()
                 {
                     let answer = Ok(answer(&entry.next, &pending.command, true, None));
-                    self.outputs.push_back(Output::Reply { reply, answer });
+                    self.effects.reply(reply, answer);
                 }
             }
         }

@@ -13,8 +13,8 @@ use super::attempt::{Attempt, Place, key_of};
 use super::io::{Notice, WorkerKey};
 use super::reconcile::{Evidence, Reconciler, Then};
 use super::sessions::SessionState;
-use super::slots::{Known, Row, Slot, acts_on};
-use super::{Node, Output, Timer};
+use super::slot::{Known, Row, Slot, acts_on};
+use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
@@ -23,7 +23,7 @@ impl<R> Node<R> {
     /// work, so an attempt that is new was never with anybody.
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
         let (now, grace) = (self.at(), self.options.reconnect_grace);
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         let Known::Resident(resident) = &slot.known else {
@@ -88,9 +88,7 @@ impl<R> Node<R> {
         if owned {
             self.note_started(id);
         }
-        if !void.is_empty() {
-            self.outputs.push_back(Output::WithdrawOverflow(void));
-        }
+        self.effects.withdraw(void);
         for place in &parted {
             self.unqueue_place(place);
         }
@@ -118,14 +116,14 @@ impl<R> Node<R> {
                 false => self.hold(task),
             }
         }
-        if self.slots.get(&id).is_some_and(Slot::is_ending) {
+        if self.slots.get(id).is_some_and(Slot::is_ending) {
             self.tell_cancelled(id);
         }
     }
 
     /// What the history says of the attempts that workers of this node hold.
     fn note_started(&mut self, id: ExecutionId) {
-        let slot = self.slots.get(&id).filter(|_| !self.sessions.holds_nothing());
+        let slot = self.slots.get(id).filter(|_| !self.sessions.holds_nothing());
         for attempt in slot.into_iter().flat_map(|slot| &slot.attempts) {
             if let Some(holder) = self.sessions.holder_mut(&attempt.id) {
                 holder.started_at = attempt.started.as_ref().map(|started| started.at);
@@ -139,14 +137,14 @@ impl<R> Node<R> {
     /// recorded of the attempt meanwhile: then it is with somebody else, or its worker talks to another
     /// node.
     pub(super) fn speak_for_workers(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get(&id).filter(|slot| !slot.owned) else {
+        let Some(slot) = self.slots.get(id).filter(|slot| !slot.owned) else {
             return;
         };
         let starts = slot.attempts.iter().filter_map(Attempt::unrecorded_start);
         for start in starts.collect::<Vec<_>>() {
             self.act(start);
         }
-        let Some(slot) = self.slots.get(&id) else {
+        let Some(slot) = self.slots.get(id) else {
             return;
         };
         let spoken_for = slot.attempts.iter().filter(|attempt| {
@@ -167,10 +165,10 @@ impl<R> Node<R> {
     /// A row in the overflow is void.
     fn withdraw_row(&mut self, task: &TaskId) {
         let key = key_of(task);
-        if let Some(slot) = self.slots.get_mut(&task.execution) {
+        if let Some(slot) = self.slots.get_mut(task.execution) {
             slot.overflow.remove(&key);
         }
-        self.outputs.push_back(Output::WithdrawOverflow(vec![key]));
+        self.effects.withdraw(vec![key]);
     }
 
     /// The attempt is over, whoever has it.
@@ -188,7 +186,7 @@ impl<R> Node<R> {
 
     /// What workers of this node hold, and another node has closed meanwhile.
     fn release_closed(&mut self, id: ExecutionId) {
-        let slot = self.slots.get(&id);
+        let slot = self.slots.get(id);
         let is_open = |task: &TaskId| slot.is_some_and(|slot| slot.attempt(task).is_some());
         let closed = self.sessions.held_of(id).filter(|(task, _)| !is_open(task));
         let closed = closed.map(|(task, holder)| (task.clone(), holder.session.clone()));
@@ -225,7 +223,7 @@ impl<R> Node<R> {
     /// The run ends: workers that have tasks of it are asked to stop; tasks that no worker has are taken
     /// back.
     pub(super) fn tell_cancelled(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         let (mut handed, mut withdrawn) = (Vec::new(), Vec::new());
@@ -251,7 +249,7 @@ impl<R> Node<R> {
 
     /// What nobody has had, for a termination: nobody gets it any more. Only the owner knows.
     pub(super) fn take_back(&mut self, id: ExecutionId) -> Vec<TaskId> {
-        let Some(slot) = self.slots.get(&id).filter(|slot| slot.owned) else {
+        let Some(slot) = self.slots.get(id).filter(|slot| slot.owned) else {
             return Vec::new();
         };
         let nobodys = slot.attempts.iter().filter(|attempt| attempt.is_with_nobody());
@@ -276,7 +274,7 @@ impl<R> Node<R> {
     /// The last owner, or this node in a call whose answer was lost, may have put the attempt where any
     /// node claims it: with the start that is recorded before the hand-over it is not there any more.
     pub(super) fn doubt_overflow(&mut self, task: &TaskId) {
-        if let Some(slot) = self.slots.get_mut(&task.execution) {
+        if let Some(slot) = self.slots.get_mut(task.execution) {
             slot.overflow.entry(key_of(task)).or_insert(Row::Free);
         }
         if let Some(attempt) = self.attempt_mut(task) {
@@ -288,7 +286,7 @@ impl<R> Node<R> {
     pub(super) fn enqueue(&mut self, task: &TaskId) {
         let order = self.next_order;
         self.next_order += 1;
-        let Some(slot) = self.slots.get_mut(&task.execution) else {
+        let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
         };
         let Known::Resident(resident) = &slot.known else {
@@ -322,8 +320,7 @@ impl<R> Node<R> {
 
     /// Writes down what is with workers and is not on record yet.
     pub(super) fn record_starts(&mut self) {
-        let owned = self.slots.values().filter(|slot| slot.owned);
-        let attempts = owned.flat_map(|slot| &slot.attempts);
+        let attempts = self.slots.owned().flat_map(|slot| &slot.attempts);
         let commands = attempts.filter(|own| !own.acting && !own.reported).filter_map(|own| {
             let Place::Handed(handed) = &own.place else {
                 return None;
@@ -333,8 +330,7 @@ impl<R> Node<R> {
         for command in commands.collect::<Vec<_>>() {
             self.act(command);
         }
-        let attempts =
-            self.slots.values().filter(|slot| slot.owned).flat_map(|slot| &slot.attempts);
+        let attempts = self.slots.owned().flat_map(|slot| &slot.attempts);
         let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
         let waiting = waiting.map(|own| {
             let waits_here = matches!(own.place, Place::Scheduled | Place::Queued { .. });
@@ -392,7 +388,7 @@ impl<R> Node<R> {
     /// Does what is due with the attempts of a slot.
     pub(super) fn check_attempts(&mut self, id: ExecutionId) {
         let now = self.at();
-        let Some(slot) = self.slots.get(&id) else {
+        let Some(slot) = self.slots.get(id) else {
             return;
         };
         let Known::Resident(resident) = &slot.known else {

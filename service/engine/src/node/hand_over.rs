@@ -11,7 +11,7 @@ use super::Node;
 use super::attempt::{Handed, NOBODYS, Place, id_of, is_bare_start, key_of};
 use super::io::WorkerKey;
 use super::sessions::Holder;
-use super::slots::Known;
+use super::slot::Known;
 use crate::clock::Now;
 use crate::task::HandedTask;
 
@@ -21,14 +21,14 @@ const MISSED_MAX: u32 = 10;
 impl<R> Node<R> {
     pub(super) fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {
         let now = self.now;
-        let is_uncertain = self.slots.get(&task.execution).is_some_and(|slot| {
+        let is_uncertain = self.slots.get(task.execution).is_some_and(|slot| {
             // With the start that is recorded first it turns out whose it is.
             !slot.owned || self.may_be_given_elsewhere(slot)
         });
         let Some(worker) = self.workers.get_mut(&key) else {
             return;
         };
-        let Some(slot) = self.slots.get_mut(&task.execution) else {
+        let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
         };
         let Known::Resident(resident) = &slot.known else {
@@ -93,7 +93,7 @@ impl<R> Node<R> {
     /// truth nobody has: whoever goes on with it would wait until his time is up. For one with a
     /// session he waits no longer than for those who come back.
     pub(super) fn disown(&mut self, task: &TaskId) {
-        let started = self.slots.get(&task.execution).and_then(|slot| slot.started(task));
+        let started = self.slots.get(task.execution).and_then(|slot| slot.started(task));
         if started.is_none_or(|by| !by.session.is_empty()) || self.is_at_most_once(task) {
             return;
         }
@@ -105,7 +105,7 @@ impl<R> Node<R> {
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
         let Now { tick, time: now } = self.at();
         let (Some(worker), Some(slot)) =
-            (self.workers.get(&key), self.slots.get_mut(&task.execution))
+            (self.workers.get(&key), self.slots.get_mut(task.execution))
         else {
             return;
         };
@@ -141,7 +141,7 @@ impl<R> Node<R> {
             self.sessions.take_hold(task.clone(), Holder { session, name, started_at });
         }
         let handed = HandedTask { id: task.clone(), content, plan, handed_at: now };
-        self.outbox.entry(key).or_default().push(handed);
+        self.effects.hand_over(key, handed);
         if has_row {
             self.record_again(task);
         }
@@ -175,7 +175,7 @@ impl<R> Node<R> {
 
     /// An attempt that was handed over has not left this process.
     pub(super) fn unsend(&mut self, task: &TaskId) {
-        let slot = self.slots.get(&task.execution).filter(|_| self.is_at_most_once(task));
+        let slot = self.slots.get(task.execution).filter(|_| self.is_at_most_once(task));
         let Some(slot) = slot.filter(|_| self.has_lease()) else {
             return self.give_back(task, true);
         };
@@ -231,7 +231,7 @@ impl<R> Node<R> {
     }
 
     pub(super) fn is_at_most_once(&self, task: &TaskId) -> bool {
-        let slot = self.slots.get(&task.execution);
+        let slot = self.slots.get(task.execution);
         slot.is_some_and(|slot| match &slot.known {
             Known::Resident(resident) => resident.plan.is_at_most_once(&task.path),
             _ => false,
@@ -247,7 +247,7 @@ impl<R> Node<R> {
             }
             _ => false,
         };
-        let slot = self.slots.get_mut(&task.execution);
+        let slot = self.slots.get_mut(task.execution);
         if let Some(slot) = slot.filter(|slot| slot.attempt(task).is_none()) {
             slot.inbox.retain(|one| !(one.is_own() && is_that(&one.command)));
         }
@@ -271,7 +271,7 @@ impl<R> Node<R> {
         let is_bare = is_bare_start(command) && !refused;
         let now = self.at();
         let until = now.tick + self.options.reconnect_grace;
-        let Some(slot) = self.slots.get_mut(&task.execution) else {
+        let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
         };
         if refused {

@@ -29,7 +29,7 @@ impl<R> Node<R> {
             && events < self.options.batch_events_max
             && let Some(id) = self.keyed.pop_front()
         {
-            let Some(slot) = self.slots.get(&id) else {
+            let Some(slot) = self.slots.get(id) else {
                 continue;
             };
             let policies = slot.key_policies;
@@ -64,7 +64,7 @@ impl<R> Node<R> {
             return;
         }
         let starts = Arc::new(starts);
-        self.outputs.push_back(Output::StartKeyed(node, starts.clone()));
+        self.effects.push(Output::StartKeyed(node, starts.clone()));
         self.keyed_batch = Some(Flight::new(starts, entries, self.monotonic));
     }
 
@@ -100,7 +100,7 @@ impl<R> Node<R> {
                     self.request_taken(entry, execution, digest, started);
                 }
                 KeySettled::UseExisting { execution } => {
-                    self.slots.remove(&entry.id);
+                    self.slots.remove(entry.id);
                     for (pending, _) in entry.decided {
                         if let Some(reply) = pending.reply {
                             self.use_existing(execution, pending.until, reply, false);
@@ -108,7 +108,7 @@ impl<R> Node<R> {
                     }
                 }
                 KeySettled::Rejected { execution, state } => {
-                    self.slots.remove(&entry.id);
+                    self.slots.remove(entry.id);
                     for (pending, _) in entry.decided {
                         if let Some(reply) = pending.reply {
                             self.reply(reply, Err(Refusal::KeyHeld { execution, state }));
@@ -126,7 +126,7 @@ impl<R> Node<R> {
             return;
         };
         if let Some(starts) = self.keyed_batch.as_mut().and_then(Flight::again) {
-            self.outputs.push_back(Output::StartKeyed(node, starts));
+            self.effects.push(Output::StartKeyed(node, starts));
         }
     }
 }

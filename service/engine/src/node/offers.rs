@@ -19,33 +19,16 @@ use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
 
 use super::attempt::{Place, key_of};
 use super::io::{Output, SessionKey, WorkerKey};
-use super::slots::{Known, Row};
+use super::slot::{Known, Row};
 use super::{Node, Timer};
 
-/// How often a node that is alone looks for others, and into the overflow.
-const ALONE: Duration = Duration::from_secs(1);
-/// For so long after a task has changed nodes the next ones are expected, and nodes exchange more often:
-/// what they give away between two exchanges is no more than the credit that they have read.
-const TRADING: Duration = Duration::from_secs(1);
-const TRADING_FASTER: u32 = 5;
 /// Groups of workers that a node publishes or claims for; those beyond have to wait for its own tasks.
 const GROUPS_MAX: usize = 256;
 
 impl<R> Node<R> {
     /// How often this node exchanges tasks with others.
     pub(super) fn exchange_interval(&self) -> Duration {
-        let interval = self.options.claim_interval;
-        let is_trading = self.traded_at.is_some_and(|at| at + TRADING > self.monotonic);
-        match (self.peers.nodes, is_trading) {
-            (0, _) => ALONE.max(interval),
-            (_, true) => interval / TRADING_FASTER,
-            (_, false) => interval,
-        }
-    }
-
-    /// A task has gone to another node, or has come from one.
-    pub(super) fn traded(&mut self) {
-        self.traded_at = Some(self.monotonic);
+        self.trade.interval(self.options.claim_interval, self.monotonic)
     }
 
     /// The workers that would take more tasks, those alike together.
@@ -71,7 +54,7 @@ impl<R> Node<R> {
             return;
         };
         let idle = if self.stopping { Vec::new() } else { self.idle() };
-        self.outputs.push_back(Output::Publish(node, idle));
+        self.effects.push(Output::Publish(node, idle));
     }
 
     pub(super) fn published(&mut self, node: NodeId, peers: recoup_store::Result<Peers>) {
@@ -79,11 +62,10 @@ impl<R> Node<R> {
             return;
         }
         match peers {
-            Ok(peers) => self.peers = peers,
+            Ok(peers) => self.trade.read(peers),
             Err(Error::LeaseLost) => return self.lose_life(),
             Err(error) => {
-                // What was read last is too old to go by.
-                self.peers.idle.clear();
+                self.trade.not_read();
                 tracing::warn!(%error, "could not exchange with other nodes what workers wait for");
             }
         }
@@ -98,8 +80,7 @@ impl<R> Node<R> {
         let Some(queue) = self.queues.get(name) else {
             return;
         };
-        let is_wanted =
-            self.peers.idle.iter().any(|idle| idle.credit > 0 && idle.takes(name, task_type));
+        let is_wanted = self.trade.credit(name, task_type) > 0;
         if is_wanted || queue.len() > self.options.queue_max {
             self.crowded.insert(name.clone());
         }
@@ -138,14 +119,13 @@ impl<R> Node<R> {
         };
         let mut taken = Vec::new();
         for task_type in queue.task_types() {
-            let wanted = self.peers.idle.iter().filter(|idle| idle.takes(name, task_type));
-            let wanted: usize = wanted.map(|idle| idle.credit as usize).sum();
+            let wanted = self.trade.credit(name, task_type);
             let is_served = queue.is_served(task_type, now, attached, comes_back);
             if wanted == 0 || (is_served && !aged) {
                 continue;
             }
             let is_due = |task: &TaskId| {
-                let slot = self.slots.get(&task.execution);
+                let slot = self.slots.get(task.execution);
                 let content = slot.and_then(|slot| slot.attempt(task)).map(|own| &own.content);
                 content.is_some_and(|own| own.scheduled_at + self.options.overflow_after <= now)
             };
@@ -155,7 +135,7 @@ impl<R> Node<R> {
         }
         let mut given = Vec::new();
         for (order, task, task_type) in taken {
-            if self.use_credit(name, &task_type)
+            if self.trade.use_credit(name, &task_type)
                 && let Some(queue) = self.queues.get_mut(name)
             {
                 queue.remove(order);
@@ -169,18 +149,11 @@ impl<R> Node<R> {
         given.into_iter().map(|task| (name.clone(), task)).collect()
     }
 
-    /// Counts a task against the credit that other nodes have for it.
-    fn use_credit(&mut self, name: &QueueName, task_type: &str) -> bool {
-        let mut idle = self.peers.idle.iter_mut();
-        let taker = idle.find(|idle| idle.credit > 0 && idle.takes(name, task_type));
-        taker.map(|taker| taker.credit -= 1).is_some()
-    }
-
     /// Puts tasks that were taken from their queues where any node claims them.
     fn overflow(&mut self, taken: Vec<(QueueName, TaskId)>) {
         let (mut tasks, mut never_left) = (Vec::new(), Vec::new());
         for (queue, task) in taken {
-            let Some(slot) = self.slots.get_mut(&task.execution) else {
+            let Some(slot) = self.slots.get_mut(task.execution) else {
                 continue;
             };
             let Known::Resident(resident) = &slot.known else {
@@ -201,14 +174,14 @@ impl<R> Node<R> {
                 continue;
             }
             attempt.place = Place::Overflowed;
-            self.doubtful.insert(task.execution);
             slot.overflow.insert(key_of(&task), Row::Free);
             let available_at = attempt.content.scheduled_at;
+            self.slots.doubt(task.execution);
             tasks.push(OverflowTask { task, queue, task_type, priority, available_at });
         }
         if let (Some(node), false) = (self.node_id(), tasks.is_empty()) {
-            self.outputs.push_back(Output::Overflow(node, tasks));
-            self.traded();
+            self.effects.push(Output::Overflow(node, tasks));
+            self.trade.traded(self.monotonic);
         }
         for task in never_left {
             self.fail_unsent(&task);

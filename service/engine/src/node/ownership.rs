@@ -1,19 +1,17 @@
 //! The lease, and what several nodes on one store owe each other. Ownership is for speed: whatever
 //! goes wrong here costs time, the lock on the history keeps it correct.
 
-use std::collections::btree_map::Entry;
-use std::ops::Bound;
 use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
-use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, Peers};
+use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask};
 
 use super::attempt::{Attempt, Handed, Place};
 use super::io::{Adopted, Output};
 use super::life::Renewed;
 use super::sessions::PARTED_AFTER;
-use super::slots::{Known, Row, Slot};
+use super::slot::{Known, Row, Slot};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -31,7 +29,7 @@ const DUE_TO_LOAD_MAX: usize = 4096;
 impl<R> Node<R> {
     pub(super) fn join(&mut self) {
         self.life.asks(self.monotonic);
-        self.outputs.push_back(Output::Join);
+        self.effects.push(Output::Join);
     }
 
     pub(super) fn joined(&mut self, joined: recoup_store::Result<Lease>) {
@@ -53,8 +51,7 @@ impl<R> Node<R> {
             self.hold(&task);
         }
         // A look into the overflow that fell between two lives was the last one.
-        if !self.claiming && !self.workers.is_empty() {
-            self.claiming = true;
+        if !self.workers.is_empty() && self.trade.begin_claiming() {
             self.set_timer(Duration::ZERO, Timer::Claim);
         }
         // What was under way when the last life ended is settled by the store.
@@ -65,7 +62,7 @@ impl<R> Node<R> {
     pub(super) fn renew(&mut self) {
         if let Some(node) = self.node_id() {
             self.life.asks(self.monotonic);
-            self.outputs.push_back(Output::Renew { node, reached: self.now });
+            self.effects.push(Output::Renew { node, reached: self.now });
         }
     }
 
@@ -110,10 +107,9 @@ impl<R> Node<R> {
             )
         };
         self.timers.retain(wanted);
-        self.claiming = false;
-        self.peers = Peers::default();
+        self.trade.end_life();
         // Handed out in the life that is over, and not on its way yet: it stays here.
-        for (worker, tasks) in std::mem::take(&mut self.outbox) {
+        for (worker, tasks) in self.effects.take_all_back() {
             self.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
             for handed in tasks {
                 self.sessions.let_go(&handed.id);
@@ -130,14 +126,14 @@ impl<R> Node<R> {
         self.quarantines.clear();
         self.reminders.clear();
         self.due_after = None;
-        for id in self.slots.keys().copied().collect::<Vec<_>>() {
+        for id in self.slots.ids() {
             if self.is_quarantining(id) {
                 // Settled by the store in the new life.
                 continue;
             }
             let starts = self
                 .slots
-                .get(&id)
+                .get(id)
                 .is_some_and(|slot| matches!(slot.known, Known::New(_)) && !slot.in_flight);
             if starts {
                 // Never sent: it starts in the new life.
@@ -148,8 +144,7 @@ impl<R> Node<R> {
             self.settle_slot(id);
         }
         // The workers are still there: look for what others have left for them.
-        if !self.workers.is_empty() {
-            self.claiming = true;
+        if !self.workers.is_empty() && self.trade.begin_claiming() {
             self.set_timer(self.options.claim_interval, Timer::Claim);
         }
     }
@@ -163,7 +158,7 @@ impl<R> Node<R> {
             return self.set_timer(self.options.adopt_interval, Timer::Adopt);
         }
         let (silent, limit) = (self.watched.silent(self.monotonic), room.min(ADOPT_MAX));
-        self.outputs.push_back(Output::Adopt { node, silent, limit });
+        self.effects.push(Output::Adopt { node, silent, limit });
     }
 
     pub(super) fn adopted(&mut self, node: NodeId, adopted: recoup_store::Result<Adopted>) {
@@ -179,7 +174,7 @@ impl<R> Node<R> {
                     pause = Duration::ZERO;
                 }
                 for id in executions {
-                    self.slots.entry(id).or_insert_with(Slot::unread);
+                    self.slots.open(id);
                     self.loader.want(id);
                 }
             }
@@ -196,21 +191,18 @@ impl<R> Node<R> {
         };
         let silent =
             self.sessions.all().filter(|own| own.silence(self.monotonic) > own.parted_after());
-        let held = silent.flat_map(|session| session.held.iter().map(|task| task.execution));
-        self.doubtful.extend(held);
-        // On from where the last round ended, so that everyone's turn comes.
-        let ahead = self.doubtful.range((Bound::Excluded(self.heads_asked), Bound::Unbounded));
-        let behind = self.doubtful.range(..=self.heads_asked);
-        let round: Vec<_> = ahead.chain(behind).take(HEADS_MAX).copied().collect();
-        self.heads_asked = round.last().copied().unwrap_or(self.heads_asked);
+        for task in silent.flat_map(|session| &session.held) {
+            self.slots.doubt(task.execution);
+        }
+        let round = self.slots.next_doubtful(HEADS_MAX);
         let mut ids = Vec::with_capacity(round.len());
         for id in round {
-            let slot = self.slots.get(&id);
+            let slot = self.slots.get(id);
             match slot.map(|slot| (slot, self.may_have_moved(slot))) {
                 Some((slot, true)) if !slot.in_flight && slot.state().is_some() => ids.push(id),
                 Some((slot, moved)) if moved || slot.is_doubtful() => {}
                 _ => {
-                    self.doubtful.remove(&id);
+                    self.slots.trust(id);
                 }
             }
         }
@@ -220,15 +212,15 @@ impl<R> Node<R> {
         }
         ids.sort_unstable();
         ids.dedup();
-        self.outputs.push_back(Output::Heads(node, ids));
+        self.effects.push(Output::Heads(node, ids));
     }
 
     /// Whether another node may have become the owner without this one's noticing, so long ago that it gives
     /// to its own workers what waits here. An execution whose tasks wait in a queue is not asked about:
     /// there may be very many.
     pub(super) fn may_be_given_elsewhere(&self, slot: &Slot<R>) -> bool {
-        let is_alone = self.peers.nodes == 0;
-        !is_alone && self.monotonic.since(slot.current_at) > self.options.reconnect_grace / 2
+        !self.trade.is_alone()
+            && self.monotonic.since(slot.current_at) > self.options.reconnect_grace / 2
     }
 
     /// Whether another node may have moved an execution on by now. A worker that has been heard from
@@ -257,7 +249,7 @@ impl<R> Node<R> {
         let interval = self.options.head_interval;
         let round = self.sessions.next_held(pause, interval, HELD_MAX, self.monotonic);
         let lasts = |task: &&TaskId| {
-            let slot = self.slots.get(&task.execution);
+            let slot = self.slots.get(task.execution);
             slot.filter(|slot| slot.owned && !slot.in_flight).is_some_and(|slot| {
                 matches!(slot.attempt(task).map(|own| &own.place), Some(Place::Handed(own)) if own.recorded)
             })
@@ -272,7 +264,7 @@ impl<R> Node<R> {
         match heads {
             Ok(heads) => {
                 for head in heads {
-                    let Some(slot) = self.slots.get_mut(&head.execution) else {
+                    let Some(slot) = self.slots.get_mut(head.execution) else {
                         continue;
                     };
                     let behind =
@@ -293,7 +285,7 @@ impl<R> Node<R> {
     pub(super) fn ask_due(&mut self) {
         if let Some(node) = self.node_id() {
             let until = self.now + self.options.sleep_horizon / 2;
-            self.outputs.push_back(Output::Due(node, until, self.due_after, DUE_MAX));
+            self.effects.push(Output::Due(node, until, self.due_after, DUE_MAX));
         }
     }
 
@@ -310,23 +302,21 @@ impl<R> Node<R> {
                 }
                 for one in page {
                     let has_room = self.room() > 0 && self.loader.wanted() < DUE_TO_LOAD_MAX;
-                    match self.slots.entry(one.execution) {
-                        Entry::Vacant(_) if !has_room => {
+                    match self.slots.get_mut(one.execution) {
+                        None if !has_room => {
                             // On from here when some have left.
                             return self.set_timer(self.options.adopt_interval, Timer::Due);
                         }
-                        Entry::Vacant(place) => {
-                            place.insert(Slot::unread());
+                        None => {
+                            self.slots.open(one.execution);
                             self.loader.want(one.execution);
                         }
-                        Entry::Occupied(mut place) => {
-                            // It is here already: without a reminder it does not come again.
-                            let slot = place.get_mut();
-                            if slot.owned && !slot.in_flight {
-                                slot.wake_at = Some(one.wake_at);
-                                self.reminders.insert(one.execution);
-                            }
+                        // It is here already: without a reminder it does not come again.
+                        Some(slot) if slot.owned && !slot.in_flight => {
+                            slot.wake_at = Some(one.wake_at);
+                            self.reminders.insert(one.execution);
                         }
+                        Some(_) => {}
                     }
                     self.due_after = Some(one);
                 }
@@ -342,7 +332,7 @@ impl<R> Node<R> {
     /// Looks into the overflow for tasks that workers of this node would take.
     pub(super) fn claim(&mut self) {
         let Some(node) = self.node_id().filter(|_| !self.workers.is_empty()) else {
-            self.claiming = false;
+            self.trade.end_claiming();
             return;
         };
         let idle = self.idle();
@@ -355,7 +345,7 @@ impl<R> Node<R> {
         let credit: usize = idle.iter().map(|idle| idle.credit as usize).sum();
         let (limit, lease) = (credit.min(CLAIM_MAX), self.options.claim_lease);
         let now = self.now;
-        self.outputs.push_back(Output::Claim { node, idle, limit, lease, now });
+        self.effects.push(Output::Claim { node, idle, limit, lease, now });
     }
 
     pub(super) fn claimed(
@@ -368,7 +358,7 @@ impl<R> Node<R> {
             // What an earlier life has claimed is taken all the same: others wait until that lapses.
             Ok(tasks) => {
                 if !tasks.is_empty() {
-                    self.traded();
+                    self.trade.traded(self.monotonic);
                 }
                 for overflow in tasks {
                     self.take_claimed(&overflow);
@@ -387,7 +377,7 @@ impl<R> Node<R> {
         let id = overflow.task.execution;
         let key = overflow.key();
         let once = self.is_at_most_once(&overflow.task);
-        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        let slot = self.slots.open(id);
         let scheduled_in = overflow.task.sequence;
         // Another node may have moved it on since this one owned it.
         let current = slot.committed().is_some_and(|known| known.sequence >= scheduled_in);
@@ -409,10 +399,10 @@ impl<R> Node<R> {
                 Some(attempt) => attempt.claimed = true,
                 None => {
                     let key = overflow.key();
-                    if let Some(slot) = self.slots.get_mut(&id) {
+                    if let Some(slot) = self.slots.get_mut(id) {
                         slot.overflow.remove(&key);
                     }
-                    self.outputs.push_back(Output::WithdrawOverflow(vec![key]));
+                    self.effects.withdraw(vec![key]);
                 }
             }
             return;

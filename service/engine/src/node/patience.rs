@@ -13,7 +13,7 @@ use recoup_core::command::Command;
 use recoup_core::id::ExecutionId;
 
 use super::io::Refusal;
-use super::slots::{Known, Pending};
+use super::slot::{Known, Pending};
 use super::{Node, Timer};
 
 impl<R> Node<R> {
@@ -58,14 +58,14 @@ impl<R> Node<R> {
             let reads = slot.waiters.iter().any(|waiter| waiter.since <= asked_before);
             commands || (reads && slot.state().is_none())
         });
-        for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+        for id in waiting.map(|(id, _)| id).collect::<Vec<_>>() {
             self.turn_away(id, asked_before);
         }
     }
 
     /// Answers those who asked before a time and wait in a slot. Nothing was done about it.
     fn turn_away(&mut self, id: ExecutionId, asked_before: Tick) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         let mut replies = Vec::new();

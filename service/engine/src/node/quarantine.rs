@@ -17,7 +17,7 @@ use recoup_store::{Error, NewQuarantine, NodeId, Release};
 
 use super::Node;
 use super::io::{Damage, Output, Refusal};
-use super::slots::{Known, Slot, Waiter};
+use super::slot::{Known, Waiter};
 use crate::load::unavailable;
 use crate::transition::feed_row;
 
@@ -28,7 +28,7 @@ impl<R> Node<R> {
         let quarantine = Quarantine::new(reason, &detail, self.now);
         tracing::error!(execution = %id, %quarantine, "the execution is quarantined");
         self.forget(id);
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         slot.known = Known::Quarantined;
@@ -40,7 +40,7 @@ impl<R> Node<R> {
     /// A decision failed in a way that it must not. The state went with it: what is quarantined is what
     /// is read again.
     pub(super) fn decision_panicked(&mut self, id: ExecutionId, what: &str) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         if slot.resident().is_none() {
@@ -55,14 +55,12 @@ impl<R> Node<R> {
 
     /// It is in the store that an execution is quarantined.
     pub(super) fn refuse_quarantined(&mut self, id: ExecutionId, quarantine: Quarantine) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         // Nobody need look at its tasks; who releases it puts them back.
         let claimed = std::mem::take(&mut slot.claimed);
-        if !claimed.is_empty() {
-            self.outputs.push_back(Output::WithdrawOverflow(claimed.into_keys().collect()));
-        }
+        self.effects.withdraw(claimed.into_keys().collect());
         self.refuse_all(id, &Refusal::Quarantined(quarantine));
         self.drop_slot(id);
     }
@@ -73,7 +71,7 @@ impl<R> Node<R> {
             let retry_after = self.options.lease_ttl / 10;
             return self.reply(reply, Err(Refusal::Overloaded { retry_after }));
         };
-        self.outputs.push_back(Output::ReleaseQuarantine { node, execution: id, release, reply });
+        self.effects.push(Output::ReleaseQuarantine { node, execution: id, release, reply });
     }
 
     pub(super) fn quarantine_released(
@@ -98,7 +96,7 @@ impl<R> Node<R> {
                 return;
             }
         }
-        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        let slot = self.slots.open(id);
         slot.waiters.push(Waiter {
             since: self.monotonic,
             until: None,

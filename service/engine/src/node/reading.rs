@@ -14,7 +14,7 @@ use recoup_store::{NodeId, Wanted};
 use super::attempt::is_bare_start;
 use super::io::{Damage, Loaded, Output, Read, Reading, Refusal, Unusable};
 use super::resident::Resident;
-use super::slots::{Known, Slot};
+use super::slot::{Known, Slot};
 use super::{Node, Timer};
 use crate::load::follow;
 
@@ -48,8 +48,8 @@ impl<R> Node<R> {
         };
         while let Some(ids) = self.loader.ask(self.monotonic) {
             let known = |id| self.slots.get(id).map_or(0, Slot::known_before_read);
-            let wanted = ids.iter().map(|id| Wanted { execution: *id, after: known(id) });
-            self.outputs.push_back(Output::Load(node, wanted.collect()));
+            let wanted = ids.into_iter().map(|id| Wanted { execution: id, after: known(id) });
+            self.effects.push(Output::Load(node, wanted.collect()));
         }
     }
 
@@ -92,7 +92,7 @@ impl<R> Node<R> {
     fn read(&mut self, loaded: Loaded) {
         let id = loaded.execution;
         let mine = loaded.owner.is_some() && loaded.owner == self.node_id();
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         let is_settling = slot.in_flight || matches!(slot.known, Known::Quarantined);
@@ -181,16 +181,14 @@ impl<R> Node<R> {
     }
 
     fn absent(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         if slot.in_flight || matches!(slot.known, Known::New(_)) {
             return;
         }
         let claimed = std::mem::take(&mut slot.claimed);
-        if !claimed.is_empty() {
-            self.outputs.push_back(Output::WithdrawOverflow(claimed.into_keys().collect()));
-        }
+        self.effects.withdraw(claimed.into_keys().collect());
         self.refuse_all(id, &Refusal::Rejected(Rejection::NoSuchExecution));
         self.drop_slot(id);
     }

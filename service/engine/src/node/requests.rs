@@ -8,7 +8,7 @@ use recoup_core::time::Timestamp;
 use super::Node;
 use super::attempt::{Attempt, Place};
 use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
-use super::slots::{Known, Pending, Slot, Waiter};
+use super::slot::{Known, Pending, Slot, Waiter};
 
 impl<R> Node<R> {
     pub(super) fn start(&mut self, spec: StartSpec, reply: R) {
@@ -37,7 +37,7 @@ impl<R> Node<R> {
         if has_key {
             self.keyed.push_back(id);
         } else {
-            self.ready.push_back(id);
+            self.slots.push_ready(id);
         }
     }
 
@@ -51,7 +51,7 @@ impl<R> Node<R> {
         // Done work is never turned away; everything else has its bound.
         let is_result = matches!(command, Command::CompleteTask { .. } | Command::FailTask { .. });
         let mut reported = None;
-        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        let slot = self.slots.open(id);
         if let Some(reply) = reply {
             if slot.inbox.len() >= self.options.inbox_max && !is_result {
                 let retry_after = self.options.commit_retry;
@@ -111,7 +111,7 @@ impl<R> Node<R> {
 
     pub(super) fn add_waiter(&mut self, id: ExecutionId, mut waiter: Waiter<R>) {
         waiter.until = waiter.until.map(|until| self.end_of_wait(until));
-        let slot = self.slots.entry(id).or_insert_with(Slot::unread);
+        let slot = self.slots.open(id);
         // What another node owns may have moved on: ask the store, not the memory.
         let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::Resident(_));
         slot.waiters.push(waiter);
@@ -137,7 +137,7 @@ impl<R> Node<R> {
             for waiter in &mut slot.waiters {
                 waiter.until = waiter.until.map(|until| until.min(now));
             }
-            *id
+            id
         });
         for id in waiting.collect::<Vec<_>>() {
             self.serve_waiters(id);
@@ -147,7 +147,7 @@ impl<R> Node<R> {
 
     /// Answers everything that waits in a slot with a refusal.
     pub(super) fn refuse_all(&mut self, id: ExecutionId, refusal: &Refusal) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         let pending = std::mem::take(&mut slot.inbox).into_iter().filter_map(|one| one.reply);
@@ -159,7 +159,7 @@ impl<R> Node<R> {
 
     /// Answers those who wait for what has come.
     pub(super) fn serve_waiters(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         if slot.waiters.is_empty() {

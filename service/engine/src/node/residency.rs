@@ -5,7 +5,7 @@ use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 
 use super::attempt::Attempt;
-use super::slots::{Known, Slot};
+use super::slot::{Known, Slot};
 use super::{Node, Timer};
 
 /// Whether memory needs an execution for what its owner has to do about it.
@@ -20,7 +20,7 @@ enum Rest {
 impl<R> Node<R> {
     /// Makes sure that what waits in a slot is looked at.
     pub(super) fn touch_slot(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get(&id) else {
+        let Some(slot) = self.slots.get(id) else {
             return;
         };
         match &slot.known {
@@ -32,7 +32,7 @@ impl<R> Node<R> {
             Known::Quarantined => {}
             Known::Resident(_) | Known::New(_) => {
                 if !slot.in_flight && !slot.inbox.is_empty() {
-                    self.ready.push_back(id);
+                    self.slots.push_ready(id);
                 }
             }
         }
@@ -40,8 +40,8 @@ impl<R> Node<R> {
 
     /// After any change: sets the slot's timer, or lets go of a slot that nobody needs.
     pub(super) fn settle_slot(&mut self, id: ExecutionId) {
-        self.weigh(id);
-        let Some(slot) = self.slots.get(&id) else {
+        self.slots.weigh(id);
+        let Some(slot) = self.slots.get(id) else {
             return;
         };
         // What is being read is wanted: this node may have become the owner of it.
@@ -55,38 +55,19 @@ impl<R> Node<R> {
                 }
             }
         }
-        let Some(slot) = self.slots.get(&id) else {
+        let Some(slot) = self.slots.get(id) else {
             return;
         };
-        if slot.is_doubtful() {
-            self.doubtful.insert(id);
+        let (due, is_doubtful) = (self.slot_due(slot), slot.is_doubtful());
+        if is_doubtful {
+            self.slots.doubt(id);
         }
-        let due = self.slot_due(slot);
         self.arm(id, due);
     }
 
-    /// How many more executions there is room for, of whatever size: none when those in memory take as many
-    /// bytes as they may.
+    /// How many more executions there is room for.
     pub(super) fn room(&self) -> usize {
-        if self.resident_bytes >= self.options.resident_bytes_max {
-            return 0;
-        }
-        self.options.executions_max.saturating_sub(self.slots.len())
-    }
-
-    fn weigh(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get_mut(&id) else {
-            return;
-        };
-        let weight = match &slot.known {
-            Known::Resident(resident) => match &resident.state {
-                Some(state) if state.sequence != slot.weight.1 => (state.weight(), state.sequence),
-                _ => return,
-            },
-            _ => (0, 0),
-        };
-        let before = std::mem::replace(&mut slot.weight, weight).0;
-        self.resident_bytes = (self.resident_bytes + weight.0).saturating_sub(before);
+        self.slots.room(self.options.executions_max, self.options.resident_bytes_max)
     }
 
     /// Whether an execution that nobody asks about can leave memory.
@@ -106,7 +87,7 @@ impl<R> Node<R> {
     }
 
     fn arm(&mut self, id: ExecutionId, due: Option<Timestamp>) {
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         if slot.timer_at == due {
@@ -121,11 +102,9 @@ impl<R> Node<R> {
     }
 
     pub(super) fn drop_slot(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.remove(&id) else {
+        let Some(slot) = self.slots.remove(id) else {
             return;
         };
-        self.resident_bytes = self.resident_bytes.saturating_sub(slot.weight.0);
-        self.doubtful.remove(&id);
         self.reminders.remove(&id);
         if let Some(at) = slot.timer_at {
             self.timers.cancel(at, Timer::Execution(id));
@@ -160,7 +139,7 @@ impl<R> Node<R> {
     /// A slot's time has come.
     pub(super) fn wake(&mut self, id: ExecutionId) {
         let now = self.now;
-        let Some(slot) = self.slots.get_mut(&id) else {
+        let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         slot.timer_at = None;
@@ -179,6 +158,6 @@ impl<R> Node<R> {
 
     /// Where an attempt is known.
     pub(super) fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
-        self.slots.get_mut(&task.execution)?.attempt_mut(task)
+        self.slots.get_mut(task.execution)?.attempt_mut(task)
     }
 }

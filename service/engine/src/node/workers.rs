@@ -11,10 +11,10 @@ use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
 use super::attempt::{Attempt, Handed, Place};
-use super::io::{Answer, Notice, Offer, Output, Session, SessionKey, WorkerKey, WorkerMessage};
+use super::io::{Answer, Notice, Offer, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::Notices;
 use super::sessions::{Holder, SessionState};
-use super::slots::{Known, Slot};
+use super::slot::{Known, Slot};
 use super::worker::WorkerState;
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
@@ -74,8 +74,7 @@ impl<R> Node<R> {
             }
             self.tell_waiting(&session, key);
         }
-        if !self.claiming {
-            self.claiming = true;
+        if self.trade.begin_claiming() {
             self.set_timer(Duration::ZERO, Timer::Claim);
         }
         for queue in &queues {
@@ -119,7 +118,7 @@ impl<R> Node<R> {
         for worker in others.unwrap_or_default() {
             self.detach(worker);
             let message = WorkerMessage::Superseded;
-            self.outputs.push_back(Output::Tell { worker, message });
+            self.effects.tell(worker, message);
         }
     }
 
@@ -161,7 +160,7 @@ impl<R> Node<R> {
             return true;
         }
         let holds = self.sessions.holder(task).is_some_and(|holder| holder.session == *session);
-        let slot = self.slots.get(&task.execution).filter(|slot| slot.owned && holds);
+        let slot = self.slots.get(task.execution).filter(|slot| slot.owned && holds);
         slot.is_some_and(|slot| {
             slot.attempt(task).is_some_and(|attempt| match &attempt.place {
                 Place::Handed(handed) => handed.session.as_ref() == Some(session),
@@ -176,7 +175,7 @@ impl<R> Node<R> {
         let Some(holder) = self.sessions.holder(task).cloned() else {
             return;
         };
-        let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
+        let slot = self.slots.open(task.execution);
         let owned = slot.owned;
         // A task that was scheduled after what is known here is of another node's doing.
         let is_known = slot.committed().is_some_and(|known| task.sequence <= known.sequence);
@@ -216,7 +215,7 @@ impl<R> Node<R> {
             before.place = std::mem::replace(&mut attempt.place, handed);
             self.unqueue(&before);
         }
-        if self.slots.get(&task.execution).is_some_and(Slot::is_ending) {
+        if self.slots.get(task.execution).is_some_and(Slot::is_ending) {
             self.tell_cancelled(task.execution);
         }
         self.settle_slot(task.execution);
@@ -286,7 +285,7 @@ impl<R> Node<R> {
         }
         self.leave_queues(key, &worker.queues);
         // What was on its way to him and not yet sent goes back.
-        for handed in self.outbox.remove(&key).unwrap_or_default() {
+        for handed in self.effects.take_back(key) {
             self.unsend(&handed.id);
         }
         let Some(session) = &worker.session else {
@@ -311,7 +310,7 @@ impl<R> Node<R> {
 
     pub(super) fn heartbeat(&mut self, task: TaskId, details: Option<Payload>, reply: R) {
         let now = self.now;
-        let slot = self.slots.get(&task.execution);
+        let slot = self.slots.get(task.execution);
         let committed = slot.and_then(|slot| slot.committed());
         let stopping = committed.is_some_and(|known| known.is_stopping);
         // A task that is behind what is known here was scheduled by another node.
@@ -385,11 +384,11 @@ impl<R> Node<R> {
     /// Whoever a task was handed to, a session or a poll without one, has not begun it and does not
     /// want it. What somebody else holds by now stays with him.
     pub(super) fn release(&mut self, task: TaskId, session: &str, reply: R) {
-        let slot = self.slots.get(&task.execution);
+        let slot = self.slots.get(task.execution);
         let known = slot.filter(|slot| slot.owned).and_then(|slot| slot.committed());
         if known.is_none_or(|known| task.sequence > known.sequence) {
             // Not read, or another's: with the start that is recorded here it becomes this node's.
-            let slot = self.slots.entry(task.execution).or_insert_with(Slot::unread);
+            let slot = self.slots.open(task.execution);
             if slot.inbox.len() < self.options.inbox_max {
                 // Else it is turned away.
                 slot.released.insert(task.clone(), session.to_owned());
@@ -427,7 +426,7 @@ impl<R> Node<R> {
 
     /// What was given back before it was read here, and is with another session by now, stays there.
     pub(super) fn void_releases(&mut self, id: ExecutionId) {
-        let Some(slot) = self.slots.get_mut(&id).filter(|slot| !slot.released.is_empty()) else {
+        let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.released.is_empty()) else {
             return;
         };
         let is_void = |task: &TaskId, session: &str| {
@@ -445,7 +444,7 @@ impl<R> Node<R> {
             });
             let pending = place.and_then(|place| slot.inbox.remove(place));
             if let Some(reply) = pending.and_then(|pending| pending.reply) {
-                self.outputs.push_back(Output::Reply { reply, answer: Ok(Answer::Released) });
+                self.effects.reply(reply, Ok(Answer::Released));
             }
         }
     }
@@ -470,7 +469,7 @@ impl<R> Node<R> {
         let until = *session.asked_until.get_or_insert(now + 2 * pause);
         let mut executions = session.held.iter().map(|task| task.execution);
         if until > now {
-            self.doubtful.extend(executions);
+            executions.for_each(|id| self.slots.doubt(id));
             return Some(until);
         }
         let is_read = |id| self.loader.is_expected(id);
@@ -508,7 +507,7 @@ impl<R> Node<R> {
         for worker in session.workers.clone() {
             self.detach(worker);
             let message = WorkerMessage::Detached;
-            self.outputs.push_back(Output::Tell { worker, message });
+            self.effects.tell(worker, message);
         }
         let Some(session) = self.sessions.end(key) else {
             return;
@@ -517,7 +516,7 @@ impl<R> Node<R> {
         // What the worker took to another node is that one's to judge.
         let is_ours = |task: &TaskId| {
             self.slots
-                .get(&task.execution)
+                .get(task.execution)
                 .is_some_and(|slot| slot.owned || !matches!(slot.known, Known::Resident(_)))
         };
         let lost: Vec<_> = session.held.into_iter().filter(is_ours).collect();
@@ -555,7 +554,7 @@ impl<R> Node<R> {
         match session.newest_worker() {
             Some(worker) => {
                 let message = notice.message(task);
-                self.outputs.push_back(Output::Tell { worker, message });
+                self.effects.tell(worker, message);
             }
             None => session.notices.keep(task, notice),
         }
@@ -567,7 +566,7 @@ impl<R> Node<R> {
         let waiting = session.map(|session| session.notices.take_waiting());
         for (task, notice) in waiting.unwrap_or_default() {
             let message = notice.message(task);
-            self.outputs.push_back(Output::Tell { worker, message });
+            self.effects.tell(worker, message);
         }
     }
 
