@@ -7,11 +7,11 @@
 //! | `loader`, `reading` | which executions are read, and what comes of it |
 //! | `requests` | what callers ask, and how those who wait are answered |
 //! | `residency` | which executions stay in memory, and when each is looked at |
-//! | `decide`, `batch` | deciding, and what is under way to the store |
+//! | `decide`, `batch` | deciding, and putting what was decided into a batch |
 //! | `keyed` | starts with an execution key, in a call of their own |
-//! | `commit` | settling what the store answered |
+//! | `committer`, `commit` | what is under way to the store, and settling what it answered |
 //! | `flight` | sending a batch until all of it is settled, in parts if need be |
-//! | `attempt`, `queue` | where an open attempt is, and what waits for workers |
+//! | `attempt`, `queue`, `queues` | where an open attempt is, and what waits for workers |
 //! | `reconcile` | where an attempt is once a state has come anew |
 //! | `dispatch`, `hand_over` | bringing attempts and queues in line with the states, and handing out |
 //! | `worker`, `sessions`, `workers` | workers, sessions, and what they hold |
@@ -33,6 +33,7 @@ pub mod io;
 mod attempt;
 mod batch;
 mod commit;
+mod committer;
 mod decide;
 mod dispatch;
 mod effects;
@@ -47,6 +48,7 @@ mod ownership;
 mod patience;
 mod quarantine;
 mod queue;
+mod queues;
 mod reading;
 mod reconcile;
 mod requests;
@@ -60,27 +62,26 @@ mod trade;
 mod worker;
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
-use recoup_store::{Due, FeedRow, NewQuarantine, NodeId, QueueName};
+use recoup_store::{Due, NodeId};
 
 use crate::clock::{Now, Tick};
 use crate::options::Options;
-use batch::{InFlight, KeyedInFlight};
+use committer::Committer;
 use effects::Effects;
-use io::{Input, Output, Refusal, WorkerKey};
+use io::{Input, Output, Refusal};
 use life::{Life, Watch};
 use loader::Loader;
-use queue::Queue;
+use queues::Queues;
 use sessions::Sessions;
 use slots::Slots;
 use timers::{Timer, Timers};
 use trade::Trade;
-use worker::WorkerState;
+use worker::Workers;
 
 /// So late a node has been asleep, or has had no time for its work.
 const LATE: Duration = Duration::from_millis(200);
@@ -104,25 +105,13 @@ pub struct Node<R> {
 
     slots: Slots<R>,
     loader: Loader,
-    batch: Option<InFlight<R>>,
-    /// Executions whose start wants a key.
-    keyed: VecDeque<ExecutionId>,
-    keyed_batch: Option<KeyedInFlight<R>>,
-    /// Failure events of no execution, for the next batch.
-    loose_events: VecDeque<FeedRow>,
-    /// Executions whose reminder in the store is not what it should be, for the next batch.
-    reminders: BTreeSet<ExecutionId>,
+    committer: Committer<R>,
     /// Where the last page of due executions ended, if more of them are due.
     due_after: Option<Due>,
-    /// Executions found to be damaged, for the next batch.
-    quarantines: VecDeque<NewQuarantine>,
 
-    queues: BTreeMap<QueueName, Queue>,
-    /// Queues with tasks that may go to other nodes at once.
-    crowded: BTreeSet<QueueName>,
+    queues: Queues,
     trade: Trade,
-    next_order: u64,
-    workers: BTreeMap<WorkerKey, WorkerState>,
+    workers: Workers,
     sessions: Sessions,
 
     /// In store time, which a step of the database's clock may take forward.
@@ -145,18 +134,11 @@ impl<R> Node<R> {
             impatient: false,
             slots: Slots::default(),
             loader: Loader::default(),
-            batch: None,
-            keyed: VecDeque::new(),
-            keyed_batch: None,
-            loose_events: VecDeque::new(),
-            reminders: BTreeSet::new(),
+            committer: Committer::default(),
             due_after: None,
-            quarantines: VecDeque::new(),
-            queues: BTreeMap::new(),
-            crowded: BTreeSet::new(),
+            queues: Queues::default(),
             trade: Trade::default(),
-            next_order: 0,
-            workers: BTreeMap::new(),
+            workers: Workers::default(),
             sessions: Sessions::default(),
             timers: Timers::default(),
             effects: Effects::default(),
@@ -240,9 +222,7 @@ impl<R> Node<R> {
     /// Whether everything that was taken has been answered or left to other nodes.
     pub fn is_quiet(&self) -> bool {
         self.effects.is_empty()
-            && self.batch.is_none()
-            && self.keyed_batch.is_none()
-            && self.quarantines.is_empty()
+            && self.committer.is_quiet()
             && self.slots.iter().all(|(_, slot)| slot.inbox.is_empty())
     }
 

@@ -1,4 +1,4 @@
-//! What is under way to the store, and what is remembered about each part of it until it is settled.
+//! A batch as it is put together, and what is remembered about each part of it until it is settled.
 
 use std::sync::Arc;
 
@@ -9,17 +9,108 @@ use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::outcome::Outcome;
 use recoup_core::plan::Plan;
 use recoup_core::retry::Decision;
-use recoup_store::{Batch, IndexRow, KeyedStart, TaskKey};
+use recoup_store::{Batch, FeedRow, IndexRow, NewQuarantine, Reminder, TaskKey, Transition};
 
-use super::flight::Flight;
 use super::io::Answer;
 use super::resident::Committed;
 use super::slot::Pending;
+use crate::options::Options;
 
-/// The batch under way.
-pub(super) type InFlight<R> = Flight<Entry<R>, Batch>;
-/// The starts with keys under way.
-pub(super) type KeyedInFlight<R> = Flight<Entry<R>, Vec<KeyedStart>>;
+/// How full a call of the store is.
+pub(super) struct Fill {
+    max: Limits,
+    bytes: usize,
+    /// Events that were decided for it.
+    events: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    transitions: usize,
+    bytes: usize,
+    events: usize,
+}
+
+impl Fill {
+    pub fn new(options: &Options) -> Self {
+        let max = Limits {
+            transitions: options.batch_transitions_max,
+            bytes: options.batch_bytes_max,
+            events: options.batch_events_max,
+        };
+        Self { max, bytes: 0, events: 0 }
+    }
+
+    /// Whether there is room for one more beside so many of its kind.
+    fn has_room(&self, beside: usize) -> bool {
+        beside < self.max.transitions && self.bytes < self.max.bytes
+    }
+
+    /// As [`Self::has_room`], for a decision.
+    pub fn may_decide(&self, beside: usize) -> bool {
+        self.has_room(beside) && self.events < self.max.events
+    }
+
+    /// What took long to decide fills a call too: the lease is renewed between two.
+    pub fn add_decision<R>(&mut self, entry: &Entry<R>, transition: &Transition) {
+        self.bytes += transition.bytes() + entry.parsed;
+        self.events += entry.events;
+    }
+}
+
+/// A batch that is being put together.
+pub(super) struct Draft<R> {
+    fill: Fill,
+    batch: Batch,
+    entries: Vec<Entry<R>>,
+}
+
+impl<R> Draft<R> {
+    pub fn new(options: &Options) -> Self {
+        Self { fill: Fill::new(options), batch: Batch::default(), entries: Vec::new() }
+    }
+
+    pub fn has_room_for_event(&self) -> bool {
+        self.fill.has_room(self.batch.feed.len())
+    }
+
+    pub fn add_event(&mut self, event: FeedRow) {
+        self.fill.bytes += event.bytes();
+        self.batch.feed.push(event);
+    }
+
+    pub fn may_decide(&self) -> bool {
+        self.fill.may_decide(self.entries.len())
+    }
+
+    pub fn add_decision(&mut self, entry: Entry<R>, transition: Transition) {
+        self.fill.add_decision(&entry, &transition);
+        self.entries.push(entry);
+        self.batch.transitions.push(transition);
+    }
+
+    pub fn has_room_for_quarantine(&self) -> bool {
+        self.fill.has_room(self.batch.quarantined.len())
+    }
+
+    pub fn add_quarantine(&mut self, new: NewQuarantine) {
+        self.fill.bytes += new.bytes();
+        self.batch.quarantined.push(new);
+    }
+
+    pub fn has_room_for_reminder(&self) -> bool {
+        self.fill.has_room(self.batch.reminders.len())
+    }
+
+    pub fn add_reminder(&mut self, reminder: Reminder) {
+        self.fill.bytes += Reminder::BYTES;
+        self.batch.reminders.push(reminder);
+    }
+
+    pub fn finish(self) -> (Batch, Vec<Entry<R>>) {
+        (self.batch, self.entries)
+    }
+}
 
 /// One execution's part of a batch.
 pub(super) struct Entry<R> {

@@ -5,11 +5,13 @@ use recoup_core::failure_event::Subject;
 use recoup_core::id::ExecutionId;
 use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
-use recoup_store::{Error, NodeId, Reminder, Settled};
+#[cfg(feature = "mutants")]
+use recoup_store::Error;
+use recoup_store::{NodeId, Reminder, Settled};
 
 use super::attempt::Attempt;
 use super::batch::{Entry, answer};
-use super::flight::Flight;
+use super::committer::Answered;
 use super::io::{Damage, Output, Refusal};
 use super::resident::Resident;
 use super::slot::{Known, Row, Slot, Waiter};
@@ -42,33 +44,24 @@ impl<R> Node<R> {
 
     pub(super) fn committed(&mut self, node: NodeId, settled: recoup_store::Result<Vec<Settled>>) {
         let (is_past, now) = (self.node_id() != Some(node), self.monotonic);
-        let Some(flight) = &mut self.batch else {
-            return;
-        };
         #[cfg(feature = "mutants")]
         let settled = match settled {
             Err(Error::OutcomeUnknown(_)) if self.options.has(Mutant::UnknownOutcomeNotSettled) => {
-                Ok(vec![Settled::Won; flight.sent().transitions.len()])
+                Ok(vec![Settled::Won; self.committer.sent()])
             }
             settled => settled,
         };
-        let settled = match settled {
-            Ok(settled) => settled,
-            Err(Error::LeaseLost) => {
-                flight.rest();
-                return if is_past { self.commit_again() } else { self.lose_life() };
-            }
-            Err(error) => {
-                // Known or unknown, the same transitions go again: the store recognises them.
-                let pause = flight.failed(self.options.commit_retry);
+        let retry = self.options.commit_retry;
+        let (part, entries, settled) = match self.committer.answered(settled, now, retry) {
+            Answered::Nothing => return,
+            Answered::LeaseLost if is_past => return self.commit_again(),
+            Answered::LeaseLost => return self.lose_life(),
+            Answered::Again(error, pause) => {
                 tracing::warn!(%error, ?pause, "a commit is sent again");
                 return self.set_timer(pause, Timer::Commit);
             }
+            Answered::Settled { part, entries, settled } => (part, entries, settled),
         };
-        let (part, entries, is_all) = flight.succeeded(now);
-        if is_all {
-            self.batch = None;
-        }
         let fed =
             part.transitions.iter().zip(&settled).any(|(transition, settled)| {
                 !transition.feed.is_empty() && *settled == Settled::Won
@@ -100,7 +93,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        if let Some(batch) = self.batch.as_mut().and_then(Flight::again) {
+        if let Some(batch) = self.committer.again() {
             self.effects.push(Output::Commit(node, batch));
         }
     }
@@ -312,11 +305,5 @@ impl<R> Node<R> {
             self.loader.want(id);
         }
         self.touch_slot(id);
-    }
-
-    /// Whether the batch under way puts an execution in quarantine.
-    pub(super) fn is_quarantining(&self, id: ExecutionId) -> bool {
-        let flight = self.batch.as_ref();
-        flight.is_some_and(|flight| flight.quarantined().any(|new| new.execution == id))
     }
 }

@@ -13,12 +13,11 @@ use recoup_core::id::{ExecutionId, StepPath, TransitionId};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_store::format::{self, Encoded, FIRST, Formats, encode_transition};
-use recoup_store::{Batch, FeedRow, Reminder, StartRequest, TaskKey, Transition};
+use recoup_store::{FeedRow, Reminder, StartRequest, TaskKey, Transition};
 
 use super::Node;
 use super::attempt::DOUBT;
-use super::batch::{Entry, Failures, Judged, answer};
-use super::flight::Flight;
+use super::batch::{Draft, Entry, Failures, Judged, answer};
 use super::io::{Output, Refusal};
 use super::resident::Committed;
 use super::slot::{Known, Pending, Slot};
@@ -46,62 +45,35 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        let nothing = !self.slots.has_ready()
-            && self.loose_events.is_empty()
-            && self.quarantines.is_empty()
-            && self.reminders.is_empty();
-        if self.batch.is_some() || nothing {
+        if self.committer.is_committing()
+            || !(self.slots.has_ready() || self.committer.has_gathered())
+        {
             return;
         }
-        let mut batch = Batch::default();
-        let mut entries = Vec::new();
-        let (mut bytes, mut events) = (0, 0);
-        while batch.feed.len() < self.options.batch_transitions_max
-            && bytes < self.options.batch_bytes_max
-            && let Some(event) = self.loose_events.pop_front()
-        {
-            bytes += event.bytes();
-            batch.feed.push(event);
-        }
+        let mut draft = Draft::new(&self.options);
         // The feed names a lost session before the attempts that fail with it, so no transition is
         // decided while an event waits for the next batch.
-        while self.loose_events.is_empty()
-            && entries.len() < self.options.batch_transitions_max
-            && bytes < self.options.batch_bytes_max
-            && events < self.options.batch_events_max
+        let is_said = self.committer.add_events(&mut draft);
+        while is_said
+            && draft.may_decide()
             && let Some(id) = self.slots.next_ready()
         {
             if let Some((entry, transition)) = self.decide(id) {
-                // What took long to decide ends the batch too: the lease is renewed between two.
-                bytes += transition.bytes() + entry.parsed;
-                events += entry.events;
-                entries.push(entry);
-                batch.transitions.push(transition);
+                draft.add_decision(entry, transition);
             }
         }
         // Those too that were found just now: nothing of theirs is in the batch.
-        while batch.quarantined.len() < self.options.batch_transitions_max
-            && bytes < self.options.batch_bytes_max
-            && let Some(new) = self.quarantines.pop_front()
-        {
-            bytes += new.bytes();
-            batch.quarantined.push(new);
-        }
-        while batch.reminders.len() < self.options.batch_transitions_max
-            && bytes < self.options.batch_bytes_max
-            && let Some(id) = self.reminders.pop_first()
+        self.committer.add_quarantines(&mut draft);
+        while draft.has_room_for_reminder()
+            && let Some(id) = self.committer.next_reminder()
         {
             if let Some(reminder) = self.remind(id) {
-                bytes += Reminder::BYTES;
-                batch.reminders.push(reminder);
+                draft.add_reminder(reminder);
             }
         }
-        if batch == Batch::default() {
-            return;
+        if let Some(batch) = self.committer.send(draft, self.monotonic) {
+            self.effects.push(Output::Commit(node, batch));
         }
-        let batch = Arc::new(batch);
-        self.effects.push(Output::Commit(node, batch.clone()));
-        self.batch = Some(Flight::new(batch, entries, self.monotonic));
     }
 
     /// Decides everything that waits in a slot. What changes nothing is answered at once.

@@ -203,9 +203,7 @@ impl<R> Node<R> {
     pub(super) fn unqueue_place(&mut self, place: &Place) {
         match place {
             Place::Queued { queue, order } => {
-                if let Some(queue) = self.queues.get_mut(queue) {
-                    queue.remove(*order);
-                }
+                self.queues.remove(queue, *order);
             }
             Place::Starting { worker, .. } => self.return_credit(*worker),
             _ => {}
@@ -214,8 +212,8 @@ impl<R> Node<R> {
 
     /// A worker was chosen and gets nothing: he takes as much as before.
     pub(super) fn return_credit(&mut self, worker: WorkerKey) {
-        if self.workers.contains_key(&worker) {
-            self.add_credit(worker, 1);
+        if self.workers.get(worker).is_some() {
+            self.workers.add_credit(worker, 1);
             self.set_timer(Duration::ZERO, Timer::Dispatch);
         }
     }
@@ -284,8 +282,6 @@ impl<R> Node<R> {
 
     /// Puts an attempt whose time has come where workers get it.
     pub(super) fn enqueue(&mut self, task: &TaskId) {
-        let order = self.next_order;
-        self.next_order += 1;
         let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
         };
@@ -297,13 +293,11 @@ impl<R> Node<R> {
         };
         let namespace = resident.committed.namespace.clone();
         let name = QueueName { namespace, queue: plan.queue.clone() };
-        let order = (plan.priority.saturating_neg(), order);
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
         };
+        let order = self.queues.insert(&name, &plan.task_type, plan.priority, task.clone());
         attempt.place = Place::Queued { queue: name.clone(), order };
-        let queue = self.queues.entry(name.clone()).or_default();
-        queue.insert(&plan.task_type, order, task.clone());
         let task_type = plan.task_type.clone();
         self.dispatch(&name);
         self.offer_elsewhere(&name, &task_type);
@@ -350,37 +344,13 @@ impl<R> Node<R> {
         if !self.may_dispatch() {
             return;
         }
-        loop {
-            let Some(queue) = self.queues.get_mut(name) else {
-                return;
-            };
-            if queue.len() == 0 {
-                return;
-            }
-            let mut chosen = None;
-            for _ in 0..queue.workers.len() {
-                queue.workers.rotate_left(1);
-                let Some(key) = queue.workers.back().copied() else {
-                    break;
-                };
-                let Some(worker) = self.workers.get(&key).filter(|worker| worker.credit > 0) else {
-                    continue;
-                };
-                if let Some((order, task)) = queue.first(&worker.task_types) {
-                    chosen = Some((key, order, task));
-                    break;
-                }
-            }
-            let Some((key, order, task)) = chosen else {
-                return;
-            };
-            queue.remove(order);
+        while let Some((key, task)) = self.queues.next(name, |key| self.workers.takes(key)) {
             self.hand_over(key, &task);
         }
     }
 
     pub(super) fn dispatch_all(&mut self) {
-        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
+        for name in self.queues.names() {
             self.dispatch(&name);
         }
     }

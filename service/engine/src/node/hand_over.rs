@@ -25,7 +25,7 @@ impl<R> Node<R> {
             // With the start that is recorded first it turns out whose it is.
             !slot.owned || self.may_be_given_elsewhere(slot)
         });
-        let Some(worker) = self.workers.get_mut(&key) else {
+        let Some(worker) = self.workers.get_mut(key) else {
             return;
         };
         let Some(slot) = self.slots.get_mut(task.execution) else {
@@ -54,7 +54,7 @@ impl<R> Node<R> {
 
     /// The start is durable: now the worker may have it.
     pub(super) fn finish_start(&mut self, task: &TaskId, worker: WorkerKey) {
-        if self.workers.contains_key(&worker) && self.has_lease() {
+        if self.workers.get(worker).is_some() && self.has_lease() {
             return self.give(worker, task, true);
         }
         self.return_credit(worker);
@@ -105,7 +105,7 @@ impl<R> Node<R> {
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
         let Now { tick, time: now } = self.at();
         let (Some(worker), Some(slot)) =
-            (self.workers.get(&key), self.slots.get_mut(task.execution))
+            (self.workers.get(key), self.slots.get_mut(task.execution))
         else {
             return;
         };

@@ -2,12 +2,12 @@
 //! execution.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use recoup_core::command::Command;
-use recoup_store::{Error, KeySettled, KeyedStart, NodeId};
+use recoup_store::{KeySettled, KeyedStart, NodeId};
 
-use super::flight::Flight;
+use super::batch::Fill;
+use super::committer::Answered;
 use super::io::{Output, Refusal};
 use super::{Node, Timer};
 
@@ -16,18 +16,16 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        if self.keyed_batch.is_some() || self.keyed.is_empty() {
+        if !self.committer.may_start_keyed() {
             return;
         }
         let (mut starts, mut entries) = (Vec::new(), Vec::new());
-        let (mut bytes, mut events) = (0, 0);
+        let mut fill = Fill::new(&self.options);
         // At most one a key and request id in a call; the others wait for the next.
         let mut taken = BTreeSet::new();
         let mut later = Vec::new();
-        while starts.len() < self.options.batch_transitions_max
-            && bytes < self.options.batch_bytes_max
-            && events < self.options.batch_events_max
-            && let Some(id) = self.keyed.pop_front()
+        while fill.may_decide(starts.len())
+            && let Some(id) = self.committer.next_keyed()
         {
             let Some(slot) = self.slots.get(id) else {
                 continue;
@@ -52,20 +50,16 @@ impl<R> Node<R> {
             taken.insert(name);
             taken.extend(request);
             if let Some((entry, transition)) = self.decide(id) {
-                bytes += transition.bytes() + entry.parsed;
-                events += entry.events;
+                fill.add_decision(&entry, &transition);
                 let (on_running, on_ended) = policies;
                 starts.push(KeyedStart { transition, key, on_running, on_ended });
                 entries.push(entry);
             }
         }
-        self.keyed.extend(later);
-        if starts.is_empty() {
-            return;
+        later.into_iter().for_each(|id| self.committer.wants_key(id));
+        if let Some(starts) = self.committer.send_keyed(starts, entries, self.monotonic) {
+            self.effects.push(Output::StartKeyed(node, starts));
         }
-        let starts = Arc::new(starts);
-        self.effects.push(Output::StartKeyed(node, starts.clone()));
-        self.keyed_batch = Some(Flight::new(starts, entries, self.monotonic));
     }
 
     pub(super) fn keyed_started(
@@ -74,25 +68,17 @@ impl<R> Node<R> {
         settled: recoup_store::Result<Vec<KeySettled>>,
     ) {
         let (is_past, now) = (self.node_id() != Some(node), self.monotonic);
-        let Some(flight) = &mut self.keyed_batch else {
-            return;
-        };
-        let settled = match settled {
-            Ok(settled) => settled,
-            Err(Error::LeaseLost) => {
-                flight.rest();
-                return if is_past { self.start_keyed_again() } else { self.lose_life() };
-            }
-            Err(error) => {
-                let pause = flight.failed(self.options.commit_retry);
+        let retry = self.options.commit_retry;
+        let (entries, settled) = match self.committer.keyed_answered(settled, now, retry) {
+            Answered::Nothing => return,
+            Answered::LeaseLost if is_past => return self.start_keyed_again(),
+            Answered::LeaseLost => return self.lose_life(),
+            Answered::Again(error, pause) => {
                 tracing::warn!(%error, ?pause, "starts with keys are sent again");
                 return self.set_timer(pause, Timer::StartKeyed);
             }
+            Answered::Settled { entries, settled, .. } => (entries, settled),
         };
-        let (_, entries, is_all) = flight.succeeded(now);
-        if is_all {
-            self.keyed_batch = None;
-        }
         for (entry, settled) in entries.into_iter().zip(settled) {
             match settled {
                 KeySettled::Won => self.won(entry),
@@ -125,7 +111,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        if let Some(starts) = self.keyed_batch.as_mut().and_then(Flight::again) {
+        if let Some(starts) = self.committer.keyed_again() {
             self.effects.push(Output::StartKeyed(node, starts));
         }
     }

@@ -10,20 +10,16 @@
 //! call. Between two calls a node counts what it has given away against what it has read. A node whose
 //! tasks nobody takes keeps them, and looks again at the next call.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::definition::Delivery;
-use recoup_store::{Error, IdleCredit, NodeId, OverflowTask, Peers, QueueName};
+use recoup_store::{Error, NodeId, OverflowTask, Peers, QueueName};
 
 use super::attempt::{Place, key_of};
 use super::io::{Output, SessionKey, WorkerKey};
 use super::slot::{Known, Row};
 use super::{Node, Timer};
-
-/// Groups of workers that a node publishes or claims for; those beyond have to wait for its own tasks.
-const GROUPS_MAX: usize = 256;
 
 impl<R> Node<R> {
     /// How often this node exchanges tasks with others.
@@ -31,29 +27,11 @@ impl<R> Node<R> {
         self.trade.interval(self.options.claim_interval, self.monotonic)
     }
 
-    /// The workers that would take more tasks, those alike together.
-    pub(super) fn idle(&self) -> Vec<IdleCredit> {
-        let mut groups: BTreeMap<(&[QueueName], &[String]), u32> = BTreeMap::new();
-        for worker in self.workers.values().filter(|worker| worker.credit > 0) {
-            let alike = (worker.queues.as_slice(), worker.task_types.as_slice());
-            if groups.len() < GROUPS_MAX || groups.contains_key(&alike) {
-                let credit = groups.entry(alike).or_default();
-                *credit = credit.saturating_add(worker.credit);
-            }
-        }
-        let idle = groups.into_iter().map(|((queues, task_types), credit)| IdleCredit {
-            queues: queues.to_vec(),
-            task_types: task_types.to_vec(),
-            credit,
-        });
-        idle.collect()
-    }
-
     pub(super) fn publish(&mut self) {
         let Some(node) = self.node_id() else {
             return;
         };
-        let idle = if self.stopping { Vec::new() } else { self.idle() };
+        let idle = if self.stopping { Vec::new() } else { self.workers.idle() };
         self.effects.push(Output::Publish(node, idle));
     }
 
@@ -69,8 +47,7 @@ impl<R> Node<R> {
                 tracing::warn!(%error, "could not exchange with other nodes what workers wait for");
             }
         }
-        let now = self.now;
-        self.queues.retain(|_, queue| !queue.is_idle(now));
+        self.queues.forget_idle(self.now);
         self.give_away();
         self.set_timer(self.exchange_interval(), Timer::Publish);
     }
@@ -82,14 +59,14 @@ impl<R> Node<R> {
         };
         let is_wanted = self.trade.credit(name, task_type) > 0;
         if is_wanted || queue.len() > self.options.queue_max {
-            self.crowded.insert(name.clone());
+            self.queues.crowd(name);
         }
     }
 
     /// Gives away what may go of the queues that changed since the last time.
     pub(super) fn give_away_new(&mut self) {
         let mut tasks = Vec::new();
-        for name in std::mem::take(&mut self.crowded) {
+        for name in self.queues.take_crowded() {
             tasks.extend(self.surplus(&name, false));
         }
         self.overflow(tasks);
@@ -97,9 +74,8 @@ impl<R> Node<R> {
 
     /// Gives away what may go of all queues.
     fn give_away(&mut self) {
-        let waiting = self.queues.iter().filter(|(_, queue)| queue.len() > 0);
         let mut tasks = Vec::new();
-        for name in waiting.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+        for name in self.queues.waiting() {
             tasks.extend(self.surplus(&name, true));
         }
         self.overflow(tasks);
@@ -113,7 +89,7 @@ impl<R> Node<R> {
             return Vec::new();
         };
         let attached =
-            |key: WorkerKey| self.workers.get(&key).map(|worker| worker.task_types.as_slice());
+            |key: WorkerKey| self.workers.get(key).map(|worker| worker.task_types.as_slice());
         let comes_back = |key: &SessionKey| {
             self.sessions.get(key).is_some_and(|session| session.comes_back(self.monotonic))
         };
@@ -135,17 +111,12 @@ impl<R> Node<R> {
         }
         let mut given = Vec::new();
         for (order, task, task_type) in taken {
-            if self.trade.use_credit(name, &task_type)
-                && let Some(queue) = self.queues.get_mut(name)
-            {
-                queue.remove(order);
+            if self.trade.use_credit(name, &task_type) {
+                self.queues.remove(name, order);
                 given.push(task);
             }
         }
-        if let Some(queue) = self.queues.get_mut(name) {
-            let excess = queue.len().saturating_sub(self.options.queue_max);
-            given.extend(queue.take_last(excess));
-        }
+        given.extend(self.queues.take_excess(name, self.options.queue_max));
         given.into_iter().map(|task| (name.clone(), task)).collect()
     }
 

@@ -110,7 +110,7 @@ impl<R> Node<R> {
         self.trade.end_life();
         // Handed out in the life that is over, and not on its way yet: it stays here.
         for (worker, tasks) in self.effects.take_all_back() {
-            self.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
+            self.workers.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
             for handed in tasks {
                 self.sessions.let_go(&handed.id);
                 if let Some(attempt) = self.attempt_mut(&handed.id) {
@@ -123,11 +123,10 @@ impl<R> Node<R> {
             return;
         }
         // Not sent yet: what is read will show it again.
-        self.quarantines.clear();
-        self.reminders.clear();
+        self.committer.end_life();
         self.due_after = None;
         for id in self.slots.ids() {
-            if self.is_quarantining(id) {
+            if self.committer.is_quarantining(id) {
                 // Settled by the store in the new life.
                 continue;
             }
@@ -314,7 +313,7 @@ impl<R> Node<R> {
                         // It is here already: without a reminder it does not come again.
                         Some(slot) if slot.owned && !slot.in_flight => {
                             slot.wake_at = Some(one.wake_at);
-                            self.reminders.insert(one.execution);
+                            self.committer.remind(one.execution);
                         }
                         Some(_) => {}
                     }
@@ -335,7 +334,7 @@ impl<R> Node<R> {
             self.trade.end_claiming();
             return;
         };
-        let idle = self.idle();
+        let idle = self.workers.idle();
         if idle.is_empty() {
             return self.set_timer(
                 self.exchange_interval().min(self.options.claim_interval),

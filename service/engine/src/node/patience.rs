@@ -25,9 +25,7 @@ impl<R> Node<R> {
 
     /// The beginning of the oldest write that has not come through.
     fn unwritten_since(&self) -> Option<Tick> {
-        let batch = self.batch.as_ref().map(|flight| flight.since());
-        let keyed = self.keyed_batch.as_ref().map(|flight| flight.since());
-        [batch, keyed, self.life.ungranted_since()].into_iter().flatten().min()
+        self.committer.unsettled_since().into_iter().chain(self.life.ungranted_since()).min()
     }
 
     fn is_overdue(&self, since: Option<Tick>) -> bool {
@@ -45,9 +43,7 @@ impl<R> Node<R> {
             return;
         }
         let asked_before = self.monotonic - self.options.commit_wait;
-        let flights = self.batch.iter_mut().flat_map(|flight| flight.entries_mut());
-        let keyed = self.keyed_batch.iter_mut().flat_map(|flight| flight.entries_mut());
-        let under_way = flights.chain(keyed).flat_map(|entry| entry.pending_mut());
+        let under_way = self.committer.pending_mut();
         let impatient = under_way.filter(|pending| pending.since <= asked_before);
         let replies: Vec<R> = impatient.filter_map(Pending::take_reply).collect();
         for reply in replies {

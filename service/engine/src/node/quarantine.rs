@@ -33,7 +33,7 @@ impl<R> Node<R> {
         };
         slot.known = Known::Quarantined;
         let event = feed_row(&quarantined(namespace, subject, &quarantine));
-        self.quarantines.push_back(NewQuarantine { execution: id, quarantine, event });
+        self.committer.quarantine(NewQuarantine { execution: id, quarantine, event });
         self.settle_slot(id);
     }
 

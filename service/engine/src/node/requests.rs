@@ -35,7 +35,7 @@ impl<R> Node<R> {
         });
         self.slots.insert(id, slot);
         if has_key {
-            self.keyed.push_back(id);
+            self.committer.wants_key(id);
         } else {
             self.slots.push_ready(id);
         }

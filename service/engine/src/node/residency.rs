@@ -51,7 +51,7 @@ impl<R> Node<R> {
                 Rest::Awake => {}
                 Rest::Asleep => return self.drop_slot(id),
                 Rest::Unreminded => {
-                    self.reminders.insert(id);
+                    self.committer.remind(id);
                 }
             }
         }
@@ -105,7 +105,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.remove(id) else {
             return;
         };
-        self.reminders.remove(&id);
+        self.committer.forget(id);
         if let Some(at) = slot.timer_at {
             self.timers.cancel(at, Timer::Execution(id));
         }

@@ -48,7 +48,7 @@ impl<R> Node<R> {
             session.is_some_and(|session| session.queues.contains(name))
         };
         for name in &queues {
-            let queue = self.queues.entry(name.clone()).or_default();
+            let queue = self.queues.open(name);
             queue.workers.push_back(key);
             match &session {
                 Some(session) if takes_more && remembers(session, name) => {
@@ -132,7 +132,7 @@ impl<R> Node<R> {
         for task in missing.cloned().collect::<Vec<_>>() {
             self.give_back(&task, false);
         }
-        let Some(worker) = self.workers.get(&key) else {
+        let Some(worker) = self.workers.get(key) else {
             return;
         };
         let (name, is_poll) = (worker.name.clone(), worker.once);
@@ -222,68 +222,37 @@ impl<R> Node<R> {
     }
 
     pub(super) fn credit(&mut self, key: WorkerKey, tasks: u32) {
-        let Some(worker) = self.workers.get(&key) else {
+        let Some(worker) = self.workers.get(key) else {
             return;
         };
         if let Some(session) = worker.session.clone() {
             self.sessions.touch(&session, self.monotonic);
         }
-        self.add_credit(key, tasks);
-        let queues = self.workers.get(&key).map(|worker| worker.queues.clone()).unwrap_or_default();
+        self.workers.add_credit(key, tasks);
+        let queues = self.workers.get(key).map(|worker| worker.queues.clone()).unwrap_or_default();
         for queue in &queues {
             self.dispatch(queue);
         }
     }
 
-    pub(super) fn add_credit(&mut self, key: WorkerKey, tasks: u32) {
-        if let Some(worker) = self.workers.get_mut(&key).filter(|worker| !worker.draining) {
-            worker.credit = worker.credit.saturating_add(tasks);
-        }
-    }
-
     pub(super) fn drain(&mut self, key: WorkerKey) {
-        let Some(worker) = self.workers.get_mut(&key) else {
+        let Some(queues) = self.workers.drain(key) else {
             return;
         };
-        worker.draining = true;
-        worker.credit = 0;
-        let queues = std::mem::take(&mut worker.queues);
-        let session = worker.session.clone();
-        self.leave_queues(key, &queues);
-        if let Some(session) = session {
-            self.withdraw_offers(&session, &queues.into_iter().collect());
-        }
-    }
-
-    fn leave_queues(&mut self, key: WorkerKey, queues: &[QueueName]) {
-        for name in queues {
-            if let Some(queue) = self.queues.get_mut(name) {
-                queue.workers.retain(|other| *other != key);
-            }
-        }
-    }
-
-    /// A session takes no more tasks from these queues.
-    fn withdraw_offers(&mut self, session: &SessionKey, queues: &BTreeSet<QueueName>) {
-        for name in queues {
-            if let Some(queue) = self.queues.get_mut(name) {
-                queue.withdraw_offer(session);
-            }
+        self.queues.leave(key, &queues);
+        if let Some(session) = self.session_of(key).cloned() {
+            self.queues.withdraw_offers(&session, &queues);
         }
     }
 
     pub(super) fn detach(&mut self, key: WorkerKey) {
-        let Some(worker) = self.workers.remove(&key) else {
+        let Some(worker) = self.workers.remove(key) else {
             return;
         };
         if worker.once && worker.session.is_none() && !worker.draining {
-            for name in &worker.queues {
-                if let Some(queue) = self.queues.get_mut(name) {
-                    queue.poll_was_here(&worker.task_types, self.now);
-                }
-            }
+            self.queues.poll_was_here(&worker.queues, &worker.task_types, self.now);
         }
-        self.leave_queues(key, &worker.queues);
+        self.queues.leave(key, &worker.queues);
         // What was on its way to him and not yet sent goes back.
         for handed in self.effects.take_back(key) {
             self.unsend(&handed.id);
@@ -303,7 +272,7 @@ impl<R> Node<R> {
 
     /// Polls end with the first tasks that they get.
     pub(super) fn detach_served(&mut self, key: WorkerKey) {
-        if self.workers.get(&key).is_some_and(|worker| worker.once) {
+        if self.workers.get(key).is_some_and(|worker| worker.once) {
             self.detach(key);
         }
     }
@@ -487,7 +456,7 @@ impl<R> Node<R> {
             return;
         };
         // A poll that waits is a sign of life.
-        let is_once = |key: &WorkerKey| self.workers.get(key).is_some_and(|worker| worker.once);
+        let is_once = |key: &WorkerKey| self.workers.get(*key).is_some_and(|worker| worker.once);
         if session.workers.iter().any(is_once) {
             self.sessions.touch(key, self.monotonic);
         }
@@ -512,7 +481,7 @@ impl<R> Node<R> {
         let Some(session) = self.sessions.end(key) else {
             return;
         };
-        self.withdraw_offers(key, &session.queues);
+        self.queues.withdraw_offers(key, &session.queues);
         // What the worker took to another node is that one's to judge.
         let is_ours = |task: &TaskId| {
             self.slots
@@ -526,7 +495,7 @@ impl<R> Node<R> {
         let (namespace, worker) = (key.namespace.clone(), session.worker);
         let (id, node) = (key.id.clone(), self.node_id().map_or(0, |node| node.0));
         let event = worker_lost(namespace, worker.clone(), id, lost.len(), node, self.now);
-        self.loose_events.push_back(feed_row(&event));
+        self.committer.publish(feed_row(&event));
         for task in lost {
             let reported = self.attempt_mut(&task).is_some_and(|attempt| attempt.reported);
             if !reported {
@@ -580,6 +549,6 @@ impl<R> Node<R> {
 
     /// The session of a stream or poll that is attached.
     pub(crate) fn session_of(&self, worker: WorkerKey) -> Option<&SessionKey> {
-        self.workers.get(&worker)?.session.as_ref()
+        self.workers.get(worker)?.session.as_ref()
     }
 }

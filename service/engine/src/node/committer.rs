@@ -1,0 +1,277 @@
+//! What goes out with the next batch beside transitions, what is under way to the store, and what the store has
+//! answered. One batch is under way at most, and one call that starts executions under keys.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use recoup_core::id::ExecutionId;
+use recoup_store::{Batch, Error, FeedRow, KeySettled, KeyedStart, NewQuarantine, Result, Settled};
+
+use super::batch::{Draft, Entry};
+use super::flight::{Divisible, Flight};
+use super::slot::Pending;
+use crate::clock::Tick;
+
+pub(super) struct Committer<R> {
+    batch: Option<Flight<Entry<R>, Batch>>,
+    /// Failure events of no execution.
+    events: VecDeque<FeedRow>,
+    /// Executions found to be damaged.
+    quarantines: VecDeque<NewQuarantine>,
+    /// Executions whose reminder in the store is not what it should be.
+    reminders: BTreeSet<ExecutionId>,
+    keyed_batch: Option<Flight<Entry<R>, Vec<KeyedStart>>>,
+    /// Executions whose start wants a key.
+    keyed: VecDeque<ExecutionId>,
+}
+
+/// What the store's answer to a call says.
+pub(super) enum Answered<E, B, S> {
+    /// Nothing is under way that it could be about.
+    Nothing,
+    LeaseLost,
+    /// Whether it was done or not, the same goes again after a pause: the store recognises it.
+    Again(Error, Duration),
+    Settled {
+        part: Arc<B>,
+        entries: Vec<E>,
+        settled: Vec<S>,
+    },
+}
+
+impl<R> Default for Committer<R> {
+    fn default() -> Self {
+        Self {
+            batch: None,
+            events: VecDeque::new(),
+            quarantines: VecDeque::new(),
+            reminders: BTreeSet::new(),
+            keyed_batch: None,
+            keyed: VecDeque::new(),
+        }
+    }
+}
+
+impl<R> Committer<R> {
+    /// A failure event that belongs to no execution.
+    pub fn publish(&mut self, event: FeedRow) {
+        self.events.push_back(event);
+    }
+
+    pub fn quarantine(&mut self, new: NewQuarantine) {
+        self.quarantines.push_back(new);
+    }
+
+    /// Whether the batch under way puts an execution in quarantine.
+    pub fn is_quarantining(&self, id: ExecutionId) -> bool {
+        let flight = self.batch.as_ref();
+        flight.is_some_and(|flight| flight.quarantined().any(|new| new.execution == id))
+    }
+
+    /// The reminder of an execution is to be brought in line.
+    pub fn remind(&mut self, id: ExecutionId) {
+        self.reminders.insert(id);
+    }
+
+    pub fn next_reminder(&mut self) -> Option<ExecutionId> {
+        self.reminders.pop_first()
+    }
+
+    /// An execution has left memory.
+    pub fn forget(&mut self, id: ExecutionId) {
+        self.reminders.remove(&id);
+    }
+
+    /// The lease was lost. What has not been sent of what this node believed is not sent.
+    pub fn end_life(&mut self) {
+        self.quarantines.clear();
+        self.reminders.clear();
+    }
+
+    /// Whether everything that must not get lost is in the store.
+    pub fn is_quiet(&self) -> bool {
+        self.batch.is_none() && self.keyed_batch.is_none() && self.quarantines.is_empty()
+    }
+
+    /// Since when nothing of a call has been settled, of the one that has waited longest.
+    pub fn unsettled_since(&self) -> Option<Tick> {
+        let batch = self.batch.as_ref().map(Flight::since);
+        batch.into_iter().chain(self.keyed_batch.as_ref().map(Flight::since)).min()
+    }
+
+    /// The commands that are under way.
+    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Pending<R>> {
+        let batch = self.batch.iter_mut().flat_map(Flight::entries_mut);
+        let keyed = self.keyed_batch.iter_mut().flat_map(Flight::entries_mut);
+        batch.chain(keyed).flat_map(Entry::pending_mut)
+    }
+}
+
+/// The batch.
+impl<R> Committer<R> {
+    pub fn is_committing(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Whether there is something to write beside transitions.
+    pub fn has_gathered(&self) -> bool {
+        !(self.events.is_empty() && self.quarantines.is_empty() && self.reminders.is_empty())
+    }
+
+    /// Takes the failure events in. False: some have to wait for the next batch.
+    pub fn add_events(&mut self, draft: &mut Draft<R>) -> bool {
+        while draft.has_room_for_event()
+            && let Some(event) = self.events.pop_front()
+        {
+            draft.add_event(event);
+        }
+        self.events.is_empty()
+    }
+
+    pub fn add_quarantines(&mut self, draft: &mut Draft<R>) {
+        while draft.has_room_for_quarantine()
+            && let Some(new) = self.quarantines.pop_front()
+        {
+            draft.add_quarantine(new);
+        }
+    }
+
+    /// The batch as it is to be sent, if there is anything in it.
+    pub fn send(&mut self, draft: Draft<R>, now: Tick) -> Option<Arc<Batch>> {
+        let (batch, entries) = draft.finish();
+        if batch == Batch::default() {
+            return None;
+        }
+        let batch = Arc::new(batch);
+        self.batch = Some(Flight::new(batch.clone(), entries, now));
+        Some(batch)
+    }
+
+    /// What is to be sent again, or as the next part.
+    pub fn again(&mut self) -> Option<Arc<Batch>> {
+        self.batch.as_mut().and_then(Flight::again)
+    }
+
+    /// How many transitions were sent last.
+    #[cfg(feature = "mutants")]
+    pub fn sent(&self) -> usize {
+        self.batch.as_ref().map_or(0, |flight| flight.sent().transitions.len())
+    }
+
+    /// `retry`: the pause after a first failure.
+    pub fn answered(
+        &mut self,
+        answer: Result<Vec<Settled>>,
+        now: Tick,
+        retry: Duration,
+    ) -> Answered<Entry<R>, Batch, Settled> {
+        answered(&mut self.batch, answer, now, retry)
+    }
+}
+
+/// Starts with keys.
+impl<R> Committer<R> {
+    pub fn wants_key(&mut self, id: ExecutionId) {
+        self.keyed.push_back(id);
+    }
+
+    /// Whether starts with keys wait, and none are under way.
+    pub fn may_start_keyed(&self) -> bool {
+        self.keyed_batch.is_none() && !self.keyed.is_empty()
+    }
+
+    pub fn next_keyed(&mut self) -> Option<ExecutionId> {
+        self.keyed.pop_front()
+    }
+
+    pub fn send_keyed(
+        &mut self,
+        starts: Vec<KeyedStart>,
+        entries: Vec<Entry<R>>,
+        now: Tick,
+    ) -> Option<Arc<Vec<KeyedStart>>> {
+        if starts.is_empty() {
+            return None;
+        }
+        let starts = Arc::new(starts);
+        self.keyed_batch = Some(Flight::new(starts.clone(), entries, now));
+        Some(starts)
+    }
+
+    /// As [`Self::again`].
+    pub fn keyed_again(&mut self) -> Option<Arc<Vec<KeyedStart>>> {
+        self.keyed_batch.as_mut().and_then(Flight::again)
+    }
+
+    /// As [`Self::answered`].
+    pub fn keyed_answered(
+        &mut self,
+        answer: Result<Vec<KeySettled>>,
+        now: Tick,
+        retry: Duration,
+    ) -> Answered<Entry<R>, Vec<KeyedStart>, KeySettled> {
+        answered(&mut self.keyed_batch, answer, now, retry)
+    }
+}
+
+fn answered<E, B: Divisible, S>(
+    under_way: &mut Option<Flight<E, B>>,
+    answer: Result<Vec<S>>,
+    now: Tick,
+    retry: Duration,
+) -> Answered<E, B, S> {
+    let Some(flight) = under_way else {
+        return Answered::Nothing;
+    };
+    match answer {
+        Ok(settled) => {
+            let (part, entries, is_all) = flight.succeeded(now);
+            if is_all {
+                *under_way = None;
+            }
+            Answered::Settled { part, entries, settled }
+        }
+        Err(Error::LeaseLost) => {
+            flight.rest();
+            Answered::LeaseLost
+        }
+        Err(error) => Answered::Again(error, flight.failed(retry)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RETRY: Duration = Duration::from_millis(50);
+
+    fn under_way() -> Option<Flight<&'static str, Vec<KeyedStart>>> {
+        Some(Flight::new(Arc::default(), vec!["a"], Tick::default()))
+    }
+
+    #[test]
+    fn an_answer_to_nothing_that_is_under_way_is_ignored() {
+        let answer = answered::<(), Batch, _>(&mut None, Ok(vec![()]), Tick::default(), RETRY);
+        assert!(matches!(answer, Answered::Nothing));
+    }
+
+    #[test]
+    fn a_call_that_failed_is_kept_to_be_sent_again() {
+        let mut flight = under_way();
+        let failed = Err::<Vec<()>, _>(Error::OutcomeUnknown("it broke".to_owned()));
+        let answer = answered(&mut flight, failed, Tick::default(), RETRY);
+        assert!(matches!(answer, Answered::Again(_, pause) if pause == RETRY));
+        let flight = flight.as_mut().expect("it is still under way");
+        assert!(flight.again().is_some(), "it waits to be sent");
+        assert_eq!(flight.entries_mut().count(), 1);
+    }
+
+    #[test]
+    fn a_call_whose_parts_are_all_settled_is_over() {
+        let mut flight = under_way();
+        let answer = answered(&mut flight, Ok(vec![()]), Tick::default(), RETRY);
+        assert!(matches!(answer, Answered::Settled { .. }));
+        assert!(flight.is_none());
+    }
+}
