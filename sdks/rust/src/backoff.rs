@@ -1,6 +1,11 @@
-//! Waits between tries to reach the service: exponential, jittered, bounded.
+//! Whether and when the service is asked again: the waits are exponential, jittered and bounded.
 
 use std::time::Duration;
+
+use recoup_proto::v1::ErrorReason;
+use tonic::Code;
+
+use crate::Error;
 
 /// How long to wait before the service is asked again. This is about the connection alone: how a
 /// failed attempt of a step is retried is the workflow's policy, and decided by the service.
@@ -29,6 +34,18 @@ impl Backoff {
     pub(crate) fn next(self, retry: u32, asked: Option<Duration>) -> Duration {
         self.delay(retry, fastrand::f64()).max(asked.unwrap_or_default())
     }
+}
+
+/// Whether the service may fare better when it is asked again, however often that takes.
+pub(crate) fn passes(error: &Error) -> bool {
+    error.is_transient()
+        || matches!(
+            error.reason(),
+            // Of our own older stream, or of a limit that others may leave.
+            ErrorReason::SessionSuperseded | ErrorReason::LimitReached | ErrorReason::Overloaded
+        )
+        // A proxy or a server that fell over in the middle.
+        || matches!(error.code(), Some(Code::Internal | Code::Unknown | Code::Aborted))
 }
 
 #[cfg(test)]

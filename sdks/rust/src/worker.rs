@@ -6,35 +6,26 @@ mod message;
 mod reference;
 mod refusal;
 mod session;
+mod setup;
 mod stream;
 mod unary;
 
 use std::future::Future;
 use std::time::Duration;
 
-use recoup_proto::v1::{ErrorReason, Payload};
+use recoup_proto::v1::Payload;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tonic::Code;
 
 use crate::{Client, Error, TaskError};
 
-pub use self::context::{CancelReason, TaskContext};
-pub use self::handler::RawTask;
+pub use self::context::{CancelReason, RawTask, TaskContext};
+pub use self::setup::Transport;
 
 use self::handler::{Handler, Handlers};
+use self::setup::Setup;
 
 const SLOTS_MAX: u32 = 10_000;
-
-/// How a worker speaks with the service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Transport {
-    /// One stream: tasks come as slots are free, results go in batches. Fast; the default.
-    #[default]
-    Stream,
-    /// Unary calls: long polls for tasks, a call per result. For proxies that do not pass streams.
-    Unary,
-}
 
 /// Serves the tasks of some queues with handlers, until it is told to stop.
 ///
@@ -80,28 +71,20 @@ pub enum Transport {
 /// # }
 /// ```
 pub struct Worker {
-    client: Client,
-    queues: Vec<String>,
-    handlers: Handlers,
-    name: String,
-    slots: u32,
-    session_ttl: Option<Duration>,
-    drain_timeout: Duration,
-    closed_grace: Duration,
-    transport: Transport,
+    setup: Setup,
 }
 
 /// Sets up a [`Worker`].
 #[must_use = "a worker serves nothing before `run`"]
 pub struct WorkerBuilder {
-    worker: Worker,
+    setup: Setup,
     twice: Option<String>,
 }
 
 impl Worker {
     /// Sets up a worker in the namespace of `client`.
     pub fn builder(client: Client) -> WorkerBuilder {
-        let worker = Worker {
+        let setup = Setup {
             client,
             queues: Vec::new(),
             handlers: Handlers::default(),
@@ -112,7 +95,7 @@ impl Worker {
             closed_grace: Duration::from_secs(5),
             transport: Transport::default(),
         };
-        WorkerBuilder { worker, twice: None }
+        WorkerBuilder { setup, twice: None }
     }
 
     /// Serves tasks until `shutdown` ends; then drains: takes no more tasks, gives back what it had not
@@ -123,47 +106,17 @@ impl Worker {
     /// What does not pass by itself: `NAMESPACE_NOT_FOUND`, `FIELD_INVALID`. A service that is away is no
     /// error: the worker tries on.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        match self.transport {
-            Transport::Stream => stream::run(self, shutdown).await,
-            Transport::Unary => unary::run(self, shutdown).await,
+        match self.setup.transport {
+            Transport::Stream => stream::run(self.setup, shutdown).await,
+            Transport::Unary => unary::run(self.setup, shutdown).await,
         }
     }
-
-    fn session_ttl(&self) -> Duration {
-        let default = match self.transport {
-            Transport::Stream => Duration::from_secs(30),
-            Transport::Unary => Duration::from_secs(90),
-        };
-        self.session_ttl.unwrap_or(default).clamp(Duration::from_secs(1), Duration::from_secs(600))
-    }
-
-    fn queues(&self) -> Vec<String> {
-        if self.queues.is_empty() { vec!["default".to_owned()] } else { self.queues.clone() }
-    }
-
-    fn task_types(&self) -> Vec<String> {
-        let mut types: Vec<_> = self.handlers.keys().cloned().collect();
-        types.sort();
-        types
-    }
-}
-
-/// Whether the service may fare better when it is asked again, however often that takes.
-fn passes(error: &Error) -> bool {
-    error.is_transient()
-        || matches!(
-            error.reason(),
-            // Of our own older stream, or of a limit that others may leave.
-            ErrorReason::SessionSuperseded | ErrorReason::LimitReached | ErrorReason::Overloaded
-        )
-        // A proxy or a server that fell over in the middle.
-        || matches!(error.code(), Some(Code::Internal | Code::Unknown | Code::Aborted))
 }
 
 impl WorkerBuilder {
     /// Takes tasks from this queue; call it again for more, 100 at most. Default: `default`.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
-        self.worker.queues.push(queue.into());
+        self.setup.queues.push(queue.into());
         self
     }
 
@@ -198,7 +151,7 @@ impl WorkerBuilder {
     }
 
     fn handler(mut self, task_type: String, handler: Handler) -> Self {
-        if self.worker.handlers.insert(task_type.clone(), handler).is_some() {
+        if self.setup.handlers.insert(task_type.clone(), handler).is_some() {
             self.twice = Some(task_type);
         }
         self
@@ -206,40 +159,40 @@ impl WorkerBuilder {
 
     /// How many handlers may run at once, from 1 to 10,000; by unary calls per queue. Default: 16.
     pub fn slots(mut self, slots: u32) -> Self {
-        self.worker.slots = slots;
+        self.setup.slots = slots;
         self
     }
 
     /// The worker's name, for people. Default: `rust-` and the process id.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.worker.name = name.into();
+        self.setup.name = name.into();
         self
     }
 
     /// How long the session lives without a message, from 1 s to 10 min; then its attempts are lost. The
     /// worker renews it by itself, each third of this time. Default: 30 s, by unary calls 90 s.
     pub fn session_ttl(mut self, ttl: Duration) -> Self {
-        self.worker.session_ttl = Some(ttl);
+        self.setup.session_ttl = Some(ttl);
         self
     }
 
     /// How long handlers may go on after a shutdown; then they are stopped and their attempts are lost.
     /// Default: 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
-        self.worker.drain_timeout = timeout;
+        self.setup.drain_timeout = timeout;
         self
     }
 
     /// How long a handler may go on after its attempt was closed by the service (a timeout, say); then it
     /// is stopped at its next await, so that a hanging one frees its slot. Default: 5 s.
     pub fn closed_grace(mut self, grace: Duration) -> Self {
-        self.worker.closed_grace = grace;
+        self.setup.closed_grace = grace;
         self
     }
 
     /// How to speak with the service. Default: [`Transport::Stream`].
     pub fn transport(mut self, transport: Transport) -> Self {
-        self.worker.transport = transport;
+        self.setup.transport = transport;
         self
     }
 
@@ -248,19 +201,19 @@ impl WorkerBuilder {
     /// # Errors
     /// [`Error::Setup`]: no handler, two for one type, over 1,000 types or 100 queues, slots out of range.
     pub fn build(self) -> Result<Worker, Error> {
-        let worker = self.worker;
+        let setup = self.setup;
         let wrong = if let Some(task_type) = self.twice {
             format!("the task type `{task_type}` has two handlers")
-        } else if worker.handlers.is_empty() {
+        } else if setup.handlers.is_empty() {
             "a worker needs a handler".to_owned()
-        } else if worker.handlers.len() > 1_000 {
+        } else if setup.handlers.len() > 1_000 {
             "a worker serves at most 1,000 task types".to_owned()
-        } else if worker.queues.len() > 100 {
+        } else if setup.queues.len() > 100 {
             "a worker serves at most 100 queues".to_owned()
-        } else if !(1..=SLOTS_MAX).contains(&worker.slots) {
-            format!("slots are from 1 to {SLOTS_MAX}, not {}", worker.slots)
+        } else if !(1..=SLOTS_MAX).contains(&setup.slots) {
+            format!("slots are from 1 to {SLOTS_MAX}, not {}", setup.slots)
         } else {
-            return Ok(worker);
+            return Ok(Worker { setup });
         };
         Err(Error::Setup(wrong))
     }
@@ -297,7 +250,7 @@ mod tests {
             assert_eq!(builder.build().err().expect(expected).to_string(), expected);
         }
         let worker = builder().task("b", nothing).task("a", nothing).build().expect("it can work");
-        assert_eq!(worker.task_types(), ["a", "b"]);
-        assert_eq!(worker.queues(), ["default"]);
+        assert_eq!(worker.setup.task_types(), ["a", "b"]);
+        assert_eq!(worker.setup.queues(), ["default"]);
     }
 }

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use recoup_proto::v1::{CompensationTask, Payload};
+use recoup_proto::v1::{CompensationTask, Payload, Task};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
 
-use super::handler::RawTask;
 use crate::payload::to_payload;
 use crate::{Error, TraceContext};
 
 /// What the details of a heartbeat may take, in bytes.
 const HEARTBEAT_BYTES_MAX: usize = 4 * 1024;
+
+/// A task as it comes from the service.
+pub type RawTask = Task;
 
 /// Why a handler should stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,17 +8,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use recoup_proto::v1::{Payload, Task};
+use recoup_proto::v1::Payload;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::context::{Attempt, TaskContext};
-use super::{Worker, reference};
+use super::context::{Attempt, RawTask, TaskContext};
+use super::reference;
 use crate::payload::{from_payload, to_payload};
-use crate::{Error, TaskError};
-
-/// A task as it comes from the service.
-pub type RawTask = Task;
+use crate::{Client, Error, TaskError};
 
 /// How an attempt ended.
 pub(super) type Outcome = Result<Payload, TaskError>;
@@ -90,15 +87,16 @@ pub(super) fn call_inline(handler: &Inline, task: RawTask) -> Outcome {
 
 /// What the handler of an attempt gives, once the payloads that came as references are read.
 pub(super) async fn outcome(
-    worker: &Worker,
+    handlers: &Handlers,
+    client: &Client,
     attempt: &Arc<Attempt>,
     input: Option<Payload>,
 ) -> Outcome {
     let context = TaskContext::new(attempt.clone());
-    let Some(handler) = worker.handlers.get(&context.task().r#type) else {
+    let Some(handler) = handlers.get(&context.task().r#type) else {
         return Err(no_such_task(&context.task().r#type));
     };
-    let input = reference::resolve(worker, attempt, input).await?;
+    let input = reference::resolve(client, attempt, input).await?;
     match handler {
         Handler::Spawned(handler) => call(&**handler, context, input).await,
         Handler::Inline(handler) => {

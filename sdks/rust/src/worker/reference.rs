@@ -5,9 +5,8 @@ use std::sync::Arc;
 use recoup_proto::v1::{Payload, Task, payload::Content};
 
 use super::context::Attempt;
-use super::{Worker, passes};
-use crate::backoff::Backoff;
-use crate::{Error, TaskError};
+use crate::backoff::{Backoff, passes};
+use crate::{Client, Error, TaskError};
 
 fn id(payload: Option<&Payload>) -> Option<&str> {
     match payload?.content.as_ref()? {
@@ -28,25 +27,25 @@ pub(super) fn is_in(task: &Task) -> bool {
 /// Reads what came as references. The input is returned, the output of the step that a compensation undoes
 /// is set in the attempt.
 pub(super) async fn resolve(
-    worker: &Worker,
+    client: &Client,
     attempt: &Arc<Attempt>,
     input: Option<Payload>,
 ) -> Result<Option<Payload>, TaskError> {
     if let Some(id) = id(step_output(attempt.task())) {
-        attempt.set_step_output(read(worker, id).await?);
+        attempt.set_step_output(read(client, id).await?);
     }
     match id(input.as_ref()) {
-        Some(id) => Ok(Some(read(worker, id).await?)),
+        Some(id) => Ok(Some(read(client, id).await?)),
         None => Ok(input),
     }
 }
 
 /// Until the service has answered: how long the attempt may take is decided there.
-async fn read(worker: &Worker, id: &str) -> Result<Payload, TaskError> {
+async fn read(client: &Client, id: &str) -> Result<Payload, TaskError> {
     let backoff = Backoff::default();
     let mut retry = 0;
     loop {
-        match worker.client.read_payload(id).await {
+        match client.read_payload(id).await {
             Ok(payload) => return Ok(payload),
             Err(error) if passes(&error) => {
                 retry += 1;

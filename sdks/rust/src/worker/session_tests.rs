@@ -3,8 +3,7 @@ use recoup_proto::v1::{StreamTasksRequest, TaskResult};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::worker::context::{Event, TaskContext};
-use crate::worker::handler::RawTask;
+use crate::worker::context::{Event, RawTask, TaskContext};
 use crate::{PAYLOAD_BYTES_MAX, to_payload};
 
 fn session(slots: u32) -> WorkerSession {

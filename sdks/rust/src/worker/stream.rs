@@ -14,14 +14,14 @@ use tonic::codec::Streaming;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, GrpcMethod, Request, Status};
 
-use super::context::{Attempt, Event, TaskContext};
-use super::handler::{self, Handler, RawTask};
+use super::context::{Attempt, Event, RawTask, TaskContext};
+use super::handler::{self, Handler};
 use super::message::{self, Outgoing, StreamCodec};
 use super::reference;
 use super::session::{Admission, WorkerSession};
-use super::{Worker, passes};
+use super::setup::Setup;
 use crate::Error;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, passes};
 use crate::client::MESSAGE_BYTES_MAX;
 
 /// How long a stream may take to open.
@@ -37,7 +37,7 @@ struct Stream {
 }
 
 struct Loop {
-    worker: Arc<Worker>,
+    setup: Arc<Setup>,
     session: WorkerSession,
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
@@ -46,21 +46,21 @@ struct Loop {
     drain_until: Option<Instant>,
 }
 
-pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-    let ttl = worker.session_ttl();
+pub(super) async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let ttl = setup.session_ttl();
     let open = OpenSession {
-        namespace: worker.client.namespace().to_owned(),
-        queues: worker.queues(),
-        task_types: worker.task_types(),
+        namespace: setup.client.namespace().to_owned(),
+        queues: setup.queues(),
+        task_types: setup.task_types(),
         session_id: uuid::Uuid::new_v4().to_string(),
-        worker: worker.name.clone(),
+        worker: setup.name.clone(),
         held_task_tokens: Vec::new(),
         session_ttl: Some(ttl.into()),
     };
     let (sender, events) = mpsc::unbounded_channel();
-    let session = WorkerSession::new(open, worker.slots);
+    let session = WorkerSession::new(open, setup.slots);
     let mut state =
-        Loop { worker: Arc::new(worker), session, events, sender, ttl, drain_until: None };
+        Loop { setup: Arc::new(setup), session, events, sender, ttl, drain_until: None };
     let mut shutdown = std::pin::pin!(shutdown);
     let backoff = Backoff::default();
     let mut retry = 0;
@@ -168,7 +168,7 @@ impl Loop {
         let (outgoing, messages) = mpsc::channel(1);
         let first = outgoing.try_send(self.session.open_message());
         first.map_err(|_| lost("the stream was closed"))?;
-        let mut service = tonic::client::Grpc::new(self.worker.client.channel())
+        let mut service = tonic::client::Grpc::new(self.setup.client.channel())
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let unready = |error: tonic::transport::Error| Status::from_error(Box::new(error));
         service.ready().await.map_err(unready)?;
@@ -207,12 +207,12 @@ impl Loop {
 
     fn start(&mut self, mut task: RawTask) {
         let token = task.task_token.clone();
-        let outcome = match self.worker.handlers.get(&task.r#type) {
+        let outcome = match self.setup.handlers.get(&task.r#type) {
             // An inline handler must not wait for what has to be read first.
             Some(handler) if matches!(handler, Handler::Spawned(_)) || reference::is_in(&task) => {
                 let input = task.input.take();
                 let attempt = Attempt::new(task, self.sender.clone());
-                let running = run_handler(self.worker.clone(), attempt.clone(), input);
+                let running = run_handler(self.setup.clone(), attempt.clone(), input);
                 let abort = tokio::spawn(running).abort_handle();
                 self.session.started(attempt, abort);
                 return;
@@ -239,7 +239,7 @@ impl Loop {
 
     fn drain(&mut self) {
         self.session.drain();
-        self.drain_until = Some(Instant::now() + self.worker.drain_timeout);
+        self.drain_until = Some(Instant::now() + self.setup.drain_timeout);
         tracing::info!(running = self.session.running(), "the worker drains");
     }
 
@@ -280,7 +280,7 @@ impl Loop {
 
 /// One attempt, from its input to its result.
 async fn run_handler(
-    worker: Arc<Worker>,
+    setup: Arc<Setup>,
     attempt: Arc<Attempt>,
     input: Option<recoup_proto::v1::Payload>,
 ) {
@@ -288,11 +288,11 @@ async fn run_handler(
     let token = attempt.token().clone();
     let result = tokio::select! {
         biased;
-        outcome = handler::outcome(&worker, &attempt, input) => {
+        outcome = handler::outcome(&setup.handlers, &setup.client, &attempt, input) => {
             message::result(token.clone(), message::proto_result(outcome))
         }
         // Nobody wants the result any more; an empty one says so.
-        () = attempt.closed_for(worker.closed_grace) => bytes::Bytes::new(),
+        () = attempt.closed_for(setup.closed_grace) => bytes::Bytes::new(),
     };
     context.finished(token, result);
 }

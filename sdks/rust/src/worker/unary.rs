@@ -16,13 +16,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tonic::Code;
 
-use super::context::{Attempt, CancelReason, Event, TaskContext};
-use super::handler::{self, Outcome, RawTask};
+use super::context::{Attempt, CancelReason, Event, RawTask, TaskContext};
+use super::handler::{self, Outcome};
 use super::message;
 use super::refusal;
-use super::{Worker, passes};
+use super::setup::Setup;
 use crate::Error;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, passes};
 use crate::client::{CallOptions, rpc};
 
 /// The most tasks that one poll may give.
@@ -34,13 +34,13 @@ const REPORTS_PER_SLOT: usize = 4;
 /// Tokens in hand, with what their handlers listen to.
 type Held = Arc<Mutex<HashMap<Bytes, Arc<Attempt>>>>;
 
-pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-    let queues = worker.queues();
-    let worker = Arc::new(worker);
+pub(super) async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let queues = setup.queues();
+    let setup = Arc::new(setup);
     let (stop, stopped) = watch::channel(false);
     let pollers = queues.into_iter().map(|queue| {
         let poller = Poller {
-            worker: worker.clone(),
+            setup: setup.clone(),
             queue,
             // A session per queue: a poll tells what its session does not hold, so polls must not cross.
             session_id: uuid::Uuid::new_v4().to_string(),
@@ -60,7 +60,7 @@ pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> R
 }
 
 struct Poller {
-    worker: Arc<Worker>,
+    setup: Arc<Setup>,
     queue: String,
     session_id: String,
     held: Held,
@@ -73,10 +73,10 @@ fn locked(held: &Held) -> MutexGuard<'_, HashMap<Bytes, Arc<Attempt>>> {
 
 impl Poller {
     async fn run(mut self) -> Result<(), Error> {
-        let ttl = self.worker.session_ttl();
+        let ttl = self.setup.session_ttl();
         let (sender, mut events) = mpsc::unbounded_channel();
         let (mut handling, mut reporting) = (JoinSet::new(), JoinSet::new());
-        let slots = self.worker.slots as usize;
+        let slots = self.setup.slots as usize;
         let mut renewals = tokio::time::interval(ttl / 3);
         let backoff = Backoff::default();
         let mut retry = 0;
@@ -144,7 +144,7 @@ impl Poller {
                 }
             }
         };
-        if tokio::time::timeout(self.worker.drain_timeout, finish).await.is_err() {
+        if tokio::time::timeout(self.setup.drain_timeout, finish).await.is_err() {
             tracing::warn!("the drain timeout is over, what runs is stopped");
         }
         Ok(())
@@ -159,7 +159,7 @@ impl Poller {
         };
         let options = CallOptions { wait, trace: None };
         let response =
-            rpc!(self.worker.client, WorkerServiceClient.poll_tasks(request), options).await?;
+            rpc!(self.setup.client, WorkerServiceClient.poll_tasks(request), options).await?;
         for cancellation in &response.cancellations {
             if let Some(attempt) = locked(&self.held).get(&cancellation.task_token) {
                 attempt.cancel(match cancellation.reason() {
@@ -176,8 +176,7 @@ impl Poller {
     /// others at once.
     async fn say_farewell(&self, ttl: Duration) {
         let request = PollTasksRequest { draining: true, ..self.request(ttl) };
-        if let Err(error) = rpc!(self.worker.client, WorkerServiceClient.poll_tasks(request)).await
-        {
+        if let Err(error) = rpc!(self.setup.client, WorkerServiceClient.poll_tasks(request)).await {
             tracing::debug!(%error, queue = self.queue, "nobody heard the farewell");
         }
     }
@@ -186,11 +185,11 @@ impl Poller {
     fn request(&self, ttl: Duration) -> PollTasksRequest {
         let task_tokens = locked(&self.held).keys().cloned().collect();
         PollTasksRequest {
-            namespace: self.worker.client.namespace().to_owned(),
+            namespace: self.setup.client.namespace().to_owned(),
             queue: self.queue.clone(),
-            task_types: self.worker.task_types(),
+            task_types: self.setup.task_types(),
             session_id: self.session_id.clone(),
-            worker: self.worker.name.clone(),
+            worker: self.setup.name.clone(),
             held: Some(HeldTasks { task_tokens }),
             session_ttl: Some(ttl.into()),
             ..PollTasksRequest::default()
@@ -207,7 +206,7 @@ impl Poller {
         let attempt = Attempt::new(task, sender.clone());
         let token = attempt.token().clone();
         if locked(&self.held).insert(token, attempt.clone()).is_none() {
-            handling.spawn(handle(self.worker.clone(), attempt, input));
+            handling.spawn(handle(self.setup.clone(), attempt, input));
         }
     }
 
@@ -215,7 +214,7 @@ impl Poller {
     fn report(&self, done: Result<Handled, JoinError>, reporting: &mut JoinSet<()>) {
         match done {
             Ok((attempt, outcome)) => {
-                reporting.spawn(settle(self.worker.clone(), attempt, outcome, self.held.clone()));
+                reporting.spawn(settle(self.setup.clone(), attempt, outcome, self.held.clone()));
             }
             // Handlers' panics are outcomes, and nothing here is aborted.
             Err(error) => tracing::error!(%error, "a task has no outcome"),
@@ -227,7 +226,7 @@ impl Poller {
     fn renew(&self) {
         let attempt = locked(&self.held).values().next().cloned();
         if let Some(attempt) = attempt {
-            tokio::spawn(beat(self.worker.clone(), attempt, None));
+            tokio::spawn(beat(self.setup.clone(), attempt, None));
         }
     }
 
@@ -236,14 +235,14 @@ impl Poller {
         let attempt = locked(&self.held).get(&token).cloned();
         if let Some(attempt) = attempt {
             let details = attempt.take_heartbeat().and_then(|heartbeat| heartbeat.details);
-            tokio::spawn(beat(self.worker.clone(), attempt, details));
+            tokio::spawn(beat(self.setup.clone(), attempt, details));
         }
     }
 }
 
-async fn beat(worker: Arc<Worker>, attempt: Arc<Attempt>, details: Option<Payload>) {
+async fn beat(setup: Arc<Setup>, attempt: Arc<Attempt>, details: Option<Payload>) {
     let request = HeartbeatTaskRequest { task_token: attempt.token().clone(), details };
-    match rpc!(worker.client, WorkerServiceClient.heartbeat_task(request)).await {
+    match rpc!(setup.client, WorkerServiceClient.heartbeat_task(request)).await {
         Ok(response) if response.cancel_requested => attempt.cancel(CancelReason::Requested),
         Ok(_) => {}
         Err(error) if error.reason() == ErrorReason::AttemptClosed => {
@@ -257,19 +256,19 @@ async fn beat(worker: Arc<Worker>, attempt: Arc<Attempt>, details: Option<Payloa
 /// A task that has been worked on: without an outcome if nobody wants it any more.
 type Handled = (Arc<Attempt>, Option<Outcome>);
 
-async fn handle(worker: Arc<Worker>, attempt: Arc<Attempt>, input: Option<Payload>) -> Handled {
+async fn handle(setup: Arc<Setup>, attempt: Arc<Attempt>, input: Option<Payload>) -> Handled {
     let outcome = tokio::select! {
         biased;
-        outcome = handler::outcome(&worker, &attempt, input) => Some(outcome),
+        outcome = handler::outcome(&setup.handlers, &setup.client, &attempt, input) => Some(outcome),
         // Nobody wants the result any more.
-        () = attempt.closed_for(worker.closed_grace) => None,
+        () = attempt.closed_for(setup.closed_grace) => None,
     };
     (attempt, outcome)
 }
 
-async fn settle(worker: Arc<Worker>, attempt: Arc<Attempt>, outcome: Option<Outcome>, held: Held) {
+async fn settle(setup: Arc<Setup>, attempt: Arc<Attempt>, outcome: Option<Outcome>, held: Held) {
     if let Some(outcome) = outcome
-        && let Err(error) = report(&worker, attempt.token(), outcome).await
+        && let Err(error) = report(&setup, attempt.token(), outcome).await
     {
         let step_path = TaskContext::new(attempt.clone()).step_path().to_owned();
         tracing::warn!(%error, step_path, "a result was not taken");
@@ -279,12 +278,12 @@ async fn settle(worker: Arc<Worker>, attempt: Arc<Attempt>, outcome: Option<Outc
 
 /// Reports a result until the service has answered: work that was done is not thrown away because the
 /// service is away for longer than a call is repeated.
-async fn report(worker: &Worker, token: &Bytes, outcome: Outcome) -> Result<(), Error> {
+async fn report(setup: &Setup, token: &Bytes, outcome: Outcome) -> Result<(), Error> {
     let result = message::proto_result(outcome);
     let backoff = Backoff::default();
     let mut retry = 0;
     loop {
-        match report_once(worker, token, result.clone()).await {
+        match report_once(setup, token, result.clone()).await {
             Err(error) if passes(&error) => {
                 retry += 1;
                 let wait = backoff.next(retry, error.retry_after());
@@ -298,11 +297,11 @@ async fn report(worker: &Worker, token: &Bytes, outcome: Outcome) -> Result<(), 
 
 /// One that the service refuses becomes an error in its place.
 async fn report_once(
-    worker: &Worker,
+    setup: &Setup,
     token: &Bytes,
     result: task_result::Result,
 ) -> Result<(), Error> {
-    let Err(refused) = send(worker, token, result.clone()).await else { return Ok(()) };
+    let Err(refused) = send(setup, token, result.clone()).await else { return Ok(()) };
     let reason = match (refused.reason(), &refused) {
         (reason @ (ErrorReason::FieldInvalid | ErrorReason::PayloadInvalid), _) => reason,
         // Over what a message may have, the transport refuses, here or there.
@@ -314,18 +313,18 @@ async fn report_once(
     };
     tracing::warn!(%refused, "the service refused a result");
     let error = refusal::in_place_of(Some(result), reason, &refused.to_string());
-    send(worker, token, task_result::Result::Failed(error)).await
+    send(setup, token, task_result::Result::Failed(error)).await
 }
 
-async fn send(worker: &Worker, token: &Bytes, result: task_result::Result) -> Result<(), Error> {
+async fn send(setup: &Setup, token: &Bytes, result: task_result::Result) -> Result<(), Error> {
     match result {
         task_result::Result::Completed(output) => {
             let request = CompleteTaskRequest { task_token: token.clone(), output: Some(output) };
-            rpc!(worker.client, WorkerServiceClient.complete_task(request)).await?;
+            rpc!(setup.client, WorkerServiceClient.complete_task(request)).await?;
         }
         task_result::Result::Failed(error) => {
             let request = FailTaskRequest { task_token: token.clone(), error: Some(error) };
-            rpc!(worker.client, WorkerServiceClient.fail_task(request)).await?;
+            rpc!(setup.client, WorkerServiceClient.fail_task(request)).await?;
         }
         task_result::Result::Released(_) => {}
     }

@@ -12,7 +12,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
-use crate::{Client, TaskError};
+use crate::{Client, TaskError, Worker};
 
 /// Gives one task to the first poll; the next ones wait for ever, but for a farewell.
 struct Service {
