@@ -1,9 +1,9 @@
 //! What is asked of an execution, and why it may be refused.
 
 use crate::error::TaskError;
-use crate::execution::{State, TraceContext};
 use crate::id::{ExecutionId, Namespace, StepPath};
 use crate::payload::Payload;
+use crate::state::{State, TraceContext};
 use crate::time::Timestamp;
 
 #[derive(Clone, Debug, PartialEq)]

@@ -25,6 +25,7 @@
 
 mod attempt;
 mod cleanup;
+mod due;
 mod steps;
 mod wake;
 
@@ -47,9 +48,9 @@ use crate::random::Random;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
 
-pub use wake::next_wake;
+pub use due::next_wake;
 
-use wake::{Work, can_advance, next_work};
+use due::{Work, can_advance, next_work};
 
 /// A transition in the making: commands are decided one after the other, each on what the ones
 /// before it made of the state. It changes the state in place, and only once a command has been found

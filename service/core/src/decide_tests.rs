@@ -10,7 +10,7 @@ mod rig;
 use std::time::Duration;
 
 use self::rig::Rig;
-use super::wake::can_advance;
+use super::due::can_advance;
 use super::{Decided, Decider};
 use crate::command::{
     AttemptTimeout, Command, Rejection, RequestId, StartBasis, StartExecution, TaskId,

@@ -5,12 +5,12 @@
 //! or clock.
 
 use crate::error::TaskError;
-use crate::execution::{CompensationOutcome, CompensationState, State, TraceContext};
 use crate::id::{Namespace, StepPath, WorkflowName};
 #[cfg(doc)]
 use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
 use crate::retry::Decision;
+use crate::state::{CompensationOutcome, CompensationState, State, TraceContext};
 use crate::time::Timestamp;
 
 /// From this format on, a history leaves out what is said already: a step that begins schedules its first

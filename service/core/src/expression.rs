@@ -42,24 +42,25 @@
 
 mod budget;
 mod check;
+mod problem;
 mod split;
 mod value;
 mod variables;
-
-use std::cell::Cell;
 
 use bytes::Bytes;
 use cel::common::types::CelBool;
 use cel::{Context, IdedExpr, Value};
 
-pub use check::{Problem, Scope, Trust};
+pub use self::check::{Scope, Trust};
+pub use self::problem::{CompileError, Problem};
+pub use self::variables::Variables;
 
 use crate::error::{TaskError, builtin};
 use crate::event::PayloadSource;
-use crate::execution::Execution;
 use crate::id::StepPath;
 use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::payload::Payload;
+use problem::shorten;
 use split::Piece;
 use variables::Read;
 
@@ -74,25 +75,6 @@ pub struct Condition {
 #[derive(Debug)]
 pub struct Template {
     body: Body,
-}
-
-/// What expressions read: everything comes from the state.
-#[derive(Clone, Copy)]
-pub struct Variables<'a> {
-    pub execution: &'a Execution,
-    /// `error`, in handlers only.
-    pub error: Option<&'a TaskError>,
-    /// Counts the bytes of JSON that are parsed, over all evaluations that share it.
-    pub parsed: &'a Cell<usize>,
-}
-
-/// Why an expression does not compile.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem} in `{text}`")]
-pub struct CompileError {
-    pub problem: Problem,
-    /// The expression, or what was taken for JSON; shortened.
-    pub text: String,
 }
 
 #[derive(Debug)]
@@ -261,25 +243,11 @@ impl Expression {
     }
 }
 
-impl CompileError {
-    fn new(problem: Problem, text: &str) -> Self {
-        Self { problem, text: shorten(text, 200) }
-    }
-}
-
 fn too_large() -> TaskError {
     TaskError::builtin(
         builtin::PAYLOAD_TOO_LARGE,
         format!("the rendered payload is above {PAYLOAD_BYTES_MAX} bytes"),
     )
-}
-
-/// The first characters of a text, for messages.
-fn shorten(text: &str, max: usize) -> String {
-    match text.char_indices().nth(max) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.into(),
-    }
 }
 
 struct Compiler<'a> {

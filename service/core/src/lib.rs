@@ -28,6 +28,7 @@ pub mod plan;
 pub mod quarantine;
 pub mod random;
 pub mod retry;
+pub mod state;
 pub mod subscription;
 pub mod time;
 pub mod tree;

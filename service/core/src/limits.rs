@@ -33,6 +33,9 @@ pub const CEL_SOURCE_BYTES_MAX: usize = 4 * 1024;
 pub const EXPRESSION_READ_BYTES_MAX: usize = 4 * PAYLOAD_BYTES_MAX;
 /// How deep comprehensions (`all`, `exists`, `exists_one`, `map`, `filter`) may nest.
 pub const CEL_COMPREHENSIONS_MAX: usize = 3;
+/// How deep an expression may nest: parsing and evaluation are recursive, and a level of evaluation
+/// takes up to 20 KiB of stack in builds without optimisation.
+pub const CEL_DEPTH_MAX: usize = 32;
 /// Bytes of an execution key.
 pub const KEY_BYTES_MAX: usize = 255;
 /// Bytes of a request id.

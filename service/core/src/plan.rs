@@ -2,16 +2,18 @@
 //! its path in the [`Tree`]. Made once per version, shared by all its executions.
 
 mod compile;
+mod issue;
 mod policy;
 
 use std::time::Duration;
 
-use crate::definition::{self, Delivery, OnError};
-use crate::expression::{Condition, Template, Trust};
+use crate::definition::{Delivery, OnError};
+use crate::expression::{Condition, Template};
 use crate::id::{StepId, StepPath, WorkflowName};
 use crate::retry::RetryPolicy;
 use crate::tree::{PlanNodeId, ScopeId, Tree};
 
+pub use self::issue::{Issue, IssueCode};
 pub use self::policy::{PatternError, check_error_type_pattern};
 
 /// Time of one attempt from its hand-over, where nothing else is said.
@@ -20,59 +22,6 @@ pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
 /// For compensation and `finally` together.
 pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const QUEUE: &str = "default";
-
-/// One thing that is wrong with a definition.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field_path}: {message}")]
-pub struct Issue {
-    /// Where, by the names of the API: `steps[2].retry.max_attempts`.
-    pub field_path: String,
-    pub code: IssueCode,
-    pub message: String,
-}
-
-/// Kinds of issues. Their names are part of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IssueCode {
-    Required,
-    /// A value of an enum that this binary does not know.
-    ValueUnknown,
-    TooLong,
-    TooMany,
-    NameInvalid,
-    StepIdInvalid,
-    StepIdReserved,
-    StepIdTaken,
-    DurationInvalid,
-    TimeoutsContradict,
-    PriorityOutOfRange,
-    AllowWarningWithoutIgnore,
-    CompensateInFinally,
-    RetryPolicyInvalid,
-    ExpressionInvalid,
-}
-
-impl IssueCode {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Required => "REQUIRED",
-            Self::ValueUnknown => "VALUE_UNKNOWN",
-            Self::TooLong => "TOO_LONG",
-            Self::TooMany => "TOO_MANY",
-            Self::NameInvalid => "NAME_INVALID",
-            Self::StepIdInvalid => "STEP_ID_INVALID",
-            Self::StepIdReserved => "STEP_ID_RESERVED",
-            Self::StepIdTaken => "STEP_ID_TAKEN",
-            Self::DurationInvalid => "DURATION_INVALID",
-            Self::TimeoutsContradict => "TIMEOUTS_CONTRADICT",
-            Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",
-            Self::AllowWarningWithoutIgnore => "ALLOW_WARNING_WITHOUT_IGNORE",
-            Self::CompensateInFinally => "COMPENSATE_IN_FINALLY",
-            Self::RetryPolicyInvalid => "RETRY_POLICY_INVALID",
-            Self::ExpressionInvalid => "EXPRESSION_INVALID",
-        }
-    }
-}
 
 #[derive(Debug)]
 pub struct Plan {
@@ -130,28 +79,6 @@ pub struct CompensationPlan {
 }
 
 impl Plan {
-    /// Resolves defaults, compiles expressions and checks everything that can be checked before an
-    /// execution: what is unset at a step is that of the workflow's defaults, else the built-in value.
-    ///
-    /// # Errors
-    /// All issues, in the order of the definition.
-    pub fn compile(definition: &definition::Workflow, version: u32) -> Result<Self, Vec<Issue>> {
-        compile::compile(definition, version, Trust::Unchecked)
-    }
-
-    /// The plan of a definition that was accepted when it was registered, by this binary or by one with
-    /// other rules. None of the rules is applied again: a version that is stricter than the one before
-    /// must not stop executions that are under way.
-    ///
-    /// # Errors
-    /// Only what leaves no plan to follow: a template or an expression that cannot be parsed.
-    pub fn of_accepted(
-        definition: &definition::Workflow,
-        version: u32,
-    ) -> Result<Self, Vec<Issue>> {
-        compile::compile(definition, version, Trust::Accepted)
-    }
-
     pub fn node(&self, node: PlanNodeId) -> &StepPlan {
         &self.nodes[node.index()]
     }

@@ -9,16 +9,13 @@ use cel::common::types::CelInt;
 use cel::parser::ParseErrors;
 
 use super::budget::{ADDEND, BUDGET, CHARGE, ENVIRONMENT, RANGE};
-use super::shorten;
+use super::problem::{Problem, shorten};
 use super::split::string_end;
 use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, Read};
 use crate::id::StepPath;
-use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_SOURCE_BYTES_MAX};
+use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX};
 use crate::tree::{Place, Sight, Tree};
 
-/// How deep an expression may nest: parsing and evaluation are recursive, and a level of evaluation
-/// takes up to 20 KiB of stack in builds without optimisation.
-const DEPTH_MAX: usize = 32;
 /// The deepest that a release has ever accepted: this bound protects the stack, and so holds for accepted
 /// expressions too. It never becomes smaller.
 const ACCEPTED_DEPTH_MAX: usize = 32;
@@ -44,47 +41,6 @@ const FUNCTIONS: &[&str] =
 const METHODS: &[&str] =
     &["size", "contains", "startsWith", "endsWith", "hasValue", "value", "or", "orValue"];
 const OPTIONALS: &[&str] = &["of", "none", "ofNonZeroValue"];
-
-/// What is wrong with an expression or a template.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    #[error("invalid JSON: {0}")]
-    NotJson(String),
-    #[error("an expression has no end: `${{` without its `}}`")]
-    Unterminated,
-    #[error("names of fields hold no expressions")]
-    ExpressionInName,
-    #[error("an expression has {0} bytes, at most {CEL_SOURCE_BYTES_MAX} are allowed")]
-    TooLong(usize),
-    #[error("{message} (line {line}, column {column})")]
-    Syntax { line: usize, column: usize, message: String },
-    #[error("it nests deeper than {DEPTH_MAX}")]
-    TooDeep,
-    #[error("comprehensions nest deeper than {CEL_COMPREHENSIONS_MAX}")]
-    TooManyComprehensions,
-    #[error("unknown variable `{0}`")]
-    UnknownVariable(String),
-    #[error("`error` exists in finally and compensations only")]
-    ErrorOutsideHandler,
-    #[error("`{of}` has no field `{field}`")]
-    UnknownField { of: &'static str, field: String },
-    #[error("unknown step `{0}`")]
-    UnknownStep(String),
-    #[error("step `{0}` does not come before this place")]
-    ForwardReference(String),
-    #[error("step `{0}` stands inside of another step: only that one's output can be read here")]
-    HiddenStep(String),
-    #[error("a step is read as `steps.<id>.output` or `steps.<id>.error`")]
-    StepsAsValue,
-    #[error("`steps.<id>.output` and `.error` always exist: compare them with null")]
-    HasOfStep,
-    #[error("a comprehension's variable hides `{0}`")]
-    HidesVariable(String),
-    #[error("unknown function `{0}`")]
-    UnknownFunction(String),
-    #[error("messages are not supported")]
-    Message,
-}
 
 /// Whether the rules were applied before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +69,7 @@ pub(super) fn compile(
     reads: &mut Vec<Read>,
 ) -> Result<IdedExpr, Vec<Problem>> {
     let (depth_max, is_new) = match scope.trust {
-        Trust::Unchecked => (DEPTH_MAX, true),
+        Trust::Unchecked => (CEL_DEPTH_MAX, true),
         Trust::Accepted => (ACCEPTED_DEPTH_MAX, false),
     };
     if is_new && source.len() > CEL_SOURCE_BYTES_MAX {

@@ -1,6 +1,6 @@
 //! Finds the expressions in a string.
 
-use super::check::Problem;
+use super::problem::Problem;
 
 /// A part of a template's string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

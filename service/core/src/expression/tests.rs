@@ -1,5 +1,6 @@
 //! Tests of conditions and templates against a state made by hand.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
@@ -8,8 +9,8 @@ use super::*;
 use crate::error::Category;
 use crate::event::StopCause;
 use crate::execution::{
-    BASE_BYTES, CompensationState, Ledger, Node, NodeKind, NodeState, Nodes, OpenIndex, Phase,
-    Scope as Block, State, Stop, TraceContext,
+    BASE_BYTES, CompensationState, Execution, Ledger, Node, NodeKind, NodeState, Nodes, OpenIndex,
+    Phase, Scope as Block, State, Stop, TraceContext,
 };
 use crate::id::ExecutionId;
 use crate::limits::EXPRESSION_READ_BYTES_MAX;

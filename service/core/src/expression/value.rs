@@ -11,7 +11,7 @@ use cel::common::types::{
 use cel::common::value::Val;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::shorten;
+use super::problem::shorten;
 use crate::limits::PAYLOAD_BYTES_MAX;
 
 /// Why a value cannot be written.

@@ -1,10 +1,11 @@
 //! The values of variables: only those that an expression reads are made, each once per evaluation.
 
+use std::cell::Cell;
+
 use cel::Context;
 use cel::common::types::{CelBool, CelInt, CelMap, CelMapKey, CelNull, CelString};
 use cel::common::value::Val;
 
-use super::Variables;
 use super::budget::{BUDGET, Budget, ENVIRONMENT};
 use super::value;
 use crate::error::{Category, TaskError, builtin};
@@ -18,6 +19,16 @@ pub(super) const EXECUTION_FIELDS: &[&str] =
     &["id", "key", "namespace", "workflow", "version", "started_at", "failed_step"];
 pub(super) const ERROR_FIELDS: &[&str] =
     &["type", "message", "details", "category", "non_retryable", "source", "cause"];
+
+/// What expressions read: everything comes from the state.
+#[derive(Clone, Copy)]
+pub struct Variables<'a> {
+    pub execution: &'a Execution,
+    /// `error`, in handlers only.
+    pub error: Option<&'a TaskError>,
+    /// Counts the bytes of JSON that are parsed, over all evaluations that share it.
+    pub parsed: &'a Cell<usize>,
+}
 
 /// A variable that an expression reads.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::issue::{Issue, IssueCode, Issues};
 use super::{
-    CANCEL_GRACE, CLEANUP_TIMEOUT, CompensationPlan, Issue, IssueCode, Plan, QUEUE, START_TO_CLOSE,
-    StepKind, StepPlan, TaskPlan, policy,
+    CANCEL_GRACE, CLEANUP_TIMEOUT, CompensationPlan, Plan, QUEUE, START_TO_CLOSE, StepKind,
+    StepPlan, TaskPlan, policy,
 };
 use crate::definition::{self, Defaults, OnError, Timeouts, Workflow};
-use crate::expression::{CompileError, Condition, Scope, Template, Trust};
+use crate::expression::{Condition, Scope, Template, Trust};
 use crate::id::{StepId, StepPath};
 use crate::limits::{
     DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX, PRIORITY_MAX, QUEUE_BYTES_MAX, STEP_ID_BYTES_MAX,
@@ -41,33 +42,31 @@ const RESERVED: &[&str] = &[
     "while",
 ];
 
-pub(super) struct Issues {
-    found: Vec<Issue>,
-    trust: Trust,
-}
-
-impl Issues {
-    /// A rule is broken, which is for registration to judge.
-    pub(super) fn add(&mut self, field_path: String, code: IssueCode, message: String) {
-        if self.trust == Trust::Unchecked {
-            self.found.push(Issue { field_path, code, message });
-        }
+impl Plan {
+    /// Resolves defaults, compiles expressions and checks everything that can be checked before an
+    /// execution: what is unset at a step is that of the workflow's defaults, else the built-in value.
+    ///
+    /// # Errors
+    /// All issues, in the order of the definition.
+    pub fn compile(definition: &definition::Workflow, version: u32) -> Result<Self, Vec<Issue>> {
+        compile(definition, version, Trust::Unchecked)
     }
 
-    fn expressions<T>(&mut self, path: &str, compiled: Result<T, Vec<CompileError>>) -> Option<T> {
-        let add = |error: CompileError| {
-            let (field_path, code) = (path.to_owned(), IssueCode::ExpressionInvalid);
-            self.found.push(Issue { field_path, code, message: error.to_string() });
-        };
-        compiled.map_err(|errors| errors.into_iter().for_each(add)).ok()
+    /// The plan of a definition that was accepted when it was registered, by this binary or by one with
+    /// other rules. None of the rules is applied again: a version that is stricter than the one before
+    /// must not stop executions that are under way.
+    ///
+    /// # Errors
+    /// Only what leaves no plan to follow: a template or an expression that cannot be parsed.
+    pub fn of_accepted(
+        definition: &definition::Workflow,
+        version: u32,
+    ) -> Result<Self, Vec<Issue>> {
+        compile(definition, version, Trust::Accepted)
     }
 }
 
-pub(super) fn compile(
-    definition: &Workflow,
-    version: u32,
-    trust: Trust,
-) -> Result<Plan, Vec<Issue>> {
+fn compile(definition: &Workflow, version: u32, trust: Trust) -> Result<Plan, Vec<Issue>> {
     let issues = Issues { found: Vec::new(), trust };
     let mut compiler = Compiler { issues, defaults: &definition.defaults };
     let plan = compiler.workflow(definition, version);

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::IssueCode;
-use super::compile::Issues;
+use super::issue::{IssueCode, Issues};
 use crate::error::{builtin, type_matches};
 use crate::limits::{ERROR_TYPE_BYTES_MAX, ERROR_TYPES_MAX, RETRY_RULES_MAX};
 use crate::retry::{DELAY_MAX, Limits, RetryPolicy, Rule, Schedule};

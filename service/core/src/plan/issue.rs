@@ -1,0 +1,83 @@
+//! What may be wrong with a definition.
+
+use crate::expression::{CompileError, Trust};
+
+/// One thing that is wrong with a definition.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field_path}: {message}")]
+pub struct Issue {
+    /// Where, by the names of the API: `steps[2].retry.max_attempts`.
+    pub field_path: String,
+    pub code: IssueCode,
+    pub message: String,
+}
+
+/// Kinds of issues. Their names are part of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IssueCode {
+    Required,
+    /// A value of an enum that this binary does not know.
+    ValueUnknown,
+    TooLong,
+    TooMany,
+    NameInvalid,
+    StepIdInvalid,
+    StepIdReserved,
+    StepIdTaken,
+    DurationInvalid,
+    TimeoutsContradict,
+    PriorityOutOfRange,
+    AllowWarningWithoutIgnore,
+    CompensateInFinally,
+    RetryPolicyInvalid,
+    ExpressionInvalid,
+}
+
+impl IssueCode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "REQUIRED",
+            Self::ValueUnknown => "VALUE_UNKNOWN",
+            Self::TooLong => "TOO_LONG",
+            Self::TooMany => "TOO_MANY",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::StepIdInvalid => "STEP_ID_INVALID",
+            Self::StepIdReserved => "STEP_ID_RESERVED",
+            Self::StepIdTaken => "STEP_ID_TAKEN",
+            Self::DurationInvalid => "DURATION_INVALID",
+            Self::TimeoutsContradict => "TIMEOUTS_CONTRADICT",
+            Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",
+            Self::AllowWarningWithoutIgnore => "ALLOW_WARNING_WITHOUT_IGNORE",
+            Self::CompensateInFinally => "COMPENSATE_IN_FINALLY",
+            Self::RetryPolicyInvalid => "RETRY_POLICY_INVALID",
+            Self::ExpressionInvalid => "EXPRESSION_INVALID",
+        }
+    }
+}
+
+/// What has been found, in the order of the definition.
+pub(super) struct Issues {
+    pub found: Vec<Issue>,
+    pub trust: Trust,
+}
+
+impl Issues {
+    /// A rule is broken, which is for registration to judge.
+    pub fn add(&mut self, field_path: String, code: IssueCode, message: String) {
+        if self.trust == Trust::Unchecked {
+            self.found.push(Issue { field_path, code, message });
+        }
+    }
+
+    pub fn expressions<T>(
+        &mut self,
+        path: &str,
+        compiled: Result<T, Vec<CompileError>>,
+    ) -> Option<T> {
+        let add = |error: CompileError| {
+            let (field_path, code) = (path.to_owned(), IssueCode::ExpressionInvalid);
+            self.found.push(Issue { field_path, code, message: error.to_string() });
+        };
+        compiled.map_err(|errors| errors.into_iter().for_each(add)).ok()
+    }
+}

@@ -1,0 +1,94 @@
+//! The vocabulary that commands, events and the folded state share: the states of an execution and of
+//! its compensation, and the trace that it belongs to.
+
+use std::fmt;
+
+/// The state of an execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    Running,
+    Retrying,
+    Paused,
+    Compensating,
+    Cancelling,
+    Succeeded,
+    /// Succeeded with tolerated errors.
+    Warning,
+    Failed,
+    TimedOut,
+    Cancelled,
+    Terminated,
+}
+
+impl State {
+    pub const ALL: [Self; 11] = [
+        Self::Running,
+        Self::Retrying,
+        Self::Paused,
+        Self::Compensating,
+        Self::Cancelling,
+        Self::Succeeded,
+        Self::Warning,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Cancelled,
+        Self::Terminated,
+    ];
+
+    pub fn is_ended(self) -> bool {
+        self >= Self::Succeeded
+    }
+
+    /// Every end but SUCCEEDED and WARNING.
+    pub fn is_failure(self) -> bool {
+        self >= Self::Failed
+    }
+
+    /// As everywhere: in the protocol, in SQL, in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::Retrying => "RETRYING",
+            Self::Paused => "PAUSED",
+            Self::Compensating => "COMPENSATING",
+            Self::Cancelling => "CANCELLING",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Warning => "WARNING",
+            Self::Failed => "FAILED",
+            Self::TimedOut => "TIMED_OUT",
+            Self::Cancelled => "CANCELLED",
+            Self::Terminated => "TERMINATED",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+/// How far the compensation of an execution has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CompensationState {
+    None,
+    Pending,
+    Running,
+    Done,
+    /// One failed for good, or never ran: a person must act.
+    Parked,
+}
+
+/// What is known of the step that is undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompensationOutcome {
+    Completed,
+    Unknown,
+}
+
+/// W3C trace context of the call that started the execution; empty if it had none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    pub traceparent: String,
+    pub tracestate: String,
+}
