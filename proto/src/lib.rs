@@ -4,6 +4,16 @@
 //! Every message implements serde's traits in the proto3 JSON mapping. Three things read more than
 //! that mapping asks for, because people write them in definition files: durations (`1h30m`), enum
 //! values (`IGNORE` for `ON_ERROR_IGNORE`) and templates (any plain JSON value).
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `v1` | the generated messages, clients and servers |
+//! | `source` | definition files into messages, with line, column and field path, and back |
+//! | `duration` | durations in JSON and YAML |
+//! | `enumeration` | enums in JSON and YAML |
+//! | `template` | templates in JSON and YAML |
 
 mod duration;
 mod enumeration;

@@ -18,6 +18,18 @@
 //! # }
 //! ```
 
+// Map, for people who work on the SDK:
+//
+// | module | holds |
+// | --- | --- |
+// | `client` | `Client`: every RPC, with retries and typed errors |
+// | `worker` | `Worker`: sessions by stream or by unary calls, and the handlers that they run |
+// | `failures` | `Failures`: the subscriber of the failure feed |
+// | `error` | what can go wrong when the service is called |
+// | `task_error` | `TaskError`: what a handler reports |
+// | `payload` | values into payloads and back |
+// | `backoff` | whether and when a call is made again |
+
 mod backoff;
 mod client;
 mod error;

@@ -1,8 +1,36 @@
 //! The services of `recoup.v1` over an engine: messages in, messages out, reasons for what is refused.
 //!
-//! One file per service, a folder for that of workers. [`convert`] stands between the messages and the types of core, [`status`]
-//! says how errors look on the wire. Nothing here decides about executions: that is core's, through
-//! the engine.
+//! Nothing here decides about executions: that is core's, through the engine.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `execution_service` | ExecutionService |
+//! | `workflow_service` | WorkflowService |
+//! | `namespace_service` | NamespaceService |
+//! | `failure_service` | FailureService |
+//! | `admin_service` | AdminService |
+//! | `worker` | WorkerService: polls, streams, results and sessions |
+//! | `health` | grpc.health.v1 |
+//! | `context` | the engine and the options that all services share |
+//! | `convert` | between the messages and the types of core, one file per subject |
+//! | `status` | why a call is refused, and how that looks on the wire |
+//! | `mutation` | request ids, digests and the fields that all changes of an execution have |
+//! | `definition_check` | the checks of a definition before it is registered |
+//! | `page` | pages of lists and their tokens |
+//! | `digest` | the hash that is stored beside request ids and travels in page tokens |
+//! | `feed` | reading the failure feed: pages, and streams of readers that keep their cursor themselves |
+//! | `feed_streams` | how many streams of the feed are open at once |
+//! | `subscriptions` | creating, reading, listing and deleting durable subscriptions |
+//! | `durable` | delivering the feed to a durable subscription |
+//! | `ack_token` | the tokens that acknowledge a delivery |
+//! | `metadata` | the deadline and the trace context of a call |
+//! | `compression` | which answers are compressed |
+//! | `transport` | what one connection may ask of the server |
+//! | `unread` | how many bytes of answers a connection may leave unread |
+//! | `options` | the settings of the services, and the sizes of messages |
+//! | `starting` | the answers of a server that waits for its store |
 
 mod ack_token;
 mod admin_service;

@@ -1,9 +1,25 @@
 //! The engine: executions in memory, decided by `recoup-core`, committed in groups, handed out to
 //! workers.
 //!
-//! [`node`] is the engine without I/O: inputs go in, outputs come out, time is an argument. It is what
-//! the simulation runs, several at a time, in virtual time. [`driver`] gives it a clock, a store and
-//! channels; [`Engine`] is the handle that the API holds.
+//! A [`node`] is the engine without I/O; the simulation runs several of them on one store in virtual time.
+//! [`Engine`] is the handle that the API holds on a node that a [`driver`] runs.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `node` | the engine without I/O: inputs in, outputs out, time an argument; its file has a map of its own |
+//! | `driver` | the task that gives a node its clock, its store and its channels |
+//! | `handle` | [`Engine`], through which the API asks a node, and the links of workers |
+//! | `request` | the messages from the handle to the driver |
+//! | `load` | from stored rows back to states and plans |
+//! | `transition` | from a decision to the rows that make it durable |
+//! | `task` | what a worker is told of an attempt |
+//! | `token` | task tokens: the identity of an attempt as opaque bytes |
+//! | `clock` | the two clocks of a node |
+//! | `process_clock` | the monotonic clock of the process |
+//! | `options` | the settings of an engine, with their defaults |
+//! | `unread` | the log of executions that no live node can read |
 
 pub mod clock;
 pub mod driver;

@@ -1,4 +1,18 @@
 //! `recoup`: the server, and the command line that speaks to it.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `serve` | `recoup serve` and `recoup dev`: a store, an engine on it, and the API on a port |
+//! | `listen` | accepting connections |
+//! | `gate` | how many connections are open, in all and per peer |
+//! | `connection` | one accepted connection, and how soon it must speak HTTP/2 |
+//! | `waiting` | the messages of a server that waits for its database |
+//! | `telemetry` | logs: their format and filter |
+//! | `cli` | the commands that call a server |
+//! | `demo` | `recoup demo` |
+//! | `bench` | `recoup bench` |
 
 mod bench;
 mod cli;

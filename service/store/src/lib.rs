@@ -1,8 +1,21 @@
 //! Where Recoup keeps what it must not lose. A store stores: rules live in `recoup-core`.
 //!
-//! [`contract`] says what every store promises; [`memory`], [`sqlite`] and [`postgres`] keep it, held
-//! to it by one conformance suite and compared with each other on random operations. [`mod@format`] is
-//! how events become bytes that outlive binaries.
+//! One conformance suite holds every store to the contract, and the stores are compared with each other on
+//! random operations.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `contract` | the promises of every store: one trait per concern, and the types of their calls |
+//! | `memory` | the store that keeps them in the plainest way: the model that others are compared with |
+//! | `sqlite` | the embedded store: one database in a folder, one process |
+//! | `postgres` | the store that several servers share |
+//! | `format` | the stored form of histories, definitions, events and subscriptions, with its numbers |
+//! | `cursor` | the cursor of the failure feed as text |
+//! | `schema` | which versions of a schema a binary runs on |
+//! | `waiting` | waiting for a store that does not answer yet |
+//! | `conformance` | the suite that every store has to pass, and the random comparison |
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

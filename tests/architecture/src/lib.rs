@@ -2,10 +2,24 @@
 //!
 //! Each check is a pure function from what it looks at to its findings, one line each, so that its
 //! own tests can show it a bad example. `tests/workspace.rs` applies all of them to this repository.
+//!
+//! # Map
+//!
+//! | module | checks |
+//! | --- | --- |
+//! | `tree` | nothing: it reads the files that the checks look at |
+//! | `graph` | which crates use which, and the dependencies of core |
+//! | `modules` | circles between the modules of a crate |
+//! | `maps` | that the root of each crate says what its modules hold |
+//! | `sources` | the length of files, the words core may use, where generated code stands |
+//! | `reasons` | the pages of error reasons |
+//! | `links` | links between Markdown files |
+//! | `hygiene` | traces of the machine that a file was written on |
 
 pub mod graph;
 pub mod hygiene;
 pub mod links;
+pub mod maps;
 pub mod modules;
 pub mod reasons;
 pub mod sources;

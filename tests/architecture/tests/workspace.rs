@@ -5,7 +5,7 @@ use std::process::Command;
 
 use recoup_architecture::graph::{self, Metadata};
 use recoup_architecture::tree::{self, File};
-use recoup_architecture::{hygiene, links, modules, reasons, sources};
+use recoup_architecture::{hygiene, links, maps, modules, reasons, sources};
 
 /// Modules that were in circles before they were looked for. Each is to be removed; none may be added.
 const IN_CIRCLES: &[&str] = &[
@@ -95,6 +95,11 @@ fn no_source_file_is_too_long() {
 #[test]
 fn no_modules_use_each_other() {
     none(modules::circles(&files(), IN_CIRCLES));
+}
+
+#[test]
+fn the_root_of_each_crate_maps_its_modules() {
+    none(maps::incomplete(&files()));
 }
 
 #[test]

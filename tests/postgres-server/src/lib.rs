@@ -4,6 +4,12 @@
 //!
 //! The binaries are those of `$RECOUP_TEST_POSTGRES_BIN`, or the newest below `/usr/lib/postgresql`.
 //! Postgres refuses to run as root: then it runs as `postgres`, or as `nobody`.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `proxy` | a proxy that cuts connections at a chosen moment of a commit |
 
 pub mod proxy;
 

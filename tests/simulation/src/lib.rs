@@ -5,6 +5,26 @@
 //!
 //! One thread, one queue of events, one source of chance: the same seed gives the same run, line by
 //! line, in any process.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `world` | the clock, the queue of events, and all that takes part |
+//! | `machines` | the machines that nodes live on: they decide, pause, crash and boot |
+//! | `clock` | the clock of a machine |
+//! | `stopping` | servers and workers that are told to stop |
+//! | `calls` | the calls of the store: when each takes effect, and what is answered |
+//! | `clients` | clients that start, cancel and terminate executions, and ask again |
+//! | `workers` | workers, by stream and by poll |
+//! | `jobs` | what workers do with a task |
+//! | `subscriber` | a reader of the failure feed |
+//! | `catalog` | the workflows that run |
+//! | `faults` | what goes wrong, as the seed chooses it; and the mutants |
+//! | `random` | the source of chance |
+//! | `checks` | what must hold, and the books that tell |
+//! | `trace` | the lines of a run, and their hash |
+//! | `wait` | futures of the store in memory, which are ready at once |
 
 #![allow(
     clippy::result_large_err,
