@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prost::Message;
-use recoup_core::definition::{StepKind, Workflow};
+use recoup_core::definition::Workflow;
 use recoup_core::limits::DEFINITION_BYTES_MAX;
 use recoup_core::plan::{Issue, Plan};
 use recoup_core::retry::{RetryPolicy, Rule};
@@ -119,10 +119,11 @@ fn schedules(workflow: &Workflow) -> Vec<v1::StepRetrySchedule> {
     let budget = |own: Option<Duration>| own.or(workflow.defaults.timeouts.schedule_to_close);
     let mut schedules = Vec::new();
     for step in workflow.steps.0.iter().chain(&workflow.finally.0) {
-        let StepKind::Task(task) = &step.kind;
         let path = step.id.as_str();
-        let policy = step.retry.as_ref().unwrap_or(inherited);
-        schedules.push(schedule(path, false, policy, budget(task.timeouts.schedule_to_close)));
+        if let Some(task) = step.kind.task() {
+            let policy = step.retry.as_ref().unwrap_or(inherited);
+            schedules.push(schedule(path, false, policy, budget(task.timeouts.schedule_to_close)));
+        }
         if let Some(compensate) = &step.compensate {
             let policy = compensate.retry.as_ref().unwrap_or(inherited);
             let budget = budget(compensate.task.timeouts.schedule_to_close);

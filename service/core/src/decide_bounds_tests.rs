@@ -381,7 +381,7 @@ fn the_limit_of_a_history_refuses_the_next_step_but_no_clean_up() {
 fn of_each_step_the_task_that_began_first_times_out_first() {
     let timeout = |workflow: &mut Workflow| {
         for step in &mut workflow.steps.0 {
-            let StepKind::Task(task) = &mut step.kind;
+            let task = step.kind.task_mut().expect("it is a task");
             task.timeouts.schedule_to_close = Some(30 * SECOND);
             step.on_error = OnError::Ignore;
         }

@@ -486,7 +486,7 @@ fn every_clock_of_an_attempt_takes_the_failure_path() {
 #[test]
 fn schedule_to_close_spans_all_attempts() {
     let mut slow = step("a", 100);
-    let StepKind::Task(task) = &mut slow.kind;
+    let task = slow.kind.task_mut().expect("it is a task");
     task.timeouts = Timeouts { schedule_to_close: Some(3 * SECOND), ..Timeouts::default() };
     let mut rig = Rig::new(&workflow(vec![slow]));
     rig.fail("a", declined());
@@ -498,7 +498,7 @@ fn schedule_to_close_spans_all_attempts() {
 #[test]
 fn an_attempt_delivered_at_most_once_that_is_lost_is_never_tried_again() {
     let mut once = step("a", 5);
-    let StepKind::Task(task) = &mut once.kind;
+    let task = once.kind.task_mut().expect("it is a task");
     task.delivery = Delivery::AtMostOnce;
     let mut rig = Rig::new(&workflow(vec![once]));
     let task = rig.open();

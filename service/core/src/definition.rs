@@ -56,6 +56,21 @@ pub enum StepKind {
     Task(Task),
 }
 
+impl StepKind {
+    /// The work for a worker, if it is any.
+    pub fn task(&self) -> Option<&Task> {
+        match self {
+            Self::Task(task) => Some(task),
+        }
+    }
+
+    pub fn task_mut(&mut self) -> Option<&mut Task> {
+        match self {
+            Self::Task(task) => Some(task),
+        }
+    }
+}
+
 /// Work that is handed to a worker.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Task {

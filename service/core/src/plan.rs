@@ -57,6 +57,15 @@ pub enum StepKind {
     Task(TaskPlan),
 }
 
+impl StepKind {
+    /// The work for a worker, if it is any.
+    pub fn task(&self) -> Option<&TaskPlan> {
+        match self {
+            Self::Task(task) => Some(task),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct TaskPlan {
     pub task_type: String,
@@ -118,9 +127,7 @@ impl Plan {
     pub fn task(&self, path: &StepPath) -> Option<&TaskPlan> {
         match path.compensated() {
             Some(step) => Some(&self.step(&step)?.compensate.as_ref()?.task),
-            None => match &self.step(path)?.kind {
-                StepKind::Task(task) => Some(task),
-            },
+            None => self.step(path)?.kind.task(),
         }
     }
 

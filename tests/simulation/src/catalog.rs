@@ -60,9 +60,8 @@ impl Catalog {
         let blocks =
             self.definitions.iter().flat_map(|own| own.steps.0.iter().chain(&own.finally.0));
         let tasks = blocks.flat_map(|step| {
-            let StepKind::Task(task) = &step.kind;
             let undo = step.compensate.as_ref().map(|undo| &undo.task);
-            std::iter::once(task).chain(undo)
+            step.kind.task().into_iter().chain(undo)
         });
         let types: BTreeSet<_> = tasks.map(|task| task.task_type.clone()).collect();
         types.into_iter().collect()
@@ -113,8 +112,7 @@ fn undone(id: &str, attempts: u32) -> Step {
 }
 
 fn with_task(mut step: Step, change: impl FnOnce(&mut Task)) -> Step {
-    let StepKind::Task(task) = &mut step.kind;
-    change(task);
+    change(step.kind.task_mut().expect("it is a task"));
     step
 }
 

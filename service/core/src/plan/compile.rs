@@ -349,9 +349,8 @@ impl Compiler<'_> {
 fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
     let mut timed = Vec::new();
     for (node, step) in tree.nodes().zip(nodes) {
-        let StepKind::Task(task) = &step.kind;
         let pattern = tree.pattern(node);
-        if task.schedule_to_close.is_some() {
+        if step.kind.task().is_some_and(|task| task.schedule_to_close.is_some()) {
             timed.push(pattern.clone());
         }
         if step.compensate.as_ref().is_some_and(|undo| undo.task.schedule_to_close.is_some()) {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, TaskId};
-use recoup_core::definition::StepKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Input, Offer};
 use recoup_engine::options::Options;
@@ -191,7 +190,7 @@ fn a_node_claims_only_tasks_that_its_idle_workers_take() {
 #[test]
 fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
     let mut order = order();
-    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    let task = order.steps.0[0].kind.task_mut().expect("it is a task");
     task.timeouts.schedule_to_start = Some(3 * SECOND);
     let mut world = World::with_order(2, &order);
     // Its credit is published, and it is gone before it could claim anything.

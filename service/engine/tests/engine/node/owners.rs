@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, StartBasis, TaskId};
-use recoup_core::definition::{Delivery, StepKind};
+use recoup_core::definition::Delivery;
 use recoup_core::error::{TaskError, builtin};
 use recoup_core::retry::Schedule;
 use recoup_core::time::Timestamp;
@@ -23,7 +23,7 @@ fn submit(command: Command) -> impl FnOnce(Reply) -> Input<Reply> {
 /// Two nodes, and an order whose task is delivered at most once.
 fn delivered_at_most_once() -> World {
     let mut order = order();
-    let StepKind::Task(task) = &mut order.steps.0[0].kind;
+    let task = order.steps.0[0].kind.task_mut().expect("it is a task");
     task.delivery = Delivery::AtMostOnce;
     World::with_order(2, &order)
 }
