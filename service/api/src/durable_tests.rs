@@ -75,7 +75,7 @@ fn row(execution: usize, event: usize, at: Timestamp) -> FeedRow {
     FeedRow {
         id: lost.id,
         namespace: lost.namespace,
-        kind: lost.kind,
+        kind: lost.kind.into(),
         workflow: String::new(),
         error_type: String::new(),
         execution: Some(ExecutionId(Uuid::from_u128(execution as u128))),

@@ -149,7 +149,8 @@ impl Service {
             let index = &listed.index;
             let error_type = index.error_type.as_deref().unwrap_or_default();
             namespace_matches(&pattern, index.namespace.as_str())
-                && (compensations.is_empty() || compensations.contains(&index.compensation))
+                && (compensations.is_empty()
+                    || index.compensation.known().is_some_and(|own| compensations.contains(&own)))
                 && (given.error_type.is_empty()
                     || (!error_type.is_empty() && type_matches(&given.error_type, error_type)))
         };

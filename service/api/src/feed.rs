@@ -55,7 +55,8 @@ pub async fn page(context: &Context, after: &Cursor, filter: &Filter) -> Result<
     for event in page.events {
         advance(&mut reached, event.position);
         let row = &event.row;
-        if filter.takes(row.namespace.as_str(), &row.workflow, row.kind, &row.error_type) {
+        let kind = row.kind.known();
+        if filter.takes(row.namespace.as_str(), &row.workflow, kind, &row.error_type) {
             events.push((event, reached.clone()));
         }
     }

@@ -19,9 +19,12 @@ pub enum QuarantineReason {
     DecisionPanicked,
     /// The store refuses what the node itself decided: it would be decided again for ever.
     StoreRefused,
+    /// A newer binary put it there, for a reason whose name this one does not know.
+    Unknown,
 }
 
 impl QuarantineReason {
+    /// All that this binary gives.
     pub const ALL: [Self; 5] = [
         Self::HistoryGap,
         Self::HistoryUnreadable,
@@ -38,6 +41,7 @@ impl QuarantineReason {
             Self::WorkflowUnreadable => "workflow_unreadable",
             Self::DecisionPanicked => "decision_panicked",
             Self::StoreRefused => "store_refused",
+            Self::Unknown => "unknown",
         }
     }
 

@@ -160,19 +160,20 @@ pub struct InUse;
 pub struct Taken;
 
 impl Filter {
-    /// Whether the filter wants an event. [`FailureKind::FeedGap`] always passes.
+    /// Whether the filter wants an event. [`FailureKind::FeedGap`] always passes. An event without a kind is of one
+    /// that only a newer binary knows, so a filter that names kinds does not want it.
     pub fn takes(
         &self,
         namespace: &str,
         workflow: &str,
-        kind: FailureKind,
+        kind: Option<FailureKind>,
         error_type: &str,
     ) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|own| type_matches(own, error_type));
-        kind == FailureKind::FeedGap
+        kind == Some(FailureKind::FeedGap)
             || (namespace_matches(&self.namespace, namespace)
                 && (self.workflows.is_empty() || self.workflows.iter().any(|own| own == workflow))
-                && (self.kinds.is_empty() || self.kinds.contains(&kind))
+                && (self.kinds.is_empty() || kind.is_some_and(|kind| self.kinds.contains(&kind)))
                 && (self.error_types.is_empty()
                     || (!error_type.is_empty() && any(&self.error_types))))
     }

@@ -240,7 +240,8 @@ fn a_filter_takes_what_all_its_parts_take() {
         kinds: vec![FailureKind::StepFailed],
         error_types: vec!["payment".into()],
     };
-    let takes = |namespace, workflow, kind, error| filter.takes(namespace, workflow, kind, error);
+    let takes =
+        |namespace, workflow, kind, error| filter.takes(namespace, workflow, Some(kind), error);
     assert!(takes("shop.eu", "order", FailureKind::StepFailed, "payment.declined"));
     assert!(!takes("shop", "order", FailureKind::StepFailed, "payment.declined"));
     assert!(!takes("shop.eu", "refund", FailureKind::StepFailed, "payment.declined"));
@@ -248,4 +249,8 @@ fn a_filter_takes_what_all_its_parts_take() {
     assert!(!takes("shop.eu", "order", FailureKind::StepFailed, "stock.gone"));
     assert!(!takes("shop.eu", "order", FailureKind::StepFailed, ""));
     assert!(takes("other", "", FailureKind::FeedGap, ""));
+
+    let unknown = |filter: &Filter| filter.takes("shop.eu", "order", None, "payment.declined");
+    assert!(!unknown(&filter), "it is none of the kinds that are wanted");
+    assert!(unknown(&Filter { kinds: vec![], ..filter }), "all kinds are wanted");
 }

@@ -297,8 +297,11 @@ fn subject_of(execution: ExecutionId, index: Option<IndexRow>) -> (Namespace, Su
         max_attempts: None,
         is_final: true,
         decision: None,
-        state: index.as_ref().map_or(State::Running, |index| index.state),
-        compensation: index.as_ref().map_or(CompensationState::None, |index| index.compensation),
+        state: index.as_ref().and_then(|index| index.state.known()).unwrap_or(State::Running),
+        compensation: index
+            .as_ref()
+            .and_then(|index| index.compensation.known())
+            .unwrap_or(CompensationState::None),
         completed: Vec::new(),
         sequence: 0,
         trace: TraceContext::default(),

@@ -174,7 +174,7 @@ impl World<'_> {
             let row = &listed.index;
             let unresolved = [CompensationState::Parked, CompensationState::Running];
             row.key.as_deref() == Some(key)
-                && (!row.state.is_ended() || unresolved.contains(&row.compensation))
+                && (row.ended_at.is_none() || unresolved.iter().any(|own| row.compensation == *own))
         });
         let running: Vec<_> = running.map(|listed| short(&listed.execution)).collect();
         if running.len() > 1 {

@@ -25,8 +25,18 @@ const ENTRY_BYTES: usize = 48;
 /// Bytes of a pending attempt, beside its last error and the details of its heartbeat.
 const PENDING_BYTES: usize = 2 * 1024;
 
-super::to_proto!(quarantine_reason: QuarantineReason => v1::QuarantineReason:
-    HistoryGap HistoryUnreadable WorkflowUnreadable DecisionPanicked StoreRefused);
+/// Unspecified for a reason that only a newer server knows.
+fn quarantine_reason(reason: QuarantineReason) -> v1::QuarantineReason {
+    match reason {
+        QuarantineReason::HistoryGap => v1::QuarantineReason::HistoryGap,
+        QuarantineReason::HistoryUnreadable => v1::QuarantineReason::HistoryUnreadable,
+        QuarantineReason::WorkflowUnreadable => v1::QuarantineReason::WorkflowUnreadable,
+        QuarantineReason::DecisionPanicked => v1::QuarantineReason::DecisionPanicked,
+        QuarantineReason::StoreRefused => v1::QuarantineReason::StoreRefused,
+        QuarantineReason::Unknown => v1::QuarantineReason::Unspecified,
+    }
+}
+
 super::to_proto!(state: State => v1::ExecutionState:
     Running Retrying Paused Compensating Cancelling
     Succeeded Warning Failed TimedOut Cancelled Terminated);
@@ -341,9 +351,13 @@ pub fn listed(listed: &Listed) -> v1::ExecutionInfo {
         namespace: index.namespace.as_str().to_owned(),
         workflow: index.workflow.as_str().to_owned(),
         workflow_version: index.version,
-        state: state(index.state).into(),
-        phase: phase(index.phase).into(),
-        compensation_state: compensation_state(index.compensation).into(),
+        state: index.state.known().map_or(v1::ExecutionState::Unspecified, state).into(),
+        phase: index.phase.known().map_or(v1::ExecutionPhase::Unspecified, phase).into(),
+        compensation_state: index
+            .compensation
+            .known()
+            .map_or(v1::CompensationState::Unspecified, compensation_state)
+            .into(),
         run: index.run,
         started_at: Some(time::timestamp(index.started_at)),
         ended_at: index.ended_at.map(time::timestamp),
@@ -357,6 +371,8 @@ pub fn listed(listed: &Listed) -> v1::ExecutionInfo {
 
 #[cfg(test)]
 mod tests {
+    use recoup_store::{IndexRow, Named};
+
     use super::*;
 
     #[test]
@@ -366,6 +382,38 @@ mod tests {
             assert_eq!(state(own).as_str_name(), format!("EXECUTION_STATE_{own}"));
         }
         assert_eq!(state_from(v1::ExecutionState::Unspecified), None);
+    }
+
+    #[test]
+    fn names_that_only_a_newer_server_knows_are_unspecified() {
+        let unknown = || "HIBERNATING".to_owned();
+        let row = |quarantine| Listed {
+            execution: ExecutionId(uuid::Uuid::nil()),
+            index: IndexRow {
+                format: 9,
+                namespace: "default".into(),
+                workflow: "order".into(),
+                version: 1,
+                key: None,
+                state: Named::Unknown(unknown()),
+                phase: Named::Unknown(unknown()),
+                compensation: Named::Unknown(unknown()),
+                run: 1,
+                error_type: None,
+                started_at: Timestamp::default(),
+                ended_at: None,
+                wake_at: None,
+            },
+            quarantine,
+        };
+        let (detail, at) = (unknown(), Timestamp::default());
+        let quarantine = Quarantine { reason: QuarantineReason::Unknown, detail, at };
+        let info = listed(&row(Some(quarantine)));
+        assert_eq!(info.state(), v1::ExecutionState::Unspecified);
+        assert_eq!(info.phase(), v1::ExecutionPhase::Unspecified);
+        assert_eq!(info.compensation_state(), v1::CompensationState::Unspecified);
+        let quarantine = info.quarantine.expect("it is in quarantine");
+        assert_eq!(quarantine.reason(), v1::QuarantineReason::Unspecified);
     }
 
     #[test]

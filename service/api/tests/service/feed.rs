@@ -55,7 +55,7 @@ fn row(event: FailureEvent) -> FeedRow {
     FeedRow {
         id: event.id,
         namespace: event.namespace,
-        kind: event.kind,
+        kind: event.kind.into(),
         workflow: String::new(),
         error_type: event.error.map(|error| error.error_type).unwrap_or_default(),
         execution: None,

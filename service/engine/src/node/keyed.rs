@@ -101,6 +101,17 @@ impl<R> Node<R> {
                         }
                     }
                 }
+                KeySettled::TooNew { execution } => {
+                    self.slots.remove(&entry.id);
+                    let reason = format!(
+                        "execution {execution} holds the key, in a state that only a newer server knows"
+                    );
+                    for (pending, _) in entry.decided {
+                        if let Some(reply) = pending.reply {
+                            self.reply(reply, Err(Refusal::TooNew(reason.clone())));
+                        }
+                    }
+                }
                 KeySettled::Refused(reason) => self.refused(entry, reason),
             }
         }

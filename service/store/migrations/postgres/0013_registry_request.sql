@@ -12,8 +12,6 @@ create table registry_request (
     answer bytea not null,
     created_at timestamptz not null default clock_timestamp(),
     constraint registry_request_pk primary key (namespace, request_id),
-    constraint registry_request_operation_is_known check (operation in ('CREATE_NAMESPACE',
-        'REGISTER_WORKFLOW', 'RETIRE_WORKFLOW', 'CREATE_SUBSCRIPTION', 'DELETE_SUBSCRIPTION')),
     constraint registry_request_format_is_16_bits check (format between 0 and 65535)
 );
 

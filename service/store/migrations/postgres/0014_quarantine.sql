@@ -15,8 +15,6 @@ create table quarantine (
     release_request text,
     release_digest bigint,
     constraint quarantine_pk primary key (execution_id),
-    constraint quarantine_reason_is_known check (reason in ('history_gap', 'history_unreadable',
-        'workflow_unreadable', 'decision_panicked', 'store_refused')),
     constraint quarantine_release_has_a_reason check (released_at is null
         or release_reason is not null),
     constraint quarantine_request_has_a_digest check ((release_request is null)

@@ -1,16 +1,14 @@
--- The index of executions: written at the start, at the end, and when something in it changes.
--- `state` and `compensation` have the numbers of recoup.store.v1: states from 6 on are ends, from 8
--- on failures; compensation 3 is RUNNING, 5 is PARKED. `phase` is 1 steps, 2 compensation,
--- 3 on_failure, 4 finally.
+-- The index of executions: written at the start, at the end, and when something in it changes. No constraint lists
+-- the names of states: a newer binary may write more of them.
 create table execution (
     id blob not null,
     namespace text not null,
     workflow text not null,
     version integer not null,
     key text,
-    state integer not null,
-    phase integer not null,
-    compensation integer not null,
+    state text not null,
+    phase text not null,
+    compensation text not null,
     run integer not null,
     -- The highest format in its history: nodes that do not read it leave the execution alone.
     format integer not null,
@@ -24,14 +22,10 @@ create table execution (
     owner integer not null,
     constraint execution_pk primary key (id),
     constraint execution_id_is_a_uuid check (length(id) = 16),
-    constraint execution_state_is_known check (state between 1 and 11),
-    constraint execution_phase_is_known check (phase between 1 and 4),
-    constraint execution_compensation_is_known check (compensation between 1 and 5),
     constraint execution_format_is_16_bits check (format between 0 and 65535),
     constraint execution_version_is_32_bits check (version between 0 and 4294967295),
     constraint execution_run_is_32_bits check (run between 0 and 4294967295),
-    constraint execution_is_active_until_nothing_remains check (active = (state < 6 or compensation = 3)),
-    constraint execution_ended_at_is_that_of_an_end check ((ended_at is not null) = (state >= 6))
+    constraint execution_is_active_until_it_ends check (active = 1 or ended_at is not null)
 ) strict, without rowid;
 
 create index execution_list on execution (namespace, id);
@@ -41,7 +35,8 @@ create index execution_owned on execution (owner, id) where active = 1;
 create index execution_newer on execution (format) where active = 1 and format > 2;
 -- In the order of ends: what retention looks through.
 create index execution_ended on execution (namespace, ended_at)
-    where ended_at is not null and active = 0 and compensation <> 5;
+    where ended_at is not null and active = 0 and compensation <> 'PARKED';
 -- A success writes none of these two.
-create index execution_failed on execution (namespace, id) where state >= 8;
+create index execution_failed on execution (namespace, id)
+    where state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED');
 create index execution_due on execution (owner, wake_at, id) where wake_at is not null;

@@ -1,11 +1,11 @@
 -- The failure feed: every node writes a lane of its own. One thread writes them all, so numbers grow
--- over all lanes in the order of the commits. `kind` has the numbers of recoup.store.v1.
+-- over all lanes in the order of the commits.
 create table feed (
     number integer not null,
     lane integer not null,
     id text not null,
     namespace text not null,
-    kind integer not null,
+    kind text not null,
     workflow text not null,
     error_type text not null,
     execution_id blob,
@@ -16,7 +16,6 @@ create table feed (
     constraint feed_pk primary key (number),
     constraint feed_id_is_one unique (id),
     constraint feed_number_is_positive check (number > 0),
-    constraint feed_kind_is_known check (kind between 1 and 18),
     constraint feed_format_is_16_bits check (format between 0 and 65535),
     constraint feed_lane_fk foreign key (lane) references node (id)
 ) strict;

@@ -10,8 +10,6 @@ create table registry_request (
     answer blob not null,
     created_at integer not null,
     constraint registry_request_pk primary key (namespace, request_id),
-    constraint registry_request_operation_is_known check (operation in ('CREATE_NAMESPACE',
-        'REGISTER_WORKFLOW', 'RETIRE_WORKFLOW', 'CREATE_SUBSCRIPTION', 'DELETE_SUBSCRIPTION')),
     constraint registry_request_format_is_16_bits check (format between 0 and 65535),
     constraint registry_request_has_an_answer check (length(answer) > 0)
 ) strict;

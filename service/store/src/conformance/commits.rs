@@ -140,7 +140,7 @@ pub async fn an_old_batch_again_changes_nothing_that_came_after(world: World) {
 
     assert_eq!(world.store.commit(one, &first).await.expect("commits"), [Settled::Won]);
     let head = world.head(id).await.expect("there");
-    assert_eq!((head.sequence, head.state, head.owner), (2, State::Failed, Some(other)));
+    assert_eq!((head.sequence, head.state, head.owner), (2, State::Failed.into(), Some(other)));
 }
 
 pub async fn an_empty_batch_is_nothing(world: World) {

@@ -357,7 +357,7 @@ pub async fn failures_by_every_filter(world: World) {
     let free = |id: &str| FeedRow {
         workflow: String::new(),
         error_type: String::new(),
-        kind: FailureKind::WorkerLost,
+        kind: FailureKind::WorkerLost.into(),
         ..world.free_event(id)
     };
     let events = vec![
@@ -365,7 +365,7 @@ pub async fn failures_by_every_filter(world: World) {
         row("shop.eu", "below"),
         row("shopping", "beside"),
         FeedRow { workflow: "refund".into(), ..row("default", "refund") },
-        FeedRow { kind: FailureKind::StepFailed, ..row("default", "step") },
+        FeedRow { kind: FailureKind::StepFailed.into(), ..row("default", "step") },
         FeedRow { error_type: "payment".into(), ..row("default", "payment") },
         FeedRow { error_type: "payments.late".into(), ..row("default", "payments") },
         FeedRow { error_type: "recoup.worker_lost".into(), ..row("default", "builtin") },

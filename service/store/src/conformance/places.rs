@@ -34,7 +34,7 @@ pub async fn a_lost_place_writes_nothing(world: World) {
     assert_eq!(history.transitions[0].transition_id, winner.transition_id);
     assert_eq!(history.owner, Some(owner));
     let head = world.head(id).await.expect("there");
-    assert_eq!((head.sequence, head.state, head.owner), (2, State::Running, Some(owner)));
+    assert_eq!((head.sequence, head.state, head.owner), (2, State::Running.into(), Some(owner)));
     assert_eq!(world.feed_ids().await, ["won"]);
     assert_eq!(world.store.failure("lost").await.expect("asks"), None);
     assert_eq!(world.store.started_by(&"default".into(), "lost").await.expect("asks"), None);

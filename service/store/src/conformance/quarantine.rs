@@ -18,7 +18,7 @@ const FAR: Timestamp = Timestamp::from_micros(4_000_000_000_000_000);
 fn found(world: &World, execution: ExecutionId, seconds: u64) -> NewQuarantine {
     let at = world.now + Duration::from_secs(seconds);
     let event = FeedRow {
-        kind: FailureKind::ExecutionQuarantined,
+        kind: FailureKind::ExecutionQuarantined.into(),
         ..world.event(&format!("{execution} at {seconds}"), execution)
     };
     let detail = format!("transition {seconds} is missing");

@@ -23,9 +23,9 @@ pub async fn an_index_row_comes_back_as_it_was(world: World) {
         workflow: "größe".into(),
         version: u32::MAX >> 1,
         key: Some("'; drop table \u{1f4a3}".into()),
-        state: State::TimedOut,
-        phase: Phase::OnFailure,
-        compensation: CompensationState::Parked,
+        state: State::TimedOut.into(),
+        phase: Phase::OnFailure.into(),
+        compensation: CompensationState::Parked.into(),
         run: 3,
         error_type: Some("recoup.timeout.execution".into()),
         started_at: world.now,
@@ -35,14 +35,14 @@ pub async fn an_index_row_comes_back_as_it_was(world: World) {
     let mut written = vec![full.clone(), world.index()];
     for state in State::ALL {
         let ended_at = full.ended_at.filter(|_| state.is_ended());
-        written.push(IndexRow { state, ended_at, ..full.clone() });
+        written.push(IndexRow { state: state.into(), ended_at, ..full.clone() });
     }
     for phase in [Phase::Steps, Phase::Compensation, Phase::OnFailure, Phase::Finally] {
-        written.push(IndexRow { phase, ..full.clone() });
+        written.push(IndexRow { phase: phase.into(), ..full.clone() });
     }
     use CompensationState::{Done, None, Parked, Pending, Running};
     for compensation in [None, Pending, Running, Done, Parked] {
-        written.push(IndexRow { compensation, ..full.clone() });
+        written.push(IndexRow { compensation: compensation.into(), ..full.clone() });
     }
     let mut expected = Vec::new();
     for index in written {
@@ -59,12 +59,12 @@ pub async fn the_index_follows_transitions_that_carry_a_row(world: World) {
     let id = world.begun(one, world.index()).await;
     world.won(other, [world.next(id, 2)]).await;
     let head = world.head(id).await.expect("there");
-    assert_eq!((head.sequence, head.state, head.owner), (2, State::Running, Some(one)));
+    assert_eq!((head.sequence, head.state, head.owner), (2, State::Running.into(), Some(one)));
 
     let failed = world.in_state(State::Failed, CompensationState::None);
     world.won(other, [Transition { index: Some(failed.clone()), ..world.next(id, 3) }]).await;
     let head = world.head(id).await.expect("there");
-    assert_eq!((head.sequence, head.state, head.owner), (3, State::Failed, Some(other)));
+    assert_eq!((head.sequence, head.state, head.owner), (3, State::Failed.into(), Some(other)));
     assert_eq!(world.load(one, id).await.expect("there").owner, Some(other));
     let listed = world.store.list(&ListFilter::default(), None, 10).await.expect("lists");
     assert_eq!(listed, [Listed { execution: id, index: failed, quarantine: None }]);

@@ -35,6 +35,7 @@ pub async fn what_ended_long_ago_goes(world: World) {
     let mut gone = Vec::new();
     for state in State::ALL.into_iter().filter(|state| state.is_ended()) {
         for compensation in [CompensationState::None, CompensationState::Done] {
+            let (state, compensation) = (state.into(), compensation.into());
             let index = IndexRow { state, compensation, ..ended(&world, long_ago()) };
             let id = world.begun(node, index).await;
             world.won(node, [world.next(id, 2)]).await;
@@ -88,9 +89,9 @@ pub async fn what_is_open_parked_or_recent_stays(world: World) {
     let old = ended(&world, long_ago());
     let rows = [
         IndexRow { started_at: long_ago(), ..world.index() },
-        IndexRow { state: State::Compensating, ended_at: None, ..old.clone() },
-        IndexRow { state: State::Terminated, compensation: C::Parked, ..old.clone() },
-        IndexRow { state: State::Failed, compensation: C::Running, ..old.clone() },
+        IndexRow { state: State::Compensating.into(), ended_at: None, ..old.clone() },
+        IndexRow { state: State::Terminated.into(), compensation: C::Parked.into(), ..old.clone() },
+        IndexRow { state: State::Failed.into(), compensation: C::Running.into(), ..old.clone() },
         IndexRow { started_at: long_ago(), ended_at: Some(world.now), ..old },
     ];
     let mut kept = Vec::new();

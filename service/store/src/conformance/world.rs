@@ -59,9 +59,9 @@ impl World {
             workflow: "order".into(),
             version: 1,
             key: None,
-            state: State::Running,
-            phase: Phase::Steps,
-            compensation: CompensationState::None,
+            state: State::Running.into(),
+            phase: Phase::Steps.into(),
+            compensation: CompensationState::None.into(),
             run: 1,
             error_type: None,
             started_at: self.now,
@@ -72,6 +72,7 @@ impl World {
 
     pub fn in_state(&self, state: State, compensation: CompensationState) -> IndexRow {
         let ended_at = state.is_ended().then_some(self.now);
+        let (state, compensation) = (state.into(), compensation.into());
         IndexRow { state, compensation, ended_at, ..self.index() }
     }
 
@@ -104,7 +105,7 @@ impl World {
         FeedRow {
             id: id.into(),
             namespace: NAMESPACE.into(),
-            kind: FailureKind::AttemptFailed,
+            kind: FailureKind::AttemptFailed.into(),
             workflow: "order".into(),
             error_type: "payment.card_declined".into(),
             execution: None,

@@ -7,7 +7,7 @@ use recoup_core::id::{ExecutionId, Namespace, TransitionId, WorkflowName};
 use recoup_core::quarantine::Quarantine;
 use recoup_core::time::Timestamp;
 
-use super::{IndexRow, NodeId, QuarantineRow, Release, Result};
+use super::{IndexRow, Named, NodeId, QuarantineRow, Release, Result};
 use crate::format;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,7 @@ impl StoredTransition {
 pub struct Head {
     pub execution: ExecutionId,
     pub sequence: u64,
-    pub state: State,
+    pub state: Named<State>,
     pub owner: Option<NodeId>,
     /// Is in quarantine.
     pub quarantined: bool,

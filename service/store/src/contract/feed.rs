@@ -13,7 +13,7 @@ use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::time::Timestamp;
 
 use super::transitions::ROW_BYTES;
-use super::{NodeId, Result};
+use super::{Named, NodeId, Result};
 
 /// A failure event on its way to the feed; its position is given by the commit.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub struct FeedRow {
     /// [`recoup_core::failure_event::FailureEvent::id`]: unique.
     pub id: String,
     pub namespace: Namespace,
-    pub kind: FailureKind,
+    pub kind: Named<FailureKind>,
     /// Empty for events of no execution.
     pub workflow: String,
     /// Empty if there is no error.

@@ -12,6 +12,7 @@
 mod error;
 mod executions;
 mod feed;
+mod name;
 mod nodes;
 mod overflow;
 mod quarantine;
@@ -22,6 +23,7 @@ mod transitions;
 pub use error::*;
 pub use executions::*;
 pub use feed::*;
+pub use name::*;
 pub use nodes::*;
 pub use overflow::*;
 pub use quarantine::*;

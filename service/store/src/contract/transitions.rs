@@ -7,7 +7,7 @@ use recoup_core::id::{ExecutionId, Namespace, TransitionId, WorkflowName};
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::time::Timestamp;
 
-use super::{FeedRow, NewQuarantine, NodeId, Result, TaskKey};
+use super::{FeedRow, Named, NewQuarantine, NodeId, Result, TaskKey};
 use crate::format;
 
 impl Reminder {
@@ -92,9 +92,9 @@ pub struct IndexRow {
     pub workflow: WorkflowName,
     pub version: u32,
     pub key: Option<String>,
-    pub state: State,
-    pub phase: Phase,
-    pub compensation: CompensationState,
+    pub state: Named<State>,
+    pub phase: Named<Phase>,
+    pub compensation: Named<CompensationState>,
     pub run: u32,
     pub error_type: Option<String>,
     pub started_at: Timestamp,
@@ -110,9 +110,24 @@ impl IndexRow {
         ROW_BYTES + names + text(&self.key) + text(&self.error_type)
     }
 
+    /// Whether it has an end time if and only if its state is an end. Of a state that only a newer binary knows
+    /// anything is believed.
+    pub(crate) fn ends_as_it_says(&self) -> bool {
+        self.state.known().is_none_or(|state| state.is_ended() == self.ended_at.is_some())
+    }
+
+    /// Whether retention may take it once it is old. False for names that only a newer binary knows: what they mean may
+    /// be that something remains.
+    pub(crate) fn is_done_for_good(&self) -> bool {
+        use CompensationState::{Done, None, Pending};
+        let compensation = self.compensation.known();
+        self.state.known().is_some_and(State::is_ended)
+            && compensation.is_some_and(|own| matches!(own, None | Pending | Done))
+    }
+
     /// Whether something remains to be done: what nodes own and adopt.
     pub fn is_active(&self) -> bool {
-        !self.state.is_ended() || self.compensation == CompensationState::Running
+        self.ended_at.is_none() || self.compensation == CompensationState::Running
     }
 }
 
@@ -174,7 +189,27 @@ pub enum KeySettled {
         execution: ExecutionId,
         state: State,
     },
+    /// Only a newer binary knows the state of the execution that holds the key. Neither key nor request id is used
+    /// up.
+    TooNew {
+        execution: ExecutionId,
+    },
     Refused(String),
+}
+
+/// Which execution holds a key, and how it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub execution: ExecutionId,
+    pub state: Named<State>,
+    pub compensation: Named<CompensationState>,
+}
+
+impl Holder {
+    /// What [`recoup_core::key::decide`] asks. None if only a newer binary knows it.
+    pub fn standing(&self) -> Option<(State, CompensationState)> {
+        Some((self.state.known()?, self.compensation.known()?))
+    }
 }
 
 #[async_trait]

@@ -58,7 +58,8 @@ impl Executions for MemoryStore {
             let indexed = state.executions.get(&execution)?;
             let owner = state.owner(execution);
             let quarantined = state.quarantine(execution).is_some();
-            Some(Head { execution, sequence, state: indexed.row.state, owner, quarantined })
+            let state = indexed.row.state.clone();
+            Some(Head { execution, sequence, state, owner, quarantined })
         });
         Ok(heads.collect())
     }
@@ -160,7 +161,8 @@ fn takes(filter: &ListFilter, row: &IndexRow) -> bool {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     filter.namespace.as_ref().is_none_or(|namespace| row.namespace == *namespace)
-        && (filter.states.is_empty() || filter.states.contains(&row.state))
+        && (filter.states.is_empty()
+            || row.state.known().is_some_and(|state| filter.states.contains(&state)))
         && filter.workflow.as_ref().is_none_or(|workflow| row.workflow == *workflow)
         && filter.error_type.as_ref().is_none_or(|wanted| {
             row.error_type.as_ref().is_some_and(|error_type| below(wanted, error_type))

@@ -144,7 +144,8 @@ fn takes(filter: &FailureFilter, row: &FeedRow) -> bool {
     let types = &filter.error_types;
     namespace_matches(&filter.namespace, row.namespace.as_str())
         && (filter.workflows.is_empty() || filter.workflows.contains(&row.workflow))
-        && (filter.kinds.is_empty() || filter.kinds.contains(&row.kind))
+        && (filter.kinds.is_empty()
+            || row.kind.known().is_some_and(|kind| filter.kinds.contains(&kind)))
         && (types.is_empty() || types.iter().any(|pattern| type_matches(pattern, &row.error_type)))
         && filter.execution.is_none_or(|execution| row.execution == Some(execution))
 }

@@ -1,5 +1,4 @@
 use async_trait::async_trait;
-use recoup_core::execution::CompensationState;
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
@@ -79,7 +78,7 @@ impl Retention for MemoryStore {
 impl State {
     fn has_expired(&self, row: &IndexRow, now: Timestamp) -> bool {
         !row.is_active()
-            && row.compensation != CompensationState::Parked
+            && row.is_done_for_good()
             && row.ended_at.is_some_and(|at| at + self.retention(&row.namespace) < now)
     }
 }

@@ -14,7 +14,7 @@ use recoup_core::time::Timestamp;
 use super::MemoryStore;
 use super::state::{Indexed, Quarantined, Request, State};
 use crate::contract::{
-    Batch, FeedRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Position, QuarantineRow,
+    Batch, FeedRow, Holder, KeySettled, KeyedStart, NewQuarantine, NodeId, Position, QuarantineRow,
     Reminder, Result, Settled, StoredTransition, Transition, Transitions,
 };
 
@@ -178,8 +178,16 @@ impl Write<'_> {
         let place = (index.namespace.clone(), key.clone());
         let holder = self.state.keys.get(&place).and_then(|holder| {
             let row = &self.state.executions.get(holder)?.row;
-            Some((*holder, row.state, row.compensation))
+            let (state, compensation) = (row.state.clone(), row.compensation.clone());
+            Some(Holder { execution: *holder, state, compensation })
         });
+        let holder = match holder.map(|holder| (holder.execution, holder.standing())) {
+            Some((execution, None)) => return KeySettled::TooNew { execution },
+            Some((execution, Some((state, compensation)))) => {
+                Some((execution, state, compensation))
+            }
+            None => None,
+        };
         let standing = holder.map(|(_, state, compensation)| (state, compensation));
         match (key::decide(standing, *on_running, *on_ended), holder) {
             (KeyVerdict::UseExisting, Some((execution, ..))) => {
@@ -225,11 +233,7 @@ impl Write<'_> {
             }
             _ => {}
         }
-        if transition
-            .index
-            .as_ref()
-            .is_some_and(|row| row.ended_at.is_some() != row.state.is_ended())
-        {
+        if transition.index.as_ref().is_some_and(|row| !row.ends_as_it_says()) {
             return Err("an execution has an end time if and only if it has ended".into());
         }
         let mut ids = BTreeSet::new();

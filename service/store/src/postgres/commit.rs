@@ -129,8 +129,13 @@ impl Inner {
 
 /// What no constraint of a single table can refuse.
 pub(super) fn flaw(transition: &Transition) -> Option<&'static str> {
-    let is_start = transition.sequence == 1;
-    (is_start && transition.index.is_none()).then_some("a start needs an index row")
+    match &transition.index {
+        None if transition.sequence == 1 => Some("a start needs an index row"),
+        Some(row) if !row.ends_as_it_says() => {
+            Some("an execution has an end time if and only if it has ended")
+        }
+        Some(_) | None => None,
+    }
 }
 
 /// The number of the first event of each transition, and of the batch's own events: first those of no

@@ -12,8 +12,8 @@ use super::filtered::Filtered;
 use super::value::{self, At};
 use super::{PostgresStore, quarantine};
 use crate::contract::{
-    Due, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, QuarantineRow, Release,
-    Released, Result, StoredTransition, Wanted,
+    Due, Executions, Head, History, IndexRow, ListFilter, Listed, Named, NodeId, QuarantineRow,
+    Release, Released, Result, StoredTransition, Wanted,
 };
 
 #[async_trait]
@@ -77,7 +77,7 @@ impl Executions for PostgresStore {
             let history = match found.entry(row.execution_id) {
                 Entry::Occupied(there) => there.into_mut(),
                 Entry::Vacant(place) => {
-                    let quarantine = quarantine::found(row.reason, row.detail, row.at)?;
+                    let quarantine = quarantine::found(row.reason, row.detail, row.at);
                     let released = row.released_at.map(|at| Released {
                         at: at.0,
                         reason: row.release_reason.unwrap_or_default(),
@@ -166,7 +166,7 @@ impl Executions for PostgresStore {
             Ok(Head {
                 execution: ExecutionId(row.id),
                 sequence: value::unsigned(row.sequence),
-                state: value::state(&row.state)?,
+                state: Named::of(&row.state),
                 owner: row.owner.map(NodeId),
                 quarantined: row.quarantined,
             })
@@ -212,7 +212,7 @@ impl Executions for PostgresStore {
         before: Option<ExecutionId>,
         limit: usize,
     ) -> Result<Vec<Listed>> {
-        let states: Vec<&str> = filter.states.iter().map(|s| value::state_name(*s)).collect();
+        let states: Vec<&str> = filter.states.iter().map(|state| state.name()).collect();
         let namespace = filter.namespace.as_ref().map(Namespace::as_str);
         let workflow = filter.workflow.as_ref().map(|workflow| workflow.as_str());
 
@@ -350,9 +350,9 @@ fn listed(row: ListedRow) -> Result<Listed, Failure> {
         workflow: row.workflow.as_str().into(),
         version: value::count(row.version)?,
         key: row.key,
-        state: value::state(&row.state)?,
-        phase: value::phase(&row.phase)?,
-        compensation: value::compensation(&row.compensation)?,
+        state: Named::of(&row.state),
+        phase: Named::of(&row.phase),
+        compensation: Named::of(&row.compensation),
         run: value::count(row.run)?,
         error_type: row.error_type,
         started_at: row.started_at.0,
@@ -360,6 +360,6 @@ fn listed(row: ListedRow) -> Result<Listed, Failure> {
         wake_at: row.wake_at.map(|at| at.0),
         format: value::format(row.format)?,
     };
-    let quarantine = quarantine::found(row.reason, row.detail, row.at)?;
+    let quarantine = quarantine::found(row.reason, row.detail, row.at);
     Ok(Listed { execution: ExecutionId(row.id), index, quarantine })
 }

@@ -13,8 +13,8 @@ use super::filtered::Filtered;
 use super::value::{self, At};
 use super::{Inner, PostgresStore};
 use crate::contract::{
-    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, NodeId, PageLimit, Position, Positioned,
-    Result,
+    Cursor, Error, FailureFilter, Feed, FeedPage, FeedRow, Name, Named, NodeId, PageLimit,
+    Position, Positioned, Result,
 };
 
 /// Columns of an event, as [`EventRow`] reads them.
@@ -65,7 +65,7 @@ impl Feed for PostgresStore {
     ) -> Result<Vec<Positioned>> {
         let exact = filter.namespace.as_str();
         let below = filter.namespace.strip_suffix('*');
-        let kinds: Vec<&str> = filter.kinds.iter().map(|kind| value::kind_name(*kind)).collect();
+        let kinds: Vec<&str> = filter.kinds.iter().map(|kind| kind.name()).collect();
         // How patterns of types match is a rule of core: here it is said in SQL, and a test holds the
         // two together.
         let all_of_users = filter.error_types.iter().any(|pattern| pattern == "*");
@@ -316,7 +316,7 @@ fn positioned(row: EventRow) -> Result<Positioned, Failure> {
     let event = FeedRow {
         id: row.id,
         namespace: row.namespace.as_str().into(),
-        kind: value::kind(&row.kind)?,
+        kind: Named::of(&row.kind),
         workflow: row.workflow,
         error_type: row.error_type,
         execution: row.execution_id.map(ExecutionId),

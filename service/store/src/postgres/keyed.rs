@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use recoup_core::execution::{CompensationState, State};
 use recoup_core::id::ExecutionId;
 use recoup_core::key::{self, KeyVerdict};
 use tokio_postgres::types::ToSql;
@@ -18,8 +17,7 @@ use super::error::{ErrorClass, Failure};
 use super::lane::Held;
 use super::rows::Rows;
 use super::session::LaneSession;
-use super::value;
-use crate::contract::{Error, KeySettled, KeyedStart, NodeId, Transition};
+use crate::contract::{Error, Holder, KeySettled, KeyedStart, Named, NodeId, Transition};
 
 const CLAIM_KEYS: &str = "
     insert into execution_key (namespace, key, execution_id)
@@ -166,7 +164,18 @@ async fn settle_group(
     let mut used = Vec::new();
     let mut rejected = Vec::new();
     for at in open {
-        let holder = holders.get(&transition(at).execution.0).copied();
+        let holder = holders.get(&transition(at).execution.0);
+        let holder = match holder.map(|holder| (holder.execution, holder.standing())) {
+            Some((execution, None)) => {
+                rejected.push(at);
+                settled.push((at, KeySettled::TooNew { execution }));
+                continue;
+            }
+            Some((execution, Some((state, compensation)))) => {
+                Some((execution, state, compensation))
+            }
+            None => None,
+        };
         let standing = holder.map(|(_, state, compensation)| (state, compensation));
         let KeyedStart { on_running, on_ended, .. } = starts[at];
         match (key::decide(standing, on_running, on_ended), holder) {
@@ -199,8 +208,6 @@ async fn settle_group(
     Ok(settled)
 }
 
-type Holder = (ExecutionId, State, CompensationState);
-
 /// Takes the keys that nobody has, and locks the others. Returns the executions that hold those, with
 /// their states, by the execution that asks.
 async fn hold_keys(
@@ -230,13 +237,14 @@ async fn hold_keys(
     let mut states: HashMap<Uuid, Holder> = HashMap::new();
     for row in session.query(HOLDERS, &[&ids]).await? {
         let id: Uuid = row.try_get(0)?;
-        let state = value::state(row.try_get(1)?)?;
-        let compensation = value::compensation(row.try_get(2)?)?;
-        states.insert(id, (ExecutionId(id), state, compensation));
+        let state = Named::of(row.try_get(1)?);
+        let compensation = Named::of(row.try_get(2)?);
+        states.insert(id, Holder { execution: ExecutionId(id), state, compensation });
     }
     // A key whose execution is gone is free.
-    let holders =
-        held.into_iter().filter_map(|(asking, holder)| Some((asking, *states.get(&holder)?)));
+    let holders = held
+        .into_iter()
+        .filter_map(|(asking, holder)| Some((asking, states.get(&holder)?.clone())));
     Ok(holders.collect())
 }
 

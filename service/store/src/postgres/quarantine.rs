@@ -1,7 +1,7 @@
 //! Executions in quarantine.
 
 use recoup_core::id::ExecutionId;
-use recoup_core::quarantine::Quarantine;
+use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use uuid::Uuid;
 
 use super::PostgresStore;
@@ -9,7 +9,7 @@ use super::commit::{Attempted, Numbers, bisect};
 use super::error::Failure;
 use super::rows::Quarantines;
 use super::session::LaneSession;
-use super::value::{self, At};
+use super::value::At;
 use crate::contract::{Batch, Error, NodeId, Release, Result, Transition};
 
 const IN_FORCE: &str = "
@@ -61,10 +61,10 @@ pub(super) fn found(
     reason: Option<String>,
     detail: Option<String>,
     at: Option<At>,
-) -> Result<Option<Quarantine>, Failure> {
-    let (Some(reason), Some(at)) = (reason, at) else { return Ok(None) };
-    let reason = value::quarantine_reason(&reason)?;
-    Ok(Some(Quarantine { reason, detail: detail.unwrap_or_default(), at: at.0 }))
+) -> Option<Quarantine> {
+    let (reason, at) = (reason?, at?);
+    let reason = QuarantineReason::from_name(&reason).unwrap_or(QuarantineReason::Unknown);
+    Some(Quarantine { reason, detail: detail.unwrap_or_default(), at: at.0 })
 }
 
 impl PostgresStore {

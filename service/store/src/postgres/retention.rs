@@ -76,7 +76,8 @@ impl Inner {
 
         connection.begin().await?;
         // Ended longer ago than its namespace keeps it. Namespaces are those that have ended executions,
-        // found by one look into the index for each: what is not due yet is not looked at. Ages are
+        // found by one look into the index for each: what is not due yet is not looked at. What only a newer
+        // binary has a name for stays: it may not be done for good. Ages are
         // compared, for the sum of a time and a long retention need not be a time; that of at most 5,000
         // years, the one that the index goes by, is. The rows are locked, so that what is deleted is what
         // was found; those that another transaction has locked are left to it.
@@ -96,6 +97,9 @@ impl Inner {
                 select execution.id
                 from execution
                 where not execution.active and execution.compensation <> 'PARKED'
+                    and execution.compensation in ('NONE', 'PENDING', 'DONE')
+                    and execution.state in ('SUCCEEDED', 'WARNING', 'FAILED', 'TIMED_OUT',
+                        'CANCELLED', 'TERMINATED')
                     and execution.namespace = present.name
                     and execution.ended_at < $3::timestamptz - interval '1 microsecond'
                         * least(coalesce(namespace.retention_us, $2::int8), 157680000000000000)

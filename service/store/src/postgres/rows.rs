@@ -264,9 +264,9 @@ struct Indexes<'a> {
     workflow: Vec<&'a str>,
     version: Vec<i64>,
     key: Vec<Option<&'a str>>,
-    state: Vec<&'static str>,
-    phase: Vec<&'static str>,
-    compensation: Vec<&'static str>,
+    state: Vec<&'a str>,
+    phase: Vec<&'a str>,
+    compensation: Vec<&'a str>,
     run: Vec<i64>,
     active: Vec<bool>,
     error_type: Vec<Option<&'a str>>,
@@ -285,9 +285,9 @@ impl<'a> Indexes<'a> {
         self.workflow.push(row.workflow.as_str());
         self.version.push(row.version.into());
         self.key.push(row.key.as_deref());
-        self.state.push(value::state_name(row.state));
-        self.phase.push(value::phase_name(row.phase));
-        self.compensation.push(value::compensation_name(row.compensation));
+        self.state.push(row.state.name());
+        self.phase.push(row.phase.name());
+        self.compensation.push(row.compensation.name());
         self.run.push(row.run.into());
         self.active.push(row.is_active());
         self.error_type.push(row.error_type.as_deref());
@@ -324,7 +324,7 @@ pub(super) struct Events<'a> {
     number: Vec<i64>,
     id: Vec<&'a str>,
     namespace: Vec<&'a str>,
-    kind: Vec<&'static str>,
+    kind: Vec<&'a str>,
     workflow: Vec<&'a str>,
     error_type: Vec<&'a str>,
     execution: Vec<Option<Uuid>>,
@@ -344,7 +344,7 @@ impl<'a> Events<'a> {
         self.number.push(number);
         self.id.push(&row.id);
         self.namespace.push(row.namespace.as_str());
-        self.kind.push(value::kind_name(row.kind));
+        self.kind.push(row.kind.name());
         self.workflow.push(&row.workflow);
         self.error_type.push(&row.error_type);
         self.execution.push(row.execution.map(|execution| execution.0));

@@ -3,9 +3,6 @@
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use recoup_core::execution::{CompensationState, Phase, State};
-use recoup_core::failure_event::FailureKind;
-use recoup_core::quarantine::QuarantineReason;
 use recoup_core::time::Timestamp;
 use sqlx::encode::IsNull as SqlxIsNull;
 use sqlx::error::BoxDynError;
@@ -108,82 +105,6 @@ pub(super) fn limit(limit: usize) -> i64 {
 /// Counters and sequences are never negative.
 pub(super) fn unsigned(number: i64) -> u64 {
     number.max(0).unsigned_abs()
-}
-
-/// The names of a column and what they stand for, both ways.
-macro_rules! names {
-    ($write:ident, $read:ident, $type:ty, { $($variant:ident => $name:literal,)* }) => {
-        pub(super) fn $write(value: $type) -> &'static str {
-            match value {
-                $(<$type>::$variant => $name,)*
-            }
-        }
-
-        pub(super) fn $read(name: &str) -> Result<$type> {
-            match name {
-                $($name => Ok(<$type>::$variant),)*
-                other => Err(Error::Incompatible(format!(
-                    concat!(stringify!($type), " has no name {:?}"), other
-                ))),
-            }
-        }
-    };
-}
-
-names!(state_name, state, State, {
-    Running => "RUNNING",
-    Retrying => "RETRYING",
-    Paused => "PAUSED",
-    Compensating => "COMPENSATING",
-    Cancelling => "CANCELLING",
-    Succeeded => "SUCCEEDED",
-    Warning => "WARNING",
-    Failed => "FAILED",
-    TimedOut => "TIMED_OUT",
-    Cancelled => "CANCELLED",
-    Terminated => "TERMINATED",
-});
-
-names!(phase_name, phase, Phase, {
-    Steps => "STEPS",
-    Compensation => "COMPENSATION",
-    OnFailure => "ON_FAILURE",
-    Finally => "FINALLY",
-});
-
-names!(compensation_name, compensation, CompensationState, {
-    None => "NONE",
-    Pending => "PENDING",
-    Running => "RUNNING",
-    Done => "DONE",
-    Parked => "PARKED",
-});
-
-names!(kind_name, kind, FailureKind, {
-    AttemptFailed => "attempt_failed",
-    StepFailed => "step_failed",
-    StepIgnored => "step_ignored",
-    ExecutionFailed => "execution_failed",
-    ExecutionTimedOut => "execution_timed_out",
-    ExecutionWarning => "execution_warning",
-    ExecutionCancelled => "execution_cancelled",
-    ExecutionTerminated => "execution_terminated",
-    CompensationStarted => "compensation_started",
-    CompensationDone => "compensation_done",
-    CompensationParked => "compensation_parked",
-    HandlerFailed => "handler_failed",
-    WorkerLost => "worker_lost",
-    QueueUnserved => "queue_unserved",
-    DeliveryFailed => "delivery_failed",
-    Recovered => "recovered",
-    FeedGap => "feed_gap",
-    ExecutionQuarantined => "execution_quarantined",
-});
-
-/// Held to the names by a constraint.
-pub(super) fn quarantine_reason(name: &str) -> Result<QuarantineReason> {
-    QuarantineReason::from_name(name)
-        .ok_or_else(|| Error::Incompatible(format!("QuarantineReason has no name {name:?}")))
 }
 
 /// Held to 16 bits by a constraint.

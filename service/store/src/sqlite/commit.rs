@@ -5,7 +5,6 @@
 //! asked one by one, in the order in which the contract wants the answers.
 
 use async_trait::async_trait;
-use recoup_core::execution::{CompensationState, State};
 use recoup_core::id::{ExecutionId, TransitionId};
 use recoup_core::key::{self, KeyVerdict};
 use rusqlite::{OptionalExtension, params};
@@ -14,8 +13,8 @@ use super::error::Failure;
 use super::writer::Write;
 use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
 use crate::contract::{
-    Batch, FeedRow, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Reminder, Result,
-    Settled, StartRequest, Transition, Transitions,
+    Batch, FeedRow, Holder, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Reminder,
+    Result, Settled, StartRequest, Transition, Transitions,
 };
 
 /// Of values alone: with a select, SQLite would put the row into a table of its own first and keep a copy of
@@ -143,6 +142,7 @@ impl Append<'_, '_> {
         let is_start = transition.sequence == 1;
         let ordinary = transition.feed.is_empty()
             && (!is_start || transition.index.is_some())
+            && transition.index.as_ref().is_none_or(IndexRow::ends_as_it_says)
             && (1..=i64::MAX.unsigned_abs()).contains(&transition.sequence);
         if !ordinary {
             return Ok(false);
@@ -183,6 +183,13 @@ impl Append<'_, '_> {
             return Ok(KeySettled::Refused("a start needs an index row".into()));
         };
         let holder = self.holder(index, key)?;
+        let holder = match holder.map(|holder| (holder.execution, holder.standing())) {
+            Some((execution, None)) => return Ok(KeySettled::TooNew { execution }),
+            Some((execution, Some((state, compensation)))) => {
+                Some((execution, state, compensation))
+            }
+            None => None,
+        };
         let standing = holder.map(|(_, state, compensation)| (state, compensation));
         match (key::decide(standing, *on_running, *on_ended), holder) {
             (KeyVerdict::UseExisting, Some((execution, ..))) => {
@@ -217,11 +224,7 @@ impl Append<'_, '_> {
     }
 
     /// Who holds the key, and how it stands.
-    fn holder(
-        &self,
-        index: &IndexRow,
-        key: &str,
-    ) -> Result<Option<(ExecutionId, State, CompensationState)>, Failure> {
+    fn holder(&self, index: &IndexRow, key: &str) -> Result<Option<Holder>, Failure> {
         const HOLDER: &str = "
             select execution.id, execution.state, execution.compensation
             from execution_key join execution on execution.id = execution_key.execution_id
@@ -229,9 +232,8 @@ impl Append<'_, '_> {
         let mut statement = self.write.prepare(HOLDER)?;
         let mut rows = statement.query(params![index.namespace.as_str(), key])?;
         let Some(row) = rows.next()? else { return Ok(None) };
-        let (state, compensation) = (row.get(1)?, row.get(2)?);
-        let standing = (value::state(state)?, value::compensation(compensation)?);
-        Ok(Some((value::execution(row, 0)?, standing.0, standing.1)))
+        let (state, compensation) = (value::named(row, 1)?, value::named(row, 2)?);
+        Ok(Some(Holder { execution: value::execution(row, 0)?, state, compensation }))
     }
 
     /// Writes a transition whose place and request id are free.
@@ -255,6 +257,9 @@ impl Append<'_, '_> {
                 return refused(format!("sequence {sequence} would leave a gap"));
             }
             _ => {}
+        }
+        if transition.index.as_ref().is_some_and(|row| !row.ends_as_it_says()) {
+            return refused("an execution has an end time if and only if it has ended".into());
         }
         for (i, row) in feed.iter().enumerate() {
             if feed[..i].iter().any(|other| other.id == row.id) || self.is_event(&row.id)? {
@@ -308,9 +313,9 @@ impl Append<'_, '_> {
             index.workflow.as_str(),
             index.version,
             index.key,
-            value::state_number(index.state),
-            value::phase_number(index.phase),
-            value::compensation_number(index.compensation),
+            index.state.name(),
+            index.phase.name(),
+            index.compensation.name(),
             index.run,
             index.is_active(),
             index.error_type,
@@ -357,7 +362,7 @@ impl Append<'_, '_> {
             self.node.0,
             row.id,
             row.namespace.as_str(),
-            value::kind_number(row.kind),
+            row.kind.name(),
             row.workflow,
             row.error_type,
             row.execution.as_ref().map(|execution| execution.0.as_bytes()),

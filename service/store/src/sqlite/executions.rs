@@ -84,8 +84,8 @@ impl Executions for SqliteStore {
             for execution in executions {
                 let mut rows = statement.query([execution.0.as_bytes()])?;
                 if let Some(row) = rows.next()? {
-                    let (state, sequence) = (row.get(0)?, value::sequence(row, 1)?);
-                    let (state, quarantined) = (value::state(state)?, row.get(2)?);
+                    let (state, sequence) = (value::named(row, 0)?, value::sequence(row, 1)?);
+                    let quarantined = row.get(2)?;
                     let owner = owner(connection, execution)?;
                     heads.push(Head { execution, sequence, state, owner, quarantined });
                 }
@@ -275,9 +275,9 @@ fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
         workflow: value::text(row, 2)?.into(),
         version: value::count(row, 3)?,
         key: value::optional_text(row, 4)?,
-        state: value::state(row.get(5)?)?,
-        phase: value::phase(row.get(6)?)?,
-        compensation: value::compensation(row.get(7)?)?,
+        state: value::named(row, 5)?,
+        phase: value::named(row, 6)?,
+        compensation: value::named(row, 7)?,
         run: value::count(row, 8)?,
         error_type: value::optional_text(row, 9)?,
         started_at: value::at(row, 10)?,
@@ -300,12 +300,12 @@ fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (S
         and("namespace = ?", vec![namespace.to_string().into()]);
     }
     if !filter.states.is_empty() {
-        let numbers = filter.states.iter().map(|state| value::state_number(*state).to_string());
-        let numbers: Vec<_> = numbers.collect();
-        and(&format!("state in ({})", numbers.join(", ")), vec![]);
+        let names = filter.states.iter().map(|state| state.name().to_owned().into());
+        let names: Vec<_> = names.collect();
+        and(&format!("state in ({})", vec!["?"; names.len()].join(", ")), names);
         if filter.states.iter().all(|state| state.is_failure()) {
             // In the words of the index of failures.
-            and("state >= 8", vec![]);
+            and("state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')", vec![]);
         }
     }
     if let Some(workflow) = &filter.workflow {

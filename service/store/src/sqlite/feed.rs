@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use recoup_core::error::type_matches;
+use recoup_core::failure_event::FailureKind;
 use recoup_core::id::namespace_matches;
 use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
@@ -219,11 +220,12 @@ fn cursor(
 
 fn takes(filter: &FailureFilter, row: &Row<'_>) -> Result<bool, Failure> {
     let (namespace, workflow) = (value::text(row, 3)?, value::text(row, 5)?);
-    let (kind, error_type) = (value::kind(row.get(4)?)?, value::text(row, 6)?);
+    let (kind, error_type) = (value::named::<FailureKind>(row, 4)?, value::text(row, 6)?);
     let types = &filter.error_types;
     Ok(namespace_matches(&filter.namespace, namespace)
         && (filter.workflows.is_empty() || filter.workflows.iter().any(|name| name == workflow))
-        && (filter.kinds.is_empty() || filter.kinds.contains(&kind))
+        && (filter.kinds.is_empty()
+            || kind.known().is_some_and(|kind| filter.kinds.contains(&kind)))
         && (types.is_empty() || types.iter().any(|pattern| type_matches(pattern, error_type))))
 }
 
@@ -234,7 +236,7 @@ fn positioned(row: &Row<'_>) -> Result<Positioned, Failure> {
     let event = FeedRow {
         id: text(2)?.into(),
         namespace: text(3)?.into(),
-        kind: value::kind(row.get(4)?)?,
+        kind: value::named(row, 4)?,
         workflow: text(5)?.into(),
         error_type: text(6)?.into(),
         execution: execution.map(|id| recoup_core::id::ExecutionId(Uuid::from_bytes(id))),

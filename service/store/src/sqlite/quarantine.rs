@@ -29,9 +29,7 @@ pub(super) fn of(
 /// Reason, detail and time, from this column on; none if they are null.
 pub(super) fn found(row: &Row<'_>, first: usize) -> Result<Option<Quarantine>, Failure> {
     let Some(reason) = value::optional_text(row, first)? else { return Ok(None) };
-    let Some(reason) = QuarantineReason::from_name(&reason) else {
-        return Err(Error::Incompatible(format!("damaged row: quarantine {reason:?}")).into());
-    };
+    let reason = QuarantineReason::from_name(&reason).unwrap_or(QuarantineReason::Unknown);
     let detail = value::text(row, first + 1)?.to_owned();
     Ok(Some(Quarantine { reason, detail, at: value::at(row, first + 2)? }))
 }

@@ -106,16 +106,19 @@ fn due<T>(
 }
 
 fn executions(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool), Failure> {
-    // In the words of the index `execution_ended`, which leaves out what is active or parked.
+    // In the words of the index `execution_ended`, which leaves out what is active or parked. What only a newer
+    // binary has a name for may not be done for good.
     const NEXT: &str = "
         select namespace from execution
-        where ended_at is not null and active = 0 and compensation <> 5
+        where ended_at is not null and active = 0 and compensation <> 'PARKED'
             and namespace > ?1
         order by namespace limit 1";
     const DUE: &str = "
         select id from execution
-        where ended_at is not null and active = 0 and compensation <> 5
+        where ended_at is not null and active = 0 and compensation <> 'PARKED'
             and namespace = ?1 and ended_at < ?2
+            and compensation in ('NONE', 'PENDING', 'DONE')
+            and state in ('SUCCEEDED', 'WARNING', 'FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')
             and not exists (
                 select 1 from quarantine where execution_id = execution.id and released_at is null)
         order by ended_at limit ?3";

@@ -1,67 +1,20 @@
-//! How values of the contract look in columns. Times are microseconds since 1970; states and kinds
-//! have the numbers of `recoup.store.v1`.
+//! How values of the contract look in columns. Times are microseconds since 1970; states and kinds have names.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use recoup_core::execution::{CompensationState, Phase, State};
-use recoup_core::failure_event::FailureKind;
 use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 use rusqlite::Row;
 use uuid::Uuid;
 
 use super::error::Failure;
-use crate::contract::Error;
+use crate::contract::{Error, Name, Named};
 use crate::format::Formats;
-use crate::format::value::Stored;
 
-pub(super) fn state(number: i64) -> Result<State, Failure> {
-    numbered(number)
-}
-
-pub(super) fn compensation(number: i64) -> Result<CompensationState, Failure> {
-    numbered(number)
-}
-
-pub(super) fn kind(number: i64) -> Result<FailureKind, Failure> {
-    numbered(number)
-}
-
-fn numbered<T: Stored<Wire = i32>>(number: i64) -> Result<T, Failure> {
-    let known = i32::try_from(number).ok().and_then(|number| T::from_wire(number).ok());
-    known.ok_or_else(|| damaged(format!("number {number} of an enum")))
-}
-
-pub(super) fn state_number(state: State) -> i32 {
-    state.to_wire()
-}
-
-pub(super) fn compensation_number(compensation: CompensationState) -> i32 {
-    compensation.to_wire()
-}
-
-pub(super) fn kind_number(kind: FailureKind) -> i32 {
-    kind.to_wire()
-}
-
-pub(super) fn phase_number(phase: Phase) -> i32 {
-    match phase {
-        Phase::Steps => 1,
-        Phase::Compensation => 2,
-        Phase::OnFailure => 3,
-        Phase::Finally => 4,
-    }
-}
-
-pub(super) fn phase(number: i64) -> Result<Phase, Failure> {
-    match number {
-        1 => Ok(Phase::Steps),
-        2 => Ok(Phase::Compensation),
-        3 => Ok(Phase::OnFailure),
-        4 => Ok(Phase::Finally),
-        other => Err(damaged(format!("phase {other}"))),
-    }
+/// The name in a column.
+pub(super) fn named<T: Name>(row: &Row<'_>, column: usize) -> Result<Named<T>, Failure> {
+    Ok(Named::of(text(row, column)?))
 }
 
 fn damaged(what: String) -> Failure {

@@ -419,6 +419,7 @@ fn keyed(result: Result<Vec<KeySettled>>, again: usize) -> Answer {
             KeySettled::RequestTaken { .. } => ("RequestTaken", format!("{settled:?}")),
             KeySettled::UseExisting { .. } => ("UseExisting", format!("{settled:?}")),
             KeySettled::Rejected { .. } => ("Rejected", format!("{settled:?}")),
+            KeySettled::TooNew { .. } => ("TooNew", format!("{settled:?}")),
             KeySettled::Refused(_) => ("Refused", String::new()),
         };
         if kind == "Won" {

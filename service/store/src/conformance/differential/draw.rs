@@ -412,14 +412,11 @@ impl Draw {
             workflow: self.workflow().into(),
             version: 1 + u32::from(self.byte()),
             key: None,
-            state,
-            phase: self.pick(&[
-                Phase::Steps,
-                Phase::Compensation,
-                Phase::OnFailure,
-                Phase::Finally,
-            ]),
-            compensation,
+            state: state.into(),
+            phase: self
+                .pick(&[Phase::Steps, Phase::Compensation, Phase::OnFailure, Phase::Finally])
+                .into(),
+            compensation: compensation.into(),
             run: 1 + u32::from(self.byte()),
             error_type: (!error_type.is_empty()).then(|| error_type.into()),
             started_at: self.moment(),
@@ -434,7 +431,7 @@ impl Draw {
         FeedRow {
             id: format!("event {number}"),
             namespace: self.namespace(),
-            kind: self.pick(&kinds),
+            kind: self.pick(&kinds).into(),
             workflow: self.workflow().into(),
             error_type: self.pick(&ERROR_TYPES).into(),
             execution,

@@ -1,0 +1,140 @@
+//! Names that columns have for values.
+//!
+//! A newer binary may write names that this one does not know. Such a row is read all the same: the listing that it
+//! is in would fail otherwise, and with it every page that holds it. [`Named::Unknown`] keeps the name. See decision
+//! 14 for what each reader makes of it.
+
+use recoup_core::execution::{CompensationState, Phase, State};
+use recoup_core::failure_event::FailureKind;
+
+/// A value that columns have a name for.
+pub trait Name: Copy + PartialEq + 'static {
+    const VALUES: &'static [Self];
+
+    fn name(self) -> &'static str;
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::VALUES.iter().copied().find(|value| value.name() == name)
+    }
+}
+
+/// What a column says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named<T> {
+    Known(T),
+    /// Only a newer binary knows what it stands for.
+    Unknown(String),
+}
+
+impl<T: Name> Named<T> {
+    pub fn of(name: &str) -> Self {
+        T::from_name(name).map_or_else(|| Self::Unknown(name.to_owned()), Self::Known)
+    }
+
+    /// As the column has it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Known(value) => value.name(),
+            Self::Unknown(name) => name,
+        }
+    }
+
+    /// None if only a newer binary knows it.
+    pub fn known(&self) -> Option<T> {
+        match self {
+            Self::Known(value) => Some(*value),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl<T> From<T> for Named<T> {
+    fn from(value: T) -> Self {
+        Self::Known(value)
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Named<T> {
+    fn eq(&self, other: &T) -> bool {
+        matches!(self, Self::Known(value) if value == other)
+    }
+}
+
+macro_rules! names {
+    ($type:ty { $($variant:ident => $name:literal,)* }) => {
+        impl Name for $type {
+            const VALUES: &'static [Self] = &[$(Self::$variant,)*];
+
+            fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+impl Name for State {
+    const VALUES: &'static [Self] = &Self::ALL;
+
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
+
+names!(Phase {
+    Steps => "STEPS",
+    Compensation => "COMPENSATION",
+    OnFailure => "ON_FAILURE",
+    Finally => "FINALLY",
+});
+
+names!(CompensationState {
+    None => "NONE",
+    Pending => "PENDING",
+    Running => "RUNNING",
+    Done => "DONE",
+    Parked => "PARKED",
+});
+
+names!(FailureKind {
+    AttemptFailed => "attempt_failed",
+    StepFailed => "step_failed",
+    StepIgnored => "step_ignored",
+    ExecutionFailed => "execution_failed",
+    ExecutionTimedOut => "execution_timed_out",
+    ExecutionWarning => "execution_warning",
+    ExecutionCancelled => "execution_cancelled",
+    ExecutionTerminated => "execution_terminated",
+    CompensationStarted => "compensation_started",
+    CompensationDone => "compensation_done",
+    CompensationParked => "compensation_parked",
+    HandlerFailed => "handler_failed",
+    WorkerLost => "worker_lost",
+    QueueUnserved => "queue_unserved",
+    DeliveryFailed => "delivery_failed",
+    Recovered => "recovered",
+    FeedGap => "feed_gap",
+    ExecutionQuarantined => "execution_quarantined",
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn there_and_back<T: Name + std::fmt::Debug>() {
+        for value in T::VALUES {
+            assert_eq!(Named::<T>::of(value.name()), *value);
+        }
+        let unknown = Named::<T>::of("HIBERNATING");
+        assert_eq!((unknown.known(), unknown.name()), (None, "HIBERNATING"));
+    }
+
+    #[test]
+    fn a_value_has_one_name_and_an_unknown_name_is_kept() {
+        there_and_back::<State>();
+        there_and_back::<Phase>();
+        there_and_back::<CompensationState>();
+        there_and_back::<FailureKind>();
+    }
+}
