@@ -25,6 +25,7 @@ pub mod format;
 pub mod memory;
 pub mod postgres;
 mod schema;
+mod settle;
 pub mod sqlite;
 mod waiting;
 

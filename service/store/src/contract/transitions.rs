@@ -110,12 +110,6 @@ impl IndexRow {
         ROW_BYTES + names + text(&self.key) + text(&self.error_type)
     }
 
-    /// Whether it has an end time if and only if its state is an end. Of a state that only a newer binary knows
-    /// anything is believed.
-    pub(crate) fn ends_as_it_says(&self) -> bool {
-        self.state.known().is_none_or(|state| state.is_ended() == self.ended_at.is_some())
-    }
-
     /// Whether retention may take it once it is old. False for names that only a newer binary knows: what they mean may
     /// be that something remains.
     pub(crate) fn is_done_for_good(&self) -> bool {

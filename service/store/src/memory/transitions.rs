@@ -4,11 +4,8 @@
 //! in between is visible earlier with a higher number. [`MemoryStore::begin_commit`] and
 //! [`MemoryStore::finish`] let a simulation do the same.
 
-use std::collections::BTreeSet;
-
 use async_trait::async_trait;
 use recoup_core::id::ExecutionId;
-use recoup_core::key::{self, KeyVerdict};
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
@@ -17,6 +14,7 @@ use crate::contract::{
     Batch, FeedRow, Holder, KeySettled, KeyedStart, NewQuarantine, NodeId, Position, QuarantineRow,
     Reminder, Result, Settled, StoredTransition, Transition, Transitions,
 };
+use crate::settle::{self, Found, TakenRequest};
 
 /// A batch whose feed numbers are taken and of which nobody sees anything yet. Dropping it is a
 /// rollback.
@@ -137,78 +135,50 @@ struct Write<'a> {
 
 impl Write<'_> {
     fn settle(&mut self, transition: &Transition, first: i64) -> Settled {
-        if let Some(there) = self.at(transition.execution, transition.sequence) {
-            let mine = there.transition_id == transition.transition_id;
-            return if mine { Settled::Won } else { Settled::Lost };
-        }
-        if self.state.quarantine(transition.execution).is_some() {
-            return Settled::Quarantined;
-        }
-        let may_be_gone = transition.sequence > 1 && transition.may_be_gone;
-        if may_be_gone && !self.state.executions.contains_key(&transition.execution) {
-            return Settled::Lost;
-        }
-        if let Some(taken) = self.taken(transition) {
-            let Request { execution, digest, started, .. } = taken;
-            return Settled::RequestTaken { execution, digest, started };
-        }
-        if let Err(reason) = self.check(transition) {
-            return Settled::Refused(reason);
+        if let Some(settled) = settle::verdict(transition, &self.found(transition)) {
+            return settled;
         }
         self.write(transition, first);
         Settled::Won
     }
 
     fn settle_keyed(&mut self, start: &KeyedStart, first: i64) -> KeySettled {
-        let KeyedStart { transition, key, on_running, on_ended } = start;
-        if let Some(there) = self.at(transition.execution, transition.sequence) {
-            return if there.transition_id == transition.transition_id {
-                KeySettled::Won
-            } else {
-                KeySettled::Refused("the execution exists already".into())
-            };
-        }
-        if let Some(taken) = self.taken(transition) {
-            let Request { execution, digest, started, .. } = taken;
-            return KeySettled::RequestTaken { execution, digest, started };
-        }
-        let Some(index) = &transition.index else {
-            return KeySettled::Refused("a start needs an index row".into());
-        };
-        let place = (index.namespace.clone(), key.clone());
-        let holder = self.state.keys.get(&place).and_then(|holder| {
-            let row = &self.state.executions.get(holder)?.row;
+        let KeyedStart { transition, key, .. } = start;
+        let index = transition.index.as_ref();
+        let place = index.map(|index| (index.namespace.clone(), key.clone()));
+        let holder = place.as_ref().and_then(|place| {
+            let execution = *self.state.keys.get(place)?;
+            let row = &self.state.executions.get(&execution)?.row;
             let (state, compensation) = (row.state.clone(), row.compensation.clone());
-            Some(Holder { execution: *holder, state, compensation })
+            Some(Holder { execution, state, compensation })
         });
-        let holder = match holder.map(|holder| (holder.execution, holder.standing())) {
-            Some((execution, None)) => return KeySettled::TooNew { execution },
-            Some((execution, Some((state, compensation)))) => {
-                Some((execution, state, compensation))
-            }
-            None => None,
-        };
-        let standing = holder.map(|(_, state, compensation)| (state, compensation));
-        match (key::decide(standing, *on_running, *on_ended), holder) {
-            (KeyVerdict::UseExisting, Some((execution, ..))) => {
+        let settled = settle::key_verdict(start, &self.found(transition), holder.as_ref());
+        if let Some(settled) = settled {
+            if let KeySettled::UseExisting { execution } = settled {
                 self.settle_request(transition, execution);
-                KeySettled::UseExisting { execution }
             }
-            (KeyVerdict::Reject, Some((execution, state, _))) => {
-                KeySettled::Rejected { execution, state }
-            }
-            // Without a holder there is no other verdict than to take the key.
-            (KeyVerdict::Take, _) | (_, None) => {
-                if transition.sequence != 1 {
-                    return KeySettled::Refused("a start is the first transition".into());
-                }
-                if let Err(reason) = self.check(transition) {
-                    return KeySettled::Refused(reason);
-                }
-                self.state.keys.insert(place, transition.execution);
-                self.write(transition, first);
-                KeySettled::Won
-            }
+            return settled;
+        }
+        if let Some(place) = place {
+            self.state.keys.insert(place, transition.execution);
+        }
+        self.write(transition, first);
+        KeySettled::Won
+    }
+
+    fn found(&self, transition: &Transition) -> Found {
+        let Transition { execution, sequence, ref feed, .. } = *transition;
+        let continues = sequence > 1;
+        let mut events = feed.iter().map(|event| &event.id);
+        Found {
+            winner: self.at(execution, sequence).map(|there| there.transition_id),
+            quarantined: self.state.quarantine(execution).is_some(),
+            gone: continues
+                && transition.may_be_gone
+                && !self.state.executions.contains_key(&execution),
+            request: self.taken(transition),
+            gap: continues && self.at(execution, sequence - 1).is_none(),
+            event: events.find(|id| self.state.event_ids.contains_key(*id)).cloned(),
         }
     }
 
@@ -216,33 +186,11 @@ impl Write<'_> {
         self.state.history.get(&execution)?.get(&sequence)
     }
 
-    fn taken(&self, transition: &Transition) -> Option<Request> {
+    fn taken(&self, transition: &Transition) -> Option<TakenRequest> {
         let request = transition.request.as_ref()?;
-        self.state.request(&request.namespace, &request.request_id, self.now)
-    }
-
-    /// What the tables of a real store refuse.
-    fn check(&self, transition: &Transition) -> Result<(), String> {
-        let Transition { execution, sequence, .. } = *transition;
-        match sequence {
-            0 => return Err("a history begins at sequence 1".into()),
-            1 if transition.index.is_none() => return Err("a start needs an index row".into()),
-            1 => {}
-            _ if self.at(execution, sequence - 1).is_none() => {
-                return Err(format!("sequence {sequence} would leave a gap"));
-            }
-            _ => {}
-        }
-        if transition.index.as_ref().is_some_and(|row| !row.ends_as_it_says()) {
-            return Err("an execution has an end time if and only if it has ended".into());
-        }
-        let mut ids = BTreeSet::new();
-        for row in &transition.feed {
-            if !ids.insert(&row.id) || self.state.event_ids.contains_key(&row.id) {
-                return Err(format!("there is a failure event {} already", row.id));
-            }
-        }
-        Ok(())
+        let taken = self.state.request(&request.namespace, &request.request_id, self.now)?;
+        let Request { execution, digest, started, .. } = taken;
+        Some(TakenRequest { execution, digest, started, repeated: false })
     }
 
     fn write(&mut self, transition: &Transition, first: i64) {

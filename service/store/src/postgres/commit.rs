@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
+use recoup_core::id::{ExecutionId, TransitionId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -16,6 +17,7 @@ use super::{Inner, PostgresStore, quarantine};
 use crate::contract::{
     Batch, Error, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
 };
+use crate::settle::{self, Found, TakenRequest};
 
 pub(super) const BEGIN: &str = "begin isolation level read committed";
 /// Divides by zero, and so fails the transaction, if the node's lease was closed. Who closes it waits
@@ -89,7 +91,7 @@ impl Inner {
             held.pass(&executions.collect::<Vec<_>>()).await?;
         }
         let numbers = Numbers::new(held, batch.transitions.iter(), rest);
-        let is_sound = batch.transitions.iter().all(|transition| flaw(transition).is_none());
+        let is_sound = batch.transitions.iter().all(|next| settle::flaw(next).is_none());
         for _ in 0..if is_sound { SENT_MAX } else { 0 } {
             match commit_at_once(held, batch, &numbers).await {
                 Ok(settled) => {
@@ -112,7 +114,7 @@ impl Inner {
         let numbers = Numbers::new(held, batch.transitions.iter(), rest);
         let mut sent = 1;
         loop {
-            match settle(held, batch, &numbers).await {
+            match settle_one_by_one(held, batch, &numbers).await {
                 Err(failure) if failure.class() == Some(ErrorClass::Again) && sent < SENT_MAX => {
                     sent += 1;
                 }
@@ -124,17 +126,6 @@ impl Inner {
                 }
             }
         }
-    }
-}
-
-/// What no constraint of a single table can refuse.
-pub(super) fn flaw(transition: &Transition) -> Option<&'static str> {
-    match &transition.index {
-        None if transition.sequence == 1 => Some("a start needs an index row"),
-        Some(row) if !row.ends_as_it_says() => {
-            Some("an execution has an end time if and only if it has ended")
-        }
-        Some(_) | None => None,
     }
 }
 
@@ -236,7 +227,7 @@ pub(super) async fn end<T>(
 }
 
 /// Says how each ended, and how many had been committed before.
-async fn settle(
+async fn settle_one_by_one(
     held: &mut Held,
     batch: &Batch,
     numbers: &Numbers,
@@ -256,34 +247,27 @@ async fn settle_all(
     batch: &Batch,
     numbers: &Numbers,
 ) -> Result<(Vec<Settled>, u64), Failure> {
-    let mut settled: Vec<Option<Settled>> = vec![None; batch.transitions.len()];
+    let mut found = vec![Found::default(); batch.transitions.len()];
     let all: Vec<usize> = (0..batch.transitions.len()).collect();
     let there = read_places(session, &batch.transitions, &all).await?;
-    let mut found = 0;
     for &at in &all {
-        let transition = &batch.transitions[at];
-        if let Some(winner) = there.get(&transition.execution.0) {
-            let mine = *winner == transition.transition_id.0;
-            found += u64::from(mine);
-            settled[at] = Some(if mine { Settled::Won } else { Settled::Lost });
-        }
+        found[at].winner =
+            there.get(&batch.transitions[at].execution.0).map(|id| TransitionId(*id));
     }
-    let open: Vec<usize> = all.into_iter().filter(|&at| settled[at].is_none()).collect();
-    for execution in quarantine::in_force(session, &batch.transitions, &open).await? {
-        for &at in &open {
-            if batch.transitions[at].execution.0 == execution {
-                settled[at] = Some(Settled::Quarantined);
-            }
-        }
+    let free = |at: &usize| found[*at].winner.is_none();
+    let open: Vec<usize> = all.iter().copied().filter(free).collect();
+    let quarantined = quarantine::in_force(session, &batch.transitions, &open).await?;
+    let gone = gone(session, batch, &open).await?;
+    for at in open {
+        let execution = batch.transitions[at].execution.0;
+        found[at].quarantined = quarantined.contains(&execution);
+        found[at].gone = gone.contains(&execution);
     }
-    for execution in gone(session, batch, &open).await? {
-        for &at in &open {
-            if batch.transitions[at].execution.0 == execution && settled[at].is_none() {
-                settled[at] = Some(Settled::Lost);
-            }
-        }
-    }
-    let open = open.into_iter().filter(|&at| settled[at].is_none()).collect::<Vec<_>>();
+    let verdicts = batch.transitions.iter().zip(&found);
+    let mut settled: Vec<Option<Settled>> =
+        verdicts.map(|(transition, found)| settle::verdict(transition, found)).collect();
+    let committed = settled.iter().filter(|verdict| **verdict == Some(Settled::Won)).count() as u64;
+    let open = all.into_iter().filter(|&at| settled[at].is_none()).collect::<Vec<_>>();
     let request = |at: usize| {
         let request = batch.transitions[at].request.as_ref()?;
         Some((request.namespace.as_str(), request.request_id.as_str()))
@@ -309,7 +293,7 @@ async fn settle_all(
         session.query(sql, &parameters).await?;
     }
     let settled = settled.into_iter().map(|outcome| outcome.expect("every group was settled"));
-    Ok((settled.collect(), found))
+    Ok((settled.collect(), committed))
 }
 
 /// Executions that transitions of these want to go on with, and that are not there.
@@ -403,19 +387,15 @@ async fn settle_group(
     let taken = claim_requests(session, group.iter().map(|at| transition(*at))).await?;
     let mut open = Vec::with_capacity(group.len());
     for &at in group {
-        match taken.get(&transition(at).transition_id.0) {
-            Some(&Taken { execution, digest, started, .. }) => {
-                let execution = recoup_core::id::ExecutionId(execution);
-                settled.push((at, Settled::RequestTaken { execution, digest, started }));
-            }
+        let request = taken.get(&transition(at).transition_id.0).copied();
+        let found = Found { request, ..Found::default() };
+        match settle::verdict(transition(at), &found) {
+            Some(verdict) => settled.push((at, verdict)),
             None => open.push(at),
         }
     }
     if open.is_empty() {
         return Ok(settled);
-    }
-    if let Some(reason) = open.iter().find_map(|at| flaw(transition(*at))) {
-        return Err(Error::Data(reason.into()).into());
     }
     let rows = |chosen: &[usize]| {
         Rows::new(node, chosen.iter().map(|&at| (transition(at), numbers.transitions[at])))
@@ -427,8 +407,8 @@ async fn settle_group(
         let there = read_places(session, &batch.transitions, &lost).await?;
         for &at in &lost {
             let winner = there.get(&transition(at).execution.0).ok_or_else(vanished)?;
-            let mine = *winner == transition(at).transition_id.0;
-            settled.push((at, if mine { Settled::Won } else { Settled::Lost }));
+            let found = Found { winner: Some(TransitionId(*winner)), ..Found::default() };
+            settled.extend(settle::verdict(transition(at), &found).map(|verdict| (at, verdict)));
         }
         // The request rows of losers point at nothing of theirs.
         release_requests(session, lost.iter().map(|at| transition(*at))).await?;
@@ -479,21 +459,11 @@ pub(super) async fn read_places(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// What a request id that was taken has settled.
-#[derive(Clone, Copy)]
-pub(super) struct Taken {
-    pub execution: Uuid,
-    pub digest: u64,
-    pub by: Uuid,
-    /// Whether that transition is the start of the execution; if not, that had the key.
-    pub started: bool,
-}
-
 /// Claims the request ids of those that carry one; returns the others' holders by transition.
 pub(super) async fn claim_requests<'a>(
     session: &mut LaneSession,
     transitions: impl Iterator<Item = &'a Transition>,
-) -> Result<HashMap<Uuid, Taken>, Failure> {
+) -> Result<HashMap<Uuid, TakenRequest>, Failure> {
     let mut asked = Requests::default();
     transitions.for_each(|transition| asked.push(transition));
     if asked.transition.is_empty() {
@@ -510,11 +480,12 @@ pub(super) async fn claim_requests<'a>(
         let asked: Uuid = row.try_get(0)?;
         let digest: i64 = row.try_get(2)?;
         if !claimed.contains(&asked) {
-            let there = Taken {
-                execution: row.try_get(1)?,
+            let by: Uuid = row.try_get(3)?;
+            let there = TakenRequest {
+                execution: ExecutionId(row.try_get(1)?),
                 digest: digest.cast_unsigned(),
-                by: row.try_get(3)?,
                 started: row.try_get(4)?,
+                repeated: by == asked,
             };
             taken.insert(asked, there);
         }

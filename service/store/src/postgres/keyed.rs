@@ -3,14 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use recoup_core::id::ExecutionId;
-use recoup_core::key::{self, KeyVerdict};
+use recoup_core::id::{ExecutionId, TransitionId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::Inner;
 use super::commit::{
-    Attempted, Numbers, SENT_MAX, Taken, begin, bisect, claim_requests, end, read_places,
+    Attempted, Numbers, SENT_MAX, begin, bisect, claim_requests, end, read_places,
     release_requests, rounds, vanished,
 };
 use super::error::{ErrorClass, Failure};
@@ -18,6 +17,7 @@ use super::lane::Held;
 use super::rows::Rows;
 use super::session::LaneSession;
 use crate::contract::{Error, Holder, KeySettled, KeyedStart, Named, NodeId, Transition};
+use crate::settle::{self, Found};
 
 const CLAIM_KEYS: &str = "
     insert into execution_key (namespace, key, execution_id)
@@ -83,18 +83,9 @@ async fn settle_all(
     let all: Vec<usize> = (0..starts.len()).collect();
     let there = read_places(session, &transitions, &all).await?;
     for &at in &all {
-        let transition = &transitions[at];
-        settled[at] = match there.get(&transition.execution.0) {
-            Some(winner) if *winner == transition.transition_id.0 => Some(KeySettled::Won),
-            Some(_) => Some(KeySettled::Refused("the execution exists already".into())),
-            None if transition.index.is_none() => {
-                Some(KeySettled::Refused("a start needs an index row".into()))
-            }
-            None if transition.sequence != 1 => {
-                Some(KeySettled::Refused("a start is the first transition".into()))
-            }
-            None => None,
-        };
+        let winner = there.get(&transitions[at].execution.0).map(|id| TransitionId(*id));
+        let found = Found { winner, ..Found::default() };
+        settled[at] = settle::key_verdict(&starts[at], &found, None);
     }
     // By contract no key and no request id is asked for twice; if one is, the later start waits for
     // what became of the earlier.
@@ -142,16 +133,10 @@ async fn settle_group(
     let taken = claim_requests(session, group.iter().map(|at| transition(*at))).await?;
     let mut open = Vec::with_capacity(group.len());
     for &at in group {
-        match taken.get(&transition(at).transition_id.0) {
-            // An earlier copy of this very call used another execution.
-            Some(there) if there.by == transition(at).transition_id.0 => {
-                let execution = ExecutionId(there.execution);
-                settled.push((at, KeySettled::UseExisting { execution }));
-            }
-            Some(&Taken { execution, digest, started, .. }) => {
-                let execution = ExecutionId(execution);
-                settled.push((at, KeySettled::RequestTaken { execution, digest, started }));
-            }
+        let request = taken.get(&transition(at).transition_id.0).copied();
+        let found = Found { request, ..Found::default() };
+        match settle::key_verdict(&starts[at], &found, None) {
+            Some(verdict) => settled.push((at, verdict)),
             None => open.push(at),
         }
     }
@@ -162,38 +147,23 @@ async fn settle_group(
 
     let mut won = Vec::with_capacity(open.len());
     let mut used = Vec::new();
-    let mut rejected = Vec::new();
+    let mut unused = Vec::new();
     for at in open {
         let holder = holders.get(&transition(at).execution.0);
-        let holder = match holder.map(|holder| (holder.execution, holder.standing())) {
-            Some((execution, None)) => {
-                rejected.push(at);
-                settled.push((at, KeySettled::TooNew { execution }));
-                continue;
+        match settle::key_verdict(&starts[at], &Found::default(), holder) {
+            None => won.push(at),
+            Some(verdict) => {
+                match verdict {
+                    KeySettled::UseExisting { execution } => used.push((at, execution)),
+                    _ => unused.push(at),
+                }
+                settled.push((at, verdict));
             }
-            Some((execution, Some((state, compensation)))) => {
-                Some((execution, state, compensation))
-            }
-            None => None,
-        };
-        let standing = holder.map(|(_, state, compensation)| (state, compensation));
-        let KeyedStart { on_running, on_ended, .. } = starts[at];
-        match (key::decide(standing, on_running, on_ended), holder) {
-            (KeyVerdict::UseExisting, Some((execution, ..))) => {
-                used.push((at, execution));
-                settled.push((at, KeySettled::UseExisting { execution }));
-            }
-            (KeyVerdict::Reject, Some((execution, state, _))) => {
-                rejected.push(at);
-                settled.push((at, KeySettled::Rejected { execution, state }));
-            }
-            // Without a holder there is no other verdict than to take the key.
-            (KeyVerdict::Take, _) | (_, None) => won.push(at),
         }
     }
     take_keys(session, starts, &won).await?;
     settle_requests(session, starts, &used).await?;
-    release_requests(session, rejected.iter().map(|at| transition(*at))).await?;
+    release_requests(session, unused.iter().map(|at| transition(*at))).await?;
 
     let rows = Rows::new(node, won.iter().map(|&at| (transition(at), numbers.transitions[at])));
     if !won.is_empty() {

@@ -6,7 +6,6 @@
 
 use async_trait::async_trait;
 use recoup_core::id::{ExecutionId, TransitionId};
-use recoup_core::key::{self, KeyVerdict};
 use rusqlite::{OptionalExtension, params};
 
 use super::error::Failure;
@@ -16,6 +15,7 @@ use crate::contract::{
     Batch, FeedRow, Holder, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Reminder,
     Result, Settled, StartRequest, Transition, Transitions,
 };
+use crate::settle::{self, Found, TakenRequest};
 
 /// Of values alone: with a select, SQLite would put the row into a table of its own first and keep a copy of
 /// each page that it changes, in case that there is more than one row.
@@ -64,10 +64,7 @@ impl Transitions for SqliteStore {
             let mut append = Append { write, node };
             let mut settled = Vec::with_capacity(batch.transitions.len());
             for transition in &batch.transitions {
-                settled.push(match quarantined {
-                    true => append.settle_beside_quarantine(transition)?,
-                    false => append.settle(transition)?,
-                });
+                settled.push(append.settle(transition, quarantined)?);
             }
             for row in &batch.feed {
                 append.offer(row)?;
@@ -101,49 +98,47 @@ struct Append<'a, 'c> {
     node: NodeId,
 }
 
-/// What a request id means already.
-struct Taken {
-    execution: ExecutionId,
-    digest: u64,
-    started: bool,
-}
-
 impl Append<'_, '_> {
-    fn settle_beside_quarantine(&mut self, transition: &Transition) -> Result<Settled, Failure> {
-        let is_free = self.at(transition)?.is_none();
-        if is_free && quarantine::is_in_force(self.write, transition.execution)? {
-            return Ok(Settled::Quarantined);
-        }
-        self.settle(transition)
-    }
-
-    fn settle(&mut self, transition: &Transition) -> Result<Settled, Failure> {
-        if self.settle_at_once(transition)? {
+    /// `quarantined`: whether any execution is in quarantine.
+    fn settle(&mut self, transition: &Transition, quarantined: bool) -> Result<Settled, Failure> {
+        let quarantined = quarantined && quarantine::is_in_force(self.write, transition.execution)?;
+        if !quarantined && self.settle_at_once(transition)? {
             return Ok(Settled::Won);
         }
-        if let Some(there) = self.at(transition)? {
-            let mine = there == transition.transition_id;
-            return Ok(if mine { Settled::Won } else { Settled::Lost });
+        let gone = transition.sequence > 1 && !self.is_there(transition.execution)?;
+        let found = Found { quarantined, gone, ..self.found(transition)? };
+        if let Some(settled) = settle::verdict(transition, &found) {
+            return Ok(settled);
         }
-        if transition.sequence > 1 && !self.is_there(transition.execution)? {
-            return Ok(Settled::Lost);
+        let node = self.node;
+        let written = self.write.guarded(|write| Append { write, node }.write_all(transition))?;
+        Ok(written.map_or_else(Settled::Refused, |()| Settled::Won))
+    }
+
+    /// What stands in the way of a start, and of any transition of an execution that is there and in no quarantine.
+    fn found(&self, transition: &Transition) -> Result<Found, Failure> {
+        let Transition { execution, sequence, .. } = *transition;
+        let mut event = None;
+        for row in &transition.feed {
+            if self.is_event(&row.id)? {
+                event = Some(row.id.clone());
+                break;
+            }
         }
-        if let Some(Taken { execution, digest, started }) = self.taken(transition)? {
-            return Ok(Settled::RequestTaken { execution, digest, started });
-        }
-        Ok(match self.try_write(transition)? {
-            Ok(()) => Settled::Won,
-            Err(reason) => Settled::Refused(reason),
+        Ok(Found {
+            winner: self.place(execution, sequence)?,
+            request: self.taken(transition)?,
+            gap: sequence > 1 && self.place(execution, sequence - 1)?.is_none(),
+            event,
+            ..Found::default()
         })
     }
 
     /// The ordinary case. False if it is none: then nothing is written.
     fn settle_at_once(&mut self, transition: &Transition) -> Result<bool, Failure> {
-        let is_start = transition.sequence == 1;
         let ordinary = transition.feed.is_empty()
-            && (!is_start || transition.index.is_some())
-            && transition.index.as_ref().is_none_or(IndexRow::ends_as_it_says)
-            && (1..=i64::MAX.unsigned_abs()).contains(&transition.sequence);
+            && settle::flaw(transition).is_none()
+            && i64::try_from(transition.sequence).is_ok();
         if !ordinary {
             return Ok(false);
         }
@@ -168,59 +163,32 @@ impl Append<'_, '_> {
     }
 
     fn settle_keyed(&mut self, start: &KeyedStart) -> Result<KeySettled, Failure> {
-        let KeyedStart { transition, key, on_running, on_ended } = start;
-        if let Some(there) = self.at(transition)? {
-            return Ok(if there == transition.transition_id {
-                KeySettled::Won
-            } else {
-                KeySettled::Refused("the execution exists already".into())
-            });
-        }
-        if let Some(Taken { execution, digest, started }) = self.taken(transition)? {
-            return Ok(KeySettled::RequestTaken { execution, digest, started });
-        }
-        let Some(index) = &transition.index else {
-            return Ok(KeySettled::Refused("a start needs an index row".into()));
-        };
-        let holder = self.holder(index, key)?;
-        let holder = match holder.map(|holder| (holder.execution, holder.standing())) {
-            Some((execution, None)) => return Ok(KeySettled::TooNew { execution }),
-            Some((execution, Some((state, compensation)))) => {
-                Some((execution, state, compensation))
-            }
+        const TAKE: &str = "
+            insert or replace into execution_key (namespace, key, execution_id) values (?1, ?2, ?3)";
+        let KeyedStart { transition, key, .. } = start;
+        let index = transition.index.as_ref();
+        let holder = match index {
+            Some(index) => self.holder(index, key)?,
             None => None,
         };
-        let standing = holder.map(|(_, state, compensation)| (state, compensation));
-        match (key::decide(standing, *on_running, *on_ended), holder) {
-            (KeyVerdict::UseExisting, Some((execution, ..))) => {
-                if let Some(request) = &transition.request {
-                    self.put_request(request, execution, false)?;
-                }
-                Ok(KeySettled::UseExisting { execution })
+        let found = self.found(transition)?;
+        if let Some(settled) = settle::key_verdict(start, &found, holder.as_ref()) {
+            if let (KeySettled::UseExisting { execution }, Some(request)) =
+                (&settled, &transition.request)
+            {
+                self.put_request(request, *execution, false)?;
             }
-            (KeyVerdict::Reject, Some((execution, state, _))) => {
-                Ok(KeySettled::Rejected { execution, state })
-            }
-            // Without a holder there is no other verdict than to take the key.
-            (KeyVerdict::Take, _) | (_, None) => {
-                if transition.sequence != 1 {
-                    return Ok(KeySettled::Refused("a start is the first transition".into()));
-                }
-                if let Err(reason) = self.check(transition)? {
-                    return Ok(KeySettled::Refused(reason));
-                }
-                let node = self.node;
-                let written = self.write.guarded(|write| {
-                    const TAKE: &str = "
-                        insert or replace into execution_key (namespace, key, execution_id)
-                        values (?1, ?2, ?3)";
-                    let holder = transition.execution.0.as_bytes();
-                    write.execute(TAKE, params![index.namespace.as_str(), key, holder])?;
-                    Append { write, node }.write_all(transition)
-                })?;
-                Ok(written.map_or_else(KeySettled::Refused, |()| KeySettled::Won))
-            }
+            return Ok(settled);
         }
+        let node = self.node;
+        let written = self.write.guarded(|write| {
+            if let Some(index) = index {
+                let holder = transition.execution.0.as_bytes();
+                write.execute(TAKE, params![index.namespace.as_str(), key, holder])?;
+            }
+            Append { write, node }.write_all(transition)
+        })?;
+        Ok(written.map_or_else(KeySettled::Refused, |()| KeySettled::Won))
     }
 
     /// Who holds the key, and how it stands.
@@ -234,39 +202,6 @@ impl Append<'_, '_> {
         let Some(row) = rows.next()? else { return Ok(None) };
         let (state, compensation) = (value::named(row, 1)?, value::named(row, 2)?);
         Ok(Some(Holder { execution: value::execution(row, 0)?, state, compensation }))
-    }
-
-    /// Writes a transition whose place and request id are free.
-    fn try_write(&mut self, transition: &Transition) -> Result<Result<(), String>, Failure> {
-        if let Err(reason) = self.check(transition)? {
-            return Ok(Err(reason));
-        }
-        let node = self.node;
-        self.write.guarded(|write| Append { write, node }.write_all(transition))
-    }
-
-    /// What would leave a history with a hole, or an event twice.
-    fn check(&self, transition: &Transition) -> Result<Result<(), String>, Failure> {
-        let Transition { execution, sequence, feed, .. } = transition;
-        let refused = |reason: String| Ok(Err(reason));
-        match *sequence {
-            0 => return refused("a history begins at sequence 1".into()),
-            1 if transition.index.is_none() => return refused("a start needs an index row".into()),
-            1 => {}
-            sequence if self.place(*execution, sequence - 1)?.is_none() => {
-                return refused(format!("sequence {sequence} would leave a gap"));
-            }
-            _ => {}
-        }
-        if transition.index.as_ref().is_some_and(|row| !row.ends_as_it_says()) {
-            return refused("an execution has an end time if and only if it has ended".into());
-        }
-        for (i, row) in feed.iter().enumerate() {
-            if feed[..i].iter().any(|other| other.id == row.id) || self.is_event(&row.id)? {
-                return refused(format!("there is a failure event {} already", row.id));
-            }
-        }
-        Ok(Ok(()))
     }
 
     fn write_all(&mut self, transition: &Transition) -> Result<(), Failure> {
@@ -384,10 +319,6 @@ impl Append<'_, '_> {
         Ok(self.write.prepare(THERE)?.exists([execution.0.as_bytes()])?)
     }
 
-    fn at(&self, transition: &Transition) -> Result<Option<TransitionId>, Failure> {
-        self.place(transition.execution, transition.sequence)
-    }
-
     fn place(
         &self,
         execution: ExecutionId,
@@ -404,7 +335,7 @@ impl Append<'_, '_> {
         Ok(found.map(|id| TransitionId(uuid::Uuid::from_bytes(id))))
     }
 
-    fn taken(&self, transition: &Transition) -> Result<Option<Taken>, Failure> {
+    fn taken(&self, transition: &Transition) -> Result<Option<TakenRequest>, Failure> {
         const TAKEN: &str = "
             select execution_id, digest, created_at, started from start_request
             where namespace = ?1 and request_id = ?2";
@@ -417,7 +348,8 @@ impl Append<'_, '_> {
         }
         let digest: i64 = row.get(1)?;
         let (execution, started) = (value::execution(row, 0)?, row.get(3)?);
-        Ok(Some(Taken { execution, digest: digest.cast_unsigned(), started }))
+        let digest = digest.cast_unsigned();
+        Ok(Some(TakenRequest { execution, digest, started, repeated: false }))
     }
 
     /// False if somebody has it, be it longer ago than a day.

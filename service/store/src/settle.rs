@@ -1,0 +1,348 @@
+//! The verdict on a transition, and on a start with a key, from what a store has found where it is to be written.
+//!
+//! All stores keep these rules: they read rows, ask here, and write what may be written. A store may ask in stages, each
+//! with what it has found so far, because what comes first here decides whatever else is found.
+
+use std::collections::BTreeSet;
+
+use recoup_core::id::{ExecutionId, TransitionId};
+use recoup_core::key::{self, KeyVerdict};
+
+use crate::contract::{Holder, KeySettled, KeyedStart, Settled, Transition};
+
+/// What stands in the way of a transition. By default nothing does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// The transition that has its place.
+    pub winner: Option<TransitionId>,
+    /// Its execution is in quarantine.
+    pub quarantined: bool,
+    /// It continues an execution that retention took.
+    pub gone: bool,
+    /// What its request id was used for within the time that request ids are kept.
+    pub request: Option<TakenRequest>,
+    /// The place before its own is free, although it is not the first.
+    pub gap: bool,
+    /// The id of one of its events that is on the feed already.
+    pub event: Option<String>,
+}
+
+/// A request id that was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TakenRequest {
+    pub execution: ExecutionId,
+    pub digest: u64,
+    /// The request started the execution. False: it was settled on one that had its key.
+    pub started: bool,
+    /// An earlier copy of this very start used it. A store that cannot tell says false.
+    pub repeated: bool,
+}
+
+/// How a transition ends that is not written. None: it may be written.
+pub(crate) fn verdict(transition: &Transition, found: &Found) -> Option<Settled> {
+    if let Some(winner) = found.winner {
+        let is_mine = winner == transition.transition_id;
+        return Some(if is_mine { Settled::Won } else { Settled::Lost });
+    }
+    if found.quarantined {
+        return Some(Settled::Quarantined);
+    }
+    if found.gone {
+        return Some(Settled::Lost);
+    }
+    if let Some(reason) = flaw(transition) {
+        return Some(Settled::Refused(reason));
+    }
+    if let Some(TakenRequest { execution, digest, started, .. }) = found.request {
+        return Some(Settled::RequestTaken { execution, digest, started });
+    }
+    misfit(transition, found).map(Settled::Refused)
+}
+
+/// How a start ends that is not written, given who holds its key. None: it may take the key and be written.
+pub(crate) fn key_verdict(
+    start: &KeyedStart,
+    found: &Found,
+    holder: Option<&Holder>,
+) -> Option<KeySettled> {
+    let KeyedStart { transition, on_running, on_ended, .. } = start;
+    if let Some(winner) = found.winner {
+        let is_mine = winner == transition.transition_id;
+        let other = || KeySettled::Refused("the execution exists already".into());
+        return Some(if is_mine { KeySettled::Won } else { other() });
+    }
+    if transition.sequence != 1 {
+        return Some(KeySettled::Refused("a start is the first transition".into()));
+    }
+    if let Some(reason) = flaw(transition) {
+        return Some(KeySettled::Refused(reason));
+    }
+    if let Some(TakenRequest { execution, digest, started, repeated }) = found.request {
+        return Some(if repeated && !started {
+            KeySettled::UseExisting { execution }
+        } else {
+            KeySettled::RequestTaken { execution, digest, started }
+        });
+    }
+    if let Some(holder) = holder {
+        let execution = holder.execution;
+        let Some(standing) = holder.standing() else {
+            return Some(KeySettled::TooNew { execution });
+        };
+        match key::decide(Some(standing), *on_running, *on_ended) {
+            KeyVerdict::UseExisting => return Some(KeySettled::UseExisting { execution }),
+            KeyVerdict::Reject => {
+                return Some(KeySettled::Rejected { execution, state: standing.0 });
+            }
+            KeyVerdict::Take => {}
+        }
+    }
+    misfit(transition, found).map(KeySettled::Refused)
+}
+
+/// What is wrong with a transition whatever the store has.
+pub(crate) fn flaw(transition: &Transition) -> Option<String> {
+    let Transition { sequence, index, feed, .. } = transition;
+    if *sequence == 0 {
+        return Some("a history begins at sequence 1".into());
+    }
+    if *sequence == 1 && index.is_none() {
+        return Some("a start needs an index row".into());
+    }
+    // Of a state that only a newer binary knows anything is believed.
+    let state = index.as_ref().and_then(|row| Some((row.state.known()?, row.ended_at)));
+    if state.is_some_and(|(state, ended_at)| state.is_ended() != ended_at.is_some()) {
+        return Some("an execution has an end time if and only if it has ended".into());
+    }
+    let mut ids = BTreeSet::new();
+    feed.iter().find(|event| !ids.insert(&event.id)).map(|event| twice(&event.id))
+}
+
+/// What does not fit the rows that are there.
+fn misfit(transition: &Transition, found: &Found) -> Option<String> {
+    if found.gap {
+        return Some(format!("sequence {} would leave a gap", transition.sequence));
+    }
+    found.event.as_deref().map(twice)
+}
+
+fn twice(event: &str) -> String {
+    format!("there is a failure event {event} already")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use recoup_core::execution::{CompensationState, Phase, State};
+    use recoup_core::failure_event::FailureKind;
+    use recoup_core::key::{OnEnded, OnRunning};
+    use recoup_core::time::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::contract::{FeedRow, IndexRow, Named};
+
+    const MINE: TransitionId = TransitionId(Uuid::from_u128(1));
+    const OTHER: TransitionId = TransitionId(Uuid::from_u128(2));
+    const HELD: ExecutionId = ExecutionId(Uuid::from_u128(3));
+
+    fn index() -> IndexRow {
+        IndexRow {
+            format: 1,
+            namespace: "default".into(),
+            workflow: "order".into(),
+            version: 1,
+            key: None,
+            state: State::Running.into(),
+            phase: Phase::Steps.into(),
+            compensation: CompensationState::None.into(),
+            run: 1,
+            error_type: None,
+            started_at: Timestamp::default(),
+            ended_at: None,
+            wake_at: None,
+        }
+    }
+
+    fn transition(sequence: u64) -> Transition {
+        Transition {
+            execution: ExecutionId(Uuid::from_u128(9)),
+            sequence,
+            transition_id: MINE,
+            format: 1,
+            data: Bytes::new(),
+            index: (sequence == 1).then(index),
+            request: None,
+            feed: vec![],
+            overflow_done: vec![],
+            may_be_gone: true,
+        }
+    }
+
+    fn event(id: &str) -> FeedRow {
+        FeedRow {
+            id: id.into(),
+            namespace: "default".into(),
+            kind: FailureKind::StepFailed.into(),
+            workflow: "order".into(),
+            error_type: String::new(),
+            execution: None,
+            fingerprint: String::new(),
+            at: Timestamp::default(),
+            format: 1,
+            data: Bytes::new(),
+        }
+    }
+
+    fn taken(started: bool, repeated: bool) -> Option<TakenRequest> {
+        Some(TakenRequest { execution: HELD, digest: 7, started, repeated })
+    }
+
+    fn refused(settled: Option<Settled>) -> String {
+        match settled {
+            Some(Settled::Refused(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// From the last rule to the first: each row finds what all rows before it found, and its own comes first.
+    #[test]
+    fn the_first_thing_that_stands_in_the_way_decides() {
+        let next = transition(2);
+        let mut found = Found::default();
+        assert_eq!(verdict(&next, &found), None, "nothing stands in its way");
+        found.event = Some("e".into());
+        assert_eq!(refused(verdict(&next, &found)), "there is a failure event e already");
+        found.gap = true;
+        assert_eq!(refused(verdict(&next, &found)), "sequence 2 would leave a gap");
+        found.request = taken(true, false);
+        let settled = Settled::RequestTaken { execution: HELD, digest: 7, started: true };
+        assert_eq!(verdict(&next, &found), Some(settled));
+        let flawed = Transition { index: None, ..transition(1) };
+        assert_eq!(refused(verdict(&flawed, &found)), "a start needs an index row");
+        found.gone = true;
+        assert_eq!(verdict(&flawed, &found), Some(Settled::Lost));
+        found.quarantined = true;
+        assert_eq!(verdict(&flawed, &found), Some(Settled::Quarantined));
+        found.winner = Some(OTHER);
+        assert_eq!(verdict(&flawed, &found), Some(Settled::Lost));
+        found.winner = Some(MINE);
+        assert_eq!(verdict(&flawed, &found), Some(Settled::Won), "sent again");
+    }
+
+    #[test]
+    fn a_flawed_transition_is_refused_by_its_flaw() {
+        let ended = Some(Timestamp::default());
+        let rows = [
+            (transition(1), None),
+            (transition(0), Some("a history begins at sequence 1")),
+            (Transition { index: None, ..transition(1) }, Some("a start needs an index row")),
+            (transition(2), None),
+            (
+                Transition {
+                    index: Some(IndexRow { ended_at: ended, ..index() }),
+                    ..transition(2)
+                },
+                Some("an execution has an end time if and only if it has ended"),
+            ),
+            (
+                Transition {
+                    index: Some(IndexRow { state: State::Failed.into(), ..index() }),
+                    ..transition(2)
+                },
+                Some("an execution has an end time if and only if it has ended"),
+            ),
+            (
+                Transition {
+                    index: Some(IndexRow {
+                        state: Named::Unknown("ABANDONED".into()),
+                        ended_at: ended,
+                        ..index()
+                    }),
+                    ..transition(2)
+                },
+                None,
+            ),
+            (Transition { feed: vec![event("a"), event("b")], ..transition(2) }, None),
+            (
+                Transition { feed: vec![event("a"), event("a")], ..transition(2) },
+                Some("there is a failure event a already"),
+            ),
+        ];
+        for (transition, expected) in rows {
+            assert_eq!(flaw(&transition).as_deref(), expected, "{transition:?}");
+        }
+    }
+
+    fn start(on_running: OnRunning, on_ended: OnEnded) -> KeyedStart {
+        KeyedStart { transition: transition(1), key: "k".into(), on_running, on_ended }
+    }
+
+    /// As for a transition, from the last rule to the first.
+    #[test]
+    fn a_start_with_a_key_is_decided_by_its_place_then_its_request_then_its_key() {
+        let one = start(OnRunning::Reject, OnEnded::Allow);
+        let mut found = Found::default();
+        assert_eq!(key_verdict(&one, &found, None), None, "the key is free");
+        found.event = Some("e".into());
+        let settled = KeySettled::Refused("there is a failure event e already".into());
+        assert_eq!(key_verdict(&one, &found, None), Some(settled));
+        let holder = Holder {
+            execution: HELD,
+            state: State::Running.into(),
+            compensation: CompensationState::None.into(),
+        };
+        let rejected = KeySettled::Rejected { execution: HELD, state: State::Running };
+        assert_eq!(key_verdict(&one, &found, Some(&holder)), Some(rejected));
+        for (started, repeated) in [(true, false), (false, false), (true, true)] {
+            found.request = taken(started, repeated);
+            let settled = KeySettled::RequestTaken { execution: HELD, digest: 7, started };
+            assert_eq!(key_verdict(&one, &found, Some(&holder)), Some(settled));
+        }
+        found.request = taken(false, true);
+        let used = KeySettled::UseExisting { execution: HELD };
+        assert_eq!(key_verdict(&one, &found, Some(&holder)), Some(used), "sent again");
+        let later = KeyedStart { transition: transition(2), ..one };
+        let settled = KeySettled::Refused("a start is the first transition".into());
+        assert_eq!(key_verdict(&later, &found, Some(&holder)), Some(settled));
+        found.winner = Some(OTHER);
+        let settled = KeySettled::Refused("the execution exists already".into());
+        assert_eq!(key_verdict(&later, &found, Some(&holder)), Some(settled));
+        found.winner = Some(MINE);
+        assert_eq!(key_verdict(&later, &found, Some(&holder)), Some(KeySettled::Won), "sent again");
+    }
+
+    #[test]
+    fn who_holds_the_key_decides_by_its_state() {
+        let used = KeySettled::UseExisting { execution: HELD };
+        let too_new = KeySettled::TooNew { execution: HELD };
+        let rejected = |state| KeySettled::Rejected { execution: HELD, state };
+        let none = || Named::from(CompensationState::None);
+        let failed = || Named::from(State::Failed);
+        for (state, compensation, on_running, on_ended, expected) in [
+            (failed(), none(), OnRunning::Reject, OnEnded::Allow, None),
+            (failed(), none(), OnRunning::Reject, OnEnded::Reject, Some(rejected(State::Failed))),
+            (failed(), none(), OnRunning::Reject, OnEnded::UseExisting, Some(used.clone())),
+            (State::Running.into(), none(), OnRunning::UseExisting, OnEnded::Allow, Some(used)),
+            (
+                Named::Unknown("ABANDONED".into()),
+                none(),
+                OnRunning::Reject,
+                OnEnded::Allow,
+                Some(too_new.clone()),
+            ),
+            (
+                failed(),
+                Named::Unknown("HELD".into()),
+                OnRunning::Reject,
+                OnEnded::Allow,
+                Some(too_new),
+            ),
+        ] {
+            let holder = Holder { execution: HELD, state, compensation };
+            let start = start(on_running, on_ended);
+            let settled = key_verdict(&start, &Found::default(), Some(&holder));
+            assert_eq!(settled, expected, "{holder:?} {on_running:?} {on_ended:?}");
+        }
+    }
+}
