@@ -13,7 +13,7 @@ pub const FEED_PAGE_BYTES: usize = 1 << 20;
 /// Feed streams that one server has open: 256.
 pub const FEED_STREAMS_MAX: usize = 256;
 /// Of namespaces that name none, and of `default`: 30 days.
-pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const RETENTION: Duration = recoup_store::RETENTION_DEFAULT;
 
 #[derive(Clone, Debug)]
 pub struct ApiOptions {

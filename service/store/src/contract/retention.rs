@@ -1,9 +1,17 @@
 //! Letting go of what nobody needs any more.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use recoup_core::time::Timestamp;
 
 use super::Result;
+
+/// How long a request id is remembered, with what it settled: a day.
+pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long ended executions and failure events are kept where nothing else is said: in the namespace `default` as it is
+/// made, and where rows outlived their namespace.
+pub const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {

@@ -7,10 +7,10 @@ use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
-use super::state::{Answered, REQUEST_KEPT, State};
+use super::state::{Answered, State};
 use crate::contract::{
-    Error, NamespaceRow, NewVersion, Registry, RegistryAnswer, RegistryOperation, RegistryRequest,
-    Result, SubscriptionRow, WorkflowVersion,
+    Error, NamespaceRow, NewVersion, REQUEST_KEPT, Registry, RegistryAnswer, RegistryOperation,
+    RegistryRequest, Result, SubscriptionRow, WorkflowVersion,
 };
 
 #[async_trait]

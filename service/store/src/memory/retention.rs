@@ -2,8 +2,8 @@ use async_trait::async_trait;
 use recoup_core::time::Timestamp;
 
 use super::MemoryStore;
-use super::state::{REQUEST_KEPT, State};
-use crate::contract::{Expired, IndexRow, Result, Retention};
+use super::state::State;
+use crate::contract::{Expired, IndexRow, REQUEST_KEPT, Result, Retention};
 
 #[async_trait]
 impl Retention for MemoryStore {

@@ -10,15 +10,11 @@ use uuid::Uuid;
 
 use crate::contract::{
     Batch, Error, FeedRow, IdleCredit, IndexRow, NODES_MAX, NamespaceRow, NodeFormats, NodeId,
-    OverflowTask, Position, Positioned, QuarantineRow, RegistryAnswer, Result, StoreFormats,
-    StoredTransition, SubscriptionRow, TaskKey, WorkflowVersion,
+    OverflowTask, Position, Positioned, QuarantineRow, REQUEST_KEPT, RETENTION_DEFAULT,
+    RegistryAnswer, Result, StoreFormats, StoredTransition, SubscriptionRow, TaskKey,
+    WorkflowVersion,
 };
 use crate::format::Formats;
-
-/// How long a request id is remembered.
-pub(super) const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// Of the namespace `default`, and of rows whose namespace does not exist.
-pub(super) const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(super) struct State {
     pub incarnation: Uuid,

@@ -309,9 +309,10 @@ impl Executions for PostgresStore {
         let started = sqlx::query!(
             "select execution_id, digest from start_request
             where namespace = $1 and request_id = $2
-                and created_at > clock_timestamp() - interval '1 day'",
+                and created_at > clock_timestamp() - interval '1 microsecond' * $3::int8",
             namespace.as_str(),
             request_id,
+            value::REQUEST_KEPT_US,
         );
         let started = connection.first(started).await?;
         Ok(started.map(|row| (ExecutionId(row.execution_id), row.digest.cast_unsigned())))

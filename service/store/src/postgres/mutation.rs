@@ -46,12 +46,14 @@ impl PostgresStore {
                 set operation = excluded.operation, digest = excluded.digest,
                     format = excluded.format, answer = excluded.answer,
                     created_at = excluded.created_at
-                where there.created_at <= clock_timestamp() - interval '1 day'
+                where there.created_at
+                    <= clock_timestamp() - interval '1 microsecond' * $5::int8
             returning true as "claimed!""#,
             asked.namespace.as_str(),
             asked.request_id,
             operation.as_str(),
             asked.digest.cast_signed(),
+            value::REQUEST_KEPT_US,
         );
         if connection.first(claim).await?.is_some() {
             return Ok(Begun::Open(Box::new(Mutation { connection, request, commit_timeout })));
@@ -76,9 +78,10 @@ pub(super) async fn answered(
     let answer = sqlx::query!(
         "select operation, digest, format, answer from registry_request
         where namespace = $1 and request_id = $2
-            and created_at > clock_timestamp() - interval '1 day'",
+            and created_at > clock_timestamp() - interval '1 microsecond' * $3::int8",
         namespace.as_str(),
         request_id,
+        value::REQUEST_KEPT_US,
     );
     let Some(row) = connection.first(answer).await? else { return Ok(None) };
     if (row.operation.as_str(), row.digest) != (operation.as_str(), digest.cast_signed()) {

@@ -5,12 +5,9 @@ use async_trait::async_trait;
 use recoup_core::time::Timestamp;
 
 use super::partition::{self, Range};
-use super::value::{self, At};
+use super::value::{self, At, RETENTION_DEFAULT_US};
 use super::{Inner, PostgresStore};
-use crate::contract::{Expired, Result, Retention};
-
-/// Of rows whose namespace does not exist: as long as `default` keeps them at first.
-const RETENTION_DEFAULT_US: i64 = 30 * 24 * 3600 * 1_000_000;
+use crate::contract::{Expired, REQUEST_KEPT, Result, Retention};
 
 #[async_trait]
 impl Retention for PostgresStore {
@@ -236,25 +233,26 @@ impl Inner {
         limit: usize,
         expired: &mut Expired,
     ) -> Result<()> {
+        let until = At(now - REQUEST_KEPT);
         let mut connection = self.retention.take().await?;
         let starts = sqlx::query!(
             "delete from start_request
             using (
                 select namespace, request_id from start_request
-                where created_at <= $2::timestamptz - interval '1 day'
+                where created_at <= $2
                 order by created_at limit $1
                 for update skip locked) as due
             where start_request.namespace = due.namespace
                 and start_request.request_id = due.request_id",
             value::limit(limit),
-            At(now) as _,
+            until as _,
         );
         expired.start_requests = connection.execute(starts).await?;
         if expired.start_requests >= limit as u64 {
             let due = sqlx::query_scalar!(
                 r#"select true as "due!" from start_request
-                where created_at <= $1::timestamptz - interval '1 day' limit 1"#,
-                At(now) as _,
+                where created_at <= $1 limit 1"#,
+                until as _,
             );
             expired.more |= connection.first(due).await?.is_some();
         }
@@ -262,20 +260,20 @@ impl Inner {
             "delete from registry_request
             using (
                 select namespace, request_id from registry_request
-                where created_at <= $2::timestamptz - interval '1 day'
+                where created_at <= $2
                 order by created_at limit $1
                 for update skip locked) as due
             where registry_request.namespace = due.namespace
                 and registry_request.request_id = due.request_id",
             value::limit(limit),
-            At(now) as _,
+            until as _,
         );
         expired.registry_requests = connection.execute(mutations).await?;
         if expired.registry_requests >= limit as u64 {
             let due = sqlx::query_scalar!(
                 r#"select true as "due!" from registry_request
-                where created_at <= $1::timestamptz - interval '1 day' limit 1"#,
-                At(now) as _,
+                where created_at <= $1 limit 1"#,
+                until as _,
             );
             expired.more |= connection.first(due).await?.is_some();
         }

@@ -16,7 +16,7 @@ const INSERT_REQUEST: &str = "
     select * from unnest($1::text[], $2::text[], $3::uuid[], $4::int8[], $5::uuid[])
         as request (namespace, request_id, execution_id, digest, transition_id)
     order by namespace collate \"C\", request_id collate \"C\"";
-/// The same, but leaves what others settled within the day, and returns what it wrote.
+/// The same, but leaves what others settled within the time `$6` that request ids are kept, and returns what it wrote.
 const CLAIM_REQUEST: &str = "
     insert into start_request as there (namespace, request_id, execution_id, digest, transition_id)
     select * from unnest($1::text[], $2::text[], $3::uuid[], $4::int8[], $5::uuid[])
@@ -26,7 +26,7 @@ const CLAIM_REQUEST: &str = "
         set execution_id = excluded.execution_id, digest = excluded.digest,
             transition_id = excluded.transition_id, started = excluded.started,
             created_at = excluded.created_at
-        where there.created_at <= clock_timestamp() - interval '1 day'
+        where there.created_at <= clock_timestamp() - interval '1 microsecond' * $6::int8
     returning transition_id";
 const INSERT_HISTORY: &str = "
     insert into history (execution_id, sequence, transition_id, format, data, feed_number, checksum)
@@ -213,7 +213,9 @@ impl<'a> Requests<'a> {
 
     /// Writes those that are free, and returns whose transitions they were.
     pub fn claim(&self) -> Call<'_> {
-        (CLAIM_REQUEST, self.parameters())
+        let mut parameters = self.parameters();
+        parameters.push(&value::REQUEST_KEPT_US);
+        (CLAIM_REQUEST, parameters)
     }
 }
 

@@ -11,7 +11,7 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-use crate::contract::{Error, Result};
+use crate::contract::{Error, REQUEST_KEPT, RETENTION_DEFAULT, Result};
 use crate::format::Formats;
 
 /// Microseconds from 1970 to 2000, where Postgres begins to count.
@@ -90,6 +90,15 @@ impl Decode<'_, Postgres> for At {
 /// Whole microseconds; those beyond 292,000 years are taken as that.
 pub(super) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// [`REQUEST_KEPT`] for statements.
+pub(super) const REQUEST_KEPT_US: i64 = micros_of(REQUEST_KEPT);
+/// [`RETENTION_DEFAULT`] for statements.
+pub(super) const RETENTION_DEFAULT_US: i64 = micros_of(RETENTION_DEFAULT);
+
+const fn micros_of(whole: Duration) -> i64 {
+    whole.as_secs().cast_signed() * 1_000_000
 }
 
 /// For a time to live or a lease, which is added to a point in time: a century is for ever.

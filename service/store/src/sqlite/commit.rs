@@ -10,10 +10,10 @@ use rusqlite::{OptionalExtension, params};
 
 use super::error::Failure;
 use super::writer::Write;
-use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
+use super::{SqliteStore, quarantine, value};
 use crate::contract::{
-    Batch, FeedRow, Holder, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, Reminder,
-    Result, Settled, StartRequest, Transition, Transitions,
+    Batch, FeedRow, Holder, IndexRow, KeySettled, KeyedStart, NewQuarantine, NodeId, REQUEST_KEPT,
+    Reminder, Result, Settled, StartRequest, Transition, Transitions,
 };
 use crate::settle::{self, Found, TakenRequest};
 

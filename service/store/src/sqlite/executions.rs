@@ -7,10 +7,10 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::error::Failure;
-use super::{REQUEST_KEPT, SqliteStore, quarantine, value};
+use super::{SqliteStore, quarantine, value};
 use crate::contract::{
-    Due, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, Release, Result,
-    StoredTransition, Wanted,
+    Due, Executions, Head, History, IndexRow, ListFilter, Listed, NodeId, REQUEST_KEPT, Release,
+    Result, StoredTransition, Wanted,
 };
 
 const HISTORY: &str = "

@@ -44,10 +44,6 @@ use writer::{Write, Writer};
 /// Tells the store its time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-/// How long a request id is remembered.
-const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// Of rows whose namespace does not exist.
-const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Of a database that is made anew. A commit writes each page that it changes whole, and a lone execution
 /// changes a few bytes in each of some twenty pages: a quarter of SQLite's usual size writes less than half.
 const PAGE_BYTES: i64 = 1024;

@@ -10,10 +10,10 @@ use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use super::error::Failure;
 use super::writer::Write;
-use super::{REQUEST_KEPT, SqliteStore, value};
+use super::{SqliteStore, value};
 use crate::contract::{
-    Error, NamespaceRow, NewVersion, Registry, RegistryAnswer, RegistryOperation, RegistryRequest,
-    Result, SubscriptionRow, WorkflowVersion,
+    Error, NamespaceRow, NewVersion, REQUEST_KEPT, Registry, RegistryAnswer, RegistryOperation,
+    RegistryRequest, Result, SubscriptionRow, WorkflowVersion,
 };
 use crate::format;
 

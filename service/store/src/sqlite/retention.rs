@@ -6,8 +6,8 @@ use rusqlite::{OptionalExtension, params};
 
 use super::error::Failure;
 use super::writer::Write;
-use super::{REQUEST_KEPT, RETENTION_DEFAULT, SqliteStore, value};
-use crate::contract::{Expired, Result, Retention};
+use super::{SqliteStore, value};
+use crate::contract::{Expired, REQUEST_KEPT, RETENTION_DEFAULT, Result, Retention};
 
 #[async_trait]
 impl Retention for SqliteStore {
