@@ -334,8 +334,8 @@ impl ExecutionService for Service {
         let info = match engine.snapshot(id).await {
             Ok(snapshot) => execution::info(&snapshot, engine.now()),
             Err(Refusal::Quarantined(_)) => {
-                let remains = engine.remains(id).await.map_err(Error::from)?;
-                execution::remains(&remains.ok_or_else(|| no_execution(id))?)
+                let partial = engine.read_partial(id).await.map_err(Error::from)?;
+                execution::partial(&partial.ok_or_else(|| no_execution(id))?)
             }
             Err(refusal) => return Err(Error::from(refusal).into()),
         };

@@ -13,7 +13,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::{Release, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::load::{Plans, Remains, remains};
+use crate::load::{PartialExecution, Plans, read_partial};
 use crate::node::io::{
     Answer, Input, Notice, Offer, Refusal, SessionKey, Snapshot, StartSpec, WorkerKey,
     WorkerMessage,
@@ -148,8 +148,11 @@ impl Engine {
     }
 
     /// What is known of an execution that no node goes on with; none if there is no such execution.
-    pub async fn remains(&self, execution: ExecutionId) -> recoup_store::Result<Option<Remains>> {
-        remains(&*self.store, &self.plans, execution).await
+    pub async fn read_partial(
+        &self,
+        execution: ExecutionId,
+    ) -> recoup_store::Result<Option<PartialExecution>> {
+        read_partial(&*self.store, &self.plans, execution).await
     }
 
     /// Whether the worker should stop what it does. `details`: how far it is; none leaves what was said

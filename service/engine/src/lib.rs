@@ -35,7 +35,7 @@ mod transition;
 mod unread;
 
 pub use handle::{Engine, Started, Worker, WorkerLink};
-pub use load::Remains;
+pub use load::PartialExecution;
 pub use node::io::{Refusal, Snapshot, StartSpec, WorkerMessage};
 pub use options::Options;
 pub use process_clock::Clock;

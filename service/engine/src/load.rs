@@ -386,7 +386,7 @@ fn decode_row(
 
 /// What is known of an execution that no node goes on with.
 #[derive(Clone, Debug)]
-pub struct Remains {
+pub struct PartialExecution {
     /// How it is found, with its quarantine.
     pub listed: Listed,
     /// As far as its history folds.
@@ -395,11 +395,11 @@ pub struct Remains {
     pub plan: Option<Arc<Plan>>,
 }
 
-pub(crate) async fn remains(
+pub(crate) async fn read_partial(
     store: &dyn Store,
     plans: &Plans,
     execution: ExecutionId,
-) -> recoup_store::Result<Option<Remains>> {
+) -> recoup_store::Result<Option<PartialExecution>> {
     /// A reader that is no node.
     const NOBODY: NodeId = NodeId(0);
     let Some(listed) = store.indexed(execution).await? else {
@@ -410,7 +410,7 @@ pub(crate) async fn remains(
     let index = &listed.index;
     let version = Some(index.version);
     let plan = plans.look_up(store, &index.namespace, &index.workflow, version).await?;
-    Ok(Some(Remains { listed, state, plan: plan.ok().flatten() }))
+    Ok(Some(PartialExecution { listed, state, plan: plan.ok().flatten() }))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::outcome::{Outcome, ToldWarning, WARNINGS_MAX};
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
-use recoup_engine::{Remains, Snapshot};
+use recoup_engine::{PartialExecution, Snapshot};
 use recoup_proto::v1;
 use recoup_store::Listed;
 
@@ -176,9 +176,9 @@ pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
 
 /// What is known of an execution in quarantine: its history as far as it folds, and what it is found
 /// by, which may be later.
-pub fn remains(remains: &Remains) -> v1::ExecutionInfo {
-    let indexed = listed(&remains.listed);
-    let Some(state) = &remains.state else {
+pub fn partial(partial: &PartialExecution) -> v1::ExecutionInfo {
+    let indexed = listed(&partial.listed);
+    let Some(state) = &partial.state else {
         return indexed;
     };
     let folded = of_state(state, &mut of_execution(state));

@@ -23,14 +23,15 @@ pub(super) const DOUBT: Duration = Duration::from_secs(5);
 /// The session on record of what is with nobody: no worker calls its own so.
 pub(super) const NOBODYS: &str = ".nobody";
 
-/// One open attempt of an execution in memory.
+/// One open attempt of an execution in memory. What is beside `dispatch` holds in more than one of its states, and
+/// independently of the rest: a result may come while a start is under way, and of an attempt that waits again.
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
     pub id: TaskId,
     pub content: Arc<TaskContent>,
     /// Who the history says has it.
     pub started: Option<Started>,
-    pub place: Place,
+    pub dispatch: DispatchState,
     /// A worker had it, or may have had it.
     pub possibly_started: bool,
     /// Its start must be durable before the hand-over: it came from the overflow, or may be there.
@@ -47,8 +48,9 @@ pub(super) struct Attempt {
     pub withdrawn: bool,
 }
 
+/// How far it is on its way to a worker, and which one that is.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(super) enum DispatchState {
     /// Its time has not come.
     Scheduled,
     /// A worker that the last owner knew may say that he holds it.
@@ -79,26 +81,59 @@ pub(super) struct Handed {
     /// The same for the clocks that judge it, which no step of the database's clock may strike.
     pub began: Tick,
     pub beat_at: Tick,
-    /// The history says so.
-    pub recorded: bool,
-    /// Only the history says so: its worker has not been heard of here.
-    pub hearsay: bool,
+    pub source: Source,
     /// What its heartbeats said last.
     pub details: Option<Payload>,
 }
 
-impl Place {
+/// Who says that a worker has an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// This node, which has given it to the worker or has heard from it. It is not on record yet.
+    Node,
+    /// The history says so too.
+    Both,
+    /// Only the history: its worker has not been heard of here.
+    History,
+}
+
+impl Source {
+    /// What a node knows for itself, and may be `recorded`.
+    pub fn known_here(recorded: bool) -> Self {
+        if recorded { Self::Both } else { Self::Node }
+    }
+}
+
+impl DispatchState {
     /// Whether no worker has it, if there is a row in the overflow.
     pub fn is_for_any_node(&self) -> bool {
         match self {
             Self::Overflowed => true,
-            Self::Handed(handed) => handed.hearsay,
+            Self::Handed(handed) => handed.source == Source::History,
             _ => false,
         }
     }
 }
 
 impl Handed {
+    pub fn is_recorded(&self) -> bool {
+        self.source != Source::Node
+    }
+
+    /// The history says that a worker has it.
+    pub fn put_on_record(&mut self) {
+        if self.source == Source::Node {
+            self.source = Source::Both;
+        }
+    }
+
+    /// Its worker has said so here.
+    pub fn heard(&mut self) {
+        if self.source == Source::History {
+            self.source = Source::Both;
+        }
+    }
+
     /// What puts this on record, as of a time: [`Self::since`] if it is not on record yet.
     pub fn record(&self, task: TaskId, at: Timestamp) -> Command {
         let (worker, session) = (self.name.clone(), id_of(self.session.as_ref()));
@@ -113,8 +148,7 @@ impl Handed {
             since: started.at.min(now.time),
             began: now.tick_of(started.at),
             beat_at: now.tick,
-            recorded: true,
-            hearsay: true,
+            source: Source::History,
             details: None,
         }
     }
@@ -123,7 +157,7 @@ impl Handed {
 impl Attempt {
     /// Whoever has it may still say so until then: its execution has come to this node only now.
     pub fn wait_until(&mut self, then: Tick) {
-        if let Place::Grace { until } = &mut self.place {
+        if let DispatchState::Grace { until } = &mut self.dispatch {
             *until = then;
         }
     }
@@ -131,52 +165,58 @@ impl Attempt {
     /// As [`Self::wait_until`], where the owner before lives on and does not know that it is the owner no
     /// more: what is due before `soon` it hands out as if nothing had happened.
     pub fn wait_for_last_owner(&mut self, then: Tick, soon: Timestamp) {
-        if matches!(self.place, Place::Scheduled) && self.content.scheduled_at < soon {
-            self.place = Place::Grace { until: then };
+        if matches!(self.dispatch, DispatchState::Scheduled) && self.content.scheduled_at < soon {
+            self.dispatch = DispatchState::Grace { until: then };
             self.possibly_started = true;
         }
         self.wait_until(then);
     }
 
     /// Another node has been the owner since this one knew where the attempt is: unless a worker here has it,
-    /// it may be with one there. Returns the place where it was.
-    pub fn doubt(&mut self, plan: &Plan, then: Tick, soon: Timestamp) -> Option<Place> {
-        let may_be_out = match &self.place {
-            Place::Scheduled => self.content.scheduled_at < soon,
-            Place::Queued { .. } | Place::Overflowed => true,
-            Place::Grace { .. } | Place::Starting { .. } | Place::Handed(_) => false,
+    /// it may be with one there. Returns the state that it leaves.
+    pub fn doubt(&mut self, plan: &Plan, then: Tick, soon: Timestamp) -> Option<DispatchState> {
+        let may_be_out = match &self.dispatch {
+            DispatchState::Scheduled => self.content.scheduled_at < soon,
+            DispatchState::Queued { .. } | DispatchState::Overflowed => true,
+            DispatchState::Grace { .. }
+            | DispatchState::Starting { .. }
+            | DispatchState::Handed(_) => false,
         };
         self.wait_until(then);
         // What is delivered at most once is on record where a worker has had it.
         self.possibly_started |= may_be_out && !plan.is_at_most_once(&self.id.path);
-        may_be_out.then(|| std::mem::replace(&mut self.place, Place::Grace { until: then }))
+        may_be_out
+            .then(|| std::mem::replace(&mut self.dispatch, DispatchState::Grace { until: then }))
     }
 
     /// The start of an attempt that a worker without a session got here, if no history has it yet. That
     /// worker has no way to speak up for itself before its result.
     pub fn unrecorded_start(&self) -> Option<Command> {
-        let Place::Handed(handed) = &self.place else {
+        let DispatchState::Handed(handed) = &self.dispatch else {
             return None;
         };
         let is_known_here_alone =
-            handed.session.is_none() && !handed.recorded && self.started.is_none();
+            handed.session.is_none() && !handed.is_recorded() && self.started.is_none();
         (is_known_here_alone && !self.reported)
             .then(|| handed.record(self.id.clone(), handed.since))
     }
 
     pub fn is_handed(&self) -> bool {
-        matches!(self.place, Place::Handed(_) | Place::Starting { .. })
+        matches!(self.dispatch, DispatchState::Handed(_) | DispatchState::Starting { .. })
     }
 
     /// As the owner knows: no worker has it, and none has had it.
     pub fn is_with_nobody(&self) -> bool {
-        let place = &self.place;
-        let waits = matches!(place, Place::Queued { .. } | Place::Overflowed | Place::Scheduled);
+        let waits = matches!(
+            self.dispatch,
+            DispatchState::Queued { .. } | DispatchState::Overflowed | DispatchState::Scheduled
+        );
         waits && !self.possibly_started
     }
 
     pub fn live(&self) -> Option<LiveAttempt> {
-        let Place::Handed(Handed { name, session, since, details, .. }) = &self.place else {
+        let DispatchState::Handed(Handed { name, session, since, details, .. }) = &self.dispatch
+        else {
             return None;
         };
         Some(LiveAttempt {
@@ -193,15 +233,16 @@ impl Attempt {
         if self.acting || self.reported {
             return None;
         }
-        match &self.place {
-            Place::Scheduled => Some(self.content.scheduled_at),
-            Place::Grace { until } => Some(now.time_of(*until)),
-            Place::Queued { .. } | Place::Overflowed => {
+        match &self.dispatch {
+            DispatchState::Scheduled => Some(self.content.scheduled_at),
+            DispatchState::Grace { until } => Some(now.time_of(*until)),
+            DispatchState::Queued { .. } | DispatchState::Overflowed => {
                 plan.schedule_to_start.map(|timeout| self.content.scheduled_at + timeout)
             }
-            Place::Starting { .. } => None,
-            Place::Handed(handed) => {
-                let record = (!handed.recorded).then(|| handed.began + options.record_start_after);
+            DispatchState::Starting { .. } => None,
+            DispatchState::Handed(handed) => {
+                let record =
+                    (!handed.is_recorded()).then(|| handed.began + options.record_start_after);
                 let beat = plan.heartbeat.map(|timeout| handed.beat_at + timeout);
                 let close = Some(handed.began + plan.start_to_close);
                 [record, beat, close].into_iter().flatten().min().map(|tick| now.time_of(tick))

@@ -9,7 +9,7 @@ use recoup_core::definition::Delivery;
 use recoup_core::id::ExecutionId;
 use recoup_store::{QueueName, TaskKey};
 
-use super::attempt::{Attempt, Place, key_of};
+use super::attempt::{Attempt, DispatchState, key_of};
 use super::io::{Notice, WorkerKey};
 use super::reconcile::{Evidence, Reconciler, Then};
 use super::sessions::SessionState;
@@ -90,7 +90,7 @@ impl<R> Node<R> {
         }
         self.effects.withdraw(void);
         for place in &parted {
-            self.unqueue_place(place);
+            self.leave(place);
         }
         for attempt in known {
             self.close(&attempt);
@@ -197,15 +197,15 @@ impl<R> Node<R> {
     }
 
     pub(super) fn unqueue(&mut self, attempt: &Attempt) {
-        self.unqueue_place(&attempt.place);
+        self.leave(&attempt.dispatch);
     }
 
-    pub(super) fn unqueue_place(&mut self, place: &Place) {
+    pub(super) fn leave(&mut self, place: &DispatchState) {
         match place {
-            Place::Queued { queue, order } => {
+            DispatchState::Queued { queue, order } => {
                 self.queues.remove(queue, *order);
             }
-            Place::Starting { worker, .. } => self.return_credit(*worker),
+            DispatchState::Starting { worker, .. } => self.return_credit(*worker),
             _ => {}
         }
     }
@@ -229,7 +229,7 @@ impl<R> Node<R> {
             if attempt.id.path.compensated().is_some() {
                 continue;
             }
-            if matches!(attempt.place, Place::Handed(_)) {
+            if matches!(attempt.dispatch, DispatchState::Handed(_)) {
                 handed.push(attempt.id.clone());
             } else if attempt.is_with_nobody() && !attempt.withdrawn {
                 attempt.withdrawn = true;
@@ -263,10 +263,10 @@ impl<R> Node<R> {
             return;
         };
         attempt.acting = true;
-        let place = std::mem::replace(&mut attempt.place, Place::Scheduled);
+        let place = std::mem::replace(&mut attempt.dispatch, DispatchState::Scheduled);
         // Its row is still there: if it goes out after all, its start is recorded first.
-        attempt.claimed |= matches!(place, Place::Overflowed);
-        self.unqueue_place(&place);
+        attempt.claimed |= matches!(place, DispatchState::Overflowed);
+        self.leave(&place);
     }
 
     /// The last owner, or this node in a call whose answer was lost, may have put the attempt where any
@@ -297,7 +297,7 @@ impl<R> Node<R> {
             return;
         };
         let order = self.queues.insert(&name, &plan.task_type, plan.priority, task.clone());
-        attempt.place = Place::Queued { queue: name.clone(), order };
+        attempt.dispatch = DispatchState::Queued { queue: name.clone(), order };
         let task_type = plan.task_type.clone();
         self.dispatch(&name);
         self.offer_elsewhere(&name, &task_type);
@@ -316,10 +316,10 @@ impl<R> Node<R> {
     pub(super) fn record_starts(&mut self) {
         let attempts = self.slots.owned().flat_map(|slot| &slot.attempts);
         let commands = attempts.filter(|own| !own.acting && !own.reported).filter_map(|own| {
-            let Place::Handed(handed) = &own.place else {
+            let DispatchState::Handed(handed) = &own.dispatch else {
                 return None;
             };
-            (!handed.recorded).then(|| handed.record(own.id.clone(), handed.since))
+            (!handed.is_recorded()).then(|| handed.record(own.id.clone(), handed.since))
         });
         for command in commands.collect::<Vec<_>>() {
             self.act(command);
@@ -327,7 +327,8 @@ impl<R> Node<R> {
         let attempts = self.slots.owned().flat_map(|slot| &slot.attempts);
         let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
         let waiting = waiting.map(|own| {
-            let waits_here = matches!(own.place, Place::Scheduled | Place::Queued { .. });
+            let waits_here =
+                matches!(own.dispatch, DispatchState::Scheduled | DispatchState::Queued { .. });
             (own.id.clone(), own.unsent.is_some(), waits_here)
         });
         for (task, unsent, waits_here) in waiting.collect::<Vec<_>>() {
@@ -375,9 +376,9 @@ impl<R> Node<R> {
             let Some(task) = plan.task(&attempt.id.path) else {
                 continue;
             };
-            match &attempt.place {
-                Place::Scheduled => self.enqueue(&attempt.id),
-                Place::Grace { .. } => {
+            match &attempt.dispatch {
+                DispatchState::Scheduled => self.enqueue(&attempt.id),
+                DispatchState::Grace { .. } => {
                     let started = attempt.started.as_ref();
                     let lost = task.delivery == Delivery::AtMostOnce && started.is_some();
                     #[cfg(feature = "mutants")]
@@ -390,13 +391,13 @@ impl<R> Node<R> {
                         self.enqueue(&attempt.id);
                     }
                 }
-                Place::Queued { .. } | Place::Overflowed => {
+                DispatchState::Queued { .. } | DispatchState::Overflowed => {
                     // Nobody gets what is about to be closed, not even by a claim under way.
                     self.withhold(&attempt.id);
                     self.time_out(&attempt, AttemptTimeout::ScheduleToStart, String::new());
                 }
-                Place::Starting { .. } => {}
-                Place::Handed(handed) => {
+                DispatchState::Starting { .. } => {}
+                DispatchState::Handed(handed) => {
                     let name = handed.name.clone();
                     let silent =
                         task.heartbeat.is_some_and(|timeout| handed.beat_at + timeout <= now.tick);

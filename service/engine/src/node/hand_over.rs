@@ -8,7 +8,7 @@ use recoup_core::error::{TaskError, builtin};
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{Handed, NOBODYS, Place, id_of, is_bare_start, key_of};
+use super::attempt::{DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, key_of};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use super::slot::Known;
@@ -41,7 +41,7 @@ impl<R> Node<R> {
         worker.credit -= 1;
         let unsent = attempt.unsent;
         if at_most_once || attempt.claimed || is_uncertain || unsent.is_some() {
-            attempt.place = Place::Starting { worker: key, at: now };
+            attempt.dispatch = DispatchState::Starting { worker: key, at: now };
             attempt.acting = true;
             let session = id_of(worker.session.as_ref());
             let (task, worker) = (task.clone(), worker.name.clone());
@@ -63,7 +63,7 @@ impl<R> Node<R> {
         }
         let until = self.monotonic + self.options.reconnect_grace;
         if let Some(attempt) = self.attempt_mut(task) {
-            attempt.place = Place::Grace { until };
+            attempt.dispatch = DispatchState::Grace { until };
         }
     }
 
@@ -74,7 +74,7 @@ impl<R> Node<R> {
             return self.fail_unsent(task);
         }
         if let Some(attempt) = self.attempt_mut(task) {
-            attempt.place = Place::Scheduled;
+            attempt.dispatch = DispatchState::Scheduled;
             attempt.unsent = attempt.started.as_ref().map(|started| started.at);
         }
         self.wait_again(task);
@@ -121,14 +121,13 @@ impl<R> Node<R> {
         attempt.possibly_started = true;
         attempt.unsent = None;
         attempt.claimed &= !recorded;
-        attempt.place = Place::Handed(Handed {
+        attempt.dispatch = DispatchState::Handed(Handed {
             name: worker.name.clone(),
             session: worker.session.clone(),
             since: now,
             began: tick,
             beat_at: tick,
-            recorded,
-            hearsay: false,
+            source: Source::known_here(recorded),
             details: None,
         });
         // Written while its start was on the way into the history.
@@ -154,7 +153,7 @@ impl<R> Node<R> {
         let Some(attempt) = self.attempt_mut(task).filter(|attempt| !attempt.acting) else {
             return;
         };
-        let Place::Handed(handed) = &attempt.place else {
+        let DispatchState::Handed(handed) = &attempt.dispatch else {
             return;
         };
         // The same start would change nothing.
@@ -180,8 +179,8 @@ impl<R> Node<R> {
             return self.give_back(task, true);
         };
         let is_on_record =
-            slot.attempt(task).is_some_and(|attempt| match (&attempt.place, &attempt.started) {
-                (Place::Handed(Handed { session, since, .. }), Some(by)) => {
+            slot.attempt(task).is_some_and(|attempt| match (&attempt.dispatch, &attempt.started) {
+                (DispatchState::Handed(Handed { session, since, .. }), Some(by)) => {
                     by.session == id_of(session.as_ref()) && by.at <= *since
                 }
                 _ => false,
@@ -200,8 +199,9 @@ impl<R> Node<R> {
         if attempt.as_ref().is_some_and(|attempt| attempt.reported) {
             return;
         }
-        let is_out =
-            attempt.is_some_and(|own| matches!(own.place, Place::Handed(_) | Place::Grace { .. }));
+        let is_out = attempt.is_some_and(|own| {
+            matches!(own.dispatch, DispatchState::Handed(_) | DispatchState::Grace { .. })
+        });
         let holder = self.sessions.let_go(task);
         if !is_out {
             return;
@@ -225,7 +225,7 @@ impl<R> Node<R> {
                 // No lost answer: whatever has it breaks down, again and again.
                 return self.act(Command::LoseWorker { task: task.clone(), worker });
             }
-            attempt.place = Place::Scheduled;
+            attempt.dispatch = DispatchState::Scheduled;
         }
         self.wait_again(task);
     }
@@ -256,9 +256,9 @@ impl<R> Node<R> {
     /// The history says already what was to be recorded.
     pub(super) fn is_on_record(&mut self, task: &TaskId) {
         if let Some(attempt) = self.attempt_mut(task)
-            && let Place::Handed(handed) = &mut attempt.place
+            && let DispatchState::Handed(handed) = &mut attempt.dispatch
         {
-            handed.recorded = true;
+            handed.put_on_record();
         }
     }
 
@@ -280,24 +280,27 @@ impl<R> Node<R> {
         let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
             return;
         };
-        match &mut attempt.place {
+        match &mut attempt.dispatch {
             // It would be with its worker by now.
-            Place::Starting { worker: key, at: of } if of == at => {
+            DispatchState::Starting { worker: key, at: of } if of == at => {
                 let key = *key;
-                attempt.place = match self.sessions.holder(task) {
-                    Some(holder) => Place::Handed(holder.handed(attempt.started.as_ref(), now)),
-                    None => Place::Grace { until },
+                attempt.dispatch = match self.sessions.holder(task) {
+                    Some(holder) => {
+                        DispatchState::Handed(holder.handed(attempt.started.as_ref(), now))
+                    }
+                    None => DispatchState::Grace { until },
                 };
                 self.return_credit(key);
             }
-            Place::Grace { .. } if is_bare => {
+            DispatchState::Grace { .. } if is_bare => {
                 if let Some(started) = &attempt.started {
                     let handed = Handed::without_session(started, now);
-                    attempt.place = Place::Handed(Handed { hearsay: false, ..handed });
+                    attempt.dispatch =
+                        DispatchState::Handed(Handed { source: Source::Both, ..handed });
                 }
             }
             // Another session is on record and stays there. Asked again, the history says the same.
-            Place::Handed(handed) => handed.recorded |= refused,
+            DispatchState::Handed(handed) if refused => handed.put_on_record(),
             _ => {}
         }
     }

@@ -16,7 +16,7 @@ use recoup_core::command::TaskId;
 use recoup_core::definition::Delivery;
 use recoup_store::{Error, NodeId, OverflowTask, Peers, QueueName};
 
-use super::attempt::{Place, key_of};
+use super::attempt::{DispatchState, key_of};
 use super::io::{Output, SessionKey, WorkerKey};
 use super::slot::{Known, Row};
 use super::{Node, Timer};
@@ -140,11 +140,11 @@ impl<R> Node<R> {
             };
             if attempt.unsent.is_some() && plan.delivery == Delivery::AtMostOnce {
                 // The history says that it has started: no other node would take it.
-                attempt.place = Place::Scheduled;
+                attempt.dispatch = DispatchState::Scheduled;
                 never_left.push(task);
                 continue;
             }
-            attempt.place = Place::Overflowed;
+            attempt.dispatch = DispatchState::Overflowed;
             slot.overflow.insert(key_of(&task), Row::Free);
             let available_at = attempt.content.scheduled_at;
             self.slots.doubt(task.execution);

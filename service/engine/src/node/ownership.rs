@@ -7,7 +7,7 @@ use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
 use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask};
 
-use super::attempt::{Attempt, Handed, Place};
+use super::attempt::{Attempt, DispatchState, Handed};
 use super::io::{Adopted, Output};
 use super::life::Renewed;
 use super::sessions::PARTED_AFTER;
@@ -114,7 +114,7 @@ impl<R> Node<R> {
             for handed in tasks {
                 self.sessions.let_go(&handed.id);
                 if let Some(attempt) = self.attempt_mut(&handed.id) {
-                    attempt.place = Place::Scheduled;
+                    attempt.dispatch = DispatchState::Scheduled;
                 }
             }
         }
@@ -225,12 +225,12 @@ impl<R> Node<R> {
     /// Whether another node may have moved an execution on by now. A worker that has been heard from
     /// a moment ago is still with this node.
     fn may_have_moved(&self, slot: &Slot<R>) -> bool {
-        let moved = |attempt: &Attempt| match &attempt.place {
-            Place::Overflowed => true,
-            Place::Handed(Handed { session: None, began, .. }) => {
+        let moved = |attempt: &Attempt| match &attempt.dispatch {
+            DispatchState::Overflowed => true,
+            DispatchState::Handed(Handed { session: None, began, .. }) => {
                 self.monotonic.since(*began) > PARTED_AFTER
             }
-            Place::Handed(Handed { session: Some(key), .. }) => {
+            DispatchState::Handed(Handed { session: Some(key), .. }) => {
                 let session = self.sessions.get(key);
                 session
                     .is_none_or(|session| session.silence(self.monotonic) > session.parted_after())
@@ -250,7 +250,7 @@ impl<R> Node<R> {
         let lasts = |task: &&TaskId| {
             let slot = self.slots.get(task.execution);
             slot.filter(|slot| slot.owned && !slot.in_flight).is_some_and(|slot| {
-                matches!(slot.attempt(task).map(|own| &own.place), Some(Place::Handed(own)) if own.recorded)
+                matches!(slot.attempt(task).map(|own| &own.dispatch), Some(DispatchState::Handed(own)) if own.is_recorded())
             })
         };
         round.iter().filter(lasts).map(|task| task.execution).collect()
@@ -387,7 +387,7 @@ impl<R> Node<R> {
                 // Where the history names a worker without a session, the owner before has put it there
                 // since, because no worker had it any more.
                 Some(attempt)
-                    if attempt.place.is_for_any_node() && !(once && attempt.is_handed()) =>
+                    if attempt.dispatch.is_for_any_node() && !(once && attempt.is_handed()) =>
                 {
                     // Nobody else can have it while the claim lasts, but the start goes on record.
                     attempt.claimed = true;
@@ -426,7 +426,7 @@ impl<R> Node<R> {
         for overflow in tasks {
             let waits = self
                 .attempt_mut(&overflow.task)
-                .is_some_and(|attempt| matches!(attempt.place, Place::Overflowed));
+                .is_some_and(|attempt| matches!(attempt.dispatch, DispatchState::Overflowed));
             if waits {
                 self.doubt_overflow(&overflow.task);
                 self.enqueue(&overflow.task);

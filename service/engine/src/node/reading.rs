@@ -158,7 +158,7 @@ impl<R> Node<R> {
                         _ => mine,
                     });
                     for place in &parted {
-                        self.unqueue_place(place);
+                        self.leave(place);
                     }
                     self.sync_attempts(id, false);
                     self.void_releases(id);

@@ -34,7 +34,7 @@ use std::time::Duration;
 use recoup_core::execution::{Execution, Open, Started};
 use recoup_core::plan::Plan;
 
-use super::attempt::{Attempt, DOUBT, Handed, NOBODYS, Place};
+use super::attempt::{Attempt, DOUBT, DispatchState, Handed, NOBODYS};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use crate::clock::Now;
@@ -51,7 +51,7 @@ pub(super) struct Reconciler<'a> {
     pub grace: Duration,
 }
 
-/// What is known here of one attempt beside its place.
+/// What is known here of one attempt beside its dispatch state.
 pub(super) struct Evidence<'a> {
     /// A worker here that holds it.
     pub holder: Option<&'a Holder>,
@@ -73,72 +73,80 @@ pub(super) enum Then {
 }
 
 impl Reconciler<'_> {
-    /// Puts a known attempt where it is now. Returns the place that it has left, and what has to follow.
+    /// Puts a known attempt where it is now. Returns the state that it has left, and what has to follow.
     pub fn known(
         &self,
         attempt: &mut Attempt,
         open: &Open<'_>,
         evidence: &Evidence<'_>,
-    ) -> (Option<Place>, Then) {
+    ) -> (Option<DispatchState>, Then) {
         let started = open.attempt.started.as_ref();
         let was_acting = std::mem::replace(&mut attempt.acting, evidence.acting);
         attempt.started = started.cloned();
-        if let Place::Handed(handed) = &mut attempt.place {
-            handed.recorded |= started.is_some();
+        if let DispatchState::Handed(handed) = &mut attempt.dispatch
+            && started.is_some()
+        {
+            handed.put_on_record();
         }
-        let (place, then) = self.place(attempt, started, evidence, was_acting);
-        let left = place.map(|place| std::mem::replace(&mut attempt.place, place));
+        let (next, then) = self.next(attempt, started, evidence, was_acting);
+        let left = next.map(|next| std::mem::replace(&mut attempt.dispatch, next));
         attempt.possibly_started |= started.is_some_and(|by| attempt.unsent != Some(by.at));
         (left, then)
     }
 
     /// None: it stays where it is.
-    fn place(
+    fn next(
         &self,
         attempt: &mut Attempt,
         started: Option<&Started>,
         evidence: &Evidence<'_>,
         was_acting: bool,
-    ) -> (Option<Place>, Then) {
+    ) -> (Option<DispatchState>, Then) {
         let committed = self.committed;
         let once = self.plan.is_at_most_once(&attempt.id.path);
         let is_free = evidence.claimed
             && !once
             && evidence.holder.is_none()
             && !started.is_some_and(|by| self.may_be_held(by));
-        match (&attempt.place, started, evidence.holder) {
+        match (&attempt.dispatch, started, evidence.holder) {
             (_, _, Some(holder)) if !attempt.is_handed() => {
                 attempt.possibly_started = true;
-                (Some(Place::Handed(holder.handed(started, self.now))), Then::Nothing)
+                (Some(DispatchState::Handed(holder.handed(started, self.now))), Then::Nothing)
             }
-            (Place::Handed(_) | Place::Grace { .. }, ..) if is_free => {
+            (DispatchState::Handed(_) | DispatchState::Grace { .. }, ..) if is_free => {
                 attempt.claimed = true;
-                (Some(Place::Scheduled), Then::Enqueue)
+                (Some(DispatchState::Scheduled), Then::Enqueue)
             }
-            (Place::Starting { worker, at }, Some(by), _) if committed && by.at == *at => {
+            (DispatchState::Starting { worker, at }, Some(by), _) if committed && by.at == *at => {
                 (None, Then::FinishStart(*worker))
             }
-            (Place::Scheduled | Place::Queued { .. }, Some(by), _)
+            (DispatchState::Scheduled | DispatchState::Queued { .. }, Some(by), _)
                 if attempt.unsent == Some(by.at) && !was_acting =>
             {
                 (None, Then::Nothing)
             }
-            (Place::Scheduled | Place::Queued { .. }, Some(_), _) if committed && was_acting => {
+            (DispatchState::Scheduled | DispatchState::Queued { .. }, Some(_), _)
+                if committed && was_acting =>
+            {
                 (None, Then::Disown)
             }
-            (Place::Overflowed, Some(_), _) if committed && was_acting => {
+            (DispatchState::Overflowed, Some(_), _) if committed && was_acting => {
                 attempt.claimed = true;
-                (Some(Place::Scheduled), Then::Enqueue)
+                (Some(DispatchState::Scheduled), Then::Enqueue)
             }
-            (Place::Grace { .. }, Some(by), _) if !committed && by.session.is_empty() => {
+            (DispatchState::Grace { .. }, Some(by), _) if !committed && by.session.is_empty() => {
                 (Some(self.with_its_worker(by)), Then::Nothing)
             }
-            (Place::Handed(Handed { session: None, .. }), Some(by), _)
+            (DispatchState::Handed(Handed { session: None, .. }), Some(by), _)
                 if !committed && !by.session.is_empty() =>
             {
                 (Some(self.with_its_worker(by)), Then::Nothing)
             }
-            (Place::Scheduled | Place::Queued { .. } | Place::Overflowed, Some(by), _) => {
+            (
+                DispatchState::Scheduled | DispatchState::Queued { .. } | DispatchState::Overflowed,
+                Some(by),
+                _,
+            ) => {
                 attempt.unsent = None;
                 (Some(self.with_its_worker(by)), Then::Nothing)
             }
@@ -156,25 +164,27 @@ impl Reconciler<'_> {
         // A row that outlived the hand-over of what is delivered at most once is void.
         let claimed = evidence.claimed && !(once && started.is_some());
         let is_free = claimed && !started.is_some_and(|by| self.may_be_held(by));
-        let (place, then) = match (evidence.holder, started) {
-            (None, None) if scheduled_at > now => (Place::Scheduled, Then::Nothing),
+        let (dispatch, then) = match (evidence.holder, started) {
+            (None, None) if scheduled_at > now => (DispatchState::Scheduled, Then::Nothing),
             // What is with a worker is due, though the clock of the node that handed it out is ahead.
-            (Some(holder), _) => (Place::Handed(holder.handed(started, self.now)), Then::Nothing),
-            (None, _) if is_fresh || is_free => (Place::Scheduled, Then::Enqueue),
-            (None, None) => (Place::Grace { until: tick + self.grace }, Then::Nothing),
+            (Some(holder), _) => {
+                (DispatchState::Handed(holder.handed(started, self.now)), Then::Nothing)
+            }
+            (None, _) if is_fresh || is_free => (DispatchState::Scheduled, Then::Enqueue),
+            (None, None) => (DispatchState::Grace { until: tick + self.grace }, Then::Nothing),
             (None, Some(by)) => (self.with_its_worker(by), Then::Nothing),
         };
         // The clock of the node that had it may be ahead of this one.
         let is_due = scheduled_at <= now.max(self.state.decided_at) + DOUBT;
         // What is delivered at most once is handed over after its start is on record.
         let possibly_started = started.is_some()
-            || matches!(place, Place::Handed(_))
+            || matches!(dispatch, DispatchState::Handed(_))
             || (!is_fresh && !once && is_due);
         let attempt = Attempt {
             content: Arc::new(TaskContent::of(self.state, open)),
             id: self.state.task_id(open),
             started: started.cloned(),
-            place,
+            dispatch,
             possibly_started,
             // What an owner before this one still decides, believing that no worker has had the attempt,
             // has to lose against the start.
@@ -197,10 +207,10 @@ impl Reconciler<'_> {
     }
 
     /// Without a session no worker comes back to say that it has the attempt: its own clocks bind it.
-    fn with_its_worker(&self, by: &Started) -> Place {
+    fn with_its_worker(&self, by: &Started) -> DispatchState {
         match by.session.is_empty() {
-            true => Place::Handed(Handed::without_session(by, self.now)),
-            false => Place::Grace { until: self.now.tick + self.grace },
+            true => DispatchState::Handed(Handed::without_session(by, self.now)),
+            false => DispatchState::Grace { until: self.now.tick + self.grace },
         }
     }
 }

@@ -9,6 +9,7 @@ use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
+use super::super::attempt::Source;
 use super::super::io::SessionKey;
 use super::*;
 use crate::clock::Tick;
@@ -92,51 +93,52 @@ impl History {
     }
 }
 
-fn queued() -> Place {
+fn queued() -> DispatchState {
     let queue = QueueName { namespace: "default".into(), queue: "default".into() };
-    Place::Queued { queue, order: (0, 1) }
+    DispatchState::Queued { queue, order: (0, 1) }
 }
 
-fn starting(at: Timestamp) -> Place {
-    Place::Starting { worker: 3, at }
+fn starting(at: Timestamp) -> DispatchState {
+    DispatchState::Starting { worker: 3, at }
 }
 
 fn session(id: &str) -> SessionKey {
     SessionKey { namespace: "default".into(), id: id.to_owned() }
 }
 
-fn with(session: Option<SessionKey>) -> Place {
-    Place::Handed(Handed {
+fn with(session: Option<SessionKey>) -> DispatchState {
+    DispatchState::Handed(Handed {
         name: "w".to_owned(),
         session,
         since: Timestamp::from_micros(NOW),
         began: now().tick,
         beat_at: now().tick,
-        recorded: false,
-        hearsay: false,
+        source: Source::Node,
         details: None,
     })
 }
 
-fn grace() -> Place {
-    Place::Grace { until: now().tick }
+fn grace() -> DispatchState {
+    DispatchState::Grace { until: now().tick }
 }
 
-fn kind(place: &Place) -> &'static str {
+fn kind(place: &DispatchState) -> &'static str {
     match place {
-        Place::Scheduled => "due",
-        Place::Grace { .. } => "in grace",
-        Place::Queued { .. } => "queued",
-        Place::Starting { .. } => "starting",
-        Place::Handed(Handed { session: None, hearsay: true, .. }) => "by hearsay",
-        Place::Handed(Handed { session: None, .. }) => "without a session",
-        Place::Handed(_) => "with a session",
-        Place::Overflowed => "overflowed",
+        DispatchState::Scheduled => "due",
+        DispatchState::Grace { .. } => "in grace",
+        DispatchState::Queued { .. } => "queued",
+        DispatchState::Starting { .. } => "starting",
+        DispatchState::Handed(Handed { session: None, source: Source::History, .. }) => {
+            "by hearsay"
+        }
+        DispatchState::Handed(Handed { session: None, .. }) => "without a session",
+        DispatchState::Handed(_) => "with a session",
+        DispatchState::Overflowed => "overflowed",
     }
 }
 
 struct Known {
-    place: Place,
+    dispatch: DispatchState,
     history: History,
     committed: bool,
     held: bool,
@@ -148,10 +150,10 @@ struct Known {
 }
 
 impl Known {
-    fn new(place: Place, history: History) -> Self {
+    fn new(dispatch: DispatchState, history: History) -> Self {
         let (committed, held, claimed) = (false, false, false);
         let (was_acting, unsent, once) = (false, false, false);
-        Self { place, history, committed, held, claimed, was_acting, unsent, once }
+        Self { dispatch, history, committed, held, claimed, was_acting, unsent, once }
     }
 
     fn committed(self) -> Self {
@@ -173,14 +175,14 @@ impl Known {
         let holder = Holder { session: session("s"), name, started_at: None };
         let none = Evidence { holder: None, claimed: false, acting: false };
         let (mut attempt, _) = reconciler.unknown(&open, &none);
-        attempt.place = self.place.clone();
+        attempt.dispatch = self.dispatch.clone();
         attempt.acting = self.was_acting;
         attempt.unsent = self.unsent.then(|| self.history.started_at());
         let evidence =
             Evidence { holder: self.held.then_some(&holder), claimed: self.claimed, acting: false };
         let (left, then) = reconciler.known(&mut attempt, &open, &evidence);
-        assert_eq!((kind(&attempt.place), then), expected, "from {:?}", self.place);
-        assert_eq!(left.is_some(), kind(&attempt.place) != kind(&self.place));
+        assert_eq!((kind(&attempt.dispatch), then), expected, "from {:?}", self.dispatch);
+        assert_eq!(left.is_some(), kind(&attempt.dispatch) != kind(&self.dispatch));
         assert!(!attempt.acting);
     }
 }
@@ -193,7 +195,7 @@ fn a_known_attempt_is_where_the_first_row_that_fits_says() {
     let acting = |known: Known| Known { was_acting: true, ..known };
 
     // With no worker, and one here holds it.
-    for place in [Place::Scheduled, queued(), Place::Overflowed, grace()] {
+    for place in [DispatchState::Scheduled, queued(), DispatchState::Overflowed, grace()] {
         held(Known::new(place, NotStarted)).check(("with a session", Then::Nothing));
     }
     // Claimed here, and no worker can still have it.
@@ -213,19 +215,20 @@ fn a_known_attempt_is_where_the_first_row_that_fits_says() {
     Known { unsent: true, ..Known::new(queued(), Started("t")) }.check(("queued", Then::Nothing));
     // Given back while its start was on the way into the history.
     acting(Known::new(queued(), Started("t")).committed()).check(("queued", Then::Disown));
-    acting(Known::new(Place::Overflowed, Started("t")).committed()).check(("due", Then::Enqueue));
+    acting(Known::new(DispatchState::Overflowed, Started("t")).committed())
+        .check(("due", Then::Enqueue));
     // What is read says who has it now.
     Known::new(grace(), Started("")).check(("by hearsay", Then::Nothing));
     Known::new(with(None), Started("t")).check(("in grace", Then::Nothing));
-    for place in [Place::Scheduled, queued(), Place::Overflowed] {
+    for place in [DispatchState::Scheduled, queued(), DispatchState::Overflowed] {
         Known::new(place.clone(), Started("t")).check(("in grace", Then::Nothing));
         Known::new(place, Started("")).check(("by hearsay", Then::Nothing));
     }
     // Anything else stays.
     for (place, name) in [
-        (Place::Scheduled, "due"),
+        (DispatchState::Scheduled, "due"),
         (queued(), "queued"),
-        (Place::Overflowed, "overflowed"),
+        (DispatchState::Overflowed, "overflowed"),
         (grace(), "in grace"),
         (with(Some(session("s"))), "with a session"),
         (with(None), "without a session"),
@@ -251,7 +254,7 @@ fn an_attempt_that_is_new_here_is_where_the_first_row_that_fits_says() {
         let open = state.open_attempts().next().expect("an attempt is open");
         let evidence = Evidence { holder: held.then_some(&holder), claimed, acting: false };
         let (attempt, then) = reconciler.unknown(&open, &evidence);
-        (kind(&attempt.place), then, attempt.possibly_started, attempt.claimed)
+        (kind(&attempt.dispatch), then, attempt.possibly_started, attempt.claimed)
     };
     let due = |then, possibly_started, claimed| ("due", then, possibly_started, claimed);
     // Its time has not come, but for the node that scheduled it, whose clock is ahead, it has.

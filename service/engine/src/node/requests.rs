@@ -6,7 +6,7 @@ use recoup_core::outcome::Outcome;
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{Attempt, Place};
+use super::attempt::{Attempt, DispatchState};
 use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
 use super::slot::{Known, Pending, Slot, Waiter};
 
@@ -64,7 +64,7 @@ impl<R> Node<R> {
                 attempt.reported = true;
                 // A bare call names nobody: it was whoever got the attempt.
                 if worker.is_empty()
-                    && let Place::Handed(handed) = &attempt.place
+                    && let DispatchState::Handed(handed) = &attempt.dispatch
                 {
                     worker.clone_from(&handed.name);
                 }

@@ -10,7 +10,7 @@ use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
-use super::attempt::{Handed, first_task};
+use super::attempt::{Handed, Source, first_task};
 use super::io::{SessionKey, WorkerKey};
 use super::notices::Notices;
 use super::queue::POLL_GAP;
@@ -98,8 +98,7 @@ impl Holder {
             since: started.map_or(time, |started| started.at.min(time)),
             began: started.map_or(tick, |started| now.tick_of(started.at)),
             beat_at: tick,
-            recorded: started.is_some(),
-            hearsay: false,
+            source: Source::known_here(started.is_some()),
             details: None,
         }
     }

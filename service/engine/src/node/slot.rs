@@ -11,7 +11,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::format::FIRST;
 use recoup_store::{IndexRow, QuarantineRow, TaskKey};
 
-use super::attempt::{Attempt, Place};
+use super::attempt::{Attempt, DispatchState};
 use super::resident::{Committed, Resident};
 use crate::clock::Tick;
 
@@ -256,9 +256,9 @@ impl<R> Slot<R> {
     /// Whether another node may move it on: it is another node's, any node may claim one of its
     /// tasks, or a worker without a session may turn to any node with its result.
     pub fn is_doubtful(&self) -> bool {
-        let lent = |attempt: &Attempt| match &attempt.place {
-            Place::Overflowed => true,
-            Place::Handed(handed) => handed.session.is_none(),
+        let lent = |attempt: &Attempt| match &attempt.dispatch {
+            DispatchState::Overflowed => true,
+            DispatchState::Handed(handed) => handed.session.is_none(),
             _ => false,
         };
         self.is_foreign() || self.attempts.iter().any(lent)
@@ -272,12 +272,12 @@ impl<R> Slot<R> {
     /// Whether an attempt's time has to wait for what is under way: that may take the attempt back,
     /// because it was not due when it was decided.
     pub fn holds_back(&self, attempt: &Attempt) -> bool {
-        self.in_flight && matches!(attempt.place, Place::Scheduled)
+        self.in_flight && matches!(attempt.dispatch, DispatchState::Scheduled)
     }
 
     /// Whether an attempt of another node's execution waits here for a worker.
     fn has_claimed(&self) -> bool {
-        let waits = |attempt: &Attempt| matches!(attempt.place, Place::Queued { .. });
+        let waits = |attempt: &Attempt| matches!(attempt.dispatch, DispatchState::Queued { .. });
         !self.owned && self.attempts.iter().any(waits)
     }
 

@@ -10,7 +10,7 @@ use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 use recoup_store::QueueName;
 
-use super::attempt::{Attempt, Handed, Place};
+use super::attempt::{Attempt, DispatchState, Handed, Source};
 use super::io::{Answer, Notice, Offer, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::Notices;
 use super::sessions::{Holder, SessionState};
@@ -162,8 +162,8 @@ impl<R> Node<R> {
         let holds = self.sessions.holder(task).is_some_and(|holder| holder.session == *session);
         let slot = self.slots.get(task.execution).filter(|slot| slot.owned && holds);
         slot.is_some_and(|slot| {
-            slot.attempt(task).is_some_and(|attempt| match &attempt.place {
-                Place::Handed(handed) => handed.session.as_ref() == Some(session),
+            slot.attempt(task).is_some_and(|attempt| match &attempt.dispatch {
+                DispatchState::Handed(handed) => handed.session.as_ref() == Some(session),
                 _ => false,
             })
         })
@@ -195,24 +195,23 @@ impl<R> Node<R> {
             return self.notify(&holder.session, task.clone(), Notice::Closed);
         };
         attempt.possibly_started = true;
-        if let Place::Handed(handed) = &mut attempt.place {
+        if let DispatchState::Handed(handed) = &mut attempt.dispatch {
             // To hold a task is no progress with it: its heartbeat clock runs on.
-            handed.hearsay = false;
+            handed.heard();
             handed.name = holder.name;
             handed.session = Some(holder.session);
         } else {
-            let handed = Place::Handed(Handed {
+            let handed = DispatchState::Handed(Handed {
                 name: holder.name,
                 session: Some(holder.session),
                 since: now,
                 began: tick,
                 beat_at: tick,
-                recorded: false,
-                hearsay: false,
+                source: Source::Node,
                 details: None,
             });
             let mut before = attempt.clone();
-            before.place = std::mem::replace(&mut attempt.place, handed);
+            before.dispatch = std::mem::replace(&mut attempt.dispatch, handed);
             self.unqueue(&before);
         }
         if self.slots.get(task.execution).is_some_and(Slot::is_ending) {
@@ -314,8 +313,8 @@ impl<R> Node<R> {
 
     /// A start has been recorded because somebody spoke of it who has it.
     pub(super) fn heard_from(&mut self, task: &TaskId) {
-        let place = self.attempt_mut(task).map(|attempt| &attempt.place);
-        if matches!(place, Some(Place::Grace { .. } | Place::Handed(_))) {
+        let place = self.attempt_mut(task).map(|attempt| &attempt.dispatch);
+        if matches!(place, Some(DispatchState::Grace { .. } | DispatchState::Handed(_))) {
             self.is_alive(task, None);
         }
     }
@@ -326,9 +325,9 @@ impl<R> Node<R> {
         let Some(attempt) = self.attempt_mut(task) else {
             return;
         };
-        if let Place::Handed(handed) = &mut attempt.place {
+        if let DispatchState::Handed(handed) = &mut attempt.dispatch {
             handed.beat_at = now.tick;
-            handed.hearsay = false;
+            handed.heard();
             handed.details = details.or(handed.details.take());
             return;
         }
@@ -336,9 +335,8 @@ impl<R> Node<R> {
         attempt.possibly_started = true;
         let started = attempt.started.clone();
         let since = started.as_ref().map_or(now.time, |started| started.at.min(now.time));
-        attempt.place = Place::Handed(Handed {
-            recorded: started.is_some(),
-            hearsay: false,
+        attempt.dispatch = DispatchState::Handed(Handed {
+            source: Source::known_here(started.is_some()),
             // Its time runs on, whichever node its worker talks to.
             since,
             began: now.tick_of(since),
@@ -376,11 +374,11 @@ impl<R> Node<R> {
             let closed = recoup_core::command::Rejection::AttemptClosed;
             return self.reply(reply, Err(closed.into()));
         };
-        let is_holder = match &attempt.place {
-            Place::Handed(handed) => {
+        let is_holder = match &attempt.dispatch {
+            DispatchState::Handed(handed) => {
                 handed.session.as_ref().map_or("", |session| session.id.as_str()) == session
             }
-            Place::Grace { .. } => {
+            DispatchState::Grace { .. } => {
                 attempt.started.as_ref().is_none_or(|started| started.session == session)
             }
             // Given back already.
@@ -421,8 +419,8 @@ impl<R> Node<R> {
     /// A hand-over never left this process.
     pub(super) fn undelivered(&mut self, task: &TaskId, handed_at: Timestamp) {
         self.void_start(task, handed_at);
-        let is_that = |attempt: &mut Attempt| match &attempt.place {
-            Place::Handed(handed) => handed.since == handed_at,
+        let is_that = |attempt: &mut Attempt| match &attempt.dispatch {
+            DispatchState::Handed(handed) => handed.since == handed_at,
             _ => false,
         };
         if self.attempt_mut(task).is_some_and(is_that) {

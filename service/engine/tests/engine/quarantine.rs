@@ -112,9 +112,9 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryGap);
     let got = engine.snapshot(id).await.expect_err("it does not fold");
     assert_eq!(reason(&got), QuarantineReason::HistoryGap);
-    let remains = engine.remains(id).await.expect("asks").expect("it is there");
-    assert_eq!(remains.state.expect("one transition folds").sequence, 1);
-    let quarantine = remains.listed.quarantine.expect("it is in quarantine");
+    let partial = engine.read_partial(id).await.expect("asks").expect("it is there");
+    assert_eq!(partial.state.expect("one transition folds").sequence, 1);
+    let quarantine = partial.listed.quarantine.expect("it is in quarantine");
     assert_eq!(quarantine.detail, "transition 2 is missing, 3 follows");
     assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
 
