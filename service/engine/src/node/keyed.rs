@@ -102,7 +102,7 @@ impl<R> Node<R> {
                     }
                 }
                 KeySettled::TooNew { execution } => {
-                    self.slots.remove(&entry.id);
+                    self.slots.remove(entry.id);
                     let reason = format!(
                         "execution {execution} holds the key, in a state that only a newer server knows"
                     );
