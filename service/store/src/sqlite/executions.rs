@@ -305,7 +305,10 @@ fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (S
         and(&format!("state in ({})", vec!["?"; names.len()].join(", ")), names);
         if filter.states.iter().all(|state| state.is_failure()) {
             // In the words of the index of failures.
-            and("state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')", vec![]);
+            and(
+                "(state = 'FAILED' or state = 'TIMED_OUT' or state = 'CANCELLED' or state = 'TERMINATED')",
+                vec![],
+            );
         }
     }
     if let Some(workflow) = &filter.workflow {

@@ -453,7 +453,8 @@ async fn indexes_answer_what_they_are_for() {
         ("select id from execution where namespace = 'a' order by id desc", "execution_list"),
         (
             "select id from execution where namespace = 'a' and state in ('FAILED', 'TIMED_OUT')
-            and state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')
+            and (state = 'FAILED' or state = 'TIMED_OUT' or state = 'CANCELLED'
+                or state = 'TERMINATED')
             order by id desc",
             "execution_failed",
         ),
