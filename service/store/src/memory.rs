@@ -6,14 +6,17 @@
 
 mod executions;
 mod feed;
+mod namespaces;
 mod nodes;
 mod overflow;
 mod registry;
 mod retention;
 mod state;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod workflows;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -11,7 +11,7 @@ use recoup_core::id::{Namespace, StepId};
 use recoup_core::plan::Plan;
 use recoup_core::retry::{Limits, RetryPolicy, Schedule};
 use recoup_store::memory::MemoryStore;
-use recoup_store::{NewVersion, QueueName, Registry};
+use recoup_store::{NewVersion, QueueName, Workflows};
 
 use crate::wait::ready;
 

@@ -18,8 +18,8 @@ use recoup_engine::{Engine, HandedTask, Options, Refusal};
 use recoup_store::format::{FIRST, Row};
 use recoup_store::memory::MemoryStore;
 use recoup_store::{
-    Batch, Executions, Feed, IndexRow, NewVersion, NodeId, Nodes, PageLimit, Registry, Release,
-    Settled, StoredTransition, Transition, Transitions, format,
+    Batch, Executions, Feed, IndexRow, NewVersion, NodeId, Nodes, PageLimit, Release, Settled,
+    StoredTransition, Transition, Transitions, Workflows, format,
 };
 
 use crate::fixture::definition::{order_of, step};

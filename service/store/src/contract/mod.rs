@@ -13,23 +13,31 @@ mod error;
 mod executions;
 mod feed;
 mod name;
+mod namespaces;
 mod nodes;
 mod overflow;
 mod quarantine;
 mod registry;
+mod registry_request;
 mod retention;
+mod subscriptions;
 mod transitions;
+mod workflows;
 
 pub use error::*;
 pub use executions::*;
 pub use feed::*;
 pub use name::*;
+pub use namespaces::*;
 pub use nodes::*;
 pub use overflow::*;
 pub use quarantine::*;
 pub use registry::*;
+pub use registry_request::*;
 pub use retention::*;
+pub use subscriptions::*;
 pub use transitions::*;
+pub use workflows::*;
 
 pub trait Store:
     Transitions + Nodes + Executions + Overflow + Feed + Registry + Retention + Send + Sync + 'static

@@ -12,15 +12,18 @@ mod executions;
 mod feed;
 mod folder;
 mod migrate;
+mod namespaces;
 mod nodes;
 mod overflow;
 mod quarantine;
 mod reader;
 mod registry;
 mod retention;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod value;
+mod workflows;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -12,8 +12,8 @@ use recoup_core::time::Timestamp;
 use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{
-    Batch, Executions, IndexRow, NewQuarantine, NodeId, Registry, Retention, Settled, Transition,
-    Transitions,
+    Batch, Executions, IndexRow, Namespaces, NewQuarantine, NodeId, Registry, Retention, Settled,
+    Transition, Transitions,
 };
 use recoup_test_postgres::{Database, Server};
 use tokio::task::JoinHandle;

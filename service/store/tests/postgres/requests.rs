@@ -7,7 +7,8 @@ use std::time::Duration;
 use recoup_core::time::Timestamp;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{
-    Error, NewVersion, Registry, RegistryOperation, RegistryRequest, Result, Retention,
+    Error, Namespaces, NewVersion, Registry, RegistryOperation, RegistryRequest, Result, Retention,
+    Subscriptions, Workflows,
 };
 use recoup_test_postgres::Server;
 use recoup_test_postgres::proxy::{Fault, Proxy};

@@ -1,0 +1,39 @@
+//! Namespaces: the units of isolation.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use recoup_core::id::Namespace;
+use recoup_core::time::Timestamp;
+
+use super::{RegistryRequest, Result};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceRow {
+    pub name: Namespace,
+    pub description: String,
+    /// How long ended executions and their events are kept, counted from the end.
+    pub retention: Duration,
+    pub created_at: Timestamp,
+}
+
+#[async_trait]
+pub trait Namespaces {
+    /// [`super::Error::AlreadyExists`] if the name is taken. `default` always exists.
+    async fn create_namespace(
+        &self,
+        name: &Namespace,
+        description: &str,
+        retention: Duration,
+        request: Option<&RegistryRequest>,
+    ) -> Result<NamespaceRow>;
+
+    async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>>;
+
+    /// In the order of names, above `after`.
+    async fn list_namespaces(
+        &self,
+        after: Option<&Namespace>,
+        limit: usize,
+    ) -> Result<Vec<NamespaceRow>>;
+}
