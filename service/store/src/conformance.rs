@@ -21,6 +21,7 @@ pub mod commits;
 pub mod differential;
 pub mod feed;
 pub mod formats;
+mod harness;
 pub mod keys;
 pub mod leases;
 pub mod names;
@@ -33,28 +34,8 @@ pub mod requests;
 pub mod retention;
 mod world;
 
-use std::sync::Arc;
-
-use async_trait::async_trait;
-
+pub use harness::Harness;
 pub use world::World;
-
-use crate::contract::{NodeId, Store};
-use crate::format::Formats;
-
-/// Makes stores. It lives as long as the case: what it owns (a folder, a database) may go with it.
-#[async_trait]
-pub trait Harness: Send + Sync {
-    /// A store that nobody has written to.
-    async fn fresh(&self) -> Arc<dyn Store>;
-
-    /// Makes the lane of a node, in the store that was made last, go on behind this number, as if its
-    /// clock had been ahead.
-    async fn set_lane(&self, node: NodeId, last: i64);
-
-    /// The store that was made last, as a binary has it that reads formats up to these.
-    fn reading(&self, formats: Formats) -> Arc<dyn Store>;
-}
 
 /// Makes a `#[tokio::test]` of every case, and one of the comparison with the model. The argument is
 /// an expression that gives a [`Harness`]; it is evaluated once in every test.

@@ -16,7 +16,14 @@ use super::value::{
     trace_to_wire,
 };
 use super::wire::event::Kind;
-use super::{Error, TransitionData, wire};
+use super::{Error, wire};
+
+/// What one row of a history holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransitionData {
+    pub decided_at: Timestamp,
+    pub events: Vec<Event>,
+}
 
 stored_enum!(AttemptOutcome, wire::AttemptOutcome: Known Unknown NotStarted);
 stored_enum!(StopCause, wire::StopCause: Failed TimedOut Cancelled Terminated);

@@ -12,6 +12,7 @@
 #[cfg(test)]
 mod compatibility;
 mod definition;
+mod error;
 mod event;
 mod failure;
 mod idle;
@@ -34,23 +35,13 @@ use recoup_core::subscription::Subscription;
 use recoup_core::time::Timestamp;
 
 use crate::contract::RegistryAnswer;
+pub use error::Error;
+pub use event::TransitionData;
 pub use idle::{decode_idle, encode_idle};
 use needed::Needed;
 pub(crate) use number::COLUMNS;
 pub use number::{FIRST, Formats, NotFinalized, Row};
 use value::Stored;
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// A newer binary wrote it: it is not damaged, but this binary cannot read it.
-    #[error("format {0} is newer than this version of recoup can read")]
-    Newer(u16),
-    #[error("malformed data: {0}")]
-    Malformed(String),
-    /// The bytes are not those that were written.
-    #[error("the checksum does not match")]
-    Damaged,
-}
 
 /// The bytes of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,13 +55,6 @@ impl Encoded {
     fn new(format: u16, message: &impl Message) -> Self {
         Self { format, data: message.encode_to_vec().into() }
     }
-}
-
-/// What one row of a history holds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TransitionData {
-    pub decided_at: Timestamp,
-    pub events: Vec<Event>,
 }
 
 /// The events of one transition: a row of a history.

@@ -9,13 +9,15 @@ use recoup_core::id::{ExecutionId, TransitionId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::error::{ErrorClass, Failure, text};
+use super::error::{ErrorClass, Failure};
 use super::lane::Held;
+use super::numbers::Numbers;
 use super::rows::{Events, Quarantines, Reminders, Requests, Rows};
+use super::savepoint::{Attempted, bisect};
 use super::session::{Call, LaneSession};
 use super::{Inner, PostgresStore, quarantine};
 use crate::contract::{
-    Batch, Error, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
+    Batch, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
 };
 use crate::settle::{self, Found, TakenRequest};
 
@@ -126,35 +128,6 @@ impl Inner {
                 }
             }
         }
-    }
-}
-
-/// The number of the first event of each transition, and of the batch's own events: first those of no
-/// execution, then those of quarantines.
-pub(super) struct Numbers {
-    pub transitions: Vec<i64>,
-    pub rest: i64,
-}
-
-impl Numbers {
-    pub fn new<'a>(
-        held: &Held,
-        transitions: impl Iterator<Item = &'a Transition> + Clone,
-        rest: usize,
-    ) -> Self {
-        let count = transitions.clone().map(|transition| transition.feed.len()).sum::<usize>();
-        let mut next = held.lane.numbers(count + rest);
-        let mut take = |transition: &Transition| {
-            let first = next;
-            next += super::value::limit(transition.feed.len());
-            first
-        };
-        let transitions = transitions.map(&mut take).collect();
-        Self { transitions, rest: next }
-    }
-
-    pub fn quarantine(&self, batch: &Batch, at: usize) -> i64 {
-        self.rest + super::value::limit(batch.feed.len() + at)
     }
 }
 
@@ -331,48 +304,6 @@ pub(super) fn rounds<K: std::hash::Hash + Eq>(
     }
     groups.reverse();
     groups
-}
-
-pub(super) enum Attempted<T> {
-    Done(T),
-    /// The one that the group consists of.
-    Refused(usize, String),
-    /// Its halves were put on the stack.
-    Split,
-}
-
-/// Keeps what a group wrote; or takes it back, and halves the group until the culprit is alone.
-pub(super) async fn bisect<T>(
-    session: &mut LaneSession,
-    attempted: Result<T, Failure>,
-    group: &[usize],
-    groups: &mut Vec<Vec<usize>>,
-) -> Result<Attempted<T>, Failure> {
-    let reason = match attempted {
-        Ok(outcome) => {
-            session.run("release attempted").await?;
-            return Ok(Attempted::Done(outcome));
-        }
-        Err(Failure::Refused(error)) => {
-            let failure = Failure::Refused(error);
-            match (failure.class(), failure) {
-                (Some(ErrorClass::Data | ErrorClass::Taken), Failure::Refused(error)) => {
-                    text(&error)
-                }
-                (_, failure) => return Err(failure),
-            }
-        }
-        Err(Failure::Store(Error::Data(reason))) => reason,
-        Err(failure) => return Err(failure),
-    };
-    session.run("rollback to attempted; release attempted").await?;
-    if let [at] = group {
-        return Ok(Attempted::Refused(*at, reason));
-    }
-    let (first, second) = group.split_at(group.len() / 2);
-    groups.push(second.to_vec());
-    groups.push(first.to_vec());
-    Ok(Attempted::Split)
 }
 
 async fn settle_group(

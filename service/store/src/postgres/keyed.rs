@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::commit::{
-    Attempted, Numbers, SENT_MAX, begin, bisect, claim_requests, end, read_places,
-    release_requests, rounds, vanished,
+    SENT_MAX, begin, claim_requests, end, read_places, release_requests, rounds, vanished,
 };
 use super::error::{ErrorClass, Failure};
 use super::lane::Held;
+use super::numbers::Numbers;
 use super::rows::Rows;
+use super::savepoint::{Attempted, bisect};
 use super::session::LaneSession;
 use crate::contract::{Error, Holder, KeySettled, KeyedStart, Named, NodeId, Transition};
 use crate::settle::{self, Found};

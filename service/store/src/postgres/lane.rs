@@ -8,38 +8,34 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use recoup_core::time::Timestamp;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::error::Elapsed;
 use uuid::Uuid;
 
-use super::Inner;
 use super::error::Failure;
 use super::session::{Backend, LaneSession};
 use super::value;
 use crate::contract::{Error, NodeId, Result};
 
-/// A process of the database that was told to end takes less, unless it hangs.
-const SLOW_END: Duration = Duration::from_secs(1);
-
 pub(super) struct Lane {
     pub node: NodeId,
     /// The highest number given out or loaded.
-    last: AtomicI64,
+    pub last: AtomicI64,
     /// The database's clock, read when ours said this.
     clock: std::sync::Mutex<Option<(Instant, Timestamp)>>,
-    slot: Arc<Mutex<Slot>>,
+    pub slot: Arc<Mutex<Slot>>,
 }
 
 #[derive(Default)]
-struct Slot {
-    session: Option<LaneSession>,
+pub(super) struct Slot {
+    pub session: Option<LaneSession>,
     /// Its last transaction may be open, committed or rolled back.
-    suspect: Option<Backend>,
+    pub suspect: Option<Backend>,
     /// A commit of this lane has no answer yet.
-    unknown: bool,
+    pub unknown: bool,
 }
 
 /// The lane, with its connection, for one transaction.
@@ -48,7 +44,7 @@ pub(super) struct Held {
     pub lane: Arc<Lane>,
     /// The commit before had no answer: this one may find what it wrote.
     pub after_unknown: bool,
-    slot: OwnedMutexGuard<Slot>,
+    pub slot: OwnedMutexGuard<Slot>,
 }
 
 impl Lane {
@@ -77,97 +73,6 @@ impl Lane {
             Some(if count == 0 { last } else { first(last).saturating_add(count - 1) })
         });
         first(before.unwrap_or_else(|last| last))
-    }
-}
-
-impl Inner {
-    /// The lane of a new life. Its numbers are greater than all that earlier lives of this process gave
-    /// out or loaded: what they had under way is sent again in this one.
-    pub fn begin_lane(&self, node: NodeId) {
-        let mut lanes = self.lanes.lock().expect("nothing panics while it is held");
-        let reached = lanes.values().map(|lane| lane.last.load(Ordering::SeqCst)).max();
-        let lane = lanes.entry(node).or_insert_with(|| Arc::new(Lane::new(node)));
-        lane.pass(reached.unwrap_or(0));
-    }
-
-    /// Waits for the lane, and for a connection if it has none.
-    pub async fn hold(&self, node: NodeId) -> Result<Held> {
-        let lane = self.lane(node);
-        let mut slot = Arc::clone(&lane.slot).lock_owned().await;
-        let session = match slot.session.take() {
-            Some(session) if !session.is_closed() && session.number() == self.reached.number() => {
-                session
-            }
-            _ => match self.connect_lane(&lane, &mut slot).await {
-                Ok(session) => session,
-                // What is certainly not done is this attempt; the one before may be.
-                Err(error) if slot.unknown => return Err(Error::OutcomeUnknown(error.to_string())),
-                Err(error) => return Err(error),
-            },
-        };
-        let after_unknown = slot.unknown;
-        slot.suspect = Some(session.backend().clone());
-        slot.unknown = true;
-        Ok(Held { session, lane, after_unknown, slot })
-    }
-
-    async fn connect_lane(&self, lane: &Lane, slot: &mut Slot) -> Result<LaneSession> {
-        let options = &self.options;
-        let mut session =
-            LaneSession::open(&self.reached, options.lock_timeout, options.connect_timeout).await?;
-        lane.set_clock(session.opened_at());
-        let within = options.commit_timeout;
-        let ready = async {
-            if let Some(suspect) = &slot.suspect {
-                self.make_sure_it_ended(&mut session, suspect).await?;
-            }
-            const REACHED: &str = "
-                select greatest(
-                    (select max(number) from feed where lane = $1),
-                    (select feed_removed_to from node where id = $1))";
-            let rows = session.query(REACHED, &[&lane.node.0]).await?;
-            let reached: Option<i64> = rows[0].try_get(0)?;
-            Ok(reached.unwrap_or(0))
-        };
-        let reached: Result<i64, Failure> = tokio::time::timeout(within, ready)
-            .await
-            .unwrap_or_else(|_| Err(Failure::Lost("no answer in time".into())));
-        lane.pass(reached?);
-        slot.suspect = None;
-        Ok(session)
-    }
-
-    /// Ends the old process if it lives, and waits until it is gone: from then on its transaction is
-    /// committed or rolled back for good. `backend_start` tells it from a later one with its pid.
-    async fn make_sure_it_ended(
-        &self,
-        session: &mut LaneSession,
-        suspect: &Backend,
-    ) -> Result<(), Failure> {
-        const TERMINATE: &str = "
-            select pg_terminate_backend(pid) from pg_stat_activity
-            where pid = $1 and backend_start = $2";
-        const ALIVE: &str = "select from pg_stat_activity where pid = $1 and backend_start = $2";
-        let backend: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-            &[&suspect.pid, &suspect.started_at];
-        let counts = &self.counts;
-        if session.query(TERMINATE, backend).await?.is_empty() {
-            counts.backends_gone.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        counts.backends_terminated.fetch_add(1, Ordering::Relaxed);
-        let (began, mut is_told) = (Instant::now(), false);
-        while !session.query(ALIVE, backend).await?.is_empty() {
-            if began.elapsed() > SLOW_END && !std::mem::replace(&mut is_told, true) {
-                tracing::error!(
-                    pid = suspect.pid,
-                    "a process of the database does not end although it was told to: what it had under \
-                     way may still be committed, so nothing is written before it is gone"
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Ok(())
     }
 }
 

@@ -5,9 +5,10 @@ use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use uuid::Uuid;
 
 use super::PostgresStore;
-use super::commit::{Attempted, Numbers, bisect};
 use super::error::Failure;
+use super::numbers::Numbers;
 use super::rows::Quarantines;
+use super::savepoint::{Attempted, bisect};
 use super::session::LaneSession;
 use super::value::At;
 use crate::contract::{Batch, Error, NodeId, Release, Result, Transition};

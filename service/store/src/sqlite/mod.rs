@@ -6,6 +6,7 @@
 //!
 //! What is answered is on disk: `synchronous = full`, and no answer before `commit` returned.
 
+mod clock;
 mod commit;
 mod error;
 mod executions;
@@ -29,9 +30,8 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 use rusqlite::{Connection, OpenFlags};
@@ -39,13 +39,12 @@ use uuid::Uuid;
 
 use crate::contract::{IdleCredit, NodeId, Result};
 use crate::format::Formats;
+pub use clock::Clock;
+use clock::{never_back, system_now};
 use error::Failure;
 use folder::Folder;
 use reader::Readers;
 use writer::{Write, Writer};
-
-/// Tells the store its time.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Of a database that is made anew. A commit writes each page that it changes whole, and a lone execution
 /// changes a few bytes in each of some twenty pages: a quarter of SQLite's usual size writes less than half.
@@ -102,7 +101,8 @@ impl SqliteStore {
         let folder = Folder::open(folder)?;
         let mut connection = connect(&folder.database(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let opened = prepare(&mut connection, &folder, steady())?;
-        let readers = Readers::start(&folder.database())?;
+        let read_only = || connect(&folder.database(), OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let readers = Readers::start(read_only)?;
         let writer = Writer::start(connection, opened.last_number, steady)?;
         let incarnation = opened.incarnation;
         Ok(Self {
@@ -206,17 +206,4 @@ fn prepare(connection: &mut Connection, folder: &Folder, now: Timestamp) -> Resu
         Ok(Opened { incarnation: Uuid::from_bytes(incarnation), last_number })
     };
     Ok(prepared()?)
-}
-
-fn system_now() -> Timestamp {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_micros(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
-}
-
-fn never_back(clock: Clock) -> Clock {
-    let latest = AtomicI64::new(i64::MIN);
-    Arc::new(move || {
-        let now = clock().as_micros();
-        Timestamp::from_micros(now.max(latest.fetch_max(now, Ordering::Relaxed)))
-    })
 }

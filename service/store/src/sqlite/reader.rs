@@ -1,13 +1,11 @@
 //! The threads that read. Each has a connection of its own that can not write.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connect;
 use super::error::Failure;
 use crate::contract::{Error, Result};
 
@@ -23,12 +21,13 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub fn start(database: &Path) -> Result<Self> {
+    /// Each thread reads by a connection of its own, which `open` gives.
+    pub fn start(open: impl Fn() -> Result<Connection, Failure>) -> Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let jobs = Arc::new(Mutex::new(jobs));
         let mut readers = Self { queue: Some(queue), threads: Vec::new() };
         for _ in 0..THREADS {
-            let connection = connect(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            let connection = open()?;
             let jobs = Arc::clone(&jobs);
             let run = move || run(connection, &jobs);
             let thread = std::thread::Builder::new().name("recoup-reader".into()).spawn(run);

@@ -12,7 +12,7 @@ use recoup_core::time::Timestamp;
 use rusqlite::{CachedStatement, Connection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Clock;
+use super::clock::Clock;
 use super::error::Failure;
 use crate::contract::{Error, NodeId, Result};
 

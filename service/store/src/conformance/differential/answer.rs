@@ -9,7 +9,7 @@ use bytes::Bytes;
 use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::time::Timestamp;
 
-use super::{Answer, LEASE, Op};
+use super::operation::{Answer, LEASE, Op};
 use crate::contract::*;
 
 /// A store with the names that the operations have for what it made.

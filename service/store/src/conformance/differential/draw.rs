@@ -14,7 +14,7 @@ use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use uuid::Uuid;
 
-use super::{Answer, Op, is_over};
+use super::operation::{Answer, Op, is_over};
 use crate::contract::*;
 
 /// Rows are written in these.
