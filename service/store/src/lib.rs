@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `contract` | the promises of every store: one trait per concern, and the types of their calls |
 //! | `memory` | the store that keeps them in the plainest way: the model that others are compared with |
+//! | `settle` | the verdict on a transition, from what a store found where it is to be written |
 //! | `sqlite` | the embedded store: one database in a folder, one process |
 //! | `postgres` | the store that several servers share |
 //! | `format` | the stored form of histories, definitions, events and subscriptions, with its numbers |
