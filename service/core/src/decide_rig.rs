@@ -1,5 +1,7 @@
 //! One execution, run by hand.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 use crate::event::TERSE;
 use crate::limits::{TRANSITION_BYTES_MAX, TRANSITION_EVENTS_MAX};
@@ -100,6 +102,9 @@ impl Rig {
             assert_eq!(folded, *state, "folding gives the state that was decided");
             state.assert_kept();
         }
+        if is_small {
+            assert_attempts_named(before.as_deref(), &state, &events);
+        }
         let bytes = events.iter().map(Event::size).sum::<usize>();
         // The last consequence of one that fits may go over a little, and be two large payloads.
         assert!(events.len() < TRANSITION_EVENTS_MAX + 10 && bytes < 2 * TRANSITION_BYTES_MAX);
@@ -139,6 +144,7 @@ impl Rig {
             return (before, verdicts);
         };
         let (sequence, decided_at) = (state.sequence, state.decided_at);
+        assert_attempts_named(before.as_ref(), &state, &events);
         let transition = Transition { sequence, decided_at, events };
         let folded = fold(before, state.id, &transition).expect("it folds");
         assert_eq!(folded, *state, "folding gives the state that was decided");
@@ -198,5 +204,21 @@ impl Rig {
             _ => None,
         });
         started.collect()
+    }
+}
+
+/// The events of a transition name every attempt that it opens or closes, or of which it says who has it: a node
+/// looks at those alone.
+fn assert_attempts_named(before: Option<&Execution>, after: &Execution, events: &[Event]) {
+    let named: BTreeSet<_> = events.iter().filter_map(Event::attempt_path).collect();
+    let open = |state: &Execution| -> BTreeMap<_, _> {
+        let open = state.open_attempts().filter(|open| !named.contains(&open.path));
+        open.map(|open| (state.task_id(&open), open.attempt.clone())).collect()
+    };
+    let before = before.map(open).unwrap_or_default();
+    assert_eq!(before, open(after), "an attempt has changed that no event names");
+    for path in &named {
+        let listed = after.open_attempts().find(|open| open.path == **path);
+        assert_eq!(after.open_attempt_of(path), listed);
     }
 }

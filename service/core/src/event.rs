@@ -181,6 +181,34 @@ impl Event {
         }
     }
 
+    /// The step or the compensation of which it opens or closes an attempt, or says who has it.
+    pub fn attempt_path(&self) -> Option<&StepPath> {
+        match self {
+            Self::AttemptScheduled { path, .. }
+            | Self::AttemptStarted { path, .. }
+            | Self::AttemptWithdrawn { path, .. }
+            | Self::StepCompleted { path, .. } => Some(path),
+            Self::StepStarted { path, first, .. } => first.as_ref().map(|_| path),
+            Self::AttemptFailed(failed) => Some(&failed.path),
+            Self::ExecutionStarted(_)
+            | Self::RequestRecorded { .. }
+            | Self::StepSkipped { .. }
+            | Self::StepFailed { .. }
+            | Self::StepIgnored { .. }
+            | Self::RunSucceeded { .. }
+            | Self::RunStopped { .. }
+            | Self::CancelRequested { .. }
+            | Self::CompensationStarted { .. }
+            | Self::CompensationParked { .. }
+            | Self::CompensationRetried { .. }
+            | Self::CompensationSkipped { .. }
+            | Self::CompensationEnded { .. }
+            | Self::FinallyStarted { .. }
+            | Self::HandlerFailed { .. }
+            | Self::ExecutionEnded { .. } => None,
+        }
+    }
+
     /// About how many bytes it takes in a history.
     pub fn size(&self) -> usize {
         const FIXED: usize = 64;

@@ -320,6 +320,12 @@ impl Execution {
         self.open.first_scheduled()
     }
 
+    /// The open attempt of a step or a compensation.
+    pub fn open_attempt_of(&self, path: &StepPath) -> Option<Open<'_>> {
+        let task = self.task(path)?;
+        Some(Open { path: path.clone(), task, attempt: task.open.as_ref()? })
+    }
+
     pub(crate) fn open_attempt(&self, task: TaskRef) -> Option<Open<'_>> {
         let (path, task) = match task {
             TaskRef::Step(id) => {

@@ -11,7 +11,7 @@
 //! | `keyed` | starts with an execution key, in a call of their own |
 //! | `committer`, `commit` | what is under way to the store, and settling what it answered |
 //! | `flight` | sending a batch until all of it is settled, in parts if need be |
-//! | `attempt`, `queue`, `queues` | where an open attempt is, and what waits for workers |
+//! | `attempt`, `attempts`, `queue`, `queues` | where an open attempt is, and what waits for workers |
 //! | `reconcile` | where an attempt is once a state has come anew |
 //! | `dispatch`, `hand_over` | bringing attempts and queues in line with the states, and handing out |
 //! | `worker`, `sessions`, `workers` | workers, sessions, and what they hold |
@@ -31,6 +31,7 @@
 pub mod io;
 
 mod attempt;
+mod attempts;
 mod batch;
 mod commit;
 mod committer;

@@ -1,5 +1,6 @@
 //! A batch as it is put together, and what is remembered about each part of it until it is settled.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use recoup_core::command::{Command, Rejection};
@@ -122,6 +123,8 @@ pub(super) struct Entry<R> {
     pub index: Option<IndexRow>,
     pub overflow_done: Vec<TaskKey>,
     pub failures: Failures,
+    /// Of which an attempt may be another one now, or somewhere else. None: of any.
+    pub touched: Option<Vec<StepPath>>,
     /// How many events the decision made.
     pub events: usize,
     /// Bytes of JSON that it took to parse.
@@ -166,6 +169,19 @@ impl Failures {
             failed.find(|(path, attempt, _)| *path == task.path && *attempt == task.attempt);
         found.map(|(_, _, decision)| *decision)
     }
+}
+
+/// The steps and compensations of which an attempt was opened, closed or spoken of, in the order in which that
+/// was decided. None where a termination took attempts out of their queues.
+pub(super) fn touched<R>(events: &[Event], decided: &[Judged<R>]) -> Option<Vec<StepPath>> {
+    let commands = decided.iter().map(|(pending, _)| &pending.command);
+    if commands.clone().any(|command| matches!(command, Command::TerminateExecution { .. })) {
+        return None;
+    }
+    let told = commands.filter_map(Command::task).map(|task| &task.path);
+    let mut seen = BTreeSet::new();
+    let touched = events.iter().filter_map(Event::attempt_path).chain(told);
+    Some(touched.filter(|path| seen.insert(*path)).cloned().collect())
 }
 
 /// A command, and whether it fitted.

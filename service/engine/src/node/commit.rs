@@ -99,8 +99,8 @@ impl<R> Node<R> {
     }
 
     pub(super) fn won(&mut self, entry: Entry<R>) {
-        let Entry { id, next, committed, plan, index, overflow_done, failures, decided, .. } =
-            entry;
+        let Entry { id, next, committed, plan, index, overflow_done, decided, .. } = entry;
+        let (failures, touched) = (entry.failures, entry.touched);
         let grace = self.options.reconnect_grace;
         let (until, soon) = (self.monotonic + grace, self.now + grace);
         let Some(slot) = self.slots.get_mut(id) else {
@@ -120,6 +120,8 @@ impl<R> Node<R> {
                 known => *known = Known::Resident(Box::new(resident)),
             }
             slot.current_at = self.monotonic;
+            // What was claimed may be any of them, and so may what becomes this node's only now.
+            let touched = touched.filter(|_| slot.owned && slot.claimed.is_empty());
             if let Some(index) = index {
                 if !slot.owned {
                     // While it was another node's, nobody had a reason to speak up here.
@@ -134,7 +136,10 @@ impl<R> Node<R> {
                 slot.overflow.remove(key);
             }
             let is_doubted = slot.doubted;
-            self.sync_attempts(id, true);
+            match touched {
+                Some(touched) => self.sync_touched(id, &touched),
+                None => self.sync_attempts(id, true),
+            }
             if is_doubted {
                 self.loader.want(id);
             }
@@ -213,7 +218,7 @@ impl<R> Node<R> {
         });
         let attempts = std::mem::take(&mut slot.attempts);
         let starts: Vec<_> = attempts.iter().filter_map(Attempt::unrecorded_start).collect();
-        for attempt in &attempts {
+        for attempt in attempts.iter() {
             self.unqueue(attempt);
         }
         for start in starts {
@@ -272,7 +277,7 @@ impl<R> Node<R> {
         }
         tracing::error!(execution = %entry.id, %reason, "the store refused a transition");
         let own = entry.decided.iter().any(|(pending, _)| pending.is_own());
-        for attempt in &mut slot.attempts {
+        for attempt in slot.attempts.iter_mut() {
             attempt.acting = false;
             // A result that is refused is none: the attempt's clocks go on.
             attempt.reported = false;

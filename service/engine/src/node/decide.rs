@@ -17,7 +17,7 @@ use recoup_store::{FeedRow, Reminder, StartRequest, TaskKey, Transition};
 
 use super::Node;
 use super::attempt::DOUBT;
-use super::batch::{Draft, Entry, Failures, Judged, answer};
+use super::batch::{Draft, Entry, Failures, Judged, answer, touched};
 use super::io::{Output, Refusal};
 use super::resident::Committed;
 use super::slot::{Known, Pending, Slot};
@@ -245,7 +245,7 @@ impl<R> Node<R> {
             overflow_done: overflow_done.clone(),
             may_be_gone: self.monotonic.since(slot.current_at) > MAY_BE_GONE_AFTER,
         };
-        let failures = Failures::of(&events, &decided);
+        let (failures, touched) = (Failures::of(&events, &decided), touched(&events, &decided));
         let events = events.len();
         let entry = Entry {
             id,
@@ -255,6 +255,7 @@ impl<R> Node<R> {
             index,
             overflow_done,
             failures,
+            touched,
             events,
             parsed,
             decided,
@@ -297,7 +298,7 @@ impl<R> Node<R> {
             if let Known::Resident(resident) = &mut slot.known {
                 resident.state = state;
             }
-            for attempt in &mut slot.attempts {
+            for attempt in slot.attempts.iter_mut() {
                 attempt.acting = false;
             }
         }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use recoup_core::command::{AttemptTimeout, Command, TaskId};
 use recoup_core::definition::Delivery;
-use recoup_core::id::ExecutionId;
+use recoup_core::execution::Open;
+use recoup_core::id::{ExecutionId, StepPath};
 use recoup_store::{QueueName, TaskKey};
 
 use super::attempt::{Attempt, DispatchState, key_of};
@@ -18,29 +19,58 @@ use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
+/// What has come of bringing attempts in line with a state.
+#[derive(Default)]
+struct Synced {
+    /// States that attempts have left.
+    left: Vec<DispatchState>,
+    /// Attempts that are not open any more.
+    closed: Vec<Attempt>,
+    follows: Vec<(TaskId, Then)>,
+}
+
+impl Synced {
+    /// An open attempt, where it is now. `known`: as this node knew it.
+    fn judge(
+        &mut self,
+        reconciler: &Reconciler<'_>,
+        known: Option<Box<Attempt>>,
+        open: &Open<'_>,
+        task: TaskId,
+        evidence: &Evidence<'_>,
+    ) -> Box<Attempt> {
+        let (attempt, then) = match known {
+            Some(mut attempt) => {
+                let (left, then) = reconciler.known(&mut attempt, open, evidence);
+                self.left.extend(left);
+                (attempt, then)
+            }
+            None => {
+                let (attempt, then) = reconciler.unknown(open, evidence);
+                (Box::new(attempt), then)
+            }
+        };
+        if then != Then::Nothing {
+            self.follows.push((task, then));
+        }
+        attempt
+    }
+}
+
 impl<R> Node<R> {
-    /// Brings the attempts of a slot in line with its state. `committed`: the state is this node's own
-    /// work, so an attempt that is new was never with anybody.
+    /// Brings the attempts of a slot in line with its state, which has been read, or is this node's own work
+    /// (`committed`) and has become so only now, or was claimed from: every open attempt is judged.
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
         let (now, grace) = (self.at(), self.options.reconnect_grace);
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        let Known::Resident(resident) = &slot.known else {
-            return;
-        };
-        let Some(state) = &resident.state else {
+        let Some((state, plan)) = slot.known.state_and_plan() else {
             return;
         };
         let mut known = std::mem::take(&mut slot.attempts);
-        let mut kept = Vec::with_capacity(1);
-        let (mut parted, mut follows) = (Vec::new(), Vec::new());
-        let released = match committed {
-            // The start that was recorded for it has made it this node's.
-            true => std::mem::take(&mut slot.released),
-            false => BTreeMap::new(),
-        };
-        let reconciler = Reconciler { state, plan: &resident.plan, committed, now, grace };
+        let reconciler = Reconciler { state, plan, committed, now, grace };
+        let mut synced = Synced::default();
         for open in state.open_attempts() {
             let task = state.task_id(&open);
             let evidence = Evidence {
@@ -48,27 +78,20 @@ impl<R> Node<R> {
                 claimed: slot.claimed.contains_key(&key_of(&task)),
                 acting: acts_on(&slot.inbox, &task),
             };
-            let (attempt, then) = match known.iter().position(|attempt| attempt.id == task) {
-                Some(place) => {
-                    let mut attempt = known.swap_remove(place);
-                    let (left, then) = reconciler.known(&mut attempt, &open, &evidence);
-                    parted.extend(left);
-                    (attempt, then)
-                }
-                None => reconciler.unknown(&open, &evidence),
-            };
-            if then != Then::Nothing {
-                follows.push((task, then));
-            }
-            kept.push(attempt);
+            let before = known.get(&task).is_some().then(|| known.remove(&task.path)).flatten();
+            slot.attempts.insert(synced.judge(&reconciler, before, &open, task, &evidence));
         }
+        synced.closed.extend(known.into_all());
         // Of what was claimed, the owner says that nobody has it: a worker here has.
         let is_claimed = |task: &&TaskId| slot.claimed.contains_key(&key_of(task));
-        let open_here = kept.iter().map(|attempt| &attempt.id);
+        let open_here = slot.attempts.iter().map(|attempt| &attempt.id);
         let open_here = open_here.filter(|task| self.sessions.is_held(task));
         let contradicted: Vec<_> = open_here.filter(is_claimed).cloned().collect();
         let claimed = std::mem::take(&mut slot.claimed);
-        let open = |key: &TaskKey| kept.iter().any(|attempt| key_of(&attempt.id) == *key);
+        let attempts = &slot.attempts;
+        let open = |key: &TaskKey| {
+            attempts.of(&key.path).is_some_and(|attempt| attempt.id.attempt == key.attempt)
+        };
         let (found, missing): (BTreeMap<_, _>, BTreeMap<_, _>) =
             claimed.into_iter().partition(|(key, _)| open(key));
         let until = now.tick + self.options.claim_lease;
@@ -82,17 +105,77 @@ impl<R> Node<R> {
             slot.claimed = ahead;
             self.loader.want(id);
         }
-        let void: Vec<_> = void.into_keys().collect();
-        slot.attempts = kept;
         let owned = slot.owned;
-        if owned {
-            self.note_started(id);
+        self.effects.withdraw(void.into_keys().collect());
+        self.synced(id, synced, committed);
+        for task in &contradicted {
+            match owned {
+                true => self.withdraw_row(task),
+                false => self.hold(task),
+            }
         }
-        self.effects.withdraw(void);
-        for place in &parted {
-            self.leave(place);
+        self.tell_if_ending(id);
+    }
+
+    /// A transition of this node's own is committed. It has opened, closed or told of attempts of these steps
+    /// and compensations, in this order; every other attempt is where it was.
+    pub(super) fn sync_touched(&mut self, id: ExecutionId, touched: &[StepPath]) {
+        let (now, grace) = (self.at(), self.options.reconnect_grace);
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
+        let Some((state, plan)) = slot.known.state_and_plan() else {
+            return;
+        };
+        let before = touched.iter().filter(|path| slot.attempts.of(path).is_some()).count();
+        let after = touched.iter().filter(|path| state.open_attempt_of(path).is_some()).count();
+        if slot.attempts.len() - before + after != state.open_attempt_count() {
+            // What is here and what was committed have parted: all of it is judged.
+            return self.sync_attempts(id, true);
         }
-        for attempt in known {
+        let reconciler = Reconciler { state, plan, committed: true, now, grace };
+        let mut synced = Synced::default();
+        for path in touched {
+            let before = slot.attempts.remove(path);
+            let Some(open) = state.open_attempt_of(path) else {
+                synced.closed.extend(before.map(|attempt| *attempt));
+                continue;
+            };
+            let task = state.task_id(&open);
+            let (before, other) = match before {
+                Some(before) if before.id == task => (Some(before), None),
+                other => (None, other),
+            };
+            synced.closed.extend(other.map(|attempt| *attempt));
+            let acting = acts_on(&slot.inbox, &task);
+            let evidence = Evidence { holder: self.sessions.holder(&task), claimed: false, acting };
+            slot.attempts.insert(synced.judge(&reconciler, before, &open, task, &evidence));
+        }
+        debug_assert!(
+            state.open_attempts().all(|open| slot.attempts.get(&state.task_id(&open)).is_some()),
+            "an attempt was opened or closed that no event named"
+        );
+        self.synced(id, synced, true);
+        self.tell_if_ending(id);
+    }
+
+    /// Attempts are where they are now: what follows from it is done.
+    fn synced(&mut self, id: ExecutionId, synced: Synced, committed: bool) {
+        let Synced { left, closed, follows } = synced;
+        let mut released = BTreeMap::new();
+        if let Some(slot) = self.slots.get_mut(id) {
+            if committed {
+                // The start that was recorded for it has made it this node's.
+                released = std::mem::take(&mut slot.released);
+            }
+            if slot.owned {
+                self.note_started(id);
+            }
+        }
+        for state in &left {
+            self.leave(state);
+        }
+        for attempt in closed {
             self.close(&attempt);
         }
         if !committed {
@@ -110,12 +193,9 @@ impl<R> Node<R> {
                 Then::Disown => {}
             }
         }
-        for task in &contradicted {
-            match owned {
-                true => self.withdraw_row(task),
-                false => self.hold(task),
-            }
-        }
+    }
+
+    fn tell_if_ending(&mut self, id: ExecutionId) {
         if self.slots.get(id).is_some_and(Slot::is_ending) {
             self.tell_cancelled(id);
         }
@@ -124,7 +204,7 @@ impl<R> Node<R> {
     /// What the history says of the attempts that workers of this node hold.
     fn note_started(&mut self, id: ExecutionId) {
         let slot = self.slots.get(id).filter(|_| !self.sessions.holds_nothing());
-        for attempt in slot.into_iter().flat_map(|slot| &slot.attempts) {
+        for attempt in slot.into_iter().flat_map(|slot| slot.attempts.iter()) {
             if let Some(holder) = self.sessions.holder_mut(&attempt.id) {
                 holder.started_at = attempt.started.as_ref().map(|started| started.at);
             }
@@ -225,7 +305,7 @@ impl<R> Node<R> {
             return;
         };
         let (mut handed, mut withdrawn) = (Vec::new(), Vec::new());
-        for attempt in &mut slot.attempts {
+        for attempt in slot.attempts.iter_mut() {
             if attempt.id.path.compensated().is_some() {
                 continue;
             }
@@ -293,7 +373,7 @@ impl<R> Node<R> {
         };
         let namespace = resident.committed.namespace.clone();
         let name = QueueName { namespace, queue: plan.queue.clone() };
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+        let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
         let order = self.queues.insert(&name, &plan.task_type, plan.priority, task.clone());
@@ -314,7 +394,7 @@ impl<R> Node<R> {
 
     /// Writes down what is with workers and is not on record yet.
     pub(super) fn record_starts(&mut self) {
-        let attempts = self.slots.owned().flat_map(|slot| &slot.attempts);
+        let attempts = self.slots.owned().flat_map(|slot| slot.attempts.iter());
         let commands = attempts.filter(|own| !own.acting && !own.reported).filter_map(|own| {
             let DispatchState::Handed(handed) = &own.dispatch else {
                 return None;
@@ -324,7 +404,7 @@ impl<R> Node<R> {
         for command in commands.collect::<Vec<_>>() {
             self.act(command);
         }
-        let attempts = self.slots.owned().flat_map(|slot| &slot.attempts);
+        let attempts = self.slots.owned().flat_map(|slot| slot.attempts.iter());
         let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
         let waiting = waiting.map(|own| {
             let waits_here =

@@ -35,7 +35,7 @@ impl<R> Node<R> {
             return;
         };
         let at_most_once = resident.plan.is_at_most_once(&task.path);
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+        let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
         worker.credit -= 1;
@@ -113,7 +113,7 @@ impl<R> Node<R> {
             return;
         };
         let plan = resident.plan.clone();
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+        let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
         // What nobody has had is on no record.
@@ -277,7 +277,7 @@ impl<R> Node<R> {
         if refused {
             slot.released.remove(task);
         }
-        let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == *task) else {
+        let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
         match &mut attempt.dispatch {

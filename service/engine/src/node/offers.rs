@@ -135,7 +135,7 @@ impl<R> Node<R> {
                 continue;
             };
             let (task_type, priority) = (plan.task_type.clone(), plan.priority);
-            let Some(attempt) = slot.attempts.iter_mut().find(|attempt| attempt.id == task) else {
+            let Some(attempt) = slot.attempts.get_mut(&task) else {
                 continue;
             };
             if attempt.unsent.is_some() && plan.delivery == Delivery::AtMostOnce {

@@ -133,7 +133,7 @@ impl<R> Node<R> {
                     let (until, soon) = (self.monotonic + grace, self.now + grace);
                     if mine && has_moved {
                         // Another node has been the owner meanwhile.
-                        for attempt in &mut slot.attempts {
+                        for attempt in slot.attempts.iter_mut() {
                             parted.extend(attempt.doubt(&plan, until, soon));
                         }
                     } else if mine && !slot.owned {

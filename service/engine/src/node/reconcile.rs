@@ -1,4 +1,7 @@
-//! Where an attempt is, once the state of its execution has come anew: read, or committed by this node.
+//! Where an attempt is, once the state of its execution has come anew: read, or committed by this node. Of a state
+//! that was read, every open attempt is judged. A transition of this node's own names the attempts that it opens or
+//! closes, or of which it says who has them: those alone are judged, and every other one is where it was. Its start
+//! may be on record and the attempt wait again here, or be with another worker by now.
 //!
 //! Of an attempt that this node knows, by the first row that fits:
 //!

@@ -109,7 +109,7 @@ impl<R> Node<R> {
         if let Some(at) = slot.timer_at {
             self.timers.cancel(at, Timer::Execution(id));
         }
-        for attempt in &slot.attempts {
+        for attempt in slot.attempts.iter() {
             self.unqueue(attempt);
         }
     }

@@ -12,6 +12,7 @@ use recoup_store::format::FIRST;
 use recoup_store::{IndexRow, QuarantineRow, TaskKey};
 
 use super::attempt::{Attempt, DispatchState};
+use super::attempts::Attempts;
 use super::resident::{Committed, Resident};
 use crate::clock::Tick;
 
@@ -38,7 +39,7 @@ pub(super) struct Slot<R> {
     /// When the store last answered that no other node had gone further.
     pub current_at: Tick,
     pub waiters: Vec<Waiter<R>>,
-    pub attempts: Vec<Attempt>,
+    pub attempts: Attempts,
     /// Rows in the overflow that this node knows of.
     pub overflow: BTreeMap<TaskKey, Row>,
     /// Claimed from the overflow before the execution was loaded.
@@ -77,6 +78,14 @@ pub(super) enum Known {
 }
 
 impl Known {
+    /// None as well while the state is away with a transition.
+    pub fn state_and_plan(&self) -> Option<(&Execution, &Plan)> {
+        let Self::Resident(resident) = self else {
+            return None;
+        };
+        Some((resident.state.as_deref()?, &resident.plan))
+    }
+
     /// Whether the state says that somebody has an attempt.
     pub fn has_started(&self, task: &TaskId) -> bool {
         let Self::Resident(resident) = self else {
@@ -171,7 +180,7 @@ impl<R> Slot<R> {
             panicked: None,
             current_at: Tick::default(),
             waiters: Vec::new(),
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
             overflow: BTreeMap::new(),
             claimed: BTreeMap::new(),
             released: BTreeMap::new(),
@@ -199,11 +208,11 @@ impl<R> Slot<R> {
     }
 
     pub fn attempt(&self, task: &TaskId) -> Option<&Attempt> {
-        self.attempts.iter().find(|attempt| attempt.id == *task)
+        self.attempts.get(task)
     }
 
     pub fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
-        self.attempts.iter_mut().find(|attempt| attempt.id == *task)
+        self.attempts.get_mut(task)
     }
 
     /// Whether nothing but the time of its owner's next work could need it to be here.

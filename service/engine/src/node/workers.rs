@@ -284,7 +284,7 @@ impl<R> Node<R> {
         // A task that is behind what is known here was scheduled by another node.
         let is_read = committed.is_some_and(|known| task.sequence <= known.sequence);
         let cancel_requested = stopping && task.path.compensated().is_none();
-        let is_open = slot.is_some_and(|slot| slot.attempts.iter().any(|own| own.id == task));
+        let is_open = slot.is_some_and(|slot| slot.attempt(&task).is_some());
         // The clock that another node's beats stop is not this one's.
         let is_foreign = is_open && !slot.is_some_and(|slot| slot.owned);
         let known = is_open && !is_foreign;

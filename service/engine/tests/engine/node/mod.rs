@@ -1,6 +1,7 @@
 //! The node without I/O, on the model store, in a time that the tests make.
 
 mod clock;
+mod commits;
 mod notices;
 mod offers;
 mod owners;

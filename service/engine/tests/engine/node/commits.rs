@@ -1,0 +1,58 @@
+//! What a transition says nothing about stays where it is: an attempt that waits again, or is with another worker,
+//! after its start was recorded.
+
+use std::time::Duration;
+
+use recoup_core::command::{Command, TaskId};
+use recoup_engine::node::io::{Answer, Input};
+
+use crate::fixture::world::{World, stream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// One execution. Its task was with a stream of session `s`, as is on record, and has been given back.
+fn given_back(world: &mut World) -> TaskId {
+    world.start(0, "default");
+    let first = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, first).remove(0);
+    world.pass(2 * SECOND);
+    assert_eq!(on_record(world, &task).as_deref(), Some("s"));
+    let (released, session) = (task.clone(), "s".to_owned());
+    let answer = world.ask(0, |reply| Input::Release { task: released, session, reply });
+    assert!(matches!(answer, Some(Ok(Answer::Released))), "{answer:?}");
+    task
+}
+
+/// The session that the history says has a task.
+fn on_record(world: &mut World, task: &TaskId) -> Option<String> {
+    let state = world.snapshot(0, task.execution).state;
+    state.started(task).map(|started| started.session.clone())
+}
+
+/// A transition that says nothing of the attempt: its worker may still finish it.
+fn cancel(world: &mut World, task: &TaskId) {
+    let (execution, request) = (task.execution, None);
+    let command = Command::CancelExecution { reason: "enough".to_owned() };
+    let answer = world.ask(0, |reply| Input::Submit { execution, command, request, reply });
+    answer.expect("at once").expect("it is accepted");
+}
+
+#[test]
+fn a_task_that_waits_again_is_handed_out_at_once_after_another_transition() {
+    let mut world = World::new(1);
+    let task = given_back(&mut world);
+    cancel(&mut world, &task);
+    let other = world.attach(0, stream("default", "t", &[]));
+    assert_eq!(world.handed(0, other), [task]);
+}
+
+#[test]
+fn a_second_hand_over_goes_on_record_after_another_transition() {
+    let mut world = World::new(1);
+    let task = given_back(&mut world);
+    let other = world.attach(0, stream("default", "t", &[]));
+    assert_eq!(world.handed(0, other), std::slice::from_ref(&task));
+    cancel(&mut world, &task);
+    world.pass(2 * SECOND);
+    assert_eq!(on_record(&mut world, &task).as_deref(), Some("t"));
+}
