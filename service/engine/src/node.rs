@@ -3,7 +3,8 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `slots`, `slot` | executions in memory: what is committed, what waits, what is under way |
+//! | `slots`, `slot` | executions in memory, and what waits for them |
+//! | `resident` | what is known of one: its state, and what is committed while that is away |
 //! | `loader`, `reading` | which executions are read, and what comes of it |
 //! | `requests` | what callers ask, and how those who wait are answered |
 //! | `residency` | which executions stay in memory, and when each is looked at |

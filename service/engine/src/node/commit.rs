@@ -13,8 +13,7 @@ use super::attempt::Attempt;
 use super::batch::{Entry, answer};
 use super::committer::Answered;
 use super::io::{Damage, Output, Refusal};
-use super::resident::Resident;
-use super::slot::{Known, Row, Slot, Waiter};
+use super::slot::{Row, Slot, Waiter};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -26,7 +25,7 @@ impl<R> Node<R> {
             return;
         };
         slot.in_flight = false;
-        if matches!(slot.known, Known::Unread) {
+        if slot.known.is_unread() {
             // The lease was lost meanwhile.
             self.loader.want(id);
         } else {
@@ -109,16 +108,12 @@ impl<R> Node<R> {
         slot.in_flight = false;
         let has_ended = next.state.is_ended();
         let mut unkept = None;
-        if matches!(slot.known, Known::Unread) {
+        if slot.known.is_unread() {
             // The lease was lost meanwhile: what is in the store now is not only this.
             self.loader.want(id);
             unkept = Some(next);
         } else {
-            let resident = Resident { plan, committed, state: Some(next) };
-            match &mut slot.known {
-                Known::Resident(before) => **before = resident,
-                known => *known = Known::Resident(Box::new(resident)),
-            }
+            slot.known.commit(plan, committed, next);
             slot.current_at = self.monotonic;
             // What was claimed may be any of them, and so may what becomes this node's only now.
             let touched = touched.filter(|_| slot.owned && slot.claimed.is_empty());
@@ -196,7 +191,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        slot.known = Known::Unread;
+        slot.known.forget();
         slot.owned = false;
         slot.index = None;
         slot.wake_at = None;
@@ -267,7 +262,7 @@ impl<R> Node<R> {
             return;
         };
         slot.in_flight = false;
-        if entry.decided.len() > 1 && !matches!(slot.known, Known::New(_)) {
+        if entry.decided.len() > 1 && !slot.known.is_new() {
             // One of them brought what the store refuses; the others are not to suffer for it.
             tracing::warn!(execution = %entry.id, %reason, "a refused transition is decided in parts");
             slot.singly = entry.decided.len();
@@ -282,14 +277,14 @@ impl<R> Node<R> {
             // A result that is refused is none: the attempt's clocks go on.
             attempt.reported = false;
         }
-        if matches!(slot.known, Known::New(_)) {
-            slot.known = Known::Unread;
+        if slot.known.is_new() {
+            slot.known.forget();
         }
         let replies = entry.decided.into_iter().filter_map(|(pending, _)| pending.reply);
         for reply in replies.collect::<Vec<_>>() {
             self.reply(reply, Err(Refusal::Refused(reason.clone())));
         }
-        let is_known = self.slots.get(entry.id).is_some_and(|slot| slot.resident().is_some());
+        let is_known = self.slots.get(entry.id).is_some_and(|slot| slot.known.is_resident());
         if is_known && own {
             // It would be decided, and refused, for ever.
             let state = &entry.next;
@@ -304,7 +299,7 @@ impl<R> Node<R> {
     /// The state has changed with a transition that came to nothing. What is known of the attempts stays.
     pub(super) fn read_again(&mut self, id: ExecutionId) {
         if let Some(slot) = self.slots.get_mut(id)
-            && slot.resident().is_some()
+            && slot.known.is_resident()
         {
             slot.doubted = true;
             self.loader.want(id);

@@ -20,7 +20,7 @@ use super::attempt::DOUBT;
 use super::batch::{Draft, Entry, Failures, Judged, answer, touched};
 use super::io::{Output, Refusal};
 use super::resident::Committed;
-use super::slot::{Known, Pending, Slot};
+use super::slot::{Pending, Slot};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 use crate::transition::{feed_rows, index_differs, index_row};
@@ -85,14 +85,10 @@ impl<R> Node<R> {
         if slot.in_flight || slot.doubted || slot.inbox.is_empty() {
             return None;
         }
-        let plan = match &slot.known {
-            Known::Resident(resident) if resident.state.is_some() => resident.plan.clone(),
-            Known::New(plan) => plan.clone(),
-            Known::Resident(_) | Known::Unread | Known::Quarantined => return None,
-        };
-        if let Known::Resident(resident) = &slot.known {
+        let plan = slot.known.plan_to_decide()?;
+        if let Some(committed) = slot.known.committed() {
             let doubted = slot.inbox.iter_mut().filter(|one| !one.verified);
-            let ahead = doubted.filter(|one| one.is_ahead_of(&resident.committed));
+            let ahead = doubted.filter(|one| one.is_ahead_of(committed));
             if ahead.map(|one| one.verified = true).count() > 0 {
                 // Nothing is refused because memory is old: it is read again first.
                 slot.doubted = true;
@@ -111,10 +107,7 @@ impl<R> Node<R> {
         let slot = self.slots.get_mut(id)?;
         let is_ours = slot.owned;
         let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
-        let mut state = match &mut slot.known {
-            Known::Resident(resident) => resident.state.take(),
-            _ => None,
-        };
+        let mut state = slot.known.take_state();
         let mut pending: Vec<_> = slot.inbox.drain(..count).collect();
         // What a termination took out of the queues is not left to another transition.
         let is_divisible = !pending.iter().any(terminates);
@@ -193,7 +186,7 @@ impl<R> Node<R> {
         let writable = self.life.writable().unwrap_or(Formats::FIRST);
         let slot = self.slots.get_mut(id)?;
         // Starts are a door. An execution that has begun in a format continues in it.
-        if matches!(slot.known, Known::New(_))
+        if slot.known.is_new()
             && let Err(refused) = writable.permit(format::Row::History, format)
         {
             self.slots.remove(id);
@@ -295,9 +288,7 @@ impl<R> Node<R> {
         state: Option<Box<Execution>>,
     ) {
         if let Some(slot) = self.slots.get_mut(id) {
-            if let Known::Resident(resident) = &mut slot.known {
-                resident.state = state;
-            }
+            slot.known.return_state(state);
             for attempt in slot.attempts.iter_mut() {
                 attempt.acting = false;
             }

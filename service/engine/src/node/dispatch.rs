@@ -14,7 +14,7 @@ use super::attempt::{Attempt, DispatchState, key_of};
 use super::io::{Notice, WorkerKey};
 use super::reconcile::{Evidence, Reconciler, Then};
 use super::sessions::SessionState;
-use super::slot::{Known, Row, Slot, acts_on};
+use super::slot::{Row, Slot, acts_on};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -365,13 +365,13 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
         };
-        let Known::Resident(resident) = &slot.known else {
+        let (Some(plan), Some(committed)) = (slot.known.plan(), slot.known.committed()) else {
             return;
         };
-        let Some(plan) = resident.plan.task(&task.path) else {
+        let Some(plan) = plan.task(&task.path) else {
             return;
         };
-        let namespace = resident.committed.namespace.clone();
+        let namespace = committed.namespace.clone();
         let name = QueueName { namespace, queue: plan.queue.clone() };
         let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
@@ -442,10 +442,9 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(id) else {
             return;
         };
-        let Known::Resident(resident) = &slot.known else {
+        let Some(plan) = slot.known.plan().cloned() else {
             return;
         };
-        let plan = resident.plan.clone();
         let due =
             slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter(|attempt| {
                 let task = plan.task(&attempt.id.path);

@@ -11,7 +11,6 @@ use super::Node;
 use super::attempt::{DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, key_of};
 use super::io::WorkerKey;
 use super::sessions::Holder;
-use super::slot::Known;
 use crate::clock::Now;
 use crate::task::HandedTask;
 
@@ -31,10 +30,10 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
         };
-        let Known::Resident(resident) = &slot.known else {
+        let Some(plan) = slot.known.plan() else {
             return;
         };
-        let at_most_once = resident.plan.is_at_most_once(&task.path);
+        let at_most_once = plan.is_at_most_once(&task.path);
         let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
@@ -109,10 +108,9 @@ impl<R> Node<R> {
         else {
             return;
         };
-        let Known::Resident(resident) = &slot.known else {
+        let Some(plan) = slot.known.plan().cloned() else {
             return;
         };
-        let plan = resident.plan.clone();
         let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
@@ -232,10 +230,8 @@ impl<R> Node<R> {
 
     pub(super) fn is_at_most_once(&self, task: &TaskId) -> bool {
         let slot = self.slots.get(task.execution);
-        slot.is_some_and(|slot| match &slot.known {
-            Known::Resident(resident) => resident.plan.is_at_most_once(&task.path),
-            _ => false,
-        })
+        let plan = slot.and_then(|slot| slot.known.plan());
+        plan.is_some_and(|plan| plan.is_at_most_once(&task.path))
     }
 
     /// A hand-over never left this process, and what was known of its attempt has been forgotten since: the

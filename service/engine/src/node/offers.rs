@@ -18,7 +18,7 @@ use recoup_store::{Error, NodeId, OverflowTask, Peers, QueueName};
 
 use super::attempt::{DispatchState, key_of};
 use super::io::{Output, SessionKey, WorkerKey};
-use super::slot::{Known, Row};
+use super::slot::Row;
 use super::{Node, Timer};
 
 impl<R> Node<R> {
@@ -127,10 +127,9 @@ impl<R> Node<R> {
             let Some(slot) = self.slots.get_mut(task.execution) else {
                 continue;
             };
-            let Known::Resident(resident) = &slot.known else {
+            let Some(plan) = slot.known.plan() else {
                 continue;
             };
-            let plan = &resident.plan;
             let Some(plan) = plan.task(&task.path) else {
                 continue;
             };

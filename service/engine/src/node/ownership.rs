@@ -11,7 +11,7 @@ use super::attempt::{Attempt, DispatchState, Handed};
 use super::io::{Adopted, Output};
 use super::life::Renewed;
 use super::sessions::PARTED_AFTER;
-use super::slot::{Known, Row, Slot};
+use super::slot::{Row, Slot};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -130,10 +130,8 @@ impl<R> Node<R> {
                 // Settled by the store in the new life.
                 continue;
             }
-            let starts = self
-                .slots
-                .get(id)
-                .is_some_and(|slot| matches!(slot.known, Known::New(_)) && !slot.in_flight);
+            let starts =
+                self.slots.get(id).is_some_and(|slot| slot.known.is_new() && !slot.in_flight);
             if starts {
                 // Never sent: it starts in the new life.
                 continue;

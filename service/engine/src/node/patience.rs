@@ -13,7 +13,7 @@ use recoup_core::command::Command;
 use recoup_core::id::ExecutionId;
 
 use super::io::Refusal;
-use super::slot::{Known, Pending};
+use super::slot::Pending;
 use super::{Node, Timer};
 
 impl<R> Node<R> {
@@ -88,8 +88,7 @@ impl<R> Node<R> {
             slot.waiters = patient;
             replies.extend(impatient.into_iter().map(|waiter| waiter.reply));
         }
-        let never_began =
-            matches!(slot.known, Known::New(_)) && slot.inbox.is_empty() && !slot.in_flight;
+        let never_began = slot.known.is_new() && slot.inbox.is_empty() && !slot.in_flight;
         for reply in replies {
             self.reply(reply, Err(Refusal::Unavailable("it takes nothing at present".to_owned())));
         }

@@ -17,7 +17,7 @@ use recoup_store::{Error, NewQuarantine, NodeId, Release};
 
 use super::Node;
 use super::io::{Damage, Output, Refusal};
-use super::slot::{Known, Waiter};
+use super::slot::Waiter;
 use crate::load::unavailable;
 use crate::transition::feed_row;
 
@@ -31,7 +31,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        slot.known = Known::Quarantined;
+        slot.known.quarantine();
         let event = feed_row(&quarantined(namespace, subject, &quarantine));
         self.committer.quarantine(NewQuarantine { execution: id, quarantine, event });
         self.settle_slot(id);
@@ -43,7 +43,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        if slot.resident().is_none() {
+        if !slot.known.is_resident() {
             // There is no execution to put anywhere: only the start is refused.
             tracing::error!(execution = %id, what, "a decision about a start panicked");
             self.refuse_all(id, &Refusal::Failed);
@@ -104,7 +104,7 @@ impl<R> Node<R> {
             is_own: false,
             snapshot: false,
         });
-        if !slot.in_flight && !matches!(slot.known, Known::Quarantined) {
+        if !slot.in_flight && !slot.known.is_quarantined() {
             self.forget(id);
             self.loader.want(id);
         }

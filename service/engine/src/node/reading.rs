@@ -13,8 +13,7 @@ use recoup_store::{NodeId, Wanted};
 
 use super::attempt::is_bare_start;
 use super::io::{Damage, Loaded, Output, Read, Reading, Refusal, Unusable};
-use super::resident::Resident;
-use super::slot::{Known, Slot};
+use super::slot::Slot;
 use super::{Node, Timer};
 use crate::load::follow;
 
@@ -33,10 +32,7 @@ impl<R> Slot<R> {
             Read::Whole(state, plan) => return Some((state, plan)),
             Read::After { transitions, .. } => transitions,
         };
-        let Known::Resident(resident) = &mut self.known else {
-            return None;
-        };
-        let (state, plan) = (resident.state.take()?, resident.plan.clone());
+        let (state, plan) = (self.known.take_state()?, self.known.plan()?.clone());
         Some((follow(state, &plan, &transitions)?, plan))
     }
 }
@@ -95,7 +91,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        let is_settling = slot.in_flight || matches!(slot.known, Known::Quarantined);
+        let is_settling = slot.in_flight || slot.known.is_quarantined();
         let is_rest = matches!(loaded.state, Ok(Read::After { .. }));
         if is_rest && !is_settling && slot.state().is_none() {
             // What it follows has been given up meanwhile.
@@ -126,7 +122,7 @@ impl<R> Node<R> {
                         return self.read_again(id);
                     };
                     let has_moved = known.is_some_and(|known| sequence > known);
-                    slot.known = Known::Resident(Box::new(Resident::read(state, plan.clone())));
+                    slot.known.read(state, plan.clone());
                     slot.current_at = self.monotonic;
                     slot.quarantine = loaded.quarantine;
                     let grace = self.options.reconnect_grace;
@@ -184,7 +180,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        if slot.in_flight || matches!(slot.known, Known::New(_)) {
+        if slot.in_flight || slot.known.is_new() {
             return;
         }
         let claimed = std::mem::take(&mut slot.claimed);

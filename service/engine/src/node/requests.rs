@@ -8,7 +8,8 @@ use recoup_core::time::Timestamp;
 use super::Node;
 use super::attempt::{Attempt, DispatchState};
 use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
-use super::slot::{Known, Pending, Slot, Waiter};
+use super::resident::Known;
+use super::slot::{Pending, Slot, Waiter};
 
 impl<R> Node<R> {
     pub(super) fn start(&mut self, spec: StartSpec, reply: R) {
@@ -22,7 +23,7 @@ impl<R> Node<R> {
         let id = spec.start.id;
         let has_key = spec.start.key.is_some();
         let mut slot = Slot::unread();
-        slot.known = Known::New(spec.plan);
+        slot.known = Known::new(spec.plan);
         slot.key_policies = (spec.on_running, spec.on_ended);
         slot.inbox.push_back(Pending {
             command: Command::StartExecution(Box::new(spec.start)),
@@ -113,7 +114,7 @@ impl<R> Node<R> {
         waiter.until = waiter.until.map(|until| self.end_of_wait(until));
         let slot = self.slots.open(id);
         // What another node owns may have moved on: ask the store, not the memory.
-        let reread = !slot.owned && !slot.in_flight && matches!(slot.known, Known::Resident(_));
+        let reread = !slot.owned && !slot.in_flight && slot.known.is_resident();
         slot.waiters.push(waiter);
         if reread {
             self.loader.want(id);
@@ -165,11 +166,8 @@ impl<R> Node<R> {
         if slot.waiters.is_empty() {
             return;
         }
-        let Known::Resident(resident) = &slot.known else {
-            return;
-        };
         // While it is away, it is waited for.
-        let Some(state) = &resident.state else {
+        let Some((state, plan)) = slot.known.state_and_plan() else {
             return;
         };
         let ended = state.state.is_ended();
@@ -187,7 +185,7 @@ impl<R> Node<R> {
         };
         let answer = |waiter: &Waiter<R>| {
             if waiter.snapshot {
-                let (state, plan, live) = (state.clone(), resident.plan.clone(), live.clone());
+                let (state, plan, live) = (Box::new(state.clone()), plan.clone(), live.clone());
                 let quarantine = slot.quarantine.clone();
                 Answer::Snapshot(Snapshot { state, plan, live, quarantine })
             } else {

@@ -5,7 +5,7 @@ use recoup_core::id::ExecutionId;
 use recoup_core::time::Timestamp;
 
 use super::attempt::Attempt;
-use super::slot::{Known, Slot};
+use super::slot::Slot;
 use super::{Node, Timer};
 
 /// Whether memory needs an execution for what its owner has to do about it.
@@ -23,18 +23,13 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get(id) else {
             return;
         };
-        match &slot.known {
-            Known::Unread => {
-                if !slot.in_flight {
-                    self.loader.need(id);
-                }
-            }
-            Known::Quarantined => {}
-            Known::Resident(_) | Known::New(_) => {
-                if !slot.in_flight && !slot.inbox.is_empty() {
-                    self.slots.push_ready(id);
-                }
-            }
+        if slot.in_flight {
+            return;
+        }
+        if slot.known.is_unread() {
+            self.loader.need(id);
+        } else if !slot.known.is_quarantined() && !slot.inbox.is_empty() {
+            self.slots.push_ready(id);
         }
     }
 
@@ -120,7 +115,7 @@ impl<R> Node<R> {
         let answerable = slot.state().is_some();
         let waiters = slot.waiters.iter().filter(|_| answerable);
         let waiters = waiters.filter_map(|waiter| waiter.until);
-        let Known::Resident(resident) = &slot.known else {
+        let (Some(plan), Some(committed)) = (slot.known.plan(), slot.committed()) else {
             // Whoever waits is answered when it is read; before that no time is the time to look.
             return None;
         };
@@ -128,11 +123,11 @@ impl<R> Node<R> {
             return waiters.min();
         }
         let attempts = slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter_map(
-            |attempt| attempt.due(resident.plan.task(&attempt.id.path)?, &self.options, self.at()),
+            |attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options, self.at()),
         );
         // While its own command to wake is under way, it needs no other.
         let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);
-        let wake = resident.committed.wake.filter(|_| !waking);
+        let wake = committed.wake.filter(|_| !waking);
         waiters.chain(attempts).chain(wake).min()
     }
 

@@ -1,19 +1,17 @@
 //! An execution in memory, with what waits for it and what is known of its attempts.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use recoup_core::command::{Command, RequestId, TaskId};
 use recoup_core::execution::{CompensationState, Execution, Started};
 use recoup_core::key::{OnEnded, OnRunning};
-use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_store::format::FIRST;
 use recoup_store::{IndexRow, QuarantineRow, TaskKey};
 
 use super::attempt::{Attempt, DispatchState};
 use super::attempts::Attempts;
-use super::resident::{Committed, Resident};
+use super::resident::{Committed, Known};
 use crate::clock::Tick;
 
 pub(super) struct Slot<R> {
@@ -63,37 +61,6 @@ pub(super) enum Row {
     Free,
     /// Claimed here, and no other node's until then.
     Claimed { until: Tick, scheduled_in: u64 },
-}
-
-/// What is known of an execution.
-pub(super) enum Known {
-    /// Not read yet, or no longer to be believed.
-    Unread,
-    /// About to be started here.
-    New(Arc<Plan>),
-    Resident(Box<Resident>),
-    /// Found here, and on its way to the store. What waits is refused when it is there, and the slot
-    /// is dropped: who asks after that reads it.
-    Quarantined,
-}
-
-impl Known {
-    /// None as well while the state is away with a transition.
-    pub fn state_and_plan(&self) -> Option<(&Execution, &Plan)> {
-        let Self::Resident(resident) = self else {
-            return None;
-        };
-        Some((resident.state.as_deref()?, &resident.plan))
-    }
-
-    /// Whether the state says that somebody has an attempt.
-    pub fn has_started(&self, task: &TaskId) -> bool {
-        let Self::Resident(resident) = self else {
-            return false;
-        };
-        let known = resident.state.as_deref().and_then(|state| state.task(&task.path));
-        known.and_then(|known| known.open.as_ref()).is_some_and(|open| open.started.is_some())
-    }
 }
 
 /// A command that has not been decided, or whose decision is not durable.
@@ -168,7 +135,7 @@ pub(super) struct Waiter<R> {
 impl<R> Slot<R> {
     pub fn unread() -> Self {
         Self {
-            known: Known::Unread,
+            known: Known::default(),
             owned: false,
             index: None,
             format: FIRST,
@@ -191,20 +158,13 @@ impl<R> Slot<R> {
         }
     }
 
-    pub fn resident(&self) -> Option<&Resident> {
-        match &self.known {
-            Known::Resident(resident) => Some(resident),
-            _ => None,
-        }
-    }
-
     /// None as well while it is away with a transition.
     pub fn state(&self) -> Option<&Execution> {
-        self.resident()?.state.as_deref()
+        self.known.state()
     }
 
     pub fn committed(&self) -> Option<&Committed> {
-        self.resident().map(|resident| &resident.committed)
+        self.known.committed()
     }
 
     pub fn attempt(&self, task: &TaskId) -> Option<&Attempt> {
@@ -217,13 +177,12 @@ impl<R> Slot<R> {
 
     /// Whether nothing but the time of its owner's next work could need it to be here.
     pub fn is_idle(&self) -> bool {
-        let needed = match &self.known {
-            Known::Resident(resident) => {
+        let needed = match self.known.committed() {
+            Some(committed) => {
                 let keeps = !self.claimed.is_empty() || self.holds() || self.has_claimed();
-                resident.committed.is_active && keeps
+                committed.is_active && keeps
             }
-            Known::Unread => !self.claimed.is_empty(),
-            Known::New(_) | Known::Quarantined => true,
+            None => !self.known.is_unread() || !self.claimed.is_empty(),
         };
         let is_due = self.in_flight || self.doubted || !self.inbox.is_empty();
         !needed && !is_due && self.waiters.is_empty()
@@ -236,12 +195,10 @@ impl<R> Slot<R> {
 
     /// How many bytes its state took before, and takes now, if it is another.
     pub fn weigh(&mut self) -> Option<(usize, usize)> {
-        let weight = match &self.known {
-            Known::Resident(resident) => match &resident.state {
-                Some(state) if state.sequence != self.weight.1 => (state.weight(), state.sequence),
-                _ => return None,
-            },
-            _ => (0, 0),
+        let weight = match (self.known.state(), self.known.is_resident()) {
+            (Some(state), _) if state.sequence != self.weight.1 => (state.weight(), state.sequence),
+            (_, true) => return None,
+            (_, false) => (0, 0),
         };
         let before = std::mem::replace(&mut self.weight, weight).0;
         Some((before, weight.0))

@@ -14,7 +14,7 @@ use super::attempt::{Attempt, DispatchState, Handed, Source};
 use super::io::{Answer, Notice, Offer, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::Notices;
 use super::sessions::{Holder, SessionState};
-use super::slot::{Known, Slot};
+use super::slot::Slot;
 use super::worker::WorkerState;
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
@@ -362,7 +362,7 @@ impl<R> Node<R> {
             }
             let (worker, session, at) = (String::new(), session.to_owned(), self.now);
             // What is known of another node's may be old: who has it is read before this is decided.
-            if matches!(slot.known, Known::Resident(_)) && !slot.in_flight {
+            if slot.known.is_resident() && !slot.in_flight {
                 slot.doubted = true;
                 self.loader.want(task.execution);
             }
@@ -484,7 +484,7 @@ impl<R> Node<R> {
         let is_ours = |task: &TaskId| {
             self.slots
                 .get(task.execution)
-                .is_some_and(|slot| slot.owned || !matches!(slot.known, Known::Resident(_)))
+                .is_some_and(|slot| slot.owned || !slot.known.is_resident())
         };
         let lost: Vec<_> = session.held.into_iter().filter(is_ours).collect();
         if lost.is_empty() {
