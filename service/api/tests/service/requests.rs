@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use recoup_proto::v1;
 use recoup_store::memory::MemoryStore;
-use recoup_store::{Namespaces, Retention, Subscriptions, Workflows};
+use recoup_store::{Retention, Subscriptions};
 use tonic::Code;
 
 use crate::server::{ORDER, Server, assert_refused, source};
