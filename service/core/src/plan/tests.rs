@@ -35,8 +35,7 @@ fn workflow(steps: &[&str], finally: &[&str]) -> Workflow {
 }
 
 fn task(definition: &mut Workflow, index: usize) -> &mut Task {
-    let Kind::Task(task) = &mut definition.steps.0[index].kind;
-    task
+    definition.steps.0[index].kind.task_mut().expect("it is a task")
 }
 
 fn compensate(input: Option<&str>) -> Option<Compensate> {

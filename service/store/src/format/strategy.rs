@@ -439,16 +439,22 @@ fn task() -> impl Strategy<Value = Task> {
     )
 }
 
+/// One for each kind of step.
+pub fn kinds_of_steps() -> Vec<BoxedStrategy<StepKind>> {
+    vec![task().prop_map(StepKind::Task).boxed()]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let compensate = (task(), option::of(retry_policy()), any::<bool>())
         .prop_map(|(task, retry, only_completed)| Compensate { task, retry, only_completed });
     let on_error = prop_oneof![Just(OnError::Fail), Just(OnError::Ignore)];
     let rest = (on_error, any::<bool>(), option::of(compensate));
-    (name(), text(), task(), option::of(text()), option::of(retry_policy()), rest).prop_map(
-        |(id, description, task, when, retry, (on_error, allow_warning, compensate))| Step {
+    let kind = proptest::strategy::Union::new(kinds_of_steps());
+    (name(), text(), kind, option::of(text()), option::of(retry_policy()), rest).prop_map(
+        |(id, description, kind, when, retry, (on_error, allow_warning, compensate))| Step {
             id: id.as_str().into(),
             description,
-            kind: StepKind::Task(task),
+            kind,
             when,
             retry,
             on_error,

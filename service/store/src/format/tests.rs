@@ -85,18 +85,26 @@ proptest! {
 /// and there are as many as the format knows.
 #[test]
 fn the_strategies_cover_every_kind() {
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let mut kinds: Vec<Discriminant<Event>> = Vec::new();
-    for strategy in strategy::events_of_each_kind() {
-        let tree = strategy.new_tree(&mut runner).expect("no filter");
-        let kind = discriminant(&proptest::strategy::ValueTree::current(&tree));
-        assert!(!kinds.contains(&kind), "a kind is there twice");
-        kinds.push(kind);
+    fn kinds<T: std::fmt::Debug>(strategies: Vec<BoxedStrategy<T>>) -> usize {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let mut kinds: Vec<Discriminant<T>> = Vec::new();
+        for strategy in strategies {
+            let tree = strategy.new_tree(&mut runner).expect("no filter");
+            let kind = discriminant(&proptest::strategy::ValueTree::current(&tree));
+            assert!(!kinds.contains(&kind), "a kind is there twice");
+            kinds.push(kind);
+        }
+        kinds.len()
     }
-    let proto = include_str!("../../proto/recoup/store/v1/transition.proto");
-    let oneof = proto.split("oneof kind {").nth(1).and_then(|rest| rest.split('}').next());
-    let known = oneof.expect("the kinds of events").matches(';').count();
-    assert_eq!(kinds.len(), known);
+    let known = |proto: &str, message: &str| {
+        let body = proto.split(&format!("message {message} {{")).nth(1);
+        let oneof = body.and_then(|body| body.split("oneof kind {").nth(1)?.split('}').next());
+        oneof.expect("the kinds of the message").matches(';').count()
+    };
+    let events = include_str!("../../proto/recoup/store/v1/transition.proto");
+    assert_eq!(kinds(strategy::events_of_each_kind()), known(events, "Event"));
+    let steps = include_str!("../../proto/recoup/store/v1/definition.proto");
+    assert_eq!(kinds(strategy::kinds_of_steps()), known(steps, "Step"));
 }
 
 #[test]
