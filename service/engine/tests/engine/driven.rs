@@ -9,6 +9,7 @@ use recoup_core::definition::{Block, OnError, Step, Workflow};
 use recoup_core::error::TaskError;
 use recoup_core::event::Event;
 use recoup_core::execution::{CompensationState, State};
+use recoup_core::failure_event::FailureKind;
 use recoup_core::id::ExecutionId;
 use recoup_core::key::OnRunning;
 use recoup_core::payload::Payload;
@@ -174,16 +175,16 @@ async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
         .read_feed(&feed, PageLimit::events(100))
         .await
         .expect("the feed is read");
-    let kinds: Vec<_> = page.events.iter().map(|event| format!("{:?}", event.row.kind)).collect();
+    let kinds: Vec<_> = page.events.iter().filter_map(|event| event.row.kind.known()).collect();
     assert_eq!(
         kinds,
         [
-            "AttemptFailed",
-            "AttemptFailed",
-            "StepFailed",
-            "CompensationStarted",
-            "CompensationDone",
-            "ExecutionFailed"
+            FailureKind::AttemptFailed,
+            FailureKind::AttemptFailed,
+            FailureKind::StepFailed,
+            FailureKind::CompensationStarted,
+            FailureKind::CompensationDone,
+            FailureKind::ExecutionFailed,
         ]
     );
 }
