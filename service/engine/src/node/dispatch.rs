@@ -407,14 +407,17 @@ impl<R> Node<R> {
         let attempts = self.slots.owned().flat_map(|slot| slot.attempts.iter());
         let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
         let waiting = waiting.map(|own| {
-            let waits_here =
-                matches!(own.dispatch, DispatchState::Scheduled | DispatchState::Queued { .. });
-            (own.id.clone(), own.unsent.is_some(), waits_here)
+            // In the overflow as well: its row may be leased to this node, and then nobody claims it for long.
+            let is_nobodys = matches!(
+                own.dispatch,
+                DispatchState::Scheduled | DispatchState::Queued { .. } | DispatchState::Overflowed
+            );
+            (own.id.clone(), own.unsent.is_some(), is_nobodys)
         });
-        for (task, unsent, waits_here) in waiting.collect::<Vec<_>>() {
+        for (task, unsent, is_nobodys) in waiting.collect::<Vec<_>>() {
             if unsent && self.is_at_most_once(&task) {
                 self.fail_unsent(&task);
-            } else if waits_here {
+            } else if is_nobodys {
                 self.disown(&task);
             }
         }

@@ -7,7 +7,7 @@ use recoup_core::failure_event::FailureKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
 use recoup_engine::options::Options;
-use recoup_store::Nodes;
+use recoup_store::{Nodes, Overflow};
 
 use crate::fixture::world::{World, poll, ready, session, stream};
 
@@ -265,6 +265,28 @@ fn what_nobody_has_at_a_stop_goes_out_again_where_its_last_worker_was_known() {
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
     assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");
+}
+
+#[test]
+fn what_nobody_has_at_a_stop_is_with_nobody_in_the_overflow_too() {
+    let mut world = World::with(2, Options { queue_max: 0, ..Options::default() });
+    let bare = world.attach(1, poll("default", "", None));
+    let execution = world.start(1, "default");
+    let task = world.handed(1, bare).remove(0);
+    // Its start goes on record.
+    world.pass(2 * SECOND);
+    release(&mut world, 1, &task, "");
+    world.pass(2 * SECOND);
+    let depth = ready(world.store.overflow_depth()).expect("the model answers");
+    assert_eq!(depth.into_iter().map(|(_, tasks)| tasks).sum::<u64>(), 1);
+    stop_politely(&mut world);
+    let state = world.snapshot(0, execution).state;
+    let open = state.task(&task.path).and_then(|task| task.open.as_ref()).expect("it is open");
+    let started = open.started.as_ref().expect("it was handed out once");
+    assert_ne!(
+        started.session, "",
+        "a start without a session would be waited for until its time is up"
+    );
 }
 
 #[test]
