@@ -47,8 +47,8 @@ use reader::Readers;
 use writer::{Write, Writer};
 
 /// Of a database that is made anew. A commit writes each page that it changes whole, and a lone execution
-/// changes a few bytes in each of some twenty pages: half of SQLite's usual size writes a third less. A quarter
-/// would write half, but more pages in a full batch, and so a tenth fewer executions in a second.
+/// changes a few bytes in each of some twenty pages: half of SQLite's usual size writes a third less. Smaller ones
+/// would write less still, and take more work in a full batch, which then changes more of them.
 const PAGE_BYTES: i64 = 2048;
 /// Pages that the writer keeps, 16 MiB of them: what is not there is mapped, or in the cache of the system. No
 /// more, because SQLite looks through all that it keeps at a commit that has split a page.
