@@ -1,12 +1,12 @@
 //! The registry: namespaces, workflow versions and subscriptions.
 
 use async_trait::async_trait;
-use recoup_core::id::WorkflowName;
+use recoup_core::id::{Namespace, WorkflowName};
 use recoup_core::time::Timestamp;
 
 use super::{
     Error, NamespaceRow, Namespaces, RegistryOperation, RegistryRequest, Result, SubscriptionRow,
-    Subscriptions, Workflows,
+    Subscriptions, WorkflowVersion, Workflows,
 };
 
 /// What a mutation answered: enough to answer it again when the registry has changed.
@@ -38,12 +38,18 @@ impl RegistryAnswer {
         }
     }
 
-    /// Name, number, and whether it was new.
-    pub(crate) fn into_version(self) -> Result<(WorkflowName, u32, bool)> {
-        match self {
-            Self::WorkflowRegistered { name, version, is_new } => Ok((name, version, is_new)),
-            other => other.is_misplaced(),
-        }
+    /// The version, as it was when this was answered, and whether it was new.
+    pub(crate) async fn into_version(
+        self,
+        workflows: &(impl Workflows + Sync),
+        namespace: &Namespace,
+    ) -> Result<(WorkflowVersion, bool)> {
+        let Self::WorkflowRegistered { name, version, is_new } = self else {
+            return self.is_misplaced();
+        };
+        let version = workflows.workflow(namespace, &name, Some(version)).await?;
+        let version = version.ok_or(Error::NotFound)?;
+        Ok((WorkflowVersion { retired_at: None, ..version }, is_new))
     }
 
     pub(crate) fn into_retired_at(self) -> Result<Timestamp> {

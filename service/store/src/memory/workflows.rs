@@ -20,11 +20,7 @@ impl Workflows for MemoryStore {
             let (version, is_new) = state.register(new, now)?;
             Ok(RegistryAnswer::WorkflowRegistered { name: new.name.clone(), version, is_new })
         });
-        let (name, number, is_new) = answer?.into_version()?;
-        let version = self.workflow(&new.namespace, &name, Some(number)).await?;
-        let version = version.ok_or(Error::NotFound)?;
-        // It was not when this was answered.
-        Ok((WorkflowVersion { retired_at: None, ..version }, is_new))
+        answer?.into_version(self, &new.namespace).await
     }
 
     async fn workflow(

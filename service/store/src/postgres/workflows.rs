@@ -19,13 +19,7 @@ impl Workflows for PostgresStore {
         request: Option<&RegistryRequest>,
     ) -> Result<(WorkflowVersion, bool)> {
         let mut mutation = match self.mutate(RegistryOperation::RegisterWorkflow, request).await? {
-            Begun::Answered(answer) => {
-                let (name, number, is_new) = answer.into_version()?;
-                let version = self.workflow(&new.namespace, &name, Some(number)).await?;
-                let version = version.ok_or(Error::NotFound)?;
-                // It was not when this was answered.
-                return Ok((WorkflowVersion { retired_at: None, ..version }, is_new));
-            }
+            Begun::Answered(answer) => return answer.into_version(self, &new.namespace).await,
             Begun::Open(mutation) => mutation,
         };
         if !lock_namespace(&mut mutation, &new.namespace).await? {

@@ -28,11 +28,7 @@ impl Workflows for SqliteStore {
             let (version, is_new) = register(write, &wanted)?;
             Ok(RegistryAnswer::WorkflowRegistered { name: wanted.name.clone(), version, is_new })
         });
-        let (name, number, is_new) = registered.await?.into_version()?;
-        let version = self.workflow(&new.namespace, &name, Some(number)).await?;
-        let version = version.ok_or(Error::NotFound)?;
-        // It was not when this was answered.
-        Ok((WorkflowVersion { retired_at: None, ..version }, is_new))
+        registered.await?.into_version(self, &new.namespace).await
     }
 
     async fn workflow(
