@@ -91,6 +91,8 @@ macro_rules! conformance {
             overflow: a_claim_that_ran_out_is_given_again;
             overflow: withdrawn_and_ended_tasks_are_gone;
             overflow: a_task_that_is_there_stays_as_it_is;
+            overflow: tasks_of_an_execution_that_another_node_owns_are_left_out;
+            overflow: what_the_next_owner_has_handed_out_is_not_there_afterwards;
             overflow: workers_get_only_the_types_that_they_take_and_no_more_than_their_credit;
             overflow: nodes_see_what_others_have_published_of_their_workers;
             leases: every_life_has_a_greater_id;

@@ -224,7 +224,13 @@ impl World<'_> {
                 let result = ready(self.store.overflow(node, &tasks));
                 let names = tasks.iter().map(|one| named(&one.task)).collect::<Vec<_>>();
                 let names = names.join(", ");
-                self.note(format_args!("machine {machine} as {node:?} overflows {names}"));
+                let left_out = match &result {
+                    Ok(refused) if !refused.is_empty() => format!(", {} left out", refused.len()),
+                    _ => String::new(),
+                };
+                self.note(format_args!(
+                    "machine {machine} as {node:?} overflows {names}{left_out}"
+                ));
                 Input::Overflowed { node, tasks, result }
             }
             Output::WithdrawOverflow(keys) => {

@@ -127,7 +127,8 @@ pub enum Input<R> {
     Overflowed {
         node: NodeId,
         tasks: Vec<OverflowTask>,
-        result: recoup_store::Result<()>,
+        /// Those that were left out, because another node owns their execution.
+        result: recoup_store::Result<Vec<TaskKey>>,
     },
 }
 

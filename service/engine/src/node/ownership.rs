@@ -1,11 +1,12 @@
 //! The lease, and what several nodes on one store owe each other. Ownership is for speed: whatever
 //! goes wrong here costs time, the lock on the history keeps it correct.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use recoup_core::command::TaskId;
 use recoup_core::id::ExecutionId;
-use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask};
+use recoup_store::{Due, Error, Head, Lease, NodeId, OverflowTask, TaskKey};
 
 use super::attempt::{Attempt, DispatchState, Handed};
 use super::io::{Adopted, Output};
@@ -410,15 +411,24 @@ impl<R> Node<R> {
         }
     }
 
-    /// Tasks that could not be written stay here.
+    /// Tasks that could not be written stay here. Of those whose execution another node owns, that node knows
+    /// more.
     pub(super) fn overflowed(
         &mut self,
         node: NodeId,
         tasks: &[OverflowTask],
-        result: recoup_store::Result<()>,
+        result: recoup_store::Result<Vec<TaskKey>>,
     ) {
-        let Err(error) = result else {
-            return;
+        let error = match result {
+            Ok(left_out) if left_out.is_empty() => return,
+            Ok(left_out) => {
+                let left_out: BTreeSet<TaskKey> = left_out.into_iter().collect();
+                for overflow in tasks.iter().filter(|task| left_out.contains(&task.key())) {
+                    self.belongs_to_another(&overflow.task);
+                }
+                return;
+            }
+            Err(error) => error,
         };
         tracing::warn!(%error, "tasks could not go to the overflow");
         for overflow in tasks {
@@ -433,5 +443,20 @@ impl<R> Node<R> {
         if matches!(error, Error::LeaseLost) && self.node_id() == Some(node) {
             self.lose_life();
         }
+    }
+
+    /// Another node has become the owner of the execution, and may have handed the task out.
+    fn belongs_to_another(&mut self, task: &TaskId) {
+        let until = self.monotonic + self.options.reconnect_grace;
+        if let Some(attempt) = self.attempt_mut(task)
+            && matches!(attempt.dispatch, DispatchState::Overflowed)
+        {
+            attempt.dispatch = DispatchState::Grace { until };
+        }
+        // What is on its way loses against what the other node has written, and then that is read.
+        if self.slots.get(task.execution).is_some_and(|slot| !slot.in_flight) {
+            self.loader.want(task.execution);
+        }
+        self.settle_slot(task.execution);
     }
 }

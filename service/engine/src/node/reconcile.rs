@@ -206,7 +206,7 @@ impl Reconciler<'_> {
     /// ends.
     fn may_be_held(&self, by: &Started) -> bool {
         let is_recent = by.at + self.grace > self.now.time;
-        is_recent && !by.session.is_empty() && by.session != NOBODYS
+        is_recent && by.session != NOBODYS
     }
 
     /// Without a session no worker comes back to say that it has the attempt: its own clocks bind it.

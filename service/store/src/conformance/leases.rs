@@ -120,7 +120,7 @@ pub async fn a_closed_node_writes_nothing(world: World) {
         ("start", store.commit(node, &batch([world.start(fresh)])).await.map(drop)),
         ("event", store.commit(node, &event).await.map(drop)),
         ("start_keyed", store.start_keyed(node, &[keyed]).await.map(drop)),
-        ("overflow", store.overflow(node, &[late]).await),
+        ("overflow", store.overflow(node, &[late]).await.map(drop)),
         ("publish_idle", store.publish_idle(node, &[idle(&["a"], 1)]).await.map(drop)),
         ("claim", store.claim(node, &[idle(&["a"], 1)], 1, LONG, world.now).await.map(drop)),
         ("leases", store.leases(node, &[]).await.map(drop)),

@@ -147,6 +147,40 @@ pub async fn a_task_that_is_there_stays_as_it_is(world: World) {
     assert_eq!(world.store.overflow_depth().await.expect("depth"), [(queue("a"), 1)]);
 }
 
+pub async fn tasks_of_an_execution_that_another_node_owns_are_left_out(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    let own = world.begun(one, world.index()).await;
+    let taken = world.begun(one, world.index()).await;
+    let next = Transition { index: Some(world.index()), ..world.next(taken, 2) };
+    world.won(other, [next]).await;
+    let tasks = [world.task(own, "s"), world.task(taken, "s"), world.task(own, "t")];
+    let left_out = world.store.overflow(one, &tasks).await.expect("overflows");
+    assert_eq!(left_out, [tasks[1].key()]);
+    let claimed = claim(&world, other, 9, LONG).await;
+    assert_eq!(claimed, [tasks[0].clone(), tasks[2].clone()]);
+    let left_out = world.store.overflow(other, &tasks[1..2]).await.expect("overflows");
+    assert_eq!(left_out, []);
+}
+
+pub async fn what_the_next_owner_has_handed_out_is_not_there_afterwards(world: World) {
+    let (one, other) = (world.node().await, world.node().await);
+    for round in 0..200 {
+        let id = world.begun(one, world.index()).await;
+        let task = world.task(id, "s");
+        let handed_out = Transition {
+            index: Some(world.index()),
+            overflow_done: vec![task.key()],
+            ..world.next(id, 2)
+        };
+        let store = world.store.clone();
+        let late = async { store.overflow(one, &[task]).await.expect("overflows") };
+        let (_, settled) = tokio::join!(late, world.commit(other, [handed_out]));
+        assert_eq!(settled, [Settled::Won]);
+        let depth = world.store.overflow_depth().await.expect("depth");
+        assert_eq!(depth, [], "round {round}");
+    }
+}
+
 pub async fn workers_get_only_the_types_that_they_take_and_no_more_than_their_credit(world: World) {
     let node = world.node().await;
     let id = world.id();

@@ -91,8 +91,10 @@ pub(crate) fn choose(
 
 #[async_trait]
 pub trait Overflow {
-    /// Puts tasks where any node finds them; one that is there already stays as it is.
-    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<()>;
+    /// Puts tasks where any node finds them; one that is there already stays as it is. Returns those that were
+    /// left out because another node owns their execution: that node may have handed them out already, so
+    /// a row would offer what a worker has. A commit that changes the owner is over before or begins after.
+    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<Vec<TaskKey>>;
 
     /// Replaces what the node has published of its idle workers, and answers with what the other nodes
     /// have published. What a node published ends with its lease.

@@ -13,14 +13,20 @@ use crate::contract::{
 
 #[async_trait]
 impl Overflow for MemoryStore {
-    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<()> {
+    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<Vec<TaskKey>> {
         let mut state = self.lock();
         state.live(node)?;
+        let mut left_out = Vec::new();
         for task in tasks {
+            let indexed = state.executions.get(&task.task.execution);
+            if indexed.is_some_and(|indexed| indexed.owner != node) {
+                left_out.push(task.key());
+                continue;
+            }
             let row = || Overflowed { task: task.clone(), leased_until: None };
             state.overflow.entry(task.key()).or_insert_with(row);
         }
-        Ok(())
+        Ok(left_out)
     }
 
     async fn publish_idle(&self, node: NodeId, idle: &[IdleCredit]) -> Result<Peers> {

@@ -17,7 +17,24 @@ use crate::format;
 
 #[async_trait]
 impl Overflow for PostgresStore {
-    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<()> {
+    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<Vec<TaskKey>> {
+        let mut executions: Vec<Uuid> = tasks.iter().map(|task| task.task.execution.0).collect();
+        executions.sort_unstable();
+        executions.dedup();
+        let mut connection = self.inner.connections.take().await?;
+        connection.begin().await?;
+        connection.check_lease(node).await?;
+        // Locked until the rows are there, so that a commit that makes another node the owner sees them, and
+        // takes away those of what it has handed out.
+        let owners = sqlx::query!(
+            "select id, owner from execution where id = any($1) order by id for share",
+            &executions[..],
+        );
+        let owners = connection.all(owners).await?.into_iter().map(|row| (row.id, row.owner));
+        let others: BTreeSet<Uuid> =
+            owners.filter(|(_, owner)| *owner != node.0).map(|(id, _)| id).collect();
+        let (left_out, tasks): (Vec<_>, Vec<_>) =
+            tasks.iter().partition(|task| others.contains(&task.task.execution.0));
         let executions: Vec<Uuid> = tasks.iter().map(|task| task.task.execution.0).collect();
         let paths: Vec<&str> = tasks.iter().map(|task| task.task.path.as_str()).collect();
         let attempts: Vec<i64> = tasks.iter().map(|task| task.task.attempt.into()).collect();
@@ -30,9 +47,6 @@ impl Overflow for PostgresStore {
         let types: Vec<&str> = tasks.iter().map(|task| task.task_type.as_str()).collect();
         let priorities: Vec<i32> = tasks.iter().map(|task| task.priority).collect();
         let available: Vec<At> = tasks.iter().map(|task| At(task.available_at)).collect();
-        let mut connection = self.inner.connections.take().await?;
-        connection.begin().await?;
-        connection.check_lease(node).await?;
         let insert = sqlx::query!(
             r#"
             insert into overflow_task (execution_id, path, attempt, run, sequence, namespace, queue,
@@ -55,7 +69,8 @@ impl Overflow for PostgresStore {
             &available[..] as _,
         );
         connection.execute(insert).await?;
-        connection.committed().await
+        connection.committed().await?;
+        Ok(left_out.into_iter().map(OverflowTask::key).collect())
     }
 
     async fn publish_idle(&self, node: NodeId, idle: &[IdleCredit]) -> Result<Peers> {

@@ -18,7 +18,9 @@ use crate::contract::{
 
 #[async_trait]
 impl Overflow for SqliteStore {
-    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<()> {
+    async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<Vec<TaskKey>> {
+        const IS_ANOTHERS: &str =
+            "select exists (select 1 from execution where id = ?1 and owner <> ?2)";
         const ADD: &str = "
             insert into overflow_task (execution_id, path, attempt, run, sequence, namespace, queue,
                 task_type, priority, available_at)
@@ -26,8 +28,14 @@ impl Overflow for SqliteStore {
         let tasks = tasks.to_vec();
         self.write(move |write| {
             write.live(node)?;
+            let mut left_out = Vec::new();
             for task in &tasks {
                 let TaskId { execution, run, path, attempt, sequence } = &task.task;
+                let asked = params![execution.0.as_bytes(), node.0];
+                if write.prepare(IS_ANOTHERS)?.query_row(asked, |row| row.get(0))? {
+                    left_out.push(task.key());
+                    continue;
+                }
                 let row = params![
                     execution.0.as_bytes(),
                     path.as_str(),
@@ -42,7 +50,7 @@ impl Overflow for SqliteStore {
                 ];
                 write.execute(ADD, row)?;
             }
-            Ok(())
+            Ok(left_out)
         })
         .await
     }

@@ -1,5 +1,6 @@
 //! The node without I/O, on the model store, in a time that the tests make.
 
+mod claims;
 mod clock;
 mod commits;
 mod notices;

@@ -110,7 +110,7 @@ impl Side {
             Op::StartedBy(namespace, id) => {
                 maybe("started_by", store.started_by(namespace, id).await)
             }
-            Op::Overflow(n, tasks) => done("overflow", store.overflow(node(n), tasks).await),
+            Op::Overflow(n, tasks) => several("overflow", store.overflow(node(n), tasks).await),
             Op::Claim(n, idle, limit) => {
                 let now = store.now().await.expect("the store has a clock");
                 several("claim", store.claim(node(n), idle, *limit, LEASE, now).await)
