@@ -88,7 +88,7 @@ impl Context {
             answer = &mut call => return answer,
             () = self.stopping() => {}
         }
-        self.engine.answer_waiters().await;
+        self.engine.close().await;
         call.await
     }
 

@@ -256,10 +256,11 @@ impl Engine {
         }
     }
 
-    /// From now on whoever waits for an end is answered at once, with the state as it is. For a server
-    /// that is going to stop.
-    pub async fn answer_waiters(&self) {
-        self.tell(Input::AnswerWaiters).await;
+    /// For a server that is going to stop, and takes no new connections. From now on whoever waits for an end
+    /// is answered at once, with the state as it is, and no worker is given up because it is silent: it may find
+    /// no server that it could tell that it is there.
+    pub async fn close(&self) {
+        self.tell(Input::Close).await;
     }
 
     async fn tell(&self, input: Input<Reply>) {

@@ -90,6 +90,17 @@ const LATE: Duration = Duration::from_millis(200);
 /// How long it then takes in what has piled up before it judges anybody's silence.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
+/// How far a node is on its way to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// The server takes no new connections: callers that wait for an end are answered at once, and workers that
+    /// are not connected can say nothing here, so that their silence means nothing.
+    Closing,
+    /// Takes nothing new.
+    Stopping,
+}
+
 pub struct Node<R> {
     options: Options,
     /// Store time: what is stored and scheduled.
@@ -101,9 +112,7 @@ pub struct Node<R> {
     life: Life,
     /// The leases of other nodes.
     watched: Watch,
-    stopping: bool,
-    /// Whoever waits for an end is answered at once.
-    impatient: bool,
+    stage: Stage,
 
     slots: Slots<R>,
     loader: Loader,
@@ -132,8 +141,7 @@ impl<R> Node<R> {
             random: Random::new(seed),
             life: Life::default(),
             watched: Watch::default(),
-            stopping: false,
-            impatient: false,
+            stage: Stage::Serving,
             slots: Slots::default(),
             loader: Loader::default(),
             committer: Committer::default(),
@@ -212,13 +220,18 @@ impl<R> Node<R> {
 
     /// Takes nothing new from now on.
     pub fn stop(&mut self) {
-        self.stopping = true;
+        self.stage = Stage::Stopping;
         // Whoever goes on with what this node owns must know what is with workers.
         self.record_starts();
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.stopping
+        self.stage == Stage::Stopping
+    }
+
+    /// Whether a worker that is not connected can still get through to this node.
+    fn is_reachable(&self) -> bool {
+        self.stage == Stage::Serving
     }
 
     /// Whether everything that was taken has been answered or left to other nodes.
@@ -247,7 +260,7 @@ impl<R> Node<R> {
             Input::Get { execution, reply } => self.wait(execution, None, reply),
             Input::Attach { worker, offer } => self.attach(worker, offer),
             Input::Credit { worker, tasks } => self.credit(worker, tasks),
-            Input::AnswerWaiters => self.answer_waiters(),
+            Input::Close => self.close_doors(),
             Input::Drain { worker } => self.drain(worker),
             Input::Touch { session } => self.sessions.touch(&session, self.monotonic),
             Input::Detach { worker } => self.detach(worker),

@@ -270,6 +270,7 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
 impl Running {
     /// Ends streams politely, answers what is under way, and gives the lease back.
     pub async fn stop(self) -> anyhow::Result<()> {
+        self.engine.close().await;
         self.shutdown.send_replace(true);
         let mut serving = self.serving;
         match tokio::time::timeout(DRAIN_MAX, &mut serving).await {

@@ -48,6 +48,7 @@ impl World<'_> {
         place.stopping = Some(Stopping { until, told_at: None, leaving: false });
         let life = place.life;
         self.note(format_args!("machine {machine} is told to stop"));
+        self.deliver(machine, None, Request::Input(Box::new(Input::Close)));
         self.drain_links(machine);
         self.look_whether_drained(machine, life);
     }

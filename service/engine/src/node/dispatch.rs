@@ -189,7 +189,7 @@ impl<R> Node<R> {
                 Then::Nothing => {}
                 Then::Enqueue => self.enqueue(&task),
                 Then::FinishStart(worker) => self.finish_start(&task, worker),
-                Then::Disown if self.stopping => self.disown(&task),
+                Then::Disown if self.is_stopping() => self.disown(&task),
                 Then::Disown => {}
             }
         }
@@ -389,7 +389,7 @@ impl<R> Node<R> {
     }
 
     fn may_dispatch(&self) -> bool {
-        self.has_lease() && !self.stopping
+        self.has_lease() && !self.is_stopping()
     }
 
     /// Writes down what is with workers and is not on record yet.
@@ -460,6 +460,12 @@ impl<R> Node<R> {
             };
             match &attempt.dispatch {
                 DispatchState::Scheduled => self.enqueue(&attempt.id),
+                DispatchState::Grace { .. } if !self.is_reachable() => {
+                    let until = now.tick + self.options.reconnect_grace;
+                    if let Some(attempt) = self.attempt_mut(&attempt.id) {
+                        attempt.wait_until(until);
+                    }
+                }
                 DispatchState::Grace { .. } => {
                     let started = attempt.started.as_ref();
                     let lost = task.delivery == Delivery::AtMostOnce && started.is_some();

@@ -69,7 +69,7 @@ impl<R> Node<R> {
     /// A worker was chosen and was gone, or did not get it: the next one does, though the history says
     /// already that the attempt has started.
     fn never_left(&mut self, task: &TaskId) {
-        if self.stopping && self.is_at_most_once(task) {
+        if self.is_stopping() && self.is_at_most_once(task) {
             return self.fail_unsent(task);
         }
         if let Some(attempt) = self.attempt_mut(task) {
@@ -82,7 +82,7 @@ impl<R> Node<R> {
     /// Nobody has it any more, and it is as good as it was.
     fn wait_again(&mut self, task: &TaskId) {
         self.enqueue(task);
-        if self.stopping {
+        if self.is_stopping() {
             self.disown(task);
         }
         self.settle_slot(task.execution);

@@ -62,8 +62,9 @@ pub enum Input<R> {
         worker: WorkerKey,
         tasks: u32,
     },
-    /// Nobody waits for an end any more: the server is going to stop.
-    AnswerWaiters,
+    /// The server is going to stop, and takes no new connections: nobody waits for an end any more, and no worker
+    /// is given up because it is silent.
+    Close,
     /// He takes no more: what he was to get is for others, and nothing waits here for him.
     Drain {
         worker: WorkerKey,

@@ -31,7 +31,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        let idle = if self.stopping { Vec::new() } else { self.workers.idle() };
+        let idle = if self.is_stopping() { Vec::new() } else { self.workers.idle() };
         self.effects.push(Output::Publish(node, idle));
     }
 

@@ -152,7 +152,7 @@ impl<R> Node<R> {
             return;
         };
         let room = self.room();
-        if room == 0 || self.stopping {
+        if room == 0 || !self.is_reachable() {
             return self.set_timer(self.options.adopt_interval, Timer::Adopt);
         }
         let (silent, limit) = (self.watched.silent(self.monotonic), room.min(ADOPT_MAX));

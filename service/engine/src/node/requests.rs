@@ -5,15 +5,15 @@ use recoup_core::id::ExecutionId;
 use recoup_core::outcome::Outcome;
 use recoup_core::time::Timestamp;
 
-use super::Node;
 use super::attempt::{Attempt, DispatchState};
 use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
 use super::resident::Known;
 use super::slot::{Pending, Slot, Waiter};
+use super::{Node, Stage};
 
 impl<R> Node<R> {
     pub(super) fn start(&mut self, spec: StartSpec, reply: R) {
-        if self.stopping {
+        if self.is_stopping() {
             return self.reply(reply, Err(Refusal::Stopping));
         }
         if !self.life.is_alive() || self.room() == 0 {
@@ -126,12 +126,15 @@ impl<R> Node<R> {
     }
 
     pub(super) fn end_of_wait(&self, until: Timestamp) -> Timestamp {
-        if self.impatient { until.min(self.now) } else { until }
+        if self.is_reachable() { until } else { until.min(self.now) }
     }
 
-    /// Answers whoever waits for an end with the state as it is, now and from now on.
-    pub(super) fn answer_waiters(&mut self) {
-        self.impatient = true;
+    /// The server is going to stop. Answers whoever waits for an end with the state as it is, now and from now
+    /// on.
+    pub(super) fn close_doors(&mut self) {
+        if self.stage == Stage::Serving {
+            self.stage = Stage::Closing;
+        }
         let now = self.now;
         let waiting = self.slots.iter_mut().filter(|(_, slot)| !slot.waiters.is_empty());
         let waiting = waiting.map(|(id, slot)| {

@@ -465,6 +465,11 @@ impl<R> Node<R> {
         if expires_at > self.monotonic {
             return self.look_at_session(key, expires_at);
         }
+        if !self.is_reachable() {
+            // The next owner of what it holds waits for it.
+            let later = self.monotonic + session.ttl;
+            return self.look_at_session(key, later);
+        }
         if let Some(until) = self.ask_before_loss(key) {
             return self.look_at_session(key, until);
         }

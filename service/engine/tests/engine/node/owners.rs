@@ -511,3 +511,48 @@ fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
     assert!(head[0].sequence >= 3, "{head:?}");
     assert_eq!(world.snapshot(0, execution).state.sequence, head[0].sequence);
 }
+
+#[test]
+fn a_node_that_no_worker_can_reach_any_more_gives_nobody_up() {
+    let mut world = delivered_at_most_once();
+    let execution = world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    assert_eq!(world.handed(0, holder).len(), 1);
+    // What the other node has is adopted, and then the doors close here as well.
+    leave(&mut world, 0);
+    world.machines.remove(0);
+    world.pass(2 * SECOND);
+    assert!(world.machines[0].calls.contains(&"load"));
+    world.put(0, Input::Close);
+    world.pass(3 * Options::default().reconnect_grace);
+    let state = world.snapshot(0, execution).state;
+    let task = state.task(&"charge".into()).expect("it has begun");
+    assert_eq!(task.last_error, None, "its worker may be there");
+    assert!(task.open.is_some());
+}
+
+#[test]
+fn a_session_that_has_no_way_back_to_a_closed_server_is_not_given_up() {
+    let mut world = World::new(1);
+    let execution = world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    assert_eq!(world.handed(0, holder).len(), 1);
+    world.put(0, Input::Close);
+    world.put(0, Input::Detach { worker: holder });
+    world.pass(9 * SECOND);
+    assert_eq!(world.fed(), 0, "no worker is said to be lost");
+    assert_eq!(world.snapshot(0, execution).live.len(), 1);
+}
+
+#[test]
+fn a_node_that_no_worker_can_reach_any_more_adopts_nothing() {
+    let mut world = World::new(2);
+    world.start(0, "default");
+    world.put(1, Input::Close);
+    leave(&mut world, 0);
+    world.machines.remove(0);
+    let before = world.machines[0].calls.iter().filter(|call| **call == "adopt").count();
+    world.pass(20 * SECOND);
+    let after = world.machines[0].calls.iter().filter(|call| **call == "adopt").count();
+    assert_eq!(after, before);
+}
