@@ -169,6 +169,8 @@ impl Driver {
             self.clock.read(&loaded.found);
         }
         self.node.handle(input, self.clock.both());
+        // The next batch, before anything else is done.
+        self.carry_out();
         if self.node.node_id().is_some()
             && let Some(begun) = self.begun.take()
         {

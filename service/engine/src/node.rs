@@ -26,7 +26,7 @@
 //! Invariants:
 //!
 //! - Nothing is answered, handed out or decided on before it is committed.
-//! - An execution is in at most one batch under way; at most one batch is.
+//! - An execution is in at most one batch that is decided and not settled: at most one is under way, and one goes next.
 //! - What is in memory may be dropped at any time: all of it follows from the store.
 
 pub mod io;
@@ -220,6 +220,7 @@ impl<R> Node<R> {
 
     /// Takes nothing new from now on.
     pub fn stop(&mut self) {
+        self.settle_committed();
         self.stage = Stage::Stopping;
         // Whoever goes on with what this node owns must know what is with workers.
         self.record_starts();
@@ -251,6 +252,7 @@ impl<R> Node<R> {
 
     pub fn handle(&mut self, input: Input<R>, now: Now) {
         self.is_now(now);
+        self.settle_committed();
         match input {
             Input::Start { spec, reply } => self.start(*spec, reply),
             Input::Submit { execution, command, request, reply } => {
@@ -291,6 +293,7 @@ impl<R> Node<R> {
     /// Does what is due.
     pub fn tick(&mut self, now: Now) {
         self.is_now(now);
+        self.settle_committed();
         self.catch_up();
         while let Some(timer) = self.timers.pop_due(self.now) {
             match timer {
@@ -334,6 +337,7 @@ impl<R> Node<R> {
     /// Decides what has gathered and hands out what may go.
     pub fn flush(&mut self, now: Now) {
         self.is_now(now);
+        self.settle_committed();
         if self.life.is_alive() {
             self.give_away_new();
             self.commit_ready();

@@ -71,6 +71,15 @@ impl<R> Draft<R> {
         Self { fill: Fill::new(options), batch: Batch::default(), entries: Vec::new() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.batch == Batch::default()
+    }
+
+    /// What is remembered about the transitions in it.
+    pub fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry<R>> {
+        self.entries.iter_mut()
+    }
+
     pub fn has_room_for_event(&self) -> bool {
         self.fill.has_room(self.batch.feed.len())
     }

@@ -11,7 +11,7 @@ use recoup_store::{NodeId, Reminder, Settled};
 
 use super::attempt::Attempt;
 use super::batch::{Entry, answer};
-use super::committer::Answered;
+use super::committer::{Answered, Part};
 use super::io::{Damage, Output, Refusal};
 use super::slot::{Row, Slot, Waiter};
 use super::{Node, Timer};
@@ -51,7 +51,7 @@ impl<R> Node<R> {
             settled => settled,
         };
         let retry = self.options.commit_retry;
-        let (part, entries, settled) = match self.committer.answered(settled, now, retry) {
+        match self.committer.answered(settled, now, retry) {
             Answered::Nothing => return,
             Answered::LeaseLost if is_past => return self.commit_again(),
             Answered::LeaseLost => return self.lose_life(),
@@ -59,10 +59,24 @@ impl<R> Node<R> {
                 tracing::warn!(%error, ?pause, "a commit is sent again");
                 return self.set_timer(pause, Timer::Commit);
             }
-            Answered::Settled { part, entries, settled } => (part, entries, settled),
+            Answered::Settled { part: batch, entries, settled } => {
+                self.committer.keep_settled(Part { batch, entries, settled });
+            }
+        }
+        // The next batch goes before this one is settled here, which takes about as long as the store takes.
+        match self.committer.is_committing() {
+            true => self.commit_again(),
+            false => self.commit_draft(),
+        }
+    }
+
+    /// What the store has answered comes before everything else that happens to this node.
+    pub(super) fn settle_committed(&mut self) {
+        let Some(Part { batch, entries, settled }) = self.committer.take_settled() else {
+            return;
         };
         let fed =
-            part.transitions.iter().zip(&settled).any(|(transition, settled)| {
+            batch.transitions.iter().zip(&settled).any(|(transition, settled)| {
                 !transition.feed.is_empty() && *settled == Settled::Won
             });
         for (entry, settled) in entries.into_iter().zip(settled) {
@@ -76,16 +90,15 @@ impl<R> Node<R> {
                 Settled::Refused(reason) => self.refused(entry, reason),
             }
         }
-        for new in &part.quarantined {
+        for new in &batch.quarantined {
             self.refuse_quarantined(new.execution, new.quarantine.clone());
         }
-        for reminder in &part.reminders {
+        for reminder in &batch.reminders {
             self.reminded(*reminder);
         }
-        if fed || !part.feed.is_empty() || !part.quarantined.is_empty() {
+        if fed || !batch.feed.is_empty() || !batch.quarantined.is_empty() {
             self.effects.push(Output::FeedWritten);
         }
-        self.commit_again();
     }
 
     pub(super) fn commit_again(&mut self) {

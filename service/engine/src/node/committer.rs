@@ -1,5 +1,7 @@
 //! What goes out with the next batch beside transitions, what is under way to the store, and what the store has
-//! answered. One batch is under way at most, and one call that starts executions under keys.
+//! answered. One batch is under way at most, and one call that starts executions under keys. While a batch is under
+//! way the next one is drafted, and goes out as soon as the store has answered, before that answer is settled here:
+//! the store works while the node does.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,6 +17,10 @@ use crate::clock::Tick;
 
 pub(super) struct Committer<R> {
     batch: Option<Flight<Entry<R>, Batch>>,
+    /// Decided while that was under way: it goes next.
+    draft: Option<Draft<R>>,
+    /// What the store has settled, and this node has not.
+    settled: Option<Part<R>>,
     /// Failure events of no execution.
     events: VecDeque<FeedRow>,
     /// Executions found to be damaged.
@@ -24,6 +30,13 @@ pub(super) struct Committer<R> {
     keyed_batch: Option<Flight<Entry<R>, Vec<KeyedStart>>>,
     /// Executions whose start wants a key.
     keyed: VecDeque<ExecutionId>,
+}
+
+/// What was sent of a batch, what is remembered about its transitions, and how the store has settled those.
+pub(super) struct Part<R> {
+    pub batch: Arc<Batch>,
+    pub entries: Vec<Entry<R>>,
+    pub settled: Vec<Settled>,
 }
 
 /// What the store's answer to a call says.
@@ -44,6 +57,8 @@ impl<R> Default for Committer<R> {
     fn default() -> Self {
         Self {
             batch: None,
+            draft: None,
+            settled: None,
             events: VecDeque::new(),
             quarantines: VecDeque::new(),
             reminders: BTreeSet::new(),
@@ -91,7 +106,8 @@ impl<R> Committer<R> {
 
     /// Whether everything that must not get lost is in the store.
     pub fn is_quiet(&self) -> bool {
-        self.batch.is_none() && self.keyed_batch.is_none() && self.quarantines.is_empty()
+        let is_decided = self.batch.is_none() && self.draft.is_none() && self.settled.is_none();
+        is_decided && self.keyed_batch.is_none() && self.quarantines.is_empty()
     }
 
     /// Since when nothing of a call has been settled, of the one that has waited longest.
@@ -100,9 +116,10 @@ impl<R> Committer<R> {
         batch.into_iter().chain(self.keyed_batch.as_ref().map(Flight::since)).min()
     }
 
-    /// The commands that are under way.
+    /// The commands that are under way, or go next.
     pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Pending<R>> {
         let batch = self.batch.iter_mut().flat_map(Flight::entries_mut);
+        let batch = batch.chain(self.draft.iter_mut().flat_map(Draft::entries_mut));
         let keyed = self.keyed_batch.iter_mut().flat_map(Flight::entries_mut);
         batch.chain(keyed).flat_map(Entry::pending_mut)
     }
@@ -114,9 +131,33 @@ impl<R> Committer<R> {
         self.batch.is_some()
     }
 
-    /// Whether there is something to write beside transitions.
+    /// Whether there is something to write beside transitions that have not been decided.
     pub fn has_gathered(&self) -> bool {
-        !(self.events.is_empty() && self.quarantines.is_empty() && self.reminders.is_empty())
+        let has_more = !(self.quarantines.is_empty() && self.reminders.is_empty());
+        self.draft.is_some() || !self.events.is_empty() || (has_more && !self.is_committing())
+    }
+
+    /// Whether the next batch may be worked on. Ahead of one that is in trouble nothing more is decided: what nobody
+    /// has decided about can still be turned away.
+    pub fn may_draft(&self) -> bool {
+        self.batch.as_ref().is_none_or(Flight::is_first_try)
+    }
+
+    pub fn take_draft(&mut self) -> Option<Draft<R>> {
+        self.draft.take()
+    }
+
+    /// It goes when what is under way is settled.
+    pub fn keep_draft(&mut self, draft: Draft<R>) {
+        self.draft = Some(draft).filter(|draft| !draft.is_empty());
+    }
+
+    pub fn keep_settled(&mut self, part: Part<R>) {
+        self.settled = Some(part);
+    }
+
+    pub fn take_settled(&mut self) -> Option<Part<R>> {
+        self.settled.take()
     }
 
     /// Takes the failure events in. False: some have to wait for the next batch.

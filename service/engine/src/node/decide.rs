@@ -41,16 +41,13 @@ struct Finished {
 }
 
 impl<R> Node<R> {
+    /// Decides what is ready for the next batch. It goes at once if none is under way.
     pub(super) fn commit_ready(&mut self) {
-        let Some(node) = self.node_id() else {
-            return;
-        };
-        if self.committer.is_committing()
-            || !(self.slots.has_ready() || self.committer.has_gathered())
-        {
+        let is_needed = self.slots.has_ready() || self.committer.has_gathered();
+        if self.node_id().is_none() || !is_needed || !self.committer.may_draft() {
             return;
         }
-        let mut draft = Draft::new(&self.options);
+        let mut draft = self.committer.take_draft().unwrap_or_else(|| Draft::new(&self.options));
         // The feed names a lost session before the attempts that fail with it, so no transition is
         // decided while an event waits for the next batch.
         let is_said = self.committer.add_events(&mut draft);
@@ -62,6 +59,18 @@ impl<R> Node<R> {
                 draft.add_decision(entry, transition);
             }
         }
+        self.committer.keep_draft(draft);
+        if !self.committer.is_committing() {
+            self.commit_draft();
+        }
+    }
+
+    /// Sends the next batch as it is.
+    pub(super) fn commit_draft(&mut self) {
+        let Some(node) = self.node_id() else {
+            return;
+        };
+        let mut draft = self.committer.take_draft().unwrap_or_else(|| Draft::new(&self.options));
         // Those too that were found just now: nothing of theirs is in the batch.
         self.committer.add_quarantines(&mut draft);
         while draft.has_room_for_reminder()

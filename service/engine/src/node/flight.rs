@@ -101,6 +101,11 @@ impl<E, B: Divisible> Flight<E, B> {
         self.since
     }
 
+    /// Whether all of it is under way, and nothing has gone wrong.
+    pub fn is_first_try(&self) -> bool {
+        self.failures == 0 && self.settled == 0 && !self.resting
+    }
+
     /// What is remembered about what is not settled.
     pub fn entries_mut(&mut self) -> impl Iterator<Item = &mut E> {
         self.entries.iter_mut()

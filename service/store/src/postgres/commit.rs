@@ -1,5 +1,5 @@
-//! Committing a batch: first as if nothing stood in its way, in one round trip; if something does,
-//! by settling each transition, in one transaction of several.
+//! Committing a batch: first as if nothing stood in its way, in one round trip ([`super::at_once`]); if something does,
+//! by settling each transition, in one transaction of several statements.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -9,10 +9,11 @@ use recoup_core::id::{ExecutionId, TransitionId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::at_once::commit_at_once;
 use super::error::{ErrorClass, Failure};
 use super::lane::Held;
 use super::numbers::Numbers;
-use super::rows::{Events, Quarantines, Reminders, Requests, Rows};
+use super::rows::{Events, Reminders, Requests, Rows};
 use super::savepoint::{Attempted, bisect};
 use super::session::{Call, LaneSession};
 use super::{Inner, PostgresStore, quarantine};
@@ -28,18 +29,6 @@ pub(super) const BEGIN: &str = "begin isolation level read committed";
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
-/// The same, but fails as well if one of these executions is in quarantine, or was and our numbers are
-/// not greater than its event's, or if one of those that may be gone is: which of them it was is found
-/// out row by row. It costs a look at a table that is empty as a rule.
-const FENCE_ALL: &str = "
-    select 1 / count(*)
-    from (select from node where id = $1 and closed_at is null for key share) as held
-    where not exists (
-        select from quarantine
-        where execution_id = any($2) and (released_at is null or feed_number >= $3))
-    and not exists (
-        select from unnest($4::uuid[]) as asked (id)
-        where not exists (select from execution where execution.id = asked.id))";
 pub(super) const COMMIT: &str = "commit";
 /// How often a transaction that met a deadlock is sent before the caller hears of it.
 pub(super) const SENT_MAX: usize = 8;
@@ -132,45 +121,9 @@ impl Inner {
 }
 
 /// Executions that a quarantine may stand in the way of: nobody puts one there before it exists.
-fn going_on(batch: &Batch) -> Vec<Uuid> {
+pub(super) fn going_on(batch: &Batch) -> Vec<Uuid> {
     let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
     going_on.map(|transition| transition.execution.0).collect()
-}
-
-/// Executions that retention may have taken.
-fn may_be_gone(batch: &Batch) -> Vec<Uuid> {
-    let transitions = batch.transitions.iter();
-    let old = transitions.filter(|transition| transition.sequence > 1 && transition.may_be_gone);
-    old.map(|transition| transition.execution.0).collect()
-}
-
-async fn commit_at_once(
-    held: &mut Held,
-    batch: &Batch,
-    numbers: &Numbers,
-) -> Result<Vec<Settled>, Failure> {
-    let node = held.lane.node;
-    let transitions = batch.transitions.iter().zip(numbers.transitions.iter().copied());
-    let mut rows = Rows::new(node, transitions);
-    for (number, event) in (numbers.rest..).zip(&batch.feed) {
-        rows.feed.push(number, event);
-    }
-    let quarantined = batch.quarantined.iter().enumerate();
-    let quarantined = quarantined.map(|(at, new)| (new, numbers.quarantine(batch, at)));
-    let quarantines = Quarantines::new(node, quarantined);
-    let reminders = Reminders::new(node, &batch.reminders);
-    let (going_on, may_be_gone) = (going_on(batch), may_be_gone(batch));
-    let first = numbers.transitions.first().unwrap_or(&numbers.rest);
-    let mut calls: Vec<Call<'_>> =
-        vec![(BEGIN, vec![]), (FENCE_ALL, vec![&node.0, &going_on, first, &may_be_gone])];
-    calls.extend(rows.insert());
-    if !quarantines.is_empty() {
-        calls.push(quarantines.offer());
-    }
-    calls.extend(reminders.update());
-    calls.push((COMMIT, vec![]));
-    held.session.pipeline(&calls).await?;
-    Ok(vec![Settled::Won; batch.transitions.len()])
 }
 
 /// Begins a transaction and passes the fence.

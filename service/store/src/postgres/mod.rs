@@ -9,6 +9,7 @@
 //! A commit is one transaction in one round trip, and settles row by row only if something stood in its
 //! way. What every statement relies on is READ COMMITTED, which each connection pins.
 
+mod at_once;
 mod commit;
 mod connection;
 mod error;

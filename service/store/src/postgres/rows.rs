@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::session::Call;
+use super::session::{Call, Parameters};
 use super::value::{self, At};
 use crate::contract::{FeedRow, NewQuarantine, NodeId, Reminder, TaskKey, Transition};
 
@@ -109,6 +109,12 @@ const DELETE_OVERFLOW: &str = "
     where overflow_task.execution_id = void.execution_id and overflow_task.path = void.path
         and overflow_task.attempt = void.attempt";
 
+/// What transitions write, in the one order of tables.
+pub(super) const INSERTS: [&str; 5] =
+    [INSERT_REQUEST, INSERT_HISTORY, INSERT_EXECUTION, UPDATE_EXECUTION, INSERT_FEED];
+/// The place of histories in that order.
+const HISTORY: usize = 1;
+
 /// Everything that some transitions of one node write.
 #[derive(Default)]
 pub(super) struct Rows<'a> {
@@ -155,35 +161,40 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// All of it, in the one order of tables; what is there already is an error.
+    /// Which of [`INSERTS`] there are rows for, with their parameters.
+    pub fn inserts(&self) -> impl Iterator<Item = (usize, Parameters<'_>)> {
+        let parts = [
+            (!self.requests.transition.is_empty()).then(|| self.requests.parameters()),
+            (!self.history.execution.is_empty()).then(|| self.history.parameters()),
+            (!self.started.id.is_empty()).then(|| self.started.parameters()),
+            (!self.changed.id.is_empty()).then(|| self.changed.parameters()),
+            (!self.feed.number.is_empty()).then(|| self.feed.parameters()),
+        ];
+        let parts = parts.into_iter().enumerate();
+        parts.filter_map(|(insert, parameters)| Some((insert, parameters?)))
+    }
+
+    /// All of it; what is there already is an error.
     pub fn insert(&self) -> Vec<Call<'_>> {
-        let mut calls = Vec::with_capacity(8);
-        if !self.requests.transition.is_empty() {
-            calls.push((INSERT_REQUEST, self.requests.parameters()));
-        }
-        if !self.history.execution.is_empty() {
-            calls.push((INSERT_HISTORY, self.history.parameters()));
-        }
-        calls.extend(self.companions());
-        calls
+        let inserts = self.inserts().map(|(insert, parameters)| (INSERTS[insert], parameters));
+        inserts.chain(self.delete()).collect()
     }
 
     /// What follows the history.
     pub fn companions(&self) -> Vec<Call<'_>> {
-        let mut calls = Vec::with_capacity(4);
-        if !self.started.id.is_empty() {
-            calls.push((INSERT_EXECUTION, self.started.parameters()));
-        }
-        if !self.changed.id.is_empty() {
-            calls.push((UPDATE_EXECUTION, self.changed.parameters()));
-        }
-        if !self.feed.number.is_empty() {
-            calls.push((INSERT_FEED, self.feed.parameters()));
-        }
-        if !self.done.execution.is_empty() {
-            calls.push((DELETE_OVERFLOW, self.done.parameters()));
-        }
-        calls
+        let inserts = self.inserts().filter(|(insert, _)| *insert > HISTORY);
+        let inserts = inserts.map(|(insert, parameters)| (INSERTS[insert], parameters));
+        inserts.chain(self.delete()).collect()
+    }
+
+    /// Deletes the rows of the overflow that are void.
+    fn delete(&self) -> Option<Call<'_>> {
+        (!self.done.execution.is_empty()).then(|| (DELETE_OVERFLOW, self.done.parameters()))
+    }
+
+    /// Whether it only adds to tables and changes the index.
+    pub fn only_inserts(&self) -> bool {
+        self.done.execution.is_empty()
     }
 }
 

@@ -58,8 +58,9 @@ pub(super) struct LaneSession {
     driver: JoinHandle<()>,
 }
 
+pub(super) type Parameters<'a> = Vec<&'a (dyn ToSql + Sync)>;
 /// A statement and its parameters.
-pub(super) type Call<'a> = (&'static str, Vec<&'a (dyn ToSql + Sync)>);
+pub(super) type Call<'a> = (&'static str, Parameters<'a>);
 
 impl Drop for LaneSession {
     fn drop(&mut self) {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, TaskId};
-use recoup_engine::node::io::{Answer, Input};
+use recoup_engine::node::io::{Answer, Input, Output};
 
 use crate::fixture::world::{World, stream};
 
@@ -55,4 +55,23 @@ fn a_second_hand_over_goes_on_record_after_another_transition() {
     cancel(&mut world, &task);
     world.pass(2 * SECOND);
     assert_eq!(on_record(&mut world, &task).as_deref(), Some("t"));
+}
+
+#[test]
+fn what_is_decided_while_a_batch_is_under_way_goes_as_soon_as_the_store_has_answered() {
+    let mut world = World::new(1);
+    world.machines[0].hold_back = &["commit"];
+    world.start_later(0, "default");
+    world.start_later(0, "default");
+    world.start_later(0, "default");
+    let first = world.machines[0].late.remove(0);
+    let (now, node) = (world.at(0), &mut world.machines[0].node);
+    node.handle(first, now);
+    let Some(Output::Commit(_, batch)) = node.output() else {
+        panic!("the store waits");
+    };
+    assert_eq!(batch.transitions.len(), 2);
+    assert!(node.output().is_none(), "the caller of the first is answered after that");
+    node.flush(now);
+    assert!(matches!(node.output(), Some(Output::Reply { answer: Ok(_), .. })));
 }

@@ -25,32 +25,37 @@ fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_thei
     let mut world = World::new(1);
     let offer = Offer { credit: 10, ..stream("default", "s", &[]) };
     let worker = world.attach(0, offer);
-    let (idle, running) = (world.start(0, "default"), world.start(0, "default"));
+    let ending = world.start(0, "default");
     let tasks = world.handed(0, worker);
     let of = |id| tasks.iter().find(|task| task.execution == id).expect("it was handed").clone();
     assert!(world.machines[0].node.is_writing());
 
     world.machines[0].hold_back = &["commit"];
     let under_way = world.start_later(0, "default");
-    let undecided = world.start_later(0, "default");
+    let next = world.start_later(0, "default");
     let submit =
         |execution, command, reply| Input::Submit { execution, command, request: None, reply };
-    let cancel = Command::CancelExecution { reason: "enough".into() };
-    world.put(0, submit(idle, cancel, 1_001));
     let complete =
-        Command::CompleteTask { task: of(running), output: Payload::null(), worker: String::new() };
-    world.put(0, submit(running, complete.clone(), 1_002));
+        |id| Command::CompleteTask { task: of(id), output: Payload::null(), worker: String::new() };
+    let cancel = Command::CancelExecution { reason: "enough".into() };
+    world.put(0, submit(ending, cancel, 1_001));
+    // Nobody decides about these two before it is known what has become of the other changes.
+    world.put(0, submit(ending, complete(ending), 1_002));
+    world.put(0, submit(under_way, Command::CancelExecution { reason: "no".into() }, 1_003));
     let before = world.machines[0].replies.len();
     world.pass(Options::default().commit_wait / 2);
     assert_eq!(world.machines[0].replies.len(), before, "all of them wait");
     assert!(world.machines[0].node.is_writing());
     world.pass(patience());
     assert!(!world.machines[0].node.is_writing());
-    let mut starts: Vec<_> =
-        world.machines[0].replies.keys().copied().filter(|reply| *reply < 1_000).collect();
-    let (second, first) = (starts.pop().expect("two"), starts.pop().expect("two"));
-    assert_eq!(refusal(&mut world, first), Refusal::OutcomeUnknown, "it is under way");
-    for reply in [second, 1_001, 1_002] {
+    let starts = world.machines[0].replies.keys().copied().filter(|reply| *reply < 1_000);
+    let starts: Vec<_> = starts.collect();
+    assert_eq!(starts.len(), 2);
+    for reply in starts.into_iter().chain([1_001]) {
+        let refused = refusal(&mut world, reply);
+        assert_eq!(refused, Refusal::OutcomeUnknown, "it is under way, or goes next");
+    }
+    for reply in [1_002, 1_003] {
         let refused = refusal(&mut world, reply);
         assert!(matches!(refused, Refusal::Unavailable(_)), "{refused:?}");
     }
@@ -61,16 +66,38 @@ fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_thei
         world.put(0, answer);
     }
     assert!(world.machines[0].node.is_writing());
-    let histories = ready(world.store.load(NodeId(0), &[under_way, undecided, idle]));
+    let histories = ready(world.store.load(NodeId(0), &[under_way, next]));
     let histories = histories.expect("the model loads");
-    let ids: Vec<_> = histories.iter().map(|history| history.execution).collect();
-    assert_eq!(ids, [under_way, idle]);
-    assert!(!world.snapshot(0, idle).state.is_stopping());
+    let lengths: Vec<_> = histories.iter().map(|history| history.transitions.len()).collect();
+    assert_eq!(lengths, [1, 1]);
+    assert!(world.snapshot(0, ending).state.is_stopping());
+    assert!(!world.snapshot(0, under_way).state.is_stopping());
     // The result is sent again, and taken.
-    world.put(0, submit(running, complete, 1_003));
-    let taken = world.machines[0].replies.remove(&1_003).expect("at once");
+    world.put(0, submit(ending, complete(ending), 1_004));
+    let taken = world.machines[0].replies.remove(&1_004).expect("at once");
     taken.expect("the attempt is still open");
-    assert!(world.snapshot(0, running).state.state.is_ended());
+    assert!(world.snapshot(0, ending).state.state.is_ended());
+}
+
+#[test]
+fn behind_a_batch_that_came_to_nothing_no_change_is_decided() {
+    let mut world = World::new(1);
+    world.machines[0].hold_back = &["commit"];
+    world.start_later(0, "default");
+    let node = world.machines[0].node.node_id().expect("it lives");
+    let unknown = Err(recoup_store::Error::OutcomeUnknown("no answer in time".to_owned()));
+    world.put(0, Input::Committed(node, unknown));
+    let undecided = world.start_later(0, "default");
+    world.pass(patience());
+    let last = *world.machines[0].replies.keys().next_back().expect("both are answered");
+    let refused = refusal(&mut world, last);
+    assert!(matches!(refused, Refusal::Unavailable(_)), "{refused:?}");
+    world.machines[0].hold_back = &[];
+    for answer in std::mem::take(&mut world.machines[0].late) {
+        world.put(0, answer);
+    }
+    let histories = ready(world.store.load(NodeId(0), &[undecided]));
+    assert!(histories.expect("the model loads").is_empty());
 }
 
 #[test]

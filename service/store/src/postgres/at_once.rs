@@ -1,0 +1,122 @@
+//! Committing a batch as if nothing stood in its way.
+//!
+//! As a rule a batch only adds rows and changes the index. Then it is one statement, and with it a transaction of its
+//! own: the database answers once instead of six times, and takes one snapshot. The inserts are parts of a `with`, each
+//! of which runs to its end; they see nothing of each other, and need not. What has to see what another writer
+//! did meanwhile (rows of the overflow that come in between) stays apart, and is sent in a transaction of several
+//! statements.
+
+use std::sync::LazyLock;
+
+use super::commit::{BEGIN, COMMIT, going_on};
+use super::error::Failure;
+use super::lane::Held;
+use super::numbers::Numbers;
+use super::rows::{INSERTS, Quarantines, Reminders, Rows};
+use super::session::{Call, Parameters};
+use crate::contract::{Batch, Settled};
+
+/// As [`super::commit::FENCE`], but fails as well if one of these executions is in quarantine, or was and our numbers
+/// are not greater than its event's, or if one of those that may be gone is: which of them it was is found
+/// out row by row. It costs a look at a table that is empty as a rule.
+const FENCE: &str = "
+    select 1 / count(*)
+    from (select from node where id = $1 and closed_at is null for key share) as held
+    where not exists (
+        select from quarantine
+        where execution_id = any($2) and (released_at is null or feed_number >= $3))
+    and not exists (
+        select from unnest($4::uuid[]) as asked (id)
+        where not exists (select from execution where execution.id = asked.id))";
+const FENCE_PARAMETERS: usize = 4;
+
+/// The statements that write, behind the fence, what some of [`INSERTS`] do: those whose bits the place has.
+static STATEMENTS: LazyLock<Vec<String>> =
+    LazyLock::new(|| (0..1 << INSERTS.len()).map(statement).collect());
+
+fn statement(chosen: usize) -> String {
+    let mut before = FENCE_PARAMETERS;
+    let mut parts = Vec::new();
+    for (place, insert) in INSERTS.iter().enumerate().filter(|(place, _)| chosen >> place & 1 == 1)
+    {
+        let (sql, parameters) = behind(insert, before);
+        before += parameters;
+        parts.push(format!("part{place} as ({sql})"));
+    }
+    match parts.is_empty() {
+        true => FENCE.to_owned(),
+        false => format!("with {}{FENCE}", parts.join(",")),
+    }
+}
+
+/// The same statement with its parameters behind so many others, and how many it has.
+fn behind(sql: &str, others: usize) -> (String, usize) {
+    let mut parts = sql.split('$');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    let mut highest = 0;
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let number: usize = part[..end].parse().expect("a parameter has a number");
+        highest = highest.max(number);
+        text.push_str(&format!("${}{}", number + others, &part[end..]));
+    }
+    (text, highest)
+}
+
+pub(super) async fn commit_at_once(
+    held: &mut Held,
+    batch: &Batch,
+    numbers: &Numbers,
+) -> Result<Vec<Settled>, Failure> {
+    let node = held.lane.node;
+    let transitions = batch.transitions.iter().zip(numbers.transitions.iter().copied());
+    let mut rows = Rows::new(node, transitions);
+    for (number, event) in (numbers.rest..).zip(&batch.feed) {
+        rows.feed.push(number, event);
+    }
+    let quarantined = batch.quarantined.iter().enumerate();
+    let quarantined = quarantined.map(|(at, new)| (new, numbers.quarantine(batch, at)));
+    let quarantines = Quarantines::new(node, quarantined);
+    let reminders = Reminders::new(node, &batch.reminders);
+    let (going_on, may_be_gone) = (going_on(batch), may_be_gone(batch));
+    let first = numbers.transitions.first().unwrap_or(&numbers.rest);
+    let asked: Parameters<'_> = vec![&node.0, &going_on, first, &may_be_gone];
+    let is_plain = rows.only_inserts() && quarantines.is_empty() && batch.reminders.is_empty();
+    let calls: Vec<Call<'_>> = if is_plain {
+        let (mut chosen, mut parameters) = (0, asked);
+        for (place, own) in rows.inserts() {
+            chosen |= 1 << place;
+            parameters.extend(own);
+        }
+        vec![(&STATEMENTS[chosen], parameters)]
+    } else {
+        let mut calls = vec![(BEGIN, vec![]), (FENCE, asked)];
+        calls.extend(rows.insert());
+        if !quarantines.is_empty() {
+            calls.push(quarantines.offer());
+        }
+        calls.extend(reminders.update());
+        calls.push((COMMIT, vec![]));
+        calls
+    };
+    held.session.pipeline(&calls).await?;
+    Ok(vec![Settled::Won; batch.transitions.len()])
+}
+
+/// Executions that retention may have taken.
+fn may_be_gone(batch: &Batch) -> Vec<uuid::Uuid> {
+    let transitions = batch.transitions.iter();
+    let old = transitions.filter(|transition| transition.sequence > 1 && transition.may_be_gone);
+    old.map(|transition| transition.execution.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_come_behind_those_of_others() {
+        assert_eq!(behind("select $1::int8[], $12", 0), ("select $1::int8[], $12".into(), 12));
+        assert_eq!(behind("select $1::int8[], $12", 4), ("select $5::int8[], $16".into(), 12));
+    }
+}
