@@ -3,6 +3,7 @@
 mod claims;
 mod clock;
 mod commits;
+mod keys;
 mod notices;
 mod offers;
 mod owners;
