@@ -12,6 +12,7 @@
 //! | `modules` | circles between the modules of a crate |
 //! | `maps` | that the root of each crate says what its modules hold |
 //! | `sources` | the length of files, the words core may use, where generated code stands |
+//! | `prose` | words that pages and comments avoid |
 //! | `reasons` | the pages of error reasons |
 //! | `links` | links between Markdown files |
 //! | `hygiene` | traces of the machine that a file was written on |
@@ -21,6 +22,7 @@ pub mod hygiene;
 pub mod links;
 pub mod maps;
 pub mod modules;
+pub mod prose;
 pub mod reasons;
 pub mod sources;
 pub mod tree;

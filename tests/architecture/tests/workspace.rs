@@ -5,7 +5,7 @@ use std::process::Command;
 
 use recoup_architecture::graph::{self, Metadata};
 use recoup_architecture::tree::{self, File};
-use recoup_architecture::{hygiene, links, maps, modules, reasons, sources};
+use recoup_architecture::{hygiene, links, maps, modules, prose, reasons, sources};
 
 /// Modules that were in circles before they were looked for. Each is to be removed; none may be added.
 const IN_CIRCLES: &[&str] = &[
@@ -105,6 +105,11 @@ fn no_private_registry() {
 #[test]
 fn links_lead_somewhere() {
     none(links::broken(&files()));
+}
+
+#[test]
+fn pages_and_comments_name_the_actor() {
+    none(prose::avoided(&files()));
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! Words that pages and comments avoid, because they leave out who does something, or stand for many things at once.
+//! CONTRIBUTING says how to write; a word list keeps out only what a list can.
+
+use crate::tree::File;
+
+/// A word or a phrase, and what to write instead.
+const AVOIDED: &[(&str, &str)] = &[
+    ("whoever", "name the actor: the caller, the worker, the operator"),
+    ("he", "name the actor, or write `it` or `they`"),
+    ("him", "name the actor, or write `it` or `them`"),
+    ("his", "name the actor, or write `its` or `their`"),
+    ("told of", "informed about, or say who learns of it"),
+    ("mend", "fix"),
+    ("mends", "fixes"),
+    ("mended", "fixed"),
+    ("mending", "fixing"),
+    ("so often", "how often, or how many times"),
+    ("nobody says", "say what is missing"),
+];
+
+/// Where pages and comments use such a word. Code and what is quoted as code are not looked at, nor are the words
+/// between quotation marks.
+pub fn avoided(files: &[File]) -> Vec<String> {
+    let mut findings = Vec::new();
+    for file in files {
+        for (number, line) in prose(file) {
+            for (word, instead) in AVOIDED {
+                if has(&line, word) {
+                    findings.push(format!("{}:{number} says \"{word}\": {instead}", file.path));
+                }
+            }
+        }
+    }
+    findings
+}
+
+/// The lines for readers, without code, in lower case.
+fn prose(file: &File) -> Vec<(usize, String)> {
+    let lines = file.text.lines().enumerate().map(|(index, line)| (index + 1, line));
+    match file.extension() {
+        "md" => {
+            let mut in_code = false;
+            let outside = lines.filter(|(_, line)| {
+                let is_fence = line.trim_start().starts_with("```");
+                in_code ^= is_fence;
+                !in_code && !is_fence
+            });
+            outside.map(|(number, line)| (number, without_quoted(line))).collect()
+        }
+        "rs" | "proto" => {
+            let comments = lines.filter(|(_, line)| line.trim_start().starts_with("//"));
+            comments.map(|(number, line)| (number, without_quoted(line))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Leaves out what stands between backquotes or quotation marks, where both are on the line.
+fn without_quoted(line: &str) -> String {
+    let mut text = line.to_lowercase();
+    for mark in ['`', '"'] {
+        while let Some((before, rest)) = text.split_once(mark)
+            && let Some((_, after)) = rest.split_once(mark)
+        {
+            text = format!("{before} {after}");
+        }
+    }
+    text
+}
+
+/// Whether a text has a word, or several in a row, that no other letter touches.
+fn has(text: &str, word: &str) -> bool {
+    let is_part = |letter: Option<char>| letter.is_some_and(|one| one.is_alphanumeric() || one == '_');
+    text.match_indices(word).any(|(at, _)| {
+        !is_part(text[..at].chars().next_back()) && !is_part(text[at + word.len()..].chars().next())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_leaves_out_the_actor_is_found() {
+        let page = "Whoever reads it\nis told of it.\n```\nwhoever\n```\nThe `whoever` of the other shelf.\n";
+        let findings = avoided(&[File::new("docs/page.md", page)]);
+        let places: Vec<_> = findings.iter().map(|finding| finding.split(':').nth(1)).collect();
+        assert_eq!(places, [Some("1 says \"whoever\""), Some("2 says \"told of\"")]);
+    }
+
+    #[test]
+    fn only_comments_of_code_are_looked_at() {
+        let code = "// He mended it.\nlet he = \"he\";\n/// She fixed the other.\n";
+        let findings = avoided(&[File::new("src/lib.rs", code)]);
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        assert!(findings.iter().all(|finding| finding.starts_with("src/lib.rs:1 ")));
+    }
+}
