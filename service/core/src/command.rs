@@ -1,4 +1,4 @@
-//! What is asked of an execution, and why it may be refused.
+//! The commands to an execution, and the reasons for rejecting them.
 
 use crate::error::TaskError;
 use crate::id::{ExecutionId, Namespace, StepPath};
@@ -19,20 +19,20 @@ pub enum Command {
         error: TaskError,
         worker: String,
     },
-    /// A clock that runs in the memory of the attempt's owner has run out.
+    /// One of the attempt's timeouts that the owner keeps in memory has expired.
     TimeOutTask {
         task: TaskId,
         timeout: AttemptTimeout,
         possibly_started: bool,
         worker: String,
     },
-    /// The session that held the attempt has ended.
+    /// The session that held the attempt has ended, or its worker no longer has the task.
     LoseWorker {
         task: TaskId,
         worker: String,
     },
-    /// An attempt is with a worker, or about to be: a claim from overflow, a delivery at most once, or
-    /// one that has lasted long enough to be shown.
+    /// A worker holds the attempt or is about to receive it: after a claim from overflow, for a delivery at
+    /// most once, or because the attempt has run long enough for its start to be recorded.
     RecordStart {
         task: TaskId,
         worker: String,
@@ -40,7 +40,7 @@ pub enum Command {
         at: Timestamp,
         basis: StartBasis,
     },
-    /// The owner took the task out of its queue before anybody had it.
+    /// The owner took the task out of its queue before any worker received it.
     WithdrawTask {
         task: TaskId,
     },
@@ -49,10 +49,10 @@ pub enum Command {
     },
     TerminateExecution {
         reason: String,
-        /// What the owner took out of its queue before anybody had it.
+        /// The tasks that the owner took out of its queue before any worker received them.
         unstarted: Vec<TaskId>,
     },
-    /// All parked compensations, or that of one step.
+    /// Retries all parked compensations, or only that of `step`.
     RetryCompensation {
         step: Option<StepPath>,
         reason: String,
@@ -61,12 +61,12 @@ pub enum Command {
         step: StepPath,
         reason: String,
     },
-    /// Look at the deadlines that follow from the state; one of them may have passed.
+    /// Check the deadlines that follow from the state; at least one of them may have passed.
     Wake,
 }
 
 impl Command {
-    /// The attempt that it is about, if it is about one.
+    /// The attempt that the command concerns, if it concerns one.
     pub fn task(&self) -> Option<&TaskId> {
         match self {
             Self::CompleteTask { task, .. }
@@ -91,12 +91,12 @@ pub struct StartExecution {
     pub namespace: Namespace,
     pub key: Option<String>,
     pub input: Payload,
-    /// Shorter than, or instead of, the workflow's own.
+    /// The shorter of this timeout and the workflow's own applies.
     pub timeout: Option<std::time::Duration>,
     pub trace: TraceContext,
 }
 
-/// Names one attempt, so that any node can judge what is said about it.
+/// Identifies one attempt, precisely enough for any node to judge a report about it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId {
     pub execution: ExecutionId,
@@ -107,16 +107,17 @@ pub struct TaskId {
     pub sequence: u64,
 }
 
-/// On what ground a start is recorded.
+/// The basis on which a start is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartBasis {
-    /// A worker has the attempt, or says so.
+    /// A worker holds the attempt, or claims to.
     Held,
-    /// A worker gives the attempt back: what the history says of it is read first, and stays.
+    /// A worker gives the attempt back. The node reads the history first: if another session holds the
+    /// attempt according to it, that session keeps the attempt.
     GivenBack,
-    /// The attempt is handed over once this is durable. What is delivered at most once is handed over
-    /// only if no start is on record, or if the one on record began at `unsent`: its owner knows that
-    /// no worker got it then.
+    /// The attempt will be handed over once this record is durable. An attempt that is delivered at most
+    /// once is handed over only if no start is on record, or if the recorded start has the time `unsent`:
+    /// its owner knows that no worker received the attempt then.
     HandOver { unsent: Option<Timestamp> },
 }
 
@@ -127,15 +128,15 @@ pub enum AttemptTimeout {
     Heartbeat,
 }
 
-/// A mutation's identity, remembered by the execution, so that a repeated call changes nothing.
+/// Identifies a mutation. The execution remembers it, so that repeating the call changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId {
     pub id: String,
-    /// Of the request's body: the same id with another body is an error.
+    /// Digest of the request's body. The same id with another body is an error.
     pub digest: u64,
 }
 
-/// A command that does not fit the state. It changes nothing.
+/// The reason why a command does not fit the state. A rejected command changes nothing.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Rejection {
     #[error("there is no such execution")]
@@ -154,7 +155,7 @@ pub enum Rejection {
     RequestIdReused,
     #[error("no deadline has passed")]
     NothingDue,
-    /// What is asked for would only make the history longer. Commands that end something are taken.
+    /// The command would only make the history longer. Commands that end something are still accepted.
     #[error("the history has reached its limit of {events_max} events")]
     HistoryFull { events_max: usize },
 }

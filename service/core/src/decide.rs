@@ -1,27 +1,28 @@
-//! From a command to events. Everything that Recoup ever decides about an execution is decided here
-//! and in the modules below, on the state, the plan and the arguments alone.
+//! From commands to events. Everything that Recoup decides about an execution is decided here and in the
+//! modules below, from nothing but the state, the plan and the arguments.
 //!
 //! | state | command | becomes |
 //! | --- | --- | --- |
 //! | none | start | RUNNING, first step scheduled |
 //! | RUNNING, steps | complete | next step, or `finally`, or SUCCEEDED / WARNING |
 //! | RUNNING, steps | fail, time out, lose | retry; else ignored: next step; else COMPENSATING |
-//! | RUNNING, steps | cancel | CANCELLING: live attempts have their grace |
-//! | RUNNING, steps | wake behind the deadline | COMPENSATING: live attempts have their grace |
-//! | COMPENSATING, CANCELLING, steps | last live attempt ends, or grace is over | compensation begins |
+//! | RUNNING, steps | cancel | CANCELLING: live attempts have a grace period |
+//! | RUNNING, steps | wake after the deadline | COMPENSATING: live attempts have a grace period |
+//! | COMPENSATING, CANCELLING, steps | last live attempt ends, or the grace period is over | compensation begins |
 //! | COMPENSATING, CANCELLING, compensation | complete | next compensation, in reverse order; then `finally` |
-//! | COMPENSATING, CANCELLING, compensation | fail, time out, lose | retry; else PARKED, the others go on |
-//! | any, `finally` | complete | next step of it; then the end |
-//! | any, `finally` | fail, time out, lose | retry; else recorded, and the end |
-//! | any, compensation or `finally` | wake behind the cleanup deadline | what is due is PARKED, and the end |
-//! | any but ended | terminate | TERMINATED: what was due is PARKED, nothing else runs |
-//! | ended, compensation RUNNING again | terminate | what was due is PARKED; the end stays what it was |
-//! | PARKED | retry compensation | compensation RUNNING again, ended or not |
+//! | COMPENSATING, CANCELLING, compensation | fail, time out, lose | retry; else PARKED, the others still run |
+//! | any, `finally` | complete | next step of `finally`; then the end |
+//! | any, `finally` | fail, time out, lose | retry; else the error is recorded, and the end |
+//! | any, compensation or `finally` | wake after the cleanup deadline | compensations still due are PARKED, and the end |
+//! | any but ended | terminate | TERMINATED: compensations due are PARKED, nothing else runs |
+//! | ended, compensation RUNNING again | terminate | compensations due are PARKED; the end state does not change |
+//! | PARKED | retry compensation | compensation RUNNING again, whether or not the execution has ended |
 //! | PARKED | skip compensation | DONE, when it was the last one parked |
 //! | ended | anything else | rejected |
 //!
-//! How an execution ends: FAILED, TIMED_OUT and CANCELLED follow from why the run stopped; WARNING
-//! from warnings recorded on the way; nothing that happens in the cleanup changes the original error.
+//! How an execution ends: FAILED, TIMED_OUT and CANCELLED follow from the reason why the run stopped.
+//! WARNING follows from warnings recorded on the way. Nothing that happens during cleanup changes the
+//! original error.
 
 mod attempt;
 mod cleanup;
@@ -52,9 +53,9 @@ pub use due::next_wake;
 
 use due::{Work, can_advance, next_work};
 
-/// A transition in the making: commands are decided one after the other, each on what the ones
-/// before it made of the state. It changes the state in place, and only once a command has been found
-/// to fit: a rejected one leaves every bit as it was.
+/// A transition that is being decided. Commands are decided one after the other, each on the state that the
+/// commands before it have left. The state is changed in place, but only once a command is known to fit: a
+/// rejected command leaves the state exactly as it was.
 pub struct Decider<'a> {
     plan: &'a Plan,
     /// The state with all events so far applied; none before the start.
@@ -62,27 +63,27 @@ pub struct Decider<'a> {
     events: Vec<Event>,
     now: Timestamp,
     random: Random,
-    /// Of the history that a start begins.
+    /// The format of the history that a start begins.
     format: u16,
-    /// What is due so soon may have begun.
+    /// An attempt that is due within this time may already have begun; see [`Self::doubting`].
     doubt: Duration,
-    /// Bytes of JSON that expressions have parsed.
+    /// Bytes of JSON that expressions have parsed so far.
     parsed: Cell<usize>,
-    /// Of the events.
+    /// Bytes of the events so far.
     bytes: usize,
 }
 
-/// What a [`Decider`] leaves behind.
+/// The result of a [`Decider`].
 pub struct Decided {
-    /// With all events applied; none if there is no execution and none was started.
+    /// The state with all events applied; none if there is no execution and none was started.
     pub state: Option<Box<Execution>>,
-    /// Empty if nothing changed: then the state is the one that was given.
+    /// Empty if nothing changed. The state is then the one that the decider was given.
     pub events: Vec<Event>,
 }
 
 impl<'a> Decider<'a> {
-    /// `now` is database time; where it lies behind the last transition, that one's time is taken.
-    /// `random` seeds all choices of this transition.
+    /// `now` is database time. If it is earlier than the time of the last transition, that time is used
+    /// instead. `random` seeds all random choices of this transition.
     pub fn new(state: Option<Box<Execution>>, plan: &'a Plan, now: Timestamp, random: u64) -> Self {
         let now = state.as_ref().map_or(now, |state| now.max(state.decided_at));
         let (events, random) = (Vec::new(), Random::new(random));
@@ -91,31 +92,37 @@ impl<'a> Decider<'a> {
         Self { plan, state, events, now, random, format, doubt, parsed, bytes: 0 }
     }
 
-    /// What the history of an execution that is started may hold ([`Execution::format`]); 1 otherwise. One
-    /// that is there keeps its own.
+    /// Sets the history format ([`Execution::format`]) of an execution that is started by this transition;
+    /// the default is 1. An existing execution keeps its own format.
     pub fn starting_in(self, format: u16) -> Self {
         Self { format, ..self }
     }
 
-    /// Whoever hands the attempts out does not know of this decision yet, and has a clock of his own:
-    /// an attempt that waits for a time so near may be with a worker by then.
+    /// For an execution whose attempts another node may still hand out, by its own clock and without
+    /// knowing of this decision. An attempt that is scheduled within `doubt` from now may then already be
+    /// with a worker. The default is zero.
     pub fn doubting(self, doubt: Duration) -> Self {
         Self { doubt, ..self }
     }
 
-    /// Whether nobody can have begun what is scheduled for this time.
+    /// Whether an attempt scheduled for this time cannot have begun yet.
     fn is_far(&self, scheduled_at: Timestamp) -> bool {
         scheduled_at > self.now + self.doubt
     }
 
-    /// Goes on with what an earlier transition had no room for, before any command is decided.
+    /// Continues the work for which an earlier transition had no room. To be called before any command is
+    /// decided.
     pub fn resume(&mut self) {
         if self.state.as_deref().is_some_and(can_advance) {
             self.advance();
         }
     }
 
-    /// Decides one command. Rejected, it has changed nothing.
+    /// Decides one command. If the execution remembers the request id with the same digest, the command is
+    /// accepted and changes nothing.
+    ///
+    /// # Errors
+    /// A rejected command has changed nothing.
     pub fn decide(
         &mut self,
         command: Command,
@@ -136,7 +143,8 @@ impl<'a> Decider<'a> {
         self.check_growth(&command)?;
         self.decide_new(command)?;
         if request.is_some() && self.events.len() == events {
-            // Nothing but the request would be recorded, and the next one, and so on.
+            // Without this check, repeated calls that change nothing would fill the history with request
+            // ids.
             let state = self.state();
             self.check_room(state.phase != Phase::Steps || state.state.is_ended())?;
         }
@@ -147,9 +155,10 @@ impl<'a> Decider<'a> {
         Ok(())
     }
 
-    /// Refuses what begins something anew, where the history is full. What ends something is not asked:
-    /// a run must come to its end whatever its history holds. What of it may begin something again (an
-    /// attempt that failed, a step that is next, a start that is recorded once more) asks for itself.
+    /// Rejects commands that begin something new when the history is full. Commands that end something are
+    /// always accepted, because a run must come to its end however long its history is. Where such a
+    /// command leads to something new (a retry of a failed attempt, the next step, another record of a
+    /// start), the code that begins it checks for room itself.
     fn check_growth(&self, command: &Command) -> Result<(), Rejection> {
         match command {
             Command::RetryCompensation { .. } => self.check_room(true),
@@ -174,17 +183,19 @@ impl<'a> Decider<'a> {
         Ok(())
     }
 
-    /// Whether the history has as many events as it may have while steps run, or during clean-up.
+    /// Whether the history holds as many events as it may while steps run, or, with `is_cleanup`, during
+    /// cleanup.
     fn is_full(&self, is_cleanup: bool) -> bool {
         self.state().event_count as usize >= events_max(is_cleanup)
     }
 
-    /// Bytes of JSON that this decision has parsed: most of the time that it takes, where it takes long.
+    /// Bytes of JSON that this transition has parsed. When a decision takes long, most of its time goes
+    /// into parsing.
     pub fn parsed(&self) -> usize {
         self.parsed.get()
     }
 
-    /// What has been decided, and the state after it.
+    /// The events that have been decided, and the state after them.
     pub fn finish(self) -> Decided {
         Decided { state: self.state, events: self.events }
     }
@@ -245,7 +256,7 @@ impl<'a> Decider<'a> {
         if state.cancel_reason.is_some() {
             return Ok(());
         }
-        // During cleanup, and behind the last step, it is recorded and changes nothing.
+        // During cleanup, and after the last step, the request is recorded and has no other effect.
         let stops = state.phase == Phase::Steps && !state.is_stopping();
         self.emit(Event::CancelRequested { reason: reason.clone() });
         if stops {
@@ -261,7 +272,8 @@ impl<'a> Decider<'a> {
     fn terminate(&mut self, reason: &str, unstarted: &[TaskId]) -> Result<(), Rejection> {
         let state = self.state();
         let ended = state.state.is_ended();
-        // Of an ended execution only compensations run that a person asked for: those can be stopped.
+        // Only compensations that an operator retried can still run in an ended execution. They can be
+        // terminated.
         if ended && state.compensation != CompensationState::Running {
             return Err(Rejection::ExecutionEnded(state.state));
         }
@@ -270,7 +282,7 @@ impl<'a> Decider<'a> {
         }
         let error = TaskError::builtin(builtin::TERMINATED, reason);
         if self.is_too_much_to_close(&error) {
-            // The following transitions go on from here, on whichever node.
+            // The following transitions continue from this event, on any node.
             let (cause, error) = (StopCause::Terminated, error.clone());
             let (step, grace_until, compensation_due) = (None, self.now, false);
             self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
@@ -279,19 +291,19 @@ impl<'a> Decider<'a> {
         Ok(())
     }
 
-    /// Whether what a termination ends may need more than one transition.
+    /// Whether the termination may need more than one transition.
     fn is_too_much_to_close(&self, error: &TaskError) -> bool {
         let state = self.state();
-        // What is open may have to be undone too.
+        // The steps of open attempts may have to be compensated too.
         let due = self.due_compensations().count() + state.open_attempt_count();
         let count = state.open_attempt_count() + state.ledger.unfinished_count() + due;
         let bytes = count.saturating_mul(error.size());
-        // Besides these there is the end of the compensation and of the whole.
+        // Besides these events, the compensation has a start and an end, and the execution has an end.
         self.events.len() + count + 3 > TRANSITION_EVENTS_MAX
             || self.bytes + bytes >= TRANSITION_BYTES_MAX
     }
 
-    /// Ends everything that the termination ends, as far as there is room for it.
+    /// Ends everything that a termination ends, as far as this transition has room for it.
     fn close(&mut self, error: &TaskError, unstarted: &[TaskId]) {
         if !self.close_attempts(error, unstarted) {
             return;
@@ -306,19 +318,21 @@ impl<'a> Decider<'a> {
         self.emit(Event::ExecutionEnded { state: State::Terminated, error: Some(error.clone()) });
     }
 
-    /// No further step begins; attempts that wait for their retry never start, live ones have the
-    /// grace.
+    /// Stops the run: no further step begins. Attempts that wait for their retry never start, and live
+    /// attempts have the grace period.
     fn stop_run(&mut self, cause: StopCause, error: TaskError, step: Option<StepPath>) {
         let grace_until = self.now + self.plan.cancel_grace;
         let compensation_due = self.due_compensations().next().is_some();
         self.emit(Event::RunStopped { cause, error, step, grace_until, compensation_due });
         let state = self.state();
         let waiting = state.open.scheduled_after(self.now + self.doubt);
-        // What is on record as with a worker was handed out by a clock that is ahead of this one.
+        // An attempt whose start is on record was handed out by a node whose clock is ahead of this one, so
+        // it is not withdrawn even if it is not due yet.
         let waiting = waiting
             .filter_map(|task| state.open_attempt(task))
             .filter(|open| open.attempt.started.is_none());
-        // For more than fit there is the owner, which withdraws what no worker has, and the grace.
+        // Waiting attempts beyond the room of this transition are withdrawn by the owner, which knows that
+        // no worker has them, or end with the grace period.
         let waiting = waiting.take(self.room()).map(|open| (open.path, open.task.attempt));
         let mut waiting: Vec<_> = waiting.collect();
         waiting.reverse();
@@ -327,14 +341,15 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// Ends every open attempt because of something that has nothing to do with it. Nobody has had
-    /// those that are `unstarted`. False if there are more than fit.
+    /// Ends every open attempt for a reason that lies outside the attempt itself. No worker has received
+    /// those in `unstarted`. Returns false if not all of them fit into this transition.
     fn close_attempts(&mut self, error: &TaskError, unstarted: &[TaskId]) -> bool {
         let (state, sequence) = (self.state(), self.sequence());
         let unstarted: HashSet<_> = unstarted.iter().collect();
         let open = state.open_attempts().take(self.room()).map(|open| {
             let taken_back = unstarted.contains(&state.task_id(&open));
-            // Before its time, and before it is committed, nobody gets an attempt.
+            // No attempt is handed out before its time, or before the transition that schedules it is
+            // committed.
             let is_far = self.is_far(open.attempt.scheduled_at);
             let is_early = is_far || open.attempt.sequence == sequence;
             let outcome = match open.attempt.started.is_none() && (taken_back || is_early) {
@@ -361,10 +376,12 @@ impl<'a> Decider<'a> {
         self.state().open.is_empty()
     }
 
-    /// Goes on as far as it goes without waiting: the commands change the state, this draws the
-    /// consequences, one after the other, so that no chain of them is deep. What is next follows from
-    /// the state alone. A chain that takes much is left in the middle: its state is one to wake up for
-    /// at once, on whichever node.
+    /// Does everything that follows from the state without waiting. Commands only change the state; this
+    /// loop draws the consequences one by one, so that a long chain of them needs no deep recursion. The
+    /// next piece of work follows from the state alone.
+    ///
+    /// If a chain fills the transition, it is left in the middle. The resulting state is due to be woken at
+    /// once, on any node.
     fn advance(&mut self) {
         while !self.is_spent()
             && let Some(work) = next_work(self.state())
@@ -383,20 +400,20 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// Whether this transition, and this decision's share of the thread that decides about all
-    /// executions, is used up. Further commands belong into the next transition.
+    /// Whether this transition is full, or has used its share of the thread that decides about all
+    /// executions. Further commands belong in the next transition.
     pub fn is_spent(&self) -> bool {
         self.parsed.get() >= EXPRESSION_READ_BYTES_MAX
             || self.events.len() >= TRANSITION_EVENTS_MAX
             || self.bytes >= TRANSITION_BYTES_MAX
     }
 
-    /// For how many events there is room.
+    /// How many more events this transition has room for.
     fn room(&self) -> usize {
         TRANSITION_EVENTS_MAX.saturating_sub(self.events.len())
     }
 
-    /// Of the transition that is being decided.
+    /// The sequence of the transition that is being decided.
     fn sequence(&self) -> u64 {
         self.state().sequence + u64::from(self.events.is_empty())
     }

@@ -1,8 +1,9 @@
-//! What has been decided: past tense, complete, never revised. A transition is the events of one
-//! decision; an execution's history is its transitions in order.
+//! The events that decisions produce. They are named in the past tense, are complete in themselves and are
+//! never revised. A transition is the list of events of one decision; the history of an execution is its
+//! transitions in order.
 //!
-//! An event holds every result that it needs: folding one evaluates no expression, policy, default
-//! or clock.
+//! An event carries every result that is needed to apply it: folding an event evaluates no expression,
+//! policy or default, and reads no clock.
 
 use crate::error::TaskError;
 use crate::id::{Namespace, StepPath, WorkflowName};
@@ -13,39 +14,40 @@ use crate::retry::Decision;
 use crate::state::{CompensationOutcome, CompensationState, State, TraceContext};
 use crate::time::Timestamp;
 
-/// From this format on, a history leaves out what is said already: a step that begins schedules its first
-/// attempt itself, and payloads that are those of the execution or of the last step are not repeated.
+/// The first history format that omits redundant data: [`Event::StepStarted`] schedules the first attempt
+/// itself, and a payload that equals the input of the execution or the output of a step is written as a
+/// reference to it.
 pub const TERSE: u16 = 2;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     ExecutionStarted(Box<ExecutionStarted>),
-    /// A mutation of this execution carried this request id.
+    /// A mutation of this execution carried this request id. `digest` is the digest of the request's body.
     RequestRecorded {
         request_id: String,
         digest: u64,
     },
-    /// A step began: its input is what its expressions gave then. Also that of a compensation.
+    /// A step or a compensation began. `input` is the value that its input expressions had at that moment.
     StepStarted {
         path: StepPath,
         generation: u32,
         input: PayloadSource,
-        /// None: in histories before [`TERSE`], where an event of its own follows, and where the step fails
-        /// before it has an attempt.
+        /// None in formats before [`TERSE`], where a separate [`Event::AttemptScheduled`] follows, and for
+        /// a step that failed before it had an attempt.
         first: Option<FirstAttempt>,
     },
-    /// Its `when` was false.
+    /// The step's `when` condition was false.
     StepSkipped {
         path: StepPath,
     },
-    /// From `at` on, the attempt may be handed to a worker. This transition fixes its number.
+    /// The attempt may be handed to a worker from `at` on. This event fixes the number of the attempt.
     AttemptScheduled {
         path: StepPath,
         attempt: u32,
         at: Timestamp,
     },
-    /// Recorded for attempts that have been with a worker for a while, and before the hand-over of
-    /// those that are delivered at most once.
+    /// A worker has the attempt. Recorded for attempts that have been with a worker for a while, and, for
+    /// attempts that are delivered at most once, before the hand-over.
     AttemptStarted {
         path: StepPath,
         attempt: u32,
@@ -53,9 +55,9 @@ pub enum Event {
         session: String,
         at: Timestamp,
     },
-    /// The attempt ended without a result, and this was decided.
+    /// The attempt ended without a result. The event also holds the decision that was made about a retry.
     AttemptFailed(Box<AttemptFailed>),
-    /// The attempt was taken back before any worker had it.
+    /// The attempt was taken back before any worker received it.
     AttemptWithdrawn {
         path: StepPath,
         attempt: u32,
@@ -66,62 +68,63 @@ pub enum Event {
         output: Payload,
         worker: String,
     },
-    /// No retry took the step's error.
+    /// The step failed for good: its error was neither retried nor ignored.
     StepFailed {
         path: StepPath,
         error: TaskError,
     },
-    /// The step's error was tolerated.
+    /// The step's error was ignored. With `warning`, the execution records a warning for it.
     StepIgnored {
         path: StepPath,
         error: TaskError,
         warning: bool,
     },
-    /// The last step is done; what remains is `finally`.
+    /// The last step has ended and the run has not failed. Only `finally` remains.
     RunSucceeded {
         output: PayloadSource,
     },
-    /// No further step begins. Live attempts have until `grace_until`.
+    /// No further step begins. Attempts that are still live may run until `grace_until`.
     RunStopped {
         cause: StopCause,
         error: TaskError,
         step: Option<StepPath>,
         grace_until: Timestamp,
-        /// Something that completed so far must be undone.
+        /// At least one step that took effect, or may have, must be undone.
         compensation_due: bool,
     },
     CancelRequested {
         reason: String,
     },
-    /// What must be undone, in this order. At most [`COMPENSATIONS_LISTED_MAX`] at a time: what is due
-    /// besides is listed by another such event when these have been undone or parked.
+    /// The compensations that are due, in the order in which they run. One event lists at most
+    /// [`COMPENSATIONS_LISTED_MAX`]; once these have been undone or parked, another event of this kind
+    /// lists the next ones.
     CompensationStarted {
         due: Vec<DueCompensation>,
         cleanup_deadline: Option<Timestamp>,
     },
-    /// A compensation failed for good or never ran: a person must act.
+    /// A compensation failed for good or never ran: an operator must act.
     CompensationParked {
         path: StepPath,
         error: TaskError,
     },
-    /// A person wants it tried again.
+    /// An operator asked for the compensation to be retried.
     CompensationRetried {
         path: StepPath,
         reason: String,
     },
-    /// A person took it on himself.
+    /// An operator skipped the compensation and took responsibility for the step's effects.
     CompensationSkipped {
         path: StepPath,
         reason: String,
     },
-    /// Nothing is left to undo but what is parked.
+    /// No compensation is left to run, except those that are parked.
     CompensationEnded {
         state: CompensationState,
     },
     FinallyStarted {
         cleanup_deadline: Option<Timestamp>,
     },
-    /// `finally` failed; the original error, if any, stays the error.
+    /// A step of `finally` failed. If the run itself failed, its error remains the error of the execution.
     HandlerFailed {
         path: StepPath,
         error: TaskError,
@@ -132,18 +135,19 @@ pub enum Event {
     },
 }
 
-/// A payload, or where in the history it is already. Before [`TERSE`] it is always the payload.
+/// A payload, or a reference to a payload that the history already holds. In formats before [`TERSE`] it is
+/// always [`PayloadSource::Inline`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum PayloadSource {
     Inline(Payload),
     /// The input of the execution.
     Input,
-    /// What the latest step with this path returned; null if it did not complete.
+    /// The output of the latest step with this path; null if that step did not complete.
     Output(StepPath),
 }
 
 impl PayloadSource {
-    /// The payload, if it is one of its own.
+    /// The payload, if the source holds it itself rather than refers to another one.
     pub fn inline(&self) -> Option<&Payload> {
         match self {
             Self::Inline(payload) => Some(payload),
@@ -160,17 +164,18 @@ impl PayloadSource {
     }
 }
 
-/// The first attempt of what has begun, scheduled with it.
+/// The first attempt of a step or compensation, scheduled by the event that begins it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstAttempt {
-    /// 1, but for a compensation that a person wants tried again.
+    /// 1, except for a compensation that an operator retries: its attempts keep counting.
     pub number: u32,
-    /// As in [`Event::AttemptScheduled`].
+    /// When the attempt may first be handed out, as in [`Event::AttemptScheduled`].
     pub at: Timestamp,
 }
 
 impl Event {
-    /// The attempt that it schedules: of what, its number, and from when on it may be handed to a worker.
+    /// The attempt that this event schedules: its path, its number, and the time from which it may be
+    /// handed to a worker.
     pub fn scheduled(&self) -> Option<(&StepPath, u32, Timestamp)> {
         match self {
             Self::AttemptScheduled { path, attempt, at } => Some((path, *attempt, *at)),
@@ -181,7 +186,8 @@ impl Event {
         }
     }
 
-    /// The step or the compensation of which it opens or closes an attempt, or says who has it.
+    /// The path of the step or compensation whose attempt this event opens or closes, or whose holder it
+    /// records. None for all other events.
     pub fn attempt_path(&self) -> Option<&StepPath> {
         match self {
             Self::AttemptScheduled { path, .. }
@@ -209,7 +215,7 @@ impl Event {
         }
     }
 
-    /// About how many bytes it takes in a history.
+    /// The approximate number of bytes that the event takes in a history.
     pub fn size(&self) -> usize {
         const FIXED: usize = 64;
         FIXED
@@ -252,7 +258,7 @@ pub struct ExecutionStarted {
     pub version: u32,
     pub key: Option<String>,
     pub input: Payload,
-    /// The workflow's timeout, as a point in time.
+    /// The earlier of the timeouts of the start and of the workflow, as a point in time.
     pub deadline: Option<Timestamp>,
     pub trace: TraceContext,
     /// [`Execution::format`](crate::execution::Execution::format).
@@ -266,20 +272,20 @@ pub struct AttemptFailed {
     pub error: TaskError,
     pub outcome: AttemptOutcome,
     pub decision: Decision,
-    /// Name of the worker that had it; empty if none did.
+    /// Name of the worker that held the attempt; empty if none did.
     pub worker: String,
-    /// The policy wants a success after this retry to be shown as WARNING.
+    /// The retry policy asks for a WARNING if the execution succeeds after this retry.
     pub warning: bool,
 }
 
-/// What is known of the effects of an attempt that did not complete.
+/// What is known about the effects of an attempt that did not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// A worker reported the error.
+    /// A worker reported the error, so the attempt ended there.
     Known,
-    /// It may have taken effect: it timed out, was lost, or was cancelled while it ran.
+    /// The attempt may have taken effect: it timed out, was lost, or was cancelled while it ran.
     Unknown,
-    /// No worker ever had it.
+    /// No worker ever received the attempt.
     NotStarted,
 }
 
@@ -289,8 +295,8 @@ pub enum StopCause {
     Failed,
     TimedOut,
     Cancelled,
-    /// Nothing is waited for or undone. Recorded only where the termination does not fit into one
-    /// transition: it is what the following ones go on from.
+    /// The execution was terminated: live attempts are not waited for, and nothing is undone. Recorded only
+    /// when the termination does not fit into one transition; the following transitions continue from it.
     Terminated,
 }
 

@@ -1,7 +1,9 @@
-//! The state of an execution: what its events fold to. It is independent of the definition, and a
-//! tree of nodes, of which a task is one kind. Whatever is asked for at each decision is kept beside the
-//! nodes by the fold: counters per scope, open attempts in their orders, the ledger of effects, the
-//! weight. No decision walks all nodes.
+//! The state of an execution: the fold of its events. It does not depend on the definition. It is a tree of
+//! nodes, and tasks are one kind of node.
+//!
+//! Values that every decision needs are kept up to date by the fold, beside the nodes: counters per scope,
+//! open attempts in the orders in which they are needed, the ledger of effects, and the weight. No decision
+//! walks all nodes.
 
 mod ledger;
 mod nodes;
@@ -28,17 +30,17 @@ use crate::payload::Payload;
 use crate::retry::DecidedBy;
 use crate::time::Timestamp;
 
-/// How many request ids of mutations an execution remembers.
+/// How many request ids of mutations an execution remembers; the oldest ones are dropped.
 pub const REQUESTS_MAX: usize = 32;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Execution {
     pub id: ExecutionId,
-    /// Of the last transition folded; the next one appends at `sequence + 1`.
+    /// Sequence of the last transition folded; the next transition is appended at `sequence + 1`.
     pub sequence: u64,
-    /// Events folded, against the limit of a history.
+    /// Number of events folded so far, which counts against the limit of a history.
     pub event_count: u32,
-    /// When the last transition was decided: event times never go back.
+    /// When the last transition was decided. A later transition never has an earlier time.
     pub decided_at: Timestamp,
 
     pub namespace: Namespace,
@@ -47,8 +49,8 @@ pub struct Execution {
     pub key: Option<String>,
     pub input: Payload,
     pub trace: TraceContext,
-    /// What its history may hold: events are written as this format has them, and stay so to the end. What
-    /// formats there are, the store says.
+    /// The format of the execution's history. It is fixed at the start and never changes, and every event
+    /// is written as this format defines. The store lists the formats.
     pub format: u16,
     pub started_at: Timestamp,
     pub deadline: Option<Timestamp>,
@@ -64,22 +66,22 @@ pub struct Execution {
     pub output: Option<Payload>,
     /// Why the run stopped, if it did not succeed.
     pub stop: Option<Stop>,
-    /// The error of a termination that takes more than one transition, until the last of them.
+    /// The error of a termination that needs more than one transition; unset again by the last of them.
     pub termination: Option<TaskError>,
-    /// The first request to cancel.
+    /// The reason given by the first request to cancel.
     pub cancel_reason: Option<String>,
     pub cleanup_deadline: Option<Timestamp>,
     pub warnings: Vec<Warning>,
     pub ended_at: Option<Timestamp>,
-    /// Of an ended execution.
+    /// The error with which the execution ended, if it did not succeed.
     pub error: Option<TaskError>,
 
     pub requests: VecDeque<(String, u64)>,
-    /// Bytes; see [`Execution::weight`].
+    /// Approximate bytes of memory; see [`Execution::weight`].
     pub(crate) weight: usize,
 }
 
-/// What runs.
+/// The part of an execution that is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Steps,
@@ -94,7 +96,7 @@ pub struct Stop {
     pub error: TaskError,
     /// The step whose failure stopped the run.
     pub step: Option<StepPath>,
-    /// Live attempts are waited for until then.
+    /// How long live attempts are waited for.
     pub grace_until: Timestamp,
 }
 
@@ -114,20 +116,22 @@ pub enum WarningKind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub path: StepPath,
-    /// Where it stands, as its path says.
+    /// The scope in which the step stands, which follows from its path.
     pub scope: Scope,
     pub generation: u32,
     pub kind: NodeKind,
     pub state: NodeState,
-    /// Place in the order of completions and unknown ends; compensation goes in reverse.
+    /// The node's place in the order in which steps completed or ended with an unknown outcome.
+    /// Compensation runs in the reverse of this order.
     pub closing: Option<u32>,
 }
 
-/// Branches, loops, waits and children become further kinds, some of which hold blocks.
+/// Branches, loops, waits and child executions will be further kinds. Some of them will contain blocks of
+/// steps.
 #[allow(clippy::large_enum_variant, reason = "almost every node is a task")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeKind {
-    /// Skipped before it was anything else.
+    /// The step was skipped, so it never had any work.
     Skipped,
     Task(Task),
 }
@@ -142,38 +146,38 @@ pub enum NodeState {
     Failed {
         error: TaskError,
     },
-    /// Failed, and tolerated.
+    /// The step failed, and its error was ignored.
     Ignored {
         error: TaskError,
     },
-    /// Ended because the run did.
+    /// The step was ended because the run ended.
     Cancelled,
 }
 
-/// The work of one step, across its attempts.
+/// The work of one step or compensation, across all its attempts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     pub input: Payload,
     pub first_scheduled_at: Timestamp,
-    /// Attempts made before a person asked for more: they do not count against the policy.
+    /// Attempts made before an operator asked for a retry. They do not count against the retry policy.
     pub attempts_before: u32,
     /// Number of the latest attempt.
     pub attempt: u32,
     /// The latest attempt, while it is open.
     pub open: Option<OpenAttempt>,
-    /// Decisions to retry, by who made them.
+    /// How many retries were decided, by which rule or default decided them.
     pub decided: Vec<(DecidedBy, u32)>,
-    /// Of the latest attempt that ended, if it ended so.
+    /// The error of the latest attempt that ended, if it ended with one.
     pub last_error: Option<TaskError>,
-    /// An attempt ended with unknown outcome: it may have taken effect.
+    /// At least one attempt ended with an unknown outcome, so the task may have taken effect.
     pub unknown: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpenAttempt {
-    /// Of the transition that scheduled it.
+    /// Sequence of the transition that scheduled the attempt.
     pub sequence: u64,
-    /// From then on it may be handed out.
+    /// The time from which the attempt may be handed out.
     pub scheduled_at: Timestamp,
     pub started: Option<Started>,
 }
@@ -192,7 +196,7 @@ pub struct Compensation {
     pub generation: u32,
     pub outcome: CompensationOutcome,
     pub state: CompensationStepState,
-    /// Set once it began.
+    /// Set once the compensation has begun.
     pub task: Option<Task>,
 }
 
@@ -200,7 +204,7 @@ pub struct Compensation {
 pub enum CompensationStepState {
     Due,
     Running,
-    /// The output tells a repeated report from another one.
+    /// Keeps the output, to tell a repeated report of the same result from a different one.
     Done {
         output: Payload,
     },
@@ -220,7 +224,7 @@ impl Node {
         }
     }
 
-    /// What the step returned, if it completed.
+    /// The output of the step, if it completed.
     pub fn output(&self) -> Option<&Payload> {
         match &self.state {
             NodeState::Completed { output } => Some(output),
@@ -228,7 +232,7 @@ impl Node {
         }
     }
 
-    /// The error that the step failed with, tolerated or not.
+    /// The error with which the step failed, whether or not it was ignored.
     pub fn error(&self) -> Option<&TaskError> {
         match &self.state {
             NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
@@ -237,7 +241,7 @@ impl Node {
     }
 }
 
-/// An attempt that a worker may have or get.
+/// An attempt that a worker holds or may be given.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Open<'a> {
     pub path: StepPath,
@@ -246,23 +250,23 @@ pub struct Open<'a> {
 }
 
 impl Execution {
-    /// Whether something remains to be done without a person: an ended execution may still be
-    /// compensating, because a person asked for it.
+    /// Whether work remains that needs no operator. This may be true of an ended execution: it compensates
+    /// again after an operator has retried a parked compensation.
     pub fn is_active(&self) -> bool {
         !self.state.is_ended() || self.compensation == CompensationState::Running
     }
 
-    /// Whether the execution takes no further step, only ends those that run.
+    /// Whether the execution begins no further step and only ends the steps that are running.
     pub fn is_stopping(&self) -> bool {
         self.stop.is_some() || self.termination.is_some()
     }
 
-    /// The steps that have begun, those of `finally` excepted, in the order of their start.
+    /// The steps that have begun, in the order of their start, without those of `finally`.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &Node> {
         self.nodes.iter().filter(|node| !self.nodes.is_finally(node))
     }
 
-    /// What an event refers to.
+    /// Resolves the payload that an event holds or refers to.
     pub fn payload(&self, source: &PayloadSource) -> Payload {
         match source {
             PayloadSource::Inline(payload) => payload.clone(),
@@ -279,17 +283,17 @@ impl Execution {
         self.nodes.iter().filter(|node| self.nodes.is_finally(node))
     }
 
-    /// A node of the steps or of `finally`.
+    /// The node of a step, including the steps of `finally`.
     pub fn node(&self, path: &StepPath) -> Option<&Node> {
         self.nodes.find(path).map(|id| self.nodes.get(id))
     }
 
-    /// How many steps of a scope have begun and run.
+    /// How many steps of a scope have begun, and how many of these are running.
     pub fn counters(&self, scope: &Scope) -> Counters {
         self.nodes.counters(scope)
     }
 
-    /// What was found to be due for compensation, in that order.
+    /// The compensations that have been listed as due, in the order in which they run.
     pub fn compensations(&self) -> &[Compensation] {
         self.ledger.compensations()
     }
@@ -298,7 +302,7 @@ impl Execution {
         self.ledger.find(step).map(|index| self.ledger.get(index))
     }
 
-    /// The task at a path, be it a step's or a compensation's.
+    /// The task at a path, which may be the path of a step or of a compensation.
     pub fn task(&self, path: &StepPath) -> Option<&Task> {
         match path.compensated() {
             Some(step) => self.compensation_of(&step)?.task.as_ref(),
@@ -306,7 +310,7 @@ impl Execution {
         }
     }
 
-    /// Every open attempt, in the order of the tree.
+    /// Every open attempt: first those of steps in the order of their start, then those of compensations.
     pub fn open_attempts(&self) -> impl DoubleEndedIterator<Item = Open<'_>> {
         self.open.tasks().filter_map(|task| self.open_attempt(task))
     }
@@ -315,7 +319,7 @@ impl Execution {
         self.open.len()
     }
 
-    /// When the first of the open attempts may be handed out.
+    /// The earliest time at which one of the open attempts may be handed out.
     pub fn first_scheduled(&self) -> Option<Timestamp> {
         self.open.first_scheduled()
     }
@@ -340,7 +344,7 @@ impl Execution {
         Some(Open { path, task, attempt: task.open.as_ref()? })
     }
 
-    /// Who the history says has an open attempt.
+    /// The worker that holds an open attempt according to the history.
     pub fn started(&self, id: &TaskId) -> Option<&Started> {
         let task = self.task(&id.path)?;
         let open = task.open.as_ref()?;
@@ -359,9 +363,11 @@ impl Execution {
         }
     }
 
-    /// The same for every attempt of a step: what a worker hands to those that it calls, so that
-    /// effects happen once. Execution, step path and generation; a compensation's is that of its
-    /// step and `/compensate`.
+    /// The idempotency key of a step or compensation, which is the same for all its attempts. A worker
+    /// passes it to the services that it calls, so that they can deduplicate side effects.
+    ///
+    /// The key has the form `<execution>/<step path>/<generation>`. For a compensation it is the key of the
+    /// step followed by `/compensate`.
     pub fn idempotency_key(&self, path: &StepPath) -> String {
         match path.compensated() {
             Some(step) => {

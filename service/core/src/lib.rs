@@ -1,5 +1,5 @@
-//! The rules of Recoup, pure: no clock, no randomness, no I/O. Time, ids and randomness arrive as
-//! arguments; what is decided leaves as data.
+//! The rules of Recoup, as pure code: no clock, no randomness, no I/O. Time, ids and random numbers are
+//! passed in as arguments, and decisions are returned as data.
 //!
 //! # Map
 //!

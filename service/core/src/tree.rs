@@ -1,9 +1,10 @@
-//! Where the steps of a definition stand: an arena of nodes and of the scopes that they form, known
-//! before any expression is compiled. Paths resolve to a node and the keys of the items around it, and
-//! back; what an expression may read follows from its place. No function here searches.
+//! The places of the steps in a definition: an arena of nodes and of the scopes that they form, built
+//! before any expression is compiled. A path resolves to a node and the keys of the items around it, and
+//! the reverse. Which steps an expression may read follows from its place. No function here searches all
+//! steps.
 //!
-//! A scope is a list of steps that run one after the other: the workflow's `steps`, its `finally`, and
-//! with further kinds of steps the lists inside of a step.
+//! A scope is a list of steps that run one after the other: the workflow's `steps`, its `finally`, and,
+//! once there are further kinds of steps, the lists inside a step.
 
 use std::collections::HashMap;
 
@@ -30,7 +31,7 @@ impl PlanNodeId {
     }
 }
 
-/// A place in a scope: where the step with this position stands, or behind the last one.
+/// A place in a scope: that of the step at this position, or the place after the last step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub scope: ScopeId,
@@ -38,7 +39,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Behind all steps of a scope.
+    /// The place after all steps of a scope.
     pub fn end_of(scope: ScopeId) -> Self {
         Self { scope, position: usize::MAX }
     }
@@ -48,9 +49,9 @@ impl Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
     Visible,
-    /// It stands in the same scope, or in one around it, and comes later.
+    /// The step stands in the same scope or in one around it, and comes later.
     Later,
-    /// It stands inside of a step that is not around the place.
+    /// The step stands inside a step that does not surround the place.
     Hidden,
 }
 
@@ -62,9 +63,9 @@ struct Node {
 
 #[derive(Debug)]
 struct Scope {
-    /// The step that the scope is a part of.
+    /// The step that contains the scope; none for `steps` and `finally`.
     owner: Option<PlanNodeId>,
-    /// What can be read there can be read in the scope.
+    /// The surrounding place: every step that can be read there can also be read in this scope.
     outer: Option<Place>,
     /// The scope runs once per item of its owner, and paths name the item.
     is_keyed: bool,
@@ -87,7 +88,8 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// Adds a step at the end of a scope. Where the id is taken, it stays that of the first step.
+    /// Adds a step at the end of a scope. If the id is already taken, it continues to name the first step
+    /// that had it.
     pub fn add_step(&mut self, scope: ScopeId, id: StepId) -> PlanNodeId {
         let node = PlanNodeId(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX));
         let steps = &mut self.scopes[scope.0 as usize].steps;
@@ -98,7 +100,7 @@ impl Tree {
         node
     }
 
-    /// Adds a scope inside of a step: what is visible to the step is visible there.
+    /// Adds a scope inside a step. Every step that `owner` can read can also be read in the new scope.
     pub fn add_scope(&mut self, owner: PlanNodeId, is_keyed: bool) -> ScopeId {
         let scope = ScopeId(u32::try_from(self.scopes.len()).unwrap_or(u32::MAX));
         let outer = Some(self.place(owner));
@@ -106,7 +108,7 @@ impl Tree {
         scope
     }
 
-    /// The step with an id: ids are unique in a workflow.
+    /// The step with this id; ids are unique within a workflow.
     pub fn find(&self, id: &str) -> Option<PlanNodeId> {
         self.by_id.get(id).copied()
     }
@@ -119,7 +121,7 @@ impl Tree {
         self.nodes[node.index()].place
     }
 
-    /// The step around a step.
+    /// The step that contains a step; none for a step of the workflow itself.
     pub fn parent(&self, node: PlanNodeId) -> Option<PlanNodeId> {
         self.scope(self.place(node).scope).owner
     }
@@ -129,8 +131,8 @@ impl Tree {
         &self.scope(scope).steps
     }
 
-    /// Whether what stands at the place may read what the step gave: earlier steps of its scope and of
-    /// those around it.
+    /// Whether an expression at a place may read the result of a step. It may read the earlier steps of its
+    /// own scope and of the scopes around it.
     pub fn sight(&self, from: Place, node: PlanNodeId) -> Sight {
         let target = self.place(node);
         let mut here = Some(from);
@@ -145,9 +147,9 @@ impl Tree {
     }
 
     /// The node that a path names, and the keys of the items around it, outermost first. None if the
-    /// definition has no such step there.
+    /// definition has no such step at that place.
     pub fn resolve(&self, path: &StepPath) -> Option<(PlanNodeId, Vec<ItemKey>)> {
-        // Almost every path is that of a step outside of blocks.
+        // Almost every path names a step that stands inside no other step.
         if let Some(node) = self.find(path.as_str())
             && self.parent(node).is_none()
         {
@@ -169,8 +171,8 @@ impl Tree {
         self.parent(inner).is_none().then_some((found, keys))
     }
 
-    /// The path of a node among these items, outermost first. None if there are more or fewer of them
-    /// than loops around the node.
+    /// The path of a node within these items, outermost first. None if the number of keys differs from the
+    /// number of loops around the node.
     pub fn path(&self, node: PlanNodeId, keys: &[ItemKey]) -> Option<StepPath> {
         let mut keys = keys.iter().rev();
         let mut segments = vec![Segment { step: self.id(node).as_str(), key: None }];
@@ -208,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// `a`, `lines` [ `pack` { `wrap`, `seal` }, `ship` ], `b`; finally `tidy`.
+    /// Steps `a`, `lines` [ `pack` { `wrap`, `seal` }, `ship` ], `b`; finally `tidy`.
     fn tree() -> Tree {
         let mut tree = Tree::default();
         tree.add_step(ScopeId::STEPS, "a".into());
@@ -279,7 +281,8 @@ mod tests {
         assert_eq!(children(ScopeId::FINALLY).collect::<Vec<_>>(), ["tidy"]);
     }
 
-    /// Trees of any shape: each step stands in a scope made before it, and may get scopes of its own.
+    /// Trees of any shape: each step stands in a scope that was added before it, and may get a scope of its
+    /// own.
     fn trees() -> impl Strategy<Value = Tree> {
         let step = (any::<prop::sample::Index>(), proptest::option::of(any::<bool>()));
         proptest::collection::vec(step, 1..30).prop_map(|steps| {

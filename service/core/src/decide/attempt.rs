@@ -1,5 +1,7 @@
-//! How attempts end, and what follows. Every way in which one can fail comes through
-//! [`Decider::end_attempt`]: the failure path has one door.
+//! How attempts end, and what follows from it. Every attempt that fails goes through
+//! [`Decider::end_attempt`], whatever made it fail. Only attempts that are cut off by the end of a grace
+//! period, of the cleanup or of the execution are closed without a decision about a retry, by
+//! [`Decider::close_attempts`].
 
 use super::Decider;
 use crate::command::{AttemptTimeout, Rejection, StartBasis, TaskId};
@@ -23,7 +25,7 @@ impl Decider<'_> {
         worker: String,
     ) -> Result<(), Rejection> {
         if let Err(rejection) = self.check_open(task) {
-            // The same result once more: its answer was lost.
+            // The worker reports the same result again because it did not receive the answer.
             return if self.is_recorded(task, &output) { Ok(()) } else { Err(rejection) };
         }
         let TaskId { path, attempt, .. } = task.clone();
@@ -39,7 +41,7 @@ impl Decider<'_> {
         worker: String,
     ) -> Result<(), Rejection> {
         if let Err(rejection) = self.check_open(task) {
-            // As for a result.
+            // The worker repeats its report, as in `complete`.
             return if self.is_recorded_error(task, &error) { Ok(()) } else { Err(rejection) };
         }
         self.end_attempt(&task.path, task.attempt, error, outcome, worker);
@@ -91,8 +93,8 @@ impl Decider<'_> {
         let TaskId { path, attempt, .. } = task.clone();
         if let Some(started) = started {
             let is_bare = worker.is_empty() && session.is_empty();
-            // The same session once more, at another time: its worker has come to another node,
-            // and with this transition that one becomes the owner.
+            // The same session with another time means that its worker has moved to another node. The start
+            // is then recorded again, because this transition makes that node the owner.
             if !is_bare && started.session == session && started.at == at {
                 return Ok(());
             }
@@ -103,18 +105,20 @@ impl Decider<'_> {
             if !is_bare && self.plan.is_at_most_once(&task.path) && !may_replace {
                 return Err(Rejection::AttemptClosed);
             }
-            // The first start of an attempt is recorded at any length of the history, later ones are not.
+            // The first start of an attempt is recorded however long the history is. Further starts need
+            // room.
             let is_cleanup = path.compensated().is_some() || self.state().phase != Phase::Steps;
             if let Err(full) = self.check_room(is_cleanup) {
                 return match basis {
                     StartBasis::Held | StartBasis::GivenBack => Err(full),
-                    // It can be handed over no more, so nobody will bring its result.
+                    // The attempt cannot be handed over any more, so no worker will report its result.
                     StartBasis::HandOver { .. } => self.lose(task, started.worker),
                 };
             }
             if is_bare {
-                // A bare heartbeat says only that the attempt goes on, with whoever has it: it is
-                // written so that the node that heard it becomes the owner.
+                // A bare heartbeat (without worker and session) only says that the attempt is still
+                // running, whichever worker holds it. The recorded start is written again so that the node
+                // that received the heartbeat becomes the owner.
                 let Started { worker, session, at } = started;
                 self.emit(Event::AttemptStarted { path, attempt, worker, session, at });
                 return Ok(());
@@ -124,7 +128,8 @@ impl Decider<'_> {
         Ok(())
     }
 
-    /// Of use only when the run ends: an attempt of a run that goes on stays.
+    /// Withdraws an attempt that no worker has. Accepted only while the run is stopping; otherwise the
+    /// attempt stays open.
     pub(super) fn withdraw(&mut self, task: &TaskId) -> Result<(), Rejection> {
         self.check_open(task)?;
         let state = self.state();
@@ -137,13 +142,14 @@ impl Decider<'_> {
         Ok(())
     }
 
-    /// An expression failed before there was anything to hand out.
+    /// Ends an attempt whose expressions failed, so that there was nothing to hand out.
     pub(super) fn fail_unstarted(&mut self, path: &StepPath, error: TaskError) {
         let attempt = self.state().task(path).map_or(1, |task| task.attempt + 1);
         self.end_attempt(path, attempt, error, AttemptOutcome::NotStarted, String::new());
     }
 
-    /// The door of the failure path: decides about a retry, records it, and does what follows.
+    /// Ends a failed attempt, whatever made it fail: decides about a retry, records the attempt together
+    /// with that decision, and does what follows from it.
     pub(super) fn end_attempt(
         &mut self,
         path: &StepPath,
@@ -199,7 +205,8 @@ impl Decider<'_> {
         }
     }
 
-    /// What makes an error final that would not be so by itself.
+    /// Turns an error that could be retried into a final one, if the attempt may not be repeated or the
+    /// history is full.
     fn escalate(
         &self,
         plan: &TaskPlan,
@@ -219,7 +226,7 @@ impl Decider<'_> {
         TaskError { cause: Some(Box::new(error)), ..escalated }
     }
 
-    /// The earliest deadline that binds the attempts of a task.
+    /// The earliest deadline that applies to the attempts of a task.
     fn attempt_deadline(&self, path: &StepPath, plan: &TaskPlan, task: &Task) -> Option<Timestamp> {
         let state = self.state();
         let own = plan.schedule_to_close.map(|timeout| task.first_scheduled_at + timeout);
@@ -243,9 +250,9 @@ impl Decider<'_> {
         open.map(|_| ()).ok_or(Rejection::AttemptClosed)
     }
 
-    /// Whether this is what ended the attempt, and nothing but the next attempt has come since.
+    /// Whether this error ended the attempt, and at most the next attempt has been scheduled since.
     fn is_recorded_error(&self, id: &TaskId, error: &TaskError) -> bool {
-        // The nodes are those of the latest run.
+        // The nodes are those of the latest run, so an attempt of an earlier run is not found.
         let of_run = |_: &&Task| id.run == self.state().run;
         let Some(task) = self.state().task(&id.path).filter(of_run) else {
             return false;
@@ -253,7 +260,7 @@ impl Decider<'_> {
         let failed =
             if task.open.is_some() { task.attempt.saturating_sub(1) } else { task.attempt };
         let recorded = task.last_error.as_ref().filter(|_| failed == id.attempt);
-        // An escalated error has the reported one as its cause.
+        // An error that was made final has the reported error as its cause.
         recorded.is_some_and(|recorded| {
             recorded == error || recorded.cause.as_deref().is_some_and(|cause| cause == error)
         })

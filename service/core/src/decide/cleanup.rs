@@ -1,4 +1,4 @@
-//! Undoing what was done: compensation, in reverse order, and what persons decide about it.
+//! Compensation: undoing steps in reverse order, and the operators' decisions about parked compensations.
 
 use super::Decider;
 use crate::command::Rejection;
@@ -11,14 +11,14 @@ use crate::payload::Payload;
 use crate::time::Timestamp;
 
 impl Decider<'_> {
-    /// The run has stopped and nothing of it lives any more.
+    /// Begins the cleanup, once the run has stopped and none of its attempts is live.
     pub(super) fn begin_cleanup(&mut self) {
         if !self.plan_compensation() {
             self.begin_finally();
         }
     }
 
-    /// Records what must be undone; false if there is nothing.
+    /// Records the compensations that are due; returns false if there are none.
     pub(super) fn plan_compensation(&mut self) -> bool {
         if self.list_due() {
             return true;
@@ -29,8 +29,8 @@ impl Decider<'_> {
         false
     }
 
-    /// Records the next steps that must be undone, as many as an event may list; false if there are
-    /// none.
+    /// Records the next compensations that are due, as many as one event may list; returns false if there
+    /// are none.
     fn list_due(&mut self) -> bool {
         let due: Vec<_> = self.due_compensations().take(COMPENSATIONS_LISTED_MAX).collect();
         if due.is_empty() {
@@ -41,7 +41,8 @@ impl Decider<'_> {
         true
     }
 
-    /// Steps that completed, or may have taken effect, and are not listed yet: the last one first.
+    /// The steps that must be compensated and are not listed yet, the latest first. These are the steps
+    /// that completed and, unless the definition opts out, those that may have taken effect.
     pub(super) fn due_compensations(&self) -> impl Iterator<Item = DueCompensation> {
         self.state().ledger.unlisted().filter_map(|effect| {
             let compensate = self.plan.step(&effect.step)?.compensate.as_ref()?;
@@ -55,7 +56,8 @@ impl Decider<'_> {
         })
     }
 
-    /// Begins the next compensation, or ends the whole behind the last one; none runs.
+    /// Begins the next compensation, or ends the compensation as a whole after the last one. To be called
+    /// while no compensation is running.
     pub(super) fn advance_compensation(&mut self) {
         let Some(next) = self.state().ledger.next_due() else {
             if !self.list_due() {
@@ -93,7 +95,8 @@ impl Decider<'_> {
         Ok(task.map_or_else(Payload::null, |task| task.input.clone()))
     }
 
-    /// Whatever is still due or runs becomes a person's matter. False if there is more than fits.
+    /// Parks every compensation that is still due or running, so that it is left to an operator. Returns
+    /// false if not all of them fit into this transition.
     pub(super) fn park_remaining(&mut self, error: &TaskError) -> bool {
         if self.state().compensation != CompensationState::Running {
             return true;
@@ -142,7 +145,7 @@ impl Decider<'_> {
             return Err(Rejection::NotParked);
         }
         self.emit(Event::CompensationSkipped { path: step.clone(), reason });
-        // While others run, their end says how it went.
+        // While other compensations run, the end of the last one decides the state of the compensation.
         if self.state().compensation == CompensationState::Parked
             && self.state().ledger.parked().len() == 0
         {
@@ -151,7 +154,8 @@ impl Decider<'_> {
         Ok(())
     }
 
-    /// The parked compensation of a step, or all, as many as one transition takes.
+    /// The given step if its compensation is parked. Without a step, all parked compensations, as many as
+    /// one transition has room for.
     fn parked(&self, step: Option<&StepPath>) -> Vec<StepPath> {
         let state = self.state();
         let Some(step) = step else {
@@ -164,7 +168,7 @@ impl Decider<'_> {
         parked.map(|parked| parked.step.clone()).into_iter().collect()
     }
 
-    /// One deadline for the whole cleanup, from its beginning.
+    /// The deadline of the whole cleanup, which is fixed when the cleanup begins.
     pub(super) fn cleanup_deadline(&self) -> Option<Timestamp> {
         let begun = self.state().cleanup_deadline;
         begun.or_else(|| self.plan.cleanup_timeout.map(|timeout| self.now + timeout))

@@ -1,18 +1,18 @@
-//! What follows from the state without a command: the deadlines that it waits for, and the work that
-//! waits for nothing.
+//! The consequences of a state that need no command: the deadlines for which it waits, and the work that
+//! can be done at once.
 
 use crate::execution::{CompensationState, Execution, Phase, Scope};
 use crate::id::StepPath;
 use crate::plan::Plan;
 use crate::time::Timestamp;
 
-/// A point in time that the state waits for.
+/// What is due at a point in time for which the state waits.
 pub(super) enum Deadline {
-    /// A decision was left in the middle of what follows from it.
+    /// Earlier decisions left work unfinished, which continues at once.
     Advance,
     /// The workflow's timeout.
     Execution,
-    /// Live attempts of a run that stopped have had their grace.
+    /// The grace period of the live attempts of a stopped run is over.
     Grace,
     Cleanup,
     ScheduleToClose {
@@ -21,8 +21,8 @@ pub(super) enum Deadline {
     },
 }
 
-/// When the earliest deadline strikes that follows from the state. Clocks of attempts that run from
-/// their hand-over are not among them: they live with whoever handed the attempt out.
+/// The earliest deadline that follows from the state. Timeouts that run from an attempt's hand-over are not
+/// included: the node that handed out the attempt keeps them.
 pub fn next_wake(state: &Execution, plan: &Plan) -> Option<Timestamp> {
     deadlines(state, plan).map(|(at, _)| at).min()
 }
@@ -44,8 +44,9 @@ pub(super) fn deadlines<'a>(
     };
     let bounds_attempts =
         !terminates && (ended || state.phase != Phase::Steps || stopping.is_none());
-    // Either all that are open, or of each step with such a timeout the one that began first, whichever
-    // are fewer: the others of that step have more time.
+    // If there are more open attempts than steps with `schedule_to_close`, look only at the task of each
+    // such step that was scheduled first: the others of that step have more time. Otherwise look at every
+    // open attempt.
     let timed = plan.timed();
     let by_step = state.open.len() > timed.len();
     let each = (bounds_attempts && !by_step).then(|| state.open.tasks());
@@ -61,24 +62,24 @@ pub(super) fn deadlines<'a>(
     left.into_iter().chain(whole).chain(attempts)
 }
 
-/// What follows from the state without waiting.
+/// Work that follows from the state and need not wait.
 #[derive(Clone, Copy)]
 pub(super) enum Work {
-    /// End what the termination has not ended yet.
+    /// End whatever the termination has not ended yet.
     Terminate,
-    /// Begin the next compensation, or end the whole.
+    /// Begin the next compensation, or end the compensation as a whole after the last one.
     Compensation,
-    /// Everything has stopped: undo it.
+    /// Everything has stopped: begin the cleanup.
     Cleanup,
-    /// Begin the next of the workflow's steps, or see that there is none.
+    /// Begin the next of the workflow's steps, or find that there is none.
     Steps,
     BeginFinally,
-    /// Begin the next step of `finally`, or see that there is none.
+    /// Begin the next step of `finally`, or find that there is none.
     Finally,
 }
 
-/// The one thing that is to be done next; none if everything waits for something. It takes the same
-/// time however many steps there are.
+/// The next piece of work; none if the state waits for an attempt or a deadline. The cost does not depend
+/// on the number of steps.
 pub(super) fn next_work(state: &Execution) -> Option<Work> {
     if state.termination.is_some() {
         return Some(Work::Terminate);
@@ -98,7 +99,8 @@ pub(super) fn next_work(state: &Execution) -> Option<Work> {
     }
 }
 
-/// Whether a decision was left in the middle of what follows from it.
+/// Whether the state has work that can be done without waiting, because an earlier decision left it
+/// unfinished.
 pub(super) fn can_advance(state: &Execution) -> bool {
     next_work(state).is_some()
 }

@@ -1,4 +1,4 @@
-//! Steps, one after the other, and `finally`.
+//! The steps of the workflow, one after the other, and those of `finally`.
 
 use super::Decider;
 use super::attempt::HISTORY_FULL;
@@ -12,13 +12,13 @@ use crate::payload::Payload;
 use crate::plan::{Plan, StepKind, StepPlan};
 use crate::tree::ScopeId;
 
-/// What a step does when its turn comes.
+/// What happens to a step when its turn comes.
 enum Turn {
     Skip,
     Begin { input: PayloadSource },
 }
 
-/// Whether a scope has a next step.
+/// Whether a scope had a next step.
 #[derive(PartialEq, Eq)]
 enum Progress {
     Made,
@@ -26,7 +26,7 @@ enum Progress {
 }
 
 impl<'a> Decider<'a> {
-    /// Begins the next of the workflow's steps; none of them runs.
+    /// Begins the next of the workflow's steps. To be called while none of them is running.
     pub(super) fn run_steps(&mut self) {
         if self.run_next(Scope::Steps, ScopeId::STEPS) == Progress::Done {
             self.succeed();
@@ -39,14 +39,15 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// Begins the step behind those that have begun, be it only to skip it.
+    /// Begins or skips the step after the last one that has begun.
     fn run_next(&mut self, scope: Scope, planned: ScopeId) -> Progress {
         let plan: &'a Plan = self.plan;
         let mut position = self.state().counters(&scope).begun as usize;
         let step = loop {
             match plan.step_at(planned, position) {
                 None => return Progress::Done,
-                // A definition that was accepted with an id twice runs its first step only.
+                // A definition that was accepted although two steps have the same id runs only the first of
+                // them.
                 Some(step) if self.state().node(&step.path).is_some() => position += 1,
                 Some(step) => break step,
             }
@@ -71,7 +72,7 @@ impl<'a> Decider<'a> {
         Progress::Made
     }
 
-    /// Evaluates what decides about a step's beginning.
+    /// Evaluates the step's `when` and its input.
     fn turn(&self, step: &StepPlan) -> Result<Turn, TaskError> {
         let variables = self.variables();
         if let Some(when) = &step.when
@@ -87,7 +88,8 @@ impl<'a> Decider<'a> {
         Ok(Turn::Begin { input })
     }
 
-    /// As the history has a payload: only a terse one says where it is already.
+    /// The payload in the form in which the history's format writes it: only formats from [`TERSE`] on
+    /// refer to payloads that the history already holds.
     fn as_written(&self, source: PayloadSource) -> PayloadSource {
         match self.state().format {
             TERSE.. => source,
@@ -95,7 +97,7 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// A step or a compensation begins, and its first attempt is scheduled.
+    /// Begins a step or a compensation and schedules its first attempt.
     pub(super) fn begin(
         &mut self,
         path: StepPath,
@@ -112,7 +114,7 @@ impl<'a> Decider<'a> {
         self.emit(Event::AttemptScheduled { path, attempt, at });
     }
 
-    /// No retry takes the step's error: it is tolerated, or it is a failure.
+    /// Handles an error that is not retried: it is ignored, or the step has failed for good.
     pub(super) fn fail_step(&mut self, path: StepPath, error: TaskError) {
         let step = self.plan.step(&path);
         let ignore = step.is_some_and(|step| step.on_error == OnError::Ignore);
@@ -132,7 +134,7 @@ impl<'a> Decider<'a> {
     pub(super) fn succeed(&mut self) {
         let output = match &self.plan.output {
             Some(template) => template.source(self.variables()),
-            // That of the last step which has one.
+            // By default the output of the last step that has one.
             None => Ok(match self.state().steps().rev().find(|step| step.output().is_some()) {
                 Some(last) => PayloadSource::Output(last.path.clone()),
                 None => PayloadSource::Inline(Payload::null()),

@@ -1,4 +1,5 @@
-//! What is done when a deadline has passed, by the list that [`next_wake`](super::next_wake) reads too.
+//! What happens when a deadline has passed. The deadlines are the ones from which
+//! [`next_wake`](super::next_wake) takes the earliest.
 
 use super::Decider;
 use super::due::{Deadline, deadlines};
@@ -58,11 +59,11 @@ impl Decider<'_> {
         passed.map(|(_, deadline)| deadline)
     }
 
-    /// The cleanup has used up its time: what is left of it does not run.
+    /// Ends a cleanup that has run out of time: whatever is left of it does not run.
     fn end_cleanup(&mut self) {
         let error = TaskError::builtin(builtin::CLEANUP_TIMEOUT, "the cleanup timed out");
         if !self.close_attempts(&error, &[]) || !self.park_remaining(&error) {
-            // The deadline has still passed: the next transition goes on here.
+            // The deadline remains in the past, so the next transition continues here.
             return;
         }
         let handler = match self.state().phase {

@@ -1,28 +1,29 @@
-//! What steps did, or may have done, and how far it is undone. An entry belongs to a path and a
-//! generation, not to a node: it stays when the step is tried again.
+//! The effects that steps had, or may have had, and how far these have been undone. An entry belongs to a
+//! path and a generation, not to a node: it remains when the step is tried again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Compensation, CompensationOutcome, CompensationStepState};
 use crate::id::StepPath;
 
-/// A step that completed, or that may have taken effect.
+/// The effect of a step that completed or that may have taken effect.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Effect {
     pub step: StepPath,
     pub generation: u32,
     pub outcome: CompensationOutcome,
-    /// Its place in the list of compensations, once it was found due.
+    /// Index in the list of compensations, once the compensation has been listed as due.
     pub compensation: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Ledger {
-    /// By place in the order of completions and unknown ends.
+    /// Keyed by place in the order of completions and unknown ends.
     effects: BTreeMap<u32, Effect>,
-    /// Completions and unknown ends so far.
+    /// Number of completions and unknown ends so far.
     last_closing: u32,
-    /// Effects that closed later than this have been looked at when compensation began.
+    /// The effect from which the latest compensation was listed, which is the earliest one listed so far.
+    /// Effects that closed after it have already been considered.
     listed_from: Option<u32>,
     /// In the order in which they are due.
     compensations: Vec<Compensation>,
@@ -33,8 +34,9 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The effect becomes the latest; `earlier` is the place of the entry with the same path and
-    /// generation, if there is one: it has been this effect. Returns its new place in the order.
+    /// Records an effect as the latest one and returns its place in the order. `earlier` is the place of
+    /// the entry with the same path and generation, if there is one. That entry is replaced, because it
+    /// describes the same effect.
     pub fn record(
         &mut self,
         earlier: Option<u32>,
@@ -51,20 +53,20 @@ impl Ledger {
         closing
     }
 
-    /// A place in the order without an effect.
+    /// Takes a place in the order without recording an effect.
     pub fn next_closing(&mut self) -> u32 {
         self.last_closing += 1;
         self.last_closing
     }
 
-    /// Effects that nothing was decided about, the latest first.
+    /// Effects that have not been considered for compensation yet, the latest first.
     pub fn unlisted(&self) -> impl Iterator<Item = &Effect> {
         let from = self.listed_from.unwrap_or(u32::MAX);
         let open = self.effects.range(..from).rev();
         open.map(|(_, effect)| effect).filter(|effect| effect.compensation.is_none())
     }
 
-    /// Adds a compensation at the end of the list; `closing` is the place of the effect.
+    /// Appends a compensation to the list and returns its index; `closing` is the place of its effect.
     pub fn list(&mut self, compensation: Compensation, closing: Option<u32>) -> u32 {
         let index = u32::try_from(self.compensations.len()).unwrap_or(u32::MAX);
         if let Some(closing) = closing {
@@ -114,12 +116,12 @@ impl Ledger {
         &self.compensations
     }
 
-    /// The compensation whose turn it is.
+    /// The next compensation to begin.
     pub fn next_due(&self) -> Option<&Compensation> {
         self.due.first().map(|index| self.get(*index))
     }
 
-    /// Those that are due or run, in their order.
+    /// Compensations that are due or running, in the order of the list.
     pub fn unfinished(&self) -> impl Iterator<Item = &Compensation> {
         self.running.union(&self.due).map(|index| self.get(*index))
     }

@@ -1,11 +1,11 @@
-//! The steps that have begun, by id in the order of their start.
+//! The nodes of the steps that have begun. Their ids follow the order in which the steps started.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Node, NodeState};
 use crate::id::{ItemKey, StepPath};
 
-/// A step that has begun: its place in the order of starts.
+/// Identifies a step that has begun, by its place in the order of starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(u32);
 
@@ -13,8 +13,8 @@ impl NodeId {
     pub(super) const FIRST: Self = Self(0);
 }
 
-/// A list of steps under way: that of the workflow, its `finally`, or one inside of a step, for one
-/// item if that is a loop.
+/// A list of steps in an execution: the workflow's `steps`, its `finally`, or a list inside a step. If that
+/// step is a loop, the scope belongs to one of its items.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     Steps,
@@ -22,7 +22,7 @@ pub enum Scope {
     Inside { node: NodeId, item: Option<ItemKey> },
 }
 
-/// How many steps of a scope have begun, and how many of them run.
+/// How many steps of a scope have begun, and how many of these are running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub begun: u32,
@@ -39,9 +39,10 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// The scope in which the step with this path stands; `root` if that is none of another step.
+    /// The scope in which the step with this path stands. `root` is the answer if the step stands inside no
+    /// other step.
     pub fn scope_of(&self, path: &StepPath, root: Scope) -> Result<Scope, &'static str> {
-        // Almost every step is one of the workflow itself.
+        // A path without a dot names a step of the workflow itself, as almost every path does.
         if !path.as_str().contains('.') {
             return Ok(root);
         }
@@ -63,7 +64,7 @@ impl Nodes {
         id
     }
 
-    /// Changes a node and keeps the counters of its scope.
+    /// Changes a node and updates the counters of its scope.
     pub fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         let is_running = |node: &Node| u32::from(matches!(node.state, NodeState::Running));
         let node = &mut self.list[id.0 as usize];
@@ -77,7 +78,7 @@ impl Nodes {
         }
     }
 
-    /// The latest step with this path.
+    /// The latest node with this path.
     pub fn find(&self, path: &StepPath) -> Option<NodeId> {
         self.by_path.get(path).copied()
     }
@@ -86,7 +87,7 @@ impl Nodes {
         &self.list[id.0 as usize]
     }
 
-    /// Whether the step is one of `finally`, or inside of one.
+    /// Whether the step is one of `finally`, or stands inside one.
     pub fn is_finally(&self, node: &Node) -> bool {
         match &node.scope {
             Scope::Steps => false,

@@ -1,4 +1,4 @@
-//! Open attempts, in the orders in which they are asked for.
+//! The open attempts, indexed in the orders in which decisions need them.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -7,15 +7,15 @@ use super::NodeId;
 use crate::id::StepPath;
 use crate::time::Timestamp;
 
-/// A task of an execution: that of a step, or a compensation by its place in the ledger. Steps come
-/// first, in the order of their start.
+/// Refers to a task of an execution: the task of a step, or a compensation by its index in the ledger.
+/// Steps sort first, in the order of their start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TaskRef {
     Step(NodeId),
     Compensation(u32),
 }
 
-/// What the index has to know of an open attempt.
+/// The values of an open attempt by which it is indexed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct OpenFacts {
     pub scheduled_at: Timestamp,
@@ -26,8 +26,8 @@ pub(super) struct OpenFacts {
 pub(crate) struct OpenIndex {
     tasks: BTreeSet<TaskRef>,
     scheduled: BTreeSet<(Timestamp, TaskRef)>,
-    /// By step of the definition, then by the first scheduling of the task: the attempts of one step
-    /// share a timeout, so the first of each step is the one whose time is over first.
+    /// Ordered by step of the definition, then by the time at which the task was first scheduled. All tasks
+    /// of one step have the same timeout, so the first entry of a step is the first to time out.
     by_step: BTreeSet<(StepPath, Timestamp, TaskRef)>,
 }
 
@@ -56,19 +56,20 @@ impl OpenIndex {
         self.tasks.iter().copied()
     }
 
-    /// Those scheduled for a later time than this, latest first.
+    /// The tasks scheduled for later than `at`, the latest first.
     pub fn scheduled_after(&self, at: Timestamp) -> impl Iterator<Item = TaskRef> {
         let last = TaskRef::Compensation(u32::MAX);
         let later = (Bound::Excluded((at, last)), Bound::Unbounded);
         self.scheduled.range(later).rev().map(|(_, task)| *task)
     }
 
-    /// When the first of them may be handed out.
+    /// The earliest time at which one of the attempts may be handed out.
     pub fn first_scheduled(&self) -> Option<Timestamp> {
         self.scheduled.first().map(|(at, _)| *at)
     }
 
-    /// Of the open tasks of a step of the definition the one that was scheduled first, and when.
+    /// The task that was scheduled first among the open tasks of a step of the definition, and when that
+    /// was.
     pub fn oldest_of(&self, step: &StepPath) -> Option<(Timestamp, TaskRef)> {
         let first = (step.clone(), Timestamp::from_micros(i64::MIN), TaskRef::Step(NodeId::FIRST));
         let (found, at, task) = self.by_step.range(first..).next()?;

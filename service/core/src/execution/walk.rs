@@ -1,11 +1,12 @@
-//! What the fold keeps beside the nodes, from a walk over everything: for tests.
+//! For tests: checks the values that the fold keeps beside the nodes against a walk over everything.
 
 use std::collections::BTreeMap;
 
 use super::*;
 
 impl Execution {
-    /// Every counter, set and sum is what a walk over the nodes and compensations finds.
+    /// Asserts that every counter, set and sum equals the result of a walk over the nodes and
+    /// compensations.
     pub(crate) fn assert_kept(&self) {
         assert_eq!(self.weight(), self.weight_by_walk());
 

@@ -1,5 +1,6 @@
-//! About how much memory a state takes, kept up by the fold, and the changes that it is kept up by:
-//! every change of a node or a compensation goes through here, so that no index is left behind.
+//! The approximate memory that a state takes, and the functions that change nodes and compensations. Every
+//! change of a node or compensation goes through these functions, so that the weight and the index of open
+//! attempts stay in step with it.
 
 use super::nodes::NodeId;
 use super::open::{OpenFacts, TaskRef};
@@ -7,19 +8,19 @@ use super::{Compensation, Execution, Node, NodeKind, NodeState, Task};
 use crate::error::TaskError;
 use crate::id::StepPath;
 
-/// Of an execution, of each of its nodes and of each link of an error, besides what has a length of its
-/// own.
+/// The fixed cost of an execution. The constants below are the fixed costs of a node and of one error in a
+/// chain of causes. Payloads and texts are counted separately, by their length.
 pub(crate) const BASE_BYTES: usize = 1_024;
 const NODE_BYTES: usize = 700;
 const ERROR_BYTES: usize = 128;
 
 impl Execution {
-    /// About how many bytes of memory the state takes.
+    /// The approximate number of bytes of memory that the state takes.
     pub fn weight(&self) -> usize {
         self.weight
     }
 
-    /// The same, from a walk over everything.
+    /// The same number, computed by a walk over everything.
     #[cfg(test)]
     pub(crate) fn weight_by_walk(&self) -> usize {
         let stop = self.stop.as_ref().map_or(0, |stop| error_bytes(&stop.error));
@@ -95,7 +96,7 @@ impl Execution {
     }
 }
 
-/// The step of the definition that a path belongs to.
+/// The step of the definition to which a path belongs, as a path without item keys.
 fn step_of(path: &StepPath) -> StepPath {
     match path.pattern() {
         std::borrow::Cow::Borrowed(_) => path.clone(),
