@@ -1,5 +1,5 @@
-//! A workflow as its authors wrote it: data, nothing resolved or compiled. [`crate::plan`] makes it
-//! executable.
+//! A workflow as its authors wrote it: plain data, with nothing resolved or compiled. [`crate::plan`] makes
+//! it executable.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ pub struct Workflow {
     pub description: String,
     pub defaults: Defaults,
     pub steps: Block,
-    /// Runs once per execution, after everything else, whatever the ending but a termination.
+    /// Runs once per execution, after everything else and whatever its outcome, except after a termination.
     pub finally: Block,
-    /// For all runs and the waits between them.
+    /// Limits all runs together, including the waits between them.
     pub timeout: Option<Duration>,
-    /// For compensation and `finally` together.
+    /// Limits compensation and `finally` together; one hour by default.
     pub cleanup_timeout: Option<Duration>,
-    /// How long a run that ends early waits for each live attempt.
+    /// How long a run that ends early waits for each live attempt; 10 s by default. Zero: do not wait.
     pub cancel_grace: Option<Duration>,
-    /// JSON text whose strings may hold `${ … }`.
+    /// JSON text whose strings may contain `${ … }`; by default the output of the last step that has one.
     pub output: Option<String>,
 }
 
-/// What steps inherit.
+/// Values that apply to steps that do not set their own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults {
     pub queue: Option<String>,
@@ -32,7 +32,7 @@ pub struct Defaults {
     pub timeouts: Timeouts,
 }
 
-/// Steps in order.
+/// Steps that run one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Block(pub Vec<Step>);
 
@@ -41,23 +41,23 @@ pub struct Step {
     pub id: StepId,
     pub description: String,
     pub kind: StepKind,
-    /// Bare CEL; the step is skipped, with a null output, where it is false.
+    /// A bare CEL expression. If it is false, the step is skipped and its output is null.
     pub when: Option<String>,
     pub retry: Option<RetryPolicy>,
     pub on_error: OnError,
-    /// With [`OnError::Ignore`]: the tolerated error leaves no warning.
+    /// With [`OnError::Ignore`]: an ignored error is not recorded as a warning.
     pub allow_warning: bool,
     pub compensate: Option<Compensate>,
 }
 
-/// Kinds of nodes. Branches, loops, nested `try`, waits and children become further kinds.
+/// The kinds of steps. Branches, loops, nested `try`, waits and child executions will be further kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepKind {
     Task(Task),
 }
 
 impl StepKind {
-    /// The work for a worker, if it is any.
+    /// The work that is handed to a worker, if this kind of step has any.
     pub fn task(&self) -> Option<&Task> {
         match self {
             Self::Task(task) => Some(task),
@@ -76,10 +76,10 @@ impl StepKind {
 pub struct Task {
     pub task_type: String,
     pub queue: Option<String>,
-    /// JSON text whose strings may hold `${ … }`; without it the task gets the execution's input.
+    /// JSON text whose strings may contain `${ … }`. By default the task gets the execution's input.
     pub input: Option<String>,
     pub timeouts: Timeouts,
-    /// Higher goes first; 0 by default.
+    /// Tasks with a higher priority are handed out first; 0 by default.
     pub priority: i32,
     pub delivery: Delivery,
 }
@@ -87,19 +87,20 @@ pub struct Task {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     pub schedule_to_start: Option<Duration>,
-    /// Runs from the hand-over; 60 s by default.
+    /// Starts at the hand-over; 60 s by default.
     pub start_to_close: Option<Duration>,
     pub schedule_to_close: Option<Duration>,
-    /// The clock exists only when set.
+    /// The longest time between heartbeats. Without it, heartbeats are not required.
     pub heartbeat: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Delivery {
-    /// Handed out again, as the same attempt, when nobody says that he holds it.
+    /// If no worker claims to hold an open attempt, it is handed out again as the same attempt.
     #[default]
     AtLeastOnce,
-    /// The start is written before the hand-over; a lost outcome is `recoup.outcome_unknown`.
+    /// The start is recorded before the hand-over, and the attempt is not repeated: if its outcome is
+    /// unknown, it fails with `recoup.outcome_unknown`.
     AtMostOnce,
 }
 
@@ -110,11 +111,11 @@ pub enum OnError {
     Ignore,
 }
 
-/// The step that undoes a step.
+/// The task that undoes a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compensate {
     pub task: Task,
     pub retry: Option<RetryPolicy>,
-    /// Opts out of compensating a step whose outcome is unknown.
+    /// Do not compensate a step whose outcome is unknown.
     pub only_completed: bool,
 }

@@ -1,11 +1,11 @@
-//! What one attempt reports. Errors are retried; what no retry, catch or tolerance takes becomes a
-//! failure.
+//! The errors that attempts report. An attempt that ends with an error may be retried; an error that is
+//! neither retried nor ignored becomes a failure.
 
 use std::time::Duration;
 
 use crate::payload::Payload;
 
-/// Types of the service's own errors: everything under `recoup.`.
+/// The types of errors that the service itself produces: all of them start with `recoup.`.
 pub mod builtin {
     pub const PREFIX: &str = "recoup";
     pub const START_TO_CLOSE: &str = "recoup.timeout.start_to_close";
@@ -25,7 +25,7 @@ pub mod builtin {
     pub const HISTORY_TOO_LONG: &str = "recoup.history_too_long";
     pub const QUARANTINED: &str = "recoup.quarantined";
 
-    /// Every built-in type, for the check of policies that name one.
+    /// Every built-in type. A policy that names a type under `recoup` is checked against this list.
     pub const ALL: &[&str] = &[
         START_TO_CLOSE,
         SCHEDULE_TO_START,
@@ -45,7 +45,7 @@ pub mod builtin {
         QUARANTINED,
     ];
 
-    /// Those that no further attempt can mend.
+    /// The types of errors that another attempt cannot fix.
     pub const NON_RETRYABLE: &[&str] = &[
         EXPRESSION,
         INPUT_INVALID,
@@ -56,21 +56,22 @@ pub mod builtin {
     ];
 }
 
-/// The error of an attempt or an execution, as data: the protocol's `Error`, the SDKs' `TaskError`.
+/// The error of an attempt or an execution, as data. It is `Error` in the protocol and `TaskError` in the
+/// SDKs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskError {
-    /// Dotted and language-neutral: `payment.card_declined`.
+    /// Dotted and independent of the programming language, such as `payment.card_declined`.
     pub error_type: String,
     pub message: String,
     pub details: Option<Payload>,
     pub stack_trace: String,
     pub cause: Option<Box<TaskError>>,
-    /// Unset inherits from the nearest cause that set it.
+    /// If unset, the value of the nearest cause that sets it applies.
     pub non_retryable: Option<bool>,
     pub category: Category,
-    /// The worker's own wish for the delay before the next attempt.
+    /// The delay before the next attempt that the worker asks for.
     pub next_retry_delay: Option<Duration>,
-    /// Which SDK or worker reported it.
+    /// The SDK or worker that reported the error.
     pub source: String,
 }
 
@@ -81,7 +82,7 @@ pub enum Category {
     Transient,
     Intermittent,
     Permanent,
-    /// An expected error: it changes reporting only.
+    /// An expected error. The category only affects reporting.
     Benign,
 }
 
@@ -90,19 +91,21 @@ impl TaskError {
         Self { error_type: error_type.into(), message: message.into(), ..Self::default() }
     }
 
-    /// An error of the service itself, with the flag that its type carries.
+    /// An error of the service itself. It is marked as non-retryable if its type is in
+    /// [`builtin::NON_RETRYABLE`].
     pub fn builtin(error_type: &'static str, message: impl Into<String>) -> Self {
         let non_retryable = builtin::NON_RETRYABLE.contains(&error_type).then_some(true);
         Self { non_retryable, source: "recoup".into(), ..Self::new(error_type, message) }
     }
 
-    /// This error, then its causes from the outside in.
+    /// This error and its causes, outermost first.
     pub fn chain(&self) -> impl Iterator<Item = &TaskError> {
         std::iter::successors(Some(self), |error| error.cause.as_deref())
     }
 
-    /// The flag of the nearest error that set it, as some built-in types do whoever reports them;
-    /// retryable if none did.
+    /// The flag of the nearest error in the chain that sets it. An error also counts as setting it if its
+    /// type is in [`builtin::NON_RETRYABLE`], no matter who reported it. Without a flag an error is
+    /// retryable.
     pub fn is_non_retryable(&self) -> bool {
         let of_type = |error: &TaskError| {
             builtin::NON_RETRYABLE.contains(&error.error_type.as_str()).then_some(true)
@@ -112,12 +115,12 @@ impl TaskError {
             .unwrap_or(false)
     }
 
-    /// Errors in the chain: this one and its causes.
+    /// The number of errors in the chain: this error and its causes.
     pub fn depth(&self) -> usize {
         self.chain().count()
     }
 
-    /// Bytes of texts and details of the whole chain, which count against the limit of an error.
+    /// The bytes of all texts and details in the chain, which count against the limit of an error.
     pub fn size(&self) -> usize {
         let one = |error: &TaskError| {
             let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];
@@ -127,15 +130,16 @@ impl TaskError {
         self.chain().map(one).sum()
     }
 
-    /// Whether the service made it, not a user's code.
+    /// Whether the error was produced by the service rather than by a user's code. Only its type is
+    /// considered.
     pub fn is_builtin(&self) -> bool {
         type_matches(builtin::PREFIX, &self.error_type)
     }
 }
 
-/// Whether a type pattern takes an error type. Whole dotted segments from the left: `payment` takes
-/// `payment` and `payment.card_declined`. `*` takes all errors of users; those under `recoup` are
-/// taken only by patterns that name it.
+/// Whether a pattern matches an error type. A pattern matches whole dotted segments from the left:
+/// `payment` matches `payment` and `payment.card_declined`. `*` matches every error of users; errors under
+/// `recoup` are matched only by patterns that name that prefix.
 pub fn type_matches(pattern: &str, error_type: &str) -> bool {
     let pattern = pattern.strip_suffix(".*").unwrap_or(pattern);
     let below = |prefix: &str| {

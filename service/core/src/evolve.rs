@@ -1,5 +1,5 @@
-//! Folding: what an event changes. No expression, policy, default or clock is asked; the event holds
-//! the result.
+//! The fold: how an event changes the state. Folding evaluates no expression, policy or default and reads
+//! no clock; every result is in the event.
 
 use crate::event::{
     AttemptFailed, AttemptOutcome, Event, ExecutionStarted, FirstAttempt, PayloadSource, StopCause,
@@ -14,7 +14,7 @@ use crate::payload::Payload;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
 
-/// The history does not fold: it is damaged, or was written by other rules.
+/// The history cannot be folded: it is damaged, or was written by different rules.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("transition {sequence} does not fit the state before it: {what}")]
 pub struct Misfit {
@@ -30,7 +30,11 @@ pub struct Transition {
     pub events: Vec<Event>,
 }
 
-/// Folds one more transition.
+/// Folds one more transition into the state; `state` is none before the first one.
+///
+/// # Errors
+/// [`Misfit`] if the transition does not follow the state: a transition is missing, or an event does not
+/// fit.
 pub fn fold(
     state: Option<Execution>,
     id: ExecutionId,
@@ -56,7 +60,7 @@ pub fn fold(
     Ok(state)
 }
 
-/// The state right after the first event.
+/// The state after the event [`Event::ExecutionStarted`], which begins every history.
 pub(crate) fn begin(id: ExecutionId, started: &ExecutionStarted, at: Timestamp) -> Execution {
     Execution {
         id,
@@ -92,7 +96,8 @@ pub(crate) fn begin(id: ExecutionId, started: &ExecutionStarted, at: Timestamp) 
     }
 }
 
-/// Changes the state as the event says; what does not fit is named.
+/// Applies an event to the state. If the event does not fit, the error says why; the state may then be
+/// partly changed.
 pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'static str> {
     state.event_count += 1;
     match event {
@@ -152,7 +157,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             state.weight -= state.output.replace(output).map_or(0, |old| old.data.len());
         }
         Event::RunStopped { cause: StopCause::Terminated, error, .. } => {
-            // Why the run had stopped before stays.
+            // The earlier reason why the run stopped, if any, remains recorded.
             if state.state == State::Running {
                 state.state = State::Cancelling;
             }
@@ -247,7 +252,8 @@ fn start_step(
         let index = state.ledger.find(&step).ok_or("no such compensation")?;
         state.change_compensation(index, |compensation| {
             compensation.state = CompensationStepState::Running;
-            // Tried again by a person: attempts keep their numbers, the policy starts anew.
+            // An operator retries the compensation: attempt numbers continue, but the retry policy starts
+            // afresh.
             let before = compensation.task.as_ref();
             let before = before.map_or((0, false), |task| (task.attempt, task.unknown));
             compensation.task = Some(new(before.0, before.1));
@@ -306,8 +312,8 @@ fn complete_step(
     close(state, path, CompensationOutcome::Completed)
 }
 
-/// The step took effect, or may have: it gets the next place in the order of ends, and an entry in the
-/// ledger unless it is one of `finally`, which is never undone.
+/// Records that a step took effect, or may have. The step gets the next place in the order of ends. It also
+/// gets an entry in the ledger, except a step of `finally`, which is never undone.
 fn close(
     state: &mut Execution,
     path: &StepPath,
@@ -333,7 +339,8 @@ fn add_node(
 ) -> Result<(), &'static str> {
     let root = if state.phase == Phase::Finally { Scope::Finally } else { Scope::Steps };
     let scope = state.nodes.scope_of(path, root)?;
-    // Tried again, the step keeps its entry in the ledger: what an earlier try may have done stays due.
+    // A step that is tried again keeps its entry in the ledger: the effects of the earlier try must still
+    // be undone.
     let earlier = state.node(path).filter(|node| node.generation == generation);
     let closing = earlier.and_then(|node| node.closing);
     let path = path.clone();

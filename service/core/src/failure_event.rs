@@ -1,5 +1,5 @@
-//! The failure feed's records: complete in themselves, derived from transitions by one pure
-//! function.
+//! The records of the failure feed. Each record is complete in itself, and the records of a transition are
+//! derived from it by one pure function.
 
 use crate::error::{TaskError, builtin, type_matches};
 use crate::event::{AttemptFailed, AttemptOutcome, Event};
@@ -16,17 +16,20 @@ use crate::time::Timestamp;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct FailureEvent {
-    /// Stable: the same event has the same id however often it is delivered.
+    /// The id of the event, which is the same each time the event is delivered.
     pub id: String,
     pub kind: FailureKind,
     pub at: Timestamp,
     pub namespace: Namespace,
-    /// What failed; a lost session is an event of its own, without an execution.
+    /// The execution, and possibly the step, that the event is about. None for [`FailureKind::WorkerLost`],
+    /// which is about a session.
     pub subject: Option<Subject>,
     pub worker: String,
     pub session: String,
     pub error: Option<TaskError>,
-    /// Type, step and workflow, hashed: equal for failures of one kind.
+    /// A hash of the error type, the step and the workflow, equal for failures of one kind. For an event
+    /// about a worker or a quarantine it is a hash of the type and the worker, or of the type, the reason
+    /// and the workflow.
     pub fingerprint: String,
 }
 
@@ -39,27 +42,28 @@ pub struct Subject {
     pub run: u32,
     pub step: Option<StepPath>,
     pub attempt: u32,
-    /// Unset is unlimited.
+    /// None: unlimited.
     pub max_attempts: Option<u32>,
     /// No further attempt follows.
     pub is_final: bool,
     pub decision: Option<Decision>,
     pub state: State,
     pub compensation: CompensationState,
-    /// Of an execution that ended: enough to compensate from outside.
+    /// The steps that took effect, or may have. Filled in for events about an execution as a whole, so that
+    /// a subscriber can compensate from outside.
     pub completed: Vec<CompletedStep>,
-    /// History sequence of the transition.
+    /// Sequence of the transition in the history.
     pub sequence: u64,
     pub trace: TraceContext,
 }
 
 impl Subject {
-    /// The execution as a whole.
+    /// For an event about the execution as a whole.
     pub fn of(state: &Execution) -> Self {
         Self { completed: completed(state), ..Self::bare(state) }
     }
 
-    /// Without the steps that completed: theirs are outputs, which an event about a step leaves out.
+    /// For an event about a step. It lists no completed steps, because their outputs may be large.
     fn bare(state: &Execution) -> Self {
         Self {
             execution: state.id,
@@ -85,9 +89,9 @@ impl Subject {
 pub struct CompletedStep {
     pub step: StepPath,
     pub outcome: CompensationOutcome,
-    /// None where the outcome is unknown.
+    /// None if the outcome is unknown.
     pub output: Option<Payload>,
-    /// Its compensation is done.
+    /// The step's compensation has completed.
     pub compensated: bool,
 }
 
@@ -113,10 +117,12 @@ pub enum FailureKind {
     ExecutionQuarantined,
 }
 
-/// What a transition has to say on the feed. `state` is the one after it.
+/// The failure events of one transition, in the order of its events. `state` is the state after the
+/// transition.
 pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<FailureEvent> {
     let mut found = Vec::new();
-    // The decision that a step's failure follows from stands in the same transition, before it.
+    // When a step fails, the attempt with the decision that led to it is in the same transition, before the
+    // failure.
     let mut last: Option<&AttemptFailed> = None;
     let listed = events.iter().map(|event| match event {
         Event::CompensationStarted { due, .. } => due.len(),
@@ -132,7 +138,8 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                 } else if failed.decision.reason == Reason::Cancelled
                     && failed.outcome == AttemptOutcome::Known
                 {
-                    // Reported while the run was ending: nothing else follows from it.
+                    // A worker reported the error while the run was ending, so no other event follows from
+                    // it.
                     found.push(of_attempt(state, plan, FailureKind::StepFailed, failed));
                 }
             }
@@ -150,7 +157,8 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                 found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, last));
             }
             Event::CompensationStarted { due, .. } => {
-                // What is listed later belongs to the same compensation.
+                // Compensations that are listed later belong to the same compensation, which is announced
+                // once.
                 if listed_before == 0 {
                     found.push(of_execution(state, FailureKind::CompensationStarted));
                 }
@@ -171,8 +179,8 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
     found
 }
 
-/// A session ended while it held attempts: one event beside those of the attempts, of each node where it did.
-/// `node`: the life of the node.
+/// A session ended while it held attempts. This event is added to those of the attempts. If the session
+/// held attempts at several nodes, each node publishes one. `node` is the id of the node's life.
 pub fn worker_lost(
     namespace: Namespace,
     worker: String,
@@ -185,8 +193,9 @@ pub fn worker_lost(
     let message = format!("the session ended while it held {attempts} attempt{plural}");
     let error = TaskError::builtin(builtin::WORKER_LOST, message);
     FailureEvent {
-        // A worker may use the id of its session again, and lose it again; another namespace may too. Two
-        // nodes may do so at the same time, which stands still while the database's clock is behind.
+        // A worker may use and lose the same session id again, and so may a worker of another namespace.
+        // Two nodes may lose it at the same time, and the time may stand still while the database's clock
+        // is behind; hence the node's id.
         id: format!("session-{namespace}/{session}-{node}-{}", at.as_micros()),
         kind: FailureKind::WorkerLost,
         at,
@@ -199,8 +208,9 @@ pub fn worker_lost(
     }
 }
 
-/// An execution was put in quarantine. Not of a transition: its history stays as it is. What is not
-/// known of it (its key, where it stood) is empty.
+/// An execution was quarantined. The event does not come from a transition, and the history remains
+/// unchanged. Fields that are not known, such as the key or the state of the execution, are left empty in
+/// `subject`.
 pub fn quarantined(
     namespace: Namespace,
     subject: Subject,
@@ -209,7 +219,7 @@ pub fn quarantined(
     let Quarantine { reason, at, .. } = quarantine;
     let error = TaskError::builtin(builtin::QUARANTINED, quarantine.to_string());
     FailureEvent {
-        // It may be released, and put there again.
+        // An execution may be released and quarantined again, so the time is part of the id.
         id: format!("{}-quarantined-{}", subject.execution, at.as_micros()),
         kind: FailureKind::ExecutionQuarantined,
         at: *at,
@@ -307,7 +317,7 @@ fn completed(state: &Execution) -> Vec<CompletedStep> {
     completed.collect()
 }
 
-/// FNV-1a over the parts: equal for failures of one kind, on every machine.
+/// The FNV-1a hash of the parts, which is the same on every machine.
 fn fingerprint(parts: &[&str]) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
@@ -318,7 +328,7 @@ fn fingerprint(parts: &[&str]) -> String {
     format!("{hash:016x}")
 }
 
-/// Whether an error type is taken by one of the patterns; no patterns take everything.
+/// Whether one of the patterns matches an error type; without patterns every type matches.
 pub fn takes_error_type(patterns: &[String], error_type: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| type_matches(pattern, error_type))
 }

@@ -1,4 +1,4 @@
-//! Identities. Each is a type of its own, so that one cannot be passed for another.
+//! Identifiers. Each one has its own type, so that it cannot be passed in place of another.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::time::Timestamp;
 
-/// One job of one workflow version: a UUID v7, so that a range of ids is a range of start times.
+/// Identifies one job of one workflow version. It is a UUID v7, so a range of ids corresponds to a range of
+/// start times.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExecutionId(pub Uuid);
 
@@ -39,8 +40,8 @@ impl std::str::FromStr for ExecutionId {
     }
 }
 
-/// Random identity of one attempt to append a transition: tells "mine" from "another's" after an
-/// unknown commit outcome.
+/// A random id of one attempt to append a transition. After a commit with unknown outcome it shows whether
+/// the transition in the database is one's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransitionId(pub Uuid);
 
@@ -89,24 +90,24 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// Dotted, hierarchical unit of isolation: `company.team`.
+    /// A dotted, hierarchical unit of isolation, such as `company.team`.
     Namespace
 }
 text_id! {
-    /// Name of a workflow inside its namespace.
+    /// The name of a workflow within its namespace.
     WorkflowName
 }
 text_id! {
-    /// Name of a step inside its workflow: `[a-z][a-z0-9_]*`.
+    /// The name of a step within its workflow: `[a-z][a-z0-9_]*`.
     StepId
 }
 text_id! {
-    /// Names an item of a loop: its index, or what the definition says its key is.
+    /// Names an item of a loop: its index, or the key that the definition chooses.
     ItemKey
 }
 text_id! {
-    /// Names a step inside a run: `charge`, `lines[3].reserve`. The compensation of a step is
-    /// `charge/compensate`, so every task of an execution has a path of its own.
+    /// Names a step within a run, such as `charge` or `lines[3].reserve`. The compensation of a step has a
+    /// path as well, such as `charge/compensate`, so every task of an execution has its own path.
     StepPath
 }
 
@@ -118,7 +119,7 @@ impl StepPath {
         format!("{}{}", self.0, Self::COMPENSATE).into()
     }
 
-    /// The step that is undone, if this is the path of a compensation.
+    /// The path of the step that is undone, if this is the path of a compensation.
     pub fn compensated(&self) -> Option<Self> {
         self.0.strip_suffix(Self::COMPENSATE).map(Self::from)
     }
@@ -130,13 +131,13 @@ impl From<&StepId> for StepPath {
     }
 }
 
-/// What a pattern of namespaces covers: `company.team` only itself, `company.*` all those below
-/// `company`, `*` every namespace.
+/// Whether a pattern of namespaces covers a namespace: `company.team` covers only itself, `company.*`
+/// covers everything below `company`, and `*` covers every namespace.
 pub fn namespace_matches(pattern: &str, namespace: &str) -> bool {
     match pattern.strip_suffix('*') {
         None => pattern == namespace,
         Some("") => true,
-        // The dot stays in the prefix: `company.*` covers neither `company` nor `companyx`.
+        // The dot is part of the prefix, so `company.*` covers neither `company` nor `companyx`.
         Some(prefix) => namespace.len() > prefix.len() && namespace.starts_with(prefix),
     }
 }

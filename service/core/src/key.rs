@@ -1,8 +1,8 @@
-//! Who may take an execution key.
+//! Whether a new execution may take a key that another execution holds.
 
 use crate::execution::{CompensationState, State};
 
-/// What a start asks for when a running execution holds its key.
+/// What a start asks for if a running execution holds its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnRunning {
     #[default]
@@ -10,7 +10,7 @@ pub enum OnRunning {
     UseExisting,
 }
 
-/// What a start asks for when an ended execution had its key.
+/// What a start asks for if an ended execution holds its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnEnded {
     #[default]
@@ -22,13 +22,14 @@ pub enum OnEnded {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyVerdict {
-    /// The new execution becomes the holder.
+    /// The new execution becomes the holder of the key.
     Take,
     UseExisting,
     Reject,
 }
 
-/// Decides between a new start and the key's holder. A parked compensation counts as running.
+/// Decides between a new start and the current holder of the key; `holder` is none if the key is free. An
+/// execution whose compensation is parked or running again counts as running.
 pub fn decide(
     holder: Option<(State, CompensationState)>,
     on_running: OnRunning,

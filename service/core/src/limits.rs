@@ -1,40 +1,40 @@
-//! What nothing may exceed, and the cleaning of text. Over a limit is an error that is told, never
-//! a silent cut.
+//! Limits for everything that could grow, and the cleaning of text. Exceeding a limit is reported as an
+//! error; nothing is cut off silently.
 
 use std::borrow::Cow;
 
 /// Bytes of one payload: data, content type and metadata.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Bytes of one definition.
+/// Bytes of one workflow definition.
 pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 /// Steps of a definition, those of `finally` included.
 pub const STEPS_MAX: usize = 1_000;
-/// Events of a run: at this number no further step begins, no step is retried and no attempt is handed over a
-/// second time, and the run fails. What ends a run is exempt.
+/// Events of a run. At this number no further step begins, no step is retried and no attempt is handed over
+/// a second time, and the run fails. Events that end a run are exempt.
 pub const HISTORY_EVENTS_MAX: usize = 50_000;
-/// Events of a run with its clean-up: at this number compensations and the steps of `finally` are not
-/// retried any more, neither by their policies nor by a person.
+/// Events of a run including its cleanup. At this number compensations and steps of `finally` are no longer
+/// retried, neither by their policies nor by an operator.
 pub const HISTORY_EVENTS_CLEANUP_MAX: usize = 2 * HISTORY_EVENTS_MAX;
-/// Events of one transition. A decision that needs more stops near this number, and goes on in the
-/// next transition.
+/// Events of one transition. A decision that needs more stops near this number and continues in the next
+/// transition.
 pub const TRANSITION_EVENTS_MAX: usize = 1_000;
-/// Bytes of the events of one transition, in the same way.
+/// Bytes of the events of one transition. A decision stops near this number in the same way.
 pub const TRANSITION_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Compensations that one event lists.
+/// Compensations that one event may list.
 pub const COMPENSATIONS_LISTED_MAX: usize = 1_000;
-/// Bytes of one error with all its causes.
+/// Bytes of one error, including all its causes.
 pub const ERROR_BYTES_MAX: usize = 64 * 1024;
-/// How deep causes may nest, the outermost error included.
+/// How deep causes may nest, counting the outermost error.
 pub const CAUSE_DEPTH_MAX: usize = 20;
 /// Bytes of one CEL expression.
 pub const CEL_SOURCE_BYTES_MAX: usize = 4 * 1024;
-/// Bytes of JSON that the expressions of one condition or template may read: four payloads of the
-/// largest size. A decision stops after so many, and goes on in the next one.
+/// Bytes of JSON that the expressions of one condition or template may read: four payloads of the maximum
+/// size. A decision that has parsed this many bytes stops and continues in the next transition.
 pub const EXPRESSION_READ_BYTES_MAX: usize = 4 * PAYLOAD_BYTES_MAX;
 /// How deep comprehensions (`all`, `exists`, `exists_one`, `map`, `filter`) may nest.
 pub const CEL_COMPREHENSIONS_MAX: usize = 3;
-/// How deep an expression may nest: parsing and evaluation are recursive, and a level of evaluation
-/// takes up to 20 KiB of stack in builds without optimisation.
+/// How deep an expression may nest. Parsing and evaluation are recursive, and one level of evaluation takes
+/// up to 20 KiB of stack in builds without optimisation.
 pub const CEL_DEPTH_MAX: usize = 32;
 /// Bytes of an execution key.
 pub const KEY_BYTES_MAX: usize = 255;
@@ -50,18 +50,18 @@ pub const STEP_ID_BYTES_MAX: usize = 64;
 pub const TASK_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of the name of a queue.
 pub const QUEUE_BYTES_MAX: usize = 128;
-/// Bytes of a text for people.
+/// Bytes of a description.
 pub const DESCRIPTION_BYTES_MAX: usize = 4 * 1024;
-/// Bytes of an error type or of a pattern of such.
+/// Bytes of an error type or of a pattern that matches error types.
 pub const ERROR_TYPE_BYTES_MAX: usize = 255;
 /// Patterns in one list of error types.
 pub const ERROR_TYPES_MAX: usize = 100;
-/// Rules of one retry policy.
+/// Rules in one retry policy.
 pub const RETRY_RULES_MAX: usize = 50;
-/// Priorities go from minus this to this.
+/// Priorities range from minus this value to this value.
 pub const PRIORITY_MAX: i32 = 100;
 
-/// The text with a replacement character, U+FFFD, for every NUL: stores refuse NUL in text.
+/// Replaces every NUL in a text with U+FFFD, because stores reject NUL in text.
 pub fn clean(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

@@ -1,5 +1,5 @@
-//! What the callers of a command, of a run and of a wait are told: how far an execution is, or how it
-//! ended.
+//! What callers learn about an execution when they submit a command, run a workflow or wait for it: how far
+//! it has come, or how it ended.
 
 use crate::error::TaskError;
 use crate::execution::{CompensationState, Execution, Node, State, WarningKind};
@@ -7,10 +7,10 @@ use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
 use crate::time::Timestamp;
 
-/// Warnings that are told, at most.
+/// The number of warnings that an [`Outcome`] holds at most.
 pub const WARNINGS_MAX: usize = 1_000;
 
-/// As of one committed transition.
+/// An execution as of one committed transition.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub execution: ExecutionId,
@@ -22,7 +22,7 @@ pub struct Outcome {
     pub output: Option<Payload>,
     pub error: Option<TaskError>,
     pub failed_step: Option<StepPath>,
-    /// The first [`WARNINGS_MAX`].
+    /// The first [`WARNINGS_MAX`] warnings.
     pub warnings: Vec<ToldWarning>,
     pub ended_at: Option<Timestamp>,
 }
@@ -31,7 +31,7 @@ pub struct Outcome {
 pub struct ToldWarning {
     pub path: StepPath,
     pub kind: WarningKind,
-    /// Of the step, if its error was tolerated.
+    /// The step's error, if the warning is about an error that was ignored or that made the step fail.
     pub error: Option<TaskError>,
 }
 

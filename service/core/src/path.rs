@@ -1,24 +1,24 @@
-//! The form of step paths: `lines[3].reserve` names the steps from the outermost to the step itself,
-//! each loop with the key of the item. The path alone tells under which step another one stands, so
-//! folding a history needs no definition to build the tree.
+//! The form of step paths. `lines[3].reserve` names the steps from the outermost to the step itself, and
+//! for each loop the key of the item. The path alone tells which step contains which, so folding a history
+//! needs no definition to build the tree.
 //!
-//! Keys are written as they are but for `%`, `[`, `]`, `/` and control characters, which become `%5B`
-//! and the like. A dot in a key needs no escape: it stands between brackets.
+//! Keys are written unchanged, except that `%`, `[`, `]`, `/` and control characters are escaped as `%5B`
+//! and the like. A dot in a key needs no escape, because it stands between brackets.
 
 use std::borrow::Cow;
 
 use crate::id::{ItemKey, StepPath};
 
-/// One step on the way to the one that a path names.
+/// One of the steps that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment<'a> {
     pub step: &'a str,
-    /// Of the item, where the step is a loop and the path leads into it.
+    /// The key of the item, if the step is a loop and the path leads into it.
     pub key: Option<ItemKey>,
 }
 
 impl StepPath {
-    /// The steps on the way, outermost first; none if the text is not the path of a step.
+    /// The steps of the path, outermost first. None if the text is not the path of a step.
     pub fn segments(&self) -> Option<Vec<Segment<'_>>> {
         let mut segments = Vec::with_capacity(1);
         let mut rest = self.as_str();
@@ -45,7 +45,7 @@ impl StepPath {
         }
     }
 
-    /// The path of these segments, outermost first.
+    /// The path with these segments, outermost first.
     pub fn of_segments<'a>(segments: impl IntoIterator<Item = Segment<'a>>) -> Self {
         let mut path = String::new();
         for Segment { step, key } in segments {
@@ -62,7 +62,7 @@ impl StepPath {
         Self::from(path)
     }
 
-    /// The path of the step around this one; none for a step of the workflow itself.
+    /// The path of the step that contains this one; none for a step of the workflow itself.
     pub fn parent(&self) -> Option<Self> {
         let segments = self.segments()?;
         let (_, around) = segments.split_last()?;
@@ -71,7 +71,7 @@ impl StepPath {
         Some(Self::of_segments(around))
     }
 
-    /// The path without the keys of items, `lines[].reserve`: the same for all items of a loop.
+    /// The path without the keys of items, such as `lines[].reserve`: the same for all items of a loop.
     pub fn pattern(&self) -> Cow<'_, str> {
         let path = self.as_str();
         if !path.contains('[') {
@@ -101,7 +101,7 @@ fn escape(key: &str, path: &mut String) {
     }
 }
 
-/// None if the text is not what [`escape`] writes: every key has one form.
+/// None if the text is not in the form that [`escape`] writes, so that every key has exactly one form.
 fn unescape(text: &str) -> Option<ItemKey> {
     let mut key = String::with_capacity(text.len());
     let mut pieces = text.split('%');

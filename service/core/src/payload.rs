@@ -1,4 +1,4 @@
-//! Values that pass through: inputs, outputs, details of errors.
+//! The values that pass through the service: inputs, outputs and the details of errors.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,13 @@ use bytes::Bytes;
 
 pub const JSON: &str = "application/json";
 
-/// Opaque to the service unless an expression reads it; only then it is parsed, as JSON.
+/// A value that the service does not look into unless an expression reads it. Only then is it parsed, as
+/// JSON.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Payload {
     pub data: Bytes,
-    /// Media type; empty means [`JSON`], which so costs nothing on the wire and in the history.
+    /// Media type. Empty means [`JSON`], so that the usual case takes no space on the wire or in the
+    /// history.
     pub content_type: String,
     pub metadata: BTreeMap<String, String>,
 }
@@ -29,7 +31,7 @@ impl Payload {
         self.content_type.is_empty() || self.content_type == JSON
     }
 
-    /// Bytes that count against the limits.
+    /// The bytes that count against limits: data, content type and metadata.
     pub fn size(&self) -> usize {
         let metadata: usize =
             self.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
