@@ -99,7 +99,7 @@ pub enum Delivery {
     /// If no worker claims to hold an open attempt, it is handed out again as the same attempt.
     #[default]
     AtLeastOnce,
-    /// The start is recorded before the hand-over, and the attempt is not repeated: if its outcome is
+    /// The start is recorded before the hand-over, and no attempt is handed out twice: if its outcome is
     /// unknown, it fails with `recoup.outcome_unknown`.
     AtMostOnce,
 }

@@ -50,7 +50,7 @@ pub const STEP_ID_BYTES_MAX: usize = 64;
 pub const TASK_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of the name of a queue.
 pub const QUEUE_BYTES_MAX: usize = 128;
-/// Bytes of a description.
+/// Bytes of a description or of a reason that a caller gives.
 pub const DESCRIPTION_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of an error type or of a pattern that matches error types.
 pub const ERROR_TYPE_BYTES_MAX: usize = 255;

@@ -1,5 +1,6 @@
-//! A workflow version made executable: defaults resolved, expressions compiled, every task found by
-//! its path in the [`Tree`]. Made once per version, shared by all its executions.
+//! A workflow version in executable form: defaults are resolved, expressions are compiled, and every task
+//! can be found by its path in the [`Tree`]. A plan is made once per version and shared by all its
+//! executions.
 
 mod compile;
 mod issue;
@@ -16,10 +17,10 @@ use crate::tree::{PlanNodeId, ScopeId, Tree};
 pub use self::issue::{Issue, IssueCode};
 pub use self::policy::{PatternError, check_error_type_pattern};
 
-/// Time of one attempt from its hand-over, where nothing else is said.
+/// Default time limit of one attempt, measured from its hand-over.
 pub const START_TO_CLOSE: Duration = Duration::from_secs(60);
 pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
-/// For compensation and `finally` together.
+/// Default time limit of compensation and `finally` together.
 pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const QUEUE: &str = "default";
 
@@ -27,23 +28,24 @@ pub const QUEUE: &str = "default";
 pub struct Plan {
     pub name: WorkflowName,
     pub version: u32,
-    /// Where the steps stand, and how paths name them.
+    /// The places of the steps, and the paths that name them.
     pub tree: Tree,
-    /// One for each node of the tree, in the same order.
+    /// One plan for each node of the tree, in the same order.
     nodes: Vec<StepPlan>,
-    /// Patterns of the tasks, compensations included, whose attempts have a common timeout.
+    /// Path patterns of the tasks with `schedule_to_close`, compensations included. All attempts of such a
+    /// task share that timeout.
     timed: Vec<StepPath>,
     pub timeout: Option<Duration>,
     pub cleanup_timeout: Option<Duration>,
     pub cancel_grace: Duration,
-    /// Without it the output is that of the last step that completed.
+    /// Without it, the output is that of the last step that completed.
     pub output: Option<Template>,
 }
 
 #[derive(Debug)]
 pub struct StepPlan {
     pub id: StepId,
-    /// Of a step that stands in no loop.
+    /// The path of the step, valid only if it stands in no loop.
     pub path: StepPath,
     pub kind: StepKind,
     pub when: Option<Condition>,
@@ -58,7 +60,7 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    /// The work for a worker, if it is any.
+    /// The work that is handed to a worker, if this kind of step has any.
     pub fn task(&self) -> Option<&TaskPlan> {
         match self {
             Self::Task(task) => Some(task),
@@ -70,7 +72,7 @@ impl StepKind {
 pub struct TaskPlan {
     pub task_type: String,
     pub queue: String,
-    /// Without it the task gets the execution's input; a compensation gets its step's input.
+    /// Without it, a task gets the execution's input, and a compensation gets the input of its step.
     pub input: Option<Template>,
     pub schedule_to_start: Option<Duration>,
     pub start_to_close: Duration,
@@ -92,7 +94,7 @@ impl Plan {
         &self.nodes[node.index()]
     }
 
-    /// The patterns of the paths of tasks with `schedule_to_close`, compensations included.
+    /// Path patterns of the tasks with `schedule_to_close`, compensations included.
     pub(crate) fn timed(&self) -> &[StepPath] {
         &self.timed
     }
@@ -107,7 +109,7 @@ impl Plan {
         self.children(ScopeId::FINALLY)
     }
 
-    /// The step of a scope at a position, from 0; none behind the last one.
+    /// The step at a position of a scope, counted from 0; none after the last one.
     pub fn step_at(&self, scope: ScopeId, position: usize) -> Option<&StepPlan> {
         self.tree.children(scope).get(position).map(|node| self.node(*node))
     }
@@ -116,14 +118,14 @@ impl Plan {
         self.tree.resolve(path).map(|(node, _)| self.node(node))
     }
 
-    /// Whether the path is one of `finally`.
+    /// Whether the path names a step of `finally`.
     pub fn is_finally(&self, path: &StepPath) -> bool {
         self.tree
             .resolve(path)
             .is_some_and(|(node, _)| self.tree.place(node).scope == ScopeId::FINALLY)
     }
 
-    /// The task at a path, be it a step's or a compensation's.
+    /// The task at a path, which may be the path of a step or of a compensation.
     pub fn task(&self, path: &StepPath) -> Option<&TaskPlan> {
         match path.compensated() {
             Some(step) => Some(&self.step(&step)?.compensate.as_ref()?.task),

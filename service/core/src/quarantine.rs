@@ -1,30 +1,30 @@
-//! Quarantine: an execution that nobody can go on with, until a person has looked.
+//! Quarantine: the mark of an execution that cannot proceed until an operator has looked at it.
 //!
-//! It is no state of the execution, whose history may be unreadable, but a mark beside it: no node
-//! decides on a marked execution. What put it there is damage, or a defect of the service; a history
-//! that only a newer binary reads is neither.
+//! Quarantine is not a state of the execution, whose history may be unreadable, but a mark beside it. No
+//! node decides about a marked execution. The cause is damage or a defect of the service. An execution
+//! whose history only a newer binary can read is not quarantined.
 
 use crate::time::Timestamp;
 
-/// Why an execution is in quarantine.
+/// Why an execution is quarantined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QuarantineReason {
     /// A transition is missing from its history.
     HistoryGap,
-    /// A transition can not be decoded, or does not fit the state before it.
+    /// A transition cannot be decoded, or does not fit the state before it.
     HistoryUnreadable,
-    /// The version of the workflow that it follows is gone, or can not be read.
+    /// The workflow version that the execution follows is missing or cannot be read.
     WorkflowUnreadable,
     /// A decision about it panicked.
     DecisionPanicked,
-    /// The store refuses what the node itself decided: it would be decided again for ever.
+    /// The store refuses a transition that the node decided, and would refuse it again each time.
     StoreRefused,
-    /// A newer binary put it there, for a reason whose name this one does not know.
+    /// A newer binary quarantined the execution for a reason whose name this binary does not know.
     Unknown,
 }
 
 impl QuarantineReason {
-    /// All that this binary gives.
+    /// All reasons for which this binary quarantines an execution.
     pub const ALL: [Self; 5] = [
         Self::HistoryGap,
         Self::HistoryUnreadable,
@@ -33,7 +33,7 @@ impl QuarantineReason {
         Self::StoreRefused,
     ];
 
-    /// As it is stored and logged.
+    /// The name under which the reason is stored and logged.
     pub fn name(self) -> &'static str {
         match self {
             Self::HistoryGap => "history_gap",
@@ -53,12 +53,12 @@ impl QuarantineReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quarantine {
     pub reason: QuarantineReason,
-    /// For a person: what was found, where. Free of NUL, at most [`DETAIL_BYTES_MAX`].
+    /// For an operator: what was found, and where. Contains no NUL and at most [`DETAIL_BYTES_MAX`] bytes.
     pub detail: String,
     pub at: Timestamp,
 }
 
-/// Bytes of a quarantine's detail; the rest is cut off.
+/// Maximum bytes of a quarantine's detail; the rest is cut off.
 pub const DETAIL_BYTES_MAX: usize = 4096;
 
 impl Quarantine {

@@ -1,4 +1,4 @@
-//! Randomness that follows from a seed, which arrives as an argument like time does.
+//! Pseudo-random numbers from a seed, which is passed in as an argument, as the time is.
 
 /// splitmix64: the same seed gives the same numbers, in any process.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In 0..1.
+    /// A number from 0 (included) to 1 (excluded).
     pub fn ratio(&mut self) -> f64 {
         (self.number() >> 11) as f64 / (1_u64 << 53) as f64
     }

@@ -1,18 +1,19 @@
-//! When an attempt that failed is tried again: policies, and the one place where it is decided.
+//! Retry policies, and the one place where Recoup decides whether and when a failed attempt is retried.
 //!
-//! [`decide`] asks in this order; the first that answers decides, and its name is recorded.
+//! [`decide`] asks these questions in order. The first one that gives an answer decides, and the reason is
+//! recorded.
 //!
 //! | # | question | answer | [`Reason`] |
 //! | --- | --- | --- | --- |
-//! | 1 | is the execution being cancelled, terminated, or has it failed already? | stop | `Cancelled` |
+//! | 1 | is the execution being cancelled or terminated, or has its run already failed? | stop | `Cancelled` |
 //! | 2 | is the error a schedule-to-start or schedule-to-close timeout? | stop | `ScheduleTimeout` |
-//! | 3 | does the error, or the nearest cause that says anything, call itself non-retryable? | stop | `NonRetryable` |
-//! | 4 | is its type on the caller's list of non-retryable types? | stop | `NonRetryableType` |
-//! | 5 | is there an allow-list, and a user's error not on it? | stop | `NotOnAllowList` |
-//! | 6 | which rule takes it first? Else: is its category `Permanent`? | stop | `Permanent` |
-//! | 7 | has the rule, then the policy, attempts and time left? | stop | `RuleAttemptsExhausted`, `RuleDurationExhausted`, `AttemptsExhausted`, `DurationExhausted` |
-//! | 8 | delay: the error's own wish, else the schedule of the rule, the category or the policy; then jitter | | |
-//! | 9 | would the next attempt start after a deadline? | stop | `Deadline` |
+//! | 3 | is the error non-retryable, by its own flag or the nearest cause's? | stop | `NonRetryable` |
+//! | 4 | is its type on the policy's list of non-retryable types? | stop | `NonRetryableType` |
+//! | 5 | does the policy have an allow-list, and is this a user's error that is not on it? | stop | `NotOnAllowList` |
+//! | 6 | which rule matches it first? If none does: is its category `Permanent`? | stop | `Permanent` |
+//! | 7 | are the attempts or the time of the rule, then those of the policy, used up? | stop | `RuleAttemptsExhausted`, `RuleDurationExhausted`, `AttemptsExhausted`, `DurationExhausted` |
+//! | 8 | delay: the one the error asks for, else by the rule's, category's or policy's schedule; then jitter | | |
+//! | 9 | would the next attempt start at or after a deadline? | stop | `Deadline` |
 //! | | otherwise | retry | `Rule`, `Category`, `Policy` |
 
 use std::time::Duration;
@@ -20,25 +21,27 @@ use std::time::Duration;
 use crate::error::{Category, TaskError, builtin, type_matches};
 use crate::time::Timestamp;
 
-/// No delay is longer, whatever a schedule or an error asks for.
+/// The longest delay, whatever a schedule or an error asks for: 30 days.
 pub const DELAY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A policy replaces another whole; what it leaves unset takes the built-in value.
+/// A retry policy. It replaces an inherited policy as a whole: a value that it leaves unset is the built-in
+/// value, not the inherited one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RetryPolicy {
     /// Unset: [`Schedule::BUILT_IN`].
     pub schedule: Option<Schedule>,
-    /// Ratio 0..=1 of the delay; unset: [`RetryPolicy::JITTER`].
+    /// Ratio of the delay, from 0 to 1; unset: [`RetryPolicy::JITTER`].
     pub jitter: Option<f64>,
     pub limits: Limits,
-    /// Type patterns that the caller never wants to be tried again.
+    /// Patterns of error types that are never retried.
     pub non_retryable_error_types: Vec<String>,
-    /// If not empty, errors of users are retried only where one of these patterns takes them.
+    /// If not empty, a user's error is retried only if one of these patterns matches it. Built-in errors
+    /// are not affected.
     pub retryable_error_types: Vec<String>,
     pub match_on: MatchOn,
     /// An execution that succeeds after a retry under this policy ends as WARNING.
     pub warning_on_retry: bool,
-    /// Asked in order; the first that matches decides.
+    /// Tried in order; the first rule that matches the error applies.
     pub rules: Vec<Rule>,
 }
 
@@ -46,21 +49,21 @@ pub struct RetryPolicy {
 pub struct Rule {
     pub error_types: Vec<String>,
     pub match_on: MatchOn,
-    /// Unset: the policy's.
+    /// Unset: the policy's schedule.
     pub schedule: Option<Schedule>,
-    /// Counted for this rule alone.
+    /// Attempts are counted for this rule alone.
     pub limits: Limits,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// All attempts, the first included: 1 means no retry.
+    /// The maximum number of attempts, including the first: 1 disables retries.
     pub max_attempts: Option<u32>,
-    /// Counts from the first scheduling.
+    /// Measured from the time at which the task was first scheduled.
     pub max_duration: Option<Duration>,
 }
 
-/// Which error of a chain of causes is asked for its type.
+/// Which errors in a chain of causes are compared with the patterns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatchOn {
     #[default]
@@ -83,21 +86,21 @@ impl Schedule {
         backoff_coefficient: 2.0,
         max_interval: Duration::from_secs(100),
     };
-    /// For errors of category TRANSIENT: gone in a moment.
+    /// For errors of category TRANSIENT, which are expected to pass within moments.
     pub const TRANSIENT: Self = Self::Exponential {
         initial_interval: Duration::from_millis(100),
         backoff_coefficient: 2.0,
         max_interval: Duration::from_secs(10),
     };
-    /// For errors of category INTERMITTENT: an outage that takes its time.
+    /// For errors of category INTERMITTENT, such as an outage that lasts for a while.
     pub const INTERMITTENT: Self = Self::Exponential {
         initial_interval: Duration::from_secs(10),
         backoff_coefficient: 2.0,
         max_interval: Duration::from_secs(600),
     };
 
-    /// The delay after `index` earlier decisions of the same rule, before jitter. `random` is in
-    /// 0..1 and matters to [`Schedule::Random`] alone.
+    /// The delay before jitter, after `index` earlier retries that were decided by the same [`DecidedBy`].
+    /// `random` is from 0 (included) to 1 (excluded) and is used only by [`Schedule::Random`].
     pub fn delay(&self, index: u32, random: f64) -> Duration {
         let delay = match self {
             Self::Constant { interval } => *interval,
@@ -117,7 +120,7 @@ impl Schedule {
 }
 
 fn scale(duration: Duration, factor: f64) -> Duration {
-    // Infinite, too large or not a number: the longest delay there is.
+    // The product may be infinite, too large or not a number. It then counts as the longest delay.
     Duration::try_from_secs_f64(duration.as_secs_f64() * factor).unwrap_or(DELAY_MAX)
 }
 
@@ -133,7 +136,8 @@ impl RetryPolicy {
         self.jitter.unwrap_or(Self::JITTER)
     }
 
-    /// `None` is unlimited: only where a duration limits instead.
+    /// None is unlimited, which is possible only if a duration limits the retries instead. If neither limit
+    /// is set, [`Self::MAX_ATTEMPTS`] applies.
     pub fn max_attempts(&self) -> Option<u32> {
         match self.limits {
             Limits { max_attempts: None, max_duration: Some(_) } => None,
@@ -142,14 +146,15 @@ impl RetryPolicy {
     }
 }
 
-/// How many delays [`RetryPolicy::delays`] tells at most.
+/// The maximum number of delays that [`RetryPolicy::delays`] returns.
 pub const DELAYS_MAX: usize = 100;
 
 impl RetryPolicy {
-    /// The delays before the second, third … attempt by the policy's own schedule, without jitter and
-    /// without rules; a random delay counts as the middle of its range. As many as attempts,
-    /// `max_duration` and `within` allow if attempts take no time, and at most [`DELAYS_MAX`]; then
-    /// whether more would follow.
+    /// The delays before the second, third and later attempts by the policy's own schedule, without jitter
+    /// and without rules, and whether more would follow. A random delay counts as the middle of its range.
+    ///
+    /// There are as many delays as the number of attempts, `max_duration` and `within` allow if attempts
+    /// take no time, but at most [`DELAYS_MAX`].
     pub fn delays(&self, within: Option<Duration>) -> (Vec<Duration>, bool) {
         let retries = self.max_attempts().map_or(usize::MAX, |max| max.saturating_sub(1) as usize);
         let budget = self.limits.max_duration.into_iter().chain(within).min();
@@ -181,7 +186,8 @@ impl MatchOn {
     }
 }
 
-/// Who chose the delay. Each counts its own decisions; that count is the index of its backoff.
+/// The source of the delay. Retries are counted separately for each source, and this count is the index
+/// into its backoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DecidedBy {
     Policy,
@@ -189,19 +195,19 @@ pub enum DecidedBy {
     Rule(u32),
 }
 
-/// What is known when an attempt has failed.
+/// Everything that a decision about a failed attempt depends on, apart from the policy.
 #[derive(Clone, Debug)]
 pub struct Situation<'a> {
     pub error: &'a TaskError,
-    /// Number of the attempt that failed, from 1.
+    /// Number of the attempt that failed, counted from 1.
     pub attempt: u32,
-    /// Earlier decisions to retry, by who made them.
+    /// How many retries each source has decided so far.
     pub decided: &'a [(DecidedBy, u32)],
     pub first_scheduled_at: Timestamp,
     pub now: Timestamp,
-    /// The earliest of all deadlines that bind the next attempt.
+    /// The earliest of all deadlines that apply to the next attempt.
     pub deadline: Option<Timestamp>,
-    /// No further attempt is wanted: the execution is being cancelled, or its run has failed.
+    /// No further attempt is wanted: the execution is being cancelled or terminated, or its run has failed.
     pub ending: bool,
 }
 
@@ -209,9 +215,9 @@ pub struct Situation<'a> {
 pub struct Decision {
     pub verdict: Verdict,
     pub reason: Reason,
-    /// Index into [`RetryPolicy::rules`] of the rule that took the error.
+    /// Index in [`RetryPolicy::rules`] of the rule that matched the error.
     pub rule: Option<u32>,
-    /// The delay is the error's own wish.
+    /// The delay is the one that the error asked for.
     pub delay_from_error: bool,
 }
 
@@ -260,7 +266,7 @@ impl Decision {
     }
 }
 
-/// Decides by the list at the top of this module. `random` is in 0..1.
+/// Decides by the table at the top of this module. `random` is from 0 (included) to 1 (excluded).
 pub fn decide(policy: &RetryPolicy, situation: &Situation<'_>, random: f64) -> Decision {
     let Situation { error, attempt, now, .. } = *situation;
     if situation.ending {
@@ -322,7 +328,7 @@ pub fn decide(policy: &RetryPolicy, situation: &Situation<'_>, random: f64) -> D
 
     let delay_from_error = error.chain().find_map(|error| error.next_retry_delay);
     let delay = match delay_from_error {
-        // Never earlier than asked for: jitter only adds.
+        // An attempt never starts earlier than the error asked for, so jitter only adds to the delay.
         Some(asked) => scale(asked.min(DELAY_MAX), 1.0 + policy.jitter() * random),
         None => {
             scale(schedule.delay(earlier, random), 1.0 + policy.jitter() * (2.0 * random - 1.0))

@@ -1,5 +1,5 @@
-//! The vocabulary that commands, events and the folded state share: the states of an execution and of
-//! its compensation, and the trace that it belongs to.
+//! The types that commands, events and the folded state share: the states of an execution and of its
+//! compensation, and the trace context.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub enum State {
     Compensating,
     Cancelling,
     Succeeded,
-    /// Succeeded with tolerated errors.
+    /// Succeeded, but with warnings.
     Warning,
     Failed,
     TimedOut,
@@ -39,12 +39,12 @@ impl State {
         self >= Self::Succeeded
     }
 
-    /// Every end but SUCCEEDED and WARNING.
+    /// Every end state except SUCCEEDED and WARNING.
     pub fn is_failure(self) -> bool {
         self >= Self::Failed
     }
 
-    /// As everywhere: in the protocol, in SQL, in logs.
+    /// The name that is used everywhere: in the protocol, in SQL and in logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "RUNNING",
@@ -68,25 +68,25 @@ impl fmt::Display for State {
     }
 }
 
-/// How far the compensation of an execution has come.
+/// The progress of the compensation of an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CompensationState {
     None,
     Pending,
     Running,
     Done,
-    /// One failed for good, or never ran: a person must act.
+    /// A compensation failed for good or never ran: an operator must act.
     Parked,
 }
 
-/// What is known of the step that is undone.
+/// What is known about the step that is to be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompensationOutcome {
     Completed,
     Unknown,
 }
 
-/// W3C trace context of the call that started the execution; empty if it had none.
+/// W3C trace context of the call that started the execution; empty if the call had none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {
     pub traceparent: String,

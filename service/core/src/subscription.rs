@@ -1,21 +1,22 @@
-//! A durable reader of the failure feed: what it has been given, what it has acknowledged, what comes
-//! again. Pure: a state and a time go in, the next state comes out; the store keeps it by
-//! compare-and-set, so that two servers never both win a delivery.
+//! A durable reader of the failure feed: which events have been delivered to it, which it has acknowledged,
+//! and which are to be delivered again. The code is pure: a state and a time go in, and the next state
+//! comes out. The store saves the state by compare-and-set, so two servers never both succeed with a
+//! delivery.
 //!
 //! | entry | by | becomes |
 //! | --- | --- | --- |
-//! | not there | [`Subscription::admit`] | waiting |
+//! | none | [`Subscription::admit`] | waiting |
 //! | waiting, due | [`Subscription::fetch`] | delivered, due again after the ack deadline |
-//! | delivered | [`Subscription::ack`] | gone |
+//! | delivered | [`Subscription::ack`] | removed |
 //! | delivered | [`Subscription::nack`] | returned, due after the delay |
-//! | delivered to a stream | [`Subscription::open`] | returned, due at once: that stream is gone |
-//! | delivered, due | [`Subscription::fetch`] | delivered once more: the token before it is void |
+//! | delivered to a stream | [`Subscription::open`] | returned, due at once, because that stream is gone |
+//! | delivered, due | [`Subscription::fetch`] | delivered again; the earlier token is void |
 //!
-//! A token names one delivery, not the stream that carried it: it counts until its event is delivered
-//! again, also when another stream has taken the subscription over in between.
+//! A token names one delivery, not the stream that carried it. It remains valid until its event is
+//! delivered again, even if another stream takes over the subscription in the meantime.
 //!
-//! Events of one execution come in order: while one of them is returned, due again or with another
-//! reader, later ones of that execution wait.
+//! Events of one execution are delivered in order: while one of them is returned, due again or with another
+//! reader, later events of that execution wait.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -25,38 +26,40 @@ use crate::failure_event::FailureKind;
 use crate::id::{ExecutionId, namespace_matches};
 use crate::time::Timestamp;
 
-/// How long a delivery may go unacknowledged, where nothing else is said.
+/// Default of the time in which a delivery must be acknowledged.
 pub const ACK_DEADLINE: Duration = Duration::from_secs(30);
-/// Deliveries outstanding, where nothing else is said.
+/// Default of the maximum number of outstanding entries.
 pub const WINDOW: u32 = 1_000;
 pub const WINDOW_MAX: u32 = 10_000;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subscription {
     pub filter: Filter,
-    /// Where it was asked to start, as it was asked: tells a repeated creation from another one.
+    /// The position at which the subscription was asked to start, as the caller wrote it. It tells a
+    /// repeated creation from a different one.
     pub start: String,
     pub ack_deadline: Duration,
     pub window: u32,
-    /// Feed cursor: everything up to here is acknowledged or not asked for.
+    /// Feed cursor: every event up to here is acknowledged or does not match the filter.
     pub watermark: String,
-    /// Feed cursor: everything up to here is acknowledged, outstanding or not asked for.
+    /// Feed cursor: every event up to here is acknowledged, outstanding or does not match the filter.
     pub read: String,
-    /// In the order of the feed.
+    /// Events that are waiting or delivered but not acknowledged, in the order of the feed.
     pub outstanding: Vec<Entry>,
     pub consumer: Option<Consumer>,
-    /// Rises with each new consumer, from 1: a late one finds out that it is late.
+    /// Increases with each new consumer, starting at 1. A consumer that has been replaced recognises this
+    /// by its old epoch.
     pub epoch: u64,
 }
 
-/// Which events a reader wants. What is empty takes all.
+/// Which events a reader wants. An empty list matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Pattern: see [`namespace_matches`].
+    /// A pattern; see [`namespace_matches`].
     pub namespace: String,
     pub workflows: Vec<String>,
     pub kinds: Vec<FailureKind>,
-    /// Patterns: see [`type_matches`].
+    /// Patterns; see [`type_matches`].
     pub error_types: Vec<String>,
 }
 
@@ -65,23 +68,25 @@ pub struct Entry {
     /// Id of the failure event.
     pub event: String,
     pub execution: Option<ExecutionId>,
-    /// Where the event stands on the feed.
+    /// The place of the event on the feed.
     pub position: Position,
-    /// What the store keeps of the event, in bytes.
+    /// Size of the event in the store, in bytes.
     pub bytes: u32,
-    /// How often it was delivered.
+    /// How often the event has been delivered.
     pub delivery: u32,
-    /// When it is delivered, or delivered again.
+    /// When the event is to be delivered, or delivered again.
     pub due_at: Timestamp,
-    /// It was given back, its deadline passed or its stream was taken over: those behind it wait.
+    /// The event was given back, its deadline passed, or its stream was taken over. Later events of its
+    /// execution wait.
     pub returned: bool,
-    /// Epoch of the stream that has it. 0: none; it waits, was pulled or was given back.
+    /// Epoch of the stream that holds the event. 0 if no stream does: the event is waiting, was pulled or
+    /// was given back.
     pub stream: u64,
-    /// Stands for events that are no longer there: the cursors around them.
+    /// Set if the entry stands for events that no longer exist: the cursors before and after them.
     pub gap: Option<Gap>,
 }
 
-/// Lane and number, as the store has them.
+/// Lane and number, as the store numbers events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     pub lane: i64,
@@ -92,11 +97,11 @@ pub struct Position {
 pub struct Gap {
     pub from: String,
     pub to: String,
-    /// How many events are missing between the two.
+    /// How many events are missing between the two cursors.
     pub events: u64,
 }
 
-/// Who reads. It must come again before `until`.
+/// The consumer that is reading. Its reading lease ends at `until` unless it is renewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consumer {
     pub name: String,
@@ -104,35 +109,36 @@ pub struct Consumer {
     pub until: Timestamp,
 }
 
-/// An event that a page of the feed brought.
+/// An event from a page of the feed that matches the filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub event: String,
     pub execution: Option<ExecutionId>,
     pub position: Position,
-    /// What the store keeps of it, in bytes.
+    /// Size of the event in the store, in bytes.
     pub bytes: u32,
     pub gap: Option<Gap>,
 }
 
-/// Who asks for deliveries.
+/// The kind of reader that asks for deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
-    /// The consumer of this epoch, the only one.
+    /// The stream of the consumer with this epoch, which reads alone.
     Stream { epoch: u64 },
-    /// One that may pull beside others: an event also waits while an earlier delivery of its execution
-    /// is not acknowledged, whoever has it.
+    /// A caller that pulls, possibly while other callers do. An event also waits while an earlier event of
+    /// its execution is delivered to any reader and not acknowledged.
     Pull,
 }
 
-/// How much is delivered at once: whatever is reached first, but one entry at least.
+/// How much is delivered at once. Delivery stops at the limit that is reached first, but at least one entry
+/// is delivered, whatever its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchLimit {
     pub entries: usize,
     pub bytes: usize,
 }
 
-/// One entry that is delivered now.
+/// An entry that is being delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     pub event: String,
@@ -142,12 +148,12 @@ pub struct Delivery {
     pub gap: Option<Gap>,
 }
 
-/// What became of an acknowledgement.
+/// The result of an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acked {
-    /// Done, now or before.
+    /// The delivery is acknowledged, by this call or by an earlier one.
     Accepted,
-    /// The event has been delivered again: that delivery's token counts.
+    /// The event has been delivered again, and only the token of the latest delivery is valid.
     Expired,
 }
 
@@ -160,8 +166,8 @@ pub struct InUse;
 pub struct Taken;
 
 impl Filter {
-    /// Whether the filter wants an event. [`FailureKind::FeedGap`] always passes. An event without a kind is of one
-    /// that only a newer binary knows, so a filter that names kinds does not want it.
+    /// Whether the filter matches an event. [`FailureKind::FeedGap`] always matches. An event without a
+    /// kind has a kind that only a newer binary knows, so a filter that lists kinds does not match it.
     pub fn takes(
         &self,
         namespace: &str,
@@ -180,7 +186,8 @@ impl Filter {
 }
 
 impl Entry {
-    /// It was delivered, and is not with the stream that reads now: later ones of its execution wait.
+    /// Whether the event was delivered but is not held by the stream that is reading now. Later events of
+    /// its execution must wait.
     fn is_elsewhere(&self) -> bool {
         self.returned || (self.delivery > 0 && self.stream == 0)
     }
@@ -201,13 +208,15 @@ impl Subscription {
         }
     }
 
-    /// Makes somebody the consumer until `now + lease`. Who has the name of the one that reads takes
-    /// over at once: it has come back, and its old stream may not know yet that it is dead. What the
-    /// stream before had and did not acknowledge is due now, nothing waits for its deadline; what was
-    /// pulled or given back keeps its time.
+    /// Makes `name` the consumer until `now + lease` and returns its epoch. A consumer with the same name
+    /// as the current one takes over at once: it has reconnected, and the server may not have noticed yet
+    /// that its old stream is dead.
+    ///
+    /// Events that the previous stream held and did not acknowledge are due now instead of at their
+    /// deadline. Events that were pulled or given back keep their times.
     ///
     /// # Errors
-    /// While one with another name reads.
+    /// [`InUse`] while a consumer with another name is reading.
     pub fn open(&mut self, name: &str, now: Timestamp, lease: Duration) -> Result<u64, InUse> {
         if self.reading(now).is_some_and(|consumer| consumer.name != name) {
             return Err(InUse);
@@ -223,8 +232,8 @@ impl Subscription {
         Ok(self.epoch)
     }
 
-    /// Whether a stream reads now that is of another consumer than the one called so. One without a
-    /// name is never the same.
+    /// Whether a stream of another consumer than `name` is reading now. An empty name never counts as the
+    /// same consumer.
     pub fn is_read_by_another(&self, name: &str, now: Timestamp) -> bool {
         self.reading(now).is_some_and(|consumer| name.is_empty() || consumer.name != name)
     }
@@ -233,10 +242,10 @@ impl Subscription {
         self.consumer.as_ref().filter(|consumer| consumer.until > now)
     }
 
-    /// The consumer of `epoch` is still there.
+    /// Extends the reading lease of the consumer with this epoch until `now + lease`.
     ///
     /// # Errors
-    /// If another one has taken its place.
+    /// [`Taken`] if another consumer has replaced it or the consumer has left.
     pub fn renew(&mut self, epoch: u64, now: Timestamp, lease: Duration) -> Result<(), Taken> {
         match &mut self.consumer {
             Some(consumer) if consumer.epoch == epoch => consumer.until = now + lease,
@@ -245,17 +254,18 @@ impl Subscription {
         Ok(())
     }
 
-    /// The consumer of `epoch` has left.
+    /// The consumer with this epoch stops reading.
     pub fn close(&mut self, epoch: u64) {
         self.consumer.take_if(|consumer| consumer.epoch == epoch);
     }
 
-    /// How many more entries the window takes.
+    /// How many more entries fit into the window.
     pub fn room(&self) -> usize {
         (self.window as usize).saturating_sub(self.outstanding.len())
     }
 
-    /// Takes events that follow `read` and match the filter; `read` is the cursor behind them.
+    /// Adds the events that follow `read` and match the filter. The new `read` is the cursor after the last
+    /// event that was looked at.
     pub fn admit(&mut self, events: Vec<Candidate>, read: String, now: Timestamp) {
         self.outstanding.extend(events.into_iter().map(|event| Entry {
             event: event.event,
@@ -272,7 +282,7 @@ impl Subscription {
         self.settle();
     }
 
-    /// What is to be delivered to this reader now, in order.
+    /// Delivers what is due to this reader now, in the order of the feed.
     pub fn fetch(&mut self, now: Timestamp, limit: FetchLimit, reader: Reader) -> Vec<Delivery> {
         let stream = match reader {
             Reader::Stream { epoch } => epoch,
@@ -315,8 +325,8 @@ impl Subscription {
         deliveries
     }
 
-    /// When [`Subscription::fetch`] next has something without a new event: what waits behind an
-    /// earlier one of its execution does not count.
+    /// The earliest time at which [`Subscription::fetch`] has something to deliver even if no new event
+    /// arrives. Events that wait for an earlier event of their execution do not count.
     pub fn next_due(&self) -> Option<Timestamp> {
         let mut held: HashSet<ExecutionId> = HashSet::new();
         let free = self.outstanding.iter().filter(|entry| {
@@ -329,8 +339,8 @@ impl Subscription {
         free.map(|entry| entry.due_at).min()
     }
 
-    /// An entry that is no longer there has been acknowledged before. True in the end for all tokens
-    /// of one event: none brings it back.
+    /// Acknowledges a delivery. If the event is no longer there, it was acknowledged before, so every token
+    /// of the event is then accepted.
     pub fn ack(&mut self, event: &str, delivery: u32) -> Acked {
         let Some(index) = self.index(event) else {
             return Acked::Accepted;
@@ -342,7 +352,7 @@ impl Subscription {
         Acked::Accepted
     }
 
-    /// Gives a delivery back; it comes again after `delay`.
+    /// Gives a delivery back. It is delivered again after `delay`.
     pub fn nack(&mut self, event: &str, delivery: u32, now: Timestamp, delay: Duration) -> Acked {
         let index = self.index(event);
         let Some(entry) = index.map(|index| &mut self.outstanding[index]) else {
@@ -357,7 +367,7 @@ impl Subscription {
         Acked::Accepted
     }
 
-    /// Sets the watermark where nothing is outstanding.
+    /// Advances the watermark to `read` if nothing is outstanding.
     pub fn settle(&mut self) {
         if self.outstanding.is_empty() {
             self.watermark.clone_from(&self.read);

@@ -1,4 +1,4 @@
-//! Points in time. Core has no clock: every `now` arrives as an argument, in database time.
+//! Points in time. Core has no clock: every `now` is passed in as an argument and is database time.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -18,7 +18,7 @@ impl Timestamp {
         self.0
     }
 
-    /// The time from `earlier` to this one; zero if it is not earlier.
+    /// The time from `earlier` to this point in time; zero if `earlier` is not earlier.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
     }
@@ -27,7 +27,7 @@ impl Timestamp {
 impl Add<Duration> for Timestamp {
     type Output = Self;
 
-    /// Saturates: a deadline beyond the end of time never strikes.
+    /// Saturates: a deadline beyond the end of time never passes.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }

@@ -1,4 +1,4 @@
-//! From a definition to a plan, collecting everything that is wrong on the way.
+//! Compiles a definition into a plan and collects all of its issues on the way.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::limits::{
 use crate::retry::RetryPolicy;
 use crate::tree::{Place, ScopeId, Tree};
 
-/// Words that CEL keeps for itself.
+/// Words that CEL reserves.
 const RESERVED: &[&str] = &[
     "as",
     "break",
@@ -44,20 +44,22 @@ const RESERVED: &[&str] = &[
 
 impl Plan {
     /// Resolves defaults, compiles expressions and checks everything that can be checked before an
-    /// execution: what is unset at a step is that of the workflow's defaults, else the built-in value.
+    /// execution starts. A value that a step does not set is taken from the workflow's defaults, or else is
+    /// the built-in value.
     ///
     /// # Errors
-    /// All issues, in the order of the definition.
+    /// All issues, in the order of the definition, except that those of step ids come before all other
+    /// issues of steps.
     pub fn compile(definition: &definition::Workflow, version: u32) -> Result<Self, Vec<Issue>> {
         compile(definition, version, Trust::Unchecked)
     }
 
-    /// The plan of a definition that was accepted when it was registered, by this binary or by one with
-    /// other rules. None of the rules is applied again: a version that is stricter than the one before
-    /// must not stop executions that are under way.
+    /// Compiles a definition that was accepted when it was registered, by this binary or by one with other
+    /// rules. The rules are not applied again: a release with stricter rules must not stop executions that
+    /// are running.
     ///
     /// # Errors
-    /// Only what leaves no plan to follow: a template or an expression that cannot be parsed.
+    /// Only issues that leave nothing to execute: a template or an expression that cannot be parsed.
     pub fn of_accepted(
         definition: &definition::Workflow,
         version: u32,
@@ -74,7 +76,7 @@ fn compile(definition: &Workflow, version: u32, trust: Trust) -> Result<Plan, Ve
     if issues.is_empty() { Ok(plan) } else { Err(issues) }
 }
 
-/// What it returns is complete only if it found no issues.
+/// The plan that the compiler returns is complete only if it found no issues.
 struct Compiler<'a> {
     issues: Issues,
     defaults: &'a Defaults,
@@ -109,7 +111,8 @@ impl Compiler<'_> {
             }
         }
 
-        // Expressions name steps that come later in the definition, if only to be refused.
+        // All steps are added to the tree first. An expression may name a step that comes later in the
+        // definition, even if only to be rejected for it.
         let mut tree = Tree::default();
         let blocks = [("steps", steps, ScopeId::STEPS), ("finally", finally, ScopeId::FINALLY)];
         for (field, block, scope) in blocks {
@@ -162,7 +165,7 @@ impl Compiler<'_> {
     }
 
     fn durations(&mut self, definition: &Workflow) {
-        // A grace of zero means that nobody is waited for.
+        // `cancel_grace` may be zero, which means that live attempts are not waited for.
         self.positive("timeout", definition.timeout);
         self.positive("cleanup_timeout", definition.cleanup_timeout);
     }
@@ -271,7 +274,7 @@ impl Compiler<'_> {
             input,
             schedule_to_start: timeouts.schedule_to_start,
             start_to_close: timeouts.start_to_close.unwrap_or_else(|| {
-                // The built-in value must not be what contradicts.
+                // The built-in value must not contradict a timeout that the definition sets.
                 timeouts.schedule_to_close.map_or(START_TO_CLOSE, |all| all.min(START_TO_CLOSE))
             }),
             schedule_to_close: timeouts.schedule_to_close,
@@ -282,8 +285,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// The timeouts with those inherited; the issues are those of its own, and the contradictions
-    /// between any.
+    /// The timeouts of a task, with inherited values filled in. Reports wrong values only among the task's
+    /// own timeouts, but contradictions between any of them.
     fn timeouts(&mut self, path: &str, own: &Timeouts, inherited: &Timeouts) -> Timeouts {
         self.positive(&format!("{path}.schedule_to_start"), own.schedule_to_start);
         self.positive(&format!("{path}.start_to_close"), own.start_to_close);
@@ -295,7 +298,7 @@ impl Compiler<'_> {
             schedule_to_close: own.schedule_to_close.or(inherited.schedule_to_close),
             heartbeat: own.heartbeat.or(inherited.heartbeat),
         };
-        // What the defaults contradict among themselves has been told there.
+        // Contradictions among the inherited values have been reported for the defaults.
         if own == &Timeouts::default() {
             return all;
         }
@@ -345,7 +348,7 @@ impl Compiler<'_> {
     }
 }
 
-/// The patterns of the tasks with `schedule_to_close`.
+/// Path patterns of the tasks with `schedule_to_close`, compensations included.
 fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
     let mut timed = Vec::new();
     for (node, step) in tree.nodes().zip(nodes) {
@@ -360,7 +363,7 @@ fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
     timed
 }
 
-/// Steps with their field paths.
+/// The steps of a block, each with its field path, such as `steps[2]`.
 fn paths<'a>(
     field: &'static str,
     steps: &'a [definition::Step],

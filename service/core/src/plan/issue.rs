@@ -1,4 +1,4 @@
-//! What may be wrong with a definition.
+//! The issues that a definition may have.
 
 use crate::expression::{CompileError, Trust};
 
@@ -6,13 +6,13 @@ use crate::expression::{CompileError, Trust};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field_path}: {message}")]
 pub struct Issue {
-    /// Where, by the names of the API: `steps[2].retry.max_attempts`.
+    /// The field, by its name in the API: `steps[2].retry.max_attempts`.
     pub field_path: String,
     pub code: IssueCode,
     pub message: String,
 }
 
-/// Kinds of issues. Their names are part of the API.
+/// The kinds of issues. Their names are part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IssueCode {
     Required,
@@ -55,14 +55,15 @@ impl IssueCode {
     }
 }
 
-/// What has been found, in the order of the definition.
+/// The issues found so far, in the order in which they were found.
 pub(super) struct Issues {
     pub found: Vec<Issue>,
     pub trust: Trust,
 }
 
 impl Issues {
-    /// A rule is broken, which is for registration to judge.
+    /// Reports a broken rule. The rules are applied only at registration: for an accepted definition this
+    /// does nothing.
     pub fn add(&mut self, field_path: String, code: IssueCode, message: String) {
         if self.trust == Trust::Unchecked {
             self.found.push(Issue { field_path, code, message });

@@ -1,4 +1,4 @@
-//! Retry policies that cannot work.
+//! Checks for retry policies that cannot work.
 
 use std::time::Duration;
 
@@ -48,7 +48,8 @@ fn rule(rule: &Rule, policy: &RetryPolicy, path: &str, issues: &mut Issues) {
     let retries = policy.max_attempts() != Some(1) && rule.limits.max_attempts != Some(1);
     let budgets = [rule.limits.max_duration, policy.limits.max_duration];
     let budget = budgets.into_iter().flatten().min();
-    // Where it takes everything from the policy, the policy has been told already.
+    // If the rule takes both schedule and duration from the policy, this issue has been reported for the
+    // policy.
     if retries && (rule.schedule.is_some() || rule.limits.max_duration.is_some()) {
         let own = rule.schedule.as_ref().unwrap_or(policy.schedule());
         first_delay(own, budget, path, issues);
@@ -65,7 +66,7 @@ fn limits(limits: &Limits, path: &str, issues: &mut Issues) {
     }
 }
 
-/// A schedule that leaves no time for a second attempt was not meant.
+/// Reports a schedule whose first delay uses up the whole duration, because no second attempt would follow.
 fn first_delay(schedule: &Schedule, budget: Option<Duration>, path: &str, issues: &mut Issues) {
     let first = schedule.delay(0, 0.0);
     if let Some(budget) = budget.filter(|budget| !budget.is_zero() && first >= *budget) {
@@ -139,7 +140,7 @@ fn types(patterns: &[String], path: &str, issues: &mut Issues) {
     }
 }
 
-/// Why no error can have a type that a pattern matches.
+/// The reason why a pattern cannot match the type of any error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
     #[error("a pattern has at most {ERROR_TYPE_BYTES_MAX} bytes")]
@@ -150,8 +151,8 @@ pub enum PatternError {
     UnknownBuiltin(String),
 }
 
-/// Checks a pattern of error types, in a retry policy or in a filter. One that matches no possible error
-/// would otherwise be accepted and silently find nothing.
+/// Checks a pattern of error types that a retry policy or a filter uses. Without this check a pattern that
+/// no error can match would be accepted and silently have no effect.
 ///
 /// # Errors
 /// What is wrong with the pattern.
