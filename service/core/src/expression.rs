@@ -1,21 +1,22 @@
-//! CEL in definitions: conditions, and templates of JSON whose strings hold `${ … }`.
+//! CEL in definitions: conditions, and JSON templates whose strings may contain `${ … }`.
 //!
-//! A condition is bare CEL. In a template a string that is wholly `${ … }` is replaced by the
-//! expression's value, embedded ones make text (strings as they are, other values as JSON), and
-//! `$${` is a literal `${`. Names of fields hold no expressions.
+//! A condition is a bare CEL expression. In a template, a string that consists of one `${ … }` is replaced
+//! by the value of the expression. In any other string each `${ … }` is replaced by text: strings are
+//! inserted as they are, other values as JSON. `$${` stands for a literal `${`. Field names cannot contain
+//! expressions.
 //!
 //! # Variables
 //!
-//! | name | is |
+//! | name | value |
 //! | --- | --- |
 //! | `input` | the execution's input |
-//! | `steps.<id>.output` | what the step gave; null if it was skipped, failed or has not ended |
-//! | `steps.<id>.error` | an error that was tolerated or that failed the run; else null |
+//! | `steps.<id>.output` | the step's output; null if it was skipped, failed or has not ended |
+//! | `steps.<id>.error` | the error with which the step failed, ignored or not; else null |
 //! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null) |
 //! | `run` | number of the run, from 1 |
-//! | `error` | in `finally` and compensations: why the run stopped, or null |
+//! | `error` | in `finally` and compensations: the error that stopped the run, or null |
 //!
-//! An error has `type`, `message`, `details` (null unless JSON), `category` (or null),
+//! An error has `type`, `message`, `details` (null unless they are JSON), `category` (or null),
 //! `non_retryable`, `source` and `cause` (an error or null).
 //!
 //! # Supported CEL
@@ -29,16 +30,17 @@
 //!   `bool`, `bytes`, `dyn`, `type`, `optional.of`, `optional.none`, `optional.ofNonZeroValue`,
 //!   `hasValue`, `value`, `or`, `orValue`.
 //!
-//! There are no regular expressions, timestamps, durations, messages or clocks. Whole numbers are
-//! 64-bit; arithmetic that overflows is an error. A result that has no JSON form (bytes, types, a
-//! number that is not finite) is an error; an optional gives its value or null.
+//! There are no regular expressions, timestamps, durations, messages or clocks. Whole numbers have 64 bits,
+//! and arithmetic that overflows is an error. A result that has no JSON form (bytes, types, a number that
+//! is not finite) is an error. An optional is written as its value, or as null if it has none.
 //!
 //! # Limits
 //!
-//! Size and shape of an expression are checked when it is compiled, and its work while it runs:
-//! whatever the input, an evaluation ends within a fraction of a second with a value or with a
-//! `recoup.expression` error. Only variables that an expression names are parsed, and at most
-//! [`EXPRESSION_READ_BYTES_MAX`](crate::limits::EXPRESSION_READ_BYTES_MAX) of them. The same state gives the same bytes on every run of every binary.
+//! The size and shape of an expression are checked when it is compiled, and its work is limited while it is
+//! evaluated. Whatever the input, an evaluation ends within a fraction of a second, with a value or with a
+//! `recoup.expression` error. Only the variables that an expression names are parsed, and at most
+//! [`EXPRESSION_READ_BYTES_MAX`](crate::limits::EXPRESSION_READ_BYTES_MAX) bytes of them. The same state
+//! gives the same bytes in every evaluation and in every binary.
 
 mod budget;
 mod check;
@@ -64,14 +66,14 @@ use problem::shorten;
 use split::Piece;
 use variables::Read;
 
-/// Bare CEL that gives a boolean.
+/// A bare CEL expression whose value is a boolean.
 #[derive(Debug)]
 pub struct Condition {
     expression: Expression,
     reads: Vec<Read>,
 }
 
-/// JSON whose strings may hold expressions.
+/// JSON text whose strings may contain expressions.
 #[derive(Debug)]
 pub struct Template {
     body: Body,
@@ -80,9 +82,9 @@ pub struct Template {
 #[derive(Debug)]
 enum Body {
     Constant(Payload),
-    /// Exactly `${input}`: handed on untouched, JSON or not.
+    /// Exactly `${input}`: the payload is passed on unchanged, even if it is not JSON.
     Input,
-    /// Exactly `${steps.<id>.output}`.
+    /// Exactly `${steps.<id>.output}`: passed on unchanged as well.
     Output(StepPath),
     Segments {
         segments: Vec<Segment>,
@@ -90,14 +92,14 @@ enum Body {
     },
 }
 
-/// A template is its JSON text, cut where values go.
+/// A piece of the template's JSON text, which is cut where values are inserted.
 #[derive(Debug)]
 enum Segment {
     /// JSON text.
     Literal(String),
-    /// Gives a value.
+    /// An expression whose value is inserted as JSON.
     Value(Expression),
-    /// Gives text, inside of a JSON string.
+    /// An expression whose value is inserted as text within a JSON string.
     Text(Expression),
 }
 
@@ -109,7 +111,7 @@ struct Expression {
 
 impl Condition {
     /// # Errors
-    /// Everything that is wrong with the source.
+    /// All problems of the expression.
     pub fn compile(source: &str, scope: &Scope<'_>) -> Result<Self, Vec<CompileError>> {
         let mut reads = Vec::new();
         let expression = Expression::compile(source, scope, &mut reads)?;
@@ -117,7 +119,7 @@ impl Condition {
     }
 
     /// # Errors
-    /// `recoup.expression` where the evaluation fails or gives no boolean.
+    /// `recoup.expression` if the evaluation fails or its value is not a boolean.
     pub fn evaluate(&self, variables: Variables<'_>) -> Result<bool, TaskError> {
         let context = variables::context(&self.reads, variables)?;
         let value = self.expression.evaluate(&context)?;
@@ -132,12 +134,12 @@ impl Condition {
 
 impl Template {
     /// # Errors
-    /// Everything that is wrong with the text.
+    /// All problems of the template.
     pub fn compile(json_text: &str, scope: &Scope<'_>) -> Result<Self, Vec<CompileError>> {
         let json: serde_json::Value = serde_json::from_str(json_text).map_err(|error| {
             vec![CompileError::new(Problem::NotJson(error.to_string()), json_text)]
         })?;
-        // Numbers stay as they are written, whatever their size.
+        // A template without expressions is kept as it is written, so that numbers of any size survive.
         if !json_text.contains("${") && !json_text.contains("\\u00") {
             let payload = Payload::json(Bytes::copy_from_slice(json_text.trim().as_bytes()));
             return Ok(Self { body: Body::Constant(payload) });
@@ -161,6 +163,8 @@ impl Template {
         Ok(Self { body })
     }
 
+    /// Evaluates the template.
+    ///
     /// # Errors
     /// Those of [`Self::source`].
     pub fn render(&self, variables: Variables<'_>) -> Result<Payload, TaskError> {
@@ -170,10 +174,11 @@ impl Template {
         })
     }
 
-    /// What the template gives; if it only passes on a payload, where that is.
+    /// Evaluates the template. If the template only passes on a payload, the result refers to that payload.
     ///
     /// # Errors
-    /// `recoup.expression` where an evaluation fails, `recoup.payload_too_large` where the result is.
+    /// `recoup.expression` if an evaluation fails, and `recoup.payload_too_large` if the result is too
+    /// large.
     pub fn source(&self, variables: Variables<'_>) -> Result<PayloadSource, TaskError> {
         Ok(match &self.body {
             Body::Constant(payload) => PayloadSource::Inline(payload.clone()),
@@ -273,7 +278,8 @@ impl Compiler<'_> {
             }
             serde_json::Value::Object(fields) => {
                 let mut fields: Vec<_> = fields.iter().collect();
-                // The order must not depend on the features that serde_json is built with.
+                // Sort the fields, so that their order does not depend on the features with which
+                // serde_json is built.
                 fields.sort_by_key(|(name, _)| *name);
                 self.literal("{");
                 for (index, (name, field)) in fields.into_iter().enumerate() {

@@ -1,5 +1,6 @@
-//! What one evaluation may cost. CEL programs always end, but nested comprehensions and growing
-//! values can take all time and memory; so every copy and every round of a comprehension is paid for.
+//! The work that one evaluation may do. CEL programs always end, but nested comprehensions and growing
+//! values could take practically unlimited time and memory. Therefore every copy of a value and every round
+//! of a comprehension is paid for from a budget.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,18 +13,18 @@ use cel::common::types::{
 use cel::common::value::{CowVal, StaticVal, Val};
 use cel::{Env, ExecutionError};
 
-/// Values visited or copied by the expressions of one template or condition.
+/// How many values the expressions of one template or condition may visit or copy.
 const WORK_MAX: usize = 1_000_000;
-/// Bytes of text that count as one value.
+/// How many bytes of text count as one value.
 const TEXT_BYTES: usize = 64;
 
-/// Names that no source can spell.
+/// The names of the budget and of its functions. No expression can spell them, because of the `@`.
 pub(super) const BUDGET: &str = "@budget";
 pub(super) const CHARGE: &str = "@charge";
 pub(super) const RANGE: &str = "@range";
 pub(super) const ADDEND: &str = "@addend";
 
-/// The standard functions and those that check the budget.
+/// CEL's standard functions and those that check the budget.
 pub(super) static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut environment = Env::stdlib();
     let dynamic = || DYN_TYPE.to_owned();
@@ -37,7 +38,7 @@ pub(super) static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
     Arc::new(environment)
 });
 
-/// What is left.
+/// The budget that is left, in values.
 #[derive(Debug)]
 pub(super) struct Budget(AtomicUsize);
 
@@ -46,9 +47,9 @@ impl Budget {
         Self(AtomicUsize::new(WORK_MAX))
     }
 
-    /// Whether the cost could be paid.
+    /// Deducts the cost, and returns whether the budget covered it.
     fn pay(&self, cost: usize) -> bool {
-        // One evaluation is one thread; the atomic only satisfies `Sync`.
+        // An evaluation runs on one thread; the atomic is needed only for `Sync`.
         let left = self.0.load(Ordering::Relaxed);
         self.0.store(left.saturating_sub(cost), Ordering::Relaxed);
         cost <= left
@@ -75,14 +76,14 @@ impl Val for Budget {
 
 impl StaticVal for Budget {}
 
-/// `@charge(value, budget)` is the value, paid for.
+/// `@charge(value, budget)` returns the value after paying for it.
 fn charge<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     pay(&args, weight(&*args[0]))?;
     Ok(args.swap_remove(0))
 }
 
-/// `@addend(value)` is the value unless it is a map: the interpreter would add a map's keys to a list,
-/// in the order of their hashes.
+/// `@addend(value)` returns the value, but fails for a map: the interpreter would append a map's keys to a
+/// list, in the order of their hashes.
 fn addend<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     if args[0].downcast_ref::<CelMap>().is_some() {
         return Err(ExecutionError::function_error(ADDEND, "a map cannot be added"));
@@ -90,8 +91,9 @@ fn addend<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Execu
     Ok(args.swap_remove(0))
 }
 
-/// `@range(value, budget, nodes)` is what a comprehension with a body of so many nodes goes through:
-/// a map's keys in order, so that the result does not depend on hashes.
+/// `@range(value, budget, nodes)` pays for a comprehension over the value, whose body has the given number
+/// of nodes, and returns what the comprehension iterates over. For a map these are its keys in order, so
+/// that the result does not depend on hashes.
 fn range<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     let nodes = args[2].downcast_ref::<CelInt>().map_or(1, |nodes| *nodes.inner());
     let nodes = usize::try_from(nodes).unwrap_or(usize::MAX);

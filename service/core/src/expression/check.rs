@@ -1,5 +1,5 @@
-//! Parses an expression, checks what it names and how it is built, and ties its costly places to the
-//! budget.
+//! Parses an expression, checks the names that it uses and the way it is built, and makes its costly parts
+//! pay from the budget.
 
 use cel::IdedExpr;
 use cel::common::ast::{
@@ -16,10 +16,10 @@ use crate::id::StepPath;
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX};
 use crate::tree::{Place, Sight, Tree};
 
-/// The deepest that a release has ever accepted: this bound protects the stack, and so holds for accepted
-/// expressions too. It never becomes smaller.
+/// The greatest depth that any release has accepted. This limit protects the stack, so it also applies to
+/// expressions that were accepted earlier. It must never be lowered.
 const ACCEPTED_DEPTH_MAX: usize = 32;
-/// What macros and the budget may make of that.
+/// The greatest depth after macros have been expanded and calls for the budget have been added.
 const EXPANDED_DEPTH_MAX: usize = 2 * ACCEPTED_DEPTH_MAX;
 
 const VARIABLES: &[&str] = &["input", "steps", "execution", "run", "error"];
@@ -42,23 +42,24 @@ const METHODS: &[&str] =
     &["size", "contains", "startsWith", "endsWith", "hasValue", "value", "or", "orValue"];
 const OPTIONALS: &[&str] = &["of", "none", "ofNonZeroValue"];
 
-/// Whether the rules were applied before.
+/// Whether the rules have been applied to an expression before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Registration: every rule is applied.
+    /// For registration: every rule is applied.
     Unchecked,
-    /// It was accepted, under these rules or others: only what it needs to be evaluated is built.
+    /// The expression was accepted earlier, under these rules or others. It is compiled as far as
+    /// evaluation needs, without applying the rules again.
     Accepted,
 }
 
-/// What an expression may name.
+/// What an expression may refer to.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
-    /// Where every step of the workflow stands.
+    /// The places of all steps of the workflow.
     pub tree: &'a Tree,
-    /// Where the expression stands: it reads the steps that can be seen from there.
+    /// The place of the expression. It may read the steps that are visible from there.
     pub place: Place,
-    /// Whether there is an `error`: in `finally` and in compensations.
+    /// Whether the variable `error` exists, which is so in `finally` and in compensations.
     pub has_error: bool,
     pub trust: Trust,
 }
@@ -92,7 +93,7 @@ pub(super) fn compile(
     if check.problems.is_empty() { Ok(root) } else { Err(check.problems) }
 }
 
-/// The variable that the whole expression is, if it is nothing else.
+/// The variable that makes up the whole expression, if the expression is `input` or `steps.<id>.output`.
 pub(super) fn whole_variable(root: &IdedExpr) -> Option<Read> {
     match path(&root.expr)?[..] {
         ["input"] => Some(Read::Input),
@@ -101,14 +102,14 @@ pub(super) fn whole_variable(root: &IdedExpr) -> Option<Read> {
     }
 }
 
-/// Whether an expression may nest deeper than `max`, seen before anything recursive looks at
-/// it. Too careful rather than too generous: a tree of binary operators is at most as deep as it has
-/// operators, plus its deepest operand. Chains of `&&` and `||` count for nothing: the parser balances
-/// them.
+/// Whether an expression may nest deeper than `max`. This is checked before any recursive code looks at the
+/// expression. The estimate is never too low: a tree of binary operators is at most as deep as its number
+/// of operators, plus its deepest operand. Chains of `&&` and `||` do not count, because the parser
+/// balances them.
 fn is_deeper(source: &str, max: usize) -> bool {
     #[derive(Default)]
     struct Level {
-        /// Deepest bracket in the operand at hand, and its fields, calls and unary operators.
+        /// Depth of the current operand: its deepest bracket, and its fields, calls and unary operators.
         operand: usize,
         deepest_operand: usize,
         operators: usize,
@@ -138,7 +139,8 @@ fn is_deeper(source: &str, max: usize) -> bool {
         };
         match bytes[at] {
             b'"' | b'\'' => {
-                // The parser complains of a string without an end, and goes on.
+                // The parser reports a string without an end and continues after its quote, so this scan
+                // does too.
                 at = string_end(bytes, at).unwrap_or(at + 1);
                 continue;
             }
@@ -164,7 +166,7 @@ fn is_deeper(source: &str, max: usize) -> bool {
             _ => {}
         }
         at += 1;
-        // `<=`, `==` and `!=` are one operator.
+        // `<=`, `==` and `!=` are one operator each.
         if at < bytes.len() && bytes[at] == b'=' {
             at += 1;
         }
@@ -185,7 +187,7 @@ fn syntax(errors: &ParseErrors) -> Vec<Problem> {
     problems.collect()
 }
 
-/// The names of `a.b.c`; `has(a.b)` is no such path.
+/// The names in `a.b.c`. None for anything else, including `has(a.b)`.
 fn path(expr: &Expr) -> Option<Vec<&str>> {
     let mut names = Vec::new();
     let mut expr = expr;
@@ -209,7 +211,7 @@ struct Check<'a> {
     scope: &'a Scope<'a>,
     reads: &'a mut Vec<Read>,
     problems: Vec<Problem>,
-    /// Variables of the comprehensions around.
+    /// The variables of the surrounding comprehensions.
     bound: Vec<String>,
     depth: usize,
     comprehensions: usize,
@@ -218,7 +220,7 @@ struct Check<'a> {
 impl Check<'_> {
     fn expression(&mut self, node: &mut IdedExpr) {
         if self.depth > EXPANDED_DEPTH_MAX {
-            // Of whatever is accepted: evaluation is recursive.
+            // Evaluation is recursive, so this limit also applies to accepted expressions.
             if !self.problems.contains(&Problem::TooDeep) {
                 self.problems.push(Problem::TooDeep);
             }
@@ -259,8 +261,9 @@ impl Check<'_> {
         self.depth -= 1;
     }
 
-    /// A rule is broken, which is for registration to judge. An accepted expression that breaks one is
-    /// built as far as it goes: what is missing is an error of its evaluation.
+    /// Reports a broken rule. The rules are applied only at registration. An accepted expression that
+    /// breaks one is compiled as far as possible, and whatever is missing becomes an error of its
+    /// evaluation.
     fn problem(&mut self, problem: Problem) {
         if self.scope.trust == Trust::Unchecked && !self.problems.contains(&problem) {
             self.problems.push(problem);
@@ -293,7 +296,7 @@ impl Check<'_> {
         self.variable(&names, tested.as_deref());
     }
 
-    /// A variable and the fields that are read of it; `tested` is that of `has`.
+    /// Checks a variable and the fields that are read from it; `tested` is the field that `has` tests.
     fn variable(&mut self, names: &[&str], tested: Option<&str>) {
         let field = names.get(1).copied().or(tested);
         match names[0] {
@@ -375,7 +378,8 @@ impl Check<'_> {
                 charge(argument);
             }
         }
-        // What comprehensions add to their own result is paid for as it is made.
+        // A comprehension that extends its own result pays for the new parts where they are made, so this
+        // addition is not charged again.
         let grows = call.func_name == operators::ADD
             && !matches!(&call.args[..], [first, ..] if is_hidden(first));
         if grows
@@ -431,12 +435,12 @@ fn looks_at_all_of_it(function: &str) -> bool {
     [EQUALS, NOT_EQUALS, IN].contains(&function) || !is_cheap
 }
 
-/// Whether the expression is a variable that macros made.
+/// Whether the expression is a variable that a macro introduced.
 fn is_hidden(node: &IdedExpr) -> bool {
     matches!(&node.expr, Expr::Ident(name) if name.starts_with('@'))
 }
 
-/// Makes the evaluation pay for the value of an expression.
+/// Wraps an expression in a call that pays for its value.
 fn charge(node: &mut IdedExpr) {
     if matches!(&node.expr, Expr::Literal(_)) || is_hidden(node) {
         return;
@@ -456,7 +460,7 @@ fn node(expr: Expr) -> IdedExpr {
     IdedExpr { id: 0, expr }
 }
 
-/// Nodes of an expression.
+/// The number of nodes of an expression.
 fn count(node: &IdedExpr) -> usize {
     1 + match &node.expr {
         Expr::Unspecified | Expr::Literal(_) | Expr::Ident(_) | Expr::Struct(_) => 0,
@@ -474,7 +478,7 @@ fn count(node: &IdedExpr) -> usize {
                 EntryExpr::StructField(field) => count(&field.value),
             })
             .sum(),
-        // Its rounds pay for themselves.
+        // The rounds of an inner comprehension are paid for by its own range.
         Expr::Comprehension(inner) => count(&inner.iter_range),
     }
 }

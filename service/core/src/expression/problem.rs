@@ -1,13 +1,13 @@
-//! Why an expression or a template does not compile, in words.
+//! The reasons why an expression or a template does not compile, as messages.
 
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX};
 
-/// Why an expression does not compile.
+/// A problem, together with the expression or template that has it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem} in `{text}`")]
 pub struct CompileError {
     pub problem: Problem,
-    /// The expression, or what was taken for JSON; shortened.
+    /// The expression, or the text that is not valid JSON; shortened.
     pub text: String,
 }
 
@@ -58,7 +58,7 @@ impl CompileError {
     }
 }
 
-/// The first characters of a text, for messages.
+/// The first `max` characters of a text, for messages.
 pub(super) fn shorten(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}…", &text[..end]),

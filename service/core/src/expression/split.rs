@@ -1,12 +1,12 @@
-//! Finds the expressions in a string.
+//! Finds the expressions in the strings of a template.
 
 use super::problem::Problem;
 
-/// A part of a template's string.
+/// A part of a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Piece<'a> {
     Text(&'a str),
-    /// What stands between `${` and its `}`.
+    /// The text between `${` and its closing `}`.
     Expression(&'a str),
 }
 
@@ -18,13 +18,13 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Cuts a string at its expressions; `$${` becomes the text `${`.
+/// Splits a string at its expressions; `$${` becomes the text `${`.
 pub(super) fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
         if rest[..at].ends_with('$') {
-            // One `$` of `$${` goes.
+            // Drop one `$` of `$${`.
             pieces.push(Piece::Text(&rest[..at - 1]));
             pieces.push(Piece::Text(&rest[at..at + 2]));
             rest = &rest[at + 2..];
@@ -44,8 +44,8 @@ pub(super) fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
     Ok(pieces)
 }
 
-/// Where the brace stands that closes an expression: those of maps and those in CEL's strings and
-/// comments do not count.
+/// The index of the brace that closes an expression. Braces of maps and braces within CEL strings and
+/// comments are skipped. None if the expression has no end.
 fn end(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut depth = 0_usize;
@@ -69,7 +69,7 @@ fn end(text: &str) -> Option<usize> {
     None
 }
 
-/// The index behind the string literal that opens at `open`.
+/// The index after the string literal that opens at `open`; none if the literal has no end.
 pub(super) fn string_end(bytes: &[u8], open: usize) -> Option<usize> {
     let quote = bytes[open];
     let triple = [quote; 3];
@@ -88,7 +88,7 @@ pub(super) fn string_end(bytes: &[u8], open: usize) -> Option<usize> {
     None
 }
 
-/// Whether an `r` stands before the quote, alone or beside the `b` of bytes.
+/// Whether the string literal is raw: its quote follows an `r`, alone or together with the `b` of bytes.
 fn is_raw(bytes: &[u8], open: usize) -> bool {
     let start =
         bytes[..open].iter().rposition(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');

@@ -1,4 +1,4 @@
-//! Between JSON and CEL's values.
+//! Conversion between JSON and CEL values.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,14 +14,14 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::problem::shorten;
 use crate::limits::PAYLOAD_BYTES_MAX;
 
-/// Why a value cannot be written.
+/// Why a value cannot be written as JSON.
 #[derive(Debug)]
 pub(super) enum Error {
     TooLarge,
     NoJson(String),
 }
 
-/// Reads JSON; text without escapes stays where it is.
+/// Parses JSON. Strings without escapes are borrowed from the input.
 pub(super) fn parse<'v>(json: &'v [u8]) -> serde_json::Result<Box<dyn Val + 'v>> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = Seed.deserialize(&mut deserializer)?;
@@ -120,7 +120,7 @@ impl<'v> Visitor<'v> for Name {
     }
 }
 
-/// Appends the value as JSON, fields of objects in order of their names.
+/// Appends the value as JSON, with the fields of objects sorted by name.
 pub(super) fn write(value: &dyn Val, json: &mut Vec<u8>) -> Result<(), Error> {
     if let Some(text) = value.downcast_ref::<CelString>() {
         write_string(text.inner(), json);
@@ -180,7 +180,7 @@ fn write_map(map: &CelMap<'_>, json: &mut Vec<u8>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Appends the value to a JSON string that is open: text as it is, anything else as JSON.
+/// Appends the value to an open JSON string: a string as it is, any other value as JSON.
 pub(super) fn write_text(value: &dyn Val, json: &mut Vec<u8>) -> Result<(), Error> {
     if let Some(text) = value.downcast_ref::<CelString>() {
         write_inside(text.inner(), json);
@@ -203,7 +203,8 @@ fn write_inside(text: &str, json: &mut Vec<u8>) {
     json.pop();
 }
 
-/// What went wrong, without the values: these are large, private, and in no fixed order.
+/// Describes an evaluation error without the values involved, because these may be large or private and are
+/// in no fixed order.
 pub(super) fn describe(error: &ExecutionError) -> String {
     use ExecutionError as E;
     match error {

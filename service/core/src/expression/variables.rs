@@ -1,4 +1,5 @@
-//! The values of variables: only those that an expression reads are made, each once per evaluation.
+//! The values of variables. Only variables that an expression reads are built, each of them once per
+//! evaluation.
 
 use std::cell::Cell;
 
@@ -20,13 +21,13 @@ pub(super) const EXECUTION_FIELDS: &[&str] =
 pub(super) const ERROR_FIELDS: &[&str] =
     &["type", "message", "details", "category", "non_retryable", "source", "cause"];
 
-/// What expressions read: everything comes from the state.
+/// The source of all variables: the state of the execution.
 #[derive(Clone, Copy)]
 pub struct Variables<'a> {
     pub execution: &'a Execution,
-    /// `error`, in handlers only.
+    /// The error that stopped the run, which is the value of `error`; none if the run has not stopped.
     pub error: Option<&'a TaskError>,
-    /// Counts the bytes of JSON that are parsed, over all evaluations that share it.
+    /// Counts the bytes of JSON that are parsed, across all evaluations that share the counter.
     pub parsed: &'a Cell<usize>,
 }
 
@@ -42,7 +43,7 @@ pub(super) enum Read {
 }
 
 impl Read {
-    /// The name it is found by: CEL looks the longest name up first.
+    /// The name under which CEL finds the variable. CEL looks up the longest name first.
     fn name(&self) -> String {
         match self {
             Self::Input => "input".into(),
@@ -54,7 +55,7 @@ impl Read {
         }
     }
 
-    /// Bytes of JSON that are parsed for it.
+    /// The bytes of JSON that must be parsed for the variable.
     fn bytes(&self, variables: Variables<'_>) -> usize {
         let of_error = |error: Option<&TaskError>| {
             let details = error.into_iter().flat_map(TaskError::chain);
@@ -86,7 +87,7 @@ impl Read {
     }
 }
 
-/// A context that has just those variables.
+/// A context that contains only the variables that are read.
 pub(super) fn context<'v>(
     reads: &[Read],
     variables: Variables<'v>,
@@ -109,7 +110,7 @@ pub(super) fn context<'v>(
     Ok(context)
 }
 
-/// A step's output, if it has one.
+/// The output of a step, if it has one.
 pub(super) fn output<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Payload> {
     execution.node(step)?.output()
 }
@@ -160,7 +161,7 @@ fn optional_error<'v>(error: Option<&'v TaskError>) -> Box<dyn Val + 'v> {
     map([
         ("type", text(&error.error_type)),
         ("message", text(&error.message)),
-        // Details that nobody can read must not hide the rest of the error.
+        // Details that cannot be parsed must not hide the rest of the error.
         ("details", details.unwrap_or_else(|| Box::new(CelNull))),
         ("category", optional_text(category)),
         ("non_retryable", Box::new(CelBool::from(error.is_non_retryable()))),
@@ -182,11 +183,12 @@ fn optional_text<'v>(value: Option<&'v str>) -> Box<dyn Val + 'v> {
     value.map_or_else(|| Box::new(CelNull) as Box<dyn Val + 'v>, text)
 }
 
-/// `2026-01-02T03:04:05.678901Z`.
+/// In the form `2026-01-02T03:04:05.678901Z`.
 fn rfc3339(at: Timestamp) -> String {
     let micros = at.as_micros();
     let (days, in_day) = (micros.div_euclid(86_400_000_000), micros.rem_euclid(86_400_000_000));
-    // Years begin in March here, so that the leap day is the last of its year; eras have 400 years.
+    // Years begin in March in this calculation, so that a leap day is the last day of its year. An era has
+    // 400 years.
     let days = days + 719_468;
     let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
