@@ -1,5 +1,6 @@
-//! What one decision and one folded transition cost, and what a node takes of memory: none of it may
-//! grow with the execution. `cargo bench -p recoup-core`; figures are in `docs/performance.md`.
+//! The time that one decision and one folded transition take, and the memory that a node takes. None of
+//! them may grow with the execution. Run with `cargo bench -p recoup-core`; the figures are in
+//! `docs/performance.md`.
 
 use std::cell::RefCell;
 
@@ -19,9 +20,9 @@ use recoup_core::time::Timestamp;
 
 const NODES: [usize; 3] = [10, 1_000, 10_000];
 const EVENTS: [usize; 2] = [100, 50_000];
-/// Decisions and transitions that are measured together.
+/// How many decisions or transitions are measured together.
 const IN_A_ROW: usize = 8;
-/// Events of a step that completes.
+/// Events per completed step.
 const EVENTS_PER_STEP: usize = 3;
 
 fn main() {
@@ -29,7 +30,7 @@ fn main() {
     divan::main();
 }
 
-/// A step completes, the next one begins: the steps before have completed.
+/// One step completes and the next one begins, after `nodes` steps that have begun before.
 #[divan::bench(args = NODES, sample_size = 1, sample_count = 500)]
 fn decide_in_sequence(bencher: Bencher<'_, '_>, nodes: usize) {
     let plan = plan(nodes + growth(nodes) + 1);
@@ -37,7 +38,7 @@ fn decide_in_sequence(bencher: Bencher<'_, '_>, nodes: usize) {
     in_a_row(bencher, &state, growth(nodes), |state| decide(&plan, state));
 }
 
-/// The last of so many open attempts completes.
+/// The last of `nodes` and more open attempts completes.
 #[divan::bench(args = NODES, sample_size = 1, sample_count = 500)]
 fn decide_among_open(bencher: Bencher<'_, '_>, nodes: usize) {
     let plan = plan(nodes + growth(nodes));
@@ -48,8 +49,9 @@ fn decide_among_open(bencher: Bencher<'_, '_>, nodes: usize) {
     in_a_row(bencher, &Box::new(history.state), growth(nodes), |state| decide(&plan, state));
 }
 
-/// One more transition of a history with so many events: a step completes, the next one begins. Making
-/// the events is measured with it: in a load they come fresh from the decoder.
+/// Folds one more transition into a history of this many events: one step completes and the next one
+/// begins. Building the events is part of the measurement, because a node that loads an execution gets them
+/// fresh from the decoder.
 #[divan::bench(args = EVENTS, sample_size = 1, sample_count = 500)]
 fn fold_one(bencher: Bencher<'_, '_>, events: usize) {
     let steps = events / EVENTS_PER_STEP;
@@ -65,9 +67,9 @@ fn fold_one(bencher: Bencher<'_, '_>, events: usize) {
     });
 }
 
-/// As many attempts as a transition has room for are closed by one decision, out of the largest number of
-/// them: what the events of one batch cost to decide. `Options::batch_events_max` of the engine follows
-/// from this figure.
+/// One decision closes as many of the open attempts as a transition has room for, with the largest number
+/// of attempts open. The result is the cost of deciding the events of one batch, from which
+/// `Options::batch_events_max` of the engine was chosen.
 #[divan::bench(sample_size = 1, sample_count = 200)]
 fn decide_a_full_transition(bencher: Bencher<'_, '_>) {
     let nodes = NODES[NODES.len() - 1];
@@ -90,20 +92,20 @@ fn decide_a_full_transition(bencher: Bencher<'_, '_>) {
         });
 }
 
-/// How many more nodes an execution may get while it is measured.
+/// How many nodes an execution may gain while it is measured.
 fn growth(nodes: usize) -> usize {
     (nodes / 2).max(IN_A_ROW + 1)
 }
 
-/// Each step is made on what the ones before it made of the state, as in an execution that lives in
-/// memory. After `steps` of them it begins anew.
+/// Measures `next`, each time on the state that the call before has left, as in an execution that stays in
+/// memory. After `steps` calls it starts again from a copy of `state`.
 fn in_a_row<S: Clone>(bencher: Bencher<'_, '_>, state: &S, steps: usize, next: impl Fn(S) -> S) {
     let living = RefCell::new((None, 0));
     bencher
         .counter(ItemsCount::new(IN_A_ROW))
         .with_inputs(|| match living.take() {
             (Some(state), done) if done + IN_A_ROW <= steps => (state, done),
-            // A copy has no room to grow: the first step makes it.
+            // A fresh copy has no spare capacity, so the first call, which allocates it, is not measured.
             _ => (next(state.clone()), 1),
         })
         .bench_local_values(|(state, done)| {
@@ -154,7 +156,7 @@ impl History {
     }
 }
 
-/// All steps but the last of these have completed.
+/// An execution in which all of the first `steps` steps but the last have completed.
 fn sequence(plan: &Plan, steps: usize) -> Execution {
     let mut history = History::start(plan);
     let events = (1..steps).flat_map(|n| {
@@ -195,7 +197,7 @@ fn execution_id() -> ExecutionId {
     ExecutionId::new(Timestamp::from_micros(1), [7; 10])
 }
 
-/// More steps than a definition may have today: the items of a loop will be as many nodes.
+/// More steps than a definition may have today, because the items of a loop will be as many nodes.
 fn plan(steps: usize) -> Plan {
     let step = |n: usize| Step {
         id: format!("step_{n}").into(),
@@ -239,7 +241,7 @@ fn print_memory_per_node() {
     }
 }
 
-/// Of this process, where Linux tells it.
+/// The memory of this process, if the operating system is Linux.
 fn resident_bytes() -> Option<usize> {
     const PAGE_BYTES: usize = 4096;
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;

@@ -1,5 +1,5 @@
-//! Executions with many steps: no transition grows with them, and what takes several transitions is
-//! finished by whoever goes on from the folded state.
+//! Tests of executions with many steps. No transition grows with the number of steps, and work that takes
+//! several transitions is finished by the node that continues from the folded state, whichever it is.
 
 use super::*;
 use crate::evolve::Misfit;
@@ -9,10 +9,11 @@ use crate::limits::{
 };
 
 const MANY: usize = 10_000;
-/// Closed, listed and parked.
+/// Each attempt is closed by one event, and its compensation is parked by another. The events that list
+/// compensations are few.
 const PARTS: usize = 2 * MANY / TRANSITION_EVENTS_MAX;
 
-/// An execution whose attempts are all open at a time, as the items of a loop will be.
+/// An execution whose attempts are all open at the same time, as the items of a loop will be.
 fn wide(count: usize, mut change: impl FnMut(&mut Workflow)) -> Rig {
     let steps = (0..count).map(|n| step(&format!("s{n}"), 3));
     let mut workflow = workflow(steps.collect());
@@ -54,11 +55,11 @@ fn followed_by(
     fold(state, id, &Transition { sequence: sequence + 1, decided_at, events })
 }
 
-/// Wakes the execution until nothing is to be done at once; gives the number of transitions.
+/// Wakes the execution until no work is due, and returns the number of transitions.
 fn go_on(rig: &mut Rig) -> usize {
     let mut transitions = 0;
     while next_wake(rig.state(), &rig.plan).is_some_and(|at| at <= rig.now) {
-        // Any node reads the same state.
+        // Continue from the folded state, as any other node would.
         rig.state = rig.folded.clone().map(Box::new);
         rig.submit(Command::Wake).expect("it is due");
         transitions += 1;
@@ -77,7 +78,7 @@ fn a_termination_closes_ten_thousand_attempts_in_parts() {
     rig.submit(terminate("stop")).expect("it runs");
     assert!(rig.state().is_stopping() && !rig.state().state.is_ended());
     let middle = rig.state().open_attempts().next().map(|open| rig.state().task_id(&open));
-    // Whatever comes in between is answered, and changes nothing about the end.
+    // Commands that arrive in between are answered, and do not change how the execution ends.
     rig.submit(Command::CancelExecution { reason: "too late".into() }).expect("it has not ended");
     rig.submit(terminate("once more")).expect("it is under way");
     let result = |task| Command::CompleteTask { task, output: Payload::null(), worker: "w".into() };
@@ -139,12 +140,12 @@ fn a_run_with_many_attempts_that_is_cancelled_is_undone_page_by_page() {
     assert!(go_on(&mut rig) >= COUNT / TRANSITION_EVENTS_MAX);
     assert_eq!(rig.state().phase, Phase::Compensation);
     assert_eq!(rig.state().compensations().len(), COMPENSATIONS_LISTED_MAX);
-    // In reverse order, over the edge of the page.
+    // In reverse order, across the boundary between two lists.
     for n in (COUNT - COMPENSATIONS_LISTED_MAX - 2..COUNT).rev() {
         rig.complete(&format!("s{n}/compensate"));
     }
     assert_eq!(rig.state().compensations().len(), 2 * COMPENSATIONS_LISTED_MAX);
-    // The rest does not run any more.
+    // Once the cleanup has timed out, the remaining compensations do not run.
     rig.now = rig.now + 100 * SECOND;
     assert!(go_on(&mut rig) >= COUNT / TRANSITION_EVENTS_MAX);
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Parked));
@@ -152,7 +153,7 @@ fn a_run_with_many_attempts_that_is_cancelled_is_undone_page_by_page() {
     let done = COMPENSATIONS_LISTED_MAX + 2;
     let parked = |event: &Event| matches!(event, Event::CompensationParked { .. });
     assert_eq!(count(&rig, parked), COUNT - done);
-    // A person tries again what is parked, as much as a transition takes at a time.
+    // An operator retries the parked compensations, as many as one transition has room for.
     let retry = Command::RetryCompensation { step: None, reason: String::new() };
     rig.submit(retry).expect("they are parked");
     rig.submit(terminate("no more")).expect("compensations run again");
@@ -160,7 +161,7 @@ fn a_run_with_many_attempts_that_is_cancelled_is_undone_page_by_page() {
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Parked));
 }
 
-/// As if the history had so many events.
+/// Makes the history count as having this many events.
 fn set_events(rig: &mut Rig, events: usize) {
     for state in [rig.state.as_deref_mut(), rig.folded.as_mut()] {
         state.expect("it was started").event_count = u32::try_from(events).expect("it is small");
@@ -168,7 +169,8 @@ fn set_events(rig: &mut Rig, events: usize) {
     rig.terse = None;
 }
 
-/// With `a` done and `b` under way at a worker, where the history has so many events.
+/// An execution in which `a` has completed and a worker holds the attempt of `b`, with a history of this
+/// many events.
 fn under_way(events: usize) -> (Rig, TaskId) {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3), step("c", 3)]));
     rig.complete("a");
@@ -184,7 +186,7 @@ fn start_of(task: &TaskId, session: &str, basis: StartBasis) -> Command {
     Command::RecordStart { task: task.clone(), worker, session, at, basis }
 }
 
-/// With the compensation of `a` parked.
+/// An execution whose compensation of `a` is parked, with a history of this many events.
 fn parked(events: usize) -> Rig {
     let (mut rig, _) = under_way(0);
     rig.fail("b", final_error());
@@ -202,8 +204,8 @@ fn request(id: &str) -> RequestId {
     RequestId { id: id.into(), digest: 1 }
 }
 
-/// Which commands a full history takes: what ends something, however long it is. Each row is asked just below
-/// the limit as well, where it is taken.
+/// Which commands a full history accepts: those that end something, however long it is. Each of the others
+/// is also tried just below the limit, where it is accepted.
 #[test]
 fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
     const LIMIT: usize = HISTORY_EVENTS_MAX;
@@ -228,7 +230,7 @@ fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
         }
     }
     for (events, expected) in [(LIMIT - 1, Ok(())), (LIMIT, refused.clone())] {
-        // The first cancel ends something; another one would record its request id and nothing else.
+        // The first cancel ends the run. A second one would record its request id and nothing else.
         let (mut rig, _) = under_way(0);
         rig.submit_as(cancel("x"), Some(&request("r1"))).expect("it runs");
         set_events(&mut rig, events);
@@ -245,7 +247,7 @@ fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
         assert_eq!(rig.submit_as(retry.clone(), Some(&request("r"))), expected, "at {events}");
     }
 
-    // Closing.
+    // Commands that end something.
     let ends: [(&str, Asked); 6] = [
         ("a result", |task| Command::CompleteTask {
             task: task.clone(),
@@ -307,7 +309,7 @@ fn the_first_start_of_an_attempt_is_recorded_in_a_full_history_too() {
     assert_eq!(rig.state().started(&task).map(|by| &*by.session), Some("s1"));
 }
 
-/// Bytes of the transitions that a rig makes from here on.
+/// Submits a command and wakes the execution until nothing is due. Returns the bytes of each transition.
 fn bytes_of_each(rig: &mut Rig, command: Command) -> Vec<usize> {
     let mut bytes = Vec::new();
     let mut next = Some(command);
@@ -328,10 +330,10 @@ fn a_termination_with_a_long_reason_is_cut_by_bytes() {
     let mut rig = wide(COUNT, |_| {});
     let bytes = bytes_of_each(&mut rig, terminate(&"x".repeat(REASON)));
     assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
-    // The event that reaches the limit is in, and those that belong to it.
+    // The event that reaches the limit is still included, together with the events that belong to it.
     let most = TRANSITION_BYTES_MAX + 3 * 2 * REASON;
     assert!(bytes.iter().all(|bytes| *bytes < most), "{bytes:?}");
-    // Each attempt is closed, and its step is parked.
+    // Each attempt is closed and its step's compensation is parked, each time with the full reason.
     let parts = 2 * COUNT * REASON / TRANSITION_BYTES_MAX;
     assert!((parts..=parts + 3).contains(&bytes.len()), "{bytes:?}");
 }
@@ -451,7 +453,7 @@ fn a_step_that_is_tried_again_keeps_its_entry_in_the_ledger() {
     let outcomes = [CompensationOutcome::Unknown, CompensationOutcome::Completed];
     assert_eq!(due.collect::<Vec<_>>(), outcomes, "b may have taken effect");
 
-    // As the next run will: the same generation begins again, and ends in a way that is known.
+    // As a later run will do: the same generation begins again, and this time its outcome is known.
     let mut rig = Rig::new(&workflow(vec![step("a", 2), step("b", 1)]));
     rig.lose();
     let begins = Event::StepStarted {

@@ -1,4 +1,4 @@
-//! Decisions that would parse too much at once.
+//! Tests of decisions that would have to parse more JSON than one transition may.
 
 use super::*;
 use crate::limits::{EXPRESSION_READ_BYTES_MAX, PAYLOAD_BYTES_MAX};

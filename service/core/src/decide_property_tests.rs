@@ -1,10 +1,10 @@
-//! Whatever happens to an execution, in whatever order, some things always hold.
+//! Properties that hold for an execution whatever commands it gets, in whatever order.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What may happen to an execution, whether it fits or not.
+/// Something that may happen to an execution, whether or not it fits the state.
 #[derive(Clone, Debug)]
 enum Move {
     Complete,
@@ -17,7 +17,7 @@ enum Move {
     Wake { seconds: u64 },
 }
 
-/// In twos and threes, moves become one transition.
+/// Groups of one to three moves; each group is decided in one transition.
 fn moves() -> impl Strategy<Value = Vec<Vec<Move>>> {
     let one = prop_oneof![
         6 => Just(Move::Complete),
@@ -32,7 +32,8 @@ fn moves() -> impl Strategy<Value = Vec<Vec<Move>>> {
     proptest::collection::vec(proptest::collection::vec(one, 1..4), 0..40)
 }
 
-/// The move as a command on what is open now; none if it needs an open attempt and there is none.
+/// The command that makes this move on the first open attempt; none if the move needs an attempt and none
+/// is open.
 fn command(rig: &mut Rig, one: Move) -> Option<Command> {
     let open = rig.state().open_attempts().next().map(|open| rig.state().task_id(&open));
     let worker = "w".to_owned();
@@ -77,10 +78,10 @@ proptest! {
             rig.now = rig.now + Duration::from_millis(10);
             let commands = together.into_iter().filter_map(|one| command(&mut rig, one));
             let commands: Vec<_> = commands.map(|command| (command, None)).collect();
-            // A rejection is an answer as good as any.
+            // Some commands are rejected, which is fine.
             let _ = rig.submit_together(commands);
         }
-        // Let everything come to its end.
+        // Let the execution come to its end.
         for _ in 0..100 {
             if !rig.state().is_active() {
                 break;

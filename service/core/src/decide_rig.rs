@@ -1,4 +1,4 @@
-//! One execution, run by hand.
+//! A rig that runs one execution command by command.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +6,16 @@ use super::*;
 use crate::event::TERSE;
 use crate::limits::{TRANSITION_BYTES_MAX, TRANSITION_EVENTS_MAX};
 
-/// Runs one execution by hand; every transition is folded beside, and must give the same state. So must the
-/// same commands where the history is terse.
+/// Runs one execution command by command. Every transition is also folded, and folding must give the
+/// decided state. The same commands are decided for an execution with a terse history as well, which must
+/// give the same result.
 pub struct Rig {
     pub plan: Plan,
     pub state: Option<Box<Execution>>,
     pub folded: Option<Execution>,
-    /// As folded from a terse history. None: before the start, and from where the two part, because a
-    /// transition has room for more terse events than others.
+    /// The state folded from a terse history. None before the start, and once the two executions have
+    /// diverged: a transition has room for more events if they are terse, so a full one holds different
+    /// events.
     pub terse: Option<Execution>,
     pub now: Timestamp,
     pub events: Vec<Event>,
@@ -58,12 +60,12 @@ impl Rig {
         self.submit_together([(command, request)]).remove(0)
     }
 
-    /// Several commands that become one transition.
+    /// Decides several commands in one transition.
     pub fn submit_together<'r>(
         &mut self,
         commands: impl IntoIterator<Item = (Command, Option<&'r RequestId>)>,
     ) -> Vec<Result<(), Rejection>> {
-        // To compare everything takes too long where there is much.
+        // Comparing everything would take too long for a large execution.
         let is_small = self.state.as_ref().is_none_or(|state| state.steps().count() <= 1_000);
         let copy = |state: &Option<Box<Execution>>| is_small.then(|| state.clone()).flatten();
         let before = copy(&self.state);
@@ -106,7 +108,8 @@ impl Rig {
             assert_attempts_named(before.as_deref(), &state, &events);
         }
         let bytes = events.iter().map(Event::size).sum::<usize>();
-        // The last consequence of one that fits may go over a little, and be two large payloads.
+        // The last consequence of a command may exceed the limits a little, and may consist of two large
+        // payloads.
         assert!(events.len() < TRANSITION_EVENTS_MAX + 10 && bytes < 2 * TRANSITION_BYTES_MAX);
         assert!(is_spent || !can_advance(&state), "what follows was decided with it");
         self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
@@ -127,7 +130,8 @@ impl Rig {
         verdicts
     }
 
-    /// The same, on an execution whose history is terse: its state as it folds, and the verdicts.
+    /// Decides the same commands for an execution with a terse history. Returns its folded state and the
+    /// verdicts.
     fn decide_terse(
         &self,
         terse: Option<Execution>,
@@ -151,7 +155,7 @@ impl Rig {
         (Some(folded), verdicts)
     }
 
-    /// The only open attempt that may run.
+    /// The only attempt that is open.
     pub fn open(&self) -> TaskId {
         let mut open = self.state().open_attempts();
         let task = self.state().task_id(&open.next().expect("an attempt is open"));
@@ -207,8 +211,8 @@ impl Rig {
     }
 }
 
-/// The events of a transition name every attempt that it opens or closes, or of which it says who has it: a node
-/// looks at those alone.
+/// Checks that the events of a transition name every attempt that the transition opens or closes, or whose
+/// holder it records. A node looks only at the attempts that are named.
 fn assert_attempts_named(before: Option<&Execution>, after: &Execution, events: &[Event]) {
     let named: BTreeSet<_> = events.iter().filter_map(Event::attempt_path).collect();
     let open = |state: &Execution| -> BTreeMap<_, _> {

@@ -1,4 +1,4 @@
-//! The failure path, row by row, and what holds for any sequence of commands.
+//! Tests of the failure path, row by row, and of properties that hold for any sequence of commands.
 
 #[path = "decide_bounds_tests.rs"]
 mod bounds;
@@ -184,7 +184,7 @@ fn a_compensation_that_fails_parks_and_the_others_go_on() {
     assert!(rig.kinds.contains(&FailureKind::CompensationParked));
     assert!(!rig.kinds.contains(&FailureKind::CompensationDone));
 
-    // A person wants it tried again: the number goes on, the policy starts anew.
+    // An operator retries it: attempt numbers continue, and the retry policy starts afresh.
     let reason = "the bank is back".to_owned();
     let retry = Command::RetryCompensation { step: Some("b".into()), reason };
     rig.submit(retry.clone()).expect("it is parked");
@@ -383,7 +383,7 @@ fn a_termination_parks_nothing_of_what_nobody_had() {
     rig.submit(command).expect("it runs");
     assert_eq!(rig.ended(), (State::Terminated, CompensationState::None));
 
-    // What was recorded as started stays so, whatever the owner believes.
+    // A recorded start remains valid, even if the owner claims that no worker received the attempt.
     let mut rig = Rig::new(&workflow(vec![step("a", 1)]));
     let task = rig.open();
     let (worker, at) = ("w".to_owned(), rig.now);
@@ -517,10 +517,11 @@ fn an_attempt_delivered_at_most_once_that_is_lost_is_never_tried_again() {
     let refused = Err(Rejection::AttemptClosed);
     assert_eq!(rig.submit(record("t", at, StartBasis::Held)), refused);
     assert_eq!(rig.submit(record("t", later, hand_over(None))), refused);
-    // Not even to the worker that has it.
+    // The attempt is not handed over a second time, not even to the worker that holds it.
     assert_eq!(rig.submit(record("s", later, hand_over(None))), refused);
     assert_eq!(rig.submit(record("t", later, hand_over(Some(later)))), refused);
-    // Its owner knows that it never left.
+    // The attempt may be handed over to another session if its owner knows that the first hand-over never
+    // left.
     rig.submit(record("t", later, hand_over(Some(at)))).expect("no worker has it");
     rig.submit(record("t", later + SECOND, StartBasis::Held)).expect("its worker says so");
     assert_eq!(rig.submit(record("s", later, StartBasis::Held)), refused);
@@ -644,7 +645,7 @@ fn a_late_result_of_an_earlier_run_is_closed_though_the_later_one_has_the_same()
     rig.complete("a");
     let b = rig.open();
     rig.fail("b", declined());
-    // As if all this had been in the second run.
+    // Make it look as if all this had happened in the second run.
     for state in [rig.state.as_deref_mut(), rig.folded.as_mut()] {
         state.expect("it was started").run = 2;
     }
@@ -696,7 +697,7 @@ fn a_terse_history_says_nothing_twice() {
         trace: TraceContext::default(),
     }));
     let decide = |state: Option<Box<Execution>>, command| {
-        // What an execution is written in is settled by its start.
+        // The format of an execution is fixed by its start; the later value has no effect.
         let format = if state.is_none() { TERSE } else { 1 };
         let mut decider = Decider::new(state, &plan, now, 42).starting_in(format);
         decider.decide(command, None).expect("it fits");

@@ -1,4 +1,4 @@
-//! Tests of the retry decision; one row a rule of the list.
+//! Tests of the retry decision: one row for each rule in the table of `retry.rs`.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::error::type_matches;
 
 const START: Timestamp = Timestamp::from_micros(1_000_000_000);
-/// In the middle: jitter changes nothing, a random delay is half-way.
+/// The middle of the range: jitter changes nothing, and a random delay is halfway between its bounds.
 const MIDDLE: f64 = 0.5;
 
 fn seconds(seconds: u64) -> Duration {
@@ -17,7 +17,7 @@ fn after(elapsed: u64) -> Timestamp {
     START + seconds(elapsed)
 }
 
-/// The first attempt failed at once.
+/// The first attempt, which failed at once.
 fn situation(error: &TaskError) -> Situation<'_> {
     Situation {
         error,
@@ -56,7 +56,7 @@ fn of(category: Category) -> TaskError {
     TaskError { category, ..TaskError::new("app.broken", "") }
 }
 
-/// What is decided: the delay in milliseconds, or none; and why.
+/// The decision as its delay in milliseconds, or none if there is no retry, and its reason.
 fn decided(policy: &RetryPolicy, situation: &Situation<'_>) -> (Option<u128>, Reason) {
     let decision = decide(policy, situation, MIDDLE);
     let delay = match decision.verdict {
@@ -71,7 +71,8 @@ fn decided(policy: &RetryPolicy, situation: &Situation<'_>) -> (Option<u128>, Re
 }
 
 type Change = fn(&mut Situation<'static>);
-/// A name, a policy, an error and what else is changed; the delay in milliseconds and the reason.
+/// A name, a policy, an error and a further change to the situation; then the expected delay in
+/// milliseconds and the expected reason.
 type Row = (&'static str, RetryPolicy, TaskError, Change, Option<u128>, Reason);
 
 #[test]
@@ -96,10 +97,10 @@ fn each_question_of_the_list_decides() {
     let nothing: Change = |_| {};
 
     let rows: Vec<Row> = vec![
-        // 1
+        // Question 1 of the table in `retry.rs`.
         ("ending", base.clone(), plain.clone(), |s| s.ending = true, None, Reason::Cancelled),
         ("ending wins", base.clone(), flagged(true), |s| s.ending = true, None, Reason::Cancelled),
-        // 2
+        // Question 2.
         (
             "schedule-to-start",
             base.clone(),
@@ -124,7 +125,7 @@ fn each_question_of_the_list_decides() {
             Some(10_000),
             Reason::Policy,
         ),
-        // 3
+        // Question 3.
         ("flag", base.clone(), flagged(true), nothing, None, Reason::NonRetryable),
         ("flag false", base.clone(), flagged(false), nothing, Some(10_000), Reason::Policy),
         (
@@ -152,7 +153,7 @@ fn each_question_of_the_list_decides() {
             None,
             Reason::NonRetryable,
         ),
-        // 4
+        // Question 4.
         ("listed", never(&["app"]), plain.clone(), nothing, None, Reason::NonRetryableType),
         ("star", never(&["*"]), plain.clone(), nothing, None, Reason::NonRetryableType),
         (
@@ -172,7 +173,7 @@ fn each_question_of_the_list_decides() {
             Reason::NonRetryableType,
         ),
         ("not listed", never(&["ap"]), plain.clone(), nothing, Some(10_000), Reason::Policy),
-        // 5
+        // Question 5.
         ("allowed", only(&["app"]), plain.clone(), nothing, Some(10_000), Reason::Policy),
         ("not allowed", only(&["net"]), plain.clone(), nothing, None, Reason::NotOnAllowList),
         (
@@ -199,7 +200,7 @@ fn each_question_of_the_list_decides() {
             None,
             Reason::NonRetryableType,
         ),
-        // 6
+        // Question 6.
         ("rule", with_rule(scheduled.clone()), plain.clone(), nothing, Some(3_000), Reason::Rule),
         (
             "rule with the policy's schedule",
@@ -236,7 +237,7 @@ fn each_question_of_the_list_decides() {
             Reason::Category,
         ),
         ("benign", base.clone(), of(Category::Benign), nothing, Some(10_000), Reason::Policy),
-        // 7
+        // Question 7.
         (
             "attempts left",
             limited(Some(3), None),
@@ -334,7 +335,7 @@ fn each_question_of_the_list_decides() {
             None,
             Reason::AttemptsExhausted,
         ),
-        // 8
+        // Question 8.
         ("the error's wish", base.clone(), wish(seconds(7)), nothing, Some(7_700), Reason::Policy),
         (
             "the cause's wish",
@@ -353,7 +354,7 @@ fn each_question_of_the_list_decides() {
             Reason::Policy,
         ),
         ("at once", base.clone(), wish(Duration::ZERO), nothing, Some(0), Reason::Policy),
-        // 9
+        // Question 9.
         (
             "deadline",
             base.clone(),
@@ -391,7 +392,7 @@ fn each_question_of_the_list_decides() {
         ),
     ];
     for (name, policy, error, change, delay, reason) in rows {
-        // Rows change what does not borrow; the error comes last.
+        // A row's change cannot set the error, which the situation borrows.
         let mut changed = situation(Box::leak(Box::new(error)));
         change(&mut changed);
         assert_eq!(decided(&policy, &changed), (delay, reason), "{name}");
@@ -468,7 +469,7 @@ fn the_first_rule_that_matches_decides_and_counts_for_itself() {
         assert_eq!(decision.verdict, Verdict::Retry { delay: seconds(delay), next_at });
         assert!(!decision.delay_from_error);
     }
-    // A stop names the rule, too.
+    // A decision to stop names the rule as well.
     let error = TaskError::new("disk", "");
     let situation = Situation { attempt: 100, ..situation(&error) };
     let decision = decide(&policy, &situation, MIDDLE);

@@ -23,7 +23,7 @@ fn candidate(event: &str, execution: u128) -> Candidate {
     }
 }
 
-/// With these events admitted at second 0: the first letter names the execution.
+/// A subscription with these events admitted at second 0. The first letter of an event names its execution.
 fn with(events: &[&str]) -> Subscription {
     let filter = Filter { namespace: "*".into(), ..Filter::default() };
     let mut subscription = Subscription::new(filter, "now".into(), "c0".into());
@@ -80,7 +80,7 @@ fn what_is_given_back_comes_after_its_delay_and_holds_up_its_execution_alone() {
     assert_eq!(subscription.nack("a2", 1, at(1), Duration::ZERO), Acked::Accepted);
     assert_eq!(subscription.nack("b1", 1, at(1), Duration::ZERO), Acked::Accepted);
     assert_eq!(fetch(&mut subscription, 2), events(&[("b1", 2)]));
-    // A later event of the execution waits as well.
+    // A later event of the same execution waits as well.
     subscription.admit(vec![candidate("a3", b'a'.into())], "c2".into(), at(3));
     assert_eq!(fetch(&mut subscription, 4), []);
     assert_eq!(subscription.next_due(), Some(at(11)), "what waits behind a1 is not due");
@@ -145,7 +145,7 @@ fn one_consumer_reads_at_a_time() {
     assert_eq!(subscription.open("two", at(20), LEASE), Err(InUse));
     let second = subscription.open("two", at(25), LEASE).expect("the lease has ended");
     assert_eq!(subscription.renew(first, at(25), LEASE), Err(Taken));
-    // The one that left late takes nothing away.
+    // A consumer that has been replaced and leaves late does not end the reading of its successor.
     subscription.close(first);
     assert_eq!(subscription.open("one", at(26), LEASE), Err(InUse));
     subscription.close(second);
@@ -183,7 +183,7 @@ fn what_a_stream_had_is_due_at_once_for_the_next_one() {
     let again = subscription.fetch(at(2), entries(100), reader);
     let again: Vec<_> =
         again.iter().map(|delivery| (delivery.event.as_str(), delivery.number)).collect();
-    // What was pulled keeps its deadline, what was given back its delay.
+    // The pulled event keeps its deadline, and the event that was given back keeps its delay.
     assert_eq!(again, [("b1", 2)]);
     subscription.ack("b1", 2);
     assert_eq!(fetch(&mut subscription, 3), events(&[("b2", 2)]));
@@ -212,7 +212,7 @@ fn events_of_one_execution_keep_their_order_when_another_stream_takes_over() {
     let first = subscription.open("", at(0), LEASE).expect("nobody reads");
     subscription.fetch(at(0), entries(2), Reader::Stream { epoch: first });
     subscription.open("", at(1), LEASE).expect("it has come back");
-    // a2 comes again behind a1, when that is acknowledged.
+    // a2 is delivered again once a1 has been acknowledged.
     assert_eq!(fetch(&mut subscription, 1), events(&[("a1", 2), ("b1", 1)]));
     subscription.ack("a1", 2);
     assert_eq!(fetch(&mut subscription, 2), events(&[("a2", 2)]));

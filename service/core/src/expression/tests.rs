@@ -1,4 +1,4 @@
-//! Tests of conditions and templates against a state made by hand.
+//! Tests of conditions and templates, evaluated on a state that is built by hand.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -120,7 +120,7 @@ fn render(json: &str) -> Result<Payload, TaskError> {
     render_on(INPUT, json)
 }
 
-/// What a template with only this expression gives.
+/// The result of a template that consists of this expression.
 fn value(source: &str) -> Result<String, TaskError> {
     let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
     render(&json).map(|payload| String::from_utf8(payload.data.into()).expect("JSON is UTF-8"))
@@ -151,7 +151,7 @@ fn what_is_read_is_bounded_and_only_what_is_named_is_read() {
     let all = ["input", "steps.charge.output", "steps.skipped.output", "steps.ignored.output"];
     let sum = |names: &[&str]| {
         let sizes: Vec<_> = names.iter().map(|name| format!("size({name})")).collect();
-        // Once more: what was read is read no second time.
+        // `input` is named a second time but must not be read again.
         serde_json::Value::from(format!("${{{} + size(input)}}", sizes.join(" + "))).to_string()
     };
     assert_eq!(render(&sum(&all[..1])).1, PAYLOAD_BYTES_MAX);
@@ -343,7 +343,7 @@ fn templates_tell_all_their_problems() {
     assert!(matches!(errors[0].problem, Problem::NotJson(_)));
 }
 
-/// The worst shapes that fit into the limit of a source, on half the stack that threads have.
+/// Evaluates the worst shapes that the source limit admits, on half of a thread's usual stack.
 #[test]
 fn no_source_overflows_the_stack() {
     let sources = || {
@@ -486,7 +486,7 @@ fn a_result_above_the_limit_of_payloads_is_refused() {
     }
 }
 
-/// Sources of random pieces of CEL, some of which are even right.
+/// Sources made of random pieces of CEL, some of which happen to be valid.
 fn source() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "input",
@@ -570,7 +570,7 @@ fn source() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..14).prop_map(|pieces| pieces.join(" "))
 }
 
-/// Sources that parse, of any types in any places.
+/// Sources that parse but combine values of any types.
 fn well_formed() -> impl Strategy<Value = String> {
     let leaf = prop::sample::select(vec![
         "input",

@@ -1,4 +1,4 @@
-//! Tests of what compiling a definition gives, and of what it refuses.
+//! Tests of the plans that definitions compile to, and of the definitions that are rejected.
 
 use super::*;
 use crate::definition::{
@@ -54,7 +54,7 @@ fn policy(change: impl FnOnce(&mut RetryPolicy)) -> Option<RetryPolicy> {
     Some(policy)
 }
 
-/// Changes a definition of the steps `a`, `b` and, in `finally`, `c`.
+/// A change to a definition with the steps `a` and `b`, and the step `c` in `finally`.
 type Change = Box<dyn Fn(&mut Workflow)>;
 
 fn change(change: impl Fn(&mut Workflow) + 'static) -> Change {
@@ -70,7 +70,8 @@ fn issues(change: &Change) -> Vec<(String, IssueCode)> {
     }
 }
 
-/// Each stands for a definition that was accepted before a rule existed, or when it was more lenient.
+/// Each change stands for a definition that was accepted before a rule existed, or while the rule was more
+/// lenient.
 #[test]
 fn a_definition_that_was_accepted_is_held_to_no_rule_when_it_is_loaded() {
     let long = format!("'{}' != input.a", "x".repeat(CEL_SOURCE_BYTES_MAX));
@@ -111,7 +112,7 @@ fn a_definition_that_was_accepted_is_held_to_no_rule_when_it_is_loaded() {
         let has_condition = steps.next().is_some_and(|step| step.when.is_some());
         assert_eq!(has_condition, definition.steps.0[0].when.is_some());
     }
-    // What no binary can follow is still told.
+    // A definition that cannot be executed is still rejected.
     let mut definition = workflow(&["a"], &[]);
     definition.steps.0[0].when = Some("1 +".into());
     assert!(Plan::of_accepted(&definition, 1).is_err());
