@@ -123,8 +123,11 @@ pub enum StartBasis {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AttemptTimeout {
+    /// The attempt was not handed to a worker in time.
     ScheduleToStart,
+    /// The worker did not report a result in time after the hand-over.
     StartToClose,
+    /// The worker sent no heartbeat in time.
     Heartbeat,
 }
 

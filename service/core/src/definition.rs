@@ -84,11 +84,15 @@ pub struct Task {
     pub delivery: Delivery,
 }
 
+/// The timeouts of a task. Those that are unset do not apply, unless a default is given here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
+    /// From the moment when an attempt may be handed out until it is handed out.
     pub schedule_to_start: Option<Duration>,
-    /// Starts at the hand-over; 60 s by default.
+    /// From the hand-over of an attempt until its result; 60 s by default.
     pub start_to_close: Option<Duration>,
+    /// From the beginning of the step until its last result, including all attempts and the waits between
+    /// them.
     pub schedule_to_close: Option<Duration>,
     /// The longest time between heartbeats. Without it, heartbeats are not required.
     pub heartbeat: Option<Duration>,
@@ -106,8 +110,10 @@ pub enum Delivery {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnError {
+    /// An error that is not retried fails the step and stops the run.
     #[default]
     Fail,
+    /// An error that is not retried is ignored, and the next step begins.
     Ignore,
 }
 

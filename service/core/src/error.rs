@@ -75,12 +75,17 @@ pub struct TaskError {
     pub source: String,
 }
 
+/// How the author of an error expects it to behave. It chooses the backoff if no rule of the retry policy
+/// matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Category {
     #[default]
     Unspecified,
+    /// Expected to pass within moments: retried with a short backoff.
     Transient,
+    /// Expected to last for a while: retried with a long backoff.
     Intermittent,
+    /// Not retried unless a rule matches the error.
     Permanent,
     /// An expected error. The category only affects reporting.
     Benign,

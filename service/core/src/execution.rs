@@ -53,11 +53,13 @@ pub struct Execution {
     /// is written as this format defines. The store lists the formats.
     pub format: u16,
     pub started_at: Timestamp,
+    /// When the run times out; none without a timeout.
     pub deadline: Option<Timestamp>,
 
     pub state: State,
     pub phase: Phase,
     pub compensation: CompensationState,
+    /// Number of the current run, from 1.
     pub run: u32,
     pub(crate) nodes: Nodes,
     pub(crate) ledger: Ledger,
@@ -70,12 +72,14 @@ pub struct Execution {
     pub termination: Option<TaskError>,
     /// The reason given by the first request to cancel.
     pub cancel_reason: Option<String>,
+    /// When the cleanup times out. Set when compensation or `finally` begins.
     pub cleanup_deadline: Option<Timestamp>,
     pub warnings: Vec<Warning>,
     pub ended_at: Option<Timestamp>,
     /// The error with which the execution ended, if it did not succeed.
     pub error: Option<TaskError>,
 
+    /// The request ids of the latest mutations, oldest first, each with the digest of its request.
     pub requests: VecDeque<(String, u64)>,
     /// Approximate bytes of memory; see [`Execution::weight`].
     pub(crate) weight: usize,
@@ -86,6 +90,7 @@ pub struct Execution {
 pub enum Phase {
     Steps,
     Compensation,
+    /// Reserved: no execution is in this phase yet.
     OnFailure,
     Finally,
 }
@@ -108,8 +113,11 @@ pub struct Warning {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WarningKind {
+    /// The error of a step was ignored.
     ErrorIgnored,
+    /// An attempt was retried under a policy with `warning_on_retry`.
     Retried,
+    /// A step of `finally` failed.
     HandlerFailed,
 }
 
@@ -118,6 +126,7 @@ pub struct Node {
     pub path: StepPath,
     /// The scope in which the step stands, which follows from its path.
     pub scope: Scope,
+    /// Counts how often the step was begun afresh after it had been undone. Always 0 so far.
     pub generation: u32,
     pub kind: NodeKind,
     pub state: NodeState,

@@ -5,18 +5,25 @@ use crate::execution::{CompensationState, State};
 /// What a start asks for if a running execution holds its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnRunning {
+    /// Reject the new start.
     #[default]
     Reject,
+    /// Return the running execution instead of starting a new one.
     UseExisting,
 }
 
 /// What a start asks for if an ended execution holds its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnEnded {
+    /// Start a new execution.
     #[default]
     Allow,
+    /// Start a new execution, unless the earlier one ended as SUCCEEDED or WARNING; then reject the new
+    /// start.
     AllowAfterFailure,
+    /// Reject the new start.
     Reject,
+    /// Return the ended execution instead of starting a new one.
     UseExisting,
 }
 

@@ -5,29 +5,29 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `command` | what may be asked of an execution, and why it is rejected |
-//! | `decide` | commands and deadlines into events: the table of transitions stands at its top |
-//! | `event` | what has been decided: the contents of a history |
+//! | `command` | the commands to an execution, and why one is rejected |
+//! | `decide` | from commands and deadlines to events: the table of transitions stands at its top |
+//! | `event` | the events that decisions produce, which make up a history |
 //! | `evolve` | folding events into the state |
 //! | `execution` | the state: nodes, open attempts, counters, and the ledger of effects |
-//! | `state` | the states that commands, events and the folded state name |
+//! | `state` | the types that commands, events and the folded state share |
 //! | `definition` | a workflow as it was registered, before defaults are resolved |
-//! | `plan` | a version made executable: defaults resolved, expressions compiled, everything checked |
-//! | `tree` | where the steps of a plan stand, and how paths name them |
-//! | `path` | a step path taken apart |
+//! | `plan` | a version in executable form: defaults resolved, expressions compiled, everything checked |
+//! | `tree` | the places of the steps of a plan, and the paths that name them |
+//! | `path` | the form of step paths, and their segments |
 //! | `expression` | CEL: conditions and templates |
-//! | `retry` | whether and when a failed attempt is tried again |
+//! | `retry` | whether and when a failed attempt is retried |
 //! | `error` | the errors of attempts and executions |
-//! | `failure_event` | which events of a transition belong on the failure feed |
-//! | `subscription` | the cursor, the deliveries and the acknowledgements of a durable subscription |
-//! | `outcome` | the result of an execution that has ended |
-//! | `key` | whether an execution may be started under a key that another one holds |
+//! | `failure_event` | the failure events that a transition publishes on the feed |
+//! | `subscription` | the cursors, deliveries and acknowledgements of a durable subscription |
+//! | `outcome` | how far an execution has come, or how it ended |
+//! | `key` | whether a new execution may take a key that another execution holds |
 //! | `quarantine` | why an execution is quarantined |
 //! | `payload` | bytes with a content type |
-//! | `id` | the identifiers: executions, namespaces, workflows, steps, nodes |
+//! | `id` | the identifiers of executions, transitions, namespaces, workflows, steps and items of loops |
 //! | `time` | points in time, in microseconds |
-//! | `random` | choices within a decision, from a seed that is an argument |
-//! | `limits` | the limits of everything, by name |
+//! | `random` | random choices within a decision, from a seed that is passed in as an argument |
+//! | `limits` | the limits of everything that could grow, by name |
 
 #![allow(
     clippy::result_large_err,

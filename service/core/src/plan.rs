@@ -19,9 +19,11 @@ pub use self::policy::{PatternError, check_error_type_pattern};
 
 /// Default time limit of one attempt, measured from its hand-over.
 pub const START_TO_CLOSE: Duration = Duration::from_secs(60);
+/// Default of the time for which a run that ends early waits for its live attempts.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
 /// Default time limit of compensation and `finally` together.
 pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Name of the default queue.
 pub const QUEUE: &str = "default";
 
 #[derive(Debug)]

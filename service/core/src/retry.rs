@@ -66,17 +66,26 @@ pub struct Limits {
 /// Which errors in a chain of causes are compared with the patterns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatchOn {
+    /// Only the type of the error itself.
     #[default]
     Outermost,
+    /// The types of the error and of all its causes; one match is enough.
     AnyCause,
+    /// Only the type of the innermost cause.
     RootCause,
 }
 
+/// How the delay before a retry grows. No delay exceeds [`DELAY_MAX`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Schedule {
+    /// Always the same delay.
     Constant { interval: Duration },
+    /// The delay starts at `initial_interval` and is multiplied by `backoff_coefficient` for each further
+    /// retry, up to `max_interval`.
     Exponential { initial_interval: Duration, backoff_coefficient: f64, max_interval: Duration },
+    /// A random delay from `min` to `max`.
     Random { min: Duration, max: Duration },
+    /// The delay starts at `initial` and grows by `increment` for each further retry, up to `max`.
     Linear { initial: Duration, increment: Duration, max: Duration },
 }
 

@@ -7,9 +7,13 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
     Running,
+    /// Reserved: no execution is in this state yet.
     Retrying,
+    /// Reserved: no execution is in this state yet.
     Paused,
+    /// The run has failed or timed out, and the execution has not ended yet.
     Compensating,
+    /// A cancel stopped the run, or a termination that takes several transitions is under way.
     Cancelling,
     Succeeded,
     /// Succeeded, but with warnings.
@@ -71,7 +75,9 @@ impl fmt::Display for State {
 /// The progress of the compensation of an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CompensationState {
+    /// Nothing has to be compensated so far.
     None,
+    /// The run has stopped with something to compensate, and compensation has not begun.
     Pending,
     Running,
     Done,
@@ -82,7 +88,9 @@ pub enum CompensationState {
 /// What is known about the step that is to be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompensationOutcome {
+    /// The step completed.
     Completed,
+    /// An attempt of the step ended with an unknown outcome, so the step may have taken effect.
     Unknown,
 }
 

@@ -30,6 +30,7 @@ use crate::time::Timestamp;
 pub const ACK_DEADLINE: Duration = Duration::from_secs(30);
 /// Default of the maximum number of outstanding entries.
 pub const WINDOW: u32 = 1_000;
+/// The largest window that a subscription may have.
 pub const WINDOW_MAX: u32 = 10_000;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +40,7 @@ pub struct Subscription {
     /// repeated creation from a different one.
     pub start: String,
     pub ack_deadline: Duration,
+    /// The maximum number of outstanding entries.
     pub window: u32,
     /// Feed cursor: every event up to here is acknowledged or does not match the filter.
     pub watermark: String,
@@ -95,7 +97,9 @@ pub struct Position {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
+    /// Feed cursor before the missing events.
     pub from: String,
+    /// Feed cursor after the missing events.
     pub to: String,
     /// How many events are missing between the two cursors.
     pub events: u64,
@@ -143,6 +147,8 @@ pub struct FetchLimit {
 pub struct Delivery {
     pub event: String,
     pub position: Position,
+    /// How often the event has been delivered, this time included. Together with the event's id it
+    /// identifies the delivery.
     pub number: u32,
     pub due_at: Timestamp,
     pub gap: Option<Gap>,
