@@ -65,7 +65,7 @@ pub struct Decider<'a> {
     random: Random,
     /// The format of the history that a start begins.
     format: u16,
-    /// An attempt that is due within this time may already have begun; see [`Self::doubting`].
+    /// An attempt that is due within this time may already have begun; see [`Decider::doubting`].
     doubt: Duration,
     /// Bytes of JSON that expressions have parsed so far.
     parsed: Cell<usize>,

@@ -15,8 +15,8 @@ use crate::state::{CompensationOutcome, CompensationState, State, TraceContext};
 use crate::time::Timestamp;
 
 /// The first history format that omits redundant data: [`Event::StepStarted`] schedules the first attempt
-/// itself, and a payload that equals the input of the execution or the output of a step is written as a
-/// reference to it.
+/// itself, and a payload that is passed on from the input of the execution or the output of a step is
+/// written as a reference to it.
 pub const TERSE: u16 = 2;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +46,8 @@ pub enum Event {
         attempt: u32,
         at: Timestamp,
     },
-    /// A worker has the attempt. Recorded for attempts that have been with a worker for a while, and, for
-    /// attempts that are delivered at most once, before the hand-over.
+    /// A worker has the attempt or is about to receive it. Recorded for attempts that have been with a
+    /// worker for a while, and, for attempts that are delivered at most once, before the hand-over.
     AttemptStarted {
         path: StepPath,
         attempt: u32,

@@ -174,7 +174,7 @@ pub struct Task {
     pub attempt: u32,
     /// The latest attempt, while it is open.
     pub open: Option<OpenAttempt>,
-    /// How many retries were decided, by which rule or default decided them.
+    /// How many retries have been decided, for each source of the delay.
     pub decided: Vec<(DecidedBy, u32)>,
     /// The error of the latest attempt that ended, if it ended with one.
     pub last_error: Option<TaskError>,

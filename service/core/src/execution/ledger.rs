@@ -22,8 +22,8 @@ pub(crate) struct Ledger {
     effects: BTreeMap<u32, Effect>,
     /// Number of completions and unknown ends so far.
     last_closing: u32,
-    /// The effect from which the latest compensation was listed, which is the earliest one listed so far.
-    /// Effects that closed after it have already been considered.
+    /// Place of the earliest effect for which a compensation has been listed. Effects that closed after it
+    /// have been considered already.
     listed_from: Option<u32>,
     /// In the order in which they are due.
     compensations: Vec<Compensation>,
