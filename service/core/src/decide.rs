@@ -13,7 +13,7 @@
 //! | COMPENSATING, CANCELLING, compensation | fail, time out, lose | retry; else PARKED, the others still run |
 //! | any, `finally` | complete | next step of `finally`; then the end |
 //! | any, `finally` | fail, time out, lose | retry; else the error is recorded, and the end |
-//! | any, compensation or `finally` | wake after the cleanup deadline | compensations still due are PARKED, and the end |
+//! | any, compensation or `finally` | wake after the cleanup deadline | due compensations are PARKED, and the end |
 //! | any but ended | terminate | TERMINATED: compensations due are PARKED, nothing else runs |
 //! | ended, compensation RUNNING again | terminate | compensations due are PARKED; the end state does not change |
 //! | PARKED | retry compensation | compensation RUNNING again, whether or not the execution has ended |
