@@ -1,21 +1,21 @@
-//! Which schemas a binary runs on. One rule for all stores that have tables.
+//! Which database schemas a binary can run on. All stores that have tables follow this one rule.
 
 use crate::contract::{Error, Result};
 
-/// A change of the tables. Its place among the others gives its version, from 1 on.
+/// A change of the tables. Its version is its place in the list of migrations, counted from 1.
 #[derive(Clone, Copy)]
 pub struct Migration {
     pub name: &'static str,
     pub text: &'static str,
-    /// The oldest schema version whose binaries still run once this has been applied. A migration that only
-    /// adds what an older binary need not know leaves it at what it was; one that takes something away
-    /// raises it to the first version that does without.
+    /// The oldest schema version whose binaries can still run after this migration. A migration that only adds
+    /// things which an older binary need not know keeps the value of the migration before it. A migration that
+    /// takes something away raises it to the first version that works without.
     pub oldest: u32,
 }
 
-/// A file of a store's folder, from the folder of the store's module. Binaries of the schemas before the first
-/// release do not exist, so each of these needs one that knows it; a later one says which is the oldest that
-/// does.
+/// Makes a migration from a file in the store's migrations folder; the path is relative to the module of the
+/// store. No binaries exist for the schemas before the first release, so each of these migrations requires a
+/// binary that knows it. A later migration states the oldest version that still works.
 macro_rules! migration {
     ($store:literal $version:literal $name:literal $file:literal) => {
         Migration {
@@ -27,7 +27,7 @@ macro_rules! migration {
 }
 pub(crate) use migration;
 
-/// A migration that a database has had, by this binary or by another.
+/// A migration that has been applied to a database, by this binary or by another one.
 #[derive(Clone, Debug)]
 pub struct Applied {
     pub version: u32,
@@ -36,10 +36,10 @@ pub struct Applied {
     pub oldest: u32,
 }
 
-/// Whether a binary that knows these migrations, with these checksums, runs on a database that has had
-/// `applied`, in the order of versions.
+/// Checks whether a binary that knows the migrations with these checksums can run on a database to which
+/// `applied` has been applied, in the order of versions.
 ///
-/// Migrations of a newer binary are accepted as long as none of them excludes this one.
+/// Migrations of a newer binary are accepted as long as none of them excludes this binary.
 ///
 /// # Errors
 /// [`Error::Incompatible`] if a migration is missing, differs from the known one, or excludes this binary.

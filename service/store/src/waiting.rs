@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use crate::contract::{Error, Result};
 
-/// Before the second try; it doubles with each one.
+/// The pause before the second try. It doubles with each further try.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Opens or asks a store until it answers, trying again with a growing pause for `within`. Each failure is
-/// a warning in the log.
+/// Opens or queries a store until it answers. Tries again with a growing pause until `within` has passed, and
+/// logs a warning for each failure.
 ///
-/// Any error but [`Error::Unavailable`] and [`Error::OutcomeUnknown`] is returned at once, so `attempt` has
-/// to be one that can be repeated.
+/// Every error except [`Error::Unavailable`] and [`Error::OutcomeUnknown`] is returned at once. `attempt` must
+/// be safe to repeat.
 pub async fn until_available<T>(
     within: Duration,
     mut attempt: impl AsyncFnMut() -> Result<T>,

@@ -1,39 +1,39 @@
-//! Why a store did not do what it was asked.
+//! The reasons why a call to a store can fail.
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Certainly not done; may go through later.
+    /// The call certainly took no effect. The same call may succeed later.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// Sent, and no answer came. The same batch must be sent again before anything in it is
-    /// answered.
+    /// The commit was sent, but no answer arrived. The caller must send the same batch again before it answers
+    /// anybody about anything in it.
     #[error("the outcome of the commit is unknown: {0}")]
     OutcomeUnknown(String),
-    /// The node's lease was closed: another node may have taken its executions. Nothing was done.
+    /// The node's lease was closed, so another node may have taken its executions. Nothing was written.
     #[error("the lease of the node was lost")]
     LeaseLost,
     #[error("not found")]
     NotFound,
     #[error("exists already")]
     AlreadyExists,
-    /// The request id was used within the day, by another operation or with another body.
+    /// The request id was used less than a day ago, by another operation or with another body.
     #[error("the request id was used with another body")]
     RequestIdReused,
-    /// A compare-and-set met another version.
+    /// A compare-and-set found another version than the expected one.
     #[error("changed by another writer")]
     Conflict,
-    /// The cursor is of another store, or of a life of this one that ended with a restore.
+    /// The cursor belongs to another store, or to this store before it was restored from a dump.
     #[error("the cursor belongs to another store")]
     ForeignCursor,
     #[error("the cursor can not be read")]
     MalformedCursor,
-    /// Written by a newer binary, or damaged.
+    /// The store was written by a newer binary, or it is damaged.
     #[error("the store can not be used: {0}")]
     Incompatible(String),
     /// Another process has the embedded store open.
     #[error("the store is in use by another process")]
     InUse,
-    /// The value itself is refused; it will be refused again.
+    /// The store refuses the value itself. Sending the same value again will fail again.
     #[error("the store refuses the data: {0}")]
     Data(String),
 }

@@ -1,4 +1,4 @@
-//! Reading executions: whole histories to fold, and the index.
+//! Reads of executions: their histories, which the engine folds into states, and their index rows.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,23 +13,23 @@ use crate::format;
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
     pub execution: ExecutionId,
-    /// Whose transition won last and carried an index row; none if that node has left.
+    /// The node that committed the last transition with an index row. None if that node has left.
     pub owner: Option<NodeId>,
-    /// [`IndexRow::wake_at`] as it is stored.
+    /// The stored value of [`IndexRow::wake_at`].
     pub wake_at: Option<Timestamp>,
-    /// [`IndexRow::format`] as it is stored.
+    /// The stored value of [`IndexRow::format`].
     pub format: u16,
-    /// From the first one after [`Wanted::after`] on, without a gap, unless the store is damaged.
+    /// The transitions that follow [`Wanted::after`], without a gap unless the store is damaged.
     pub transitions: Vec<StoredTransition>,
-    /// The last one, be it in force or released.
+    /// The latest quarantine of the execution, whether it is in force or released.
     pub quarantine: Option<QuarantineRow>,
 }
 
-/// An execution to read, and how much of it the caller knows.
+/// An execution to read, and the part of its history that the caller knows already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub execution: ExecutionId,
-    /// Only transitions with higher sequences are read; 0 reads all.
+    /// Only transitions with a higher sequence are read; 0 reads them all.
     pub after: u64,
 }
 
@@ -40,7 +40,7 @@ impl Wanted {
 }
 
 impl History {
-    /// Of the data of its transitions.
+    /// The size of the data of all transitions, in bytes.
     pub fn bytes(&self) -> usize {
         self.transitions.iter().map(|transition| transition.data.len()).sum()
     }
@@ -51,13 +51,14 @@ pub struct StoredTransition {
     pub sequence: u64,
     pub transition_id: TransitionId,
     pub format: u16,
-    /// As the row has it: [`format::checksum`] of all the other columns, unless the row is damaged.
+    /// The checksum that is stored in the row. It equals [`format::checksum`] of all other columns unless the
+    /// row is damaged.
     pub checksum: u32,
     pub data: Bytes,
 }
 
 impl StoredTransition {
-    /// What the row holds, after its checksum was compared.
+    /// Compares the checksum, then decodes the data of the row.
     pub fn decode(&self, execution: ExecutionId) -> Result<format::TransitionData, format::Error> {
         if self.checksum != self.expected_checksum(execution) {
             return Err(format::Error::Damaged);
@@ -65,7 +66,7 @@ impl StoredTransition {
         format::decode_transition(self.format, &self.data)
     }
 
-    /// The row of this execution with the checksum that belongs to it.
+    /// The same row with the checksum that it must have as a row of `execution`.
     #[must_use]
     pub fn sealed(self, execution: ExecutionId) -> Self {
         Self { checksum: self.expected_checksum(execution), ..self }
@@ -76,18 +77,19 @@ impl StoredTransition {
     }
 }
 
-/// How far a history is: cheap to ask for many.
+/// The last sequence, state and owner of an execution. Reading the heads of many executions is cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     pub execution: ExecutionId,
     pub sequence: u64,
     pub state: Named<State>,
     pub owner: Option<NodeId>,
-    /// Is in quarantine.
+    /// Whether a quarantine of the execution is in force.
     pub quarantined: bool,
 }
 
-/// An execution that wants to be read at a time. In the order of pages: earliest first.
+/// An execution whose owner asked to be reminded of it at a given time. The derived order is the order of
+/// pages: earliest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Due {
     pub wake_at: Timestamp,
@@ -97,17 +99,17 @@ pub struct Due {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListFilter {
     pub namespace: Option<Namespace>,
-    /// Empty is all.
+    /// Empty selects all states.
     pub states: Vec<State>,
     pub workflow: Option<WorkflowName>,
-    /// Takes the type itself and those below it.
+    /// Selects this error type and the types below it.
     pub error_type: Option<String>,
     pub key_prefix: Option<String>,
     /// Inclusive.
     pub started_after: Option<Timestamp>,
     /// Exclusive.
     pub started_before: Option<Timestamp>,
-    /// Only those in quarantine.
+    /// Selects only executions in quarantine.
     pub quarantined: bool,
 }
 
@@ -115,24 +117,27 @@ pub struct ListFilter {
 pub struct Listed {
     pub execution: ExecutionId,
     pub index: IndexRow,
-    /// The one in force.
+    /// The quarantine that is in force, if there is one.
     pub quarantine: Option<Quarantine>,
 }
 
 #[async_trait]
 pub trait Executions {
-    /// Whole histories, as [`Self::load_within`], without a limit.
+    /// Loads whole histories: [`Self::load_within`] without a limit.
     async fn load(&self, node: NodeId, executions: &[ExecutionId]) -> Result<Vec<History>> {
         let wanted: Vec<_> = executions.iter().copied().map(Wanted::whole).collect();
         self.load_within(node, &wanted, usize::MAX).await
     }
 
-    /// Histories, each after what the caller knows of it: one without further transitions is in the answer,
-    /// with none. Those that do not exist are left out, and so are those with which the data of all
-    /// would exceed `bytes`; one that exists is read at least, whatever its size. So what is missing from
-    /// an answer has to be asked for again, unless the answer is empty. After this, events that the asking
-    /// node writes for the executions of the answer have feed positions behind all their earlier ones,
-    /// those of transitions that were not read included.
+    /// Loads histories, each from the point up to which the caller knows it.
+    ///
+    /// An execution without further transitions is in the answer, with an empty list. An execution that does
+    /// not exist is left out. So is an execution whose data would bring the total above `bytes`, except that at
+    /// least one existing execution is always read, whatever its size. The caller therefore has to ask again
+    /// for everything that is missing from an answer, unless the answer is empty.
+    ///
+    /// After this call, the events that the asking node writes for the returned executions get feed positions
+    /// after all earlier events of those executions, including the events of transitions that were not read.
     async fn load_within(
         &self,
         node: NodeId,
@@ -140,8 +145,9 @@ pub trait Executions {
         bytes: usize,
     ) -> Result<Vec<History>>;
 
-    /// At most `limit` transitions of one execution behind the sequence `after`, in order: for readers.
-    /// Unlike [`Self::load`] it bears on nothing that anybody writes. Empty if there is no such execution.
+    /// Reads at most `limit` transitions of one execution after the sequence `after`, in order. It is meant for
+    /// readers: unlike [`Self::load`], it has no influence on the positions of later events. The answer is
+    /// empty if the execution does not exist.
     async fn history(
         &self,
         execution: ExecutionId,
@@ -151,9 +157,9 @@ pub trait Executions {
 
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>>;
 
-    /// Executions of this node whose `wake_at` is not after `until`, earliest first, after the one where
-    /// the last page ended. Without those in quarantine, which would come each time anew, and those in a
-    /// format that this binary cannot read.
+    /// The executions of this node whose `wake_at` is not later than `until`, earliest first, starting after
+    /// the entry at which the last page ended. Executions in quarantine are left out, because they would be
+    /// returned by every call. So are executions in a format that this binary cannot read.
     async fn due(
         &self,
         node: NodeId,
@@ -162,7 +168,7 @@ pub trait Executions {
         limit: usize,
     ) -> Result<Vec<Due>>;
 
-    /// Newest first, below `before`.
+    /// Newest first, starting below `before`.
     async fn list(
         &self,
         filter: &ListFilter,
@@ -170,14 +176,14 @@ pub trait Executions {
         limit: usize,
     ) -> Result<Vec<Listed>>;
 
-    /// What an execution is found by.
+    /// The index row of an execution.
     async fn indexed(&self, execution: ExecutionId) -> Result<Option<Listed>>;
 
     /// Ends a quarantine and makes the node the owner of the execution, in one transaction.
     ///
-    /// Nothing happens if the request is the one that released it last. [`super::Error::RequestIdReused`] if
-    /// that had the same id but another digest; otherwise [`super::Error::NotFound`] if no quarantine
-    /// is in force.
+    /// If `release` carries the same request as the latest release, nothing changes. If it carries the same
+    /// request id with another digest, the answer is [`super::Error::RequestIdReused`]. Otherwise the answer is
+    /// [`super::Error::NotFound`] if no quarantine is in force.
     async fn release_quarantine(
         &self,
         node: NodeId,
@@ -185,10 +191,10 @@ pub trait Executions {
         release: &Release,
     ) -> Result<()>;
 
-    /// The execution that holds, or last held, a key.
+    /// The execution that holds the key, or that held it last.
     async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>>;
 
-    /// What a request id started, within its day.
+    /// The execution that a request id started, and the digest of that request, for a day after the start.
     async fn started_by(
         &self,
         namespace: &Namespace,

@@ -1,10 +1,12 @@
 //! The failure feed.
 //!
-//! Every node writes a lane of its own, one commit after the other, with numbers that grow in the
-//! order of its commits. A cursor holds, for every lane, the number up to which it has read, so an
-//! open transaction on one lane neither hides nor holds up another. A page is read in one snapshot
-//! and merged by number; numbers are taken from a clock that each node sets forward past whatever it
-//! loads (a hybrid logical clock), so an execution that changes lanes never overtakes itself.
+//! Each node writes a lane of its own, one commit after the other, with numbers that grow in the order of its
+//! commits. A cursor holds one number per lane: the number up to which that lane has been read. So an open
+//! transaction on one lane neither hides nor delays the events of another lane.
+//!
+//! A page is read in one snapshot and merged by number. Numbers come from a hybrid logical clock, which a node
+//! advances past every number it loads. So the events of an execution stay in order when the execution moves to
+//! another lane.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,16 +17,16 @@ use recoup_core::time::Timestamp;
 use super::transitions::ROW_BYTES;
 use super::{Named, NodeId, Result};
 
-/// A failure event on its way to the feed; its position is given by the commit.
+/// A failure event that is about to be written. The commit assigns its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeedRow {
-    /// [`recoup_core::failure_event::FailureEvent::id`]: unique.
+    /// [`recoup_core::failure_event::FailureEvent::id`], which is unique.
     pub id: String,
     pub namespace: Namespace,
     pub kind: Named<FailureKind>,
-    /// Empty for events of no execution.
+    /// Empty if the event does not belong to an execution.
     pub workflow: String,
-    /// Empty if there is no error.
+    /// Empty if the event does not report an error.
     pub error_type: String,
     pub execution: Option<ExecutionId>,
     pub fingerprint: String,
@@ -34,7 +36,7 @@ pub struct FeedRow {
 }
 
 impl FeedRow {
-    /// About how much a store writes for it.
+    /// Roughly how many bytes a store writes for this event.
     pub fn bytes(&self) -> usize {
         let Self { id, namespace, workflow, error_type, fingerprint, data, .. } = self;
         let texts = id.len() + workflow.len() + error_type.len() + fingerprint.len();
@@ -54,32 +56,33 @@ pub struct Positioned {
     pub row: FeedRow,
 }
 
-/// Up to where a reader has read; opaque to clients (base64, made by the store).
+/// How far a reader has read the feed. Clients see it as an opaque base64 text that the store makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Of the store: changes with a restored dump.
+    /// The incarnation of the store, which changes when the store is restored from a dump.
     pub incarnation: uuid::Uuid,
-    /// All lanes below are read to their end.
+    /// Every lane below this one has been read to its end.
     pub floor: NodeId,
-    /// Ascending by lane; a lane at or above the floor that is missing is unread.
+    /// One number per lane, ascending by lane. A lane at or above the floor that is missing here is unread.
     pub lanes: Vec<(NodeId, i64)>,
 }
 
-/// How much of the feed is read at once: whatever is reached first, but one event at least.
+/// How much of the feed is read at once. A page ends at the first limit that it reaches, but holds at least one
+/// event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageLimit {
     pub events: usize,
-    /// Of [`FeedRow::data`].
+    /// The total size of [`FeedRow::data`], in bytes.
     pub bytes: usize,
 }
 
 impl PageLimit {
-    /// So many events, however large.
+    /// Limits the number of events only, whatever their size.
     pub const fn events(events: usize) -> Self {
         Self { events, bytes: usize::MAX }
     }
 
-    /// How many of these events make a page, given their sizes in order.
+    /// How many of the next events fit on a page, given their sizes in order.
     pub fn takes(self, sizes: impl IntoIterator<Item = usize>) -> usize {
         let mut bytes = 0_usize;
         let fits = sizes.into_iter().take(self.events).enumerate().take_while(|(index, size)| {
@@ -94,41 +97,41 @@ impl PageLimit {
 pub struct FeedPage {
     /// Ascending by position.
     pub events: Vec<Positioned>,
-    /// Behind the last of `events`; behind everything visible unless `has_more`.
+    /// Points after the last of `events`, or after everything visible if `has_more` is false.
     pub cursor: Cursor,
-    /// The page ended at its limit: more may be there already.
+    /// The page ended at its limit, so more events may be there already.
     pub has_more: bool,
-    /// Retention took events that the reader had not read: this many.
+    /// The number of events that retention deleted before the reader had read them.
     pub gap: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FailureFilter {
-    /// Pattern: see [`recoup_core::id::namespace_matches`].
+    /// A pattern; see [`recoup_core::id::namespace_matches`].
     pub namespace: String,
-    /// Empty is all.
+    /// Empty selects all workflows.
     pub workflows: Vec<String>,
-    /// Empty is all.
+    /// Empty selects all kinds.
     pub kinds: Vec<FailureKind>,
-    /// Type patterns, see [`recoup_core::error::type_matches`]; empty is all.
+    /// Patterns of error types, see [`recoup_core::error::type_matches`]. Empty selects all types.
     pub error_types: Vec<String>,
     pub execution: Option<ExecutionId>,
 }
 
 #[async_trait]
 pub trait Feed {
-    /// What follows the cursor, as far as the limit allows, none skipped.
+    /// Reads the events after the cursor, as many as the limit allows, without skipping one.
     async fn read_feed(&self, after: &Cursor, limit: PageLimit) -> Result<FeedPage>;
 
-    /// Before the first event that is kept.
+    /// A cursor before the first event that is still stored.
     async fn feed_start(&self) -> Result<Cursor>;
 
-    /// Behind every event that is visible now.
+    /// A cursor after every event that is visible now.
     async fn feed_end(&self) -> Result<Cursor>;
 
     async fn failure(&self, id: &str) -> Result<Option<Positioned>>;
 
-    /// Newest first, below `before`.
+    /// Newest first, starting below `before`.
     async fn list_failures(
         &self,
         filter: &FailureFilter,

@@ -1,12 +1,13 @@
-//! The contract. One trait per concern; [`Store`] is all of them.
+//! The contract of a store. Each concern is one trait, and [`Store`] combines them all.
 //!
-//! What holds at every moment, crash or not:
+//! The following holds at every moment, including after a crash:
 //!
-//! - A transition is one row at `(execution, sequence)`. Two writers never both win a place.
-//! - What belongs to a transition (index row, request id, failure events, overflow rows) is there if
-//!   and only if the transition is.
-//! - A batch sent again is settled, not written twice: rows are recognised by `transition_id`.
-//! - A reader of the feed that follows its cursor sees every event, in order per execution, however
+//! - A transition is one row at `(execution, sequence)`. Two writers never both win the same place.
+//! - The rows that belong to a transition (index row, request id, failure events, overflow rows) exist if and
+//!   only if the transition does.
+//! - A batch that is sent again is settled rather than written twice: the store recognises its rows by their
+//!   `transition_id`.
+//! - A reader of the feed that follows its cursor sees every event, in order per execution, in whatever order
 //!   commits interleave.
 
 mod error;

@@ -1,13 +1,13 @@
-//! Names that columns have for values.
+//! The names that columns use for values.
 //!
-//! A newer binary may write names that this one does not know. Such a row is read all the same: the listing that it
-//! is in would fail otherwise, and with it every page that holds it. [`Named::Unknown`] keeps the name. See decision
-//! 14 for what each reader makes of it.
+//! A newer binary may write names that this binary does not know. Such a row is still read, because otherwise
+//! one row would make every page and listing that contains it fail. [`Named::Unknown`] keeps the name. Decision
+//! 14 says how each reader treats it.
 
 use recoup_core::execution::{CompensationState, Phase, State};
 use recoup_core::failure_event::FailureKind;
 
-/// A value that columns have a name for.
+/// A type whose values have names in columns.
 pub trait Name: Copy + PartialEq + 'static {
     const VALUES: &'static [Self];
 
@@ -18,11 +18,11 @@ pub trait Name: Copy + PartialEq + 'static {
     }
 }
 
-/// What a column says.
+/// The value that a column holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named<T> {
     Known(T),
-    /// Only a newer binary knows what it stands for.
+    /// A name that only a newer binary knows.
     Unknown(String),
 }
 
@@ -31,7 +31,7 @@ impl<T: Name> Named<T> {
         T::from_name(name).map_or_else(|| Self::Unknown(name.to_owned()), Self::Known)
     }
 
-    /// As the column has it.
+    /// The name as it stands in the column.
     pub fn name(&self) -> &str {
         match self {
             Self::Known(value) => value.name(),
@@ -39,7 +39,7 @@ impl<T: Name> Named<T> {
         }
     }
 
-    /// None if only a newer binary knows it.
+    /// The value, or none if only a newer binary knows the name.
     pub fn known(&self) -> Option<T> {
         match self {
             Self::Known(value) => Some(*value),

@@ -1,4 +1,4 @@
-//! Namespaces: the units of isolation.
+//! Namespaces are the units of isolation.
 
 use std::time::Duration;
 
@@ -12,14 +12,15 @@ use super::{RegistryRequest, Result};
 pub struct NamespaceRow {
     pub name: Namespace,
     pub description: String,
-    /// How long ended executions and their events are kept, counted from the end.
+    /// How long executions and their events are kept, counted from the end of the execution.
     pub retention: Duration,
     pub created_at: Timestamp,
 }
 
 #[async_trait]
 pub trait Namespaces {
-    /// [`super::Error::AlreadyExists`] if the name is taken. `default` always exists.
+    /// Creates a namespace. [`super::Error::AlreadyExists`] if the name is taken. The namespace `default`
+    /// always exists.
     async fn create_namespace(
         &self,
         name: &Namespace,
@@ -30,7 +31,7 @@ pub trait Namespaces {
 
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>>;
 
-    /// In the order of names, above `after`.
+    /// In the order of names, starting above `after`.
     async fn list_namespaces(
         &self,
         after: Option<&Namespace>,

@@ -1,5 +1,5 @@
-//! Nodes and their leases. Ownership is for speed: it says who dispatches and keeps timers. What is
-//! correct is decided by the lock on the history alone.
+//! Nodes and their leases. Ownership is for speed: it says which node dispatches tasks and keeps timers.
+//! Correctness depends only on the lock on the history.
 
 use std::time::Duration;
 
@@ -10,112 +10,113 @@ use recoup_core::time::Timestamp;
 use super::Result;
 use crate::format::Formats;
 
-/// One life of one node: every start of a process gets a new one, greater than all before. Also the
-/// lane of the feed that it writes.
+/// One life of one node. Each start of a server process gets a new id, greater than all earlier ones. It is
+/// also the lane of the feed that this life writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub i64);
 
-/// What a node learns when it begins a life, and with each renewal.
+/// The answer that a node gets when it begins a life, and with each renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     pub node: NodeId,
-    /// The database's clock, which may have gone back since the last time.
+    /// The database's clock. It may have gone back since the last answer.
     pub now: Timestamp,
-    /// The highest time that any life of any node has said it has reached.
+    /// The highest time that any life of any node has reported to have reached.
     pub reached: Timestamp,
-    /// Of a life that has just begun: what the database's clock said when the life before it, of
-    /// whatever node, was last renewed.
+    /// Set for a life that has just begun: the time on the database's clock at which the previous life, of any
+    /// node, was last renewed.
     pub renewed_before: Option<Timestamp>,
-    /// Changes when the database was restored or failed over: all cached state is void then.
+    /// Changes when the database was restored or failed over. A node must then discard all cached state.
     pub timeline: String,
     /// The highest formats that may be written: [`StoreFormats::writable`].
     pub writable: Formats,
 }
 
-/// Which formats a store may hold, and which the nodes on it read.
+/// The formats that a store may hold, and the formats that its nodes can read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreFormats {
-    /// The highest that may be written. A new store begins with the newest of the binary that made it; after
-    /// that only [`Nodes::finalize`] raises them, and nothing lowers them.
+    /// The highest formats that may be written. A new store begins with the newest formats of the binary that
+    /// created it. After that only [`Nodes::finalize`] raises them, and nothing lowers them.
     pub writable: Formats,
     /// The nodes with an open lease, by id; at most [`NODES_MAX`].
     pub nodes: Vec<NodeFormats>,
 }
 
 impl StoreFormats {
-    /// What all nodes with an open lease read; none without such a node.
+    /// The formats that every node with an open lease can read. None if there is no such node.
     pub fn readable(&self) -> Option<Formats> {
         self.nodes.iter().map(|node| node.readable).reduce(Formats::min)
     }
 }
 
-/// What a node reads.
+/// The formats that one node can read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFormats {
     pub node: NodeId,
-    /// As it joined with it.
+    /// The address that the node gave when it joined.
     pub address: String,
-    /// The newest that it reads.
+    /// The newest formats that the node can read.
     pub readable: Formats,
 }
 
-/// How many nodes [`StoreFormats`] lists.
+/// The maximum number of nodes that [`StoreFormats`] lists.
 pub const NODES_MAX: usize = 1000;
 
-/// How often a node has renewed its lease. The number grows for as long as the node is alive, so
-/// another node can tell by its own clock whether it still is; no two clocks have to agree for that.
+/// How many times a node has renewed its lease. The count grows as long as the node is alive, so another node
+/// can tell by its own clock whether it still is. The clocks of two nodes need not agree for this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewals {
     pub node: NodeId,
     pub count: u64,
-    /// The length of its lease.
+    /// The length of the node's lease.
     pub ttl: Duration,
 }
 
-/// How far [`Nodes::unread`] counts.
+/// The number at which [`Nodes::unread`] stops counting.
 pub const UNREAD_MAX: u64 = 1000;
 
 #[async_trait]
 pub trait Nodes {
-    /// Begins a life, and publishes the newest formats that it reads. `address` is where other nodes reach this
-    /// one.
+    /// Begins a life and publishes the newest formats that this node can read. `address` is where other nodes
+    /// reach it.
     ///
-    /// Its events have feed positions behind all that earlier lives of the same process wrote, and
-    /// behind all of the executions that they had loaded: a batch that was under way when a life ended
-    /// is sent again in the next, without another load.
+    /// The events of the new life have feed positions after everything that earlier lives of the same process
+    /// wrote, and after all events of the executions that those lives had loaded. This matters because a batch
+    /// that was in flight when a life ended is sent again in the next life, without another load.
     async fn join(&self, address: &str, ttl: Duration) -> Result<Lease>;
 
-    /// Counts a renewal and notes that this node has reached `reached` in its own store time: later
-    /// lives, and other nodes, go on from there. [`super::Error::LeaseLost`] if the lease was closed
+    /// Counts a renewal, and records that this node has reached `reached` in its own store time. Later lives
+    /// and other nodes continue from that time. [`super::Error::LeaseLost`] if the lease has been closed
     /// meanwhile.
     async fn renew(&self, node: NodeId, ttl: Duration, reached: Timestamp) -> Result<Lease>;
 
-    /// Ends a life: closes its lease, so that others may adopt at once.
+    /// Ends a life by closing its lease, so that other nodes may adopt its executions at once.
     async fn leave(&self, node: NodeId) -> Result<()>;
 
-    /// Closes those of the `silent` leases that have not been renewed since they were seen like this,
-    /// then answers with all leases that are open, except the asking node's own. A closed node can
-    /// commit nothing from then on: its commits answer [`super::Error::LeaseLost`]. So does this call
-    /// for a node whose own lease was closed.
+    /// Closes each of the `silent` leases that has not been renewed since the caller saw it with this count.
+    /// Then returns all open leases except the asking node's own. From then on a closed node cannot commit
+    /// anything: its commits fail with [`super::Error::LeaseLost`]. This call fails in the same way if the
+    /// lease of the asking node was closed.
     ///
-    /// The caller decides who is silent: whose count has not moved for the length of the lease, on the
-    /// caller's monotonic clock. The database's clock has no say, so its steps close no lease.
+    /// The caller decides which leases are silent: those whose count has not changed for the length of the
+    /// lease, on the caller's monotonic clock. The database's clock is not consulted, so a step of that clock
+    /// closes no lease.
     async fn leases(&self, node: NodeId, silent: &[Renewals]) -> Result<Vec<Renewals>>;
 
-    /// Takes over at most `limit` active executions whose owner's lease is closed, and returns them;
-    /// not those in a format that this binary cannot read ([`super::IndexRow::format`]), which stay for a
-    /// node that can.
+    /// Takes over at most `limit` active executions whose owner's lease is closed, and returns them. Executions
+    /// in a format that this binary cannot read ([`super::IndexRow::format`]) are left for a node that can read
+    /// them.
     async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>>;
 
-    /// How many active executions are in a format that no node with an open lease reads, so that nobody
-    /// goes on with them. At most [`UNREAD_MAX`] are counted.
+    /// The number of active executions in a format that no node with an open lease can read, so that no node
+    /// can run them. Counting stops at [`UNREAD_MAX`].
     async fn unread(&self) -> Result<u64>;
 
-    /// Which formats may be written, and what the nodes read that are alive.
+    /// The formats that may be written, and the formats that the nodes with an open lease can read.
     async fn formats(&self) -> Result<StoreFormats>;
 
-    /// Raises the formats that may be written to the newest that every node with an open lease reads, and answers
-    /// with what holds then. Without such a node, and where they are that high already, it changes nothing. No
-    /// node joins meanwhile.
+    /// Raises the formats that may be written to the newest ones that every node with an open lease can read,
+    /// and returns the result. Changes nothing if no node has an open lease, or if the formats are that high
+    /// already. No node can join during the call.
     async fn finalize(&self) -> Result<StoreFormats>;
 }

@@ -1,8 +1,8 @@
-//! Tasks that their owner gives away: it has no worker for them and another node has, or it has no room
-//! for them. Any node whose workers take such tasks claims them in batches.
+//! Tasks that their owner gives away, either because it has no worker for them and another node has, or because
+//! it has no room for them. Any node whose workers take such tasks claims them in batches.
 //!
-//! A row is a hint, never the truth: what it names may be closed long ago. The node that claims one
-//! loads the execution and lets core judge.
+//! An overflow row is only a hint: the attempt that it names may have been closed long ago. The node that
+//! claims a row loads the execution and lets core decide.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -43,13 +43,13 @@ impl OverflowTask {
     }
 }
 
-/// Workers of one node that wait for tasks, and take the same ones.
+/// Workers of one node that are waiting for tasks and take the same kinds of task.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct IdleCredit {
     pub queues: Vec<QueueName>,
-    /// Empty: all.
+    /// Empty means all task types.
     pub task_types: Vec<String>,
-    /// How many tasks they take now, in all.
+    /// How many tasks these workers can take now, in total.
     pub credit: u32,
 }
 
@@ -61,16 +61,16 @@ impl IdleCredit {
     }
 }
 
-/// What the other nodes have published.
+/// The idle workers that the other nodes have published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// Nodes beside this one whose lease is not closed.
+    /// The number of other nodes whose lease is open.
     pub nodes: usize,
     pub idle: Vec<IdleCredit>,
 }
 
-/// Chooses what a claim leases: at most `limit` tasks, by priority, then age, and no more for any
-/// workers than their credit. One rule for all stores.
+/// Chooses the tasks that a claim leases: at most `limit`, by priority and then by age, and for each group of
+/// workers no more than its credit. All stores use this rule.
 pub(crate) fn choose(
     mut free: Vec<OverflowTask>,
     idle: &[IdleCredit],
@@ -91,18 +91,24 @@ pub(crate) fn choose(
 
 #[async_trait]
 pub trait Overflow {
-    /// Puts tasks where any node finds them; one that is there already stays as it is. Returns those that were
-    /// left out because another node owns their execution: that node may have handed them out already, so
-    /// a row would offer what a worker has. A commit that changes the owner is over before or begins after.
+    /// Puts tasks where any node can find them. A task that is there already is left unchanged.
+    ///
+    /// Returns the tasks that were left out because another node owns their execution. That node may have
+    /// handed them out already, so a row would offer a task that a worker is already running. A commit that
+    /// changes the owner is either finished before this call looks, or begins after it.
     async fn overflow(&self, node: NodeId, tasks: &[OverflowTask]) -> Result<Vec<TaskKey>>;
 
-    /// Replaces what the node has published of its idle workers, and answers with what the other nodes
-    /// have published. What a node published ends with its lease.
+    /// Replaces the idle workers that this node has published, and returns those that the other nodes have
+    /// published. Whatever a node has published ends with its lease.
     async fn publish_idle(&self, node: NodeId, idle: &[IdleCredit]) -> Result<Peers>;
 
-    /// Leases at most `limit` available tasks that these workers take to the node for `lease`: highest
-    /// priority first, then the longest available, and no more for any workers than their credit. No
-    /// task is leased to two at a time, and none of an execution in a format that this binary cannot read. `now` is the node's store time, in which tasks became available.
+    /// Leases at most `limit` available tasks that these workers take to the node, for the time `lease`. Tasks
+    /// with the highest priority come first, then those that have been available longest; each group of workers
+    /// gets no more tasks than its credit.
+    ///
+    /// No task is leased to two nodes at a time. Tasks of executions in a format that this binary cannot read
+    /// are left out. `now` is the node's store time; the times at which tasks became available are compared
+    /// with it.
     async fn claim(
         &self,
         node: NodeId,
@@ -112,9 +118,9 @@ pub trait Overflow {
         now: Timestamp,
     ) -> Result<Vec<OverflowTask>>;
 
-    /// Takes rows away that turned out to be void, or that their owner hands out itself.
+    /// Deletes rows that turned out to be void, or whose tasks the owner hands out itself.
     async fn withdraw(&self, tasks: &[TaskKey]) -> Result<()>;
 
-    /// How many tasks lie there, by queue.
+    /// The number of tasks in overflow, by queue.
     async fn overflow_depth(&self) -> Result<Vec<(QueueName, u64)>>;
 }

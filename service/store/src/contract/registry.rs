@@ -9,7 +9,7 @@ use super::{
     Subscriptions, WorkflowVersion, Workflows,
 };
 
-/// What a mutation answered: enough to answer it again when the registry has changed.
+/// The answer to a mutation. It holds enough to give the same answer again after the registry has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistryAnswer {
     NamespaceCreated(NamespaceRow),
@@ -20,7 +20,7 @@ pub enum RegistryAnswer {
 }
 
 impl RegistryAnswer {
-    /// What answers like this.
+    /// The operation that gives this kind of answer.
     pub fn operation(&self) -> RegistryOperation {
         match self {
             Self::NamespaceCreated(_) => RegistryOperation::CreateNamespace,
@@ -38,7 +38,7 @@ impl RegistryAnswer {
         }
     }
 
-    /// The version, as it was when this was answered, and whether it was new.
+    /// The version as it was when this answer was given, and whether it was new.
     pub(crate) async fn into_version(
         self,
         workflows: &(impl Workflows + Sync),
@@ -72,14 +72,15 @@ impl RegistryAnswer {
     }
 }
 
-/// What changes rarely, and what its three parts share.
+/// The parts of the store that change rarely, and the calls that its three parts share.
 #[async_trait]
 pub trait Registry: Namespaces + Workflows + Subscriptions {
-    /// The store's clock.
+    /// The time on the store's clock.
     async fn now(&self) -> Result<Timestamp>;
 
-    /// What the mutation with this request answered, if there was one within the day. Each mutation
-    /// finds that by itself; this is for callers who would do work, or refuse, before they come to it.
+    /// The answer that this request got from its mutation, if there was one within the last day. Each mutation
+    /// checks this itself. The call is for callers that would otherwise do work, or refuse the request, before
+    /// they reach the mutation.
     async fn answered(
         &self,
         operation: RegistryOperation,

@@ -1,19 +1,20 @@
-//! Requests to change the registry, which is what changes rarely: namespaces, workflow versions, subscriptions.
+//! Requests that change the registry: namespaces, workflow versions and subscriptions.
 //!
-//! A mutation may carry a request id. Then it and its answer are one transaction: for a day, whoever
-//! comes with the same id, operation and body gets the answer of the first, whatever has become of the
-//! registry since, also beside the first or after its outcome was not known. Another operation or body
-//! is [`super::Error::RequestIdReused`]. A mutation that is refused uses up no id.
+//! A mutation may carry a request id. The change and its answer are then written in one transaction. For a day,
+//! every call with the same id, operation and body gets the answer of the first call, whatever has happened to
+//! the registry since. This also holds for a call that runs at the same time as the first one, or after the
+//! outcome of the first was unknown. The same id with another operation or body fails with
+//! [`super::Error::RequestIdReused`]. A mutation that is refused does not use up its id.
 
 use recoup_core::id::Namespace;
 
-/// The identity of a mutation.
+/// The request id of a mutation, with the digest that identifies its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryRequest {
-    /// In which the id is unique; empty for the creation of a namespace, which is in none.
+    /// The namespace in which the id is unique. Empty for the creation of a namespace, which is not inside one.
     pub namespace: Namespace,
     pub request_id: String,
-    /// Of the request's body.
+    /// The digest of the request's body.
     pub digest: u64,
 }
 
@@ -35,7 +36,7 @@ impl RegistryOperation {
         Self::DeleteSubscription,
     ];
 
-    /// As tables have it.
+    /// The name of the operation in tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::CreateNamespace => "CREATE_NAMESPACE",

@@ -1,4 +1,4 @@
-//! Letting go of what nobody needs any more.
+//! Deleting data that is no longer needed.
 
 use std::time::Duration;
 
@@ -7,39 +7,44 @@ use recoup_core::time::Timestamp;
 
 use super::Result;
 
-/// How long a request id is remembered, with what it settled: a day.
+/// How long a request id and the outcome it settled are remembered: one day.
 pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// How long ended executions and failure events are kept where nothing else is said: in the namespace `default` as it is
-/// made, and where rows outlived their namespace.
+/// How long ended executions and failure events are kept by default. It applies to the namespace `default` as
+/// it is created, and to rows whose namespace no longer exists.
 pub const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
-    /// Histories with their index rows.
+    /// Deleted executions, each with its history and its index row.
     pub executions: u64,
     pub events: u64,
     pub start_requests: u64,
     pub registry_requests: u64,
-    /// More is due than the call was allowed to do.
+    /// More is due for deletion than this call was allowed to delete.
     pub more: bool,
-    /// Retention is paused: nothing was deleted.
+    /// Retention is paused, so nothing was deleted.
     pub paused: bool,
 }
 
 #[async_trait]
 pub trait Retention {
-    /// Deletes at most `limit` of each kind: executions that ended longer ago than their namespace's
-    /// retention, have no parked compensation and are not in quarantine (with the keys that still name
-    /// them, and their overflow rows), failure events older than it, request ids older than a day. Where
-    /// histories are partitioned, makes partitions ahead and replaces old ones by what must stay.
+    /// Deletes at most `limit` rows of each of these kinds:
     ///
-    /// Ages are as of `now`, or of the database's clock if that is behind.
+    /// - executions that ended longer ago than the retention of their namespace, have no parked compensation
+    ///   and are not in quarantine, together with the keys that still name them and their overflow rows
+    /// - failure events older than that retention
+    /// - request ids older than a day
+    ///
+    /// Where histories are partitioned, it also creates partitions ahead of time, and replaces an old partition
+    /// by the rows of it that must stay.
+    ///
+    /// Ages are measured from `now`, or from the database's clock if that is earlier.
     async fn expire(&self, now: Timestamp, limit: usize) -> Result<Expired>;
 
-    /// From now on nothing is deleted, by whatever node, until retention is resumed. A restart changes
-    /// nothing about that.
+    /// Pauses retention: no node deletes anything until it is resumed. The pause survives restarts.
     async fn pause_retention(&self) -> Result<()>;
 
-    /// Returns since when it was paused, on the database's clock of that moment; `None` if it was not.
+    /// Resumes retention and returns the time at which it was paused, on the database's clock of that moment.
+    /// `None` if it was not paused.
     async fn resume_retention(&self) -> Result<Option<Timestamp>>;
 }

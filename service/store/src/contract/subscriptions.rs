@@ -1,4 +1,4 @@
-//! Subscriptions: durable readers of the feed.
+//! Subscriptions are durable readers of the feed.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -7,12 +7,12 @@ use recoup_core::time::Timestamp;
 
 use super::{RegistryRequest, Result};
 
-/// A durable reader of the feed. What is in `state` is decided by `recoup-core`.
+/// A durable reader of the feed. `recoup-core` decides the content of `state`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionRow {
     pub namespace: Namespace,
     pub name: String,
-    /// Changes with every write: a writer names the one it read.
+    /// Changes with every write. A writer passes the version that it has read.
     pub version: u64,
     pub format: u16,
     pub state: Bytes,
@@ -21,7 +21,7 @@ pub struct SubscriptionRow {
 
 #[async_trait]
 pub trait Subscriptions {
-    /// [`super::Error::AlreadyExists`] if the name is taken in its namespace.
+    /// Creates a subscription. [`super::Error::AlreadyExists`] if the name is taken in its namespace.
     async fn create_subscription(
         &self,
         namespace: &Namespace,
@@ -31,8 +31,9 @@ pub trait Subscriptions {
         request: Option<&RegistryRequest>,
     ) -> Result<SubscriptionRow>;
 
-    /// A request to create a subscription that exists, and is the one that was wanted: the caller has
-    /// judged that. It is answered with this row, now and when it is repeated.
+    /// Answers a request to create a subscription that exists already. The caller has checked that `row` is the
+    /// subscription that the request asks for. The request is answered with this row, now and when it is
+    /// repeated.
     async fn accept_subscription(
         &self,
         row: &SubscriptionRow,
@@ -45,7 +46,7 @@ pub trait Subscriptions {
         name: &str,
     ) -> Result<Option<SubscriptionRow>>;
 
-    /// In the order of names, above `after`.
+    /// In the order of names, starting above `after`.
     async fn list_subscriptions(
         &self,
         namespace: &Namespace,
@@ -53,11 +54,12 @@ pub trait Subscriptions {
         limit: usize,
     ) -> Result<Vec<SubscriptionRow>>;
 
-    /// Replaces `state` if the row still has `row.version`, and returns the new version;
-    /// [`super::Error::Conflict`] if not, [`super::Error::NotFound`] if it was deleted.
+    /// Replaces `state` if the row still has the version `row.version`, and returns the new version.
+    /// [`super::Error::Conflict`] if the version has changed, [`super::Error::NotFound`] if the subscription
+    /// was deleted.
     async fn update_subscription(&self, row: &SubscriptionRow) -> Result<u64>;
 
-    /// [`super::Error::NotFound`] if there is none.
+    /// Deletes a subscription. [`super::Error::NotFound`] if it does not exist.
     async fn delete_subscription(
         &self,
         namespace: &Namespace,

@@ -1,4 +1,4 @@
-//! Appending to histories: the hot path.
+//! Appending transitions to histories. This is the hot path.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,30 +11,30 @@ use super::{FeedRow, Named, NewQuarantine, NodeId, Result, TaskKey};
 use crate::format;
 
 impl Reminder {
-    /// About how much a store writes for it.
+    /// Roughly how many bytes a store writes for a reminder.
     pub const BYTES: usize = ROW_BYTES;
 }
 
-/// What a row takes besides its texts and data: ids, numbers, times, and its places in indexes.
+/// The bytes that a row takes besides its texts and data: ids, numbers, times, and its index entries.
 pub(super) const ROW_BYTES: usize = 200;
 
-/// At most one transition per execution, and no execution that is in another batch in flight.
+/// Holds at most one transition per execution, and none of an execution that is in another batch in flight.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     pub transitions: Vec<Transition>,
-    /// Failure events of no execution, such as a lost session. An event whose id is there already is
-    /// left as it is.
+    /// Failure events that belong to no execution, such as a lost session. If an event with the same id exists
+    /// already, that event is left unchanged.
     pub feed: Vec<FeedRow>,
-    /// Executions that are put in quarantine, each at most once, none of them with a transition in
-    /// this batch. One whose data the store refuses is dropped.
+    /// Executions to put into quarantine. Each appears at most once and has no transition in this batch. A
+    /// quarantine whose data the store refuses is dropped.
     pub quarantined: Vec<NewQuarantine>,
-    /// Each of an execution without a transition in this batch. Where another node is the owner by
-    /// now, it changes nothing.
+    /// Reminders for executions that have no transition in this batch. A reminder changes nothing if another
+    /// node owns the execution by now.
     pub reminders: Vec<Reminder>,
 }
 
-/// Sets [`IndexRow::wake_at`] of an execution that does not move on: its owner lets it leave memory, or
-/// has read it and needs no reminder any more.
+/// Sets [`IndexRow::wake_at`] without a transition. The owner either lets the execution leave memory, or has
+/// read it and no longer needs a reminder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reminder {
     pub execution: ExecutionId,
@@ -44,34 +44,34 @@ pub struct Reminder {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transition {
     pub execution: ExecutionId,
-    /// 1 is the start.
+    /// 1 is the start of the execution.
     pub sequence: u64,
     pub transition_id: TransitionId,
-    /// Of `data`; see [`crate::format`].
+    /// The format of `data`; see [`crate::format`].
     pub format: u16,
     pub data: Bytes,
-    /// Written with the first transition, then whenever something in it changes. The committing node
+    /// Written with the first transition, and then whenever one of its values changes. The committing node
     /// becomes the owner.
     pub index: Option<IndexRow>,
-    /// Of an unkeyed start that carries one.
+    /// The request id of a start without a key, if it has one.
     pub request: Option<StartRequest>,
     pub feed: Vec<FeedRow>,
-    /// Overflow rows that this transition makes void.
+    /// Overflow rows that become void with this transition.
     pub overflow_done: Vec<TaskKey>,
-    /// Whether retention may have taken the execution since the store last spoke of it, as it takes none
-    /// that ended less than a minute ago. Only then does a store have to look: a look at each execution
-    /// of each commit would cost a tenth of it.
+    /// Whether retention may have deleted the execution since the store last confirmed that it exists.
+    /// (Retention deletes no execution that ended less than a minute ago.) A store has to check for this only
+    /// if it is set: checking each execution of each commit would cost a tenth of the commit.
     pub may_be_gone: bool,
 }
 
 impl Transition {
-    /// Of the row that it becomes.
+    /// The checksum of the row that this transition becomes.
     pub fn checksum(&self) -> u32 {
         let Self { execution, sequence, transition_id, format, data, .. } = self;
         format::checksum(*execution, *sequence, *transition_id, *format, data)
     }
 
-    /// About how much a store writes for it.
+    /// Roughly how many bytes a store writes for this transition.
     pub fn bytes(&self) -> usize {
         let Self { data, index, request, feed, overflow_done, .. } = self;
         let index = index.as_ref().map_or(0, IndexRow::bytes);
@@ -82,11 +82,11 @@ impl Transition {
     }
 }
 
-/// What executions are found by.
+/// The values by which executions are found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IndexRow {
-    /// The highest format of a transition in its history. It is written with the transition that raises it,
-    /// and says which nodes can go on with the execution.
+    /// The highest format of any transition in the history. It is written with the transition that raises it,
+    /// and says which nodes can run the execution.
     pub format: u16,
     pub namespace: Namespace,
     pub workflow: WorkflowName,
@@ -99,7 +99,8 @@ pub struct IndexRow {
     pub error_type: Option<String>,
     pub started_at: Timestamp,
     pub ended_at: Option<Timestamp>,
-    /// When the owner wants to be reminded, if that is too far away to stay in memory.
+    /// When the owner wants to be reminded of the execution, if that is too far in the future to keep the
+    /// execution in memory.
     pub wake_at: Option<Timestamp>,
 }
 
@@ -110,8 +111,8 @@ impl IndexRow {
         ROW_BYTES + names + text(&self.key) + text(&self.error_type)
     }
 
-    /// Whether retention may take it once it is old. False for names that only a newer binary knows: what they mean may
-    /// be that something remains.
+    /// Whether retention may delete the execution once it is old enough. False if a state is known only to a
+    /// newer binary, because it may mean that work remains.
     pub(crate) fn is_done_for_good(&self) -> bool {
         use CompensationState::{Done, None, Pending};
         let compensation = self.compensation.known();
@@ -119,44 +120,46 @@ impl IndexRow {
             && compensation.is_some_and(|own| matches!(own, None | Pending | Done))
     }
 
-    /// Whether something remains to be done: what nodes own and adopt.
+    /// Whether work remains to be done. Nodes own and adopt only active executions.
     pub fn is_active(&self) -> bool {
         self.ended_at.is_none() || self.compensation == CompensationState::Running
     }
 }
 
-/// The identity of a call that starts: kept for a day.
+/// The identity of a call that starts an execution. It is kept for a day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartRequest {
     pub namespace: Namespace,
     pub request_id: String,
-    /// Of the request's body.
+    /// The digest of the request's body.
     pub digest: u64,
 }
 
-/// How one transition of a batch ended.
+/// The verdict on one transition of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It is in the history, by this commit or by an earlier copy of the same batch.
+    /// The transition is in the history, written by this commit or by an earlier copy of the same batch.
     Won,
-    /// Another transition has its place, or there is no such execution any more: retention took it.
-    /// Nothing of it was written.
+    /// Another transition has its place, or retention has deleted the execution. Nothing of this transition was
+    /// written.
     Lost,
-    /// Its request id belongs to another start. Nothing of it was written.
+    /// Its request id belongs to another start. Nothing of this transition was written.
     RequestTaken {
         execution: ExecutionId,
         digest: u64,
-        /// The request started the execution. False: it was settled on one that had its key.
+        /// Whether the request started this execution. False if it was settled on an execution that held its
+        /// key.
         started: bool,
     },
-    /// The store refuses its data; the others of the batch are not affected.
+    /// The store refuses the data of this transition. The others of the batch are not affected.
     Refused(String),
-    /// Its place is free, but the execution is in quarantine. Nothing of it was written. Not said of
-    /// a transition that was under way while another node quarantined its execution: it may win.
+    /// Its place is free, but the execution is in quarantine. Nothing of this transition was written. A
+    /// transition that was in flight while another node quarantined its execution may get another verdict: it
+    /// may win.
     Quarantined,
 }
 
-/// A start that wants a key. Its transition is the first of its execution and carries an index row.
+/// A start that asks for a key. Its transition is the first of its execution and carries an index row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyedStart {
     pub transition: Transition,
@@ -174,24 +177,24 @@ pub enum KeySettled {
         digest: u64,
         started: bool,
     },
-    /// The policies say to use the holder.
+    /// The policies say that the start uses the execution that holds the key.
     UseExisting {
         execution: ExecutionId,
     },
-    /// The policies say no. Neither key nor request id is used up.
+    /// The policies reject the start. Neither the key nor the request id is used up.
     Rejected {
         execution: ExecutionId,
         state: State,
     },
-    /// Only a newer binary knows the state of the execution that holds the key. Neither key nor request id is used
-    /// up.
+    /// Only a newer binary knows the state of the execution that holds the key. Neither the key nor the request
+    /// id is used up.
     TooNew {
         execution: ExecutionId,
     },
     Refused(String),
 }
 
-/// Which execution holds a key, and how it stands.
+/// The execution that holds a key, and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     pub execution: ExecutionId,
@@ -200,7 +203,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// What [`recoup_core::key::decide`] asks. None if only a newer binary knows it.
+    /// The two values that [`recoup_core::key::decide`] needs. None if only a newer binary knows one of them.
     pub fn standing(&self) -> Option<(State, CompensationState)> {
         Some((self.state.known()?, self.compensation.known()?))
     }
@@ -208,16 +211,20 @@ impl Holder {
 
 #[async_trait]
 pub trait Transitions {
-    /// Commits a batch in one transaction and answers for each transition, in the order of the
-    /// batch. Sent again after [`super::Error::OutcomeUnknown`], the identical batch answers as if
-    /// the first had answered: by `transition_id`, whichever copy was committed.
+    /// Commits a batch in one transaction and returns a verdict for each transition, in the order of the batch.
     ///
-    /// A data error refuses only its culprit.
+    /// After [`super::Error::OutcomeUnknown`] the caller sends the identical batch again. It then gets the
+    /// verdicts that the first copy would have returned, whichever copy was committed, because rows are
+    /// recognised by their `transition_id`.
+    ///
+    /// A data error refuses only the transition that caused it.
     async fn commit(&self, node: NodeId, batch: &Batch) -> Result<Vec<Settled>>;
 
-    /// Starts with keys, at most one per key and request id in a call. Decided by
-    /// [`recoup_core::key::decide`] on the holder's state in the same transaction. May be sent again
-    /// like a batch. A start that uses an existing execution or is rejected writes nothing, but that
-    /// `UseExisting` settles its request id on the holder.
+    /// Commits starts with keys. A call holds at most one start per key and per request id.
+    /// [`recoup_core::key::decide`] decides on the state of the key's holder, which is read in the same
+    /// transaction. The same call may be sent again, like a batch.
+    ///
+    /// A start that is rejected writes nothing. A start that uses an existing execution writes only its request
+    /// id, which is settled on that execution.
     async fn start_keyed(&self, node: NodeId, starts: &[KeyedStart]) -> Result<Vec<KeySettled>>;
 }

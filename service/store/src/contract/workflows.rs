@@ -1,4 +1,4 @@
-//! Versions of workflows: immutable once they are registered.
+//! Versions of workflows. A version is immutable once it is registered.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,23 +15,23 @@ pub struct WorkflowVersion {
     pub name: WorkflowName,
     /// 1, 2, 3…
     pub version: u32,
-    /// SHA-256 of the canonical definition before defaults.
+    /// The SHA-256 of the canonical definition before defaults are applied.
     pub digest: [u8; 32],
-    /// Of `definition`; see [`crate::format`].
+    /// The format of `definition`; see [`crate::format`].
     pub format: u16,
     pub definition: Bytes,
     pub created_at: Timestamp,
-    /// No further start takes a retired version.
+    /// When the version was retired. A retired version takes no new starts.
     pub retired_at: Option<Timestamp>,
 }
 
-/// A new version, unless the latest one is equal.
+/// A version to register. It becomes a new version unless it is equal to the latest one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewVersion {
     pub namespace: Namespace,
     pub name: WorkflowName,
     pub digest: [u8; 32],
-    /// Of `definition`; see [`crate::format`].
+    /// The format of `definition`; see [`crate::format`].
     pub format: u16,
     pub definition: Bytes,
 }
@@ -46,15 +46,16 @@ impl NewVersion {
 
 #[async_trait]
 pub trait Workflows {
-    /// The version that has this definition, and whether it is new: a definition equal to the latest
-    /// one that is not retired makes none. [`super::Error::NotFound`] if there is no such namespace.
+    /// Registers a definition. Returns the version that has it, and whether that version is new: a definition
+    /// that equals the latest version that is not retired makes no new one. [`super::Error::NotFound`] if the
+    /// namespace does not exist.
     async fn register(
         &self,
         new: &NewVersion,
         request: Option<&RegistryRequest>,
     ) -> Result<(WorkflowVersion, bool)>;
 
-    /// The latest version that is not retired, or the one that is named.
+    /// The given version, or the latest one that is not retired if `version` is none.
     async fn workflow(
         &self,
         namespace: &Namespace,
@@ -62,7 +63,7 @@ pub trait Workflows {
         version: Option<u32>,
     ) -> Result<Option<WorkflowVersion>>;
 
-    /// The latest version of each workflow, in the order of names, above `after`.
+    /// The latest version of each workflow, in the order of names, starting above `after`.
     async fn list_workflows(
         &self,
         namespace: &Namespace,
@@ -70,7 +71,7 @@ pub trait Workflows {
         limit: usize,
     ) -> Result<Vec<WorkflowVersion>>;
 
-    /// Newest first, below `before`.
+    /// Newest first, starting below `before`.
     async fn list_versions(
         &self,
         namespace: &Namespace,
@@ -79,8 +80,8 @@ pub trait Workflows {
         limit: usize,
     ) -> Result<Vec<WorkflowVersion>>;
 
-    /// Retires one version, or all, and answers when it, or the latest of all, was retired first.
-    /// Idempotent. [`super::Error::NotFound`] if there is none.
+    /// Retires one version, or all of them if `version` is none. Returns the time at which that version, or the
+    /// latest of all, was first retired. Idempotent. [`super::Error::NotFound`] if there is no such version.
     async fn retire(
         &self,
         namespace: &Namespace,
