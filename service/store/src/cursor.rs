@@ -1,9 +1,10 @@
-//! The text that clients hold as a cursor of the failure feed. It is opaque to them; what it holds
-//! is checked here, byte by byte, because it comes back from outside.
+//! The text form of a cursor of the failure feed, which clients hold. It is opaque to them. Because it comes
+//! back from outside, its content is checked here byte by byte.
 //!
-//! Version 1, base64 without padding, in the alphabet that is safe in URLs: the byte 1, 16 bytes of
-//! incarnation, the floor, then for each lane its distance from the one before (the first: from the
-//! floor) and its number. Numbers are LEB128 varints; signed ones in zigzag.
+//! Version 1 is base64 without padding, in the URL-safe alphabet. It encodes the byte 1, the 16 bytes of the
+//! incarnation, the floor, and then two numbers for each lane: the distance from the lane before it (for the
+//! first lane: from the floor) and the number reached in it. Numbers are LEB128 varints; signed numbers are
+//! zigzag encoded.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,12 +13,12 @@ use uuid::Uuid;
 use crate::contract::{Cursor, Error, NodeId, Result};
 
 const VERSION: u8 = 1;
-/// A cursor names the lives of nodes that run, and those that ended while an older one still runs.
-/// Of more than this many the newest are left out of the text: their events are read again.
+/// A cursor names the lives of nodes that are running, and those that ended while an older life still runs. If
+/// there are more lives than this, the newest are left out of the text, and their events are read again.
 pub const LANES_MAX: usize = 4096;
-/// Characters of the longest text that is read.
+/// The length of the longest text that is read, in characters.
 pub const TEXT_MAX: usize = (1 + 16 + VARINT_MAX + LANES_MAX * 2 * VARINT_MAX).div_ceil(3) * 4;
-/// Bytes of the longest varint of 64 bits.
+/// The length of the longest varint of 64 bits, in bytes.
 const VARINT_MAX: usize = 10;
 
 impl Cursor {
@@ -34,8 +35,8 @@ impl Cursor {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// [`Error::MalformedCursor`] for whatever [`Cursor::encode`] does not write. Whether the cursor
-    /// is of this store is found out when it is read from.
+    /// [`Error::MalformedCursor`] for every text that [`Cursor::encode`] does not write. Whether the cursor
+    /// belongs to this store is checked when the feed is read.
     pub fn decode(text: &str) -> Result<Self> {
         if text.len() > TEXT_MAX {
             return Err(Error::MalformedCursor);
@@ -82,7 +83,7 @@ fn write_varint(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number.to_le_bytes()[0]);
 }
 
-/// The shortest form only, so that a cursor has one text.
+/// Accepts only the shortest form, so that a cursor has exactly one text.
 fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {

@@ -1,7 +1,9 @@
-//! The verdict on a transition, and on a start with a key, from what a store has found where it is to be written.
+//! Decides the verdict on a transition, or on a start with a key, from what a store found at the place where it
+//! is to be written.
 //!
-//! All stores keep these rules: they read rows, ask here, and write what may be written. A store may ask in stages, each
-//! with what it has found so far, because what comes first here decides whatever else is found.
+//! All stores follow these rules: they read rows, ask this module, and write what may be written. A store may
+//! ask in stages, each time with what it has found so far, because an earlier rule here decides regardless of
+//! the later ones.
 
 use std::collections::BTreeSet;
 
@@ -10,35 +12,35 @@ use recoup_core::key::{self, KeyVerdict};
 
 use crate::contract::{Holder, KeySettled, KeyedStart, Settled, Transition};
 
-/// What stands in the way of a transition. By default nothing does.
+/// The obstacles that a store found for a transition. The default is that there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// The transition that has its place.
+    /// The transition that already has this place in the history.
     pub winner: Option<TransitionId>,
-    /// Its execution is in quarantine.
+    /// The execution is in quarantine.
     pub quarantined: bool,
-    /// It continues an execution that retention took.
+    /// The transition continues an execution that retention has deleted.
     pub gone: bool,
-    /// What its request id was used for within the time that request ids are kept.
+    /// The earlier use of its request id, within the time for which request ids are kept.
     pub request: Option<TakenRequest>,
-    /// The place before its own is free, although it is not the first.
+    /// The place before its own is free, although the transition is not the first of its history.
     pub gap: bool,
-    /// The id of one of its events that is on the feed already.
+    /// The id of one of its events that is already on the feed.
     pub event: Option<String>,
 }
 
-/// A request id that was used.
+/// The earlier use of a request id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TakenRequest {
     pub execution: ExecutionId,
     pub digest: u64,
-    /// The request started the execution. False: it was settled on one that had its key.
+    /// Whether the request started this execution. False if it was settled on an execution that held its key.
     pub started: bool,
-    /// An earlier copy of this very start used it. A store that cannot tell says false.
+    /// An earlier copy of this very start used the id. A store that cannot tell sets this to false.
     pub repeated: bool,
 }
 
-/// How a transition ends that is not written. None: it may be written.
+/// The verdict on a transition that must not be written. None if it may be written.
 pub(crate) fn verdict(transition: &Transition, found: &Found) -> Option<Settled> {
     if let Some(winner) = found.winner {
         let is_mine = winner == transition.transition_id;
@@ -59,7 +61,8 @@ pub(crate) fn verdict(transition: &Transition, found: &Found) -> Option<Settled>
     misfit(transition, found).map(Settled::Refused)
 }
 
-/// How a start ends that is not written, given who holds its key. None: it may take the key and be written.
+/// The verdict on a start that must not be written, given the execution that holds its key. None if it may take
+/// the key and be written.
 pub(crate) fn key_verdict(
     start: &KeyedStart,
     found: &Found,
@@ -100,7 +103,7 @@ pub(crate) fn key_verdict(
     misfit(transition, found).map(KeySettled::Refused)
 }
 
-/// What is wrong with a transition whatever the store has.
+/// The reason why a transition is invalid in itself, regardless of what the store holds.
 pub(crate) fn flaw(transition: &Transition) -> Option<String> {
     let Transition { sequence, index, feed, .. } = transition;
     if *sequence == 0 {
@@ -109,7 +112,7 @@ pub(crate) fn flaw(transition: &Transition) -> Option<String> {
     if *sequence == 1 && index.is_none() {
         return Some("a start needs an index row".into());
     }
-    // Of a state that only a newer binary knows anything is believed.
+    // For a state that only a newer binary knows, any end time is accepted.
     let state = index.as_ref().and_then(|row| Some((row.state.known()?, row.ended_at)));
     if state.is_some_and(|(state, ended_at)| state.is_ended() != ended_at.is_some()) {
         return Some("an execution has an end time if and only if it has ended".into());
@@ -118,7 +121,7 @@ pub(crate) fn flaw(transition: &Transition) -> Option<String> {
     feed.iter().find(|event| !ids.insert(&event.id)).map(|event| twice(&event.id))
 }
 
-/// What does not fit the rows that are there.
+/// The reason why a transition does not fit the rows that are in the store.
 fn misfit(transition: &Transition, found: &Found) -> Option<String> {
     if found.gap {
         return Some(format!("sequence {} would leave a gap", transition.sequence));
@@ -205,7 +208,8 @@ mod tests {
         }
     }
 
-    /// From the last rule to the first: each row finds what all rows before it found, and its own comes first.
+    /// Goes through the rules from the last to the first. Each step keeps all earlier findings and adds one,
+    /// which must decide the verdict.
     #[test]
     fn the_first_thing_that_stands_in_the_way_decides() {
         let next = transition(2);
@@ -278,7 +282,7 @@ mod tests {
         KeyedStart { transition: transition(1), key: "k".into(), on_running, on_ended }
     }
 
-    /// As for a transition, from the last rule to the first.
+    /// Goes from the last rule to the first, as for a transition.
     #[test]
     fn a_start_with_a_key_is_decided_by_its_place_then_its_request_then_its_key() {
         let one = start(OnRunning::Reject, OnEnded::Allow);

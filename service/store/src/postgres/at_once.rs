@@ -1,9 +1,10 @@
-//! Committing a batch as if nothing stood in its way.
+//! Commits a batch on the assumption that nothing stands in its way.
 //!
-//! As a rule a batch only adds rows and changes the index. Then it is one statement, and with it a transaction of its
-//! own: the database answers once instead of six times, and takes one snapshot. The inserts are parts of a `with`, each
-//! of which runs to its end; they see nothing of each other, and need not. What has to see what another writer
-//! did meanwhile (rows of the overflow that come in between) stays apart, and is sent in a transaction of several
+//! Most batches only add rows and change the index. Such a batch is sent as one statement, which is a
+//! transaction of its own: the database answers once instead of six times, and takes one snapshot. The inserts
+//! are parts of a `with`, each of which runs to completion. They do not see each other's rows and do not need
+//! to. Writes that must see what another writer did meanwhile, such as deleting overflow rows that may have
+//! been added, cannot be part of this statement. A batch that has them is sent as a transaction of several
 //! statements.
 
 use std::sync::LazyLock;
@@ -16,9 +17,10 @@ use super::rows::{INSERTS, Quarantines, Reminders, Rows};
 use super::session::{Call, Parameters};
 use crate::contract::{Batch, Settled};
 
-/// As [`super::commit::FENCE`], but fails as well if one of these executions is in quarantine, or was and our numbers
-/// are not greater than its event's, or if one of those that may be gone is: which of them it was is found
-/// out row by row. It costs a look at a table that is empty as a rule.
+/// Like [`super::commit::FENCE`], but also fails if one of these executions is in quarantine, if one was and
+/// our numbers are not greater than the number of its quarantine event, or if one of the executions that may be
+/// gone is gone. Which of these it was is found out later, row by row. The check reads a table that is usually
+/// empty.
 const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held
@@ -30,7 +32,8 @@ const FENCE: &str = "
         where not exists (select from execution where execution.id = asked.id))";
 const FENCE_PARAMETERS: usize = 4;
 
-/// The statements that write, behind the fence, what some of [`INSERTS`] do: those whose bits the place has.
+/// The statements that write the chosen subset of [`INSERTS`] and check the fence. In the statement at index
+/// `chosen`, bit n says whether the nth insert is included.
 static STATEMENTS: LazyLock<Vec<String>> =
     LazyLock::new(|| (0..1 << INSERTS.len()).map(statement).collect());
 
@@ -49,7 +52,8 @@ fn statement(chosen: usize) -> String {
     }
 }
 
-/// The same statement with its parameters behind so many others, and how many it has.
+/// Shifts the parameters of a statement by the number of `others` that come before them. Also returns how many
+/// parameters it has.
 fn behind(sql: &str, others: usize) -> (String, usize) {
     let mut parts = sql.split('$');
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -103,7 +107,7 @@ pub(super) async fn commit_at_once(
     Ok(vec![Settled::Won; batch.transitions.len()])
 }
 
-/// Executions that retention may have taken.
+/// The executions of the batch that retention may have deleted.
 fn may_be_gone(batch: &Batch) -> Vec<uuid::Uuid> {
     let transitions = batch.transitions.iter();
     let old = transitions.filter(|transition| transition.sequence > 1 && transition.may_be_gone);

@@ -1,5 +1,6 @@
-//! Committing a batch: first as if nothing stood in its way, in one round trip ([`super::at_once`]); if something does,
-//! by settling each transition, in one transaction of several statements.
+//! Commits a batch. The first try assumes that nothing stands in its way and takes one round trip
+//! ([`super::at_once`]). If that fails, each transition is settled on its own, in one transaction of several
+//! statements.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -23,14 +24,14 @@ use crate::contract::{
 use crate::settle::{self, Found, TakenRequest};
 
 pub(super) const BEGIN: &str = "begin isolation level read committed";
-/// Divides by zero, and so fails the transaction, if the node's lease was closed. Who closes it waits
-/// for those that passed here: after that they are visible, and no later one passes. `renew` does not
-/// wait.
+/// Divides by zero, and so fails the transaction, if the node's lease was closed. A node that closes the lease
+/// waits for the transactions that have passed this fence. After that their rows are visible, and no later
+/// transaction passes. `renew` does not wait here.
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
 pub(super) const COMMIT: &str = "commit";
-/// How often a transaction that met a deadlock is sent before the caller hears of it.
+/// How many times a transaction that meets a deadlock is sent before the error is returned to the caller.
 pub(super) const SENT_MAX: usize = 8;
 
 const THERE: &str = "
@@ -38,8 +39,9 @@ const THERE: &str = "
     from unnest($1::uuid[], $2::int8[]) as asked (execution_id, sequence)
     join history on history.execution_id = asked.execution_id
         and history.sequence = asked.sequence";
-/// Retention takes the row of an execution first. Where ranges of histories are replaced as a whole, the
-/// transitions are still there for a while, and the place after the last one is free.
+/// Finds executions that retention has deleted, by their execution row, which retention deletes first. Where
+/// ranges of histories are replaced as a whole, the transitions stay for a while, and the place after the last
+/// one looks free.
 const GONE: &str = "
     select asked.id from unnest($1::uuid[]) as asked (id)
     where not exists (select from execution where execution.id = asked.id)";
@@ -93,14 +95,15 @@ impl Inner {
                     return Ok(settled);
                 }
                 Err(failure) => match failure.class() {
-                    // A lease that was lost is met again.
+                    // If the lease was lost, the row-by-row try meets the closed lease again and reports it.
                     Some(ErrorClass::Taken | ErrorClass::Data | ErrorClass::Lease) => break,
                     Some(ErrorClass::Again) => {}
                     _ => return Err(failure),
                 },
             }
         }
-        // A quarantine that was released may be what stood in the way, or may not have been asked for.
+        // The obstacle may be the event of a released quarantine with a number that this lane has not passed
+        // yet. Or no quarantine was looked for so far.
         held.pass(&going_on(batch)).await?;
         let numbers = Numbers::new(held, batch.transitions.iter(), rest);
         let mut sent = 1;
@@ -120,7 +123,8 @@ impl Inner {
     }
 }
 
-/// Executions that a quarantine may stand in the way of: nobody puts one there before it exists.
+/// The executions that may be in quarantine. An execution cannot be put there before it exists, so starts are
+/// left out.
 pub(super) fn going_on(batch: &Batch) -> Vec<Uuid> {
     let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
     going_on.map(|transition| transition.execution.0).collect()
@@ -133,8 +137,8 @@ pub(super) async fn begin(session: &mut LaneSession, node: NodeId) -> Result<(),
     Ok(())
 }
 
-/// Ends the transaction as its work ended. A rollback that fails is no news: the connection is lost,
-/// and with it the transaction.
+/// Commits or rolls back the transaction, depending on the outcome of its work. A rollback fails only if the
+/// connection is lost, and then the transaction is lost with it.
 pub(super) async fn end<T>(
     session: &mut LaneSession,
     outcome: Result<T, Failure>,
@@ -152,7 +156,7 @@ pub(super) async fn end<T>(
     }
 }
 
-/// Says how each ended, and how many had been committed before.
+/// Returns the verdicts, and how many of the transitions were committed already.
 async fn settle_one_by_one(
     held: &mut Held,
     batch: &Batch,
@@ -222,7 +226,7 @@ async fn settle_all(
     Ok((settled.collect(), committed))
 }
 
-/// Executions that transitions of these want to go on with, and that are not there.
+/// The executions that one of these transitions continues, but that no longer exist.
 async fn gone(
     session: &mut LaneSession,
     batch: &Batch,
@@ -238,8 +242,8 @@ async fn gone(
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Groups without two of one identity, the first to be popped first: of several with one identity
-/// each sees how those before it ended.
+/// Splits transitions into groups in which no identity occurs twice. The first group is at the end, so that it
+/// is popped first. Of several transitions with one identity, each sees the outcome of those before it.
 pub(super) fn rounds<K: std::hash::Hash + Eq>(
     open: impl IntoIterator<Item = usize>,
     identity: impl Fn(usize) -> Option<K>,
@@ -294,7 +298,7 @@ async fn settle_group(
             let found = Found { winner: Some(TransitionId(*winner)), ..Found::default() };
             settled.extend(settle::verdict(transition(at), &found).map(|verdict| (at, verdict)));
         }
-        // The request rows of losers point at nothing of theirs.
+        // Deletes the claimed request rows of the losers, because these transitions are not written.
         release_requests(session, lost.iter().map(|at| transition(*at))).await?;
     }
     let written = rows(&won);
@@ -304,7 +308,8 @@ async fn settle_group(
     Ok(settled)
 }
 
-/// Events of no execution: an event that the store refuses is dropped, for there is nobody to tell.
+/// Writes the events that belong to no execution. An event that the store refuses is dropped, because no caller
+/// waits for a verdict on it.
 async fn offer_feed(
     session: &mut LaneSession,
     node: NodeId,
@@ -330,7 +335,7 @@ async fn offer_feed(
     Ok(())
 }
 
-/// Whose transition is at the place of each; those whose place is free are left out.
+/// Returns the transition that is at the place of each chosen one. Free places are left out.
 pub(super) async fn read_places(
     session: &mut LaneSession,
     transitions: &[Transition],
@@ -343,7 +348,8 @@ pub(super) async fn read_places(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Claims the request ids of those that carry one; returns the others' holders by transition.
+/// Claims the request ids of the transitions that carry one. Returns the earlier use of each id that was taken
+/// already, by transition.
 pub(super) async fn claim_requests<'a>(
     session: &mut LaneSession,
     transitions: impl Iterator<Item = &'a Transition>,
@@ -403,7 +409,7 @@ pub(super) async fn returned(
     Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
-/// A row stood in the way and was deleted before it could be read: the next try finds neither.
+/// A row stood in the way and was deleted before it could be read. The next try will find the place free.
 pub(super) fn vanished() -> Failure {
     Failure::Again
 }

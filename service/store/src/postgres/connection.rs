@@ -1,8 +1,8 @@
-//! Connections of everything that is not a commit: few, pooled, and each with one caller at a time.
+//! The connections for everything except commits. They are few and pooled, and each has one caller at a time.
 //!
-//! A connection goes back to its pool when it is dropped. It is closed instead if its state is not
-//! known: a statement is under way whose caller has gone or has waited long enough, a transaction is
-//! open, or the connection is broken.
+//! A connection goes back to its pool when it is dropped. It is closed instead if its state is unknown: if a
+//! statement is running whose caller has gone or has given up waiting, if a transaction is open, or if the
+//! connection is broken.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -20,20 +20,20 @@ use super::reached::{self, Reached};
 use super::session::SETTINGS;
 use crate::contract::{Error, NodeId, Result};
 
-/// Limits of one pool.
+/// The limits of one pool.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Of open connections.
+    /// The maximum number of open connections.
     pub size: usize,
-    /// How long a caller waits for a connection, a new one included.
+    /// How long a caller waits for a connection, including the time to open a new one.
     pub acquire: Duration,
-    /// When a statement without an answer is given up.
+    /// After how long a statement without an answer is given up.
     pub patience: Duration,
-    /// When a statement that waits for a lock is given up.
+    /// After how long a statement that waits for a lock is given up.
     pub lock: Duration,
 }
 
-/// A pool of connections that all lead to the server that the lane has reached.
+/// A pool of connections, all of which lead to the server that the lane has reached.
 pub(super) struct Connections {
     pool: PgPool,
     reached: Arc<Reached>,
@@ -41,14 +41,14 @@ pub(super) struct Connections {
 }
 
 pub(super) struct Connection {
-    /// None once it has been dropped.
+    /// None once the connection has been dropped.
     live: Option<Live>,
     reached: Arc<Reached>,
     patience: Duration,
-    /// A statement is under way, or its caller has gone without the answer.
+    /// A statement is running, or its caller has gone without waiting for the answer.
     is_busy: bool,
     is_open: bool,
-    /// Whatever happens, it is not used again.
+    /// The connection must not be used again after this use.
     is_last: bool,
 }
 
@@ -57,7 +57,7 @@ enum Live {
     Own(PgConnection),
 }
 
-/// A query that was checked when it was compiled.
+/// A query that was checked against the schema at compile time.
 pub(super) trait Asked: Send + Sized {
     type Row: Send;
 
@@ -107,15 +107,15 @@ where
 }
 
 impl Connections {
-    /// Opens nothing yet.
+    /// Opens no connection yet.
     pub fn new(reached: &Arc<Reached>, limits: Limits) -> Self {
         let Limits { size, acquire, patience, lock } = limits;
         let (checked, current) = (Arc::clone(reached), Arc::clone(reached));
         let pool = PgPoolOptions::new()
             .max_connections(u32::try_from(size.max(1)).unwrap_or(u32::MAX))
             .acquire_timeout(acquire)
-            // A round trip more for each use; a connection that turns out to be broken takes the other
-            // idle ones along instead.
+            // The test would cost one more round trip for each use. Instead, a connection that turns out to be
+            // broken makes the pool replace its other idle connections too.
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
@@ -144,7 +144,7 @@ impl Connections {
         Self { pool, reached: Arc::clone(reached), patience }
     }
 
-    /// Waits for a connection that is free, or opens one.
+    /// Waits for a free connection, or opens one.
     pub async fn take(&self) -> Result<Connection> {
         let pooled = match self.pool.acquire().await {
             Ok(pooled) => pooled,
@@ -160,14 +160,14 @@ impl Connections {
     }
 }
 
-/// Settings of a new connection.
+/// Applies the settings of a new connection.
 async fn set(
     connection: &mut PgConnection,
     lock: Duration,
     patience: Duration,
 ) -> Result<(), Failure> {
     let (lock_ms, patience_ms) = (lock.as_millis(), milliseconds(patience));
-    // A server of an older version does not know the last one.
+    // Older server versions do not know the last setting.
     let settings = format!(
         "{SETTINGS};
         set lock_timeout = {lock_ms};
@@ -179,7 +179,7 @@ async fn set(
     Ok(())
 }
 
-/// For a setting: zero is without end, and what does not fit is as good as that.
+/// Converts a duration for a setting in which zero means no limit. A duration that does not fit becomes zero.
 fn milliseconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(0)
 }
@@ -196,8 +196,8 @@ impl Connection {
         }
     }
 
-    /// A connection of no pool, whose statements may take as long as they need. It is not compared with
-    /// the lane's: there may be nothing to compare yet.
+    /// Opens a connection outside the pools, whose statements may take as long as they need. It is not compared
+    /// with the lane's connection, which may not exist yet.
     pub async fn open(reached: &Arc<Reached>, lock: Duration, within: Duration) -> Result<Self> {
         let options = reached.target().options.clone().disable_statement_logging();
         let opened = tokio::time::timeout(within, async {
@@ -212,18 +212,18 @@ impl Connection {
         }
     }
 
-    /// From here on an answer that takes longer is [`Failure::Lost`].
+    /// From now on, an answer that takes longer than `patience` is [`Failure::Lost`].
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
 
-    /// What the session holds ends with it.
+    /// Closes the connection when it is dropped, so that everything its session holds ends with it.
     pub fn close_when_dropped(&mut self) {
         self.is_last = true;
     }
 
-    /// Fails if the node's lease was closed. Who closes it waits for those that passed here: after that
-    /// they are visible, and no later one passes.
+    /// Fails if the node's lease was closed. A node that closes the lease waits for the transactions that have
+    /// passed this check. After that their rows are visible, and no later transaction passes.
     pub async fn check_lease(&mut self, node: NodeId) -> Result<()> {
         let live = sqlx::query_scalar!(
             r#"select true as "live!" from node where id = $1 and closed_at is null for key share"#,
@@ -235,26 +235,26 @@ impl Connection {
         }
     }
 
-    /// All rows of a query.
+    /// Returns all rows of a query.
     pub async fn all<Q: Asked>(&mut self, query: Q) -> Result<Vec<Q::Row>, Failure> {
         self.is_busy = true;
         let answer = tokio::time::timeout(self.patience, query.all(&mut *self)).await;
         self.answered(answer)
     }
 
-    /// The first row of a query, if there is one.
+    /// Returns the first row of a query, if there is one.
     pub async fn first<Q: Asked>(&mut self, query: Q) -> Result<Option<Q::Row>, Failure> {
         self.is_busy = true;
         let answer = tokio::time::timeout(self.patience, query.first(&mut *self)).await;
         self.answered(answer)
     }
 
-    /// The row of a query that always has one.
+    /// Returns the row of a query that always has one.
     pub async fn one<Q: Asked>(&mut self, query: Q) -> Result<Q::Row, Failure> {
         self.first(query).await?.ok_or_else(|| sqlx::Error::RowNotFound.into())
     }
 
-    /// How many rows a statement has changed.
+    /// Returns how many rows a statement changed.
     pub async fn execute<'q, A>(&mut self, query: Query<'q, Postgres, A>) -> Result<u64, Failure>
     where
         A: IntoArguments<Postgres> + Send + 'q,
@@ -264,7 +264,7 @@ impl Connection {
         Ok(self.answered(answer)?.rows_affected())
     }
 
-    /// The rows of a query that is put together while we run.
+    /// Returns the rows of a query whose text is built at run time.
     pub async fn rows<'q, A>(
         &mut self,
         query: Query<'q, Postgres, A>,
@@ -277,7 +277,7 @@ impl Connection {
         self.answered(answer)
     }
 
-    /// For statements that are run once: no parameters, several at a time.
+    /// Runs statements that are used only once. They take no parameters, and several can be sent together.
     pub async fn run(&mut self, sql: impl SqlSafeStr) -> Result<(), Failure> {
         self.is_busy = true;
         let patience = self.patience;
@@ -301,7 +301,7 @@ impl Connection {
         })
     }
 
-    /// From here on dropping it closes the connection, and so rolls back; see
+    /// Begins a transaction. Until it is committed, dropping the connection closes it and so rolls back; see
     /// [`Connection::committed`].
     pub async fn begin(&mut self) -> Result<()> {
         self.is_open = true;
@@ -318,7 +318,7 @@ impl Connection {
         Ok(())
     }
 
-    /// If that fails, the connection is closed, with the same outcome.
+    /// Rolls back. If that fails, the connection is closed, which has the same effect.
     pub async fn rolled_back(mut self) {
         self.is_open = self.run("rollback").await.is_err();
     }
@@ -348,9 +348,10 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let Some(Live::Pooled(pooled)) = self.live.take() else { return };
         let is_known = !self.is_busy && !self.is_open && !self.is_last;
-        // It goes back by a task.
+        // Returning a connection to its pool takes a task, and so a runtime.
         if !is_known || tokio::runtime::Handle::try_current().is_err() {
-            // Closing the socket rolls back, and a server that is at work looks for it every second.
+            // Closing the socket rolls the transaction back. A server that is busy with a statement checks the
+            // socket every second.
             drop(pooled.detach());
         }
     }

@@ -1,47 +1,47 @@
-//! What a failure of the database means for the caller.
+//! Maps failures of the database to what the caller must do.
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use tokio_postgres::error::{DbError, Severity};
 
 use crate::contract::Error;
 
-/// A row, an index or a table is locked by somebody else for too long.
+/// Another transaction held the lock on a row, an index or a table for too long.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const UNIQUE_VIOLATION: &str = "23505";
 const DIVISION_BY_ZERO: &str = "22012";
 const DISK_FULL: &str = "53100";
 
-/// Why a statement or a transaction did not go through.
+/// The reasons why a statement or a transaction did not succeed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The server answered, and the transaction is rolled back.
+    /// The server answered with an error, and the transaction is rolled back.
     Refused(Box<ServerError>),
-    /// No answer: what the server did is not known.
+    /// No answer arrived, so it is unknown what the server did.
     Lost(String),
-    /// Decided by us; the transaction is rolled back.
+    /// This store decided against it; the transaction is rolled back.
     Store(Error),
-    /// Another writer came in between: send again.
+    /// Another writer interfered. The transaction has to be sent again.
     Again,
 }
 
-/// What the server answered, through either driver.
+/// The server's error, from either driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServerError {
-    /// Five characters of SQLSTATE.
+    /// The SQLSTATE, which has five characters.
     pub code: String,
     pub message: String,
 }
 
-/// The class of a [`Failure::Refused`], which decides what to do about it.
+/// The class of a [`Failure::Refused`], which decides how it is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ErrorClass {
-    /// A row is there already: find out whose.
+    /// A row with this key exists already, and the store must find out whose it is.
     Taken,
-    /// The value itself: it will be refused again.
+    /// The value itself is refused, and would be refused again.
     Data,
-    /// The fence: the node's lease is closed.
+    /// The fence failed: the node's lease is closed.
     Lease,
-    /// A deadlock or a serialization failure: send again.
+    /// A deadlock or a serialization failure. The transaction has to be sent again.
     Again,
     Other,
 }
@@ -49,11 +49,11 @@ pub(super) enum ErrorClass {
 pub(super) fn class(error: &ServerError) -> ErrorClass {
     match error.code.as_str() {
         UNIQUE_VIOLATION => ErrorClass::Taken,
-        // Nothing else divides.
+        // Only the fence divides.
         DIVISION_BY_ZERO => ErrorClass::Lease,
         code => match code.get(..2) {
             Some("22" | "23") => ErrorClass::Data,
-            // A row of an index that is too large, and the like.
+            // For example, a row that is too large for an index.
             Some("54") => ErrorClass::Data,
             Some("40") => ErrorClass::Again,
             _ => ErrorClass::Other,
@@ -65,7 +65,7 @@ impl ServerError {
     fn refused(code: &str, message: &str) -> Failure {
         let error = Self { code: code.to_owned(), message: message.to_owned() };
         if code == DISK_FULL {
-            // A person must make room.
+            // This is logged as an error because an operator must free space.
             tracing::error!(error = %text(&error), "the disk of the database is full");
         }
         Failure::Refused(Box::new(error))
@@ -79,7 +79,7 @@ impl From<tokio_postgres::Error> for Failure {
                 || matches!(refused.severity(), "FATAL" | "PANIC")
         };
         match error.as_db_error() {
-            // With a fatal error the connection ends, and with it the knowledge of what followed.
+            // A fatal error ends the connection, so what the server did after it is unknown.
             Some(refused) if !fatal(refused) => {
                 ServerError::refused(refused.code().code(), refused.message())
             }
@@ -121,7 +121,7 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// What was to be locked stayed locked for too long.
+    /// Whether a lock was not granted in time.
     pub fn is_locked(&self) -> bool {
         matches!(self, Self::Refused(error) if error.code == LOCK_NOT_AVAILABLE)
     }
@@ -135,7 +135,7 @@ impl Failure {
     }
 }
 
-/// Of a call that may be repeated freely.
+/// For a call that may safely be repeated.
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -167,7 +167,7 @@ pub(super) fn text(error: &ServerError) -> String {
     format!("{} ({})", error.message, error.code)
 }
 
-/// The drivers' errors keep the reason in their source.
+/// The drivers' errors carry the reason in their source.
 fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),

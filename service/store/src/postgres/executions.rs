@@ -30,10 +30,10 @@ impl Executions for PostgresStore {
             .collect();
         let (ids, after): (Vec<_>, Vec<_>) = known.iter().map(|(id, after)| (*id, *after)).unzip();
         let mut connection = self.inner.connections.take().await?;
-        // One snapshot of both: a history whose index row retention took is gone. Sizes are added up
-        // before anything is read: histories with which they exceed `$2` are left out, but for the first.
-        // The last row of a history is in the answer even where it is known: it says that the execution is
-        // there. Feed numbers count in all rows.
+        // History and index are read in one snapshot, so a history without its index row is one that retention
+        // has deleted. Sizes are added up before any data is read: histories that would bring the total above
+        // `$2` are left out, except for the first one. The last row of each history is always returned, even if
+        // the caller knows it, to show that the execution exists. Feed numbers are taken from all rows.
         let load = sqlx::query!(
             r#"
             select found.execution_id as "execution_id!", found.sequence as "sequence!",
@@ -93,7 +93,7 @@ impl Executions for PostgresStore {
                     })
                 }
             };
-            // The last one of all may be known.
+            // The last row is returned even if the caller knows it.
             if known.get(&row.execution_id).is_some_and(|after| row.sequence <= *after) {
                 continue;
             }
@@ -181,7 +181,7 @@ impl Executions for PostgresStore {
         after: Option<Due>,
         limit: usize,
     ) -> Result<Vec<Due>> {
-        // Before all that there can be.
+        // Sorts before every possible entry.
         let first =
             Due { wake_at: Timestamp::from_micros(i64::MIN), execution: ExecutionId(Uuid::nil()) };
         let after = after.unwrap_or(first);
@@ -229,7 +229,8 @@ impl Executions for PostgresStore {
         if !states.is_empty() {
             query.and("state = any(?)", states);
             if filter.states.iter().all(|state| state.is_failure()) {
-                // Words of the index `execution_failed`, which the planner needs to see.
+                // Repeats the condition of the index `execution_failed`, because the planner uses the index
+                // only if it sees that condition.
                 query.and_literally("state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED')");
             }
         }
@@ -249,7 +250,7 @@ impl Executions for PostgresStore {
             query.and("started_at < ?", At(until));
         }
         if filter.quarantined {
-            // So that it goes by the few that there are.
+            // Makes the query start from the executions in quarantine, which are few.
             query.and_literally(
                 "id in (select execution_id from quarantine where released_at is null)",
             );
@@ -323,7 +324,7 @@ fn uuids(executions: &[ExecutionId]) -> Vec<Uuid> {
     executions.iter().map(|execution| execution.0).collect()
 }
 
-/// What a list shows of an execution.
+/// The columns of an execution in a list.
 #[derive(FromRow)]
 struct ListedRow {
     id: Uuid,

@@ -1,4 +1,4 @@
-//! The feed: every lane is read in one snapshot, and the lanes are merged by number.
+//! Reads the feed: all lanes in one snapshot, merged by number.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::contract::{
     Position, Positioned, Result,
 };
 
-/// Columns of an event, as [`EventRow`] reads them.
+/// The columns of an event, as [`EventRow`] reads them.
 const EVENT: &str = "lane, number, id, namespace, kind, workflow, error_type, execution_id,
     fingerprint, at, format, data";
 
@@ -33,7 +33,7 @@ impl Feed for PostgresStore {
     async fn feed_start(&self) -> Result<Cursor> {
         self.inner
             .cursor_at(|lane| match lane.first {
-                // A lane that lost nothing is simply unread.
+                // A lane from which nothing was deleted is simply unread.
                 _ if lane.removed_to == 0 => 0,
                 Some(first) => first - 1,
                 None => lane.end,
@@ -66,8 +66,8 @@ impl Feed for PostgresStore {
         let exact = filter.namespace.as_str();
         let below = filter.namespace.strip_suffix('*');
         let kinds: Vec<&str> = filter.kinds.iter().map(|kind| kind.name()).collect();
-        // How patterns of types match is a rule of core: here it is said in SQL, and a test holds the
-        // two together.
+        // Core defines how type patterns match. This repeats the rule in SQL, and a test checks that both
+        // agree.
         let all_of_users = filter.error_types.iter().any(|pattern| pattern == "*");
         let types: Vec<&str> = filter
             .error_types
@@ -115,7 +115,7 @@ impl Feed for PostgresStore {
     }
 }
 
-/// A lane, as of one snapshot.
+/// The state of a lane in one snapshot.
 struct LaneState {
     closed: bool,
     removed_to: i64,
@@ -128,7 +128,7 @@ impl Inner {
     async fn cursor_at(&self, reached: impl Fn(&LaneState) -> i64 + Send) -> Result<Cursor> {
         let incarnation = self.incarnation().await?;
         let mut connection = self.connections.take().await?;
-        // Lanes, where each ends, and what is known of its beginning.
+        // All lanes with their last number, and the first number that is still stored.
         let known = sqlx::query!(
             r#"
             select id, closed_at is not null as "closed!", feed_removed_to as removed_to,
@@ -159,10 +159,10 @@ impl Inner {
             after.lanes.iter().map(|(lane, number)| (lane.0, *number)).unzip();
         let wanted = value::limit(limit.events);
         let mut connection = self.connections.take().await?;
-        // One statement, so one snapshot, of three kinds of rows: every lane at or above the floor with
-        // its end (kind 0), runs of removed events behind the cursor (1), the page (2). Where the bytes
-        // of a page end is said in SQL, so that what is beyond is not sent: the same as
-        // `PageLimit::takes`. The last column says whether anything is.
+        // One statement, and so one snapshot, returns three kinds of rows: every lane at or above the floor
+        // with its end (kind 0), runs of deleted events after the cursor (kind 1), and the events of the page
+        // (kind 2). The byte limit of a page is applied in SQL, in the same way as in `PageLimit::takes`, so
+        // that no event beyond the page is sent. The last column says whether such events exist.
         let page = sqlx::query!(
             r#"
             with lane as materialized (
@@ -248,8 +248,8 @@ impl Inner {
         }
         events.sort_by_key(|event| event.position);
 
-        // Behind a full page, every lane is read only up to the last event of the page. Runs of removed
-        // events count where the reader passes them.
+        // After a full page, every lane counts as read only up to the last event of the page. A run of deleted
+        // events counts once the reader passes it.
         let last = events.last().map(|event| event.position);
         let count = value::limit(events.len());
         let full = count == wanted || count < found;
@@ -272,9 +272,9 @@ impl Inner {
     }
 }
 
-/// Moves the floor past the lanes at the bottom that are closed and read to their end. `lanes` are all
-/// those from `floor` on. Lives begin one after the other: one that is not in this snapshot is above
-/// all that are.
+/// Moves the floor past the lowest lanes that are closed and read to their end. `lanes` holds all lanes from
+/// `floor` on. Lives begin one after the other, so a life that is not in this snapshot has a higher id than all
+/// that are.
 fn cursor(
     incarnation: Uuid,
     floor: NodeId,
@@ -294,7 +294,7 @@ fn cursor(
     Cursor { incarnation, floor, lanes }
 }
 
-/// An event of the feed.
+/// The columns of an event of the feed.
 #[derive(FromRow)]
 struct EventRow {
     lane: i64,

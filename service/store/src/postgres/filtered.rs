@@ -1,5 +1,5 @@
-//! A statement that is put together from the conditions of a filter: only what is asked for stands in
-//! it, so that it can go by an index.
+//! Builds a statement from the conditions of a filter. The statement contains only the conditions that the
+//! filter sets, so that the planner can use an index.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
@@ -10,12 +10,12 @@ use super::error::Failure;
 pub(super) struct Filtered {
     sql: String,
     parameters: PgArguments,
-    /// The first parameter that could not be written.
+    /// The error for the first parameter that could not be encoded.
     flaw: Option<sqlx::Error>,
 }
 
 impl Filtered {
-    /// `sql` ends in a `where` clause.
+    /// `sql` must end in a `where` clause.
     pub fn new(sql: &str) -> Self {
         Self { sql: sql.into(), parameters: PgArguments::default(), flaw: None }
     }
@@ -35,14 +35,14 @@ impl Filtered {
         self.sql.push_str(condition);
     }
 
-    /// Rows below a pair, in the order of pairs.
+    /// Selects the rows that sort below a pair of values.
     pub fn and_below(&mut self, columns: [&str; 2], below: (i64, i64)) {
         let [a, b] = columns;
         let (first, second) = (self.push(below.0), self.push(below.1));
         self.and_literally(&format!("({a}, {b}) < ({first}, {second})"));
     }
 
-    /// The text has no words of callers in it: those are parameters.
+    /// Finishes the statement. Its text contains no input of callers: that is passed in parameters.
     pub fn ending(
         mut self,
         clause: &str,
@@ -57,7 +57,7 @@ impl Filtered {
         }
     }
 
-    /// Where the parameter stands.
+    /// Adds a parameter and returns its placeholder.
     fn push<'q>(&mut self, parameter: impl Encode<'q, Postgres> + Type<Postgres>) -> String {
         if let Err(error) = self.parameters.add(parameter) {
             self.flaw.get_or_insert(sqlx::Error::Encode(error));

@@ -1,4 +1,4 @@
-//! Taking the lane of a node, with a connection whose predecessor is certainly gone.
+//! Takes the lane of a node, with a connection, after making sure that the connection before it is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,12 +10,13 @@ use super::lane::{Held, Lane, Slot};
 use super::session::{Backend, LaneSession};
 use crate::contract::{Error, NodeId, Result};
 
-/// A process of the database that was told to end takes less, unless it hangs.
+/// A server process that was told to end takes less time than this unless it hangs.
 const SLOW_END: Duration = Duration::from_secs(1);
 
 impl Inner {
-    /// The lane of a new life. Its numbers are greater than all that earlier lives of this process gave
-    /// out or loaded: what they had under way is sent again in this one.
+    /// Begins the lane of a new life. Its numbers are greater than all numbers that earlier lives of this
+    /// process assigned or loaded, because batches that were in flight in an earlier life are sent again in
+    /// this one.
     pub fn begin_lane(&self, node: NodeId) {
         let mut lanes = self.lanes.lock().expect("nothing panics while it is held");
         let reached = lanes.values().map(|lane| lane.last.load(Ordering::SeqCst)).max();
@@ -23,7 +24,7 @@ impl Inner {
         lane.pass(reached.unwrap_or(0));
     }
 
-    /// Waits for the lane, and for a connection if it has none.
+    /// Waits for the lane, and opens a connection if the lane has none.
     pub async fn hold(&self, node: NodeId) -> Result<Held> {
         let lane = self.lane(node);
         let mut slot = Arc::clone(&lane.slot).lock_owned().await;
@@ -33,7 +34,7 @@ impl Inner {
             }
             _ => match self.connect_lane(&lane, &mut slot).await {
                 Ok(session) => session,
-                // What is certainly not done is this attempt; the one before may be.
+                // This try certainly wrote nothing, but the one before it may have.
                 Err(error) if slot.unknown => return Err(Error::OutcomeUnknown(error.to_string())),
                 Err(error) => return Err(error),
             },
@@ -70,8 +71,9 @@ impl Inner {
         Ok(session)
     }
 
-    /// Ends the old process if it lives, and waits until it is gone: from then on its transaction is
-    /// committed or rolled back for good. `backend_start` tells it from a later one with its pid.
+    /// Ends the old server process if it is still alive, and waits until it is gone. From then on its
+    /// transaction is certainly committed or rolled back. `backend_start` distinguishes it from a later process
+    /// with the same pid.
     async fn make_sure_it_ended(
         &self,
         session: &mut LaneSession,

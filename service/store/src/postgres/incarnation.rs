@@ -1,4 +1,4 @@
-//! The name of one life of one database, which cursors and leases carry.
+//! The name of one life of one database. Cursors and leases carry it.
 
 use uuid::Uuid;
 
@@ -10,8 +10,8 @@ pub(super) fn lost_row() -> Error {
     Error::Incompatible("the store has lost the row that names it".into())
 }
 
-/// Of this life of this database. A dump that was restored has the row of the old one, in another place:
-/// the first to look gives it a new name.
+/// The incarnation of this database. In a database that was restored from a dump, the row still describes the
+/// old database. The first node that reads it then writes a new name.
 pub(super) async fn incarnation(connection: &mut Connection) -> Result<Uuid, Failure> {
     if let Some(name) = name(connection).await? {
         return Ok(name);
@@ -30,7 +30,7 @@ pub(super) async fn incarnation(connection: &mut Connection) -> Result<Uuid, Fai
     Ok(name(connection).await?.ok_or_else(lost_row)?)
 }
 
-/// The name of this life of this database, if it has one.
+/// The name of this database, unless the row describes another one.
 async fn name(connection: &mut Connection) -> Result<Option<Uuid>, Failure> {
     let name = sqlx::query_scalar!(
         "select store.incarnation

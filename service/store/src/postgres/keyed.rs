@@ -1,5 +1,6 @@
-//! Starts with keys. Their transaction is their own: request id, key, the holder's state read again,
-//! the key, the request, and only then the history of the new execution.
+//! Starts with keys. They have a transaction of their own, in this order: claim the request id, claim or lock
+//! the key, read the holder's state under that lock, take the key, settle the request, and only then write the
+//! history of the new execution.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,7 +27,7 @@ const CLAIM_KEYS: &str = "
     order by namespace collate \"C\", key collate \"C\"
     on conflict (namespace, key) do nothing
     returning execution_id";
-/// Nobody else decides on these keys until we are done.
+/// Locks the keys, so that no other transaction decides on them until this one has ended.
 const LOCK_KEYS: &str = "
     select asked.execution_id, held.execution_id
     from unnest($1::text[], $2::text[], $3::uuid[]) as asked (namespace, key, execution_id)
@@ -88,8 +89,8 @@ async fn settle_all(
         let found = Found { winner, ..Found::default() };
         settled[at] = settle::key_verdict(&starts[at], &found, None);
     }
-    // By contract no key and no request id is asked for twice; if one is, the later start waits for
-    // what became of the earlier.
+    // By contract a call contains no key and no request id twice. If it does, the later start waits for the
+    // outcome of the earlier one.
     let open: Vec<usize> = all.into_iter().filter(|&at| settled[at].is_none()).collect();
     let mut groups = Vec::new();
     let by_key = rounds(open, |at| Some(place(&starts[at])));
@@ -116,7 +117,7 @@ async fn settle_all(
     Ok(settled.into_iter().map(|outcome| outcome.expect("every group was settled")).collect())
 }
 
-/// Namespace and key.
+/// The namespace and the key of a start.
 fn place(start: &KeyedStart) -> (&str, &str) {
     let index = start.transition.index.as_ref();
     (index.map_or("", |index| index.namespace.as_str()), &start.key)
@@ -179,8 +180,8 @@ async fn settle_group(
     Ok(settled)
 }
 
-/// Takes the keys that nobody has, and locks the others. Returns the executions that hold those, with
-/// their states, by the execution that asks.
+/// Takes the keys that are free, and locks the others. Returns the executions that hold the others, with their
+/// states, by the execution that asks.
 async fn hold_keys(
     session: &mut LaneSession,
     starts: &[KeyedStart],
@@ -201,7 +202,7 @@ async fn hold_keys(
         }
     }
     if free.len() + held.len() < open.len() {
-        // Retention took a key in between.
+        // Retention deleted a key in between.
         return Err(vanished());
     }
     let ids: Vec<Uuid> = held.values().copied().collect();
@@ -212,14 +213,15 @@ async fn hold_keys(
         let compensation = Named::of(row.try_get(2)?);
         states.insert(id, Holder { execution: ExecutionId(id), state, compensation });
     }
-    // A key whose execution is gone is free.
+    // A key is free if its execution no longer exists.
     let holders = held
         .into_iter()
         .filter_map(|(asking, holder)| Some((asking, states.get(&holder)?.clone())));
     Ok(holders.collect())
 }
 
-/// Rows that were claimed are written once more: they are locked anyway.
+/// Points the keys to the new executions. Rows that this transaction has just claimed are written again, which
+/// costs little because they are locked already.
 async fn take_keys(
     session: &mut LaneSession,
     starts: &[KeyedStart],

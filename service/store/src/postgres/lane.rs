@@ -1,10 +1,10 @@
-//! The lane of one node: the connection that commits, one transaction after the other, and the clock
-//! that gives the numbers of the feed.
+//! The lane of one node: the connection that commits, one transaction after the other, and the clock that gives
+//! the numbers of the feed.
 //!
-//! Before a connection is used, the server process behind it is noted as suspect; the note is taken
-//! back when the outcome is known. Whatever happens in between (the connection is lost, the answer
-//! does not come in time, the caller is dropped), the next user of the lane first makes sure that
-//! the old process is gone: only then can what it did be read.
+//! Before a connection is used, its server process is recorded as suspect. The record is cleared when the
+//! outcome is known. If the connection is lost, the answer does not arrive in time or the caller is dropped,
+//! the record stays. The next user of the lane then first makes sure that the old process is gone, because only
+//! after that can it read what the process did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -22,9 +22,9 @@ use crate::contract::{Error, NodeId, Result};
 
 pub(super) struct Lane {
     pub node: NodeId,
-    /// The highest number given out or loaded.
+    /// The highest number that was assigned or loaded.
     pub last: AtomicI64,
-    /// The database's clock, read when ours said this.
+    /// A reading of the database's clock, and the instant on our clock at which it was taken.
     clock: std::sync::Mutex<Option<(Instant, Timestamp)>>,
     pub slot: Arc<Mutex<Slot>>,
 }
@@ -32,17 +32,17 @@ pub(super) struct Lane {
 #[derive(Default)]
 pub(super) struct Slot {
     pub session: Option<LaneSession>,
-    /// Its last transaction may be open, committed or rolled back.
+    /// The server process whose last transaction may be open, committed or rolled back.
     pub suspect: Option<Backend>,
-    /// A commit of this lane has no answer yet.
+    /// A commit of this lane has not been answered yet.
     pub unknown: bool,
 }
 
-/// The lane, with its connection, for one transaction.
+/// A lane and its connection, held for one transaction.
 pub(super) struct Held {
     pub session: LaneSession,
     pub lane: Arc<Lane>,
-    /// The commit before had no answer: this one may find what it wrote.
+    /// The commit before was not answered, so this one may find what it wrote.
     pub after_unknown: bool,
     pub slot: OwnedMutexGuard<Slot>,
 }
@@ -52,18 +52,18 @@ impl Lane {
         Self { node, last: AtomicI64::new(0), clock: Default::default(), slot: Arc::default() }
     }
 
-    /// Numbers given out from now on are greater.
+    /// Makes all numbers that are assigned from now on greater than `number`.
     pub fn pass(&self, number: i64) {
         self.last.fetch_max(number, Ordering::SeqCst);
     }
 
-    /// The database's clock says `now`.
+    /// Records that the database's clock reads `now`.
     pub fn set_clock(&self, now: Timestamp) {
         *self.clock.lock().expect("nothing panics while it is held") = Some((Instant::now(), now));
     }
 
-    /// Numbers for `count` events, in a row: behind all that the lane wrote or loaded, near the
-    /// database's clock. Returns the first.
+    /// Assigns `count` consecutive numbers to events, after all numbers that the lane wrote or loaded, and near
+    /// the database's clock. Returns the first one.
     pub fn numbers(&self, count: usize) -> i64 {
         let clock = *self.clock.lock().expect("nothing panics while it is held");
         let now = clock.map_or(Timestamp::default(), |(at, time)| time + at.elapsed());
@@ -77,7 +77,7 @@ impl Lane {
 }
 
 impl Held {
-    /// Sets the lane past what these executions have on the feed, as loading them does.
+    /// Advances the lane past the feed numbers of these executions, as loading them does.
     pub async fn pass(&mut self, executions: &[Uuid]) -> Result<(), Failure> {
         const REACHED: &str = "
             select greatest(
@@ -89,7 +89,7 @@ impl Held {
         Ok(())
     }
 
-    /// Gives the lane back, with its connection if that is in a known state.
+    /// Gives the lane back, with its connection if the state of that is known.
     pub fn done<T>(self, outcome: Result<Result<T, Failure>, Elapsed>) -> Result<T> {
         let Self { session, after_unknown, mut slot, .. } = self;
         let outcome = outcome.unwrap_or_else(|_| Err(Failure::Lost("no answer in time".into())));
@@ -98,8 +98,8 @@ impl Held {
         }
         slot.session = Some(session);
         slot.suspect = None;
-        // A commit that came through settles whatever the one before had left open. One that did not
-        // leaves it so: the caller has to send it again.
+        // A successful commit settles whatever the one before had left open. A failed one leaves it open, and
+        // the caller has to send that commit again.
         slot.unknown = outcome.is_err() && after_unknown;
         outcome.map_err(|failure| match Error::from(failure) {
             Error::Unavailable(reason) if after_unknown => Error::OutcomeUnknown(reason),

@@ -1,10 +1,11 @@
-//! Brings the schema `recoup` up to what this binary knows, under a lock, so that several may start at
-//! once. A file that was applied is never edited: its checksum is kept.
+//! Brings the schema `recoup` up to the newest version that this binary knows. It does so under a lock, so that
+//! several servers can start at once. A migration file that was applied is never edited, because its checksum
+//! is stored.
 //!
-//! The files are applied by sqlx's migrator, each in a transaction of its own, so that its locks last no
-//! longer than it does. One that waits for a lock on a table holds up every commit that comes after it: so
-//! it waits for a second only, gives way to them, and tries again. What the migrator does not know is
-//! which older binaries run on a newer schema: that is in a table beside its own.
+//! Sqlx's migrator applies the files, each in a transaction of its own, so that its locks last no longer than
+//! that file. A migration that waits for a lock on a table blocks every commit that arrives after it. Therefore
+//! it waits for one second only, lets the commits pass, and tries again. The migrator does not know which older
+//! binaries can run on a newer schema; a table beside its own records that.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::contract::Error;
 use crate::format::Formats;
 use crate::schema::{self, Applied, Migration, migration};
 
-/// Version, name and file.
+/// Version, name and file of each migration.
 const MIGRATIONS: [Migration; 14] = [
     migration!("postgres" 1 "store" "0001_store.sql"),
     migration!("postgres" 2 "node" "0002_node.sql"),
@@ -36,10 +37,10 @@ const MIGRATIONS: [Migration; 14] = [
     migration!("postgres" 14 "quarantine" "0014_quarantine.sql"),
 ];
 
-/// Any number that nothing else on the server locks: "recoup" and a one.
+/// A number that nothing else on the server locks: the letters "recoup", followed by a one.
 const LOCK: i64 = 0x0072_6563_6f75_7001;
 
-/// The migrator's own.
+/// The table of the migrator itself.
 const TABLE: &str = "migration";
 const OLDEST_TABLE: &str = "
     create table if not exists migration_oldest (
@@ -53,18 +54,18 @@ const APPLIED: &str = "
     from migration left join migration_oldest using (version)
     order by migration.version";
 
-/// How often a migration asks for its locks, and the pause in between. After that the caller may wait
-/// longer, as for a database that does not answer.
+/// How many times a migration tries to get its locks, and the pause between the tries. After that the caller
+/// may wait longer, as it does for a database that does not answer.
 const LOCK_TRIES: u32 = 30;
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
-/// Applies what is missing. If it fails, the schema is that of the last migration that went through.
+/// Applies the missing migrations. If one fails, the schema is that of the last migration that succeeded.
 pub(super) async fn migrate(connection: &mut Connection) -> Result<(), Failure> {
     migrate_to(connection, &MIGRATIONS).await
 }
 
 async fn migrate_to(connection: &mut Connection, known: &[Migration]) -> Result<(), Failure> {
-    // Another node's migration may take its time.
+    // Waits without a limit, because the migration of another node may take a long time.
     let lock = format!("set lock_timeout = 0; select pg_advisory_lock({LOCK})");
     connection.run(AssertSqlSafe(lock)).await?;
     connection.run("set lock_timeout = '1s'").await?;
@@ -74,7 +75,7 @@ async fn migrate_to(connection: &mut Connection, known: &[Migration]) -> Result<
 }
 
 async fn migrate_locked(connection: &mut Connection, known: &[Migration]) -> Result<(), Failure> {
-    // A role that may not create schemas finds one made for it.
+    // If the role may not create schemas, an administrator has created this one for it.
     const THERE: &str = "select true from pg_namespace where nspname = 'recoup'";
     if connection.rows(sqlx::query(THERE)).await?.is_empty() {
         connection.run("create schema recoup").await?;
@@ -89,7 +90,7 @@ async fn migrate_locked(connection: &mut Connection, known: &[Migration]) -> Res
         if applied.len() > reached {
             (tries, reached) = (1, applied.len());
         }
-        // What `run` calls, whose future cannot be sent to other threads.
+        // This is the function that `run` calls. The future of `run` itself cannot be sent to other threads.
         let failure = match migrator.run_direct(None, &mut **connection, false).await {
             Ok(()) => return begin_with_newest(connection).await,
             Err(MigrateError::ExecuteMigration(error, _) | MigrateError::Execute(error)) => {
@@ -109,8 +110,8 @@ async fn migrate_locked(connection: &mut Connection, known: &[Migration]) -> Res
     }
 }
 
-/// A store that no node has ever joined begins with the newest formats of the binary that opens it: no older
-/// one is there to read it.
+/// A store that no node has ever joined begins with the newest formats of the binary that opens it, because no
+/// older binary has to read it.
 async fn begin_with_newest(connection: &mut Connection) -> Result<(), Failure> {
     let newest = Formats::NEWEST.numbers().map(i32::from);
     let begin = sqlx::query!(
@@ -130,11 +131,11 @@ async fn begin_with_newest(connection: &mut Connection) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The migrator leaves alone what a newer binary has applied: whether this one runs beside that,
-/// [`schema::check`] has said before.
+/// The migrator ignores migrations that a newer binary has applied. Whether this binary can run beside them has
+/// been decided by [`schema::check`] before.
 fn migrator(known: &[Migration]) -> Migrator {
     let files = known.iter().zip(1_i64..).map(|(Migration { name, text, oldest }, version)| {
-        // In the transaction of the file, so that no schema is without its rule.
+        // Written in the same transaction as the file, so that no schema version lacks its rule.
         let text = format!(
             "{text}\n; insert into migration_oldest (version, oldest) values ({version}, {oldest});"
         );
@@ -142,7 +143,7 @@ fn migrator(known: &[Migration]) -> Migrator {
         File::new(version, (*name).into(), MigrationType::Simple, text, false)
     });
     let mut migrator = Migrator::with_migrations(files.collect());
-    // Its own lock waits as long as any other lock.
+    // The migrator's own lock would give up as early as any other lock.
     migrator.set_ignore_missing(true).set_locking(false);
     migrator.dangerous_set_table_name(TABLE);
     migrator
@@ -156,7 +157,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 async fn applied(connection: &mut Connection) -> Result<Vec<Applied>, Failure> {
-    // The migrator makes its table when it runs first.
+    // The table does not exist until the migrator has run for the first time.
     const THERE: &str = "select true from pg_class where oid = to_regclass('recoup.migration')";
     if connection.rows(sqlx::query(THERE)).await?.is_empty() {
         return Ok(Vec::new());
@@ -196,8 +197,8 @@ mod tests {
         client
     }
 
-    /// A migration that cannot have its lock gives way to the commits that queue behind it: the update
-    /// below ends although the reader that stands in the way of the migration does not.
+    /// A migration that cannot get its lock lets the commits pass that queue up after it: the update below
+    /// completes although the reader that blocks the migration is still there.
     #[tokio::test]
     async fn a_migration_that_waits_for_a_lock_does_not_hold_up_commits() {
         let database = Server::shared().database().await;
@@ -222,7 +223,7 @@ mod tests {
         }
         let writer = client(&database).await;
         let update = writer.batch_execute("update recoup.namespace set description = 'written'");
-        // Without end if the migration kept its place in the queue.
+        // This would never complete if the migration kept its place in the queue.
         tokio::time::timeout(LONG, update).await.expect("it is held up").expect("it is written");
         assert!(!migrating.is_finished(), "the reader still stands in its way");
 

@@ -1,13 +1,13 @@
-//! The store on Postgres, through two drivers.
+//! The store on Postgres. It uses two drivers.
 //!
-//! Commits go through one connection per node (`lane`), over tokio-postgres, which sends all statements of
-//! a transaction before it awaits the first answer. Everything else goes through small pools of sqlx
-//! (`connection`), which checks queries against the schema when they are compiled. One parser reads the
-//! connection string for both (`target`), and each new connection must lead to the server that the lane
-//! has reached (`reached`).
+//! Commits go through one connection per node (`lane`), over tokio-postgres, which sends all statements of a
+//! transaction before it awaits the first answer. Everything else goes through small pools of sqlx
+//! (`connection`), which checks queries against the schema at compile time. One parser reads the connection
+//! string for both drivers (`target`), and each new connection must lead to the server that the lane has
+//! reached (`reached`).
 //!
-//! A commit is one transaction in one round trip, and settles row by row only if something stood in its
-//! way. What every statement relies on is READ COMMITTED, which each connection pins.
+//! A commit is one transaction in one round trip. It is settled row by row only if something stood in its way.
+//! Every statement relies on READ COMMITTED, which each connection sets explicitly.
 
 mod at_once;
 mod commit;
@@ -55,30 +55,29 @@ use lane::Lane;
 use reached::{Probe, Reached};
 use target::Target;
 
-/// One for each of two callers.
+/// One connection for each of the two callers.
 const RETENTION_CONNECTIONS: usize = 2;
-/// How long an answer may take where little is due and much is looked through, or where histories are
-/// copied.
+/// How long an answer may take when retention searches many rows to find a few, or copies histories.
 const RETENTION_PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Connections beside those that commit, keep the lease or serve retention; 8 by default.
+    /// The number of connections besides those that commit, renew the lease or serve retention. Default: 8.
     pub pool_size: usize,
-    /// 5 s by default.
+    /// How long opening a connection may take. Default: 5 s.
     pub connect_timeout: Duration,
-    /// When a commit without an answer is given up, its outcome unknown; 10 s by default.
+    /// After how long a commit without an answer is given up, with an unknown outcome. Default: 10 s.
     pub commit_timeout: Duration,
-    /// When any other statement without an answer is given up; 30 s by default. What retention does may
-    /// take ten minutes, and a migration as long as it needs.
+    /// After how long any other statement without an answer is given up. Default: 30 s. Statements of retention
+    /// may take ten minutes, and a migration as long as it needs.
     pub answer_timeout: Duration,
-    /// When a statement that waits for a lock is given up; 5 s by default.
+    /// After how long a statement that waits for a lock is given up. Default: 5 s.
     pub lock_timeout: Duration,
-    /// Start times that one partition of histories covers; a day by default.
+    /// The span of start times that one partition of histories covers. Default: one day.
     pub partition_width: Duration,
-    /// How many partitions are made ahead of the one in use; 3 by default.
+    /// How many partitions are created ahead of the current one. Default: 3.
     pub partitions_ahead: u32,
-    /// Starts even on a server that may lose what it has acknowledged.
+    /// Accept a server that may lose writes that it has acknowledged. Default: false.
     pub allow_unsafe_durability: bool,
 }
 
@@ -101,7 +100,7 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct PostgresStore {
     inner: Arc<Inner>,
-    /// The newest that are read.
+    /// The newest formats that this handle reads.
     formats: Formats,
 }
 
@@ -110,7 +109,7 @@ struct Inner {
     reached: Arc<Reached>,
     /// For everything that has no connections of its own.
     connections: Connections,
-    /// For the lease alone: whatever else is asked, and however long it takes, must not cost it.
+    /// For the lease alone, so that other calls, however long they take, cannot cost the node its lease.
     leases: Connections,
     /// For retention and partitions, whose statements may take long.
     retention: Connections,
@@ -118,24 +117,24 @@ struct Inner {
     counts: Counters,
 }
 
-/// How often a commit ended in each way, since the store was connected.
+/// How commits have ended since the store was connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Batches that nothing stood in the way of.
+    /// Batches that were committed in the first try, because nothing stood in their way.
     pub at_once: u64,
     /// Batches that were settled row by row.
     pub settled: u64,
-    /// Transitions of those that an earlier copy had committed: known by their id.
+    /// Transitions in those batches that an earlier copy had already committed, recognised by their id.
     pub found_committed: u64,
-    /// Batches written whole after a commit without an answer.
+    /// Batches that were written as a whole after a commit without an answer.
     pub written_again: u64,
-    /// After a commit without an answer, its server process lived and was ended…
+    /// Unanswered commits whose server process was still alive and was terminated.
     pub backends_terminated: u64,
-    /// …or was gone already.
+    /// Unanswered commits whose server process was gone already.
     pub backends_gone: u64,
-    /// Ranges of histories that were replaced by what must stay.
+    /// Ranges of histories that were replaced by the rows that had to stay.
     pub ranges_replaced: u64,
-    /// The longest time that the tables of histories were locked to replace one, in microseconds.
+    /// The longest time for which the history tables were locked to replace a range, in microseconds.
     pub replace_us_max: u64,
 }
 
@@ -160,7 +159,7 @@ impl std::fmt::Debug for PostgresStore {
     }
 }
 
-/// Whether a connection string can be used, without connecting.
+/// Checks whether a connection string can be used, without connecting.
 ///
 /// # Errors
 /// [`Error::Incompatible`] if it cannot be read, or asks for something that is not supported.
@@ -169,17 +168,17 @@ pub fn check_url(url: &str) -> Result<()> {
 }
 
 impl PostgresStore {
-    /// Connects, brings the schema up to date and makes partitions ahead. `url` is a connection string
-    /// in one of libpq's two forms.
+    /// Connects, brings the schema up to date and creates partitions ahead of time. `url` is a connection
+    /// string in either of libpq's two forms.
     ///
-    /// [`Error::Incompatible`] if the schema is of a newer binary or was changed, and if the server
-    /// does not keep what it acknowledges (`fsync`, `full_page_writes` or `synchronous_commit` is
-    /// off), unless [`Options::allow_unsafe_durability`] is set.
+    /// [`Error::Incompatible`] if the schema belongs to a newer binary or was changed. Also if the server may
+    /// lose what it acknowledges (`fsync`, `full_page_writes` or `synchronous_commit` is off), unless
+    /// [`Options::allow_unsafe_durability`] is set.
     pub async fn connect(url: &str, options: Options) -> Result<Self> {
         let target = Target::parse(url, options.connect_timeout)?;
         let (connect, lock) = (options.connect_timeout, options.lock_timeout);
         let reached = Arc::new(Reached::new(target, connect));
-        // Both drivers, at the same time: what is wrong with one of them is told now.
+        // Connects with both drivers, so that a problem with either one is reported now.
         let mut connection = Connection::open(&reached, lock, connect).await?;
         let probe = Probe::open(&reached).await?;
         probe.check_sessions(&mut connection).await?;
@@ -206,19 +205,19 @@ impl PostgresStore {
         Ok(Self { inner: Arc::new(inner), formats: Formats::NEWEST })
     }
 
-    /// The same store, as a binary has it that reads formats up to these.
+    /// The same store as seen by a binary that reads only these formats and older ones.
     #[must_use]
     pub fn reading(&self, formats: Formats) -> Self {
         Self { formats, ..self.clone() }
     }
 
-    /// Makes the lane of a node go on behind this number, as if its clock had been ahead.
+    /// Advances the lane of a node past this number, as if the node's clock had been ahead.
     #[cfg(feature = "conformance")]
     pub fn set_lane(&self, node: NodeId, last: i64) {
         self.inner.lane(node).pass(last);
     }
 
-    /// Makes the pools open new connections, as if one of theirs had broken.
+    /// Makes the pools open new connections, as if one of their connections had broken.
     #[cfg(feature = "conformance")]
     pub fn suspect_idle(&self) {
         self.inner.reached.suspect_idle();
@@ -246,7 +245,7 @@ impl Inner {
         Arc::clone(lanes.entry(node).or_insert_with(|| Arc::new(Lane::new(node))))
     }
 
-    /// Of this life of this database.
+    /// The incarnation of this database.
     async fn incarnation(&self) -> Result<Uuid> {
         let mut connection = self.connections.take().await?;
         Ok(incarnation::incarnation(&mut connection).await?)
@@ -254,8 +253,7 @@ impl Inner {
 }
 
 async fn check_durability(connection: &mut Connection) -> Result<(), Failure> {
-    // The session's own synchronous_commit is on; what the server does by default is what its
-    // operator wants.
+    // The session itself has synchronous_commit on. The server's default shows what its operator wants.
     let off = sqlx::query_scalar!(
         r#"
         select name as "name!" from pg_settings

@@ -1,6 +1,6 @@
-//! Mutations of the registry: a transaction of its own each, of which the request id, if there is one,
-//! is the first row. Whoever comes with the same id waits there for the outcome of the one before; so
-//! nobody waits for a request id who holds anything else.
+//! Mutations of the registry. Each is a transaction of its own. If it carries a request id, that row is written
+//! first, and another call with the same id waits there for the outcome of the first call. So a transaction
+//! that waits for a request id holds no other lock.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::{PostgresStore, value};
 use crate::contract::{Error, RegistryAnswer, RegistryOperation, RegistryRequest, Result};
 use crate::format;
 
-/// An open transaction. Dropping it rolls back, and closes its connection.
+/// An open transaction. Dropping it rolls back and closes its connection.
 pub(super) struct Mutation<'a> {
     connection: Connection,
     request: Option<&'a RegistryRequest>,
@@ -19,7 +19,7 @@ pub(super) struct Mutation<'a> {
 }
 
 pub(super) enum Begun<'a> {
-    /// The request was answered before, with this.
+    /// The request was answered before, with this answer.
     Answered(RegistryAnswer),
     Open(Box<Mutation<'a>>),
 }
@@ -36,7 +36,7 @@ impl PostgresStore {
         let Some(asked) = request else {
             return Ok(Begun::Open(Box::new(Mutation { connection, request, commit_timeout })));
         };
-        // Leaves what others settled within the day.
+        // Claims the id unless another request settled it within the last day.
         let claim = sqlx::query_scalar!(
             r#"
             insert into registry_request as there
@@ -62,13 +62,13 @@ impl PostgresStore {
         connection.rolled_back().await;
         match answer? {
             Some(answer) => Ok(Begun::Answered(answer)),
-            // Its day was over in between.
+            // The day of the id ended between the two statements.
             None => Err(Error::Unavailable("the request id has just expired".into())),
         }
     }
 }
 
-/// What the request settled, by whoever committed it.
+/// The answer that the request got before, whichever node committed it.
 pub(super) async fn answered(
     connection: &mut Connection,
     operation: RegistryOperation,
@@ -92,8 +92,8 @@ pub(super) async fn answered(
 }
 
 impl Mutation<'_> {
-    /// Commits, with the answer beside its request id. [`Error::OutcomeUnknown`] if no answer comes:
-    /// with the same request, it is found out by doing it again.
+    /// Commits the mutation, with its answer stored beside the request id. [`Error::OutcomeUnknown`] if no
+    /// answer arrives: the caller finds out the outcome by sending the same request again.
     pub async fn done(mut self, answer: RegistryAnswer) -> Result<RegistryAnswer> {
         let committed = tokio::time::timeout(self.commit_timeout, self.commit(&answer)).await;
         match committed {
@@ -120,7 +120,7 @@ impl Mutation<'_> {
         self.connection.commit().await
     }
 
-    /// Rolls back: the request id is free.
+    /// Rolls back, which frees the request id.
     pub async fn refused<T>(self, error: Error) -> Result<T> {
         self.connection.rolled_back().await;
         Err(error)

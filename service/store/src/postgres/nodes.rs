@@ -14,10 +14,11 @@ use crate::contract::{
 };
 use crate::format::Formats;
 
-/// Lives begin one after the other, so that a reader of the feed that sees one has seen all before it. Ids
-/// come near the clock: lives after a restored backup have ids above those that it lost.
+/// Joins are serialized, so that a reader of the feed that sees one life has seen all lives before it. Ids are
+/// close to the clock, so lives that begin after a backup was restored get ids above those that the backup had
+/// lost.
 const LOCK_JOINS: &str = "select pg_advisory_xact_lock(hashtext('recoup.node'))";
-/// The least that a renewal waits for an answer, however short the lease.
+/// The shortest time that a renewal waits for an answer, however short the lease is.
 const RENEW_MIN: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -67,7 +68,7 @@ impl Nodes for PostgresStore {
 
     async fn renew(&self, node: NodeId, ttl: Duration, reached: Timestamp) -> Result<Lease> {
         let mut connection = self.inner.leases.take().await?;
-        // So that there is time to ask again, on another connection.
+        // Leaves time to try again on another connection.
         connection.set_patience(
             (ttl / 3).clamp(RENEW_MIN, self.inner.options.answer_timeout.max(RENEW_MIN)),
         );
@@ -100,8 +101,8 @@ impl Nodes for PostgresStore {
     async fn leave(&self, node: NodeId) -> Result<()> {
         let mut connection = self.inner.leases.take().await?;
         connection.begin().await?;
-        // This lock waits for the commits that passed the fence, and holds up those that have not: an
-        // update that leaves the key alone would do neither.
+        // This lock waits for the commits that have passed the fence, and blocks those that have not. An update
+        // that leaves the key alone would do neither.
         let lock = sqlx::query_scalar!(
             "select id from node where id = $1 and closed_at is null for update",
             node.0,
@@ -118,8 +119,8 @@ impl Nodes for PostgresStore {
             connection.check_lease(node).await?;
             connection.committed().await?;
 
-            // A node that renews while we wait for the lock keeps its lease: the condition is checked
-            // again.
+            // A node that renews while this call waits for the lock keeps its lease, because Postgres checks
+            // the condition again.
             let mut connection = self.inner.connections.take().await?;
             connection.begin().await?;
             let ids: Vec<i64> = silent.iter().map(|seen| seen.node.0).collect();
@@ -196,7 +197,7 @@ impl Nodes for PostgresStore {
     async fn unread(&self) -> Result<u64> {
         let most = i64::try_from(UNREAD_MAX).unwrap_or(i64::MAX);
         let mut connection = self.inner.connections.take().await?;
-        // Goes by the index `execution_newer`, which leaves out the formats that every release reads.
+        // Uses the index `execution_newer`, which leaves out the formats that every release reads.
         let unread = sqlx::query_scalar!(
             r#"
             select count(*) as "unread!" from (
@@ -220,7 +221,7 @@ impl Nodes for PostgresStore {
     async fn finalize(&self) -> Result<StoreFormats> {
         let mut connection = self.inner.connections.take().await?;
         connection.begin().await?;
-        // A node that joined just now would not be among those that are asked.
+        // Without the lock, a node that joins at this moment would not be among those that are checked.
         connection.run(LOCK_JOINS).await?;
         let finalize = sqlx::query!(
             "update store set
@@ -251,8 +252,8 @@ async fn close(connection: &mut Connection, nodes: &[i64]) -> Result<u64, Failur
     connection.execute(close).await
 }
 
-/// The timeline, which changes when the row is of another life of the database, or the server of another
-/// timeline; and the formats that may be written.
+/// Returns the timeline and the formats that may be written. The timeline changes when the row describes
+/// another life of the database, or when the server is on another timeline.
 async fn store(connection: &mut Connection) -> Result<(String, Formats)> {
     let store = sqlx::query!(
         r#"

@@ -2,8 +2,8 @@ use super::lane::Held;
 use super::value;
 use crate::contract::{Batch, Transition};
 
-/// The number of the first event of each transition, and of the batch's own events: first those of no
-/// execution, then those of quarantines.
+/// The feed numbers of a batch. `transitions` has the number of the first event of each transition. `rest` is
+/// the first number for the batch's own events: the events of no execution, followed by those of quarantines.
 pub(super) struct Numbers {
     pub transitions: Vec<i64>,
     pub rest: i64,

@@ -24,8 +24,8 @@ impl Overflow for PostgresStore {
         let mut connection = self.inner.connections.take().await?;
         connection.begin().await?;
         connection.check_lease(node).await?;
-        // Locked until the rows are there, so that a commit that makes another node the owner sees them, and
-        // takes away those of what it has handed out.
+        // The executions are locked until the rows are written. A commit that makes another node the owner then
+        // sees these rows, and deletes those whose tasks that node has handed out.
         let owners = sqlx::query!(
             "select id, owner from execution where id = any($1) order by id for share",
             &executions[..],
@@ -86,7 +86,7 @@ impl Overflow for PostgresStore {
             &own[..],
         );
         connection.execute(publish).await?;
-        // What lives that have ended had published.
+        // Deletes what lives that have ended had published.
         let forget = sqlx::query!(
             "delete from node_idle using node
             where node.id = node_idle.node_id and node.closed_at is not null"
@@ -104,7 +104,7 @@ impl Overflow for PostgresStore {
         connection.committed().await?;
         let mut peers = Peers { nodes: rows.len(), idle: Vec::new() };
         for published in rows {
-            // A newer node may say more than is understood here, never less.
+            // A newer node may publish more than this binary understands, but never less.
             peers.idle.extend(published.map(|own| format::decode_idle(&own)).unwrap_or_default());
         }
         Ok(peers)
@@ -134,8 +134,8 @@ impl Overflow for PostgresStore {
         let mut connection = self.inner.connections.take().await?;
         connection.begin().await?;
         connection.check_lease(node).await?;
-        // Locks at most `$6` of each queue that these workers take. What another claim has locked is
-        // passed over: it will be leased to that one.
+        // Locks at most `$6` tasks of each queue that these workers take. Tasks that another claim has locked
+        // are skipped, because that claim will lease them.
         let free = sqlx::query_as!(
             TaskRow,
             r#"

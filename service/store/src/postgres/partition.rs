@@ -1,12 +1,12 @@
-//! Ranges of histories: made ahead, and replaced by what must stay.
+//! Ranges of histories. They are created ahead of time, and replaced later by the rows that must stay.
 //!
 //! | a range is | histories that retention takes are |
 //! | --- | --- |
-//! | young: ids of now may still come | deleted row by row |
-//! | old | left where they are, until as many executions are gone as remain: then the range is replaced |
+//! | young: new ids may still fall into it | deleted row by row |
+//! | old | left in place until as many executions are gone as remain; then the range is replaced |
 //! | none: the default partition | deleted row by row |
 //!
-//! So a history is copied at most about once for every time that as much is dropped.
+//! So a history is copied at most about once for each time that the same amount is dropped.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::error::{ErrorClass, Failure};
 use super::value::At;
 use crate::contract::{Error, Result};
 
-/// Of the partition; ids from `from` on, below `to`.
+/// One partition. It holds the ids from `from`, inclusive, to `to`, exclusive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub name: String,
@@ -29,22 +29,22 @@ pub(super) struct Range {
     pub to: Uuid,
 }
 
-/// How long a commit may wait behind us for each of our tries to lock histories.
+/// How long each try to lock the history tables may make commits wait.
 const LOCK_TIMEOUT: &str = "100ms";
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const LOCK_TRIES: usize = 50;
-/// What was copied of a range while it was in use.
+/// The copy of a range that was made while the range was in use.
 struct Copy {
     table: String,
     began: Timestamp,
     is_empty: bool,
-    /// Whose histories may have grown since, whatever has become of them: one that ended long ago may
-    /// have been parked, and be done by now.
+    /// The executions whose histories may have grown since, whatever has become of them. An execution that
+    /// ended long ago may have been parked, and be done by now.
     open: Vec<Uuid>,
 }
 
 impl Range {
-    /// No id of now falls into it any more; clocks may be apart by the width of a range.
+    /// Whether no new id can fall into the range any more. Clocks may differ by the width of a range.
     pub fn is_old(&self, now: Timestamp, width: Duration) -> bool {
         millis(self.to) <= (now - width).as_micros() / 1000
     }
@@ -54,12 +54,12 @@ impl Range {
     }
 }
 
-/// The time in an id of version 7.
+/// The time in an id of version 7, in milliseconds.
 fn millis(id: Uuid) -> i64 {
     i64::try_from(id.as_u128() >> 80).expect("48 bits")
 }
 
-/// Below all ids of that time, and above all before.
+/// The lowest id of that time: not above any id of it, and above all earlier ones.
 fn bound(millis: i64) -> Uuid {
     Uuid::from_u128(u128::from(millis.max(0).unsigned_abs()) << 80)
 }
@@ -76,7 +76,7 @@ pub(super) async fn ranges(connection: &mut Connection) -> Result<Vec<Range>, Fa
     let mut ranges = Vec::new();
     for partition in connection.all(partitions).await? {
         let bounds = partition.bounds.unwrap_or_default();
-        // FOR VALUES FROM ('…') TO ('…'), or DEFAULT.
+        // Either FOR VALUES FROM ('…') TO ('…'), or DEFAULT.
         let mut quoted = bounds.split('\'').skip(1).step_by(2).map(str::parse::<Uuid>);
         if let (Some(Ok(from)), Some(Ok(to))) = (quoted.next(), quoted.next()) {
             ranges.push(Range { name: partition.name, from, to });
@@ -96,8 +96,9 @@ impl Inner {
         i64::try_from(millis).unwrap_or(i64::MAX / 4)
     }
 
-    /// Makes the ranges that are missing ahead of now. One that cannot be made (the default partition
-    /// has a row in it, a long transaction holds the table) is left out: its rows go to the default.
+    /// Creates the missing ranges ahead of now. A range that cannot be created (because the default partition
+    /// has a row in it, or a long transaction holds the table) is left out, and its rows go to the default
+    /// partition.
     pub async fn make_partitions(&self) -> Result<()> {
         let width = self.width_ms();
         let mut connection = self.retention.take().await?;
@@ -128,7 +129,7 @@ impl Inner {
         let mut connection = self.retention.take().await?;
         connection.begin().await?;
         connection.run("select pg_advisory_xact_lock(hashtext('recoup.history'))").await?;
-        // Another node may have made it, or one with other bounds.
+        // Another node may have created it, or one with other bounds.
         let there = ranges(&mut connection).await?;
         if !there.iter().any(|range| range.from < to && from < range.to) {
             connection
@@ -143,7 +144,7 @@ impl Inner {
         Ok(connection.committed().await?)
     }
 
-    /// Replaces at most one old range of which half is gone. Says whether it did.
+    /// Replaces at most one old range of which half is gone. Returns whether it did.
     pub async fn replace_range(&self) -> Result<bool> {
         let mut connection = self.retention.take().await?;
         // The lock ends with the connection.
@@ -152,7 +153,7 @@ impl Inner {
             r#"select pg_try_advisory_lock(hashtext('recoup.history.replace')) as "locked!""#
         );
         if !connection.one(lock).await? {
-            // Another node is at it.
+            // Another node is replacing a range.
             return Ok(false);
         }
         let now = now(&mut connection).await?;
@@ -170,8 +171,8 @@ impl Inner {
                 range.to,
             );
             let survivors = connection.one(survivors).await?;
-            // Without survivors, rows that are left are those of executions that went while the range
-            // was replaced the last time.
+            // If no execution survives, the rows that are left belong to executions that were deleted while the
+            // range was last replaced.
             if survivors == 0 || (gone > 0 && gone >= survivors) {
                 return Ok(self.replace(&mut connection, &range).await?);
             }
@@ -179,9 +180,9 @@ impl Inner {
         Ok(false)
     }
 
-    /// Copies what stays, then changes the tables under a short lock. A crash in between leaves the
-    /// copy, which the next try throws away. False if the range stayed in use: every try holds up
-    /// commits, so the next one should be a while off.
+    /// Copies the rows that stay, then exchanges the tables under a short lock. A crash in between leaves the
+    /// copy, which the next try drops. Returns false if the range stayed in use. Each try blocks commits for a
+    /// moment, so the next one should come a while later.
     async fn replace(&self, connection: &mut Connection, range: &Range) -> Result<bool, Failure> {
         let Range { name, from, to } = range;
         let table = format!("{name}_next");
@@ -201,7 +202,7 @@ impl Inner {
         let mut after = *from;
         let mut copy = Copy { table, began, is_empty: true, open: Vec::new() };
         loop {
-            // With each, whether its history may still grow.
+            // Reads, with each survivor, whether its history may still grow.
             let survivors = sqlx::query!(
                 r#"select id, active or compensation in ('PARKED', 'PENDING') as "is_open!"
                 from execution where id >= $1 and id < $2 order by id limit 500"#,
@@ -226,7 +227,7 @@ impl Inner {
                     tokio::time::sleep(LOCK_PAUSE).await;
                 }
                 Err(failure) => {
-                    // The connection ends with us, and with it the transaction.
+                    // The connection is closed when it is dropped, and the transaction ends with it.
                     return Err(failure);
                 }
             }
@@ -251,8 +252,8 @@ impl Inner {
             )))
             .await?;
         let locked = Instant::now();
-        // What was written since, to histories that were open then and to those that are new. None is
-        // opened again.
+        // Copies what was written since then, to histories that were open at that time and to new ones. A
+        // closed history is never opened again.
         let delta = format!(
             "insert into {table}
             select history.* from execution

@@ -15,13 +15,13 @@ use crate::contract::{Batch, Error, NodeId, Release, Result, Transition};
 
 const IN_FORCE: &str = "
     select execution_id from quarantine where execution_id = any($1) and released_at is null";
-/// Those of the chosen transitions whose executions are in quarantine.
+/// The executions of the chosen transitions that are in quarantine.
 pub(super) async fn in_force(
     session: &mut LaneSession,
     transitions: &[Transition],
     chosen: &[usize],
 ) -> Result<Vec<Uuid>, Failure> {
-    // Nobody puts an execution there before it exists.
+    // An execution cannot be put into quarantine before it exists.
     let goes_on = chosen.iter().map(|at| &transitions[*at]).filter(|next| next.sequence > 1);
     let executions: Vec<Uuid> = goes_on.map(|transition| transition.execution.0).collect();
     if executions.is_empty() {
@@ -31,7 +31,8 @@ pub(super) async fn in_force(
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// One that the store refuses is dropped: there is nobody to tell.
+/// Writes the quarantines of a batch. One that the store refuses is dropped, because no caller waits for a
+/// verdict on it.
 pub(super) async fn offer(
     session: &mut LaneSession,
     node: NodeId,
@@ -57,7 +58,7 @@ pub(super) async fn offer(
     Ok(())
 }
 
-/// A quarantine from its columns; none if they are null.
+/// Builds a quarantine from its columns. None if they are null.
 pub(super) fn found(
     reason: Option<String>,
     detail: Option<String>,

@@ -1,6 +1,7 @@
-//! Which server the connections lead to. Two drivers open them, at different times: a proxy, a name with
-//! several addresses or a promotion in between may give them different servers. So every new connection
-//! says where it is, and the lane's driver decides: what differs is refused.
+//! Makes sure that all connections lead to the same server. Two drivers open them, at different times, so a
+//! proxy, a host name with several addresses or a promotion in between may lead them to different servers.
+//! Every new connection therefore reports the server that it has reached. The lane's driver decides, and a
+//! connection that leads elsewhere is refused.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use super::error::Failure;
 use super::target::Target;
 use crate::contract::{Error, Result};
 
-/// Server, timeline, database and incarnation; null on a standby, and where the store has lost its row.
-/// In text, for a query without preparation: behind a pooler that is not in session mode, preparing would
-/// fail first.
+/// Server, timeline, database and incarnation. Null on a standby, and if the store has lost its row. The result
+/// is a text, so that the query works without preparation: preparing would fail through a pooler that is not in
+/// session mode, before the problem could be reported.
 const IDENTITY: &str = "
     select case when not pg_is_in_recovery() then
         (select system_identifier from pg_control_system())
@@ -25,19 +26,19 @@ const IDENTITY: &str = "
     end";
 const STANDBY: &str = "the server is a standby, or has lost the row that names the store";
 
-/// What the lane's driver has reached.
+/// The server that the lane's driver has reached.
 pub(super) struct Reached {
     target: Target,
-    /// How long a connection may take.
+    /// How long opening a connection may take.
     within: Duration,
     state: Mutex<State>,
 }
 
 struct State {
     identity: Option<String>,
-    /// Counts the servers.
+    /// Incremented with each server that is reached.
     number: u64,
-    /// Idle connections from before are not used any more.
+    /// Idle connections that are older than this are not used any more.
     since: Instant,
     /// Why the last connection was refused.
     refused: Option<Error>,
@@ -58,17 +59,17 @@ impl Reached {
         self.state.lock().expect("nothing panics while it is held")
     }
 
-    /// A number that changes with the server.
+    /// A number that changes when another server is reached.
     pub fn number(&self) -> u64 {
         self.state().number
     }
 
-    /// Whether a connection of that age leads to the server, as far as is known.
+    /// Whether a connection of that age leads to the current server, as far as is known.
     pub fn is_current(&self, age: Duration) -> bool {
         age < self.state().since.elapsed()
     }
 
-    /// A connection broke: others that were idle at that time are probably no better.
+    /// Called when a connection broke: the connections that were idle at that time are probably broken too.
     pub fn suspect_idle(&self) {
         self.state().since = Instant::now();
     }
@@ -77,12 +78,13 @@ impl Reached {
         self.state().refused = Some(error);
     }
 
-    /// Why connections were refused of late.
+    /// Why a connection was refused recently, if one was.
     pub fn last_refused(&self) -> Option<Error> {
         self.state().refused.take()
     }
 
-    /// A connection of the lane's driver is there: what it has reached holds. Returns its number.
+    /// Called when the lane's driver has a new connection: what it has reached is authoritative. Returns the
+    /// number of that server.
     pub fn set(&self, identity: String) -> u64 {
         let mut state = self.state();
         if state.identity.as_ref() != Some(&identity) {
@@ -96,7 +98,7 @@ impl Reached {
         state.number
     }
 
-    /// A connection of the other driver is there. If it has reached something new, a connection of the
+    /// Checks a new connection of the other driver. If it has reached another server, a connection of the
     /// lane's driver must get there as well.
     pub async fn check(&self, identity: Option<String>) -> Result<(), Failure> {
         let identity = identity.ok_or_else(|| Error::Unavailable(STANDBY.into()))?;
@@ -114,7 +116,7 @@ impl Reached {
     }
 }
 
-/// Before anything is written: whether the server takes it.
+/// Checks, before anything is written, that the server accepts writes.
 pub(super) async fn check_primary(connection: &mut PgConnection) -> Result<(), Failure> {
     let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
     if row.try_get(0)? {
@@ -123,19 +125,19 @@ pub(super) async fn check_primary(connection: &mut PgConnection) -> Result<(), F
     Ok(())
 }
 
-/// Where a connection of the pools is.
+/// The identity of the server that a pooled connection has reached.
 pub(super) async fn identity(connection: &mut PgConnection) -> Result<Option<String>, Failure> {
     let row = sqlx::raw_sql(IDENTITY).fetch_one(connection).await?;
     Ok(row.try_get(0)?)
 }
 
-/// Where a connection of the lane's driver is.
+/// The identity of the server that a connection of the lane's driver has reached.
 pub(super) async fn identity_of(client: &Client) -> Result<String, Failure> {
     let identity = ask(client, IDENTITY).await?;
     Ok(identity.ok_or_else(|| Error::Unavailable(STANDBY.into()))?)
 }
 
-/// The first column of the only row, without preparing anything.
+/// Returns the first column of the only row, without preparing a statement.
 async fn ask(client: &Client, sql: &str) -> Result<Option<String>, Failure> {
     let messages = client.simple_query(sql).await?;
     let row = messages.iter().find_map(|message| match message {
@@ -145,7 +147,7 @@ async fn ask(client: &Client, sql: &str) -> Result<Option<String>, Failure> {
     Ok(row.and_then(|row| row.get(0)).map(str::to_owned))
 }
 
-/// A connection of the lane's driver that is there to be asked where it leads.
+/// A connection of the lane's driver that is opened only to ask where it leads.
 pub(super) struct Probe {
     client: Client,
     driver: tokio::task::JoinHandle<()>,
@@ -182,9 +184,9 @@ impl Probe {
         encrypted.as_deref() == Some("t")
     }
 
-    /// Whether a session is a session: settings stay with the connection that made them, although
-    /// another one is used in between. Behind a pooler that hands server connections from transaction to
-    /// transaction, either the other connection sees the setting, or its own one does not.
+    /// Checks that a session really is one: a setting must stay with the connection that made it, even if
+    /// another connection is used in between. A pooler that assigns server connections per transaction breaks
+    /// this: either the other connection sees the setting, or the first one no longer does.
     pub async fn check_sessions(&self, connection: &mut PgConnection) -> Result<(), Failure> {
         const MARK: &str = "
             set recoup.connection = 'first'; select pg_backend_pid()::text";

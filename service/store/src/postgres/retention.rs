@@ -72,12 +72,15 @@ impl Inner {
         let old: Vec<Range> = ranges.into_iter().filter(|range| range.is_old(now, width)).collect();
 
         connection.begin().await?;
-        // Ended longer ago than its namespace keeps it. Namespaces are those that have ended executions,
-        // found by one look into the index for each: what is not due yet is not looked at. What only a newer
-        // binary has a name for stays: it may not be done for good. Ages are
-        // compared, for the sum of a time and a long retention need not be a time; that of at most 5,000
-        // years, the one that the index goes by, is. The rows are locked, so that what is deleted is what
-        // was found; those that another transaction has locked are left to it.
+        // Finds executions that ended longer ago than the retention of their namespace. The namespaces are
+        // those that have ended executions; each is found with one lookup in the index, so executions that are
+        // not due yet are not read. Executions with a state that only a newer binary knows stay, because work
+        // may remain for them.
+        //
+        // The comparison is between ages, because the sum of a time and a long retention may not be a valid
+        // time. The condition that uses the index caps retention at 5,000 years, for which the difference is
+        // valid. The rows are locked, so that exactly what was found is deleted. Rows that another transaction
+        // has locked are left to it.
         let due = sqlx::query_scalar!(
             r#"
             with recursive present (name) as (
@@ -169,7 +172,7 @@ impl Inner {
         let shortest = Duration::from_micros(value::unsigned(connection.one(shortest).await?));
         let oldest_kept = now - shortest;
         connection.begin().await?;
-        // Only those are looked at that are older than the shortest time that any namespace keeps them.
+        // Reads only events that are older than the shortest retention of any namespace.
         let due = sqlx::query!(
             "select feed.lane, feed.number
             from feed
@@ -197,7 +200,7 @@ impl Inner {
             let gone = connection.all(gone).await?;
             let (lanes, numbers): (Vec<i64>, Vec<i64>) =
                 gone.iter().map(|event| (event.lane, event.number)).unzip();
-            // A run ends at the next event that is kept.
+            // A run of deleted events ends at the next event that is still stored.
             let runs = sqlx::query!(
                 "insert into feed_removed (lane, last_number, first_number, events)
                 select lane, max(number), min(number), count(*)

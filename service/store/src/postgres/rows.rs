@@ -1,5 +1,5 @@
-//! What a set of transitions writes, as columns: one array for each, so that a statement takes any
-//! number of rows. Rows are sorted by key, here and again in SQL: two writers that meet take the same
+//! The rows that a set of transitions writes, stored as one array per column, so that one statement takes any
+//! number of rows. Rows are sorted by key, here and again in SQL, so that two writers that meet take the same
 //! locks in the same order.
 
 use std::sync::LazyLock;
@@ -16,7 +16,8 @@ const INSERT_REQUEST: &str = "
     select * from unnest($1::text[], $2::text[], $3::uuid[], $4::int8[], $5::uuid[])
         as request (namespace, request_id, execution_id, digest, transition_id)
     order by namespace collate \"C\", request_id collate \"C\"";
-/// The same, but leaves what others settled within the time `$6` that request ids are kept, and returns what it wrote.
+/// The same, but keeps the ids that another request settled within the time `$6` for which request ids are
+/// kept, and returns what it wrote.
 const CLAIM_REQUEST: &str = "
     insert into start_request as there (namespace, request_id, execution_id, digest, transition_id)
     select * from unnest($1::text[], $2::text[], $3::uuid[], $4::int8[], $5::uuid[])
@@ -34,7 +35,7 @@ const INSERT_HISTORY: &str = "
     from unnest($1::uuid[], $2::int8[], $3::uuid[], $4::int4[], $5::bytea[], $6::int8[], $7::int4[])
         as appended (execution_id, sequence, transition_id, format, data, feed_number, checksum)
     order by execution_id, sequence";
-/// The same, but leaves what is there, and returns what it wrote.
+/// The same, but keeps existing rows, and returns what it wrote.
 static APPEND_HISTORY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "{INSERT_HISTORY} on conflict (execution_id, sequence) do nothing returning transition_id"
@@ -72,10 +73,10 @@ const INSERT_FEED: &str = "
     from unnest($1::int8[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::uuid[],
         $8::text[], $9::timestamptz[], $10::int4[], $11::bytea[]) as event (number)
     order by number";
-/// The same, but leaves events that are there already.
+/// The same, but keeps events that exist already.
 static OFFER_FEED: LazyLock<String> =
     LazyLock::new(|| format!("{INSERT_FEED} on conflict (id) do nothing"));
-/// Writes quarantines of executions that have none in force, and the events of those that it wrote.
+/// Writes quarantines for executions that have none in force, and the events of the quarantines that it wrote.
 const OFFER_QUARANTINE: &str = "
     with asked as (
         select *
@@ -109,7 +110,7 @@ const DELETE_OVERFLOW: &str = "
     where overflow_task.execution_id = void.execution_id and overflow_task.path = void.path
         and overflow_task.attempt = void.attempt";
 
-/// What transitions write, in the one order of tables.
+/// The inserts of transitions, in the fixed order of tables.
 pub(super) const INSERTS: [&str; 5] =
     [INSERT_REQUEST, INSERT_HISTORY, INSERT_EXECUTION, UPDATE_EXECUTION, INSERT_FEED];
 /// The place of histories in that order.
@@ -136,7 +137,7 @@ impl<'a> Rows<'a> {
         for (transition, first) in &transitions {
             rows.push(transition, *first);
         }
-        // The feed has an order of its own.
+        // Events are sorted by their own numbers.
         transitions.sort_by_key(|(_, first)| *first);
         for (transition, first) in transitions {
             for (number, event) in (first..).zip(&transition.feed) {
@@ -161,7 +162,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Which of [`INSERTS`] there are rows for, with their parameters.
+    /// The places in [`INSERTS`] for which there are rows, with their parameters.
     pub fn inserts(&self) -> impl Iterator<Item = (usize, Parameters<'_>)> {
         let parts = [
             (!self.requests.transition.is_empty()).then(|| self.requests.parameters()),
@@ -174,25 +175,25 @@ impl<'a> Rows<'a> {
         parts.filter_map(|(insert, parameters)| Some((insert, parameters?)))
     }
 
-    /// All of it; what is there already is an error.
+    /// Writes everything. A row that exists already is an error.
     pub fn insert(&self) -> Vec<Call<'_>> {
         let inserts = self.inserts().map(|(insert, parameters)| (INSERTS[insert], parameters));
         inserts.chain(self.delete()).collect()
     }
 
-    /// What follows the history.
+    /// Writes everything that comes after the history.
     pub fn companions(&self) -> Vec<Call<'_>> {
         let inserts = self.inserts().filter(|(insert, _)| *insert > HISTORY);
         let inserts = inserts.map(|(insert, parameters)| (INSERTS[insert], parameters));
         inserts.chain(self.delete()).collect()
     }
 
-    /// Deletes the rows of the overflow that are void.
+    /// Deletes the overflow rows that have become void.
     fn delete(&self) -> Option<Call<'_>> {
         (!self.done.execution.is_empty()).then(|| (DELETE_OVERFLOW, self.done.parameters()))
     }
 
-    /// Whether it only adds to tables and changes the index.
+    /// Whether all that is left to do is to add rows and to change the index.
     pub fn only_inserts(&self) -> bool {
         self.done.execution.is_empty()
     }
@@ -222,7 +223,7 @@ impl<'a> Requests<'a> {
         vec![&self.namespace, &self.request_id, &self.execution, &self.digest, &self.transition]
     }
 
-    /// Writes those that are free, and returns whose transitions they were.
+    /// Claims the ids that are free, and returns the transitions for which it did.
     pub fn claim(&self) -> Call<'_> {
         let mut parameters = self.parameters();
         parameters.push(&value::REQUEST_KEPT_US);
@@ -264,7 +265,7 @@ impl<'a> Histories<'a> {
         ]
     }
 
-    /// Writes those whose place is free, and returns which they were.
+    /// Writes the transitions whose place is free, and returns their ids.
     pub fn append(&self) -> Call<'_> {
         (APPEND_HISTORY.as_str(), self.parameters())
     }
@@ -384,7 +385,7 @@ impl<'a> Events<'a> {
         ]
     }
 
-    /// Writes those whose id is new.
+    /// Writes the events whose id is new.
     pub fn offer(&self) -> Call<'_> {
         (OFFER_FEED.as_str(), self.parameters())
     }
@@ -400,7 +401,7 @@ pub(super) struct Quarantines<'a> {
 }
 
 impl<'a> Quarantines<'a> {
-    /// Each comes with the number of its event.
+    /// Each quarantine comes with the number of its event.
     pub fn new(
         node: NodeId,
         quarantined: impl IntoIterator<Item = (&'a NewQuarantine, i64)>,

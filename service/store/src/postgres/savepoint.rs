@@ -1,4 +1,4 @@
-//! Finding the one of a group that the database refuses.
+//! Finds the one member of a group that the database refuses.
 
 use super::error::{ErrorClass, Failure, text};
 use super::session::LaneSession;
@@ -6,13 +6,14 @@ use crate::contract::Error;
 
 pub(super) enum Attempted<T> {
     Done(T),
-    /// The one that the group consists of.
+    /// The group has this single member, and the database refused it.
     Refused(usize, String),
-    /// Its halves were put on the stack.
+    /// The two halves of the group were pushed on the stack.
     Split,
 }
 
-/// Keeps what a group wrote; or takes it back, and halves the group until the culprit is alone.
+/// Keeps what a group wrote if it succeeded. Otherwise undoes it, and halves the group until the culprit is
+/// alone.
 pub(super) async fn bisect<T>(
     session: &mut LaneSession,
     attempted: Result<T, Failure>,

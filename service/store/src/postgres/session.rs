@@ -14,8 +14,8 @@ use super::reached::{self, Reached};
 use super::value::At;
 use crate::contract::{Error, Result};
 
-/// Of every connection, through either driver. A transaction whose client went silent must not hold its locks: the batch
-/// that is sent again waits for them.
+/// The settings of every connection, through either driver. A transaction whose client went silent must not
+/// keep its locks, because the batch that is sent again waits for them.
 pub(super) const SETTINGS: &str = "
     set search_path = recoup;
     set default_transaction_isolation = 'read committed';
@@ -28,8 +28,8 @@ pub(super) const SETTINGS: &str = "
     set client_min_messages = warning;
     set jit = off";
 
-/// Of the connection that commits: plans that are made once and go by index, whatever is known of
-/// tables that start empty.
+/// The settings of the connection that commits. Plans are made once and use indexes, whatever the statistics
+/// say about tables that start empty.
 const COMMIT_SETTINGS: &str = "
     set plan_cache_mode = force_generic_plan;
     set enable_seqscan = off;
@@ -37,10 +37,11 @@ const COMMIT_SETTINGS: &str = "
     set enable_mergejoin = off;
     set enable_bitmapscan = off";
 
-/// Statements of our own text are few; those that are put together from filters are not.
+/// The number of prepared statements that are kept. Statements with a fixed text are few, but those that are
+/// built from filters are not.
 const STATEMENTS_MAX: usize = 256;
 
-/// Says which server process a connection has, for as long as that process lives.
+/// Identifies the server process of a connection, for as long as that process lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Backend {
     pub pid: i32,
@@ -52,9 +53,10 @@ pub(super) struct LaneSession {
     statements: HashMap<String, Statement>,
     backend: Backend,
     opened_at: Timestamp,
-    /// Of the server, among those that were reached.
+    /// The number of the server, among those that were reached.
     number: u64,
-    /// Ends the connection even if the server has stopped answering.
+    /// The task that drives the connection. Aborting it closes the connection even if the server has stopped
+    /// answering.
     driver: JoinHandle<()>,
 }
 
@@ -85,7 +87,7 @@ impl LaneSession {
         let target = reached.target();
         let (client, connection) = target.config.connect(target.connector.clone()).await?;
         let driver = tokio::spawn(async move {
-            // Whoever waits for an answer is told; this is for those who read logs.
+            // Callers that wait for an answer get this error anyway; the line is for readers of the log.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to Postgres ended");
             }
@@ -121,7 +123,7 @@ impl LaneSession {
         self.opened_at
     }
 
-    /// Changes with the server that is reached; see [`Reached::number`].
+    /// Changes when another server is reached; see [`Reached::number`].
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -130,7 +132,7 @@ impl LaneSession {
         self.client.is_closed()
     }
 
-    /// For statements that are run once: no parameters, several at a time.
+    /// Runs statements that are used only once. They take no parameters, and several can be sent together.
     pub async fn run(&self, sql: &str) -> Result<(), Failure> {
         Ok(self.client.batch_execute(sql).await?)
     }
@@ -153,20 +155,20 @@ impl LaneSession {
         Ok(self.client.execute(&statement, parameters).await?)
     }
 
-    /// Sends all calls, in their order, before it awaits the answers: one round trip, but that a
-    /// statement's first use prepares it.
+    /// Sends all calls in order before it awaits the answers. This takes one round trip, and one more to
+    /// prepare each statement that is used for the first time.
     pub async fn pipeline(&mut self, calls: &[Call<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
         let mut statements = Vec::with_capacity(calls.len());
         for (sql, _) in calls {
             statements.push(self.prepare(sql).await?);
         }
-        // Each is sent when its future is first polled.
+        // Each call is sent when its future is first polled.
         let answers = calls
             .iter()
             .zip(&statements)
             .map(|((_, parameters), statement)| self.client.query(statement, parameters));
-        // All are awaited: what follows an error fails only because of it, and which answer comes in
-        // first is chance.
+        // All answers are awaited, because after an error the later calls fail only as a consequence of it, and
+        // the order in which answers arrive is random.
         let answers = join_all(answers).await;
         Ok(answers.into_iter().collect::<Result<_, _>>()?)
     }

@@ -1,5 +1,5 @@
-//! The connection string: read once, by one parser, for both drivers. What one of them would read in
-//! another way, or from somewhere else, is either given to both or refused.
+//! The connection string. One parser reads it once for both drivers. A part that one driver would interpret
+//! differently, or take from somewhere else, is either passed to both drivers or refused.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::tls::{Connector, Trust};
 use crate::contract::{Error, Result};
 
 const PORT: u16 = 5432;
-/// Prepared statements that a connection of the pools keeps.
+/// The number of prepared statements that a pooled connection keeps.
 const STATEMENTS_MAX: usize = 256;
 
-/// Where the database is and how it is reached.
+/// Where the database is, and how to connect to it.
 #[derive(Clone)]
 pub(super) struct Target {
     /// For the lane.
@@ -25,7 +25,7 @@ pub(super) struct Target {
     pub options: PgConnectOptions,
 }
 
-/// A connection string, taken apart.
+/// A parsed connection string.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Parts {
     host: Option<String>,
@@ -39,7 +39,7 @@ struct Parts {
     root_certificate: Option<String>,
 }
 
-/// The values of `sslmode`, but for `allow`: neither driver tries without encryption first.
+/// The values of `sslmode`, without `allow`: neither driver tries an unencrypted connection first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Encryption {
     Disable,
@@ -56,7 +56,7 @@ fn wrong(reason: impl std::fmt::Display) -> Error {
 
 impl Target {
     /// # Errors
-    /// [`Error::Incompatible`] if `url` cannot be read, or asks for something that is not done.
+    /// [`Error::Incompatible`] if `url` cannot be read, or asks for something that is not supported.
     pub fn parse(url: &str, timeout: Duration) -> Result<Self> {
         Self::of(Parts::parse(url)?, timeout)
     }
@@ -64,7 +64,7 @@ impl Target {
     fn of(parts: Parts, timeout: Duration) -> Result<Self> {
         for name in ["PGSSLCERT", "PGSSLKEY"] {
             if std::env::var_os(name).is_some() {
-                // One of the drivers would take it from there.
+                // One of the drivers would read it from there.
                 return Err(wrong(format!("{name} is set: client certificates are not supported")));
             }
         }
@@ -104,7 +104,7 @@ impl Target {
         if let Some(password) = &parts.password {
             config.password(password);
         }
-        // Those of the environment too, from where the other driver takes them.
+        // Includes the options of the environment, because the other driver reads those too.
         if let Some(options) = options.get_options() {
             config.options(options);
         }
@@ -113,21 +113,20 @@ impl Target {
             .host(&host)
             .port(port)
             .username(&user)
-            // None would be taken from the environment.
+            // Without this, the driver would take the password from the environment.
             .password(parts.password.as_deref().unwrap_or(""))
             .database(&database)
             .application_name(application)
             .ssl_mode(encryption.of_pools())
             .ssl_root_cert_from_pem(roots)
-            // A pooler in between refuses it, and nothing here is a float.
+            // A pooler in between would refuse this setting, and no column is a float.
             .extra_float_digits(None)
             .statement_cache_capacity(STATEMENTS_MAX);
         Ok(Self { config, connector, options })
     }
 }
 
-/// Options of the pools with the command-line options of the server in them, which can be given only
-/// in a URL.
+/// Options of the pools that include the server's command-line options, which the driver accepts only in a URL.
 fn options_of(options: Option<&str>) -> Result<PgConnectOptions> {
     let url = match options {
         None => "postgres://".to_owned(),
@@ -177,7 +176,7 @@ impl Parts {
         }
     }
 
-    /// `user:password@host:port/database?parameter=value&…`, without its scheme.
+    /// Parses `user:password@host:port/database?parameter=value&…`, without the scheme.
     fn of_url(url: &str) -> Result<Self> {
         let mut parts = Self::default();
         let (url, parameters) = url.split_once('?').unwrap_or((url, ""));
@@ -211,7 +210,7 @@ impl Parts {
         Ok(parts)
     }
 
-    /// `name=value name='quoted value' …`, with `\` before a quote or itself.
+    /// Parses `name=value name='quoted value' …`, in which `\` escapes a quote or itself.
     fn of_pairs(text: &str) -> Result<Self> {
         let mut parts = Self::default();
         let mut rest = text.trim_start();
@@ -288,7 +287,7 @@ impl Parts {
     }
 }
 
-/// Takes `%2F` and the like for what they stand for.
+/// Decodes percent-encoded text such as `%2F`.
 fn decode(text: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,5 +1,5 @@
-//! Encryption of the lane's connections. The other driver brings its own code for it, with the same
-//! library and the same rules, so that one `sslmode` means the same on both.
+//! Encryption of the lane's connections. The other driver has its own code for this, with the same library and
+//! the same rules, so that an `sslmode` means the same for both.
 
 use std::future::Future;
 use std::io;
@@ -22,14 +22,14 @@ use tokio_rustls::TlsConnector;
 
 use crate::contract::{Error, Result};
 
-/// What a client asks of the server's certificate.
+/// What a client requires of the server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Nothing: the connection is encrypted, with a server that may be any.
+    /// Nothing: the connection is encrypted, but the server may be any.
     Any,
-    /// That an authority we trust has signed it.
+    /// The certificate must be signed by a trusted authority.
     Authority,
-    /// The same, and that it is for the name of the host.
+    /// In addition, the certificate must be valid for the name of the host.
     Host,
 }
 
@@ -40,10 +40,11 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// `roots` are certificates in PEM, which are trusted beside those of the system.
+    /// `roots` are certificates in PEM, which are trusted in addition to those of the system.
     ///
     /// # Errors
-    /// [`Error::Incompatible`] if `roots` holds something that is no certificate, or nothing is trusted.
+    /// [`Error::Incompatible`] if `roots` holds something that is not a certificate, or if no certificate is
+    /// trusted.
     pub fn new(trust: Trust, roots: &[u8]) -> Result<Self> {
         let provider = Arc::new(default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -118,7 +119,7 @@ impl<S> tokio_postgres::tls::TlsStream for Encrypted<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    /// The other driver binds no password to the channel, so neither does this one.
+    /// The other driver does not bind the password to the channel, so this one does not either.
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }
@@ -152,10 +153,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
     }
 }
 
-/// Accepts a certificate for whatever host.
+/// Accepts a certificate for any host.
 #[derive(Debug)]
 struct AnyHost {
-    /// Says whether we trust the authority. None: any is good enough, as for `sslmode=require`.
+    /// Checks that a trusted authority signed the certificate. None accepts any certificate, as for
+    /// `sslmode=require`.
     verifier: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
@@ -173,7 +175,7 @@ impl ServerCertVerifier for AnyHost {
             return Ok(ServerCertVerified::assertion());
         };
         match verifier.verify_server_cert(certificate, between, host, ocsp, now) {
-            // The name is looked at last.
+            // The verifier checks the name last, so everything else is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -221,7 +223,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Signs certificates, and is in a file that a connection string can name.
+    /// Signs certificates. Its own certificate is in a file that a connection string can name.
     struct Authority {
         issuer: Issuer<'static, KeyPair>,
         file: tempfile::NamedTempFile,
@@ -242,7 +244,7 @@ mod tests {
             self.file.path().display().to_string()
         }
 
-        /// A certificate for a host, and its key.
+        /// Returns a certificate for a host, and its key.
         fn sign(&self, host: &str) -> (String, String) {
             let key = KeyPair::generate().expect("ring makes keys");
             let params = CertificateParams::new(vec![host.to_owned()]).expect("a name");
@@ -258,7 +260,7 @@ mod tests {
         client
     }
 
-    /// From here on the server offers encryption, with this certificate.
+    /// From now on the server offers encryption with this certificate.
     async fn encrypt(database: &Database, (certificate, key): (String, String)) {
         let superuser = client(database).await;
         for (file, text) in [("server.crt", certificate), ("server.key", key)] {
@@ -270,7 +272,7 @@ mod tests {
         }
         superuser.batch_execute("alter system set ssl = on").await.expect("it may");
         superuser.batch_execute("select pg_reload_conf()").await.expect("it may");
-        // A new connection is of a process that was made after the change.
+        // A connection shows the change only once its server process was started after it.
         while client(database)
             .await
             .query_one("show ssl", &[])
@@ -283,7 +285,7 @@ mod tests {
         }
     }
 
-    /// What each driver has done: nothing, if it was refused.
+    /// Whether the connection of each driver is encrypted, or the error with which it was refused.
     async fn connect(database: &Database, parameters: &str) -> [Result<bool, String>; 2] {
         let url = format!("{}?{parameters}", database.url());
         let target = Target::parse(&url, LONG).expect("a connection string");
@@ -303,8 +305,8 @@ mod tests {
         [pooled, lane]
     }
 
-    /// Each `sslmode` means the same to both drivers, against a server that has a certificate for its
-    /// address, one for another host, one of an unknown authority, or none.
+    /// Each `sslmode` means the same for both drivers, against a server with a certificate for its address,
+    /// with one for another host, with one of an unknown authority, and with none.
     #[tokio::test]
     async fn both_drivers_encrypt_and_verify_as_they_are_told() {
         let (known, unknown) = (Authority::new(), Authority::new());

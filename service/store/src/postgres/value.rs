@@ -1,4 +1,4 @@
-//! How values of the contract look in columns.
+//! How values of the contract are represented in columns.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use crate::contract::{Error, REQUEST_KEPT, RETENTION_DEFAULT, Result};
 use crate::format::Formats;
 
-/// Microseconds from 1970 to 2000, where Postgres begins to count.
+/// Microseconds from 1970 to 2000, the year from which Postgres counts.
 const EPOCH_US: i64 = 946_684_800_000_000;
-/// The first point in time that a `timestamptz` holds: 4714 BC, in microseconds since 2000.
+/// The earliest time that a `timestamptz` can hold: 4714 BC, in microseconds since 2000.
 const FIRST_US: i64 = -211_813_488_000_000_000;
 
-/// A point in time as `timestamptz`: exact, and readable in SQL. Those before 4714 BC are taken as
-/// that year.
+/// A time as `timestamptz`: exact, and readable in SQL. Times before 4714 BC are stored as the start of that
+/// range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct At(pub Timestamp);
 
@@ -52,7 +52,7 @@ impl<'a> FromSql<'a> for At {
 }
 
 impl At {
-    /// What is sent: microseconds since 2000.
+    /// The value that is sent: microseconds since 2000.
     fn wire(self) -> i64 {
         self.0.as_micros().saturating_sub(EPOCH_US).max(FIRST_US)
     }
@@ -87,7 +87,7 @@ impl Decode<'_, Postgres> for At {
     }
 }
 
-/// Whole microseconds; those beyond 292,000 years are taken as that.
+/// The duration in whole microseconds, at most about 292,000 years.
 pub(super) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
@@ -101,7 +101,7 @@ const fn micros_of(whole: Duration) -> i64 {
     whole.as_secs().cast_signed() * 1_000_000
 }
 
-/// For a time to live or a lease, which is added to a point in time: a century is for ever.
+/// For the length of a lease, which is added to a time. It is limited to a century.
 pub(super) fn ttl_us(duration: Duration) -> i64 {
     const CENTURY_US: i64 = 100 * 366 * 24 * 3600 * 1_000_000;
     micros(duration).min(CENTURY_US)
@@ -116,17 +116,17 @@ pub(super) fn unsigned(number: i64) -> u64 {
     number.max(0).unsigned_abs()
 }
 
-/// Held to 16 bits by a constraint.
+/// A constraint limits the column to 16 bits.
 pub(super) fn format(format: i32) -> Result<u16> {
     u16::try_from(format).map_err(|_| Error::Incompatible(format!("format {format}")))
 }
 
-/// Held to 32 bits by a constraint.
+/// A constraint limits the column to 32 bits.
 pub(super) fn count(count: i64) -> Result<u32> {
     u32::try_from(count).map_err(|_| Error::Incompatible(format!("count {count}")))
 }
 
-/// From the columns of [`COLUMNS`](crate::format::COLUMNS), in their order.
+/// Reads the columns named in [`COLUMNS`](crate::format::COLUMNS), in that order.
 pub(super) fn formats(columns: &[i32]) -> Result<Formats> {
     let mut numbers = Formats::FIRST.numbers();
     for (column, number) in columns.iter().zip(&mut numbers) {

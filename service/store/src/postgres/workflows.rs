@@ -129,7 +129,8 @@ impl Workflows for PostgresStore {
     }
 }
 
-/// One change of workflows at a time in a namespace: versions have no gaps. False: there is none.
+/// Locks the namespace, so that its workflows are changed by one transaction at a time and their versions have
+/// no gaps. Returns false if the namespace does not exist.
 async fn lock_namespace(
     mutation: &mut Mutation<'_>,
     namespace: &Namespace,
@@ -141,7 +142,7 @@ async fn lock_namespace(
     Ok(mutation.first(lock).await?.is_some())
 }
 
-/// The version that has this definition, and whether it is new.
+/// Returns the version that has this definition, and whether it is new.
 async fn register(
     mutation: &mut Mutation<'_>,
     new: &NewVersion,
