@@ -1,8 +1,8 @@
-//! The model: a store in memory that keeps every promise of the contract in the plainest way. Tests
-//! compare the real stores with it, and the engine's simulation runs several nodes on one.
+//! The model: a store in memory that keeps every promise of the contract in the plainest way. Tests compare the
+//! real stores with it, and the engine's simulation runs several nodes on one.
 //!
-//! Nothing here depends on hash order, on chance or on a clock of its own, and no method waits: the
-//! same calls give the same answers in every process.
+//! Nothing here depends on hash order, on randomness or on a clock of its own, and no method waits. The same
+//! calls give the same answers in every process.
 
 mod executions;
 mod feed;
@@ -33,19 +33,19 @@ use crate::contract::{NodeId, Positioned, StoredTransition};
 use crate::format::Formats;
 use state::State;
 
-/// Tells the store its time.
+/// Gives the store its time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Unset: derived from the clock at the beginning.
+    /// Unset: derived from the time at which the store is created.
     pub incarnation: Option<Uuid>,
-    /// The highest formats that may be written at first. Unset: the newest.
+    /// The highest formats that may be written at first. Unset: the newest formats.
     pub writable: Option<Formats>,
-    /// Wrong on purpose: a reader's cursor is the greatest number that it has seen on any lane. Tests
-    /// that claim to notice a skipped event must notice this.
+    /// Wrong on purpose: a reader's cursor is the greatest number that it has seen on any lane. Tests that
+    /// claim to detect a skipped event must detect this.
     pub mutant_scalar_cursor: bool,
-    /// Wrong on purpose: a transition that loses its place writes what belongs to it all the same.
+    /// Wrong on purpose: a transition that loses its place still writes the rows that belong to it.
     pub mutant_companions_for_losers: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct Options {
 pub struct MemoryStore {
     clock: Clock,
     options: Options,
-    /// The newest that are read.
+    /// The newest formats that this handle reads.
     formats: Formats,
     state: Arc<Mutex<State>>,
 }
@@ -79,7 +79,7 @@ impl MemoryStore {
         Self { clock, options, formats, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// On the clock of the machine. Every call makes a store with an incarnation of its own.
+    /// Creates a store on the system clock. Every call creates one with its own incarnation.
     pub fn with_system_clock() -> Self {
         static MADE: AtomicU64 = AtomicU64::new(1);
         let incarnation = incarnation(system_now(), MADE.fetch_add(1, Ordering::Relaxed));
@@ -87,26 +87,26 @@ impl MemoryStore {
         Self::with_options(Arc::new(system_now), options)
     }
 
-    /// The same store, as a binary has it that reads formats up to these.
+    /// The same store as seen by a binary that reads only these formats and older ones.
     #[must_use]
     pub fn reading(&self, formats: Formats) -> Self {
         Self { formats, ..self.clone() }
     }
 
-    /// Every failure event that is visible now, by position: what a reader of the feed must see.
+    /// All failure events that are visible now, by position. A reader of the feed must see exactly these.
     pub fn events(&self) -> Vec<Positioned> {
         self.lock().events()
     }
 
-    /// Makes the lane of a node go on behind this number, as if its clock had been ahead.
+    /// Advances the lane of a node past this number, as if the node's clock had been ahead.
     pub fn set_lane(&self, node: NodeId, last: i64) {
         if let Some(node) = self.lock().nodes.get_mut(&node) {
             node.lane.last = node.lane.last.max(last);
         }
     }
 
-    /// Damages a history: takes one transition out of it, and returns it for
-    /// [`MemoryStore::put_transition`].
+    /// Damages a history by removing one transition. Returns it, so that [`MemoryStore::put_transition`] can
+    /// put it back.
     pub fn take_transition(
         &self,
         execution: ExecutionId,
@@ -115,11 +115,12 @@ impl MemoryStore {
         self.lock().history.get_mut(&execution)?.remove(&sequence)
     }
 
-    /// Puts a transition into a history, whatever is there: repairs it, or damages it otherwise.
+    /// Puts a transition into a history and replaces what is there. This repairs the history, or damages it in
+    /// another way.
     pub fn put_transition(&self, execution: ExecutionId, transition: StoredTransition) {
         let mut state = self.lock();
         if let Some(indexed) = state.executions.get_mut(&execution) {
-            // As with every transition that needs a newer format.
+            // The same happens with every transition that needs a newer format.
             indexed.row.format = indexed.row.format.max(transition.format);
         }
         state.history.entry(execution).or_default().insert(transition.sequence, transition);

@@ -32,7 +32,7 @@ impl Feed for MemoryStore {
             Some((number, _)) => number - 1,
             None => lane.end(),
         };
-        // A lane that lost nothing is simply unread.
+        // A lane from which nothing was deleted is simply unread.
         let trimmed = state.nodes.iter().filter(|(_, node)| !node.lane.removed.is_empty());
         let read = trimmed.map(|(lane, node)| (*lane, before_first(&node.lane))).collect();
         Ok(state.cursor(&read))
@@ -69,7 +69,7 @@ impl Feed for MemoryStore {
     }
 }
 
-/// Up to which number each lane is read; a lane that is missing is unread.
+/// The number up to which each lane has been read. A lane that is missing is unread.
 type Read = BTreeMap<NodeId, i64>;
 
 impl State {
@@ -80,7 +80,7 @@ impl State {
         read
     }
 
-    /// Leaves out the lanes at the bottom that nothing more will come from.
+    /// Leaves out the lowest lanes that are closed and read to their end.
     fn cursor(&self, read: &Read) -> Cursor {
         let finished = |lane: &NodeId| {
             let node = &self.nodes[lane];
@@ -110,8 +110,8 @@ impl State {
             .map(|(position, row)| Positioned { position, row: row.clone() })
             .collect();
 
-        // Behind a full page a lane is read up to the page's last event, but only as far as it has
-        // been written: an open transaction may still bring lower numbers.
+        // After a full page a lane counts as read up to the page's last event, but only as far as it has been
+        // written, because an open transaction may still add lower numbers.
         let last = events.last().map(|event| event.position);
         let mut reached = read.clone();
         let mut gap = 0;

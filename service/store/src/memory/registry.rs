@@ -24,7 +24,7 @@ impl Registry for MemoryStore {
 }
 
 impl MemoryStore {
-    /// Does what the first with this request did, or finds what it answered.
+    /// Runs a mutation, or returns the answer that an earlier call with the same request got.
     pub(super) fn once(
         &self,
         operation: RegistryOperation,

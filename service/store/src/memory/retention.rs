@@ -83,7 +83,7 @@ impl State {
     }
 }
 
-/// The first of what is due, and whether more is.
+/// The first `limit` entries that are due, and whether there are more.
 fn first<T>(mut due: impl Iterator<Item = T>, limit: usize) -> (Vec<T>, bool) {
     let taken = due.by_ref().take(limit).collect();
     (taken, due.next().is_some())

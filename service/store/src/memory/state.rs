@@ -1,4 +1,4 @@
-//! The tables, and the few rules about single rows that several traits share.
+//! The tables of the model, and the few rules about single rows that several traits share.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,9 +27,9 @@ pub(super) struct State {
     pub keys: BTreeMap<(Namespace, String), ExecutionId>,
     pub requests: BTreeMap<(Namespace, String), Request>,
     pub registry_requests: BTreeMap<(Namespace, String), Answered>,
-    /// Where each event is, by its id.
+    /// The position of each event, by its id.
     pub event_ids: BTreeMap<String, Position>,
-    /// The highest number of an execution's events, kept when the events have expired.
+    /// The highest number of an execution's events. It is kept when the events expire.
     pub last_numbers: BTreeMap<ExecutionId, i64>,
     pub overflow: BTreeMap<TaskKey, Overflowed>,
     pub quarantines: BTreeMap<ExecutionId, Quarantined>,
@@ -47,12 +47,12 @@ pub(super) struct Indexed {
 pub(super) struct Request {
     pub execution: ExecutionId,
     pub digest: u64,
-    /// False: the execution had the key.
+    /// Whether the request started the execution. False if the execution held the key.
     pub started: bool,
     pub at: Timestamp,
 }
 
-/// A mutation of the registry that carried a request id.
+/// The answer to a mutation of the registry that carried a request id.
 pub(super) struct Answered {
     pub digest: u64,
     pub answer: RegistryAnswer,
@@ -66,14 +66,14 @@ pub(super) struct Overflowed {
 
 pub(super) struct Quarantined {
     pub row: QuarantineRow,
-    /// Of the last release.
+    /// The request of the latest release.
     pub request: Option<(String, u64)>,
 }
 
 /// A life of a node, with the lane of the feed that it writes.
 pub(super) struct Node {
     pub address: String,
-    /// The newest formats that it reads.
+    /// The newest formats that the node can read.
     pub readable: Formats,
     pub ttl: Duration,
     pub renewals: u64,
@@ -83,28 +83,28 @@ pub(super) struct Node {
     pub reached: Timestamp,
     pub closed: bool,
     pub lane: Lane,
-    /// What it has published of its workers.
+    /// The idle workers that the node has published.
     pub idle: Vec<IdleCredit>,
 }
 
 #[derive(Default)]
 pub(super) struct Lane {
     pub events: BTreeMap<i64, FeedRow>,
-    /// Numbers of events that retention took.
+    /// The numbers of events that retention deleted.
     pub removed: BTreeSet<i64>,
-    /// The highest number given out, and what the clock of the lane was set forward to.
+    /// The highest number that was assigned, or to which the lane's clock was advanced.
     pub last: i64,
 }
 
 impl Lane {
-    /// The highest number that a reader could have seen. The lane commits in the order of its
-    /// numbers, so nothing at or below it is still to come.
+    /// The highest number that a reader could have seen. A lane commits in the order of its numbers, so no
+    /// event at or below it can still appear.
     pub fn end(&self) -> i64 {
         let kept = self.events.last_key_value().map_or(0, |(number, _)| *number);
         kept.max(self.removed.last().copied().unwrap_or(0))
     }
 
-    /// Takes `count` numbers in a row and returns the first.
+    /// Assigns `count` consecutive numbers and returns the first.
     pub fn take(&mut self, count: usize, now: Timestamp) -> i64 {
         let first = (self.last + 1).max(now.as_micros());
         if count > 0 {
@@ -115,8 +115,8 @@ impl Lane {
 }
 
 impl State {
-    /// The highest number that a batch must not stay behind, though it may lose no place: that of the
-    /// executions that it quarantines, or that were in quarantine.
+    /// The highest number that this batch must come after although it may lose no place to it: the numbers of
+    /// the executions that it puts into quarantine, and of those that have been in quarantine.
     pub fn reached_beside_history(&self, batch: &Batch) -> Option<i64> {
         let going_on = batch.transitions.iter().map(|transition| transition.execution);
         let were_there = going_on.filter(|execution| self.quarantines.contains_key(execution));
@@ -153,7 +153,7 @@ impl State {
         }
     }
 
-    /// The node, unless its lease was closed. Nothing it owns can be adopted before that.
+    /// The node, unless its lease was closed. Until then no other node can adopt anything it owns.
     pub fn live(&mut self, node: NodeId) -> Result<&mut Node> {
         self.nodes.get_mut(&node).filter(|node| !node.closed).ok_or(Error::LeaseLost)
     }
@@ -182,13 +182,13 @@ impl State {
         self.is_live(owner).then_some(owner)
     }
 
-    /// The quarantine in force.
+    /// The quarantine in force, if there is one.
     pub fn quarantine(&self, execution: ExecutionId) -> Option<&Quarantine> {
         let row = &self.quarantines.get(&execution)?.row;
         row.in_force().then_some(&row.quarantine)
     }
 
-    /// What a request id settled, within its day.
+    /// The outcome that a request id settled, within its day.
     pub fn request(&self, namespace: &Namespace, id: &str, now: Timestamp) -> Option<Request> {
         let request = self.requests.get(&(namespace.clone(), id.to_owned()))?;
         (request.at + REQUEST_KEPT > now).then_some(*request)

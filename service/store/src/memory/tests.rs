@@ -1,5 +1,5 @@
-//! What the conformance suite can not ask of every store: transactions that stay open, a clock that
-//! is given, and that the mutants are wrong.
+//! Tests of what the conformance suite cannot ask of every store: transactions that stay open, a clock that the
+//! test controls, and that the mutants are indeed wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -17,7 +17,7 @@ use crate::contract::*;
 
 const TTL: Duration = Duration::from_secs(10);
 
-/// A clock that stands still until it is told.
+/// A clock that stands still until the test moves it.
 #[derive(Clone, Default)]
 struct Hands(Arc<AtomicI64>);
 
@@ -101,7 +101,7 @@ async fn read_on(store: &MemoryStore, cursor: &mut Cursor) -> Vec<String> {
         let page = store.read_feed(cursor, PageLimit::events(2)).await.expect("reads");
         let count = page.events.len();
         names.extend(page.events.into_iter().map(|event| event.row.id));
-        // As clients hold it.
+        // In the form in which clients hold it.
         *cursor = Cursor::decode(&page.cursor.encode()).expect("own text");
         if count < 2 {
             return names;
@@ -109,7 +109,8 @@ async fn read_on(store: &MemoryStore, cursor: &mut Cursor) -> Vec<String> {
     }
 }
 
-/// What a reader sees that reads once while A's transaction is open and B's is done, and once after.
+/// The events that a reader sees if it reads once while A's transaction is open and B's is committed, and once
+/// again after A's commit.
 async fn seen_around_an_open_transaction(options: Options) -> Vec<String> {
     let store = MemoryStore::with_options(Hands::at(1000).clock(), options);
     let (a, b) = (join(&store).await, join(&store).await);

@@ -1,8 +1,8 @@
 //! Commits, in one step or in two.
 //!
-//! A real transaction takes its feed numbers before it is visible, so that what another node commits
-//! in between is visible earlier with a higher number. [`MemoryStore::begin_commit`] and
-//! [`MemoryStore::finish`] let a simulation do the same.
+//! A real transaction gets its feed numbers before it becomes visible. So a commit of another node in between
+//! is visible earlier, with a higher number. [`MemoryStore::begin_commit`] and [`MemoryStore::finish`] let a
+//! simulation do the same.
 
 use async_trait::async_trait;
 use recoup_core::id::ExecutionId;
@@ -16,14 +16,13 @@ use crate::contract::{
 };
 use crate::settle::{self, Found, TakenRequest};
 
-/// A batch whose feed numbers are taken and of which nobody sees anything yet. Dropping it is a
-/// rollback.
+/// A batch that has its feed numbers but is not visible to any reader yet. Dropping it rolls it back.
 #[derive(Debug)]
 #[must_use = "nothing is written before `finish`"]
 pub struct PendingCommit {
     node: NodeId,
     batch: Batch,
-    /// The first of as many numbers as the batch has events.
+    /// The first of the numbers; there is one for each event of the batch.
     first: i64,
 }
 
@@ -38,8 +37,8 @@ impl PendingCommit {
 }
 
 impl MemoryStore {
-    /// Opens a transaction: checks the lease and takes feed numbers. Who wins a place is decided by
-    /// [`MemoryStore::finish`]; the order of those calls is the order of the commits.
+    /// Opens a transaction: checks the lease and assigns feed numbers. [`MemoryStore::finish`] decides which
+    /// transition wins a place. The order of those calls is the order of the commits.
     pub fn begin_commit(&self, node: NodeId, batch: &Batch) -> Result<PendingCommit> {
         let now = self.time();
         let mut state = self.lock();
@@ -47,8 +46,8 @@ impl MemoryStore {
         Ok(PendingCommit { node, batch: batch.clone(), first })
     }
 
-    /// Commits. [`crate::Error::LeaseLost`] if the lease was closed since the beginning: closing
-    /// rolls back what is open.
+    /// Commits the transaction. [`crate::Error::LeaseLost`] if the lease was closed since it began: closing a
+    /// lease rolls back its open transactions.
     pub fn finish(&self, pending: PendingCommit) -> Result<Vec<Settled>> {
         let PendingCommit { node, batch, mut first } = pending;
         let now = self.time();
@@ -56,8 +55,8 @@ impl MemoryStore {
         let reached = state.reached_beside_history(&batch).unwrap_or(0);
         let lane = &mut state.live(node)?.lane;
         if lane.end().max(reached) >= first {
-            // A later transaction of this node is visible already. Real ones queue on the lane, so
-            // this one takes its numbers only now.
+            // A later transaction of this node is visible already. Real transactions of one node queue for its
+            // lane, so this one gets new numbers now.
             lane.last = lane.last.max(reached);
             first = lane.take(event_count(&batch), now);
         }
@@ -89,7 +88,7 @@ impl MemoryStore {
         Ok(settled)
     }
 
-    /// Rolls back.
+    /// Rolls the transaction back.
     pub fn abort(&self, pending: PendingCommit) {
         drop(pending);
     }
@@ -126,7 +125,7 @@ fn len(feed: &[FeedRow]) -> i64 {
     i64::try_from(feed.len()).unwrap_or(i64::MAX)
 }
 
-/// What one node writes at one moment.
+/// The writes of one node at one moment.
 struct Write<'a> {
     state: &'a mut State,
     node: NodeId,
@@ -206,7 +205,7 @@ impl Write<'_> {
         self.companions(transition, first);
     }
 
-    /// What belongs to a transition.
+    /// Writes the rows that belong to a transition.
     fn companions(&mut self, transition: &Transition, first: i64) {
         if let Some(row) = &transition.index {
             let indexed = Indexed { row: row.clone(), owner: self.node };
@@ -245,7 +244,7 @@ impl Write<'_> {
         self.offer(event, number);
     }
 
-    /// Writes an event unless it is there.
+    /// Writes an event unless one with its id exists.
     fn offer(&mut self, row: &FeedRow, number: i64) {
         if !self.state.event_ids.contains_key(&row.id) {
             self.event(row, number);

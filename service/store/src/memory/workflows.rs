@@ -88,7 +88,7 @@ impl Workflows for MemoryStore {
 }
 
 impl State {
-    /// The number of the version that has this definition, and whether it is new.
+    /// Returns the number of the version that has this definition, and whether it is new.
     fn register(&mut self, new: &NewVersion, now: Timestamp) -> Result<(u32, bool)> {
         if !self.namespaces.contains_key(&new.namespace) {
             return Err(Error::NotFound);

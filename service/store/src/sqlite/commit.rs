@@ -1,8 +1,8 @@
-//! Appending to histories.
+//! Appending transitions to histories.
 //!
-//! A transition with nothing unusual about it is two or three inserts that say themselves whether
-//! they found their place. Where one did not, what was written is taken back and every question is
-//! asked one by one, in the order in which the contract wants the answers.
+//! An ordinary transition takes two or three inserts, each of which reports whether its place was free. If one
+//! was not, everything that the transition wrote is undone, and the checks are made one by one, in the order in
+//! which the contract wants the answers.
 
 use async_trait::async_trait;
 use recoup_core::id::{ExecutionId, TransitionId};
@@ -17,8 +17,8 @@ use crate::contract::{
 };
 use crate::settle::{self, Found, TakenRequest};
 
-/// Of values alone: with a select, SQLite would put the row into a table of its own first and keep a copy of
-/// each page that it changes, in case that there is more than one row.
+/// Uses plain values instead of a select. With a select, SQLite would first put the row into a temporary table,
+/// and would keep a copy of each page that it changes, in case there is more than one row.
 const APPEND: &str = "
     insert into history (execution_id, sequence, transition_id, format, data, checksum)
     values (?1, ?2, ?3, ?4, ?5, ?6) on conflict do nothing";
@@ -26,13 +26,13 @@ const IS_TAKEN: &str = "select 1 from history where execution_id = ?1 and sequen
 const TAKE_REQUEST: &str = "
     insert into start_request (namespace, request_id, execution_id, digest, started, created_at)
     values (?1, ?2, ?3, ?4, ?5, ?6) on conflict do nothing";
-/// What happens as a rule: an index that holds none of these columns is not touched.
+/// The usual update. It does not touch indexes that contain none of these columns.
 const UPDATE_INDEX: &str = "
     update execution set state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10,
         error_type = ?11, ended_at = ?13, wake_at = ?14, owner = ?15, format = ?16
     where id = ?1 and namespace = ?2 and workflow = ?3 and version = ?4 and key is ?5
         and started_at = ?12";
-/// What happens as a rule at a start.
+/// The usual insert for a start.
 const ADD_INDEX: &str = "
     insert into execution (id, namespace, workflow, version, key, state, phase, compensation, run,
         active, error_type, started_at, ended_at, wake_at, owner, format)
@@ -46,7 +46,7 @@ const WRITE_INDEX: &str = "
         state = ?6, phase = ?7, compensation = ?8, run = ?9, active = ?10, error_type = ?11,
         started_at = ?12, ended_at = ?13, wake_at = ?14, owner = ?15, format = ?16";
 const REMIND: &str = "update execution set wake_at = ?2 where id = ?1 and owner = ?3";
-/// All that an ordinary commit runs for each transition.
+/// All statements that an ordinary commit runs for each transition.
 #[cfg(test)]
 pub(super) const ORDINARY: [&str; 5] = [APPEND, IS_TAKEN, TAKE_REQUEST, UPDATE_INDEX, ADD_INDEX];
 const ADD_EVENT: &str = "
@@ -92,14 +92,14 @@ impl Transitions for SqliteStore {
     }
 }
 
-/// What one node writes in one transaction.
+/// The writes of one node in one transaction.
 struct Append<'a, 'c> {
     write: &'a mut Write<'c>,
     node: NodeId,
 }
 
 impl Append<'_, '_> {
-    /// `quarantined`: whether any execution is in quarantine.
+    /// `quarantined` says whether any execution is in quarantine.
     fn settle(&mut self, transition: &Transition, quarantined: bool) -> Result<Settled, Failure> {
         let quarantined = quarantined && quarantine::is_in_force(self.write, transition.execution)?;
         if !quarantined && self.settle_at_once(transition)? {
@@ -115,7 +115,8 @@ impl Append<'_, '_> {
         Ok(written.map_or_else(Settled::Refused, |()| Settled::Won))
     }
 
-    /// What stands in the way of a start, and of any transition of an execution that is there and in no quarantine.
+    /// Looks for the obstacles to a start, and to any other transition whose execution exists and is not in
+    /// quarantine.
     fn found(&self, transition: &Transition) -> Result<Found, Failure> {
         let Transition { execution, sequence, .. } = *transition;
         let mut event = None;
@@ -134,7 +135,8 @@ impl Append<'_, '_> {
         })
     }
 
-    /// The ordinary case. False if it is none: then nothing is written.
+    /// Writes an ordinary transition. If the transition is not an ordinary one, writes nothing and returns
+    /// false.
     fn settle_at_once(&mut self, transition: &Transition) -> Result<bool, Failure> {
         let ordinary = transition.feed.is_empty()
             && settle::flaw(transition).is_none()
@@ -158,7 +160,7 @@ impl Append<'_, '_> {
             append.index_and_overflow(transition)?;
             Ok(true)
         })?;
-        // What a constraint refuses is refused again, with its reason, on the slow way.
+        // If a constraint refused the write, the slow path will be refused again and report the reason.
         Ok(written.unwrap_or(false))
     }
 
@@ -191,7 +193,7 @@ impl Append<'_, '_> {
         Ok(written.map_or_else(KeySettled::Refused, |()| KeySettled::Won))
     }
 
-    /// Who holds the key, and how it stands.
+    /// The execution that holds the key, and its state.
     fn holder(&self, index: &IndexRow, key: &str) -> Result<Option<Holder>, Failure> {
         const HOLDER: &str = "
             select execution.id, execution.state, execution.compensation
@@ -216,7 +218,7 @@ impl Append<'_, '_> {
         Ok(())
     }
 
-    /// False if the place is taken, or the one before is not.
+    /// Returns false if the place is taken, or if the place before it is free.
     fn append(&self, transition: &Transition) -> Result<bool, Failure> {
         let Transition { execution, sequence, transition_id, format, data, .. } = transition;
         let (execution, transition_id) = (execution.0.as_bytes(), transition_id.0.as_bytes());
@@ -267,7 +269,7 @@ impl Append<'_, '_> {
         Ok(())
     }
 
-    /// One that the store refuses is dropped: there is nobody to tell.
+    /// Writes a quarantine. One that the store refuses is dropped, because no caller waits for a verdict on it.
     fn quarantine(&mut self, new: &NewQuarantine) -> Result<(), Failure> {
         let node = self.node;
         let written = self.write.guarded(|write| {
@@ -282,7 +284,7 @@ impl Append<'_, '_> {
         Ok(())
     }
 
-    /// Writes an event unless it is there.
+    /// Writes an event unless one with its id exists.
     fn offer(&mut self, row: &FeedRow) -> Result<(), Failure> {
         if !self.is_event(&row.id)? {
             self.event(row)?;
@@ -326,7 +328,7 @@ impl Append<'_, '_> {
     ) -> Result<Option<TransitionId>, Failure> {
         const AT: &str =
             "select transition_id from history where execution_id = ?1 and sequence = ?2";
-        // No row is above what a column holds.
+        // No row has a sequence that does not fit into the column.
         let Ok(sequence) = i64::try_from(sequence) else { return Ok(None) };
         let mut statement = self.write.prepare(AT)?;
         let found =
@@ -352,7 +354,7 @@ impl Append<'_, '_> {
         Ok(Some(TakenRequest { execution, digest, started, repeated: false }))
     }
 
-    /// False if somebody has it, be it longer ago than a day.
+    /// Returns false if the id is taken, even if that was more than a day ago.
     fn take_request(
         &self,
         request: &StartRequest,
@@ -372,7 +374,8 @@ impl Append<'_, '_> {
         Ok(())
     }
 
-    /// Where only one of more than a day ago may stand: the new one goes to the end.
+    /// Writes a request where at most an expired one can be in its place. That row is deleted first, so that
+    /// the new row comes last in the order of ids, which retention relies on.
     fn put_request(
         &self,
         request: &StartRequest,

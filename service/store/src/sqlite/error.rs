@@ -1,4 +1,4 @@
-//! What SQLite says, in the words of the contract.
+//! Translates the errors of SQLite into those of the contract.
 
 use rusqlite::ErrorCode;
 
@@ -7,7 +7,7 @@ use crate::contract::Error;
 /// Why a piece of work stopped.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The answer. Nothing was written before it was found.
+    /// The work found its answer before it wrote anything.
     #[error(transparent)]
     Answer(#[from] Error),
     #[error(transparent)]
@@ -21,13 +21,13 @@ impl From<rusqlite::types::FromSqlError> for Failure {
 }
 
 impl Failure {
-    /// A person must make room.
+    /// The disk is full: an operator must free space.
     pub fn is_full(&self) -> bool {
         let Self::Sqlite(error) = self else { return false };
         error.sqlite_error_code() == Some(ErrorCode::DiskFull)
     }
 
-    /// The value itself is refused, if it is.
+    /// The reason, if the value itself is refused.
     pub fn refused(&self) -> Option<String> {
         match self {
             Self::Answer(_) => None,

@@ -1,4 +1,4 @@
-//! Whole histories, and the index.
+//! Reads of whole histories, and of the index.
 
 use async_trait::async_trait;
 use recoup_core::id::{ExecutionId, Namespace, TransitionId};
@@ -31,7 +31,7 @@ const INDEXED: &str = "execution
 
 #[async_trait]
 impl Executions for SqliteStore {
-    /// Numbers of the feed grow over all lanes: who loads has nothing to remember.
+    /// Feed numbers grow across all lanes, so a node that loads executions need not remember theirs.
     async fn load_within(
         &self,
         _node: NodeId,
@@ -109,7 +109,7 @@ impl Executions for SqliteStore {
                 and not exists (
                     select 1 from quarantine where execution_id = execution.id and released_at is null)
             order by wake_at, id limit ?5";
-        // No id is empty: every one is above it.
+        // No id is empty, so every id sorts after this one.
         let (wake_at, id) = after.map_or((i64::MIN, Vec::new()), |after| {
             (after.wake_at.as_micros(), after.execution.0.as_bytes().to_vec())
         });
@@ -227,7 +227,8 @@ fn transitions(
     Ok(transitions)
 }
 
-/// Without reading them: the length of a value stands before it.
+/// The size of the data. SQLite does not read the data for this, because the length of a value is stored before
+/// it.
 fn bytes_of(connection: &Connection, execution: ExecutionId, after: u64) -> Result<usize, Failure> {
     const BYTES: &str = "
         select coalesce(sum(length(data)), 0) from history
@@ -238,7 +239,7 @@ fn bytes_of(connection: &Connection, execution: ExecutionId, after: u64) -> Resu
     Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
-/// Whether anything of its history is there.
+/// Whether any row of the history exists.
 fn exists(connection: &Connection, execution: ExecutionId) -> Result<bool, Failure> {
     const EXISTS: &str = "select exists (select 1 from history where execution_id = ?1)";
     let mut statement = connection.prepare_cached(EXISTS)?;
@@ -251,7 +252,7 @@ fn owner(connection: &Connection, execution: ExecutionId) -> Result<Option<NodeI
     Ok(owner.optional()?)
 }
 
-/// Its reminder and its format.
+/// The reminder and the format of an execution.
 fn standing(
     connection: &Connection,
     execution: ExecutionId,
@@ -287,7 +288,8 @@ fn index(row: &Row<'_>) -> Result<IndexRow, Failure> {
     })
 }
 
-/// The statement for a filter: only what is asked for stands in it, so that it can go by an index.
+/// Builds the statement for a filter. It contains only the conditions that the filter sets, so that SQLite can
+/// use an index.
 fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (String, Vec<Value>) {
     let mut sql = format!("select {INDEX} from {INDEXED} where true");
     let mut parameters = Vec::new();
@@ -304,7 +306,7 @@ fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (S
         let names: Vec<_> = names.collect();
         and(&format!("state in ({})", vec!["?"; names.len()].join(", ")), names);
         if filter.states.iter().all(|state| state.is_failure()) {
-            // In the words of the index of failures.
+            // Repeats the condition of the index of failures, so that SQLite can use it.
             and(
                 "(state = 'FAILED' or state = 'TIMED_OUT' or state = 'CANCELLED' or state = 'TERMINATED')",
                 vec![],
@@ -314,7 +316,8 @@ fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (S
     if let Some(workflow) = &filter.workflow {
         and("workflow = ?", vec![workflow.to_string().into()]);
     }
-    // Compared as bytes: functions of text stop at a NUL, and patterns have letters of their own.
+    // Compares bytes, because text functions stop at a NUL, and patterns give some characters a special
+    // meaning.
     const BEGINS: &str = "substr(cast(COLUMN as blob), 1, ?) = ?";
     let begins = |column: &str| BEGINS.replace("COLUMN", column);
     let prefix =
@@ -334,7 +337,7 @@ fn listing(filter: &ListFilter, before: Option<ExecutionId>, limit: usize) -> (S
         and("started_at < ?", vec![before.as_micros().into()]);
     }
     if filter.quarantined {
-        // So that it goes by the few that there are.
+        // Makes the query start from the executions in quarantine, which are few.
         and("id in (select execution_id from quarantine where released_at is null)", vec![]);
     }
     if let Some(before) = before {

@@ -1,4 +1,4 @@
-//! The feed: every lane is read in one snapshot, and the lanes are merged by number.
+//! Reads the feed: all lanes in one snapshot, merged by number.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ use crate::contract::{
     Result,
 };
 
-/// Columns of an event, in the order in which [`positioned`] reads them.
+/// The columns of an event, in the order in which [`positioned`] reads them.
 const EVENT: &str = "number, lane, id, namespace, kind, workflow, error_type, execution_id,
     fingerprint, at, format, data";
-/// The lanes from one on, with the greatest number that was ever visible on each.
+/// The lanes at or above `?1`, with the greatest number that was ever visible on each.
 const LANES: &str = "
     select id, closed_at is not null,
         max(coalesce((select max(number) from feed where lane = node.id), 0),
@@ -43,7 +43,7 @@ impl Feed for SqliteStore {
 
     async fn feed_start(&self) -> Result<Cursor> {
         let before_first = |lane: &Lane| match lane.first {
-            // A lane that lost nothing is simply unread.
+            // A lane from which nothing was deleted is simply unread.
             _ if !lane.has_lost => 0,
             Some(first) => first - 1,
             None => lane.end,
@@ -91,7 +91,7 @@ impl Feed for SqliteStore {
             while listed.len() < limit
                 && let Some(row) = rows.next()?
             {
-                // Patterns are a rule of core, so rows are judged here, before their data is read.
+                // Core defines how patterns match, so rows are filtered here, before their data is read.
                 if takes(&filter, row)? {
                     listed.push(positioned(row)?);
                 }
@@ -114,7 +114,7 @@ impl SqliteStore {
     }
 }
 
-/// A lane, as of one snapshot.
+/// The state of a lane in one snapshot.
 struct Lane {
     closed: bool,
     end: i64,
@@ -152,7 +152,7 @@ fn page(connection: &Connection, after: &Cursor, limit: PageLimit) -> Result<Fee
         if state.end > read_to(lane) {
             let mut rows = statement.query([lane.0, read_to(lane), value::limit(limit.events)])?;
             let mut bytes = 0;
-            // What follows the first that is too much cannot be in the page.
+            // Events after the first one that exceeds the byte limit cannot be on the page.
             while bytes <= limit.bytes
                 && let Some(row) = rows.next()?
             {
@@ -167,8 +167,8 @@ fn page(connection: &Connection, after: &Cursor, limit: PageLimit) -> Result<Fee
     let full = taken == limit.events || taken < events.len();
     events.truncate(taken);
 
-    // Behind a full page, every lane is read only up to the last event of the page. Runs of removed
-    // events count where the reader passes them.
+    // After a full page, every lane counts as read only up to the last event of the page. A run of deleted
+    // events counts once the reader passes it.
     let last = events.last().map(|event| event.position);
     let passed = |position: Position| !full || last.is_some_and(|last| position <= last);
     let mut reached: Vec<Position> = events.iter().map(|event| event.position).collect();
@@ -186,7 +186,8 @@ fn page(connection: &Connection, after: &Cursor, limit: PageLimit) -> Result<Fee
                 break;
             }
             reached.push(Position { number, lane });
-            // Of a run that the reader is in the middle of, what lies behind it: at most so many.
+            // If the reader is in the middle of a run, only the part after its position counts. That part has
+            // at most this many events.
             gap += if first > from { count } else { count.min(number - from) };
         }
     }
@@ -198,8 +199,8 @@ fn page(connection: &Connection, after: &Cursor, limit: PageLimit) -> Result<Fee
     Ok(FeedPage { events, cursor, has_more: full, gap: (gap > 0).then_some(gap.unsigned_abs()) })
 }
 
-/// Moves the floor past the lanes at the bottom that are closed and read to their end. `lanes` are all
-/// those from `floor` on: one that joins later is above them.
+/// Moves the floor past the lowest lanes that are closed and read to their end. `lanes` holds all lanes from
+/// `floor` on. A lane that joins later is above them.
 fn cursor(
     incarnation: Uuid,
     floor: NodeId,
@@ -211,7 +212,7 @@ fn cursor(
     let above_all = lanes.last_key_value().map(|(lane, _)| NodeId(lane.0 + 1));
     let floor = unfinished.map(|(lane, _)| *lane).or(above_all).unwrap_or(floor);
     let lanes = read.range(floor..).filter(|(lane, number)| {
-        // What the reader says of lanes that are not there is nothing to build on.
+        // A reader's claims about lanes that do not exist are ignored.
         **number > 0 && lanes.contains_key(lane)
     });
     let lanes = lanes.map(|(lane, number)| (*lane, *number)).collect();

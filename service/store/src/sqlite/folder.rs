@@ -1,4 +1,5 @@
-//! The folder of the store: who has it, and whether the database in it is the one that was there.
+//! The folder of the store. It shows which process has the store open, and whether the database in it is the
+//! one that was there before.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -8,8 +9,8 @@ use std::path::{Path, PathBuf};
 use crate::contract::{Error, Result};
 
 const DATABASE: &str = "recoup.db";
-/// Locked while the store is open. It holds the number of the latest opening and the file number of
-/// the database: a restored database has another of the two.
+/// Locked while the store is open. It holds the number of the latest opening and the file number of the
+/// database. A restored database differs in at least one of them.
 const LOCK: &str = "recoup.lock";
 
 pub(super) struct Folder {
@@ -48,7 +49,8 @@ impl Folder {
         Ok(this)
     }
 
-    /// An empty file is an empty database; made here so that only its owner can read it, log included.
+    /// Creates an empty file, which is an empty database. It is created here so that only its owner can read it
+    /// and its log.
     fn make_database(&self) -> io::Result<()> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
@@ -60,7 +62,7 @@ impl Folder {
         self.path.join(DATABASE)
     }
 
-    /// The opening that was noted last, if it was of this very file.
+    /// The number of the latest opening that was recorded, if it was of this very file.
     pub fn session(&self) -> Option<i64> {
         let mut text = String::new();
         let mut lock = &self.lock;

@@ -1,5 +1,5 @@
-//! Brings the schema up to what this binary knows, in one transaction. A file that was applied is
-//! never edited: its checksum is kept.
+//! Brings the schema up to the newest version that this binary knows, in one transaction. A migration file that
+//! was applied is never edited, because its checksum is stored.
 
 use recoup_core::time::Timestamp;
 use rusqlite::{Connection, TransactionBehavior};
@@ -9,7 +9,7 @@ use crate::contract::Error;
 use crate::format::Formats;
 use crate::schema::{self, Applied, Migration, migration};
 
-/// Version, name and file.
+/// Version, name and file of each migration.
 const MIGRATIONS: [Migration; 13] = [
     migration!("sqlite" 1 "store" "0001_store.sql"),
     migration!("sqlite" 2 "node" "0002_node.sql"),
@@ -26,7 +26,7 @@ const MIGRATIONS: [Migration; 13] = [
     migration!("sqlite" 13 "quarantine" "0013_quarantine.sql"),
 ];
 
-/// "Rcup": tells our files from other people's databases.
+/// "Rcup". It distinguishes our files from databases of other applications.
 const APPLICATION_ID: i32 = 0x5263_7570;
 
 const TABLE: &str = "
@@ -64,7 +64,7 @@ pub(super) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
     for ((Migration { name, text, oldest }, checksum), version) in ahead {
         transaction.execute_batch(text)?;
         if version == 1 {
-            // A new database: no older binary is there to read it.
+            // In a new database no older binary has to read anything.
             const FRESH: &str = "
                 update store set history_format = ?1, definition_format = ?2,
                     failure_event_format = ?3, subscription_format = ?4,
@@ -85,7 +85,7 @@ fn incompatible<T>(reason: String) -> Result<T, Failure> {
     Err(Error::Incompatible(reason).into())
 }
 
-/// FNV-1a of 64 bits: it is there to notice an edited file, not an enemy.
+/// FNV-1a of 64 bits. It detects edited files, and is not meant to resist an attacker.
 fn checksum(text: &str) -> String {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

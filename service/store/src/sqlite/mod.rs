@@ -1,10 +1,11 @@
-//! The embedded store: one SQLite database in a folder of its own, which one process has open.
+//! The embedded store: one SQLite database in a folder of its own, opened by one process.
 //!
-//! One thread writes. Whatever queued while the last transaction ran goes into the next one, which is
-//! synced once: that is the group commit. Two more threads read from snapshots of their own, so that
-//! no read waits behind a commit and no commit behind a read.
+//! One thread writes. All work that queued up while the last transaction ran goes into the next one, which is
+//! synced once; this is the group commit. Two more threads read from snapshots of their own, so that reads and
+//! commits never wait for each other.
 //!
-//! What is answered is on disk: `synchronous = full`, and no answer before `commit` returned.
+//! Everything that was answered is on disk: the database uses `synchronous = full`, and no answer is given
+//! before `commit` has returned.
 
 mod clock;
 mod commit;
@@ -46,34 +47,35 @@ use folder::Folder;
 use reader::Readers;
 use writer::{Write, Writer};
 
-/// Of a database that is made anew. A commit writes each page that it changes whole, and a lone execution
-/// changes a few bytes in each of some twenty pages: half of SQLite's usual size writes a third less. Smaller ones
-/// would write less still, and take more work in a full batch, which then changes more of them.
+/// The page size of a new database. A commit writes every page that it changes as a whole, and a lone execution
+/// changes a few bytes in each of about twenty pages, so half of SQLite's usual page size writes a third less.
+/// Smaller pages would write still less, but take more work in a full batch, which then changes more pages.
 const PAGE_BYTES: i64 = 2048;
-/// Pages that the writer keeps, 16 MiB of them: what is not there is mapped, or in the cache of the system. No
-/// more, because SQLite looks through all that it keeps at a commit that has split a page.
+/// The pages that the writer caches, 16 MiB in total. Other pages are memory-mapped or in the cache of the
+/// operating system. A larger cache would cost time, because SQLite searches the whole cache in each commit
+/// that has split a page.
 const CACHE_PAGES: i64 = (16 << 20) / PAGE_BYTES;
-/// Pages in the write-ahead log, 16 MiB of them, before they are copied into the database.
+/// The pages in the write-ahead log, 16 MiB in total, after which they are copied into the database.
 const CHECKPOINT_PAGES: i64 = (16 << 20) / PAGE_BYTES;
 
-/// A handle; clones share the same store. The last one that goes waits until what was queued is
+/// A handle; clones share the same store. Dropping the last clone waits until everything that was queued is
 /// written.
 #[derive(Clone)]
 pub struct SqliteStore {
     inner: Arc<Inner>,
-    /// The newest that are read.
+    /// The newest formats that this handle reads.
     formats: Formats,
 }
 
-/// Fields go in this order: the writer comes last to the database, so that it finds nobody else when
-/// it copies the log into it, and the folder is released when nothing uses it any more.
+/// The fields are dropped in this order. The writer's connection must be the last one to the database, so that
+/// it is alone when it copies the log into the database. The folder is released once nothing uses it any more.
 struct Inner {
     readers: Readers,
     writer: Writer,
-    /// May go back. What is written has times that do not: see [`Write::now`].
+    /// This clock may go back. Times that are written do not: see [`Write::now`].
     clock: Clock,
     incarnation: Uuid,
-    /// What the nodes of this process have published of their workers.
+    /// The idle workers that the nodes of this process have published.
     idle: Mutex<BTreeMap<NodeId, Vec<IdleCredit>>>,
     _folder: Folder,
 }
@@ -87,16 +89,16 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store in a folder, which is made, for its owner alone, if there is none.
+    /// Opens the store in a folder, which is created for its owner alone if it does not exist.
     ///
-    /// [`crate::Error::InUse`] if another process, or another handle that is no clone, has it open;
-    /// [`crate::Error::Incompatible`] if a newer binary wrote it, or it is damaged. All leases of earlier
-    /// processes are closed: nobody else can be alive.
+    /// [`crate::Error::InUse`] if another process, or another handle that is not a clone, has it open.
+    /// [`crate::Error::Incompatible`] if a newer binary wrote it, or if it is damaged. The leases of all
+    /// earlier processes are closed, because no such process can still be alive.
     pub fn open(folder: &Path) -> Result<Self> {
         Self::open_with_clock(folder, Arc::new(system_now))
     }
 
-    /// The same on another clock, for tests. Times that are written never go back, though it may.
+    /// The same with another clock, for tests. Times that are written never go back, even if this clock does.
     pub fn open_with_clock(folder: &Path, clock: Clock) -> Result<Self> {
         let steady = never_back(clock.clone());
         let folder = Folder::open(folder)?;
@@ -119,14 +121,13 @@ impl SqliteStore {
         })
     }
 
-    /// The same store, as a binary has it that reads formats up to these.
+    /// The same store as seen by a binary that reads only these formats and older ones.
     #[must_use]
     pub fn reading(&self, formats: Formats) -> Self {
         Self { formats, ..self.clone() }
     }
 
-    /// Makes every lane go on behind this number, as if the clock had been ahead: one writer numbers
-    /// them all.
+    /// Advances all lanes past this number, as if the clock had been ahead. One writer numbers all lanes.
     #[cfg(feature = "conformance")]
     pub async fn set_lanes(&self, last: i64) -> Result<()> {
         let pass = move |write: &mut Write<'_>| {
@@ -140,8 +141,8 @@ impl SqliteStore {
         (self.inner.clock)()
     }
 
-    /// In the next transaction. `work` may be run more than once, each time from the beginning: what
-    /// it wrote before was rolled back.
+    /// Runs `work` in the next transaction. `work` may run more than once, each time from the beginning, after
+    /// its earlier writes were rolled back.
     async fn write<T: Send + 'static>(
         &self,
         work: impl FnMut(&mut Write<'_>) -> Result<T, Failure> + Send + 'static,
@@ -149,7 +150,7 @@ impl SqliteStore {
         self.inner.writer.write(work).await
     }
 
-    /// In one snapshot of what is committed.
+    /// Runs `work` in one snapshot of the committed data.
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
@@ -160,12 +161,12 @@ impl SqliteStore {
 
 struct Opened {
     incarnation: Uuid,
-    /// The greatest feed number that was ever given out.
+    /// The greatest feed number that was ever assigned.
     last_number: i64,
 }
 
 fn connect(database: &Path, flags: OpenFlags) -> Result<Connection, Failure> {
-    // Every connection belongs to one thread.
+    // Each connection is used by one thread only.
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(database, flags)?;
     connection.set_prepared_statement_cache_capacity(128);
@@ -176,7 +177,7 @@ fn connect(database: &Path, flags: OpenFlags) -> Result<Connection, Failure> {
 
 fn prepare(connection: &mut Connection, folder: &Folder, now: Timestamp) -> Result<Opened> {
     let mut prepared = || -> Result<Opened, Failure> {
-        // Before the database is written for the first time; after that it changes nothing.
+        // Takes effect only before the database is written for the first time.
         connection.pragma_update(None, "page_size", PAGE_BYTES)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;

@@ -53,7 +53,7 @@ impl Namespaces for SqliteStore {
         after: Option<&Namespace>,
         limit: usize,
     ) -> Result<Vec<NamespaceRow>> {
-        // No name is empty: every one is above it.
+        // No name is empty, so every name sorts after this one.
         let after = after.map_or_else(String::new, ToString::to_string);
         self.read(move |connection| {
             let sql = format!("{NAMESPACE} where name > ?1 order by name limit ?2");

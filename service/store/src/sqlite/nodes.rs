@@ -1,4 +1,4 @@
-//! Lives of nodes. Several may live in one process, and all end with it.
+//! Lives of nodes. Several can run in one process, and all of them end with it.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::format::{COLUMNS, Formats};
 #[async_trait]
 impl Nodes for SqliteStore {
     async fn join(&self, address: &str, ttl: Duration) -> Result<Lease> {
-        // Rows stay for good, so the greatest id is that of the latest life.
+        // Rows are never deleted, so the greatest id belongs to the latest life.
         const LATEST: &str = "select id, renewed_at from node order by id desc limit 1";
         const JOIN: &str = "
             insert into node (id, address, joined_at, ttl_us, renewed_at, history_format,
@@ -101,7 +101,7 @@ impl Nodes for SqliteStore {
     }
 
     async fn adopt(&self, node: NodeId, limit: usize) -> Result<Vec<ExecutionId>> {
-        // One look into the index for each life that left something behind.
+        // One index lookup for each life that left active executions behind.
         const ORPHANED: &str = "
             with recursive owners (id) as (
                 select min(owner) from execution where active = 1

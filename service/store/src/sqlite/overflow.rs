@@ -1,4 +1,4 @@
-//! Tasks for any node to claim.
+//! Tasks that any node may claim.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -66,7 +66,7 @@ impl Overflow for SqliteStore {
         if !live.contains(&node) {
             return Err(Error::LeaseLost);
         }
-        // Only nodes of this process use the file, so it is kept in memory.
+        // Only nodes of this process use the file, so published workers are kept in memory.
         let mut published = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
         published.retain(|other, _| live.contains(other));
         published.insert(node, idle.to_vec());
@@ -101,7 +101,7 @@ impl Overflow for SqliteStore {
             write.live(node)?;
             let mut free = Vec::new();
             for workers in &idle {
-                // None: all.
+                // None selects all types.
                 let types = workers.task_types.iter().map(Some);
                 let types: Vec<_> = match workers.task_types.is_empty() {
                     true => vec![None],

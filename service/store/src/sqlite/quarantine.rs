@@ -9,7 +9,7 @@ use super::value;
 use super::writer::Write;
 use crate::contract::{Error, NewQuarantine, NodeId, QuarantineRow, Release, Released};
 
-/// The last one of an execution.
+/// The latest quarantine of an execution.
 pub(super) fn of(
     connection: &Connection,
     execution: ExecutionId,
@@ -26,7 +26,7 @@ pub(super) fn of(
     Ok(Some(QuarantineRow { quarantine, released: released.map(|at| Released { at, reason }) }))
 }
 
-/// Reason, detail and time, from this column on; none if they are null.
+/// Reads reason, detail and time, starting at the column `first`. None if they are null.
 pub(super) fn found(row: &Row<'_>, first: usize) -> Result<Option<Quarantine>, Failure> {
     let Some(reason) = value::optional_text(row, first)? else { return Ok(None) };
     let reason = QuarantineReason::from_name(&reason).unwrap_or(QuarantineReason::Unknown);
@@ -34,7 +34,7 @@ pub(super) fn found(row: &Row<'_>, first: usize) -> Result<Option<Quarantine>, F
     Ok(Some(Quarantine { reason, detail, at: value::at(row, first + 2)? }))
 }
 
-/// Whether any is in force: as a rule none is, and nobody need be asked about.
+/// Whether any quarantine is in force. Usually none is, and then no single execution has to be checked.
 pub(super) fn is_any(write: &Write<'_>) -> Result<bool, Failure> {
     const ANY: &str = "select 1 from quarantine where released_at is null limit 1";
     Ok(write.prepare(ANY)?.exists([])?)
@@ -46,7 +46,7 @@ pub(super) fn is_in_force(write: &Write<'_>, execution: ExecutionId) -> Result<b
     Ok(write.prepare(IN_FORCE)?.exists([execution.0.as_bytes()])?)
 }
 
-/// False if it finds another in force, a later one, or no such execution.
+/// Writes a quarantine. Returns false if the execution has one in force or a later one, or does not exist.
 pub(super) fn write(write: &Write<'_>, new: &NewQuarantine) -> Result<bool, Failure> {
     const WRITE: &str = "
         insert into quarantine (execution_id, reason, detail, at)

@@ -1,4 +1,4 @@
-//! The threads that read. Each has a connection of its own that can not write.
+//! The threads that read. Each has its own connection, which cannot write.
 
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -10,7 +10,7 @@ use super::error::Failure;
 use crate::contract::{Error, Result};
 
 const THREADS: usize = 2;
-/// Reads that wait; who comes when they are that many waits too.
+/// The maximum number of queued reads. A caller that comes when the queue is full waits.
 const QUEUE_MAX: usize = 256;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -21,7 +21,7 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Each thread reads by a connection of its own, which `open` gives.
+    /// Starts the threads. Each reads through its own connection, which `open` returns.
     pub fn start(open: impl Fn() -> Result<Connection, Failure>) -> Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let jobs = Arc::new(Mutex::new(jobs));
@@ -44,11 +44,11 @@ impl Readers {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             let in_snapshot = |connection: &mut Connection| -> Result<T, Failure> {
-                // Dropped, it is rolled back: there is nothing to commit.
+                // The transaction is rolled back when it is dropped. It wrote nothing.
                 let transaction = connection.transaction()?;
                 work(&transaction)
             };
-            // Who asked may have gone.
+            // The caller may have gone.
             let _ = reply.send(in_snapshot(connection).map_err(Error::from));
         });
         self.queue.as_ref().ok_or_else(stopped)?.send(job).await.map_err(|_| stopped())?;
@@ -58,7 +58,7 @@ impl Readers {
 
 fn run(mut connection: Connection, jobs: &Mutex<mpsc::Receiver<Job>>) {
     loop {
-        // One waits for the next read, the others for their turn to wait.
+        // One thread waits for the next read while it holds the lock. The others wait for the lock.
         let job = jobs.lock().expect("nothing panics while it is held").blocking_recv();
         match job {
             Some(job) => job(&mut connection),
@@ -71,7 +71,8 @@ impl Drop for Readers {
     fn drop(&mut self) {
         self.queue = None;
         for thread in self.threads.drain(..) {
-            // It panicked: whoever waited was told.
+            // An error means that the thread panicked. The callers that were waiting have received an error
+            // already.
             let _ = thread.join();
         }
     }

@@ -27,7 +27,7 @@ impl Registry for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Does what the first with this request did, or finds what it answered.
+    /// Runs a mutation, or returns the answer that an earlier call with the same request got.
     pub(super) async fn once(
         &self,
         operation: RegistryOperation,

@@ -1,4 +1,4 @@
-//! Deleting in bounded portions.
+//! Deletes expired data in bounded portions.
 
 use async_trait::async_trait;
 use recoup_core::time::Timestamp;
@@ -57,8 +57,8 @@ fn paused_at(write: &Write<'_>) -> Result<Option<Timestamp>, Failure> {
     Ok(paused_at.map(Timestamp::from_micros))
 }
 
-/// Namespaces that have rows of a kind, found by one look into the index for each: rows may outlive
-/// their namespace. With each, the time before which its rows go.
+/// The namespaces that have rows of a kind, each with the time before which its rows expire. One index lookup
+/// finds each namespace, because rows may outlive the row of their namespace.
 fn cutoffs(
     write: &Write<'_>,
     now: Timestamp,
@@ -69,7 +69,7 @@ fn cutoffs(
     let mut next = write.prepare(next)?;
     let mut retention = write.prepare(RETENTION)?;
     loop {
-        // No name is empty: every one is above it.
+        // No name is empty, so every name sorts after this one.
         let after = cutoffs.last().map_or("", |(namespace, _)| namespace.as_str());
         let namespace = next.query_row([after], |row| row.get(0)).optional()?;
         let Some(namespace): Option<String> = namespace else { return Ok(cutoffs) };
@@ -79,7 +79,8 @@ fn cutoffs(
     }
 }
 
-/// The first rows that are due, and whether there are more. `due` takes namespace, cutoff and limit.
+/// The first rows that are due, and whether there are more. The statement `due` takes namespace, cutoff and
+/// limit.
 fn due<T>(
     write: &Write<'_>,
     now: Timestamp,
@@ -106,8 +107,8 @@ fn due<T>(
 }
 
 fn executions(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool), Failure> {
-    // In the words of the index `execution_ended`, which leaves out what is active or parked. What only a newer
-    // binary has a name for may not be done for good.
+    // Repeats the condition of the index `execution_ended`, which leaves out active and parked executions. An
+    // execution with a state that only a newer binary knows stays, because work may remain for it.
     const NEXT: &str = "
         select namespace from execution
         where ended_at is not null and active = 0 and compensation <> 'PARKED'
@@ -153,7 +154,7 @@ fn events(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool)
     Ok((due.len() as u64, more))
 }
 
-/// Adds a number to the runs of its lane. A run ends where an event is kept.
+/// Adds a number to the runs of deleted events of its lane. A run ends at an event that is still stored.
 fn note_removed(write: &Write<'_>, lane: i64, number: i64) -> Result<(), Failure> {
     const KEPT_BELOW: &str = "select max(number) from feed where lane = ?1 and number < ?2";
     const KEPT_ABOVE: &str = "select min(number) from feed where lane = ?1 and number > ?2";
@@ -169,7 +170,7 @@ fn note_removed(write: &Write<'_>, lane: i64, number: i64) -> Result<(), Failure
     };
     let below = kept(KEPT_BELOW)?.unwrap_or(0);
     let above = kept(KEPT_ABOVE)?.unwrap_or(i64::MAX);
-    // Everything between two neighbours that are kept is one run.
+    // Everything between two stored neighbours is one run.
     let between = [lane, below, above];
     let (first, last, events): (Option<i64>, Option<i64>, i64) = write
         .prepare(RUNS)?
@@ -182,7 +183,7 @@ fn note_removed(write: &Write<'_>, lane: i64, number: i64) -> Result<(), Failure
 }
 
 fn start_requests(write: &Write<'_>, now: Timestamp, limit: usize) -> Result<(u64, bool), Failure> {
-    // The first rows are the oldest: what comes behind one that stays, stays too.
+    // The first rows are the oldest, so if one row stays, all rows after it stay too.
     const DELETE: &str = "
         delete from start_request where id in (
             select id from (select id, created_at from start_request order by id limit ?2)

@@ -128,13 +128,13 @@ async fn what_was_written_is_there_after_the_next_start() {
     assert!(after > before);
     assert_eq!(store.adopt(after, 10).await.expect("adopts"), [execution(1)]);
 
-    // Numbers go on behind what was there, and cursors of the life before stay good.
+    // Numbers continue after the earlier ones, and cursors of the earlier life stay valid.
     let more = Batch { feed: vec![event("e2")], ..Batch::default() };
     store.commit(after, &more).await.expect("commits");
     assert_eq!(feed(&store, &unread).await, ["e1", "e2"]);
 }
 
-/// The clock stands still, and is behind at the next start: numbers and times go on all the same.
+/// The clock stands still, and shows an earlier time after the restart. Numbers and times grow regardless.
 #[tokio::test]
 async fn numbers_grow_whatever_the_clock_says() {
     let folder = folder();
@@ -168,7 +168,7 @@ async fn a_restored_copy_is_another_incarnation() {
     assert_eq!(same.feed_end().await.expect("an end").incarnation, cursor.incarnation);
     drop(same);
 
-    // Over the file, so that only what it holds tells.
+    // The backup is written over the existing file, so that only its content shows that it was restored.
     let bytes = std::fs::read(database(backup.path())).expect("the backup");
     std::fs::write(database(folder.path()), bytes).expect("restores");
     let restored = open(folder.path());
@@ -184,7 +184,8 @@ async fn a_restored_copy_is_another_incarnation() {
     ));
 }
 
-/// No answer before the log is on disk: not that it was made so once, but that the writer has it so.
+/// Nothing is answered before the log is on disk. The test asks the writer's own connection for the settings,
+/// rather than trusting that they were set.
 #[tokio::test]
 async fn the_writer_syncs_every_commit() {
     let folder = folder();
@@ -200,13 +201,14 @@ async fn the_writer_syncs_every_commit() {
     assert_eq!(journal, "wal".to_owned().into());
 }
 
-/// What a lone execution writes: each commit writes the pages that it changes, whole.
+/// Limits what a lone execution writes. Each commit writes every page that it changes as a whole.
 #[tokio::test]
 async fn a_commit_alone_writes_little() {
     let folder = folder();
     let store = open(folder.path());
     let node = join(&store).await;
-    // The log starts anew when it has grown to the size at which it is copied.
+    // The log starts again at its beginning once it has reached the size at which it is copied, so those
+    // commits are not counted.
     let log = || std::fs::metadata(folder.path().join("recoup.db-wal")).expect("a log").len();
     let mut written = Vec::new();
     for number in 1..=100 {
@@ -218,8 +220,8 @@ async fn a_commit_alone_writes_little() {
     assert!((1..16_000).contains(&start), "{start} bytes for a start");
 }
 
-/// A statement for more than one row puts them into a table of its own first, and keeps a copy of each page that
-/// it changes: a third of a commit's time.
+/// A statement that may write several rows first puts them into a temporary table, and keeps a copy of each
+/// page that it changes. This would take a third of a commit's time.
 #[tokio::test]
 async fn an_ordinary_commit_needs_no_tables_of_its_own() {
     let folder = folder();
@@ -242,7 +244,7 @@ async fn an_ordinary_commit_needs_no_tables_of_its_own() {
     }
 }
 
-/// What queues together is committed together, and each caller gets his own answer.
+/// Work that queues up together is committed together, and each caller gets its own answer.
 #[tokio::test]
 async fn many_callers_share_transactions() {
     let folder = folder();
@@ -264,7 +266,7 @@ async fn many_callers_share_transactions() {
     assert_eq!(store.heads(&all).await.expect("heads").len(), 200);
 }
 
-/// The careful second run: a constraint that no question foresaw, in the middle of a group.
+/// Exercises the second, careful run: a constraint that no check anticipated fails in the middle of a group.
 #[tokio::test]
 async fn a_constraint_refuses_only_its_part() {
     let folder = folder();
@@ -296,7 +298,7 @@ async fn a_constraint_refuses_only_its_part() {
     let names = store.list_namespaces(None, 100).await.expect("lists");
     assert_eq!(names.len(), 21, "{names:?}");
 
-    // Inside one batch, it is the transition.
+    // Inside one batch, only the transition is refused.
     store
         .write(|write| {
             write.execute(
@@ -325,7 +327,7 @@ async fn a_constraint_refuses_only_its_part() {
     assert_eq!(store.heads(&[1, 2, 3].map(execution)).await.expect("heads").len(), 2);
 }
 
-/// A full disk refuses everything, rolls it back, and goes by.
+/// A full disk makes every write fail and roll back. Once there is space again, writes succeed.
 #[tokio::test]
 async fn a_full_disk_is_unavailable_and_passes() {
     let folder = folder();
@@ -418,7 +420,7 @@ async fn a_request_id_of_the_registry_is_free_again_after_its_day_and_not_after_
     }
 }
 
-/// Of a call that only a newer server knows: the request id is that of another operation.
+/// The row comes from a call that only a newer server knows, so its request id belongs to another operation.
 #[tokio::test]
 async fn a_request_of_an_unknown_operation_is_no_answer_to_another() {
     let folder = folder();
@@ -437,7 +439,7 @@ async fn a_request_of_an_unknown_operation_is_no_answer_to_another() {
     }
 }
 
-/// The path that every success takes must not write more than it has to.
+/// The path that every successful execution takes must not write more than it has to.
 #[tokio::test]
 async fn indexes_answer_what_they_are_for() {
     let folder = folder();

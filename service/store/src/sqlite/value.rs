@@ -1,4 +1,5 @@
-//! How values of the contract look in columns. Times are microseconds since 1970; states and kinds have names.
+//! How values of the contract are represented in columns. Times are microseconds since 1970; states and kinds
+//! are stored by name.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::error::Failure;
 use crate::contract::{Error, Name, Named};
 use crate::format::Formats;
 
-/// The name in a column.
+/// The named value in a column.
 pub(super) fn named<T: Name>(row: &Row<'_>, column: usize) -> Result<Named<T>, Failure> {
     Ok(Named::of(text(row, column)?))
 }
@@ -21,7 +22,7 @@ fn damaged(what: String) -> Failure {
     Error::Incompatible(format!("damaged row: {what}")).into()
 }
 
-/// Whole microseconds; those beyond 292,000 years are taken as that.
+/// The duration in whole microseconds, at most about 292,000 years.
 pub(super) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
@@ -34,12 +35,12 @@ pub(super) fn limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Sequences do not reach the end of the range.
+/// Sequences never reach the end of the range.
 pub(super) fn signed(sequence: u64) -> i64 {
     i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
-/// Held to their ranges by constraints.
+/// A constraint keeps the column in this range.
 pub(super) fn count(row: &Row<'_>, column: usize) -> Result<u32, Failure> {
     Ok(row.get(column)?)
 }
@@ -48,7 +49,7 @@ pub(super) fn format(row: &Row<'_>, column: usize) -> Result<u16, Failure> {
     Ok(row.get(column)?)
 }
 
-/// The first columns of a row, in the order of [`COLUMNS`](crate::format::COLUMNS).
+/// Reads the first columns of a row, in the order of [`COLUMNS`](crate::format::COLUMNS).
 pub(super) fn formats(row: &Row<'_>) -> Result<Formats, Failure> {
     let mut numbers = Formats::FIRST.numbers();
     for (column, number) in numbers.iter_mut().enumerate() {

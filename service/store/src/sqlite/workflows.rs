@@ -120,7 +120,7 @@ impl Workflows for SqliteStore {
     }
 }
 
-/// The number of the version that has this definition, and whether it is new.
+/// Returns the number of the version that has this definition, and whether it is new.
 fn register(write: &Write<'_>, new: &NewVersion) -> Result<(u32, bool), Failure> {
     const LATEST: &str = "
         select version, digest from workflow_version

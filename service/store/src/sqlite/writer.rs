@@ -3,8 +3,10 @@
 //! | a piece of work | then |
 //! | --- | --- |
 //! | succeeds, or finds its answer before it writes | the next one goes into the same transaction |
-//! | is refused by a constraint | everything is rolled back and run again, each piece and each transition under a savepoint: only the culprit is refused |
-//! | meets a full disk or another failure of the machine | everything is rolled back and answered with it |
+//! | is refused by a constraint | everything is rolled back and run again with savepoints: only the culprit is refused |
+//! | meets a full disk or another failure of the machine | everything is rolled back and answered with that error |
+//!
+//! A savepoint is set for each piece of work and for each transition in it.
 
 use std::thread::JoinHandle;
 
@@ -16,9 +18,9 @@ use super::clock::Clock;
 use super::error::Failure;
 use crate::contract::{Error, NodeId, Result};
 
-/// Pieces of work that wait; who comes when they are that many waits too.
+/// The maximum number of queued pieces of work. A caller that comes when the queue is full waits.
 const QUEUE_MAX: usize = 1024;
-/// Pieces of work in one transaction.
+/// The maximum number of pieces of work in one transaction.
 const GROUP_MAX: usize = 256;
 
 pub(super) struct Writer {
@@ -26,10 +28,10 @@ pub(super) struct Writer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What one transaction has, while it runs.
+/// The state of the running transaction, as its work sees it.
 pub(super) struct Write<'a> {
     connection: &'a Connection,
-    /// The same for the whole transaction.
+    /// The time of the whole transaction.
     pub now: Timestamp,
     last_number: &'a mut i64,
     careful: bool,
@@ -53,7 +55,7 @@ impl Writer {
         let job = Box::new(Work { work, outcome: None, reply });
         let queue = self.queue.as_ref().ok_or_else(stopped)?;
         queue.send(job).await.map_err(|_| stopped())?;
-        // The thread may have gone while the work was in its hands.
+        // The thread may have stopped while it was running this work.
         answer.await.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the writer stopped".into())))
     }
 }
@@ -62,20 +64,21 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // It panicked: whoever waited was told.
+            // An error means that the thread panicked. The callers that were waiting have received an error
+            // already.
             let _ = thread.join();
         }
     }
 }
 
-/// A piece of work with its type hidden.
+/// A piece of work, without its type.
 trait Job: Send {
-    /// Keeps its own answer. An error is one that it can not answer by itself.
+    /// Runs the work and keeps its answer. Returns only an error that the work cannot answer by itself.
     fn run(&mut self, write: &mut Write<'_>) -> Result<(), Failure>;
 
     fn refuse(&mut self, error: Error);
 
-    /// After the commit, or with why there was none.
+    /// Sends the answer after the commit, or the reason why there was none.
     fn answer(self: Box<Self>, committed: Result<()>);
 }
 
@@ -101,7 +104,7 @@ impl<T: Send, F: FnMut(&mut Write<'_>) -> Result<T, Failure> + Send> Job for Wor
 
     fn answer(self: Box<Self>, committed: Result<()>) {
         let outcome = self.outcome.expect("whatever is committed was run");
-        // Who asked may have gone.
+        // The caller may have gone.
         let _ = self.reply.send(committed.and(outcome));
     }
 }
@@ -149,7 +152,8 @@ impl Thread {
                 tracing::warn!(error = %failure, "a transaction failed");
             }
             match stopped {
-                // What reached the disk of the log is decided when it is read the next time.
+                // Whether the commit took effect is decided when the log is read the next time, by how much of
+                // it has reached the disk.
                 Stopped::AtCommit(failure) => Error::OutcomeUnknown(failure.to_string()),
                 Stopped::Before(failure) => failure.into(),
             }
@@ -169,7 +173,7 @@ impl Thread {
                 if is_io(&failure) { Stopped::AtCommit(failure) } else { Stopped::Before(failure) }
             })
         });
-        // Some errors have rolled back already.
+        // After some errors SQLite has rolled back already.
         if done.is_err()
             && !self.connection.is_autocommit()
             && let Err(error) = self.connection.execute_batch("rollback")
@@ -190,7 +194,7 @@ fn is_io(failure: &Failure) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
 }
 
-/// Everybody in the transaction gets the same answer.
+/// All callers in the transaction get the same error.
 fn copy(error: &Error) -> Error {
     match error {
         Error::OutcomeUnknown(reason) => Error::OutcomeUnknown(reason.clone()),
@@ -212,8 +216,8 @@ impl<'a> Write<'a> {
         Ok(())
     }
 
-    /// Runs a part that a constraint may refuse: then nothing of it stays, and the reason is the
-    /// answer. On the first attempt there are no savepoints, and the refusal ends the transaction.
+    /// Runs a part that a constraint may refuse. If it is refused, everything it wrote is undone, and the
+    /// reason is returned. The first attempt uses no savepoints, so there a refusal ends the whole transaction.
     pub fn guarded<T>(
         &mut self,
         part: impl FnOnce(&mut Self) -> Result<T, Failure>,
@@ -236,20 +240,20 @@ impl<'a> Write<'a> {
         Ok(done)
     }
 
-    /// A number for the next event of the feed: greater than all before, on whatever lane, and near
-    /// the clock.
+    /// Assigns a number to the next event of the feed. It is greater than all earlier numbers of all lanes, and
+    /// near the clock.
     pub fn feed_number(&mut self) -> i64 {
         *self.last_number = self.last_number.saturating_add(1).max(self.now.as_micros());
         *self.last_number
     }
 
-    /// Numbers given out from now on are greater.
+    /// Makes all numbers that are assigned from now on greater than `number`.
     #[cfg(feature = "conformance")]
     pub fn pass(&mut self, number: i64) {
         *self.last_number = number.max(*self.last_number);
     }
 
-    /// What the transaction sees.
+    /// The connection, which sees the state of this transaction.
     pub fn connection(&self) -> &'a Connection {
         self.connection
     }
@@ -262,8 +266,8 @@ impl<'a> Write<'a> {
         Ok(self.prepare(sql)?.execute(parameters)?)
     }
 
-    /// [`Error::LeaseLost`] unless the node is there and not closed. That its lease has expired does
-    /// not matter: nobody can have adopted anything without closing it.
+    /// [`Error::LeaseLost`] unless the node exists and its lease is open. An expired lease is accepted, because
+    /// no other node can have adopted anything without closing it.
     pub fn live(&self, node: NodeId) -> Result<(), Failure> {
         const LIVE: &str = "select 1 from node where id = ?1 and closed_at is null";
         if self.prepare(LIVE)?.exists([node.0])? { Ok(()) } else { Err(Error::LeaseLost.into()) }
