@@ -1,7 +1,7 @@
-//! One suite for every store: what the contract promises, as cases that each get a fresh store.
+//! One suite for every store: the promises of the contract, as cases that each get a fresh store.
 //!
-//! A store's tests implement [`Harness`] and call [`crate::conformance!`], which makes every case a
-//! test of its own:
+//! A store's tests implement [`Harness`] and call [`crate::conformance!`], which makes each case a
+//! separate test:
 //!
 //! ```ignore
 //! struct Embedded(TempDir);
@@ -14,8 +14,8 @@
 //! recoup_store::conformance!(Embedded(tempdir().expect("a folder")));
 //! ```
 //!
-//! Nothing is assumed about the store's clock but that it runs: what depends on time uses times long
-//! past, or times that the case gives.
+//! Nothing is assumed about the store's clock except that it runs. Cases that depend on time use times
+//! in the distant past, or times that the case provides.
 
 pub mod commits;
 pub mod differential;
@@ -37,8 +37,8 @@ mod world;
 pub use harness::Harness;
 pub use world::World;
 
-/// Makes a `#[tokio::test]` of every case, and one of the comparison with the model. The argument is
-/// an expression that gives a [`Harness`]; it is evaluated once in every test.
+/// Generates a `#[tokio::test]` for every case, and one for the comparison with the model. The argument is an
+/// expression that gives a [`Harness`]; it is evaluated once in every test.
 #[macro_export]
 macro_rules! conformance {
     ($harness:expr) => {
@@ -182,7 +182,7 @@ macro_rules! conformance_cases {
     };
 }
 
-/// Cases that need more of their harness than a store.
+/// Cases that need the harness itself besides a store.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! conformance_lanes {

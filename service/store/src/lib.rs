@@ -1,7 +1,8 @@
-//! Where Recoup keeps what it must not lose. A store stores: rules live in `recoup-core`.
+//! The stores, in which Recoup keeps everything that it must not lose. A store only stores; the rules are in
+//! `recoup-core`.
 //!
-//! One conformance suite holds every store to the contract, and the stores are compared with each other on
-//! random operations.
+//! One conformance suite checks every store against the contract, and random operations compare each store with
+//! the model in memory.
 //!
 //! # Map
 //!

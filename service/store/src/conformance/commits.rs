@@ -1,4 +1,4 @@
-//! Appending: what is written, what is refused, and what happens when it is sent again.
+//! Appending: what is written, what is refused, and what happens when a batch is sent again.
 
 use bytes::Bytes;
 use recoup_core::execution::{CompensationState, State};
@@ -159,7 +159,7 @@ pub async fn a_request_id_starts_once(world: World) {
         feed: vec![world.event(&format!("of {id}"), id)],
         ..world.start(id)
     };
-    // As large as digests get.
+    // The largest possible digest.
     world.won(node, [start(first, u64::MAX)]).await;
     let taken = Settled::RequestTaken { execution: first, digest: u64::MAX, started: true };
     assert_eq!(world.commit(node, [start(second, 9)]).await, [taken]);
@@ -235,7 +235,7 @@ pub async fn an_end_time_that_does_not_fit_its_state_is_refused_alone(world: Wor
         assert!(matches!(settled[0], Settled::Refused(_)), "{index:?}: {settled:?}");
         assert_eq!(settled[1], Settled::Won);
         assert_eq!(world.load(node, culprit).await, None);
-        // Nor may it become so.
+        // A later transition must not make the index row inconsistent either.
         let index = IndexRow { started_at: world.now, ..index };
         let wrong = Transition { index: Some(index.clone()), ..world.next(innocent, 2) };
         let settled = world.commit(node, [wrong]).await;
@@ -247,7 +247,7 @@ pub async fn events_of_no_execution(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let id = world.id();
     world.won(node, [world.start(id)]).await;
-    // They do not depend on what becomes of the transitions beside them.
+    // These events do not depend on the outcome of the transitions in the same batch.
     let lost = Transition { feed: vec![world.event("lost", id)], ..world.start(id) };
     let beside = Batch {
         transitions: vec![lost],
@@ -274,7 +274,7 @@ pub async fn a_batch_of_two_thousand(world: World) {
     });
     let settled = world.commit(node, starts).await;
     assert_eq!(settled, vec![Settled::Won; 2000]);
-    // In another order, and with every second one lost.
+    // Again in another order, and with every second transition losing.
     let turned = ids.iter().rev().enumerate();
     let seconds =
         turned.map(|(i, id)| if i % 2 == 0 { world.next(*id, 2) } else { world.start(*id) });
@@ -294,7 +294,7 @@ pub async fn a_batch_of_two_thousand(world: World) {
 pub async fn a_payload_of_two_mebibytes(world: World) {
     let node = world.node().await;
     let id = world.id();
-    // Every byte value, and nothing that compresses to nothing.
+    // Contains every byte value, and cannot be compressed to almost nothing.
     let bytes = |seed: u32| -> Bytes {
         let next = |x: &mut u32| {
             *x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

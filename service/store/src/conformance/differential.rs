@@ -1,7 +1,7 @@
-//! The model beside another store: the same random operations on both, every answer compared.
+//! Runs the model beside another store: both get the same random operations, and every answer is compared.
 //!
-//! What stores may choose is taken out before answers are compared: ids of nodes, feed positions,
-//! clock values, the words of a refusal, the order of lanes among each other.
+//! Everything that a store may choose is removed before answers are compared: ids of nodes, feed positions,
+//! clock values, the wording of a refusal, and the order of lanes among each other.
 
 mod answer;
 mod draw;
@@ -18,12 +18,12 @@ use answer::Side;
 use draw::Draw;
 use operation::Op;
 
-/// Operations of a comparison, if every kind of answer came by then.
+/// The number of operations in a comparison, if every kind of answer has occurred by then.
 pub const OPERATIONS_MIN: usize = 2000;
-/// If it did not come by then, it never will.
+/// The number of operations after which a kind of answer that has not occurred is considered impossible.
 const OPERATIONS_MAX: usize = 10_000;
 
-/// What must have happened before a comparison says anything.
+/// The kinds of answers that must occur before a comparison is meaningful.
 const KINDS: &[&str] = &[
     "join",
     "renew",
@@ -110,11 +110,12 @@ const KINDS: &[&str] = &[
     "expire: events",
 ];
 
-/// Compares a fresh store with the model. Panics at the first answer that differs, naming the seed
-/// and what was asked.
+/// Compares a fresh store with the model. Panics at the first answer that differs, with the seed and the
+/// operation.
 ///
-/// The store's lanes are far apart, each ahead of those that began before it: what goes on behind
-/// another lane's events does so because the store made it, and not because the clock has gone on.
+/// The lanes of the store are set far apart, each ahead of those that began before it. So if the numbers of a
+/// lane continue after the events of another lane, the store made them do so; the advance of the clock alone
+/// would not.
 pub async fn compare(harness: &dyn Harness, seed: u64) {
     let store = harness.fresh().await;
     let model: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
@@ -155,5 +156,5 @@ pub async fn compare(harness: &dyn Harness, seed: u64) {
     }
 }
 
-/// More than a comparison takes.
+/// Longer than a comparison takes.
 const APART: Duration = Duration::from_secs(3600);

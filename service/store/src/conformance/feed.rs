@@ -13,7 +13,7 @@ use super::Harness;
 use super::world::{LONG, World, ids};
 use crate::contract::*;
 
-/// An execution whose start has these events.
+/// Starts an execution whose first transition has these events.
 async fn write(world: &World, node: NodeId, events: &[&str]) {
     let id = world.id();
     let feed = events.iter().map(|event| world.event(event, id)).collect();
@@ -55,7 +55,8 @@ pub async fn pages_of_one_make_the_whole(world: World) {
 
 pub async fn pages_end_by_their_bytes_and_skip_nothing(world: World) {
     let nodes = [world.node().await, world.node().await];
-    // Two lanes by turns, sizes that do not divide the limit, one that is over it alone.
+    // Two lanes in turn, with sizes that do not divide the limit, and with one event that exceeds the limit
+    // alone.
     let sizes = [40, 40, 40, 500, 1, 99, 100, 101, 30, 30, 30, 30];
     for (index, size) in sizes.into_iter().enumerate() {
         let data = Bytes::from(vec![b'x'; size]);
@@ -91,7 +92,7 @@ pub async fn pages_end_by_their_bytes_and_skip_nothing(world: World) {
 
 pub async fn events_of_a_transition_keep_their_order(world: World) {
     let node = world.node().await;
-    // In no order that an index would make of them.
+    // These names are not in an order that an index would produce.
     let names = ["m", "z", "a", "q", "b"];
     write(&world, node, &names).await;
     assert_eq!(world.feed_ids().await, names);
@@ -101,7 +102,7 @@ pub async fn an_execution_that_changes_lanes_never_overtakes_itself(world: World
     let nodes = [world.node().await, world.node().await];
     let id = world.id();
     let mut written = Vec::new();
-    // The first commit is large: its numbers run ahead of the clock.
+    // The first commit is so large that its numbers run ahead of the clock.
     for sequence in 1..=12 {
         let node = nodes[usize::from(sequence % 2 == 0)];
         let count = if sequence == 1 { 3000 } else { 3 };
@@ -122,7 +123,8 @@ pub async fn an_execution_that_changes_lanes_never_overtakes_itself(world: World
     assert_eq!(ids(&world.read_on(&start, 17).await.0), written);
 }
 
-/// A fast clock, or one that was set back: loading is what makes a node follow.
+/// The clock of one node is fast, or the clock of the other was set back. The second node follows because it
+/// loads the execution.
 pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn Harness) {
     let nodes = [world.node().await, world.node().await];
     let ahead = world.now + Duration::from_secs(3600);
@@ -142,7 +144,8 @@ pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn H
     assert_eq!(world.feed_ids().await, names);
 }
 
-/// A node that knows the transition with the highest number reads only what came after it.
+/// A node that already knows the transition with the highest number reads only what comes after it, and must
+/// still follow that number.
 pub async fn a_lane_follows_what_is_known_as_well_as_what_is_read(
     world: World,
     harness: &dyn Harness,
@@ -166,8 +169,8 @@ pub async fn a_lane_follows_what_is_known_as_well_as_what_is_read(
     assert_eq!(world.feed_ids().await, ["1", "2"]);
 }
 
-/// A batch that was under way when its node's lease was lost is sent again in the next life, without
-/// a look at what the last one knew.
+/// A batch that was in flight when its node lost its lease is sent again in the next life, without loading
+/// again what the last life knew.
 pub async fn a_life_goes_on_behind_the_one_before(world: World, harness: &dyn Harness) {
     let before = world.node().await;
     let ahead = world.now + Duration::from_secs(3600);
@@ -215,7 +218,7 @@ pub async fn lanes_come_and_go(world: World) {
         let node = world.node().await;
         let names = [format!("a{life}"), format!("b{life}"), format!("c{life}")];
         write(&world, node, &[&names[0]]).await;
-        // The reader is somewhere inside a lane when the lane is closed.
+        // The reader is in the middle of a lane when that lane is closed.
         let page = world.store.read_feed(&cursor, PageLimit::events(1)).await.expect("reads");
         seen.extend(ids(&page.events));
         cursor = page.cursor;
@@ -235,7 +238,7 @@ pub async fn lanes_come_and_go(world: World) {
     assert_eq!(ids(&world.read_on(&end, 2).await.0), ["new"]);
 }
 
-/// Some commits take longer than others.
+/// Batches differ in size, so that some commits take longer than others.
 fn size(writer: usize, round: usize) -> usize {
     1 + (round * 7 + writer * 13) % 50
 }
@@ -412,7 +415,7 @@ pub async fn failures_by_every_filter(world: World) {
         expected.reverse();
         assert_eq!(ids(&found), expected, "{filter:?}");
     }
-    // `*` is every error of users: none of the service's own.
+    // `*` matches every error of users, and none of the errors of the service itself.
     let found = world.store.list_failures(&types(&["*"]), None, 100).await.expect("lists");
     assert!(!ids(&found).contains(&"builtin".to_owned()));
     assert!(ids(&found).contains(&"payments".to_owned()));

@@ -1,4 +1,4 @@
-//! Binaries of several versions on one store.
+//! Binaries of several versions that use one store.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub async fn what_a_binary_cannot_read_is_left_to_those_that_can(
     let gone = join(&*newer).await;
     let (plain, grown) =
         (world.begun(gone, world.index()).await, world.begun(gone, world.index()).await);
-    // The transition that needs the later format raises that of the execution.
+    // The transition that needs the later format raises the format of its execution.
     let raised = IndexRow { format: later, wake_at: Some(world.now), ..world.index() };
     let waits = IndexRow { wake_at: Some(world.now), ..world.index() };
     let transitions = [

@@ -5,16 +5,17 @@ use async_trait::async_trait;
 use crate::contract::{NodeId, Store};
 use crate::format::Formats;
 
-/// Makes stores. It lives as long as the case: what it owns (a folder, a database) may go with it.
+/// Creates stores. It lives as long as the case, so it may own the folder or database of a store and delete it
+/// when it is dropped.
 #[async_trait]
 pub trait Harness: Send + Sync {
-    /// A store that nobody has written to.
+    /// A store that has no data yet.
     async fn fresh(&self) -> Arc<dyn Store>;
 
-    /// Makes the lane of a node, in the store that was made last, go on behind this number, as if its
-    /// clock had been ahead.
+    /// Advances the lane of a node past this number, as if the node's clock had been ahead. The node belongs to
+    /// the store that was created last.
     async fn set_lane(&self, node: NodeId, last: i64);
 
-    /// The store that was made last, as a binary has it that reads formats up to these.
+    /// The store that was created last, as seen by a binary that reads only these formats and older ones.
     fn reading(&self, formats: Formats) -> Arc<dyn Store>;
 }

@@ -108,7 +108,7 @@ pub async fn a_rejected_start_uses_up_nothing(world: World) {
     assert_eq!(world.load(node, second).await, None);
     assert_eq!(world.head(second).await, None);
     assert!(world.feed_ids().await.is_empty());
-    // The same call may go through later.
+    // The same call may succeed later.
     let again = with_request(start(&world, third, "free"), world.request("r", 1));
     assert_eq!(settle(&world, node, &again).await, KeySettled::Won);
     assert_eq!(started(&world, "r").await, Some((third, 1)));
@@ -123,15 +123,15 @@ pub async fn using_the_existing_settles_the_request_id(world: World) {
     let existing = KeySettled::UseExisting { execution: first };
     assert_eq!(settle(&world, node, &wish).await, existing);
     assert_eq!(started(&world, "r").await, Some((first, 5)));
-    // Both answers say the same: this call means that execution.
+    // Both answers mean the same: this request id stands for that execution.
     let taken = KeySettled::RequestTaken { execution: first, digest: 5, started: false };
     let again = settle(&world, node, &wish).await;
     assert!([existing, taken.clone()].contains(&again), "{again:?}");
-    // It does for others with this id as well, keyed or not.
+    // The same answer is given to other starts with this id, with or without a key.
     let request = Some(world.request("r", 5));
     let settled = world.commit(node, [Transition { request, ..world.start(second) }]).await;
     assert_eq!(settled, [Settled::RequestTaken { execution: first, digest: 5, started: false }]);
-    // It does, even when the key has been given to another one.
+    // The id keeps its meaning in a start with another key, and that key stays free.
     let elsewhere = with_request(start(&world, world.id(), "free"), world.request("r", 6));
     assert_eq!(settle(&world, node, &elsewhere).await, taken);
     assert_eq!(holder(&world, "free").await, None);

@@ -1,4 +1,4 @@
-//! Lives of nodes, and who takes over what they leave behind.
+//! Lives of nodes, and the adoption of executions that they leave behind.
 
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub async fn a_lease_is_renewed(world: World) {
     assert!(matches!(never, Err(Error::LeaseLost)), "{never:?}");
 }
 
-/// The database's clock may be behind that: what nodes have reached is kept beside it.
+/// The store keeps the time that nodes have reached separately, because the database's clock may be earlier
+/// than that.
 pub async fn later_lives_learn_how_far_time_has_got(world: World) {
     let (store, hour) = (&world.store, Duration::from_secs(3600));
     let one = store.join("test:1", LONG).await.expect("joins");
@@ -77,7 +78,7 @@ pub async fn a_lease_is_closed_when_its_count_stands_still(world: World) {
     let seen = of(&open).expect("it is open");
     assert_eq!(seen.ttl, SHORT);
 
-    // However long it took: it has been renewed since it was seen like that.
+    // However long it took, the node has renewed its lease since it was seen with that count.
     store.renew(one, LONG, world.now).await.expect("renews");
     let open = store.leases(other, &[seen]).await.expect("asks");
     let moved = of(&open).expect("it is still open");

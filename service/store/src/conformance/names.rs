@@ -1,5 +1,5 @@
-//! Rows with names that only a newer binary knows: of states, phases, kinds and reasons. A store writes the names that
-//! it is given, so these cases write what a newer binary would.
+//! Rows with names that only a newer binary knows: of states, phases, kinds and reasons. A store writes the
+//! names that it is given, so these cases can write what a newer binary would.
 
 use recoup_core::execution::{CompensationState, State};
 use recoup_core::failure_event::FailureKind;
@@ -18,7 +18,8 @@ fn unknown<T>() -> Named<T> {
     Named::Unknown("HIBERNATING".into())
 }
 
-/// Nothing in it is known, and its format is later than what is read: a new name needs a new format.
+/// An index row in which no name is known. Its format is newer than what this binary reads, because a new name
+/// needs a new format.
 fn strange(world: &World) -> IndexRow {
     IndexRow {
         format: Formats::NEWEST.history + 1,

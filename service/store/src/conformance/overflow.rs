@@ -85,7 +85,8 @@ pub async fn claims_that_race_share_no_task(world: World) {
         let store = world.store.clone();
         tokio::spawn(async move {
             let (mut claimed, mut empty) = (Vec::new(), 0);
-            // A racing claim may find every row locked by another: that is no end yet.
+            // An empty answer does not mean that no tasks are left, because other claims may have locked every
+            // row.
             while empty < 3 && claimed.len() <= 300 {
                 let some =
                     store.claim(node, &[idle(&["a"], 7)], 7, LONG, now).await.expect("claims");
@@ -140,7 +141,7 @@ pub async fn a_task_that_is_there_stays_as_it_is(world: World) {
     let task = world.task(world.id(), "s");
     world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
     assert_eq!(paths(&claim(&world, one, 1, LONG).await), ["s"]);
-    // That would otherwise take the claim away.
+    // If this replaced the row, it would undo the claim.
     let changed = OverflowTask { priority: 9, ..task.clone() };
     world.store.overflow(other, &[changed]).await.expect("overflows");
     assert_eq!(claim(&world, other, 9, LONG).await, []);
@@ -205,7 +206,7 @@ pub async fn workers_get_only_the_types_that_they_take_and_no_more_than_their_cr
     assert_eq!(paths(&claimed), ["ship", "charge"], "one of the first two is all that they take");
     let none = [of_types(&["ship"], 5), of_types(&["refund"], 0)];
     assert_eq!(world.store.claim(node, &none, 9, LONG, world.now).await.expect("claims"), []);
-    // The same task, for workers that both take it, is one task.
+    // A task that two groups of workers take is still one task.
     let twice = [of_types(&["refund"], 1), of_types(&["refund", "ship"], 1)];
     let claimed = world.store.claim(node, &twice, 9, LONG, world.now).await.expect("claims");
     assert_eq!(paths(&claimed), ["refund"]);
@@ -221,7 +222,7 @@ pub async fn nodes_see_what_others_have_published_of_their_workers(world: World)
     assert_eq!(alone, Peers { nodes: 1, idle: Vec::new() });
     let seen = store.publish_idle(other, &[]).await.expect("publishes");
     assert_eq!(seen, Peers { nodes: 1, idle: idle.to_vec() });
-    // What is published replaces what was.
+    // A new publication replaces the one before.
     store.publish_idle(one, &idle[1..]).await.expect("publishes");
     let seen = store.publish_idle(other, &[]).await.expect("publishes");
     assert_eq!(seen.idle, idle[1..]);

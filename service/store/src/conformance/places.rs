@@ -1,4 +1,4 @@
-//! Places in a history: one winner each, and nothing of the others.
+//! Places in a history: each has one winner, and nothing of the losers is written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ pub async fn a_mixed_batch_is_answered_in_its_order(world: World) {
     assert_eq!(world.store.heads(&ids).await.expect("heads").len(), 5);
 }
 
-/// Two nodes, the same executions in other orders, at the same time.
+/// Two nodes commit to the same executions in different orders at the same time.
 pub async fn writers_that_race_share_no_place(world: World) {
     let nodes = [world.node().await, world.node().await];
     let ids: Vec<_> = (0..40).map(|_| world.id()).collect();

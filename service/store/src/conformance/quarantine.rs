@@ -1,4 +1,4 @@
-//! Executions that nobody may go on with until a person has looked.
+//! Executions that do not proceed until an operator releases them.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::contract::*;
 
 const FAR: Timestamp = Timestamp::from_micros(4_000_000_000_000_000);
 
-/// Found so many seconds after the case began.
+/// A quarantine that was found this many seconds after the case began.
 fn found(world: &World, execution: ExecutionId, seconds: u64) -> NewQuarantine {
     let at = world.now + Duration::from_secs(seconds);
     let event = FeedRow {
@@ -62,7 +62,7 @@ pub async fn a_quarantine_is_written_with_its_event_once(world: World) {
     for _ in 0..3 {
         assert_eq!(world.store.commit(node, &batch).await.expect("commits"), [Settled::Won]);
     }
-    // Another node has found the same, a moment later.
+    // Another node has found the same problem a moment later.
     put(&world, other, vec![found(&world, id, 2)]).await;
     assert_eq!(in_force(&world, node, id).await, Some(first.quarantine.clone()));
     assert_eq!(in_force(&world, node, beside).await, None);
@@ -103,7 +103,7 @@ pub async fn nothing_is_committed_for_a_quarantined_execution(world: World) {
     assert_eq!(settled, [Settled::Quarantined, Settled::Won]);
     assert_eq!(world.head(id).await.expect("there").sequence, 1);
     assert_eq!(world.store.failure("next").await.expect("asks"), None);
-    // What is there already is answered as ever: it may have been sent before.
+    // Transitions that are in the history already get the usual verdict, because the batch may be a repetition.
     let settled = world.commit(node, [start, world.next(free, 3)]).await;
     assert_eq!(settled, [Settled::Won, Settled::Won]);
     assert_eq!(world.commit(node, [world.start(id)]).await, [Settled::Lost]);
@@ -128,7 +128,7 @@ pub async fn who_releases_an_execution_owns_it(world: World) {
     let row = world.load(node, id).await.expect("there").quarantine.expect("it stays");
     assert_eq!(row.released.expect("it was").reason, "mended");
 
-    // The same again, another with its id, another.
+    // Three requests: the same one again, another with the same id, and another with a new id.
     release(node, because("mended", Some(("r", u64::MAX)))).await.expect("it was");
     assert_eq!(world.head(id).await.expect("there").owner, Some(other), "nothing happened");
     let conflict = release(node, because("mended", Some(("r", 2)))).await;
@@ -143,14 +143,14 @@ pub async fn a_released_execution_is_quarantined_again(world: World) {
     put(&world, node, vec![first.clone()]).await;
     let release = because("mended", Some(("r", 1)));
     world.store.release_quarantine(node, id, &release).await.expect("releases");
-    // The first, sent again after an unknown outcome: it is over.
+    // The first quarantine is sent again after an unknown outcome. It is over already.
     put(&world, node, vec![first.clone()]).await;
     assert_eq!(in_force(&world, node, id).await, None);
 
     put(&world, node, vec![second.clone()]).await;
     assert_eq!(in_force(&world, node, id).await, Some(second.quarantine));
     assert_eq!(world.feed_ids().await, [first.event.id, second.event.id]);
-    // The request that released the first, sent again.
+    // The request that released the first quarantine is sent again.
     world.store.release_quarantine(node, id, &release).await.expect("it did");
     assert!(in_force(&world, node, id).await.is_some(), "the second was not its affair");
 }
@@ -212,7 +212,7 @@ pub async fn retention_keeps_what_is_quarantined(world: World) {
 pub async fn a_later_event_is_behind_that_of_the_quarantine(world: World) {
     let (ahead, behind) = (world.node().await, world.node().await);
     let id = world.begun(behind, world.index()).await;
-    // As many numbers as a lane gives out in a while.
+    // As many numbers as a lane assigns in a while.
     let many = (0..1500).map(|i| world.free_event(&format!("{i}"))).collect();
     let batch = Batch { feed: many, quarantined: vec![found(&world, id, 1)], ..Batch::default() };
     world.store.commit(ahead, &batch).await.expect("commits");
@@ -227,7 +227,8 @@ pub async fn a_later_event_is_behind_that_of_the_quarantine(world: World) {
     assert!(of_it(&found(&world, id, 1).event.id).await < of_it("next").await);
 }
 
-/// It takes no place in the history that would send back those who have not seen it.
+/// A quarantine takes no place in the history, so a node that has not seen it loses no race that would make it
+/// load the execution. The events must be in order all the same.
 pub async fn events_beside_a_quarantine_keep_their_order_without_a_load(
     world: World,
     harness: &dyn Harness,

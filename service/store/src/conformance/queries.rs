@@ -176,7 +176,7 @@ pub async fn a_reminder_is_set_without_a_transition_by_the_owner_alone(world: Wo
     ];
     let beside = world.id();
     let batch = Batch { transitions: vec![world.start(beside)], reminders, ..Batch::default() };
-    // A batch that is sent again says the same.
+    // A batch that is sent again has the same effect.
     for _ in 0..2 {
         assert_eq!(world.store.commit(node, &batch).await.expect("commits"), [Settled::Won]);
         let asked = [kept, set, cleared, foreign, beside];
@@ -261,7 +261,7 @@ pub async fn list_takes_prefixes_literally(world: World) {
 
 pub async fn list_in_pages(world: World) {
     let node = world.node().await;
-    // Not in the order of their ids.
+    // Written in an order that is not the order of their ids.
     let mut ids: Vec<_> = (0..23).map(|i| execution_id(world.now, (i * 7) % 23)).collect();
     world.won(node, ids.iter().map(|id| world.start(*id))).await;
     ids.sort();

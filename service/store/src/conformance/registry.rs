@@ -1,4 +1,4 @@
-//! Namespaces, workflow versions, subscriptions.
+//! Namespaces, workflow versions and subscriptions.
 
 use std::time::Duration;
 
@@ -64,12 +64,12 @@ pub async fn versions_are_immutable_and_equal_ones_are_one(world: World) {
         (&one.namespace, &one.name, one.digest, one.format, &one.definition),
         (&asked.namespace, &asked.name, asked.digest, asked.format, &asked.definition)
     );
-    // Equal by its digest: the rest is not looked at.
+    // Versions are compared by digest alone.
     let same = NewVersion { format: 4, definition: Bytes::new(), ..version("w", "one") };
     assert_eq!(store.register(&same, None).await.expect("registers"), (one.clone(), false));
     let (two, new) = store.register(&version("w", "two"), None).await.expect("registers");
     assert_eq!((two.version, new), (2, true));
-    // Equal to one that is not the latest.
+    // Equal to a version that is not the latest.
     let (three, new) = store.register(&version("w", "one"), None).await.expect("registers");
     assert_eq!((three.version, new), (3, true));
     let (elsewhere, new) = store.register(&version("v", "one"), None).await.expect("registers");
@@ -110,7 +110,7 @@ pub async fn retired_versions_are_passed_over(world: World) {
     assert_eq!(retire(Some(3)).await.expect("once more changes nothing"), retired_at);
     let again = store.workflow(&namespace, &name, Some(3)).await.expect("asks").expect("there");
     assert_eq!(again, named);
-    // The latest that is not retired is `two`; numbers go on behind the retired one.
+    // The latest version that is not retired is `two`. New numbers continue after the retired version.
     let (same, new) = store.register(&version("w", "two"), None).await.expect("registers");
     assert_eq!((same.version, new), (2, false));
     let (four, new) = store.register(&version("w", "three"), None).await.expect("registers");
@@ -179,7 +179,7 @@ pub async fn subscriptions_are_compared_and_set(world: World) {
     let gone = store.delete_subscription(&namespace, "s", None).await;
     assert!(matches!(gone, Err(Error::NotFound)), "{gone:?}");
 
-    // Of several writers that read the same row one wins.
+    // Of several writers that have read the same row, one wins.
     let row = store.create_subscription(&namespace, "s", 2, &state, None).await.expect("creates");
     let writers: Vec<_> = (0..8u8)
         .map(|writer| {

@@ -1,4 +1,4 @@
-//! Request ids of the registry: the same call again answers as the first did.
+//! Request ids of the registry: a repeated call gets the answer of the first one.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::contract::*;
 
 const STATE: Bytes = Bytes::from_static(b"state");
 
-/// Unique among those of the namespace of all cases.
+/// A request id, unique in the namespace that all cases use.
 fn request(id: &str, digest: u64) -> RegistryRequest {
     RegistryRequest { namespace: NAMESPACE.into(), request_id: id.into(), digest }
 }
@@ -65,7 +65,7 @@ pub async fn a_namespace_is_created_once(world: World) {
     assert_eq!(store.namespace(&"a.c".into()).await.expect("asks"), None);
     let answer = store.answered(RegistryOperation::CreateNamespace, &of_none).await;
     assert_eq!(answer.expect("asks"), Some(RegistryAnswer::NamespaceCreated(first)));
-    // The id is another in a namespace.
+    // The same id in a namespace is another id.
     let (version, new) =
         store.register(&version("w", "one"), Some(&request("n", 9))).await.expect("registers");
     assert_eq!((version.version, new), (1, true));
@@ -90,7 +90,7 @@ pub async fn a_registration_answers_as_it_did(world: World) {
     retire(&world, "w", None, &request("all", 1)).await.expect("retires");
     let again = retire(&world, "w", Some(1), &request("r", 1)).await.expect("again");
     assert_eq!(again, retired_at);
-    // Registered again, so that a repetition that did anything would retire this one.
+    // Registered again, so that this version would be retired if the repetition had any effect.
     let third = register("one", "3").await;
     assert_eq!((third.0.version, third.1), (3, true));
     let of_all = retire(&world, "w", None, &request("all", 1)).await.expect("again");
@@ -130,7 +130,8 @@ pub async fn an_accepted_subscription_is_the_answer(world: World) {
     delete(&world, "s", &request("d", 1)).await.expect("deletes");
     assert_eq!(create(&world, "s", &STATE, &request("a", 1)).await.expect("again"), moved);
     assert_eq!(there(&world, "s").await, None);
-    // The other way round: what created it is not overwritten.
+    // In the other order: accepting a subscription does not overwrite the answer to the request that created
+    // it.
     assert_eq!(accept(&moved, "c", 1).await.expect("again"), row);
 }
 
@@ -149,7 +150,7 @@ pub async fn an_id_with_another_body_is_refused(world: World) {
         ("delete", RegistryOperation::DeleteSubscription),
     ];
     for (id, of) in ids {
-        // Of all calls with this id and one of two digests, the one that it was given to is not.
+        // Of all calls with this id and one of two digests, only the one that the id belongs to is not refused.
         for digest in [1, 2] {
             let request = request(id, digest);
             let is_other = |operation| (operation, digest) != (of, 1);
@@ -169,7 +170,7 @@ pub async fn an_id_with_another_body_is_refused(world: World) {
         let elsewhere = RegistryRequest { namespace: "other".into(), ..request(id, 2) };
         assert_eq!(store.answered(of, &elsewhere).await.expect("asks"), None, "{id}");
     }
-    // None of the refused did anything, and none of those that were answered did it twice.
+    // None of the refused calls had an effect, and none of the answered ones had it twice.
     assert_eq!(store.namespace(&"n".into()).await.expect("asks"), None);
     assert_eq!(store.list_workflows(&namespace, None, 9).await.expect("lists").len(), 1);
     assert!(there(&world, "s").await.is_some() && there(&world, "u").await.is_none());
@@ -194,13 +195,13 @@ pub async fn a_refused_call_uses_up_no_id(world: World) {
     for operation in RegistryOperation::ALL {
         assert_eq!(store.answered(operation, &one).await.expect("asks"), None);
     }
-    // For another operation, with another body.
+    // The id can be used for another operation, with another body.
     create(&world, "s", &STATE, &request("one", 2)).await.expect("the id is free");
     let answered = store.answered(RegistryOperation::CreateSubscription, &request("one", 2)).await;
     assert!(answered.expect("asks").is_some());
 }
 
-/// The same call several times at once: one does it, and all answer alike.
+/// Several identical calls at once: one has the effect, and all get the same answer.
 pub async fn calls_that_race_answer_alike(world: World) {
     const CALLERS: usize = 8;
     for round in 0..5 {
@@ -225,7 +226,7 @@ pub async fn calls_that_race_answer_alike(world: World) {
         assert_eq!(rows.len(), 1, "{rows:?}");
     }
     for round in 0..5 {
-        // Bodies differ: one wins, the others are told.
+        // The bodies differ, so one call wins and the others are refused.
         let name = format!("w{round}");
         let calls: Vec<_> = ["one", "two", "three", "four"]
             .into_iter()
@@ -249,7 +250,7 @@ pub async fn calls_that_race_answer_alike(world: World) {
     }
 }
 
-/// Retention takes those that are older than a day, and this one is not.
+/// Retention deletes request ids that are older than a day, and this one is not.
 pub async fn an_id_of_today_stays(world: World) {
     create(&world, "s", &STATE, &request("c", 1)).await.expect("creates");
     assert_eq!(world.store.expire(Timestamp::MAX, 10).await.expect("expires"), Expired::default());

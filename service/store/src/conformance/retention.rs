@@ -63,14 +63,15 @@ pub async fn what_has_gone_is_not_gone_on_with(world: World) {
     let node = world.node().await;
     let gone = world.begun(node, ended(&world, long_ago())).await;
     world.won(node, [world.next(gone, 2)]).await;
-    // A row that its owner has lost sight of.
+    // A row that its owner does not know of any more.
     let task = world.task(gone, "charge");
     world.store.overflow(node, std::slice::from_ref(&task)).await.expect("overflows");
     let kept = world.begun(node, world.index()).await;
     assert_eq!(world.store.expire(Timestamp::MAX, 1000).await.expect("expires").executions, 1);
     assert_eq!(world.store.overflow_depth().await.expect("depth"), []);
 
-    // A node that has not noticed goes on, with all that belongs to a transition and without.
+    // A node that has not noticed the deletion continues the execution, once with everything that can belong to
+    // a transition and once without.
     let event = world.event("late", gone);
     let whole = Transition { index: Some(world.index()), feed: vec![event], ..world.next(gone, 3) };
     for late in [world.next(gone, 3), whole] {
@@ -221,8 +222,8 @@ pub async fn nothing_goes_while_retention_is_paused(world: World) {
     assert_eq!(store.expire(Timestamp::MAX, 10).await.expect("expires").executions, 1);
 }
 
-/// Who asks may know better than the database's clock what time it is: nothing goes earlier than both
-/// say.
+/// The caller may know the time better than the database's clock does. Nothing is deleted before both agree
+/// that it is due.
 pub async fn what_goes_is_old_by_the_time_that_is_given(world: World) {
     let (store, node) = (&world.store, world.node().await);
     let id = world.begun(node, ended(&world, long_ago())).await;

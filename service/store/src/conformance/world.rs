@@ -1,4 +1,4 @@
-//! What the cases are told with: a fresh store, nodes on it, and rows that differ where they must.
+//! The vocabulary of the cases: a fresh store, nodes on it, and rows that differ where they must.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,13 +18,13 @@ use crate::contract::*;
 pub const LONG: Duration = Duration::from_secs(600);
 /// Short enough to wait for its end.
 pub const SHORT: Duration = Duration::from_millis(50);
-/// Beyond it, what should happen is held not to happen.
+/// How long a case waits for something that should happen before it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 pub const NAMESPACE: &str = "default";
 
 pub struct World {
     pub store: Arc<dyn Store>,
-    /// The store's clock when the case began.
+    /// The time on the store's clock when the case began.
     pub now: Timestamp,
     made: AtomicU64,
 }
@@ -43,7 +43,7 @@ impl World {
         self.made.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// Greater than all before.
+    /// An id that is greater than all earlier ones.
     pub fn id(&self) -> ExecutionId {
         execution_id(self.now, self.number())
     }
@@ -100,7 +100,7 @@ impl World {
         FeedRow { execution: Some(execution), ..self.free_event(id) }
     }
 
-    /// Of no execution.
+    /// An event that belongs to no execution.
     pub fn free_event(&self, id: &str) -> FeedRow {
         FeedRow {
             id: id.into(),
@@ -120,7 +120,7 @@ impl World {
         StartRequest { namespace: NAMESPACE.into(), request_id: id.into(), digest }
     }
 
-    /// A task of queue `a` that is available.
+    /// An available task of queue `a`.
     pub fn task(&self, execution: ExecutionId, path: &str) -> OverflowTask {
         OverflowTask {
             task: TaskId { execution, run: 1, path: path.into(), attempt: 1, sequence: 1 },
@@ -140,14 +140,14 @@ impl World {
         self.store.commit(node, &batch).await.expect("the batch is committed")
     }
 
-    /// Commits what has no reason not to win.
+    /// Commits transitions, all of which must win.
     pub async fn won(&self, node: NodeId, transitions: impl IntoIterator<Item = Transition>) {
         for settled in self.commit(node, transitions).await {
             assert_eq!(settled, Settled::Won);
         }
     }
 
-    /// An execution in this state, begun by the node.
+    /// Starts an execution in this state, owned by the node.
     pub async fn begun(&self, node: NodeId, index: IndexRow) -> ExecutionId {
         let id = self.id();
         self.won(node, [Transition { index: Some(index), ..self.start(id) }]).await;
@@ -169,13 +169,13 @@ impl World {
         self.read_on(&start, 1000).await.0
     }
 
-    /// The ids of everything on the feed, in order.
+    /// The ids of all events on the feed, in order.
     pub async fn feed_ids(&self) -> Vec<String> {
         ids(&self.feed().await)
     }
 
-    /// Follows the cursor, as text like a client, until a page is not full. Also says how many events
-    /// were reported as gaps.
+    /// Follows the cursor, in its text form like a client, until a page is not full. Also returns how many
+    /// events were reported as a gap.
     pub async fn read_on(
         &self,
         after: &Cursor,
@@ -217,13 +217,13 @@ pub fn queue(name: &str) -> QueueName {
     QueueName { namespace: NAMESPACE.into(), queue: name.into() }
 }
 
-/// Workers that take tasks of all types from queues.
+/// Workers that take tasks of all types from these queues.
 pub fn idle(queues: &[&str], credit: u32) -> IdleCredit {
     let queues = queues.iter().map(|name| queue(name)).collect();
     IdleCredit { queues, task_types: Vec::new(), credit }
 }
 
-/// Asks again until there is an answer. For what comes with time alone.
+/// Asks again until there is an answer. For conditions that become true only as time passes.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
     mut ask: impl FnMut() -> F,

@@ -13,7 +13,8 @@ use crate::format;
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
     pub execution: ExecutionId,
-    /// The node that committed the last transition with an index row. None if that node has left.
+    /// The node that owns the execution: the last one that committed a transition with an index row, adopted the
+    /// execution or released it from quarantine. None if the lease of that node is closed.
     pub owner: Option<NodeId>,
     /// The stored value of [`IndexRow::wake_at`].
     pub wake_at: Option<Timestamp>,

@@ -1,9 +1,9 @@
-//! Holds what is written to the descriptors of the format that it is stamped with.
+//! Checks that stored rows use only what the descriptors of their format know.
 //!
 //! `formats/<kind of row>/<number>.binpb` is a `google.protobuf.FileDescriptorSet`. The file of the newest
-//! format is that of the messages in `proto`; those before it never change. `RECOUP_WRITE_FORMATS=1`
-//! writes files that are missing, and writes that of the newest format anew: only for a format that no
-//! release has written yet.
+//! format equals the messages in `proto`; the files of earlier formats never change. `RECOUP_WRITE_FORMATS=1`
+//! writes missing files and rewrites the file of the newest format. Use it only for a format that no release
+//! has written yet.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -149,7 +149,7 @@ fn the_newest_descriptors_are_those_of_the_messages() {
     }
 }
 
-/// A later format only adds: everything of the one before is there as it was.
+/// A later format only adds: everything in the format before it stays unchanged.
 #[test]
 fn a_format_keeps_everything_of_the_one_before() {
     let known = descriptors();
@@ -162,7 +162,7 @@ fn a_format_keeps_everything_of_the_one_before() {
     }
 }
 
-/// The first thing in the messages and enums of `before` that `after` has otherwise or not at all.
+/// The first thing in the messages and enums of `before` that `after` lacks or has changed.
 fn lost(before: &MessageDescriptor, after: &MessageDescriptor) -> Option<String> {
     let (old, new) = (before.parent_pool(), after.parent_pool());
     let messages = old.all_messages().find_map(|message| {
@@ -207,8 +207,8 @@ impl RawName for Kind {
     }
 }
 
-/// What the property above looks for is there to be found: a field, a value of an enum and a member of a
-/// oneof that the descriptors do not know.
+/// Checks that the test above can find what it looks for: a field, an enum value and a oneof member that the
+/// descriptors do not know.
 #[test]
 fn something_unknown_is_found() {
     let known = descriptors();
@@ -229,7 +229,7 @@ fn something_unknown_is_found() {
     };
     assert!(check(ended(6), &[]));
     assert!(!check(ended(99), &[]), "a value of an enum");
-    // Field 99 of the transition, of one byte.
+    // Field 99 of the transition, one byte long.
     assert!(!check(ended(6), &[0x9a, 0x06, 1, 0]), "a field");
     // Field 2 of the transition: an event with field 99.
     assert!(!check(ended(6), &[0x12, 4, 0x9a, 0x06, 1, 0]), "a member of a oneof");

@@ -1,4 +1,4 @@
-//! Transitions: the rows that every step writes.
+//! Transitions: the rows that make up histories.
 
 use recoup_core::error::TaskError;
 use recoup_core::event::{
@@ -18,7 +18,7 @@ use super::value::{
 use super::wire::event::Kind;
 use super::{Error, wire};
 
-/// What one row of a history holds.
+/// The content of one row of a history.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransitionData {
     pub decided_at: Timestamp,
@@ -45,7 +45,8 @@ pub fn transition_from_wire(format: u16, wire: wire::Transition) -> Result<Trans
     Ok(TransitionData { decided_at, events: events.collect::<Result<_, _>>()? })
 }
 
-// Wrapping both ways gives back every time, however far apart the two are.
+// Times are stored relative to the decision. Wrapping in both directions restores every time exactly, however
+// far apart the two are.
 fn after(decided_at: Timestamp, at: Timestamp) -> i64 {
     at.as_micros().wrapping_sub(decided_at.as_micros())
 }
@@ -182,7 +183,7 @@ fn source_to_wire(source: &PayloadSource) -> (Option<wire::Payload>, Option<Stri
     }
 }
 
-/// Only terse histories leave a payload out.
+/// Only a history in a terse format may leave the payload out.
 fn source_from_wire(
     format: u16,
     payload: Option<wire::Payload>,

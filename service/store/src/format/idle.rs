@@ -1,5 +1,5 @@
-//! What nodes publish of their idle workers. It is of the moment: nothing is kept, so it has no format
-//! number, and what cannot be read is as if it had not been said.
+//! The idle workers that nodes publish. They describe the present moment and are not kept, so they have no
+//! format number, and bytes that cannot be read are ignored.
 
 use prost::Message;
 

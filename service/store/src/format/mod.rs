@@ -1,13 +1,13 @@
-//! How what is stored becomes bytes, and comes back after years.
+//! How stored values become bytes, and how they can still be read years later.
 //!
-//! Every row names the format of its bytes. A format is never changed, only followed by another, and each
-//! kind of row counts its own ([`Row`]). A binary reads all formats up to its newest one and stamps what it
-//! writes with the lowest that holds it (`needed`), so that an older binary reads the rows of a newer one
-//! as long as they have nothing new in them.
+//! Every row names the format of its bytes. A format never changes; it is only followed by another one. Each
+//! kind of row counts its own formats ([`Row`]). A binary reads all formats up to its newest one, and stamps
+//! each row that it writes with the lowest format that can hold it (`needed`). So an older binary can read the
+//! rows of a newer one as long as they contain nothing new.
 //!
-//! `tests/golden` holds bytes of each format, which every later binary must read, and which the binary
-//! that writes that format must give again. `formats` holds the descriptors of each. What can not be read
-//! whole is an error: folding a history with a hole would give a state that never was.
+//! `tests/golden` holds bytes of each format. Every later binary must read them, and the binary that writes
+//! that format must produce them again. `formats` holds the descriptors of each format. Data that cannot be
+//! read completely is an error, because folding a history with a hole would give a state that never existed.
 
 #[cfg(test)]
 mod compatibility;
@@ -43,10 +43,10 @@ pub(crate) use number::COLUMNS;
 pub use number::{FIRST, Formats, NotFinalized, Row};
 use value::Stored;
 
-/// The bytes of a row.
+/// The encoded bytes of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// The lowest format that holds what is in them.
+    /// The lowest format that can hold the content.
     pub format: u16,
     pub data: Bytes,
 }
@@ -57,15 +57,15 @@ impl Encoded {
     }
 }
 
-/// The events of one transition: a row of a history.
+/// Encodes the events of one transition, which is a row of a history.
 pub fn encode_transition(decided_at: Timestamp, events: &[Event]) -> Encoded {
     let format = events.needed(Row::History);
     Encoded::new(format, &event::transition_to_wire(decided_at, events))
 }
 
-/// CRC-32 (ISO-HDLC) of a row of a history: of its data, and of everything that says which row it is, so
-/// that a row in the place of another is found out as well. It is the same for all formats: whether a row
-/// is damaged is known even to a binary that cannot read it.
+/// The CRC-32 (ISO-HDLC) of a row of a history. It covers the data and everything that identifies the row, so
+/// that a row in the place of another is detected too. It is the same for all formats, so that even a binary
+/// that cannot read a row can tell whether it is damaged.
 pub fn checksum(
     execution: ExecutionId,
     sequence: u64,
@@ -82,13 +82,13 @@ pub fn checksum(
     hasher.finalize()
 }
 
-/// Of a row of a history use [`crate::StoredTransition::decode`], which compares its checksum first.
-/// Payloads of the result are slices of `data`.
+/// Decodes the events of one transition. For a row of a history use [`crate::StoredTransition::decode`], which
+/// compares the checksum first. Payloads in the result are slices of `data`.
 pub fn decode_transition(format: u16, data: &Bytes) -> Result<TransitionData, Error> {
     event::transition_from_wire(format, decode(Row::History, format, data)?)
 }
 
-/// A definition.
+/// Encodes a definition.
 pub fn encode_workflow(workflow: &Workflow) -> Encoded {
     Encoded::new(workflow.needed(Row::Definition), &workflow.to_wire())
 }
@@ -97,17 +97,17 @@ pub fn decode_workflow(format: u16, data: &Bytes) -> Result<Workflow, Error> {
     Workflow::from_wire(decode(Row::Definition, format, data)?)
 }
 
-/// A failure event: a row of the feed.
+/// Encodes a failure event, which is a row of the feed.
 pub fn encode_failure_event(event: &FailureEvent) -> Encoded {
     Encoded::new(event.needed(Row::FailureEvent), &event.to_wire())
 }
 
-/// Payloads of the result are slices of `data`.
+/// Payloads in the result are slices of `data`.
 pub fn decode_failure_event(format: u16, data: &Bytes) -> Result<FailureEvent, Error> {
     FailureEvent::from_wire(decode(Row::FailureEvent, format, data)?)
 }
 
-/// The state of a durable reader of the feed.
+/// Encodes the state of a durable reader of the feed.
 pub fn encode_subscription(subscription: &Subscription) -> Encoded {
     Encoded::new(subscription.needed(Row::Subscription), &subscription.to_wire())
 }
@@ -116,7 +116,7 @@ pub fn decode_subscription(format: u16, data: &Bytes) -> Result<Subscription, Er
     Subscription::from_wire(decode(Row::Subscription, format, data)?)
 }
 
-/// What a mutation of the registry answered; never empty.
+/// Encodes the answer to a mutation of the registry. The result is never empty.
 pub fn encode_registry_answer(answer: &RegistryAnswer) -> Encoded {
     Encoded::new(answer.needed(Row::RegistryAnswer), &answer.to_wire())
 }

@@ -1,11 +1,11 @@
-//! The lowest format that holds a value. A row is stamped with it, so that a server that has not been
-//! updated yet reads whatever an updated one writes without using anything new.
+//! The lowest format that can hold a value. A row is stamped with it, so that a server that has not been
+//! updated yet can read everything that an updated server writes without using anything new.
 //!
-//! Every field and every variant is named here: one that is new does not compile before somebody has said
-//! which format it came with. It belongs to the format that follows the newest one, unless that has not
-//! been released yet, and needs that format only where it is used: an optional field that is empty needs
-//! none. `format/compatibility.rs` decodes what is stamped with a format by the descriptors of that format
-//! and fails on everything that they do not know.
+//! Every field and every variant is named here, so a new one does not compile until its format is stated. It
+//! belongs to the format after the newest one, or to the newest one if that has not been released yet. It
+//! requires that format only where it is used: an optional field that is empty does not.
+//! `format/compatibility.rs` decodes rows by the descriptors of the format that they are stamped with, and
+//! fails on everything that those do not know.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,12 +32,12 @@ use super::value::CHAIN_MAX;
 use crate::contract::{NamespaceRow, RegistryAnswer, SubscriptionRow};
 
 pub trait Needed {
-    /// The lowest format of such a row that holds this value. Values that stand in several kinds of rows
-    /// may need another format in each.
+    /// The lowest format of this kind of row that can hold the value. A value that occurs in several kinds of
+    /// rows may need a different format in each.
     fn needed(&self, row: Row) -> u16;
 }
 
-/// Values without parts, which belong to the first format.
+/// Values without parts. They belong to the first format.
 macro_rules! scalars {
     ($($type:ty)+) => {$(
         impl Needed for $type {
@@ -148,7 +148,7 @@ impl Needed for Event {
     }
 }
 
-/// The format that is needed where something is used that came with the second.
+/// The second format if something that it added is used, otherwise the first.
 fn second(is_used: bool) -> u16 {
     if is_used { 2 } else { FIRST }
 }
@@ -180,7 +180,7 @@ impl Needed for ExecutionStarted {
 
 impl Needed for TaskError {
     fn needed(&self, row: Row) -> u16 {
-        // As many links as are written, one after the other: a chain may be very deep.
+        // Visits only as many links as are written, and in a loop, because a chain may be very deep.
         self.chain().take(CHAIN_MAX).map(|link| link_needed(link, row)).fold(FIRST, u16::max)
     }
 }
@@ -288,7 +288,7 @@ impl Needed for RegistryAnswer {
 
 impl Needed for SubscriptionRow {
     fn needed(&self, row: Row) -> u16 {
-        // The state in it has a format of its own, which stands beside it.
+        // The state in it has its own format number, which is stored beside it.
         let Self { namespace, name, version, format: _, state, created_at } = self;
         FIRST
             .max(namespace.needed(row))

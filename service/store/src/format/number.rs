@@ -1,4 +1,4 @@
-//! Which formats there are. Each kind of row counts its own, from 1 on, so that a new event does not
+//! The numbers of the formats. Each kind of row counts its own formats from 1, so that a new event does not
 //! make definitions unreadable to a server that has not been updated yet.
 
 /// The first format of every kind of row.
@@ -23,7 +23,7 @@ impl Row {
         Self::RegistryAnswer,
     ];
 
-    /// The newest format that this binary reads. It reads all from [`FIRST`] to this one.
+    /// The newest format that this binary reads. It reads all formats from [`FIRST`] to this one.
     pub const fn newest(self) -> u16 {
         if cfg!(feature = "first-formats") {
             return FIRST;
@@ -37,7 +37,7 @@ impl Row {
         }
     }
 
-    /// As the folder with its descriptor sets and the columns of tables are called.
+    /// The name of the folder that holds the descriptor sets, and the prefix of the columns in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::History => "history",
@@ -49,7 +49,7 @@ impl Row {
     }
 }
 
-/// Something needs a format that the store may not hold yet ([`StoreFormats`](crate::StoreFormats)).
+/// A row needs a format that the store may not hold yet ([`StoreFormats`](crate::StoreFormats)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this needs format {needed} of {} rows and the store may hold formats up to {writable}: an operator \
@@ -62,11 +62,11 @@ pub struct NotFinalized {
     pub writable: u16,
 }
 
-/// The columns with a format for each kind of row, in the order of [`Row::ALL`].
+/// The columns that hold one format for each kind of row, in the order of [`Row::ALL`].
 pub(crate) const COLUMNS: &str = "history_format, definition_format, failure_event_format, \
     subscription_format, registry_answer_format";
 
-/// A format for each kind of row.
+/// One format for each kind of row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Formats {
     pub history: u16,
@@ -77,7 +77,7 @@ pub struct Formats {
 }
 
 impl Formats {
-    /// The first format of each: what a store holds before an operator allows more.
+    /// The first format of each kind. A store holds these until an operator allows more.
     pub const FIRST: Self = Self {
         history: FIRST,
         definition: FIRST,
@@ -86,7 +86,7 @@ impl Formats {
         registry_answer: FIRST,
     };
 
-    /// The newest that this binary reads of each.
+    /// The newest format of each kind that this binary reads.
     pub const NEWEST: Self = Self {
         history: Row::History.newest(),
         definition: Row::Definition.newest(),
@@ -105,7 +105,7 @@ impl Formats {
         }
     }
 
-    /// The same with another format for one kind of row.
+    /// The same formats, with another one for one kind of row.
     #[must_use]
     pub const fn with(mut self, row: Row, format: u16) -> Self {
         match row {
@@ -118,7 +118,7 @@ impl Formats {
         self
     }
 
-    /// Whether a row of a format may be written where these are the highest.
+    /// Whether a row of a format may be written if these are the highest formats allowed.
     ///
     /// # Errors
     /// [`NotFinalized`] if it may not.
@@ -130,12 +130,12 @@ impl Formats {
         }
     }
 
-    /// In the order of [`Row::ALL`].
+    /// The numbers, in the order of [`Row::ALL`].
     pub fn numbers(self) -> [u16; Row::ALL.len()] {
         Row::ALL.map(|row| self.of(row))
     }
 
-    /// The opposite of [`Self::numbers`].
+    /// The inverse of [`Self::numbers`].
     pub fn from_numbers(numbers: [u16; Row::ALL.len()]) -> Self {
         let each = Row::ALL.into_iter().zip(numbers);
         each.fold(Self::FIRST, |formats, (row, number)| formats.with(row, number))

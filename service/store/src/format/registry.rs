@@ -1,4 +1,4 @@
-//! What mutations of the registry answered.
+//! The answers to mutations of the registry.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Random values of everything that has a format, for property tests of this crate.
+//! Random values of every type that has a format, for property tests of this crate.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ fn error_link() -> impl Strategy<Value = TaskError> {
     )
 }
 
-/// With up to three causes.
+/// An error with up to three causes.
 pub fn error() -> impl Strategy<Value = TaskError> {
     vec(error_link(), 1..=4).prop_map(|links| {
         let nested = links
@@ -170,7 +170,6 @@ fn execution_started() -> impl Strategy<Value = ExecutionStarted> {
     })
 }
 
-/// One strategy for each kind of event.
 fn payload_source() -> impl Strategy<Value = PayloadSource> {
     prop_oneof![
         payload().prop_map(PayloadSource::Inline),
@@ -183,6 +182,7 @@ fn first_attempt() -> impl Strategy<Value = FirstAttempt> {
     (any::<u32>(), timestamp()).prop_map(|(number, at)| FirstAttempt { number, at })
 }
 
+/// One strategy for each kind of event.
 pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
     let path = step_path;
     let stop_cause = prop_oneof![
@@ -439,7 +439,7 @@ fn task() -> impl Strategy<Value = Task> {
     )
 }
 
-/// One for each kind of step.
+/// One strategy for each kind of step.
 pub fn kinds_of_steps() -> Vec<BoxedStrategy<StepKind>> {
     vec![task().prop_map(StepKind::Task).boxed()]
 }
@@ -520,7 +520,7 @@ pub fn subscription() -> impl Strategy<Value = Subscription> {
         until,
     });
     let cursors = (text(), text(), text());
-    // Whole microseconds are kept.
+    // Only whole microseconds are stored.
     let numbers = (any::<u64>().prop_map(Duration::from_micros), any::<u32>(), any::<u64>());
     let outstanding = vec(subscription_entry(), 0..4);
     (filter, cursors, numbers, outstanding, option::of(consumer)).prop_map(

@@ -1,4 +1,4 @@
-//! What a durable reader of the feed remembers.
+//! The state that a durable reader of the feed keeps.
 
 use std::time::Duration;
 

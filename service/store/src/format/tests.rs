@@ -81,8 +81,8 @@ proptest! {
     }
 }
 
-/// The strategies above are only worth something if they leave no kind out: each is another kind,
-/// and there are as many as the format knows.
+/// The strategies above are useful only if they leave no kind out. Each strategy must give another kind, and
+/// there must be as many as the format knows.
 #[test]
 fn the_strategies_cover_every_kind() {
     fn kinds<T: std::fmt::Debug>(strategies: Vec<BoxedStrategy<T>>) -> usize {
@@ -134,15 +134,16 @@ fn a_row_that_is_not_what_was_written_is_damaged() {
     assert!(damaged(&StoredTransition { sequence: 8, ..row.clone() }), "in another place");
     let elsewhere = ExecutionId(uuid::Uuid::from_u128(4));
     assert_eq!(row.decode(elsewhere), Err(Error::Damaged), "in another history");
-    // A damaged format is not taken for that of a newer binary; one of a newer binary is.
+    // A damaged format number is reported as damage, and not as the format of a newer binary. An intact newer
+    // number is reported as newer.
     let newer = StoredTransition { format: NEWEST + 1, ..row };
     assert!(damaged(&newer));
     let decoded = newer.sealed(execution).decode(execution);
     assert_eq!(decoded, Err(Error::Newer(NEWEST + 1)));
 }
 
-/// Rows that are stored already have this checksum: another polynomial, or another order of the columns,
-/// would make all of them look damaged.
+/// Rows that are already stored have this checksum. Another polynomial, or another order of the columns, would
+/// make all of them look damaged.
 #[test]
 fn the_checksum_of_a_row_stays_what_it_is() {
     let execution = ExecutionId(uuid::Uuid::from_u128(0x0123_4567_89ab_cdef));
@@ -162,7 +163,7 @@ fn formats_from_the_first_to_the_newest_are_read() {
 
 #[test]
 fn an_event_of_an_unknown_kind_is_an_error() {
-    // Field 2 of the transition: an event with the unknown field 99, of one byte.
+    // Field 2 of the transition: an event with the unknown field 99, one byte long.
     let newer = Bytes::from_static(&[0x12, 4, 0x9a, 0x06, 1, 0]);
     let error = decode_transition(NEWEST, &newer).expect_err("an unknown kind");
     assert_eq!(error, Error::Malformed("an event of an unknown kind".into()));
@@ -270,7 +271,7 @@ fn causes_are_bounded_both_ways() {
 
     let deepest = [ended(nested(CHAIN_MAX))];
     assert_eq!(decoded(&encode_transition(AT, &deepest)).events, deepest);
-    // What is written can always be read again.
+    // Whatever is written can be read again.
     let too_deep = encode_transition(AT, &[ended(nested(CHAIN_MAX + 50))]);
     let [Event::ExecutionEnded { error: Some(error), .. }] = &*decoded(&too_deep).events else {
         panic!("the event that was written");

@@ -1,4 +1,4 @@
-//! Values that several messages hold.
+//! Values that occur in several messages.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use recoup_core::time::Timestamp;
 
 use super::{Error, wire};
 
-/// Links of an error that are written and read. The API refuses errors a tenth as deep; the bound
-/// keeps whatever walks over an error from overflowing the stack.
+/// The maximum number of links of an error that are written and read. The API refuses errors that are a tenth
+/// as deep. The limit keeps code that walks over an error from overflowing the stack.
 pub const CHAIN_MAX: usize = 200;
 
-/// A type of core with a message, or an enum's number, of its own.
+/// A type of core that has its own message, or its own enum number.
 pub trait Stored: Sized {
     type Wire;
 
@@ -28,7 +28,7 @@ pub fn malformed<T>(what: &str) -> Result<T, Error> {
     Err(Error::Malformed(what.into()))
 }
 
-/// A message that must be there.
+/// Decodes a message that must be present.
 pub fn required<T: Stored>(wire: Option<T::Wire>, what: &str) -> Result<T, Error> {
     match wire {
         Some(wire) => T::from_wire(wire),
@@ -86,7 +86,7 @@ stored_enum!(State, wire::State:
 stored_enum!(CompensationState, wire::CompensationState: None Pending Running Done Parked);
 stored_enum!(CompensationOutcome, wire::CompensationOutcome: Completed Unknown);
 
-/// Names are never empty, so an empty one is a missing one.
+/// Names are never empty, so an empty name is a missing one.
 macro_rules! stored_name {
     ($($name:ty),+) => {$(
         impl Stored for $name {
@@ -238,7 +238,7 @@ impl Stored for Decision {
     }
 }
 
-/// Absent if empty: most executions have none.
+/// None if the context is empty, because most executions have no trace.
 pub fn trace_to_wire(trace: &TraceContext) -> Option<wire::TraceContext> {
     let TraceContext { traceparent, tracestate } = trace;
     if traceparent.is_empty() && tracestate.is_empty() {

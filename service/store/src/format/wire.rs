@@ -1,4 +1,4 @@
-//! The messages of `recoup.store.v1`, as generated.
+//! The generated messages of `recoup.store.v1`.
 
 #![allow(
     clippy::doc_markdown,

@@ -38,7 +38,7 @@ struct State {
     identity: Option<String>,
     /// Incremented with each server that is reached.
     number: u64,
-    /// Idle connections that are older than this are not used any more.
+    /// Pooled connections that were opened before this are not used any more.
     since: Instant,
     /// Why the last connection was refused.
     refused: Option<Error>,

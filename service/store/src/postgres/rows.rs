@@ -193,7 +193,7 @@ impl<'a> Rows<'a> {
         (!self.done.execution.is_empty()).then(|| (DELETE_OVERFLOW, self.done.parameters()))
     }
 
-    /// Whether all that is left to do is to add rows and to change the index.
+    /// Whether the transitions only add rows and change the index.
     pub fn only_inserts(&self) -> bool {
         self.done.execution.is_empty()
     }

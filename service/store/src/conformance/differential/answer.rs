@@ -1,4 +1,4 @@
-//! Doing an operation on one of the two stores, and saying what came of it.
+//! Runs an operation on one of the two stores, and describes its outcome.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ use recoup_core::time::Timestamp;
 use super::operation::{Answer, LEASE, Op};
 use crate::contract::*;
 
-/// A store with the names that the operations have for what it made.
+/// A store, with the names that operations use for the things it created.
 pub(super) struct Side {
     store: Arc<dyn Store>,
     nodes: Vec<NodeId>,
@@ -138,7 +138,7 @@ impl Side {
             }
             Op::FeedStart(limit) => {
                 let from = store.feed_start().await.expect("the feed has a start");
-                // Where lanes lost events between others that stay, a store may report that, or not.
+                // If a lane lost events that lie between stored ones, a store may report the gap or not.
                 let (mut answer, _) = self.read("feed_start", from, *limit).await;
                 answer.kinds.retain(|kind| !kind.ends_with(": gap"));
                 answer
@@ -246,7 +246,7 @@ impl Side {
         }
     }
 
-    /// What the request was answered with before, without times.
+    /// The earlier answer to the request, without times.
     async fn again(
         &self,
         operation: RegistryOperation,
@@ -280,7 +280,7 @@ impl Side {
         (self.ordinal(Some(event.position.lane)), event.row.clone())
     }
 
-    /// Lanes one after the other: how they are merged depends on clocks.
+    /// The events of one lane after the other, because the order in which lanes are merged depends on clocks.
     fn by_lane(&self, events: &[Positioned]) -> Vec<(Option<usize>, FeedRow)> {
         let mut events = events.to_vec();
         events.sort_by_key(|event| (event.position.lane, event.position.number));
@@ -289,7 +289,7 @@ impl Side {
 
     async fn read(&self, what: &str, mut cursor: Cursor, limit: usize) -> (Answer, Cursor) {
         let (mut events, mut gap) = (Vec::new(), false);
-        // Some pages end by their bytes: an event of the draw has up to 255.
+        // Some pages end by their bytes. A drawn event has up to 255.
         let limit = PageLimit {
             events: limit,
             bytes: if limit < 100 && limit.is_multiple_of(2) { 2000 } else { usize::MAX },
@@ -304,7 +304,7 @@ impl Side {
                 break;
             }
         }
-        // What must hold across lanes: each execution in its own order.
+        // This must hold across lanes: the events of each execution are in order.
         let mut executions: BTreeMap<ExecutionId, Vec<&str>> = BTreeMap::new();
         for event in &events {
             if let Some(execution) = event.row.execution {
@@ -324,7 +324,7 @@ impl Side {
 }
 
 impl Answer {
-    /// A mutation that had been answered before.
+    /// Marks the answer to a mutation that had been answered before.
     fn again(mut self, before: Option<RegistryAnswer>) -> Self {
         if let Some(before) = before {
             self.text.push_str(&format!("{before:#?}"));
@@ -338,7 +338,7 @@ fn answer(kind: impl Into<String>, text: String) -> Answer {
     Answer { kinds: vec![kind.into()], text, won: vec![] }
 }
 
-/// The variant; its words are the store's own.
+/// Names the variant only, because the wording is up to the store.
 fn failed(what: &str, error: &Error) -> Answer {
     let text = format!("{error:?}");
     let variant = text.split(['(', ' ']).next().unwrap_or_default();
@@ -381,7 +381,7 @@ fn each<T, U>(rows: Vec<T>, row: impl Fn(T) -> U) -> Vec<U> {
     rows.into_iter().map(row).collect()
 }
 
-/// `again`: the first so many were sent before.
+/// `again` says how many of the first transitions were sent before.
 fn commit(result: Result<Vec<Settled>>, again: usize) -> Answer {
     let settled = match result {
         Ok(settled) => settled,
@@ -431,7 +431,7 @@ fn keyed(result: Result<Vec<KeySettled>>, again: usize) -> Answer {
     answer
 }
 
-/// Closes the leases that last no time, as if they had been watched for so long.
+/// Closes the leases with a length of zero, as if the node had watched them for long enough.
 async fn close_expired(store: &dyn Store, node: NodeId) -> Result<()> {
     let open = store.leases(node, &[]).await?;
     let expired: Vec<_> = open.into_iter().filter(|lease| lease.ttl.is_zero()).collect();
@@ -462,12 +462,12 @@ async fn expire(store: &dyn Store, portion: usize) -> Answer {
 }
 
 fn namespace(row: NamespaceRow) -> NamespaceRow {
-    // How long `default` keeps is the store's own.
+    // The retention of `default` is up to the store.
     let retention = if row.name.as_str() == "default" { Duration::ZERO } else { row.retention };
     NamespaceRow { retention, created_at: Timestamp::default(), ..row }
 }
 
-/// Without when it was released.
+/// The row without the time of its release.
 fn timeless(mut row: QuarantineRow) -> QuarantineRow {
     if let Some(released) = &mut row.released {
         released.at = Timestamp::default();

@@ -1,5 +1,5 @@
-//! Drawing operations. Small pools of names, so that they meet; a memory of what won, so that most
-//! of what is drawn makes sense and some of it just does not.
+//! Draws random operations. Names come from small pools, so that operations collide. The winners are
+//! remembered, so that most of the drawn operations make sense and some narrowly fail to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::operation::{Answer, Op, is_over};
 use crate::contract::*;
 
-/// Rows are written in these.
+/// The namespaces in which rows are written.
 const NAMESPACES: [&str; 3] = ["default", "team", "team.eu"];
 const NAMESPACES_MORE: [&str; 7] = ["default", "team", "team.eu", "a", "b", "c", "d"];
 const WORKFLOWS: [&str; 3] = ["order", "refund", "audit"];
@@ -31,17 +31,17 @@ pub(super) struct Draw {
     random: u64,
     now: Timestamp,
     made: u64,
-    /// Operations that come before any that is drawn, the next one last.
+    /// Operations to run before any new one is drawn. The next one is last.
     next: Vec<Op>,
     nodes: Vec<Life>,
-    /// Those that may go on.
+    /// Executions that can continue.
     live: BTreeMap<ExecutionId, Live>,
-    /// All others that were ever named.
+    /// All other executions that were ever named.
     over: Vec<ExecutionId>,
-    /// Failure events of what won.
+    /// The failure events of transitions that won.
     events: Vec<String>,
     tasks: Vec<TaskKey>,
-    /// The last few.
+    /// The executions that were put into quarantine most recently.
     quarantined: Vec<ExecutionId>,
 }
 
@@ -54,18 +54,18 @@ enum Life {
 
 struct Live {
     sequence: u64,
-    /// The latest that won.
+    /// The latest transition that won.
     last: Transition,
-    /// How it was started, if by key.
+    /// The start, if the execution was started with a key.
     start: Option<KeyedStart>,
-    /// The nodes whose events for it follow all that it has: who wrote the last one, and who loaded it
-    /// since.
+    /// The nodes whose next events for this execution come after all earlier ones: the node that wrote the last
+    /// event, and the nodes that have loaded the execution since.
     following: BTreeSet<usize>,
 }
 
 impl Draw {
     pub fn new(seed: u64, now: Timestamp) -> Self {
-        // Their request ids are used again later.
+        // The request ids of these calls are used again later.
         let namespaces = NAMESPACES[1..].iter().map(|name| {
             let request_id = format!("{} 0", RegistryOperation::CreateNamespace.as_str());
             let request = RegistryRequest { namespace: "".into(), request_id, digest: 0 };
@@ -187,7 +187,7 @@ impl Draw {
         }
     }
 
-    /// What the operations after this one may build on.
+    /// Updates what later operations may build on.
     pub fn learn(&mut self, op: &Op, answer: &Answer) {
         match op {
             Op::Join { expired } => {
@@ -245,9 +245,9 @@ impl Draw {
         self.live.insert(id, Live { sequence, last, start, following });
     }
 
-    /// The operation, but after the node has loaded those of the executions it writes events for that
-    /// another wrote events for last: nodes do so, and without it no store promises the feed an order
-    /// between the two. See [`Executions::load`].
+    /// Returns the operation, or first a load. The node must load each execution for which it writes events and
+    /// whose last events another node wrote. Real nodes do so, and without it no store promises an order
+    /// between the two on the feed. See [`Executions::load`].
     fn loaded(&mut self, node: usize, writes: &[ExecutionId], op: Op) -> Op {
         let follows = |live: &Live| live.following.contains(&node);
         let behind = |id: &&ExecutionId| self.live.get(*id).is_some_and(|live| !follows(live));
@@ -268,7 +268,7 @@ impl Draw {
             match (id, self.below(10)) {
                 (Some(id), 0) if !named => again.push(self.live[&id].last.clone()),
                 (Some(id), 1) if !named => {
-                    // Its place is taken.
+                    // The place of this transition is taken.
                     let sequence = 1 + self.below(self.live[&id].sequence);
                     let index = Some(self.index());
                     let lost = Transition { index, ..self.transition(id, sequence) };
@@ -324,7 +324,7 @@ impl Draw {
         self.loaded(node, &writes, Op::Commit(node, batch, count))
     }
 
-    /// With an event that is on the feed already, or was.
+    /// Adds an event whose id is, or was, on the feed.
     fn spoil(&mut self, transition: &mut Transition) {
         if let Some(id) = self.old_event() {
             let event = self.event(Some(transition.execution));
@@ -358,7 +358,7 @@ impl Draw {
                 start.transition.request.as_ref().map(|request| request.request_id.clone())
             };
             let start = KeyedStart { transition, key, on_running, on_ended };
-            // A call has one of each.
+            // By contract a call has each key and each request id only once.
             let clashes = starts.iter().any(|other| {
                 other.key == start.key
                     || (request_id(other).is_some() && request_id(other) == request_id(&start))
@@ -378,7 +378,7 @@ impl Draw {
             execution,
             sequence,
             transition_id: TransitionId(Uuid::from_u64_pair(self.random, number)),
-            // A newer format is left to newer nodes.
+            // Formats that only newer nodes read are not drawn.
             format: if self.one_in(40) { 2 } else { 1 },
             data: Bytes::from(vec![self.byte(); 1 + usize::from(self.byte())]),
             index: None,
@@ -442,7 +442,7 @@ impl Draw {
         }
     }
 
-    /// One that is there, as a rule.
+    /// Usually an execution that exists.
     fn known(&mut self) -> ExecutionId {
         self.execution().unwrap_or_else(|| self.fresh())
     }
@@ -452,7 +452,7 @@ impl Draw {
         let mut quarantined: Vec<NewQuarantine> = Vec::new();
         for _ in 0..1 + self.below(3) {
             let execution = if self.one_in(10) { self.fresh() } else { self.known() };
-            // Now and then before the last one.
+            // Now and then earlier than the previous quarantine.
             let number = if self.one_in(8) { 0 } else { self.next_number() };
             let number = i64::try_from(number).unwrap_or(0);
             let mut event = self.event(Some(execution));
@@ -531,7 +531,7 @@ impl Draw {
                 queue: self.queue(),
                 task_type: self.pick(&TASK_TYPES).into(),
                 priority: i32::from(self.byte() % 5) - 2,
-                // No two are equally old: between equals a store may choose.
+                // No two tasks are equally old, because a store may choose between equals.
                 available_at: if later {
                     self.now + Duration::from_secs(24 * 3600)
                 } else {
@@ -559,7 +559,7 @@ impl Draw {
         Op::Register(new, request.filter(|_| !without))
     }
 
-    /// Mostly one that runs.
+    /// Usually a node that is running.
     fn node(&mut self) -> usize {
         let any = self.one_in(8);
         let nodes = self.nodes.iter().enumerate();
@@ -568,7 +568,7 @@ impl Draw {
         self.pick(&nodes)
     }
 
-    /// One that may go on.
+    /// An execution that can continue.
     fn execution(&mut self) -> Option<ExecutionId> {
         let ids: Vec<_> = self.live.keys().copied().collect();
         (!ids.is_empty()).then(|| self.pick(&ids))
@@ -586,7 +586,7 @@ impl Draw {
     }
 
     fn fresh(&mut self) -> ExecutionId {
-        // Not in the order in which they are made.
+        // Ids are not in the order in which they are created.
         let number = self.next_number();
         super::super::world::execution_id(self.now, (splitmix(&mut self.random) << 32) | number)
     }
@@ -611,15 +611,16 @@ impl Draw {
         }
     }
 
-    /// Of few, so that they are used again: mostly by the same operation with the same body.
+    /// Request ids come from a small pool so that they are used again, mostly by the same operation with the
+    /// same body.
     fn registry_request(&mut self, operation: RegistryOperation) -> Option<RegistryRequest> {
         if self.one_in(3) {
             return None;
         }
         let other = self.one_in(6);
         let of = if other { self.pick(&RegistryOperation::ALL) } else { operation };
-        // Few, so that they meet; but not only those, which are all taken one day, some of them by
-        // another operation.
+        // Numbers are few, so that ids collide. Some are new, because all ids of the small pool are used up at
+        // some point, some of them by another operation.
         let number = if self.one_in(4) { 3 + self.next_number() } else { self.below(3) };
         let request_id = format!("{} {number}", of.as_str());
         let digest = u64::from(self.one_in(3));
@@ -654,7 +655,7 @@ impl Draw {
         self.one_in(2).then(|| 1 + u32::from(self.byte() % 6))
     }
 
-    /// One of few, so that bounds are met exactly.
+    /// One of a few times, so that limits are hit exactly.
     fn moment(&mut self) -> Timestamp {
         self.now + Duration::from_secs(self.below(10))
     }
@@ -691,7 +692,7 @@ impl Draw {
 }
 
 const LONG_AGO: Timestamp = Timestamp::from_micros(1000);
-/// From here on `wake_at` goes.
+/// The range of `wake_at` starts here.
 const WAKE: Timestamp = Timestamp::from_micros(4_000_000_000_000_000);
 
 fn splitmix(state: &mut u64) -> u64 {

@@ -6,25 +6,25 @@ use recoup_core::time::Timestamp;
 use crate::conformance::world::LONG;
 use crate::contract::*;
 
-/// One operation, in words that mean the same to both stores: nodes are counted in the order in
-/// which they joined.
+/// One operation, in terms that mean the same to both stores. Nodes are numbered in the order in which they
+/// joined.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    /// With a lease that is over at once, or with a long one.
+    /// The lease is over at once, or it is long.
     Join {
         expired: bool,
     },
     Renew(usize),
     Leave(usize),
     Adopt(usize),
-    /// How many of the transitions were sent before.
+    /// The last field says how many of the transitions were sent before.
     Commit(usize, Batch, usize),
     Keyed(usize, Vec<KeyedStart>, usize),
     Load(usize, Vec<ExecutionId>),
     Heads(Vec<ExecutionId>),
     Due(usize, Timestamp, Option<Due>, usize),
     List(ListFilter, Option<ExecutionId>, usize),
-    /// Several executions, at the same time.
+    /// Quarantines several executions at once.
     Quarantine(usize, Vec<NewQuarantine>),
     ReleaseQuarantine(usize, ExecutionId, Release),
     Indexed(ExecutionId),
@@ -35,11 +35,11 @@ pub(super) enum Op {
     PublishIdle(usize, Vec<IdleCredit>),
     Withdraw(Vec<TaskKey>),
     OverflowDepth,
-    /// On from where the last one ended, in pages of this size.
+    /// Continues from where the last read ended, in pages of this size.
     ReadFeed(usize),
-    /// From the start, in pages of this size; it does not move the reader.
+    /// Reads from the start, in pages of this size, without moving the reader.
     FeedStart(usize),
-    /// The reader goes there.
+    /// Moves the reader to the end.
     FeedEnd,
     Failure(String),
     ListFailures(FailureFilter),
@@ -52,27 +52,27 @@ pub(super) enum Op {
     ListVersions(Namespace, &'static str, Option<u32>, usize),
     Retire(Namespace, &'static str, Option<u32>, Option<RegistryRequest>),
     CreateSubscription(Namespace, &'static str, u8, Option<RegistryRequest>),
-    /// With the row that was read last.
+    /// Uses the row that was read last.
     AcceptSubscription(Namespace, &'static str, RegistryRequest),
     Subscription(Namespace, &'static str),
     ListSubscriptions(Namespace, Option<&'static str>, usize),
-    /// With the row that was read last: it may have changed, or be gone, since.
+    /// Uses the row that was read last, which may have changed or disappeared since.
     UpdateSubscription(Namespace, &'static str, u8),
     DeleteSubscription(Namespace, &'static str, Option<RegistryRequest>),
-    /// In portions of this size, until nothing more is due.
+    /// Expires in portions of this size until nothing more is due.
     Expire(usize),
 }
 
-/// What an operation answered, in words that are the same for both stores.
+/// The answer to an operation, in terms that are the same for both stores.
 #[derive(Debug, PartialEq)]
 pub(super) struct Answer {
     pub kinds: Vec<String>,
     pub text: String,
-    /// For the drawing of what comes next: the transitions that won.
+    /// The transitions that won, for drawing the next operations.
     pub won: Vec<usize>,
 }
 
-/// Ended so long ago that any retention is over.
+/// Whether the execution ended so long ago that any retention has passed.
 pub(super) fn is_over(row: &IndexRow) -> bool {
     row.ended_at.is_some_and(|at| at.as_micros() < 1_000_000)
 }
