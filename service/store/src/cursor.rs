@@ -22,6 +22,7 @@ pub const TEXT_MAX: usize = (1 + 16 + VARINT_MAX + LANES_MAX * 2 * VARINT_MAX).d
 const VARINT_MAX: usize = 10;
 
 impl Cursor {
+    /// The text of this cursor. At most [`LANES_MAX`] lanes are written.
     pub fn encode(&self) -> String {
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(self.incarnation.as_bytes());

@@ -36,6 +36,7 @@ use state::State;
 /// Gives the store its time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
+/// Options of a store in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Unset: derived from the time at which the store is created.
@@ -66,6 +67,7 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl MemoryStore {
+    /// Creates a store with the default options.
     pub fn new(clock: Clock) -> Self {
         Self::with_options(clock, Options::default())
     }

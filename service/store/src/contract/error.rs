@@ -1,5 +1,6 @@
 //! The reasons why a call to a store can fail.
 
+/// The error of every call to a store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The call certainly took no effect. The same call may succeed later.

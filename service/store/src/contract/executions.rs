@@ -10,6 +10,7 @@ use recoup_core::time::Timestamp;
 use super::{IndexRow, Named, NodeId, QuarantineRow, Release, Result};
 use crate::format;
 
+/// The history of one execution, or the part of it that was asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {
     pub execution: ExecutionId,
@@ -35,6 +36,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Asks for the whole history of an execution.
     pub fn whole(execution: ExecutionId) -> Self {
         Self { execution, after: 0 }
     }
@@ -47,6 +49,7 @@ impl History {
     }
 }
 
+/// One row of a history, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTransition {
     pub sequence: u64,
@@ -97,6 +100,7 @@ pub struct Due {
     pub execution: ExecutionId,
 }
 
+/// Selects executions. All conditions that are set must hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListFilter {
     pub namespace: Option<Namespace>,
@@ -114,6 +118,7 @@ pub struct ListFilter {
     pub quarantined: bool,
 }
 
+/// An execution in a list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
     pub execution: ExecutionId,
@@ -122,6 +127,7 @@ pub struct Listed {
     pub quarantine: Option<Quarantine>,
 }
 
+/// Reads of histories and of the index, and the release of a quarantine.
 #[async_trait]
 pub trait Executions {
     /// Loads whole histories: [`Self::load_within`] without a limit.
@@ -156,6 +162,7 @@ pub trait Executions {
         limit: usize,
     ) -> Result<Vec<StoredTransition>>;
 
+    /// The heads of these executions. Executions that do not exist are left out.
     async fn heads(&self, executions: &[ExecutionId]) -> Result<Vec<Head>>;
 
     /// The executions of this node whose `wake_at` is not later than `until`, earliest first, starting after
@@ -195,7 +202,7 @@ pub trait Executions {
     /// The execution that holds the key, or that held it last.
     async fn key_holder(&self, namespace: &Namespace, key: &str) -> Result<Option<ExecutionId>>;
 
-    /// The execution that a request id started, and the digest of that request, for a day after the start.
+    /// The execution that a request id started or was settled on, and the digest of that request, for a day.
     async fn started_by(
         &self,
         namespace: &Namespace,

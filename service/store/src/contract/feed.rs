@@ -44,12 +44,14 @@ impl FeedRow {
     }
 }
 
+/// The place of an event on the feed. Positions are ordered by number, then by lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub number: i64,
     pub lane: NodeId,
 }
 
+/// An event on the feed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Positioned {
     pub position: Position,
@@ -93,6 +95,7 @@ impl PageLimit {
     }
 }
 
+/// One page of the feed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeedPage {
     /// Ascending by position.
@@ -105,6 +108,7 @@ pub struct FeedPage {
     pub gap: Option<u64>,
 }
 
+/// Selects failure events. All conditions must hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FailureFilter {
     /// A pattern; see [`recoup_core::id::namespace_matches`].
@@ -118,6 +122,7 @@ pub struct FailureFilter {
     pub execution: Option<ExecutionId>,
 }
 
+/// Reads of the failure feed. Commits write it: see [`super::Transitions`].
 #[async_trait]
 pub trait Feed {
     /// Reads the events after the cursor, as many as the limit allows, without skipping one.
@@ -129,6 +134,7 @@ pub trait Feed {
     /// A cursor after every event that is visible now.
     async fn feed_end(&self) -> Result<Cursor>;
 
+    /// The event with this id, if it is stored.
     async fn failure(&self, id: &str) -> Result<Option<Positioned>>;
 
     /// Newest first, starting below `before`.

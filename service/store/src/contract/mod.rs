@@ -40,6 +40,7 @@ pub use subscriptions::*;
 pub use transitions::*;
 pub use workflows::*;
 
+/// Everything that a store has to provide.
 pub trait Store:
     Transitions + Nodes + Executions + Overflow + Feed + Registry + Retention + Send + Sync + 'static
 {

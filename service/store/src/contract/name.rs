@@ -27,6 +27,7 @@ pub enum Named<T> {
 }
 
 impl<T: Name> Named<T> {
+    /// The value with this name, or [`Named::Unknown`].
     pub fn of(name: &str) -> Self {
         T::from_name(name).map_or_else(|| Self::Unknown(name.to_owned()), Self::Known)
     }

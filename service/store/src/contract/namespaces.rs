@@ -8,6 +8,7 @@ use recoup_core::time::Timestamp;
 
 use super::{RegistryRequest, Result};
 
+/// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceRow {
     pub name: Namespace,
@@ -17,6 +18,7 @@ pub struct NamespaceRow {
     pub created_at: Timestamp,
 }
 
+/// Creates and reads namespaces.
 #[async_trait]
 pub trait Namespaces {
     /// Creates a namespace. [`super::Error::AlreadyExists`] if the name is taken. The namespace `default`
@@ -29,6 +31,7 @@ pub trait Namespaces {
         request: Option<&RegistryRequest>,
     ) -> Result<NamespaceRow>;
 
+    /// The namespace with this name, if it exists.
     async fn namespace(&self, name: &Namespace) -> Result<Option<NamespaceRow>>;
 
     /// In the order of names, starting above `after`.

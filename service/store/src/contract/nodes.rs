@@ -75,6 +75,7 @@ pub struct Renewals {
 /// The number at which [`Nodes::unread`] stops counting.
 pub const UNREAD_MAX: u64 = 1000;
 
+/// Lives of nodes, their leases, and the formats that they read.
 #[async_trait]
 pub trait Nodes {
     /// Begins a life and publishes the newest formats that this node can read. `address` is where other nodes

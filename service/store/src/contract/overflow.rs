@@ -14,6 +14,7 @@ use recoup_core::time::Timestamp;
 
 use super::{NodeId, Result};
 
+/// Identifies an overflow row: one attempt of one step of an execution.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskKey {
     pub execution: ExecutionId,
@@ -21,12 +22,14 @@ pub struct TaskKey {
     pub attempt: u32,
 }
 
+/// A queue of tasks in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueName {
     pub namespace: Namespace,
     pub queue: String,
 }
 
+/// A task that any node may claim. Tasks with a higher priority are claimed first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverflowTask {
     pub task: TaskId,
@@ -54,6 +57,7 @@ pub struct IdleCredit {
 }
 
 impl IdleCredit {
+    /// Whether these workers take such a task, regardless of their credit.
     pub fn takes(&self, queue: &QueueName, task_type: &str) -> bool {
         let takes_type =
             self.task_types.is_empty() || self.task_types.iter().any(|taken| taken == task_type);
@@ -89,6 +93,7 @@ pub(crate) fn choose(
     free
 }
 
+/// Offers tasks to all nodes, and claims them.
 #[async_trait]
 pub trait Overflow {
     /// Puts tasks where any node can find them. A task that is there already is left unchanged.

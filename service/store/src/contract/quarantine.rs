@@ -49,6 +49,7 @@ impl QuarantineRow {
     }
 }
 
+/// The end of a quarantine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
     /// The time of the release, on the store's clock.

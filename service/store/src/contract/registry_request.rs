@@ -18,6 +18,7 @@ pub struct RegistryRequest {
     pub digest: u64,
 }
 
+/// The mutations of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegistryOperation {
     CreateNamespace,

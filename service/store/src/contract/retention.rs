@@ -13,6 +13,7 @@ pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// it is created, and to rows whose namespace no longer exists.
 pub const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// What one call of [`Retention::expire`] has deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Deleted executions, each with its history and its index row.
@@ -26,6 +27,7 @@ pub struct Expired {
     pub paused: bool,
 }
 
+/// Deletes expired data, and pauses its deletion.
 #[async_trait]
 pub trait Retention {
     /// Deletes at most `limit` rows of each of these kinds:

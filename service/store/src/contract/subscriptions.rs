@@ -19,6 +19,7 @@ pub struct SubscriptionRow {
     pub created_at: Timestamp,
 }
 
+/// Creates, reads, updates and deletes subscriptions.
 #[async_trait]
 pub trait Subscriptions {
     /// Creates a subscription. [`super::Error::AlreadyExists`] if the name is taken in its namespace.
@@ -40,6 +41,7 @@ pub trait Subscriptions {
         request: &RegistryRequest,
     ) -> Result<SubscriptionRow>;
 
+    /// The subscription with this name, if it exists.
     async fn subscription(
         &self,
         namespace: &Namespace,

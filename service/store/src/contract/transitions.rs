@@ -41,6 +41,7 @@ pub struct Reminder {
     pub wake_at: Option<Timestamp>,
 }
 
+/// One decided change of an execution, with everything that is written together with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transition {
     pub execution: ExecutionId,
@@ -53,7 +54,7 @@ pub struct Transition {
     /// Written with the first transition, and then whenever one of its values changes. The committing node
     /// becomes the owner.
     pub index: Option<IndexRow>,
-    /// The request id of a start without a key, if it has one.
+    /// The request id of a start, if it has one, with or without a key.
     pub request: Option<StartRequest>,
     pub feed: Vec<FeedRow>,
     /// Overflow rows that become void with this transition.
@@ -168,6 +169,7 @@ pub struct KeyedStart {
     pub on_ended: OnEnded,
 }
 
+/// The verdict on one start with a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySettled {
     Won,
@@ -209,6 +211,7 @@ impl Holder {
     }
 }
 
+/// Commits transitions and whatever belongs to them.
 #[async_trait]
 pub trait Transitions {
     /// Commits a batch in one transaction and returns a verdict for each transition, in the order of the batch.

@@ -9,6 +9,7 @@ use recoup_core::time::Timestamp;
 use super::{RegistryRequest, Result};
 use crate::format::{Encoded, encode_workflow};
 
+/// A registered version of a workflow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkflowVersion {
     pub namespace: Namespace,
@@ -44,6 +45,7 @@ impl NewVersion {
     }
 }
 
+/// Registers, reads and retires versions of workflows.
 #[async_trait]
 pub trait Workflows {
     /// Registers a definition. Returns the version that has it, and whether that version is new: a definition

@@ -32,8 +32,8 @@ const FENCE: &str = "
         where not exists (select from execution where execution.id = asked.id))";
 const FENCE_PARAMETERS: usize = 4;
 
-/// The statements that write the chosen subset of [`INSERTS`] and check the fence. In the statement at index
-/// `chosen`, bit n says whether the nth insert is included.
+/// One statement for each subset of [`INSERTS`], which writes that subset and checks the fence. Bit n of the index
+/// of a statement says whether it includes the nth insert.
 static STATEMENTS: LazyLock<Vec<String>> =
     LazyLock::new(|| (0..1 << INSERTS.len()).map(statement).collect());
 

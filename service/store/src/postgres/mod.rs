@@ -60,6 +60,7 @@ const RETENTION_CONNECTIONS: usize = 2;
 /// How long an answer may take when retention searches many rows to find a few, or copies histories.
 const RETENTION_PATIENCE: Duration = Duration::from_secs(600);
 
+/// Sizes and time limits of the connections, and of the partitions of histories.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The number of connections besides those that commit, renew the lease or serve retention. Default: 8.
@@ -223,6 +224,7 @@ impl PostgresStore {
         self.inner.reached.suspect_idle();
     }
 
+    /// The current counts; see [`Counts`].
     pub fn counts(&self) -> Counts {
         let counts = &self.inner.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);

@@ -101,7 +101,7 @@ const fn micros_of(whole: Duration) -> i64 {
     whole.as_secs().cast_signed() * 1_000_000
 }
 
-/// For the length of a lease, which is added to a time. It is limited to a century.
+/// For a time to live or the length of a lease, which is added to a time. It is limited to a century.
 pub(super) fn ttl_us(duration: Duration) -> i64 {
     const CENTURY_US: i64 = 100 * 366 * 24 * 3600 * 1_000_000;
     micros(duration).min(CENTURY_US)
