@@ -26,7 +26,7 @@ use crate::settle::{self, Found, TakenRequest};
 pub(super) const BEGIN: &str = "begin isolation level read committed";
 /// Divides by zero, and so fails the transaction, if the node's lease was closed. A node that closes the lease
 /// waits for the transactions that have passed this fence. After that their rows are visible, and no later
-/// transaction passes. `renew` does not wait here.
+/// transaction passes. Renewing the lease does not wait for them.
 pub(super) const FENCE: &str = "
     select 1 / count(*)
     from (select from node where id = $1 and closed_at is null for key share) as held";
@@ -103,7 +103,7 @@ impl Inner {
             }
         }
         // The obstacle may be the event of a released quarantine with a number that this lane has not passed
-        // yet. Or no quarantine was looked for so far.
+        // yet. Or no check was made so far, because a flawed transition skips the first try.
         held.pass(&going_on(batch)).await?;
         let numbers = Numbers::new(held, batch.transitions.iter(), rest);
         let mut sent = 1;
