@@ -1,20 +1,20 @@
-//! The engine: executions in memory, decided by `recoup-core`, committed in groups, handed out to
-//! workers.
+//! The engine keeps executions in memory, decides their commands with `recoup-core`, commits the decisions in
+//! groups and hands tasks out to workers.
 //!
-//! A [`node`] is the engine without I/O; the simulation runs several of them on one store in virtual time.
-//! [`Engine`] is the handle that the API holds on a node that a [`driver`] runs.
+//! A [`node`] is the engine without I/O; the simulation runs several nodes on one store in virtual time.
+//! [`Engine`] is the handle through which the API talks to a node that a [`driver`] runs.
 //!
 //! # Map
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `node` | the engine without I/O: inputs in, outputs out, time an argument; its file has a map of its own |
+//! | `node` | the engine without I/O: inputs in, outputs out, time as an argument; its file has a map of its own |
 //! | `driver` | the task that gives a node its clock, its store and its channels |
-//! | `handle` | [`Engine`], through which the API asks a node, and the links of workers |
+//! | `handle` | [`Engine`], through which the API sends requests to a node, and the links of workers |
 //! | `request` | the messages from the handle to the driver |
 //! | `load` | from stored rows back to states and plans |
 //! | `transition` | from a decision to the rows that make it durable |
-//! | `task` | what a worker is told of an attempt |
+//! | `task` | the content of an attempt that a worker receives |
 //! | `token` | task tokens: the identity of an attempt as opaque bytes |
 //! | `clock` | the two clocks of a node |
 //! | `process_clock` | the monotonic clock of the process |

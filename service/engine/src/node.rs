@@ -1,33 +1,35 @@
-//! A node without I/O. Inputs change it, [`Node::flush`] decides what has gathered, outputs say what
-//! is to be done; time is an argument, on both clocks of [`crate::clock`]. The same inputs in the same order give the same outputs.
+//! A node without I/O. Inputs change its state, [`Node::flush`] decides the commands that have gathered, and
+//! outputs say what the driver must do. Time is an argument, on both clocks of [`crate::clock`]. The same
+//! inputs in the same order give the same outputs.
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `slots`, `slot` | executions in memory, and what waits for them |
-//! | `resident` | what is known of one: its state, and what is committed while that is away |
-//! | `loader`, `reading` | which executions are read, and what comes of it |
-//! | `requests` | what callers ask, and how those who wait are answered |
-//! | `residency` | which executions stay in memory, and when each is looked at |
-//! | `decide`, `batch` | deciding, and putting what was decided into a batch |
+//! | `slots`, `slot` | executions in memory, and the commands and callers that wait for them |
+//! | `resident` | what is known of one execution: its state, and a summary of it while the state is away |
+//! | `loader`, `reading` | which executions are read, and how the answer is taken in |
+//! | `requests` | requests of callers, and the answers to callers that wait |
+//! | `residency` | which executions stay in memory, and when each must be checked |
+//! | `decide`, `batch` | deciding, and putting decisions into a batch |
 //! | `keyed` | starts with an execution key, in a call of their own |
-//! | `committer`, `commit` | what is under way to the store, and settling what it answered |
+//! | `committer`, `commit` | writes that are under way to the store, and settling its answers |
 //! | `flight` | sending a batch until all of it is settled, in parts if need be |
-//! | `attempt`, `attempts`, `queue`, `queues` | where an open attempt is, and what waits for workers |
-//! | `reconcile` | where an attempt is once a state has come anew |
-//! | `dispatch`, `hand_over` | bringing attempts and queues in line with the states, and handing out |
-//! | `worker`, `sessions`, `workers` | workers, sessions, and what they hold |
-//! | `notices` | what sessions are told: that tasks they hold should stop or are over |
-//! | `trade`, `offers` | which tasks go to other nodes, and what those are told of idle workers |
-//! | `effects` | what is to be done: outputs, and tasks on their way to workers |
-//! | `quarantine` | executions that nobody may go on with |
-//! | `patience` | callers that wait for a store that takes nothing |
-//! | `life`, `ownership` | the lease, adoption, overflow, and what other nodes did |
+//! | `attempt`, `attempts`, `queue`, `queues` | where an open attempt is, and which tasks wait for workers |
+//! | `reconcile` | where an attempt is once the node has a new state of its execution |
+//! | `dispatch`, `hand_over` | bringing attempts and queues in line with the states, and handing attempts out |
+//! | `worker`, `sessions`, `workers` | workers, sessions, and the attempts that they hold |
+//! | `notices` | notices to sessions: that tasks they hold should stop, or are closed |
+//! | `trade`, `offers` | which tasks go to other nodes, and the idle workers that nodes publish |
+//! | `effects` | work for the driver: outputs, and tasks on their way to workers |
+//! | `quarantine` | executions that do not proceed until an operator releases them |
+//! | `patience` | callers that wait for a store that does not respond |
+//! | `life`, `ownership` | the lease, adoption, the overflow, and changes made by other nodes |
 //!
 //! Invariants:
 //!
-//! - Nothing is answered, handed out or decided on before it is committed.
-//! - An execution is in at most one batch that is decided and not settled: at most one is under way, and one goes next.
-//! - What is in memory may be dropped at any time: all of it follows from the store.
+//! - Nothing is answered, handed out or built upon before it is committed.
+//! - An execution is in at most one batch that is decided but not settled. At most one batch is under way,
+//!   and at most one more is drafted to go next.
+//! - Everything in memory may be dropped at any time, because all of it follows from the store.
 
 pub mod io;
 
@@ -85,27 +87,27 @@ use timers::{Timer, Timers};
 use trade::Trade;
 use worker::Workers;
 
-/// So late a node has been asleep, or has had no time for its work.
+/// A timer that is handled later than this shows that the node was suspended, or was too busy to run.
 const LATE: Duration = Duration::from_millis(200);
-/// How long it then takes in what has piled up before it judges anybody's silence.
+/// How long such a node first takes in the input that has piled up, before it judges any worker as silent.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
-/// How far a node is on its way to its end.
+/// How far the node has progressed towards its end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Serving,
-    /// The server takes no new connections: callers that wait for an end are answered at once, and workers that
-    /// are not connected can say nothing here, so that their silence means nothing.
+    /// The server accepts no new connections. Callers that wait for the end of an execution are answered at
+    /// once. Workers that are not connected cannot reach this node, so their silence means nothing.
     Closing,
-    /// Takes nothing new.
+    /// Accepts nothing new.
     Stopping,
 }
 
 pub struct Node<R> {
     options: Options,
-    /// Store time: what is stored and scheduled.
+    /// Store time: the time that is stored, and by which work is scheduled.
     now: Timestamp,
-    /// The same moment for silence, attempts and the lease.
+    /// The same moment on the monotonic clock, by which silence, attempts and the lease are measured.
     monotonic: Tick,
     caught_up_at: Timestamp,
     random: Random,
@@ -117,7 +119,7 @@ pub struct Node<R> {
     slots: Slots<R>,
     loader: Loader,
     committer: Committer<R>,
-    /// Where the last page of due executions ended, if more of them are due.
+    /// Where the last page of due executions ended, if there are more pages.
     due_after: Option<Due>,
 
     queues: Queues,
@@ -125,13 +127,13 @@ pub struct Node<R> {
     workers: Workers,
     sessions: Sessions,
 
-    /// In store time, which a step of the database's clock may take forward.
+    /// In store time, which may jump forward when the database's clock is set.
     timers: Timers,
     effects: Effects<R>,
 }
 
 impl<R> Node<R> {
-    /// `seed` is the randomness of this life: nothing else in the node is left to chance.
+    /// `seed` is the source of all randomness in this life of the node.
     pub fn new(options: Options, seed: u64) -> Self {
         Self {
             options,
@@ -159,12 +161,12 @@ impl<R> Node<R> {
         &self.options
     }
 
-    /// This life of the node, once it has begun.
+    /// The id of this life of the node, once the life has begun.
     pub fn node_id(&self) -> Option<NodeId> {
         self.life.node()
     }
 
-    /// What this node believes of the executions in its memory.
+    /// The states that this node has in memory.
     #[cfg(feature = "mutants")]
     pub fn cached(
         &self,
@@ -172,13 +174,13 @@ impl<R> Node<R> {
         self.slots.iter().filter_map(|(id, slot)| Some((id, slot.state()?)))
     }
 
-    /// How many executions a round of questions to the store goes by.
+    /// How many executions the node asks the store about, round after round.
     #[cfg(feature = "mutants")]
     pub fn in_doubt(&self) -> usize {
         self.slots.in_doubt()
     }
 
-    /// All that this node has about an execution, for whoever looks into why it is stuck.
+    /// Everything that this node knows about an execution, for finding out why it is stuck.
     #[cfg(feature = "mutants")]
     pub fn belief(&self, id: ExecutionId) -> String {
         let Some(slot) = self.slots.get(id) else {
@@ -200,7 +202,7 @@ impl<R> Node<R> {
         )
     }
 
-    /// Asks for a life.
+    /// Begins the first life of the node: asks the store for a lease.
     pub fn begin(&mut self, now: Now) {
         self.is_now(now);
         self.life.begin(self.monotonic);
@@ -208,7 +210,7 @@ impl<R> Node<R> {
         self.join();
     }
 
-    /// Neither clock goes back.
+    /// Moves both clocks forward. Neither ever goes back.
     fn is_now(&mut self, now: Now) {
         let now = self.at().max(now);
         (self.monotonic, self.now) = (now.tick, now.time);
@@ -218,11 +220,11 @@ impl<R> Node<R> {
         Now { tick: self.monotonic, time: self.now }
     }
 
-    /// Takes nothing new from now on.
+    /// Stops taking anything new.
     pub fn stop(&mut self) {
         self.settle_committed();
         self.stage = Stage::Stopping;
-        // Whoever goes on with what this node owns must know what is with workers.
+        // The next owners of this node's executions must be able to read which attempts are with workers.
         self.record_starts();
     }
 
@@ -230,12 +232,12 @@ impl<R> Node<R> {
         self.stage == Stage::Stopping
     }
 
-    /// Whether a worker that is not connected can still get through to this node.
+    /// Whether a worker that is not connected can still reach this node.
     fn is_reachable(&self) -> bool {
         self.stage == Stage::Serving
     }
 
-    /// Whether everything that was taken has been answered or left to other nodes.
+    /// Whether every accepted request has been answered or left to other nodes.
     pub fn is_quiet(&self) -> bool {
         self.effects.is_empty()
             && self.committer.is_quiet()
@@ -290,7 +292,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Does what is due.
+    /// Handles all timers that are due.
     pub fn tick(&mut self, now: Now) {
         self.is_now(now);
         self.settle_committed();
@@ -303,7 +305,7 @@ impl<R> Node<R> {
                 Timer::Join => self.join(),
                 Timer::Commit => self.commit_again(),
                 Timer::StartKeyed => self.start_keyed_again(),
-                // The next flush asks.
+                // The next flush asks for what is wanted.
                 Timer::Load => {}
                 Timer::Adopt => self.adopt(),
                 Timer::Heads => self.ask_heads(),
@@ -316,8 +318,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// After a pause, what workers sent meanwhile may still lie unread: clocks that judge them strike
-    /// a moment later.
+    /// After a pause of the node, messages that workers sent meanwhile may still be unread. Timers that judge
+    /// workers are therefore put off for a moment.
     fn catch_up(&mut self) {
         let Some(due) = self.timers.next_at() else {
             return;
@@ -334,7 +336,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Decides what has gathered and hands out what may go.
+    /// Decides the commands that have gathered and hands out the tasks that may go.
     pub fn flush(&mut self, now: Now) {
         self.is_now(now);
         self.settle_committed();
@@ -342,7 +344,7 @@ impl<R> Node<R> {
             self.give_away_new();
             self.commit_ready();
             self.start_keyed_ready();
-            // Deciding may find that memory is old.
+            // A decision may find that the state in memory is stale, so reads are asked for last.
             self.load_wanted();
         }
         for (worker, tasks) in self.effects.take_all_back() {

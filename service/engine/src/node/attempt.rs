@@ -1,4 +1,4 @@
-//! One open attempt in memory: where it is, and when it must be looked at.
+//! One open attempt in memory: where it is, and when it must be checked next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,43 +17,44 @@ use crate::clock::{Now, Tick};
 use crate::options::Options;
 use crate::task::TaskContent;
 
-/// What is due so soon another node may have handed out, by its clock or before it hears that the
-/// execution is no longer its own.
+/// Another node may already have handed out an attempt that becomes due this soon: its clock may be ahead, or
+/// it may not have noticed yet that it lost the execution.
 pub(super) const DOUBT: Duration = Duration::from_secs(5);
-/// The session on record of what is with nobody: no worker calls its own so.
+/// The session id recorded for an attempt that no worker has. No worker uses it as its own.
 pub(super) const NOBODYS: &str = ".nobody";
 
-/// One open attempt of an execution in memory. What is beside `dispatch` holds in more than one of its states, and
-/// independently of the rest: a result may come while a start is under way, and of an attempt that waits again.
+/// One open attempt of an execution in memory. The fields besides `dispatch` are independent of each other
+/// and hold in more than one dispatch state. A result may arrive, for example, while a start is under way or
+/// while the attempt waits to be handed out again.
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
     pub id: TaskId,
     pub content: Arc<TaskContent>,
-    /// Who the history says has it.
+    /// The worker that has the attempt according to the history.
     pub started: Option<Started>,
     pub dispatch: DispatchState,
-    /// A worker had it, or may have had it.
+    /// A worker has had the attempt, or may have had it.
     pub possibly_started: bool,
-    /// Its start must be durable before the hand-over: it came from the overflow, or may be there.
+    /// The start must be durable before the hand-over, because the attempt came from the overflow or may be there.
     pub claimed: bool,
-    /// The history says that it has been handed over at this time, and it never left this node then.
+    /// The history says that the attempt was handed over at this time, but that hand-over never left this node.
     pub unsent: Option<Timestamp>,
-    /// So often its worker, who may have begun it, did not have it any more.
+    /// How many times its worker may have begun the attempt and then turned out not to have it any more.
     pub missed: u32,
-    /// Its result is here, and not yet durable.
+    /// Its result has arrived, but is not durable yet.
     pub reported: bool,
-    /// A command of the node's own about it is under way.
+    /// A command about it that this node issued itself is under way.
     pub acting: bool,
     /// It was taken back from the queue because the run is ending.
     pub withdrawn: bool,
 }
 
-/// How far it is on its way to a worker, and which one that is.
+/// How far the attempt is on its way to a worker, and to which one.
 #[derive(Clone, Debug)]
 pub(super) enum DispatchState {
-    /// Its time has not come.
+    /// It is not due yet.
     Scheduled,
-    /// A worker that the last owner knew may say that he holds it.
+    /// It waits for a worker that the previous owner knew to report that it holds the attempt.
     Grace {
         until: Tick,
     },
@@ -61,10 +62,10 @@ pub(super) enum DispatchState {
         queue: QueueName,
         order: Order,
     },
-    /// Chosen for a worker; the start is on its way into the history.
+    /// A worker has been chosen, and the start is being written to the history.
     Starting {
         worker: WorkerKey,
-        /// As the history will have it.
+        /// The start time that the history will record.
         at: Timestamp,
     },
     Handed(Handed),
@@ -76,36 +77,37 @@ pub(super) enum DispatchState {
 pub(super) struct Handed {
     pub name: String,
     pub session: Option<SessionKey>,
-    /// Also what names the hand-over: no two of an attempt have the same.
+    /// Identifies the hand-over as well: no two hand-overs of an attempt have the same time.
     pub since: Timestamp,
-    /// The same for the clocks that judge it, which no step of the database's clock may strike.
+    /// The same moment on the monotonic clock, by which the attempt's timeouts run. A step of the database's
+    /// clock does not affect it.
     pub began: Tick,
     pub beat_at: Tick,
     pub source: Source,
-    /// What its heartbeats said last.
+    /// The details of its last heartbeat that had any.
     pub details: Option<Payload>,
 }
 
-/// Who says that a worker has an attempt.
+/// How this node knows that a worker has an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// This node, which has given it to the worker or has heard from it. It is not on record yet.
+    /// This node gave the attempt to the worker or has heard from the worker. The history does not say so yet.
     Node,
-    /// The history says so too.
+    /// This node knows it, and the history says so too.
     Both,
-    /// Only the history: its worker has not been heard of here.
+    /// Only the history says so: this node has not heard from the worker.
     History,
 }
 
 impl Source {
-    /// What a node knows for itself, and may be `recorded`.
+    /// The source of something that this node knows itself, and that the history may have `recorded`.
     pub fn known_here(recorded: bool) -> Self {
         if recorded { Self::Both } else { Self::Node }
     }
 }
 
 impl DispatchState {
-    /// Whether no worker has it, if there is a row in the overflow.
+    /// Whether the attempt can be with no worker at all, given that it has a row in the overflow.
     pub fn is_for_any_node(&self) -> bool {
         match self {
             Self::Overflowed => true,
@@ -120,27 +122,27 @@ impl Handed {
         self.source != Source::Node
     }
 
-    /// The history says that a worker has it.
+    /// Notes that the history now says that the worker has the attempt.
     pub fn put_on_record(&mut self) {
         if self.source == Source::Node {
             self.source = Source::Both;
         }
     }
 
-    /// Its worker has said so here.
+    /// Notes that this node has heard from the worker.
     pub fn heard(&mut self) {
         if self.source == Source::History {
             self.source = Source::Both;
         }
     }
 
-    /// What puts this on record, as of a time: [`Self::since`] if it is not on record yet.
+    /// The command that records this hand-over in the history. `at` is [`Self::since`] if it is not on record yet.
     pub fn record(&self, task: TaskId, at: Timestamp) -> Command {
         let (worker, session) = (self.name.clone(), id_of(self.session.as_ref()));
         Command::RecordStart { task, worker, session, at, basis: StartBasis::Held }
     }
 
-    /// As the history says of a worker that has no session.
+    /// A hand-over to a worker without a session, of which only the history knows.
     pub fn without_session(started: &Started, now: Now) -> Self {
         Self {
             name: started.worker.clone(),
@@ -155,15 +157,16 @@ impl Handed {
 }
 
 impl Attempt {
-    /// Whoever has it may still say so until then: its execution has come to this node only now.
+    /// Extends the grace period, because the execution has only now come to this node.
     pub fn wait_until(&mut self, then: Tick) {
         if let DispatchState::Grace { until } = &mut self.dispatch {
             *until = then;
         }
     }
 
-    /// As [`Self::wait_until`], where the owner before lives on and does not know that it is the owner no
-    /// more: what is due before `soon` it hands out as if nothing had happened.
+    /// As [`Self::wait_until`], for an execution whose previous owner is still alive and may not know yet
+    /// that it has lost it. That node hands out attempts that are due before `soon` as if nothing had
+    /// happened.
     pub fn wait_for_last_owner(&mut self, then: Tick, soon: Timestamp) {
         if matches!(self.dispatch, DispatchState::Scheduled) && self.content.scheduled_at < soon {
             self.dispatch = DispatchState::Grace { until: then };
@@ -172,8 +175,9 @@ impl Attempt {
         self.wait_until(then);
     }
 
-    /// Another node has been the owner since this one knew where the attempt is: unless a worker here has it,
-    /// it may be with one there. Returns the state that it leaves.
+    /// Another node has owned the execution since this node knew where the attempt was. Unless a worker of
+    /// this node has the attempt, one of the other node's workers may have it. Returns the dispatch state
+    /// that it leaves, if it does.
     pub fn doubt(&mut self, plan: &Plan, then: Tick, soon: Timestamp) -> Option<DispatchState> {
         let may_be_out = match &self.dispatch {
             DispatchState::Scheduled => self.content.scheduled_at < soon,
@@ -183,14 +187,15 @@ impl Attempt {
             | DispatchState::Handed(_) => false,
         };
         self.wait_until(then);
-        // What is delivered at most once is on record where a worker has had it.
+        // An attempt that is delivered at most once has its start on record if a worker has had it.
         self.possibly_started |= may_be_out && !plan.is_at_most_once(&self.id.path);
         may_be_out
             .then(|| std::mem::replace(&mut self.dispatch, DispatchState::Grace { until: then }))
     }
 
-    /// The start of an attempt that a worker without a session got here, if no history has it yet. That
-    /// worker has no way to speak up for itself before its result.
+    /// The command that records the start of an attempt which this node gave to a worker without a session,
+    /// if the history has no start yet. Such a worker cannot report that it holds the attempt before it sends
+    /// its result.
     pub fn unrecorded_start(&self) -> Option<Command> {
         let DispatchState::Handed(handed) = &self.dispatch else {
             return None;
@@ -205,7 +210,7 @@ impl Attempt {
         matches!(self.dispatch, DispatchState::Handed(_) | DispatchState::Starting { .. })
     }
 
-    /// As the owner knows: no worker has it, and none has had it.
+    /// Whether no worker has it and none has had it, as far as the owner knows.
     pub fn is_with_nobody(&self) -> bool {
         let waits = matches!(
             self.dispatch,
@@ -228,7 +233,7 @@ impl Attempt {
         })
     }
 
-    /// When it must be looked at next.
+    /// When the attempt must be checked next.
     pub fn due(&self, plan: &TaskPlan, options: &Options, now: Now) -> Option<Timestamp> {
         if self.acting || self.reported {
             return None;
@@ -251,8 +256,8 @@ impl Attempt {
     }
 }
 
-/// Whether a command records what the node says for a worker without a session, which has no way to say it
-/// itself: that it has an attempt.
+/// Whether a command records that a worker without a session has an attempt. The node records this on the
+/// worker's behalf, because such a worker cannot list the attempts that it holds.
 pub(super) fn is_bare_start(command: &Command) -> bool {
     match command {
         Command::RecordStart { worker, session, basis: StartBasis::Held, .. } => {
@@ -262,17 +267,17 @@ pub(super) fn is_bare_start(command: &Command) -> bool {
     }
 }
 
-/// Before every task of an execution.
+/// A bound that sorts before every task of an execution.
 pub(super) fn first_task(execution: ExecutionId) -> TaskId {
     TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }
 }
 
-/// As histories have it: none is empty.
+/// A session id as histories record it: empty means no session.
 pub(super) fn id_of(session: Option<&SessionKey>) -> String {
     session.map_or(String::new(), |session| session.id.clone())
 }
 
-/// Its row in the overflow.
+/// The key of the task's row in the overflow.
 pub(super) fn key_of(task: &TaskId) -> TaskKey {
     TaskKey { execution: task.execution, path: task.path.clone(), attempt: task.attempt }
 }

@@ -7,7 +7,7 @@ use recoup_core::id::StepPath;
 
 use super::attempt::Attempt;
 
-/// By what they are attempts of: a step, and a compensation, has one open attempt at most.
+/// By the path of the step or compensation, each of which has at most one open attempt.
 #[derive(Debug, Default)]
 pub(super) struct Attempts(BTreeMap<StepPath, Box<Attempt>>);
 
@@ -25,7 +25,7 @@ impl Attempts {
         (attempt.id == *task).then_some(attempt)
     }
 
-    /// That of a step or a compensation.
+    /// The open attempt of a step or a compensation.
     pub fn of(&self, path: &StepPath) -> Option<&Attempt> {
         self.0.get(path).map(Box::as_ref)
     }

@@ -1,4 +1,5 @@
-//! A batch as it is put together, and what is remembered about each part of it until it is settled.
+//! A batch while it is being put together, and what the node keeps about each part of it until the store has
+//! settled it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,11 +18,11 @@ use super::resident::Committed;
 use super::slot::Pending;
 use crate::options::Options;
 
-/// How full a call of the store is.
+/// How full a call to the store is.
 pub(super) struct Fill {
     max: Limits,
     bytes: usize,
-    /// Events that were decided for it.
+    /// The number of events that were decided for it.
     events: usize,
 }
 
@@ -42,17 +43,18 @@ impl Fill {
         Self { max, bytes: 0, events: 0 }
     }
 
-    /// Whether there is room for one more beside so many of its kind.
+    /// Whether there is room for one more item, given the number of its kind that is already in the call.
     fn has_room(&self, beside: usize) -> bool {
         beside < self.max.transitions && self.bytes < self.max.bytes
     }
 
-    /// As [`Self::has_room`], for a decision.
+    /// As [`Self::has_room`], for a transition.
     pub fn may_decide(&self, beside: usize) -> bool {
         self.has_room(beside) && self.events < self.max.events
     }
 
-    /// What took long to decide fills a call too: the lease is renewed between two.
+    /// Counts the work of the decision as well as its bytes: the node renews its lease between two calls, so
+    /// deciding for one call must not take too long.
     pub fn add_decision<R>(&mut self, entry: &Entry<R>, transition: &Transition) {
         self.bytes += transition.bytes() + entry.parsed;
         self.events += entry.events;
@@ -75,7 +77,7 @@ impl<R> Draft<R> {
         self.batch == Batch::default()
     }
 
-    /// What is remembered about the transitions in it.
+    /// The entries of the transitions in it.
     pub fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry<R>> {
         self.entries.iter_mut()
     }
@@ -122,33 +124,34 @@ impl<R> Draft<R> {
     }
 }
 
-/// One execution's part of a batch.
+/// What the node keeps about one execution's transition until it is settled.
 pub(super) struct Entry<R> {
     pub id: ExecutionId,
-    /// The state that the slot has given away for the time.
+    /// The state after the transition. The slot has none while the transition is under way.
     pub next: Box<Execution>,
     pub committed: Committed,
     pub plan: Arc<Plan>,
     pub index: Option<IndexRow>,
     pub overflow_done: Vec<TaskKey>,
     pub failures: Failures,
-    /// Of which an attempt may be another one now, or somewhere else. None: of any.
+    /// The steps and compensations whose attempts this transition may have opened, closed or moved. `None`:
+    /// any attempt may be affected.
     pub touched: Option<Vec<StepPath>>,
-    /// How many events the decision made.
+    /// How many events the decision produced.
     pub events: usize,
-    /// Bytes of JSON that it took to parse.
+    /// How many bytes of JSON the decision parsed.
     pub parsed: usize,
     pub decided: Vec<Judged<R>>,
 }
 
 impl<R> Entry<R> {
-    /// What is under way.
+    /// The commands that this transition has decided.
     pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Pending<R>> {
         self.decided.iter_mut().map(|(pending, _)| pending)
     }
 }
 
-/// The attempts that failed in a transition, for the workers that reported them.
+/// The attempts that failed in a transition, so that the workers that reported them can be answered.
 #[derive(Default)]
 pub(super) struct Failures(Vec<(StepPath, u32, Decision)>);
 
@@ -180,8 +183,8 @@ impl Failures {
     }
 }
 
-/// The steps and compensations of which an attempt was opened, closed or spoken of, in the order in which that
-/// was decided. None where a termination took attempts out of their queues.
+/// The steps and compensations of which a transition opened, closed or recorded attempts, in the order of the
+/// decisions. `None` for a termination, because it took attempts out of their queues.
 pub(super) fn touched<R>(events: &[Event], decided: &[Judged<R>]) -> Option<Vec<StepPath>> {
     let commands = decided.iter().map(|(pending, _)| &pending.command);
     if commands.clone().any(|command| matches!(command, Command::TerminateExecution { .. })) {
@@ -193,10 +196,10 @@ pub(super) fn touched<R>(events: &[Event], decided: &[Judged<R>]) -> Option<Vec<
     Some(touched.filter(|path| seen.insert(*path)).cloned().collect())
 }
 
-/// A command, and whether it fitted.
+/// A decided command, and whether it was accepted.
 pub(super) type Judged<R> = (Pending<R>, Result<(), Rejection>);
 
-/// What the caller of a command is told that the state has come of.
+/// The answer to the caller of a command, taken from the state that the command led to.
 pub(super) fn answer(
     state: &Execution,
     command: &Command,

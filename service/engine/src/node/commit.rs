@@ -1,4 +1,4 @@
-//! Settling what the store has answered about a batch.
+//! Settles a batch by the store's answer to it.
 
 use recoup_core::command::{Command, StartBasis};
 use recoup_core::failure_event::Subject;
@@ -26,7 +26,7 @@ impl<R> Node<R> {
         };
         slot.in_flight = false;
         if slot.known.is_unread() {
-            // The lease was lost meanwhile.
+            // The lease was lost in the meantime.
             self.loader.want(id);
         } else {
             slot.wake_at = wake_at;
@@ -63,14 +63,15 @@ impl<R> Node<R> {
                 self.committer.keep_settled(Part { batch, entries, settled });
             }
         }
-        // The next batch goes before this one is settled here, which takes about as long as the store takes.
+        // The next batch is sent before this one is settled here, because settling takes about as long as the
+        // store takes.
         match self.committer.is_committing() {
             true => self.commit_again(),
             false => self.commit_draft(),
         }
     }
 
-    /// What the store has answered comes before everything else that happens to this node.
+    /// Settles what the store has answered. This comes before anything else that happens to the node.
     pub(super) fn settle_committed(&mut self) {
         let Some(Part { batch, entries, settled }) = self.committer.take_settled() else {
             return;
@@ -82,7 +83,7 @@ impl<R> Node<R> {
         for (entry, settled) in entries.into_iter().zip(settled) {
             match settled {
                 Settled::Won => self.won(entry),
-                // Read again, a quarantine is found as another's transition is.
+                // A quarantine is found when the execution is read again, just as another node's transition is.
                 Settled::Lost | Settled::Quarantined => self.lost(entry),
                 Settled::RequestTaken { execution, digest, started } => {
                     self.request_taken(entry, execution, digest, started);
@@ -122,17 +123,19 @@ impl<R> Node<R> {
         let has_ended = next.state.is_ended();
         let mut unkept = None;
         if slot.known.is_unread() {
-            // The lease was lost meanwhile: what is in the store now is not only this.
+            // The lease was lost in the meantime, and other nodes may have written to the execution since.
             self.loader.want(id);
             unkept = Some(next);
         } else {
             slot.known.commit(plan, committed, next);
             slot.current_at = self.monotonic;
-            // What was claimed may be any of them, and so may what becomes this node's only now.
+            // All attempts are judged if some were claimed, because any of them may be affected, and if the
+            // execution becomes this node's only with this commit.
             let touched = touched.filter(|_| slot.owned && slot.claimed.is_empty());
             if let Some(index) = index {
                 if !slot.owned {
-                    // While it was another node's, nobody had a reason to speak up here.
+                    // While another node owned the execution, the workers of this node's attempts had no
+                    // reason to report here.
                     let attempts = slot.attempts.iter_mut();
                     attempts.for_each(|attempt| attempt.wait_for_last_owner(until, soon));
                 }
@@ -176,7 +179,7 @@ impl<R> Node<R> {
                     let answer = answer(state, &pending.command, is_own, decision);
                     self.reply(reply, Ok(answer));
                 }
-                // The state has come with the commit, and nothing has been decided since.
+                // Cannot happen: the state came back with the commit, and nothing has been decided since.
                 (Ok(()), _, None) => {}
                 (Err(rejection), ..) => self.reply(reply, Err(rejection.into())),
             }
@@ -186,7 +189,7 @@ impl<R> Node<R> {
         self.settle_slot(id);
     }
 
-    /// Another node was first: what was decided is void, what was asked is decided again.
+    /// Another node wrote first. This node's decision is void, and the commands are decided again.
     fn lost(&mut self, entry: Entry<R>) {
         let Some(slot) = self.slots.get_mut(entry.id) else {
             return;
@@ -198,7 +201,7 @@ impl<R> Node<R> {
         self.touch_slot(entry.id);
     }
 
-    /// Drops what is believed of an execution; what waits in its slot stays.
+    /// Drops what this node believes about an execution. The commands in its slot stay.
     pub(super) fn forget(&mut self, id: ExecutionId) {
         let now = self.monotonic;
         let Some(slot) = self.slots.get_mut(id) else {
@@ -208,15 +211,15 @@ impl<R> Node<R> {
         slot.owned = false;
         slot.index = None;
         slot.wake_at = None;
-        // What is claimed stays so: on what is read it turns out whether any worker has it.
+        // Claimed tasks stay claimed. Once the execution has been read, it turns out whether a worker has them.
         let rows = std::mem::take(&mut slot.overflow).into_iter();
         slot.claimed.extend(rows.filter_map(|(key, row)| match row {
             Row::Claimed { until, scheduled_in } if until > now => Some((key, scheduled_in)),
             Row::Claimed { .. } | Row::Free => None,
         }));
-        // A hand-over that was under way is off. What workers hold is not: those with a session say so
-        // themselves, and for the others it is said below. That an attempt was with nobody, or had had
-        // its time, is judged again on what is read.
+        // A hand-over that was under way is cancelled. Attempts that workers hold stay with them: workers
+        // with a session report them, and for the others their start is submitted below. Commands to withdraw
+        // or time out an attempt are dropped, because both are judged again once the execution has been read.
         let sessions = &self.sessions;
         slot.inbox.retain(|one| match &one.command {
             Command::RecordStart { basis: StartBasis::HandOver { .. }, .. } => false,
@@ -254,7 +257,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// A start is answered by an execution that is there already.
+    /// Answers a start with an execution that exists already.
     pub(super) fn use_existing(
         &mut self,
         execution: ExecutionId,
@@ -262,7 +265,7 @@ impl<R> Node<R> {
         reply: R,
         is_own: bool,
     ) {
-        // Without a wait: as soon as it is read.
+        // If the caller does not want to wait, it is answered as soon as the execution has been read.
         let until = Some(until.unwrap_or(self.now));
         self.add_waiter(
             execution,
@@ -276,7 +279,7 @@ impl<R> Node<R> {
         };
         slot.in_flight = false;
         if entry.decided.len() > 1 && !slot.known.is_new() {
-            // One of them brought what the store refuses; the others are not to suffer for it.
+            // One of the commands contains data that the store refuses. The others must not fail because of it.
             tracing::warn!(execution = %entry.id, %reason, "a refused transition is decided in parts");
             slot.singly = entry.decided.len();
             let pending = entry.decided.into_iter().map(|(pending, _)| pending);
@@ -287,7 +290,7 @@ impl<R> Node<R> {
         let own = entry.decided.iter().any(|(pending, _)| pending.is_own());
         for attempt in slot.attempts.iter_mut() {
             attempt.acting = false;
-            // A result that is refused is none: the attempt's clocks go on.
+            // A refused result does not count, so the attempt's clocks run again.
             attempt.reported = false;
         }
         if slot.known.is_new() {
@@ -299,7 +302,7 @@ impl<R> Node<R> {
         }
         let is_known = self.slots.get(entry.id).is_some_and(|slot| slot.known.is_resident());
         if is_known && own {
-            // It would be decided, and refused, for ever.
+            // Otherwise the node would decide the same command again, and the store would refuse it, for ever.
             let state = &entry.next;
             let (namespace, subject) = (state.namespace.clone(), Subject::of(state));
             let (reason, detail) = (QuarantineReason::StoreRefused, reason);
@@ -309,7 +312,8 @@ impl<R> Node<R> {
         self.settle_slot(entry.id);
     }
 
-    /// The state has changed with a transition that came to nothing. What is known of the attempts stays.
+    /// The state was changed by a transition that was not committed, so it is read again. What is known about
+    /// the attempts stays.
     pub(super) fn read_again(&mut self, id: ExecutionId) {
         if let Some(slot) = self.slots.get_mut(id)
             && slot.known.is_resident()

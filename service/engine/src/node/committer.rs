@@ -1,7 +1,7 @@
-//! What goes out with the next batch beside transitions, what is under way to the store, and what the store has
-//! answered. One batch is under way at most, and one call that starts executions under keys. While a batch is under
-//! way the next one is drafted, and goes out as soon as the store has answered, before that answer is settled here:
-//! the store works while the node does.
+//! The parts of the next batch besides transitions, the calls that are under way to the store, and the
+//! store's answers. At most one batch is under way, and at most one call that starts executions under keys.
+//! While a batch is under way, the node drafts the next one. The draft is sent as soon as the store has
+//! answered, before the node settles that answer, so the store and the node work at the same time.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,34 +17,35 @@ use crate::clock::Tick;
 
 pub(super) struct Committer<R> {
     batch: Option<Flight<Entry<R>, Batch>>,
-    /// Decided while that was under way: it goes next.
+    /// Decided while `batch` was under way; it is sent next.
     draft: Option<Draft<R>>,
-    /// What the store has settled, and this node has not.
+    /// The part that the store has settled and this node has not settled yet.
     settled: Option<Part<R>>,
-    /// Failure events of no execution.
+    /// Failure events that belong to no execution.
     events: VecDeque<FeedRow>,
-    /// Executions found to be damaged.
+    /// Executions that were found to be damaged.
     quarantines: VecDeque<NewQuarantine>,
-    /// Executions whose reminder in the store is not what it should be.
+    /// Executions whose reminder in the store may be out of date.
     reminders: BTreeSet<ExecutionId>,
     keyed_batch: Option<Flight<Entry<R>, Vec<KeyedStart>>>,
-    /// Executions whose start wants a key.
+    /// New executions that are to be started under a key.
     keyed: VecDeque<ExecutionId>,
 }
 
-/// What was sent of a batch, what is remembered about its transitions, and how the store has settled those.
+/// The part of a batch that was sent, the entries of its transitions, and how the store has settled them.
 pub(super) struct Part<R> {
     pub batch: Arc<Batch>,
     pub entries: Vec<Entry<R>>,
     pub settled: Vec<Settled>,
 }
 
-/// What the store's answer to a call says.
+/// The meaning of the store's answer to a call.
 pub(super) enum Answered<E, B, S> {
-    /// Nothing is under way that it could be about.
+    /// No call is under way that the answer could belong to.
     Nothing,
     LeaseLost,
-    /// Whether it was done or not, the same goes again after a pause: the store recognises it.
+    /// The call may or may not have taken effect. The same content is sent again after a pause, and the store
+    /// recognises it.
     Again(Error, Duration),
     Settled {
         part: Arc<B>,
@@ -69,7 +70,7 @@ impl<R> Default for Committer<R> {
 }
 
 impl<R> Committer<R> {
-    /// A failure event that belongs to no execution.
+    /// Adds a failure event that belongs to no execution.
     pub fn publish(&mut self, event: FeedRow) {
         self.events.push_back(event);
     }
@@ -84,7 +85,7 @@ impl<R> Committer<R> {
         flight.is_some_and(|flight| flight.quarantined().any(|new| new.execution == id))
     }
 
-    /// The reminder of an execution is to be brought in line.
+    /// Notes that the reminder of an execution must be brought up to date.
     pub fn remind(&mut self, id: ExecutionId) {
         self.reminders.insert(id);
     }
@@ -93,30 +94,30 @@ impl<R> Committer<R> {
         self.reminders.pop_first()
     }
 
-    /// An execution has left memory.
+    /// Forgets an execution that has left memory.
     pub fn forget(&mut self, id: ExecutionId) {
         self.reminders.remove(&id);
     }
 
-    /// The lease was lost. What has not been sent of what this node believed is not sent.
+    /// The lease was lost: quarantines and reminders that have not been sent are dropped.
     pub fn end_life(&mut self) {
         self.quarantines.clear();
         self.reminders.clear();
     }
 
-    /// Whether everything that must not get lost is in the store.
+    /// Whether everything that must not be lost is in the store.
     pub fn is_quiet(&self) -> bool {
         let is_decided = self.batch.is_none() && self.draft.is_none() && self.settled.is_none();
         is_decided && self.keyed_batch.is_none() && self.quarantines.is_empty()
     }
 
-    /// Since when nothing of a call has been settled, of the one that has waited longest.
+    /// Since when the unsettled call that has waited longest has made no progress.
     pub fn unsettled_since(&self) -> Option<Tick> {
         let batch = self.batch.as_ref().map(Flight::since);
         batch.into_iter().chain(self.keyed_batch.as_ref().map(Flight::since)).min()
     }
 
-    /// The commands that are under way, or go next.
+    /// The commands that are under way or in the draft.
     pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Pending<R>> {
         let batch = self.batch.iter_mut().flat_map(Flight::entries_mut);
         let batch = batch.chain(self.draft.iter_mut().flat_map(Draft::entries_mut));
@@ -131,14 +132,14 @@ impl<R> Committer<R> {
         self.batch.is_some()
     }
 
-    /// Whether there is something to write beside transitions that have not been decided.
+    /// Whether there is something to write besides transitions that have yet to be decided.
     pub fn has_gathered(&self) -> bool {
         let has_more = !(self.quarantines.is_empty() && self.reminders.is_empty());
         self.draft.is_some() || !self.events.is_empty() || (has_more && !self.is_committing())
     }
 
-    /// Whether the next batch may be worked on. Ahead of one that is in trouble nothing more is decided: what nobody
-    /// has decided about can still be turned away.
+    /// Whether the next batch may be drafted. While the batch under way is in trouble, nothing more is
+    /// decided, because callers whose commands have not been decided can still be refused.
     pub fn may_draft(&self) -> bool {
         self.batch.as_ref().is_none_or(Flight::is_first_try)
     }
@@ -147,7 +148,7 @@ impl<R> Committer<R> {
         self.draft.take()
     }
 
-    /// It goes when what is under way is settled.
+    /// Keeps a draft until the batch under way is settled.
     pub fn keep_draft(&mut self, draft: Draft<R>) {
         self.draft = Some(draft).filter(|draft| !draft.is_empty());
     }
@@ -160,7 +161,7 @@ impl<R> Committer<R> {
         self.settled.take()
     }
 
-    /// Takes the failure events in. False: some have to wait for the next batch.
+    /// Moves the waiting failure events into a draft. Returns false if some must wait for the next batch.
     pub fn add_events(&mut self, draft: &mut Draft<R>) -> bool {
         while draft.has_room_for_event()
             && let Some(event) = self.events.pop_front()
@@ -178,7 +179,7 @@ impl<R> Committer<R> {
         }
     }
 
-    /// The batch as it is to be sent, if there is anything in it.
+    /// Makes a draft the batch under way and returns what to send, if the draft is not empty.
     pub fn send(&mut self, draft: Draft<R>, now: Tick) -> Option<Arc<Batch>> {
         let (batch, entries) = draft.finish();
         if batch == Batch::default() {
@@ -189,7 +190,7 @@ impl<R> Committer<R> {
         Some(batch)
     }
 
-    /// What is to be sent again, or as the next part.
+    /// The content to send now: the same as before, or the next part.
     pub fn again(&mut self) -> Option<Arc<Batch>> {
         self.batch.as_mut().and_then(Flight::again)
     }
@@ -200,7 +201,7 @@ impl<R> Committer<R> {
         self.batch.as_ref().map_or(0, |flight| flight.sent().transitions.len())
     }
 
-    /// `retry`: the pause after a first failure.
+    /// `retry`: the pause after the first failure.
     pub fn answered(
         &mut self,
         answer: Result<Vec<Settled>>,
@@ -217,7 +218,7 @@ impl<R> Committer<R> {
         self.keyed.push_back(id);
     }
 
-    /// Whether starts with keys wait, and none are under way.
+    /// Whether starts with keys are waiting and none are under way.
     pub fn may_start_keyed(&self) -> bool {
         self.keyed_batch.is_none() && !self.keyed.is_empty()
     }

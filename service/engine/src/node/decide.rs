@@ -1,4 +1,4 @@
-//! Deciding what has gathered, and putting it into a batch.
+//! Decides the commands that have gathered and puts the decisions into a batch.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,31 +25,31 @@ use super::slot::{Pending, Slot};
 use crate::options::Mutant;
 use crate::transition::{feed_rows, index_differs, index_row};
 
-/// Retention takes nothing that ended less than a minute ago: what the store has spoken of within half of
-/// that is there.
+/// Retention deletes no execution that ended less than a minute ago. So an execution that the store has
+/// confirmed within half of that time still exists.
 const MAY_BE_GONE_AFTER: Duration = Duration::from_secs(30);
 
-/// A decision, and what follows from it: all that could panic.
+/// A decision and everything derived from it that could panic.
 struct Finished {
-    /// Empty if nothing changed: the rest says nothing then.
+    /// Empty if nothing changed; then the other fields mean nothing.
     events: Vec<Event>,
     state: Option<Box<Execution>>,
     feed: Vec<FeedRow>,
     wake: Option<Timestamp>,
-    /// Bytes of JSON that it took to parse.
+    /// How many bytes of JSON the decision parsed.
     parsed: usize,
 }
 
 impl<R> Node<R> {
-    /// Decides what is ready for the next batch. It goes at once if none is under way.
+    /// Decides what is ready for the next batch, and sends the batch at once if none is under way.
     pub(super) fn commit_ready(&mut self) {
         let is_needed = self.slots.has_ready() || self.committer.has_gathered();
         if self.node_id().is_none() || !is_needed || !self.committer.may_draft() {
             return;
         }
         let mut draft = self.committer.take_draft().unwrap_or_else(|| Draft::new(&self.options));
-        // The feed names a lost session before the attempts that fail with it, so no transition is
-        // decided while an event waits for the next batch.
+        // On the feed, the event of a lost session comes before the attempts that fail because of it. So no
+        // transition is decided while such an event has to wait for the next batch.
         let is_said = self.committer.add_events(&mut draft);
         while is_said
             && draft.may_decide()
@@ -65,13 +65,13 @@ impl<R> Node<R> {
         }
     }
 
-    /// Sends the next batch as it is.
+    /// Sends the next batch as it is now.
     pub(super) fn commit_draft(&mut self) {
         let Some(node) = self.node_id() else {
             return;
         };
         let mut draft = self.committer.take_draft().unwrap_or_else(|| Draft::new(&self.options));
-        // Those too that were found just now: nothing of theirs is in the batch.
+        // This includes executions whose damage was found just now: the batch contains no transition of theirs.
         self.committer.add_quarantines(&mut draft);
         while draft.has_room_for_reminder()
             && let Some(id) = self.committer.next_reminder()
@@ -85,7 +85,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Decides everything that waits in a slot. What changes nothing is answered at once.
+    /// Decides all commands that wait in a slot. Commands that change nothing are answered at once.
     pub(super) fn decide(&mut self, id: ExecutionId) -> Option<(Entry<R>, Transition)> {
         let random = self.random.number();
         let now = self.now;
@@ -99,7 +99,8 @@ impl<R> Node<R> {
             let doubted = slot.inbox.iter_mut().filter(|one| !one.verified);
             let ahead = doubted.filter(|one| one.is_ahead_of(committed));
             if ahead.map(|one| one.verified = true).count() > 0 {
-                // Nothing is refused because memory is old: it is read again first.
+                // A command must not be rejected because the state in memory is stale, so the execution is
+                // read first.
                 slot.doubted = true;
                 self.loader.want(id);
                 return None;
@@ -118,7 +119,7 @@ impl<R> Node<R> {
         let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
         let mut state = slot.known.take_state();
         let mut pending: Vec<_> = slot.inbox.drain(..count).collect();
-        // What a termination took out of the queues is not left to another transition.
+        // A termination withdraws attempts from the queues, so it must not be left to a later transition.
         let is_divisible = !pending.iter().any(terminates);
         #[cfg(feature = "mutants")]
         let panics = self.options.panics;
@@ -131,7 +132,7 @@ impl<R> Node<R> {
             }
             let decider = Decider::new(state.take(), &plan, now, random).starting_in(begins_in);
             let mut decider = if is_ours { decider } else { decider.doubting(DOUBT) };
-            // What an earlier transition had no room for comes before everything else.
+            // Work that had no room in an earlier transition comes before everything else.
             decider.resume();
             let mut verdicts = Vec::with_capacity(pending.len());
             for one in &pending {
@@ -139,7 +140,8 @@ impl<R> Node<R> {
                     break;
                 }
                 let mut command = one.command.clone();
-                // As of now: after a lost commit another node may have handed them out.
+                // The list is computed anew for each decision: after a lost commit, another node may have
+                // handed the attempts out.
                 if let Command::TerminateExecution { unstarted: known, .. } = &mut command {
                     known.clone_from(&unstarted);
                 }
@@ -162,7 +164,7 @@ impl<R> Node<R> {
                 return None;
             }
         };
-        // There was no room for more: the rest is decided next.
+        // The transition had no room for the remaining commands; they are decided next.
         for one in pending.drain(verdicts.len()..).rev() {
             slot.inbox.push_front(one);
         }
@@ -185,7 +187,7 @@ impl<R> Node<R> {
         decided: Vec<Judged<R>>,
     ) -> Option<(Entry<R>, Transition)> {
         let Finished { events, state, feed, wake, parsed } = finished;
-        // Events make a state.
+        // There is a state, because there are events.
         let next = state?;
         let transition_id =
             TransitionId(uuid::Uuid::from_u64_pair(self.random.number(), self.random.number()));
@@ -194,7 +196,7 @@ impl<R> Node<R> {
         let Encoded { format, data } = encode_transition(next.decided_at, &events);
         let writable = self.life.writable().unwrap_or(Formats::FIRST);
         let slot = self.slots.get_mut(id)?;
-        // Starts are a door. An execution that has begun in a format continues in it.
+        // The format is checked at the start only: an execution that has begun in a format continues in it.
         if slot.known.is_new()
             && let Err(refused) = writable.permit(format::Row::History, format)
         {
@@ -212,7 +214,7 @@ impl<R> Node<R> {
         let unchanged = slot.owned
             && slot.index.as_ref().is_some_and(|row| !index_differs(row, &next, highest, wake_at));
         let index = (!unchanged).then(|| index_row(&next, highest, wake_at));
-        // Void is the row of what is closed, and of what is with a worker from now on.
+        // The overflow row of an attempt is void once the attempt is closed, or is with a worker.
         let open: BTreeSet<_> = match slot.overflow.is_empty() {
             true => BTreeSet::new(),
             false => {
@@ -265,7 +267,7 @@ impl<R> Node<R> {
         Some((entry, transition))
     }
 
-    /// Where the next thing to do is far away: when the execution wants to be read again.
+    /// When the store must remind this node of the execution, if the next thing to do is beyond the sleep horizon.
     pub(super) fn sleeps_until(&self, committed: &Committed) -> Option<Timestamp> {
         if !committed.is_active {
             return None;
@@ -274,8 +276,8 @@ impl<R> Node<R> {
         (earliest > self.now + self.options.sleep_horizon).then_some(earliest)
     }
 
-    /// The reminder that the store should have of an execution; none if it has that one, or if something
-    /// else is to be written first.
+    /// The reminder to write to the store for an execution. `None` if the store has it already, or if
+    /// something else must be written first.
     fn remind(&mut self, id: ExecutionId) -> Option<Reminder> {
         let slot = self.slots.get(id)?;
         let committed = slot.committed()?;
@@ -339,7 +341,7 @@ impl<R> Node<R> {
     }
 }
 
-/// The words of a panic.
+/// The message of a panic.
 fn words(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,5 +1,4 @@
-//! How open attempts get to workers. All of it follows from the states of the executions that this
-//! node owns.
+//! How open attempts get to workers. Everything here follows from the states of the executions that this node owns.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,18 +18,18 @@ use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
-/// What has come of bringing attempts in line with a state.
+/// The result of bringing the attempts of an execution in line with its state.
 #[derive(Default)]
 struct Synced {
-    /// States that attempts have left.
+    /// Dispatch states that attempts have left.
     left: Vec<DispatchState>,
-    /// Attempts that are not open any more.
+    /// Attempts that are no longer open.
     closed: Vec<Attempt>,
     follows: Vec<(TaskId, Then)>,
 }
 
 impl Synced {
-    /// An open attempt, where it is now. `known`: as this node knew it.
+    /// Returns an open attempt, placed where it is now. `known`: the attempt as this node knew it before.
     fn judge(
         &mut self,
         reconciler: &Reconciler<'_>,
@@ -58,8 +57,9 @@ impl Synced {
 }
 
 impl<R> Node<R> {
-    /// Brings the attempts of a slot in line with its state, which has been read, or is this node's own work
-    /// (`committed`) and has become so only now, or was claimed from: every open attempt is judged.
+    /// Brings the attempts of a slot in line with its state, and judges every open attempt. The state has
+    /// just been read, or this node has claimed tasks of the execution, or this node has committed the state
+    /// itself (`committed`) and became the owner only with that commit.
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
         let (now, grace) = (self.at(), self.options.reconnect_grace);
         let Some(slot) = self.slots.get_mut(id) else {
@@ -82,7 +82,7 @@ impl<R> Node<R> {
             slot.attempts.insert(synced.judge(&reconciler, before, &open, task, &evidence));
         }
         synced.closed.extend(known.into_all());
-        // Of what was claimed, the owner says that nobody has it: a worker here has.
+        // A worker of this node holds an attempt that was claimed, although the owner offers it as held by no worker.
         let is_claimed = |task: &&TaskId| slot.claimed.contains_key(&key_of(task));
         let open_here = slot.attempts.iter().map(|attempt| &attempt.id);
         let open_here = open_here.filter(|task| self.sessions.is_held(task));
@@ -97,7 +97,7 @@ impl<R> Node<R> {
         let until = now.tick + self.options.claim_lease;
         let claimed = |scheduled_in| Row::Claimed { until, scheduled_in };
         slot.overflow.extend(found.into_iter().map(|(key, within)| (key, claimed(within))));
-        // What was scheduled behind this state is not void: it is the state that is old.
+        // A task that was scheduled after this state is not void: this node's state is out of date.
         let sequence = state.sequence;
         let (ahead, void): (BTreeMap<_, _>, BTreeMap<_, _>) =
             missing.into_iter().partition(|(_, scheduled_in)| *scheduled_in > sequence);
@@ -117,8 +117,9 @@ impl<R> Node<R> {
         self.tell_if_ending(id);
     }
 
-    /// A transition of this node's own is committed. It has opened, closed or told of attempts of these steps
-    /// and compensations, in this order; every other attempt is where it was.
+    /// A transition of this node's own is committed. `touched` names the steps and compensations of which the
+    /// transition opened, closed or recorded attempts, in that order. All other attempts stay where they
+    /// were.
     pub(super) fn sync_touched(&mut self, id: ExecutionId, touched: &[StepPath]) {
         let (now, grace) = (self.at(), self.options.reconnect_grace);
         let Some(slot) = self.slots.get_mut(id) else {
@@ -130,7 +131,7 @@ impl<R> Node<R> {
         let before = touched.iter().filter(|path| slot.attempts.of(path).is_some()).count();
         let after = touched.iter().filter(|path| state.open_attempt_of(path).is_some()).count();
         if slot.attempts.len() - before + after != state.open_attempt_count() {
-            // What is here and what was committed have parted: all of it is judged.
+            // The attempts in memory differ from those in the committed state, so all of them are judged.
             return self.sync_attempts(id, true);
         }
         let reconciler = Reconciler { state, plan, committed: true, now, grace };
@@ -159,13 +160,13 @@ impl<R> Node<R> {
         self.tell_if_ending(id);
     }
 
-    /// Attempts are where they are now: what follows from it is done.
+    /// Acts on the new places of the attempts.
     fn synced(&mut self, id: ExecutionId, synced: Synced, committed: bool) {
         let Synced { left, closed, follows } = synced;
         let mut released = BTreeMap::new();
         if let Some(slot) = self.slots.get_mut(id) {
             if committed {
-                // The start that was recorded for it has made it this node's.
+                // The execution belongs to this node now, because a start was recorded for the attempt.
                 released = std::mem::take(&mut slot.released);
             }
             if slot.owned {
@@ -201,7 +202,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// What the history says of the attempts that workers of this node hold.
+    /// Copies to the holders what the history says about the attempts that workers of this node hold.
     fn note_started(&mut self, id: ExecutionId) {
         let slot = self.slots.get(id).filter(|_| !self.sessions.holds_nothing());
         for attempt in slot.into_iter().flat_map(|slot| slot.attempts.iter()) {
@@ -211,11 +212,11 @@ impl<R> Node<R> {
         }
     }
 
-    /// Another node has become the owner, by a command that came to it. It waits only so long for whoever
-    /// has the attempts to say so, and workers that are connected here have no reason to say anything:
-    /// with the start that is recorded for them, the execution comes back. Unless something has been
-    /// recorded of the attempt meanwhile: then it is with somebody else, or its worker talks to another
-    /// node.
+    /// Another node has become the owner, because a command was sent to it. The new owner waits only for the
+    /// grace period for workers to report the attempts that they hold, and workers that are connected to this
+    /// node have no reason to report anything. So this node records their starts, and with them it becomes
+    /// the owner again. It does not do so for an attempt about which something has been recorded since: that
+    /// attempt is with a different worker, or its worker is connected to another node.
     pub(super) fn speak_for_workers(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get(id).filter(|slot| !slot.owned) else {
             return;
@@ -232,7 +233,7 @@ impl<R> Node<R> {
             let started_at = attempt.started.as_ref().map(|started| started.at);
             let holder =
                 self.sessions.holder(task).filter(|holder| holder.started_at == started_at);
-            // Between two polls it may be another node that a worker talks to.
+            // A worker that is between two polls may be talking to another node.
             let session = holder.and_then(|holder| self.sessions.get(&holder.session));
             session.is_some_and(SessionState::is_connected) && !slot.acts_on(task)
         });
@@ -242,7 +243,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// A row in the overflow is void.
+    /// Removes a row from the overflow that is void.
     fn withdraw_row(&mut self, task: &TaskId) {
         let key = key_of(task);
         if let Some(slot) = self.slots.get_mut(task.execution) {
@@ -251,7 +252,7 @@ impl<R> Node<R> {
         self.effects.withdraw(vec![key]);
     }
 
-    /// The attempt is over, whoever has it.
+    /// Closes an attempt that is over, and notifies the session that holds it.
     fn close(&mut self, attempt: &Attempt) {
         self.unqueue(attempt);
         let Some(holder) = self.sessions.holder(&attempt.id) else {
@@ -264,7 +265,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// What workers of this node hold, and another node has closed meanwhile.
+    /// Closes attempts that workers of this node hold and that another node has closed in the meantime.
     fn release_closed(&mut self, id: ExecutionId) {
         let slot = self.slots.get(id);
         let is_open = |task: &TaskId| slot.is_some_and(|slot| slot.attempt(task).is_some());
@@ -290,7 +291,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// A worker was chosen and gets nothing: he takes as much as before.
+    /// A worker was chosen but does not get the task, so its credit is restored.
     pub(super) fn return_credit(&mut self, worker: WorkerKey) {
         if self.workers.get(worker).is_some() {
             self.workers.add_credit(worker, 1);
@@ -298,8 +299,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// The run ends: workers that have tasks of it are asked to stop; tasks that no worker has are taken
-    /// back.
+    /// The run is ending. Workers that hold tasks of the run are asked to stop, and tasks that no worker has
+    /// are taken back.
     pub(super) fn tell_cancelled(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
@@ -325,7 +326,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// What nobody has had, for a termination: nobody gets it any more. Only the owner knows.
+    /// Takes back the attempts that no worker has had, before a termination, so that none is handed out any
+    /// more. Only the owner knows which ones they are.
     pub(super) fn take_back(&mut self, id: ExecutionId) -> Vec<TaskId> {
         let Some(slot) = self.slots.get(id).filter(|slot| slot.owned) else {
             return Vec::new();
@@ -344,13 +346,14 @@ impl<R> Node<R> {
         };
         attempt.acting = true;
         let place = std::mem::replace(&mut attempt.dispatch, DispatchState::Scheduled);
-        // Its row is still there: if it goes out after all, its start is recorded first.
+        // The overflow row of the attempt still exists. If the attempt is handed out after all, its start is
+        // recorded first.
         attempt.claimed |= matches!(place, DispatchState::Overflowed);
         self.leave(&place);
     }
 
-    /// The last owner, or this node in a call whose answer was lost, may have put the attempt where any
-    /// node claims it: with the start that is recorded before the hand-over it is not there any more.
+    /// The previous owner may have put the attempt into the overflow, or this node may have done so in a call
+    /// whose answer was lost. Recording the start before the hand-over removes the row.
     pub(super) fn doubt_overflow(&mut self, task: &TaskId) {
         if let Some(slot) = self.slots.get_mut(task.execution) {
             slot.overflow.entry(key_of(task)).or_insert(Row::Free);
@@ -360,7 +363,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Puts an attempt whose time has come where workers get it.
+    /// Puts an attempt that is due into its queue.
     pub(super) fn enqueue(&mut self, task: &TaskId) {
         let Some(slot) = self.slots.get_mut(task.execution) else {
             return;
@@ -383,7 +386,8 @@ impl<R> Node<R> {
         self.offer_elsewhere(&name, &task_type);
     }
 
-    /// Past its lease a node hands nothing out: another may be doing it.
+    /// Whether this node still holds its lease. Once the lease has ended, it hands nothing out, because
+    /// another node may be doing so.
     pub(super) fn has_lease(&self) -> bool {
         self.life.has_lease(self.monotonic)
     }
@@ -392,7 +396,7 @@ impl<R> Node<R> {
         self.has_lease() && !self.is_stopping()
     }
 
-    /// Writes down what is with workers and is not on record yet.
+    /// Records which attempts are with workers, where the history does not say so yet.
     pub(super) fn record_starts(&mut self) {
         let attempts = self.slots.owned().flat_map(|slot| slot.attempts.iter());
         let commands = attempts.filter(|own| !own.acting && !own.reported).filter_map(|own| {
@@ -407,7 +411,8 @@ impl<R> Node<R> {
         let attempts = self.slots.owned().flat_map(|slot| slot.attempts.iter());
         let waiting = attempts.filter(|own| !own.acting && !own.is_handed());
         let waiting = waiting.map(|own| {
-            // In the overflow as well: its row may be leased to this node, and then nobody claims it for long.
+            // This includes attempts in the overflow: a row may be leased to this node, and then no other
+            // node can claim it for a long time.
             let is_nobodys = matches!(
                 own.dispatch,
                 DispatchState::Scheduled | DispatchState::Queued { .. } | DispatchState::Overflowed
@@ -423,7 +428,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Hands out what the queue has to workers with credit, in turn.
+    /// Hands tasks of a queue out to the workers with credit, in turn.
     pub(super) fn dispatch(&mut self, name: &QueueName) {
         if !self.may_dispatch() {
             return;
@@ -439,7 +444,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Does what is due with the attempts of a slot.
+    /// Handles the attempts of a slot that are due.
     pub(super) fn check_attempts(&mut self, id: ExecutionId) {
         let now = self.at();
         let Some(slot) = self.slots.get(id) else {
@@ -480,7 +485,8 @@ impl<R> Node<R> {
                     }
                 }
                 DispatchState::Queued { .. } | DispatchState::Overflowed => {
-                    // Nobody gets what is about to be closed, not even by a claim under way.
+                    // The attempt is about to be closed, so no worker may get it, not even through a claim
+                    // that is under way.
                     self.withhold(&attempt.id);
                     self.time_out(&attempt, AttemptTimeout::ScheduleToStart, String::new());
                 }
@@ -507,7 +513,7 @@ impl<R> Node<R> {
         self.act(Command::TimeOutTask { task, timeout, possibly_started, worker });
     }
 
-    /// Submits a command of the node's own about an attempt.
+    /// Submits a command about an attempt that this node issues itself.
     pub(super) fn act(&mut self, command: Command) {
         let Some(task) = command.task().cloned() else {
             return;

@@ -1,5 +1,5 @@
-//! What a node wants done. All of it goes through one queue, and the tasks that workers get come last: together,
-//! one message a worker.
+//! The outputs of a node. All of them go through one queue. The tasks for workers come last, so that each
+//! worker gets all of its tasks in one message.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,7 +10,7 @@ use crate::task::HandedTask;
 
 pub(super) struct Effects<R> {
     outputs: VecDeque<Output<R>>,
-    /// Tasks for workers: until the queue is closed they can be taken back.
+    /// Tasks for workers. They can be taken back until the messages are put into the queue.
     handed: BTreeMap<WorkerKey, Vec<HandedTask>>,
 }
 
@@ -33,24 +33,24 @@ impl<R> Effects<R> {
         self.push(Output::Tell { worker, message });
     }
 
-    /// These rows of the overflow are void, if there are any.
+    /// Removes these rows from the overflow, if there are any.
     pub fn withdraw(&mut self, rows: Vec<TaskKey>) {
         if !rows.is_empty() {
             self.push(Output::WithdrawOverflow(rows));
         }
     }
 
-    /// A worker gets a task with the next message.
+    /// Adds a task to the worker's next message.
     pub fn hand_over(&mut self, worker: WorkerKey, task: HandedTask) {
         self.handed.entry(worker).or_default().push(task);
     }
 
-    /// What a worker was to get has not left yet, and does not.
+    /// Takes back the tasks of a worker that have not left yet.
     pub fn take_back(&mut self, worker: WorkerKey) -> Vec<HandedTask> {
         self.handed.remove(&worker).unwrap_or_default()
     }
 
-    /// As [`Self::take_back`], of all workers.
+    /// As [`Self::take_back`], for all workers.
     pub fn take_all_back(&mut self) -> BTreeMap<WorkerKey, Vec<HandedTask>> {
         std::mem::take(&mut self.handed)
     }

@@ -1,9 +1,9 @@
-//! What is under way to the store, until all of it is settled.
+//! A call that is under way to the store, until all of it is settled.
 //!
-//! A batch that came to nothing is sent again with its transition ids. It may have come to nothing because
-//! it is too much for the store, in bytes or in time, so it is then sent in parts: half of what was sent
-//! last after each failure, twice as much after each success, in the order in which it was decided. The
-//! store makes sure that an earlier try has ended before it works on the next one.
+//! A batch that was not settled is sent again with the same transition ids. The batch may be too large for
+//! the store, in bytes or in time, so it is then sent in parts: half of the last part after each failure and
+//! twice as much after each success, in the order in which it was decided. The store makes sure that an
+//! earlier try has ended before it works on the next one.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,22 +13,22 @@ use std::time::Duration;
 use crate::clock::Tick;
 use recoup_store::{Batch, KeyedStart, NewQuarantine};
 
-/// The pause before the next try doubles this many times at most: to 800 ms by default.
+/// How many times the pause before the next try doubles at most: to 800 ms by default.
 const COMMIT_RETRY_DOUBLINGS: u32 = 4;
 
-/// What the store takes whole or in parts.
+/// Content that the store accepts whole or in parts.
 pub(super) trait Divisible: Sized {
     fn len(&self) -> usize;
 
-    /// How many places in it the store answers one by one.
+    /// How many of its places the store answers one by one.
     fn answered(&self) -> usize;
 
     /// The part of it at these places.
     fn part(&self, places: Range<usize>) -> Self;
 }
 
-/// Places are those of the events, then of the transitions, of the quarantines, and of the reminders: that a
-/// worker is lost is said before what follows from it.
+/// The places are numbered in this order: events, transitions, quarantines, reminders. So the event that a
+/// worker was lost is sent before the transitions that follow from it.
 impl Divisible for Batch {
     fn len(&self) -> usize {
         self.transitions.len() + self.feed.len() + self.quarantined.len() + self.reminders.len()
@@ -69,22 +69,22 @@ impl Divisible for Vec<KeyedStart> {
     }
 }
 
-/// `E` is what is remembered about each place that is answered.
+/// `E` is what the node keeps about each place that is answered.
 pub(super) struct Flight<E, B> {
     batch: Arc<B>,
-    /// Of the places that are not settled.
+    /// The entries of the places that are not settled.
     entries: VecDeque<E>,
-    /// Places before this one are settled.
+    /// All places before this one are settled.
     settled: usize,
     /// What was sent last: the whole batch, or the part from `settled` on.
     sent: Arc<B>,
-    /// Places that are sent at once.
+    /// How many places are sent in one call.
     at_once: usize,
-    /// Waits to be sent again.
+    /// It waits to be sent again.
     resting: bool,
-    /// Tries since something was settled.
+    /// Failed tries since a part was last settled.
     failures: u32,
-    /// When it began, or when the last part of it was settled.
+    /// When it was first sent, or when its last part was settled.
     since: Tick,
 }
 
@@ -101,12 +101,12 @@ impl<E, B: Divisible> Flight<E, B> {
         self.since
     }
 
-    /// Whether all of it is under way, and nothing has gone wrong.
+    /// Whether the whole batch is under way for the first time.
     pub fn is_first_try(&self) -> bool {
         self.failures == 0 && self.settled == 0 && !self.resting
     }
 
-    /// What is remembered about what is not settled.
+    /// The entries that are not settled.
     pub fn entries_mut(&mut self) -> impl Iterator<Item = &mut E> {
         self.entries.iter_mut()
     }
@@ -117,13 +117,13 @@ impl<E, B: Divisible> Flight<E, B> {
         &self.sent
     }
 
-    /// It is sent again when it is asked for.
+    /// Marks it to be sent again at the next call of [`Self::again`].
     pub fn rest(&mut self) {
         self.resting = true;
     }
 
-    /// What was sent came to nothing, as far as is known. Returns how long to wait before the next try:
-    /// longer each time, for a store that is away for a while.
+    /// The last call has failed, or its outcome is unknown. Returns how long to wait before the next try; the
+    /// pause grows with each failure, in case the store is unavailable for longer.
     pub fn failed(&mut self, first: Duration) -> Duration {
         self.resting = true;
         self.at_once = (self.sent.len() / 2).max(1);
@@ -132,8 +132,8 @@ impl<E, B: Divisible> Flight<E, B> {
         pause
     }
 
-    /// What was sent is settled. Returns it with what was remembered about it, and whether that was all;
-    /// otherwise the rest is sent when it is asked for.
+    /// The last call is settled. Returns what was sent, its entries, and whether the batch is now complete;
+    /// if not, [`Self::again`] returns the rest.
     pub fn succeeded(&mut self, now: Tick) -> (Arc<B>, Vec<E>, bool) {
         self.since = now;
         self.settled += self.sent.len();
@@ -144,7 +144,7 @@ impl<E, B: Divisible> Flight<E, B> {
         (self.sent.clone(), entries, self.settled >= self.batch.len())
     }
 
-    /// What is to be sent now, if anything waits for that.
+    /// What to send now, if it is waiting to be sent.
     pub fn again(&mut self) -> Option<Arc<B>> {
         if !std::mem::take(&mut self.resting) {
             return None;
@@ -159,7 +159,7 @@ impl<E, B: Divisible> Flight<E, B> {
 }
 
 impl<E> Flight<E, Batch> {
-    /// Quarantines that are not settled.
+    /// The quarantines that are not settled.
     pub fn quarantined(&self) -> impl Iterator<Item = &NewQuarantine> {
         let before = self.batch.transitions.len() + self.batch.feed.len();
         self.batch.quarantined.iter().skip(self.settled.saturating_sub(before))

@@ -1,5 +1,5 @@
-//! Handing an attempt to a worker, with its start in the history first where that must be so, and taking
-//! it back.
+//! Handing an attempt to a worker, with its start recorded in the history first where necessary, and taking
+//! an attempt back.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use super::sessions::Holder;
 use crate::clock::Now;
 use crate::task::HandedTask;
 
-/// So often an attempt is handed out again, uncounted, because its worker does not have it any more.
+/// How many times an attempt is handed out again, uncounted, after its worker turned out not to have it any more.
 const MISSED_MAX: u32 = 10;
 
 impl<R> Node<R> {
     pub(super) fn hand_over(&mut self, key: WorkerKey, task: &TaskId) {
         let now = self.now;
         let is_uncertain = self.slots.get(task.execution).is_some_and(|slot| {
-            // With the start that is recorded first it turns out whose it is.
+            // The start is recorded before the hand-over, which shows which node owns the execution.
             !slot.owned || self.may_be_given_elsewhere(slot)
         });
         let Some(worker) = self.workers.get_mut(key) else {
@@ -51,7 +51,7 @@ impl<R> Node<R> {
         self.give(key, task, false);
     }
 
-    /// The start is durable: now the worker may have it.
+    /// The start is durable, so the worker may have the attempt now.
     pub(super) fn finish_start(&mut self, task: &TaskId, worker: WorkerKey) {
         if self.workers.get(worker).is_some() && self.has_lease() {
             return self.give(worker, task, true);
@@ -66,8 +66,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// A worker was chosen and was gone, or did not get it: the next one does, though the history says
-    /// already that the attempt has started.
+    /// The chosen worker is gone or did not get the attempt. The next worker gets it, although the history
+    /// already says that the attempt has started.
     fn never_left(&mut self, task: &TaskId) {
         if self.is_stopping() && self.is_at_most_once(task) {
             return self.fail_unsent(task);
@@ -79,7 +79,7 @@ impl<R> Node<R> {
         self.wait_again(task);
     }
 
-    /// Nobody has it any more, and it is as good as it was.
+    /// The attempt is unassigned again and can be handed out.
     fn wait_again(&mut self, task: &TaskId) {
         self.enqueue(task);
         if self.is_stopping() {
@@ -88,9 +88,10 @@ impl<R> Node<R> {
         self.settle_slot(task.execution);
     }
 
-    /// This node hands out no more, and the history says that somebody without a session has what in
-    /// truth nobody has: whoever goes on with it would wait until his time is up. For one with a
-    /// session he waits no longer than for those who come back.
+    /// Records that no worker has the attempt. This node hands nothing out any more, and the history still
+    /// names a worker without a session. Without this record, the next owner would wait until that worker's
+    /// timeout expires. For a worker with a session, the next owner waits no longer than the grace period
+    /// anyway.
     pub(super) fn disown(&mut self, task: &TaskId) {
         let started = self.slots.get(task.execution).and_then(|slot| slot.started(task));
         if started.is_none_or(|by| !by.session.is_empty()) || self.is_at_most_once(task) {
@@ -114,7 +115,7 @@ impl<R> Node<R> {
         let Some(attempt) = slot.attempts.get_mut(task) else {
             return;
         };
-        // What nobody has had is on no record.
+        // If no worker has had the attempt, its start cannot be on record.
         let may_be_on_record = recorded || attempt.possibly_started;
         attempt.possibly_started = true;
         attempt.unsent = None;
@@ -128,7 +129,7 @@ impl<R> Node<R> {
             source: Source::known_here(recorded),
             details: None,
         });
-        // Written while its start was on the way into the history.
+        // The overflow row was written while the start was on its way to the history.
         let has_row = slot.overflow.contains_key(&key_of(task));
         let content = attempt.content.clone();
         let started = attempt.started.as_ref().filter(|_| may_be_on_record);
@@ -145,8 +146,8 @@ impl<R> Node<R> {
         self.settle_slot(task.execution);
     }
 
-    /// A worker of this node has what any node could claim: with its start, once more on record, the row
-    /// goes, if the execution is still this node's.
+    /// A worker of this node has an attempt that any node could still claim. Recording its start once more
+    /// removes the row, provided that this node still owns the execution.
     pub(super) fn record_again(&mut self, task: &TaskId) {
         let Some(attempt) = self.attempt_mut(task).filter(|attempt| !attempt.acting) else {
             return;
@@ -154,7 +155,7 @@ impl<R> Node<R> {
         let DispatchState::Handed(handed) = &attempt.dispatch else {
             return;
         };
-        // The same start would change nothing.
+        // Recording the same start again would change nothing.
         let at = match attempt.started.as_ref().is_some_and(|by| by.at == handed.since) {
             true => handed.since + Duration::from_micros(1),
             false => handed.since,
@@ -163,14 +164,14 @@ impl<R> Node<R> {
         self.act(command);
     }
 
-    /// The history says that it has started, so no other node would hand it out, and this one does so no
-    /// more: all that can be said is that it was not done.
+    /// Fails an attempt that was never handed over. The history says that it has started, so no other node
+    /// would hand it out, and this node no longer hands anything out.
     pub(super) fn fail_unsent(&mut self, task: &TaskId) {
         let error = TaskError::builtin(builtin::CANCELLED, "the task was not handed over");
         self.act(Command::FailTask { task: task.clone(), error, worker: String::new() });
     }
 
-    /// An attempt that was handed over has not left this process.
+    /// A hand-over has not left this process, so the attempt is taken back.
     pub(super) fn unsend(&mut self, task: &TaskId) {
         let slot = self.slots.get(task.execution).filter(|_| self.is_at_most_once(task));
         let Some(slot) = slot.filter(|_| self.has_lease()) else {
@@ -183,15 +184,15 @@ impl<R> Node<R> {
                 }
                 _ => false,
             });
-        // Else a worker has spoken of it since.
+        // Otherwise a worker has reported the attempt since.
         if is_on_record {
             self.sessions.let_go(task);
             self.never_left(task);
         }
     }
 
-    /// Gives an attempt out once more: the same one, uncounted. `unstarted`: its worker says that he
-    /// has not begun it; else he may have.
+    /// Hands the same attempt out once more, uncounted. `unstarted`: its worker says that it has not begun
+    /// the attempt; otherwise it may have.
     pub(super) fn give_back(&mut self, task: &TaskId, unstarted: bool) {
         let attempt = self.attempt_mut(task);
         if attempt.as_ref().is_some_and(|attempt| attempt.reported) {
@@ -206,7 +207,7 @@ impl<R> Node<R> {
         }
         let worker = holder.map_or(String::new(), |holder| holder.name);
         if self.is_at_most_once(task) {
-            // Never handed out again, come what may.
+            // It must never be handed out again.
             let (task, reason) = (task.clone(), "the worker gave the task back unstarted");
             return self.act(match unstarted {
                 true => Command::FailTask {
@@ -220,7 +221,7 @@ impl<R> Node<R> {
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.missed += u32::from(!unstarted);
             if attempt.missed > MISSED_MAX {
-                // No lost answer: whatever has it breaks down, again and again.
+                // This often, it is not a lost answer: the attempt brings down every worker that gets it.
                 return self.act(Command::LoseWorker { task: task.clone(), worker });
             }
             attempt.dispatch = DispatchState::Scheduled;
@@ -234,8 +235,8 @@ impl<R> Node<R> {
         plan.is_some_and(|plan| plan.is_at_most_once(&task.path))
     }
 
-    /// A hand-over never left this process, and what was known of its attempt has been forgotten since: the
-    /// start that was kept of it for a worker without a session is not recorded.
+    /// A hand-over never left this process, and its attempt has been forgotten since. The start that was kept
+    /// for a worker without a session is dropped.
     pub(super) fn void_start(&mut self, task: &TaskId, handed_at: Timestamp) {
         let is_that = |command: &Command| match command {
             Command::RecordStart { task: of, at, .. } if is_bare_start(command) => {
@@ -249,7 +250,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// The history says already what was to be recorded.
+    /// The history already says what was to be recorded.
     pub(super) fn is_on_record(&mut self, task: &TaskId) {
         if let Some(attempt) = self.attempt_mut(task)
             && let DispatchState::Handed(handed) = &mut attempt.dispatch
@@ -258,8 +259,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// A start was decided. Where it was refused, the attempt is where it was; where a worker has spoken
-    /// of the attempt in the same transition, it is there.
+    /// A start has been decided. If it was refused, the attempt stays where it was. If a worker reported the
+    /// attempt in the same transition, the attempt is with that worker.
     pub(super) fn after_start(&mut self, command: &Command, refused: bool) {
         let Command::RecordStart { task, at, .. } = command else {
             return;
@@ -277,7 +278,7 @@ impl<R> Node<R> {
             return;
         };
         match &mut attempt.dispatch {
-            // It would be with its worker by now.
+            // Otherwise the attempt would be with its worker by now.
             DispatchState::Starting { worker: key, at: of } if of == at => {
                 let key = *key;
                 attempt.dispatch = match self.sessions.holder(task) {
@@ -295,7 +296,7 @@ impl<R> Node<R> {
                         DispatchState::Handed(Handed { source: Source::Both, ..handed });
                 }
             }
-            // Another session is on record and stays there. Asked again, the history says the same.
+            // The history names a different session, and will do so however often it is asked.
             DispatchState::Handed(handed) if refused => handed.put_on_record(),
             _ => {}
         }

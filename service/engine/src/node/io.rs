@@ -1,4 +1,4 @@
-//! What goes into a node and what comes out.
+//! The inputs and outputs of a node.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +23,15 @@ use recoup_store::{
 
 use crate::task::HandedTask;
 
-/// How a caller is answered: a closure over a channel in the driver, a number in the simulation.
+/// Identifies one stream or poll of a worker.
 pub type WorkerKey = u64;
 
+/// An input. `R` is how a caller is answered: a closure over a channel in the driver, a number in the simulation.
 #[derive(Debug)]
 pub enum Input<R> {
-    /// The node has begun a life, or a new one after its lease was lost.
+    /// The node's first life has begun, or a new one after its lease was lost.
     Joined(recoup_store::Result<Lease>),
-    /// Answers from here on say which life has asked.
+    /// The answers of the store, from here on, carry the id of the life that asked.
     Renewed(NodeId, recoup_store::Result<Lease>),
     Start {
         spec: Box<StartSpec>,
@@ -42,7 +43,7 @@ pub enum Input<R> {
         request: Option<RequestId>,
         reply: R,
     },
-    /// Answered when the execution has ended.
+    /// Answered when the execution has ended, or at `until` with the state that it has then.
     Await {
         execution: ExecutionId,
         until: Timestamp,
@@ -57,51 +58,52 @@ pub enum Input<R> {
         worker: WorkerKey,
         offer: Offer,
     },
-    /// He takes so many more tasks.
+    /// The worker accepts this many more tasks.
     Credit {
         worker: WorkerKey,
         tasks: u32,
     },
-    /// The server is going to stop, and takes no new connections: nobody waits for an end any more, and no worker
-    /// is given up because it is silent.
+    /// The server is about to stop and accepts no new connections. Callers that wait for the end of an
+    /// execution are answered at once, and no worker is given up because it is silent.
     Close,
-    /// He takes no more: what he was to get is for others, and nothing waits here for him.
+    /// The worker accepts no more tasks. Tasks that wait in its queues are left to other workers.
     Drain {
         worker: WorkerKey,
     },
-    /// Something came from a session: it lives.
+    /// A message came from a session, so its worker is alive.
     Touch {
         session: SessionKey,
     },
-    /// His connection has ended, or his poll has: what he holds stays with his session.
+    /// The worker's connection or poll has ended. The tasks that it holds stay with its session.
     Detach {
         worker: WorkerKey,
     },
     Heartbeat {
         task: TaskId,
-        /// None: what was said last stays.
+        /// `None` keeps the details of the last heartbeat.
         details: Option<Payload>,
         reply: R,
     },
-    /// Given back unstarted by the session that it was handed to, or by a worker without one (an
-    /// empty id): it does not count. Changes nothing where another has it by now.
+    /// The task is given back unstarted by the session that it was handed to, or by a worker without a
+    /// session (an empty id). The attempt does not count. This changes nothing if a different worker has the
+    /// task by now.
     Release {
         task: TaskId,
         session: String,
         reply: R,
     },
-    /// Was handed over at that time, and never left the process.
+    /// The task was handed over at that time, and the hand-over never left the process.
     Undelivered {
         task: TaskId,
         handed_at: Timestamp,
     },
-    /// A notice has not reached the session that it was for.
+    /// A notice did not reach its session.
     Untold {
         session: SessionKey,
         task: TaskId,
         notice: Notice,
     },
-    /// An operator wants an execution to go on that is in quarantine.
+    /// An operator releases an execution from quarantine.
     ReleaseQuarantine {
         execution: ExecutionId,
         release: Release,
@@ -128,12 +130,12 @@ pub enum Input<R> {
     Overflowed {
         node: NodeId,
         tasks: Vec<OverflowTask>,
-        /// Those that were left out, because another node owns their execution.
+        /// The tasks that were left out, because another node owns their execution.
         result: recoup_store::Result<Vec<TaskKey>>,
     },
 }
 
-/// A start whose workflow version has been found.
+/// A start whose workflow version has been looked up.
 #[derive(Clone, Debug)]
 pub struct StartSpec {
     pub start: StartExecution,
@@ -141,23 +143,25 @@ pub struct StartSpec {
     pub on_running: OnRunning,
     pub on_ended: OnEnded,
     pub request: Option<RequestId>,
-    /// Answer when it has ended, not when it has started; [`Input::Await`] in one.
+    /// Answer when the execution has ended, or at this time, instead of when it has started: a start and an
+    /// [`Input::Await`] in one.
     pub until: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     pub queues: Vec<QueueName>,
-    /// Empty: all.
+    /// Empty: all task types.
     pub task_types: Vec<String>,
     pub credit: u32,
-    /// Without one, attempts are bound only by their own clocks.
+    /// Without a session, attempts are limited only by their own timeouts.
     pub session: Option<Session>,
     pub worker: String,
-    /// All that the session holds: what it was handed and is not here is handed out again, and what
-    /// else is attached for the session is superseded. None: the worker does not say.
+    /// All tasks that the session holds. A task that was handed to the session and is missing here is handed
+    /// out again, and any other stream or poll of the session is superseded. `None`: the worker does not list
+    /// its tasks.
     pub held: Option<Vec<TaskId>>,
-    /// Detached by the first tasks that it gets.
+    /// The worker is detached with the first tasks that it gets: it is a poll.
     pub once: bool,
 }
 
@@ -167,7 +171,7 @@ pub struct Session {
     pub ttl: Duration,
 }
 
-/// Workers choose the ids of their sessions: those of one namespace know nothing of another's.
+/// Identifies a session. Workers choose the session ids, so the same id in two namespaces means two sessions.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionKey {
     pub namespace: Namespace,
@@ -177,9 +181,9 @@ pub struct SessionKey {
 /// How much of a history was read.
 #[derive(Clone, Debug)]
 pub enum Read {
-    /// All of it, folded, and the plan that its execution follows.
+    /// The whole history, folded, with the plan that the execution follows.
     Whole(Box<Execution>, Arc<Plan>),
-    /// What came after the transition with the sequence `after`, which the node knew.
+    /// The transitions after the one with the sequence `after`, which the node knew already.
     After { after: u64, transitions: Vec<Transition> },
 }
 
@@ -195,22 +199,22 @@ impl Read {
     }
 }
 
-/// What was read of an execution.
+/// One execution as it was read.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub execution: ExecutionId,
     pub owner: Option<NodeId>,
-    /// When its owner is reminded of it, as it is stored.
+    /// When the store will remind the owner of the execution, as stored.
     pub wake_at: Option<Timestamp>,
-    /// The highest format in its history, as its row has it.
+    /// The highest format in the history, as the index row has it.
     pub format: u16,
     pub state: Result<Read, Unusable>,
-    /// The last one, be it in force or released.
+    /// The last quarantine, whether in force or released.
     pub quarantine: Option<QuarantineRow>,
 }
 
 impl Loaded {
-    /// When the last transition that was read was decided, in the store time of the node that did it.
+    /// When the last transition that was read was decided, in the store time of the node that decided it.
     pub fn decided_at(&self) -> Option<Timestamp> {
         match self.state.as_ref().ok()? {
             Read::Whole(state, _) => Some(state.decided_at),
@@ -219,26 +223,26 @@ impl Loaded {
     }
 }
 
-/// What came of a call to read executions.
+/// The result of a call to read executions.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     pub found: Vec<Loaded>,
-    /// Not read, for want of room in one answer: to be asked for again.
+    /// Executions that did not fit into one answer and must be asked for again.
     pub rest: Vec<ExecutionId>,
 }
 
-/// Why no node, or not this one, goes on with an execution.
+/// Why an execution cannot proceed, on this node or on any.
 #[derive(Clone, Debug)]
 pub enum Unusable {
     /// It is in quarantine already.
     Quarantined(Quarantine),
-    /// It must be put there.
+    /// It must be put in quarantine.
     Damaged(Box<Damage>),
-    /// A newer binary wrote it. That is no damage: this node leaves it alone.
+    /// A newer binary wrote it. It is not damaged; this node leaves it alone.
     Newer(String),
 }
 
-/// What is wrong with an execution, and what is known of it all the same.
+/// What is wrong with an execution, and what is known about it nevertheless.
 #[derive(Clone, Debug)]
 pub struct Damage {
     pub reason: QuarantineReason,
@@ -247,17 +251,17 @@ pub struct Damage {
     pub subject: Subject,
 }
 
-/// What a look for executions without an owner has found.
+/// The result of a search for executions without an owner.
 #[derive(Debug)]
 pub struct Adopted {
-    /// Those of other nodes, which are open.
+    /// The open leases of other nodes.
     pub leases: Vec<Renewals>,
-    /// Owned by this node from now on.
+    /// Executions that this node now owns.
     pub executions: Vec<ExecutionId>,
 }
 
 impl Adopted {
-    /// Closes what is silent and takes over what has no owner.
+    /// Closes the silent leases and takes over executions that have no owner.
     pub async fn ask(
         store: &(impl Nodes + ?Sized),
         node: NodeId,
@@ -282,7 +286,7 @@ pub enum Output<R> {
     Load(NodeId, Vec<Wanted>),
     Adopt {
         node: NodeId,
-        /// Leases to close before, unless they are renewed in the meantime.
+        /// Leases to close first, unless they have been renewed in the meantime.
         silent: Vec<Renewals>,
         limit: usize,
     },
@@ -302,7 +306,7 @@ pub enum Output<R> {
         node: NodeId,
         execution: ExecutionId,
         release: Release,
-        /// Comes back with the answer.
+        /// Returned with the answer.
         reply: R,
     },
     Reply {
@@ -319,38 +323,39 @@ pub enum Output<R> {
 
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// As of right after the command was committed. `is_own`: the request started the execution, now or
-    /// when it was first sent; false of a start that was given one which had its key.
+    /// The state right after the command was committed. `is_own` is true if the request started this
+    /// execution, now or when it was first sent. It is false if the start was answered with an existing
+    /// execution that had the key.
     Done {
         outcome: Box<Outcome>,
         is_own: bool,
     },
-    /// What a worker said of a task is committed.
+    /// A worker's report about a task is committed.
     Recorded {
-        /// Of the last transition then.
+        /// The sequence of the execution's last transition at that moment.
         sequence: u64,
-        /// The steps that run are to stop.
+        /// The run is stopping, so its running steps should stop.
         is_stopping: bool,
-        /// Of a failed attempt, if this command ended it: what was decided about the next one.
+        /// The retry decision, if the command reported a failed attempt and was the one that ended it.
         decision: Option<Decision>,
     },
     Snapshot(Snapshot),
-    /// Of a heartbeat.
+    /// The answer to a heartbeat.
     Beat {
         cancel_requested: bool,
     },
-    /// Of a release.
+    /// The answer to a release.
     Released,
 }
 
-/// A committed state, and what the owner knows beside it.
+/// A committed state, with what the owner knows beyond it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub state: Box<Execution>,
     pub plan: Arc<Plan>,
-    /// Attempts that are with a worker now.
+    /// The attempts that are with a worker now.
     pub live: Vec<LiveAttempt>,
-    /// The last one; it was released.
+    /// The last quarantine, which was released.
     pub quarantine: Option<QuarantineRow>,
 }
 
@@ -360,29 +365,29 @@ pub struct LiveAttempt {
     pub worker: String,
     pub session: Option<String>,
     pub since: Timestamp,
-    /// What its heartbeats said last.
+    /// The details of its last heartbeat that had any.
     pub details: Option<Payload>,
 }
 
 #[derive(Clone, Debug)]
 pub enum WorkerMessage {
     Tasks(Vec<HandedTask>),
-    /// The run ends: what the worker still reports within the grace counts.
+    /// The run is ending. A result that the worker sends within the grace period still counts.
     CancelRequested(TaskId),
-    /// The attempt has been closed: nothing that the worker reports counts.
+    /// The attempt is closed. No report of the worker counts any more.
     Closed(TaskId),
-    /// The session's time to live has passed; the worker was detached.
+    /// The session's time to live has passed, and the worker was detached.
     Detached,
-    /// Another has attached for the session and said what it holds; the worker was detached.
+    /// Another stream or poll has attached for the session and listed what it holds, and this one was detached.
     Superseded,
 }
 
-/// What a session is told of a task that it holds.
+/// A notice to a session about a task that it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The run is ending: a result within the grace still counts.
+    /// The run is ending. A result within the grace period still counts.
     CancelRequested,
-    /// The attempt has ended: no result counts any more.
+    /// The attempt has ended. No result counts any more.
     Closed,
 }
 
@@ -395,7 +400,7 @@ impl Notice {
     }
 }
 
-/// Why a node did not do what it was asked.
+/// Why a node refused a request.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error(transparent)]
@@ -404,29 +409,29 @@ pub enum Refusal {
     RequestIdReused,
     #[error("the execution key is held by {execution}, which is {state}")]
     KeyHeld { execution: ExecutionId, state: State },
-    /// Nothing was done; try again after the delay.
+    /// Nothing was done. Try again after the delay.
     #[error("the node has too much to do")]
     Overloaded { retry_after: Duration },
     #[error("the store refuses the data: {0}")]
     Refused(String),
-    /// Nobody goes on with it until a person has looked.
+    /// The execution does not proceed until an operator releases it.
     #[error("the execution is quarantined: {0}")]
     Quarantined(Quarantine),
     #[error("the execution is not quarantined")]
     NotQuarantined,
-    /// Another node may be able to go on with it.
+    /// A node of a newer version may be able to continue it.
     #[error("the execution was written by a newer server: {0}")]
     TooNew(String),
-    /// The start needs a format of histories that the store may not hold yet. Nothing was done.
+    /// The start needs a history format that the store may not hold yet. Nothing was done.
     #[error(transparent)]
     NotFinalized(#[from] NotFinalized),
-    /// A decision about a start panicked. Nothing was done; the log says what went wrong.
+    /// A decision about a start panicked. Nothing was done; the log has the details.
     #[error("the decision failed")]
     Failed,
     /// Nothing was done.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// It is under way to the store, and may be done yet.
+    /// The change is under way to the store and may still take effect.
     #[error("the store has not said for a while whether it was done")]
     OutcomeUnknown,
     #[error("the node is stopping")]

@@ -1,5 +1,5 @@
-//! Starts with an execution key: one call of the store decides by the key whether each becomes an
-//! execution.
+//! Starts with an execution key. In a call of its own, the store decides by the key whether each start
+//! becomes an execution.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,8 @@ impl<R> Node<R> {
         }
         let (mut starts, mut entries) = (Vec::new(), Vec::new());
         let mut fill = Fill::new(&self.options);
-        // At most one a key and request id in a call; the others wait for the next.
+        // A call contains each key and each request id at most once. Further starts with the same ones wait
+        // for the next call.
         let mut taken = BTreeSet::new();
         let mut later = Vec::new();
         while fill.may_decide(starts.len())

@@ -1,4 +1,4 @@
-//! The lease of this life of the node, and those of others as this node sees them.
+//! The lease of this node's current life, and the leases of other nodes as this node sees them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use crate::clock::Tick;
 pub(super) struct Life {
     lease: Option<Lease>,
     asked_at: Tick,
-    /// Until when this node holds the lease; others wait at least that long.
+    /// When this node's lease ends. Other nodes wait at least that long.
     ends: Tick,
-    /// Since when there is no lease.
+    /// Since when the node has had no lease.
     lifeless_since: Option<Tick>,
     /// Since when the lease could not be renewed.
     unrenewed_since: Option<Tick>,
 }
 
-/// What came of a renewal.
+/// The result of a renewal.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Renewed {
-    /// `was_out`: it had ended on this node's clock.
+    /// `was_out`: the lease had already ended on this node's clock.
     Held { was_out: bool },
-    /// The store's database is not the one that it was.
+    /// The database behind the store is not the one that granted the lease.
     OtherTimeline,
 }
 
@@ -34,7 +34,7 @@ impl Life {
         self.lifeless_since = Some(now);
     }
 
-    /// This life, once it has begun.
+    /// The id of this life, once it has begun.
     pub fn node(&self) -> Option<NodeId> {
         self.lease.as_ref().map(|lease| lease.node)
     }
@@ -48,24 +48,24 @@ impl Life {
         self.lease.is_some()
     }
 
-    /// Whether no other node can have taken over by now.
+    /// Whether it is certain that no other node has taken over yet.
     pub fn has_lease(&self, now: Tick) -> bool {
         self.lease.is_some() && self.ends > now
     }
 
-    /// A lease, or its renewal, is asked for.
+    /// A lease, or its renewal, is about to be asked for.
     pub fn asks(&mut self, now: Tick) {
         self.asked_at = now;
     }
 
     pub fn joined(&mut self, lease: Lease, ttl: Duration) {
-        // Granted after the question: another node sees it begin later than this.
+        // The lease was granted after it was asked for, so other nodes see it begin later than `asked_at`.
         self.ends = self.asked_at + ttl;
         self.lease = Some(lease);
         (self.lifeless_since, self.unrenewed_since) = (None, None);
     }
 
-    /// Asked in this life.
+    /// Takes in the answer to a renewal that this life asked for.
     pub fn renewed(&mut self, lease: Lease, ttl: Duration, now: Tick) -> Renewed {
         let is_same = |known: &Lease| lease.node == known.node && lease.timeline == known.timeline;
         if !self.lease.as_ref().is_some_and(is_same) {
@@ -82,7 +82,7 @@ impl Life {
         self.unrenewed_since.get_or_insert(now);
     }
 
-    /// Whether there was a lease to lose.
+    /// Ends the lease. Returns whether there was one.
     pub fn lose(&mut self, now: Tick) -> bool {
         let had_lease = self.lease.take().is_some();
         if had_lease {
@@ -91,7 +91,7 @@ impl Life {
         had_lease
     }
 
-    /// Since when the store has not granted or renewed the lease, if that is so.
+    /// Since when the store has not granted or renewed the lease; `None` if it has.
     pub fn ungranted_since(&self) -> Option<Tick> {
         self.lifeless_since.into_iter().chain(self.unrenewed_since).min()
     }
@@ -104,18 +104,19 @@ pub(super) struct Watch(BTreeMap<NodeId, Watched>);
 #[derive(Clone, Copy)]
 struct Watched {
     lease: Renewals,
-    /// When this node first saw it like that.
+    /// When this node first saw the lease with this count.
     since: Tick,
 }
 
 impl Watch {
-    /// Those that have not been renewed for their length, on this node's clock.
+    /// The leases that have not been renewed for their full length, on this node's clock.
     pub fn silent(&self, now: Tick) -> Vec<Renewals> {
         let silent = self.0.values().filter(|one| now.since(one.since) >= one.lease.ttl);
         silent.map(|one| one.lease).collect()
     }
 
-    /// The count that an answer shows was read before it came, so its silence began earlier.
+    /// Takes in the leases that an answer shows. Their counts were read before the answer came, so a lease
+    /// has been silent for at least as long as this node counts.
     pub fn see(&mut self, leases: Vec<Renewals>, now: Tick) {
         let before = std::mem::take(&mut self.0);
         let seen = |lease: Renewals| match before.get(&lease.node) {

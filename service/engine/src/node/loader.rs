@@ -1,4 +1,4 @@
-//! Which executions are to be read from the store, and which are being read.
+//! Which executions must be read from the store, and which are being read.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use recoup_core::id::ExecutionId;
 
 use crate::clock::Tick;
 
-/// Executions read in one call, and in all calls under way.
+/// How many executions are read in one call, and in all calls under way together.
 const LOAD_MAX: usize = 512;
 const LOADING_MAX: usize = 4096;
 
@@ -14,24 +14,25 @@ const LOADING_MAX: usize = 4096;
 pub(super) struct Loader {
     wanted: BTreeSet<ExecutionId>,
     loading: BTreeSet<ExecutionId>,
-    /// Since when executions have been asked for without an answer.
+    /// Since when calls to read executions have been waiting for an answer.
     unread_since: Option<Tick>,
 }
 
 impl Loader {
-    /// It is read, and read again if it is being read: what comes may be older than this wish.
+    /// Asks for an execution to be read, even if it is being read already, because that answer may be older
+    /// than this request.
     pub fn want(&mut self, id: ExecutionId) {
         self.wanted.insert(id);
     }
 
-    /// As [`Self::want`], where anything that comes will do.
+    /// As [`Self::want`], but an answer that is already under way will do.
     pub fn need(&mut self, id: ExecutionId) {
         if !self.loading.contains(&id) {
             self.wanted.insert(id);
         }
     }
 
-    /// What comes next was asked for before it was last wanted.
+    /// Whether the execution was wanted again after the call under way was made.
     pub fn is_wanted(&self, id: ExecutionId) -> bool {
         self.wanted.contains(&id)
     }
@@ -40,7 +41,7 @@ impl Loader {
         self.loading.contains(&id)
     }
 
-    /// Whether it will be read without anything more being done.
+    /// Whether the execution will be read without any further request.
     pub fn is_expected(&self, id: ExecutionId) -> bool {
         self.is_wanted(id) || self.is_loading(id)
     }
@@ -49,12 +50,12 @@ impl Loader {
         self.wanted.len()
     }
 
-    /// The next call to make; none if nothing is wanted, or enough is under way.
+    /// The executions to ask for in the next call. `None` if nothing is wanted, or if enough calls are under way.
     pub fn ask(&mut self, now: Tick) -> Option<Vec<ExecutionId>> {
         if self.loading.len() >= LOADING_MAX {
             return None;
         }
-        // What is being read waits for its answer before it is asked for once more.
+        // An execution that is being read is not asked for again until the answer has come.
         let next = self.wanted.difference(&self.loading).take(LOAD_MAX);
         let ids: Vec<_> = next.copied().collect();
         if ids.is_empty() {
@@ -68,7 +69,7 @@ impl Loader {
         Some(ids)
     }
 
-    /// A call has come to nothing: all of it is wanted as before.
+    /// A call has failed, so its executions are wanted again.
     pub fn failed(&mut self, asked: &[ExecutionId]) {
         for id in asked {
             self.loading.remove(id);
@@ -76,7 +77,7 @@ impl Loader {
         }
     }
 
-    /// One of those that a call asked for has come, or is known not to be there.
+    /// An execution that a call asked for has been read, or does not exist.
     pub fn arrived(&mut self, id: ExecutionId) {
         self.loading.remove(&id);
     }

@@ -1,10 +1,10 @@
-//! Telling workers that a task they hold should stop, or that its attempt is over.
+//! Notices to workers that a task they hold should stop, or that its attempt is closed.
 //!
-//! A notice goes to the session that holds the task: at once over its stream or a poll of it that
-//! waits, else with the next one that attaches. A worker that polls is told once of each task: its
-//! polls end when there is news, and must be able to wait again afterwards. A task whose attempt was
-//! closed by the session's own result is no news: the poll that lists it was sent before the answer
-//! to the result had arrived.
+//! A notice goes to the session that holds the task: at once over its stream or a waiting poll, otherwise
+//! with the next stream or poll that attaches. A worker that polls gets each notice only once, because a poll
+//! ends when there is something to deliver, and later polls must be able to wait. If the session's own result
+//! closed the attempt, no notice is sent: a poll that still lists the task was sent before the answer to the
+//! result arrived.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,32 +12,32 @@ use recoup_core::command::TaskId;
 
 use super::io::Notice;
 
-/// Notices that wait for one session, and closed tasks that it may still list.
+/// How many notices may wait for one session, and how many closed tasks that it may still list are remembered.
 const NOTICES_MAX: usize = 10_000;
 
-/// What a session has been told of the tasks that it holds, and what it is still to be told.
+/// The notices that a session has received about the tasks it holds, and those that are waiting for it.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
-    /// For the next stream or poll of the session.
+    /// Notices for the next stream or poll of the session.
     waiting: BTreeMap<TaskId, Notice>,
-    /// Held tasks that it was asked to stop.
+    /// Held tasks that the session was asked to stop.
     asked: BTreeSet<TaskId>,
-    /// Closed by results of its own. A poll may have been sent before their answers arrived.
+    /// Tasks that the session's own results have closed. A poll may have been sent before the answers arrived.
     settled: BTreeSet<TaskId>,
 }
 
 impl Notices {
-    /// The session is asked to stop a task. False: it was asked before.
+    /// Notes that the session is asked to stop a task. Returns false if it was asked before.
     pub fn ask_to_stop(&mut self, task: &TaskId) -> bool {
         self.asked.insert(task.clone())
     }
 
-    /// What has waited for a stream or a poll.
+    /// Takes the notices that are waiting for a stream or a poll.
     pub fn take_waiting(&mut self) -> BTreeMap<TaskId, Notice> {
         std::mem::take(&mut self.waiting)
     }
 
-    /// The session does not hold the task any more. `reported`: because its own result is recorded.
+    /// The session no longer holds the task. `reported`: because its own result is recorded.
     pub fn let_go(&mut self, task: &TaskId, reported: bool) {
         self.asked.remove(task);
         self.waiting.remove(task);
@@ -51,15 +51,15 @@ impl Notices {
         self.settled.contains(task)
     }
 
-    /// A poll has said what the session holds.
+    /// A poll has listed what the session holds.
     pub fn listed_by_poll(&mut self, held: &BTreeSet<TaskId>) {
         self.settled.retain(|task| held.contains(task));
         self.waiting.retain(|task, _| held.contains(task));
     }
 
-    /// A stream has been opened and has said what the session holds. It hears of everything again: a
-    /// message of the last stream may be lost, and it sends results again that it does not know to be
-    /// closed.
+    /// A stream has opened and listed what the session holds. It gets every notice again, because a message
+    /// on the last stream may have been lost. It also sends results again if it does not know that the
+    /// attempts are closed.
     pub fn listed_by_stream(&mut self) {
         *self = Self::default();
     }

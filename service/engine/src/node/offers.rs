@@ -2,13 +2,13 @@
 //!
 //! | the task | goes to the overflow |
 //! | --- | --- |
-//! | is of a type that no worker of this node takes | at once, where idle workers of another node take it, no more tasks than those have credit for |
-//! | is of a type whose workers here are busy | on the same condition, once it has waited for `overflow_after` |
-//! | is beyond `queue_max` of its queue | at once, the last ones first |
+//! | has a type that no worker of this node takes | at once, as far as idle workers of other nodes have credit for it |
+//! | has a type whose workers on this node are busy | on the same condition, once it has waited for `overflow_after` |
+//! | exceeds the `queue_max` of its queue | at once, the last tasks of the queue first |
 //!
-//! Nodes publish the credit of their idle workers, and read what the others have published, in the same
-//! call. Between two calls a node counts what it has given away against what it has read. A node whose
-//! tasks nobody takes keeps them, and looks again at the next call.
+//! In one call a node publishes the credit of its idle workers and reads what the other nodes have published.
+//! Until the next call it subtracts each task that it gives away from the credit that it has read. If no
+//! other node takes its tasks, it keeps them and checks again at the next call.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::slot::Row;
 use super::{Node, Timer};
 
 impl<R> Node<R> {
-    /// How often this node exchanges tasks with others.
+    /// How often this node exchanges tasks with other nodes.
     pub(super) fn exchange_interval(&self) -> Duration {
         self.trade.interval(self.options.claim_interval, self.monotonic)
     }
@@ -52,7 +52,7 @@ impl<R> Node<R> {
         self.set_timer(self.exchange_interval(), Timer::Publish);
     }
 
-    /// Notes a task that was not handed out at once and that another node may take at once.
+    /// Marks the queue of a task that was not handed out at once, if another node may take the task right away.
     pub(super) fn offer_elsewhere(&mut self, name: &QueueName, task_type: &str) {
         let Some(queue) = self.queues.get(name) else {
             return;
@@ -63,7 +63,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Gives away what may go of the queues that changed since the last time.
+    /// Gives away the surplus tasks of those queues that have changed since the last call.
     pub(super) fn give_away_new(&mut self) {
         let mut tasks = Vec::new();
         for name in self.queues.take_crowded() {
@@ -72,7 +72,7 @@ impl<R> Node<R> {
         self.overflow(tasks);
     }
 
-    /// Gives away what may go of all queues.
+    /// Gives away the surplus tasks of all queues.
     fn give_away(&mut self) {
         let mut tasks = Vec::new();
         for name in self.queues.waiting() {
@@ -81,8 +81,8 @@ impl<R> Node<R> {
         self.overflow(tasks);
     }
 
-    /// Takes from a queue what may go to other nodes. `aged`: also what has waited too long for busy
-    /// workers of this node.
+    /// Takes the tasks out of a queue that may go to other nodes. `aged`: includes tasks that have waited too
+    /// long because the workers of this node are busy.
     fn surplus(&mut self, name: &QueueName, aged: bool) -> Vec<(QueueName, TaskId)> {
         let now = self.now;
         let Some(queue) = self.queues.get(name) else {
@@ -120,7 +120,7 @@ impl<R> Node<R> {
         given.into_iter().map(|task| (name.clone(), task)).collect()
     }
 
-    /// Puts tasks that were taken from their queues where any node claims them.
+    /// Moves tasks that were taken from their queues into the overflow, where any node can claim them.
     fn overflow(&mut self, taken: Vec<(QueueName, TaskId)>) {
         let (mut tasks, mut never_left) = (Vec::new(), Vec::new());
         for (queue, task) in taken {
@@ -138,7 +138,7 @@ impl<R> Node<R> {
                 continue;
             };
             if attempt.unsent.is_some() && plan.delivery == Delivery::AtMostOnce {
-                // The history says that it has started: no other node would take it.
+                // The history says that the attempt has started, so no other node would take it.
                 attempt.dispatch = DispatchState::Scheduled;
                 never_left.push(task);
                 continue;

@@ -1,5 +1,5 @@
-//! The lease, and what several nodes on one store owe each other. Ownership is for speed: whatever
-//! goes wrong here costs time, the lock on the history keeps it correct.
+//! The lease, and the coordination of several nodes on one store. Ownership is for speed: if anything goes
+//! wrong here, it costs time, but the lock on the history keeps the data correct.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
 
-/// Executions taken over, reminded of or claimed in one call.
+/// How many executions are adopted, found due, or asked about, and how many tasks are claimed, in one call.
 const ADOPT_MAX: usize = 500;
 const DUE_MAX: usize = 1000;
 const CLAIM_MAX: usize = 256;
 const HEADS_MAX: usize = 2000;
-/// Held attempts that a round of questions about heads looks at.
+/// How many held attempts one round of head queries checks.
 const HELD_MAX: usize = 1000;
-/// Executions that wait to be read: beyond it, no more of those that are due are taken in.
+/// When this many executions are waiting to be read, no more due executions are loaded.
 const DUE_TO_LOAD_MAX: usize = 4096;
 
 impl<R> Node<R> {
@@ -47,15 +47,15 @@ impl<R> Node<R> {
         self.set_timer(Duration::ZERO, Timer::Publish);
         self.set_timer(self.options.head_interval, Timer::Heads);
         self.set_timer(self.options.sleep_horizon / 4, Timer::Due);
-        // What workers of this node hold goes on here, whoever owns it now.
+        // The attempts that workers of this node hold stay with them, whichever node owns the executions now.
         for task in self.sessions.held().map(|(task, _)| task.clone()).collect::<Vec<_>>() {
             self.hold(&task);
         }
-        // A look into the overflow that fell between two lives was the last one.
+        // A look into the overflow that fell between two lives does not set the next timer.
         if !self.workers.is_empty() && self.trade.begin_claiming() {
             self.set_timer(Duration::ZERO, Timer::Claim);
         }
-        // What was under way when the last life ended is settled by the store.
+        // The store settles the calls that were under way when the last life ended.
         self.commit_again();
         self.start_keyed_again();
     }
@@ -69,7 +69,7 @@ impl<R> Node<R> {
 
     pub(super) fn renewed(&mut self, node: NodeId, renewed: recoup_store::Result<Lease>) {
         if self.node_id() != Some(node) {
-            // What a life that is over had asked says nothing about this one.
+            // The answer belongs to an earlier life and says nothing about this one.
             return;
         }
         let (ttl, now) = (self.options.lease_ttl, self.monotonic);
@@ -93,8 +93,9 @@ impl<R> Node<R> {
         }
     }
 
-    /// The lease is gone: others may own what this node has in memory, so nothing of it is believed.
-    /// What was asked stays, and is decided again on what is read.
+    /// The lease is lost. Other nodes may own the executions that this node has in memory, so nothing in
+    /// memory is believed any more. Commands stay in their slots and are decided again once the executions
+    /// have been read.
     pub(super) fn lose_life(&mut self) {
         if !self.life.lose(self.monotonic) {
             return;
@@ -109,7 +110,7 @@ impl<R> Node<R> {
         };
         self.timers.retain(wanted);
         self.trade.end_life();
-        // Handed out in the life that is over, and not on its way yet: it stays here.
+        // Tasks that this life has handed out and that have not left yet stay here.
         for (worker, tasks) in self.effects.take_all_back() {
             self.workers.add_credit(worker, u32::try_from(tasks.len()).unwrap_or(u32::MAX));
             for handed in tasks {
@@ -123,25 +124,25 @@ impl<R> Node<R> {
         if self.options.has(Mutant::NoReloadAfterLostLease) {
             return;
         }
-        // Not sent yet: what is read will show it again.
+        // Quarantines and reminders that have not been sent are dropped. Reading the executions shows them again.
         self.committer.end_life();
         self.due_after = None;
         for id in self.slots.ids() {
             if self.committer.is_quarantining(id) {
-                // Settled by the store in the new life.
+                // The store settles the quarantine in the new life.
                 continue;
             }
             let starts =
                 self.slots.get(id).is_some_and(|slot| slot.known.is_new() && !slot.in_flight);
             if starts {
-                // Never sent: it starts in the new life.
+                // The start has never been sent. The execution starts in the new life.
                 continue;
             }
             self.forget(id);
             self.touch_slot(id);
             self.settle_slot(id);
         }
-        // The workers are still there: look for what others have left for them.
+        // The workers are still connected, so the node will look for tasks that other nodes have left for them.
         if !self.workers.is_empty() && self.trade.begin_claiming() {
             self.set_timer(self.options.claim_interval, Timer::Claim);
         }
@@ -160,7 +161,8 @@ impl<R> Node<R> {
     }
 
     pub(super) fn adopted(&mut self, node: NodeId, adopted: recoup_store::Result<Adopted>) {
-        // Asked in a life that is over: this one has its own round, and adopts what that one got.
+        // The answer belongs to an earlier life. This life has rounds of its own, and adopts what the earlier
+        // one got.
         if self.node_id() != Some(node) {
             return;
         }
@@ -182,7 +184,7 @@ impl<R> Node<R> {
         self.set_timer(pause, Timer::Adopt);
     }
 
-    /// Asks how far the executions are that other nodes may have moved on.
+    /// Asks the store for the head of each execution that other nodes may have changed.
     pub(super) fn ask_heads(&mut self) {
         let Some(node) = self.node_id() else {
             return;
@@ -213,16 +215,16 @@ impl<R> Node<R> {
         self.effects.push(Output::Heads(node, ids));
     }
 
-    /// Whether another node may have become the owner without this one's noticing, so long ago that it gives
-    /// to its own workers what waits here. An execution whose tasks wait in a queue is not asked about:
-    /// there may be very many.
+    /// Whether another node may have become the owner unnoticed, so long ago that it may already be handing
+    /// the waiting attempts to its own workers. Executions whose tasks wait in a queue are not asked about,
+    /// because there may be very many.
     pub(super) fn may_be_given_elsewhere(&self, slot: &Slot<R>) -> bool {
         !self.trade.is_alone()
             && self.monotonic.since(slot.current_at) > self.options.reconnect_grace / 2
     }
 
-    /// Whether another node may have moved an execution on by now. A worker that has been heard from
-    /// a moment ago is still with this node.
+    /// Whether another node may have changed an execution by now. A worker that this node has just heard from
+    /// is still connected to this node.
     fn may_have_moved(&self, slot: &Slot<R>) -> bool {
         let moved = |attempt: &Attempt| match &attempt.dispatch {
             DispatchState::Overflowed => true,
@@ -239,9 +241,10 @@ impl<R> Node<R> {
         slot.is_foreign() || slot.attempts.iter().any(moved)
     }
 
-    /// Of what workers of this node have had for a while, the next few: a command that came to another
-    /// node has made that one the owner, which gives the attempt to somebody else unless it hears of it
-    /// within the grace. So each is asked about some four times in that time.
+    /// The next few executions of attempts that workers of this node have held for a while. If a command was
+    /// sent to another node, that node became the owner, and it gives the attempt to a different worker
+    /// unless the attempt is reported within the grace period. So each attempt is asked about some four times
+    /// within that period.
     fn owned_and_held(&mut self) -> Vec<ExecutionId> {
         let pause = self.options.reconnect_grace / 4;
         let interval = self.options.head_interval;
@@ -302,14 +305,15 @@ impl<R> Node<R> {
                     let has_room = self.room() > 0 && self.loader.wanted() < DUE_TO_LOAD_MAX;
                     match self.slots.get_mut(one.execution) {
                         None if !has_room => {
-                            // On from here when some have left.
+                            // The search continues from here once some executions have left memory.
                             return self.set_timer(self.options.adopt_interval, Timer::Due);
                         }
                         None => {
                             self.slots.open(one.execution);
                             self.loader.want(one.execution);
                         }
-                        // It is here already: without a reminder it does not come again.
+                        // The execution is in memory already, and the store must be given a new reminder, or
+                        // it will not remind again.
                         Some(slot) if slot.owned && !slot.in_flight => {
                             slot.wake_at = Some(one.wake_at);
                             self.committer.remind(one.execution);
@@ -353,7 +357,8 @@ impl<R> Node<R> {
     ) {
         let is_ours = self.node_id() == Some(node);
         match claimed {
-            // What an earlier life has claimed is taken all the same: others wait until that lapses.
+            // Tasks that an earlier life has claimed are taken as well, because other nodes must wait until
+            // the claim expires.
             Ok(tasks) => {
                 if !tasks.is_empty() {
                     self.trade.traded(self.monotonic);
@@ -377,22 +382,22 @@ impl<R> Node<R> {
         let once = self.is_at_most_once(&overflow.task);
         let slot = self.slots.open(id);
         let scheduled_in = overflow.task.sequence;
-        // Another node may have moved it on since this one owned it.
+        // Another node may have changed the execution since this node owned it.
         let current = slot.committed().is_some_and(|known| known.sequence >= scheduled_in);
         if slot.owned && current {
             let until = self.monotonic + self.options.claim_lease;
             slot.overflow.insert(key, Row::Claimed { until, scheduled_in });
             match slot.attempt_mut(&overflow.task) {
-                // Where the history names a worker without a session, the owner before has put it there
-                // since, because no worker had it any more.
+                // The history names a worker without a session, but a previous owner has put the task into
+                // the overflow since, because no worker had it any more.
                 Some(attempt)
                     if attempt.dispatch.is_for_any_node() && !(once && attempt.is_handed()) =>
                 {
-                    // Nobody else can have it while the claim lasts, but the start goes on record.
+                    // No other worker can have the task while the claim lasts, but the start is still recorded first.
                     attempt.claimed = true;
                     self.enqueue(&overflow.task);
                 }
-                // An owner before this one has put it there, not knowing that it was that no more.
+                // A previous owner has put the task into the overflow without knowing that it had lost the execution.
                 Some(attempt) if attempt.is_handed() => self.record_again(&overflow.task),
                 Some(attempt) => attempt.claimed = true,
                 None => {
@@ -411,8 +416,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// Tasks that could not be written stay here. Of those whose execution another node owns, that node knows
-    /// more.
+    /// Tasks that could not be written to the overflow stay here, except those whose execution another node
+    /// owns: that node knows more about them.
     pub(super) fn overflowed(
         &mut self,
         node: NodeId,
@@ -453,7 +458,7 @@ impl<R> Node<R> {
         {
             attempt.dispatch = DispatchState::Grace { until };
         }
-        // What is on its way loses against what the other node has written, and then that is read.
+        // A transition that is under way will lose against the other node's, and the execution is read then.
         if self.slots.get(task.execution).is_some_and(|slot| !slot.in_flight) {
             self.loader.want(task.execution);
         }

@@ -1,12 +1,12 @@
-//! Callers are not kept waiting for a store that takes nothing.
+//! Answers callers that have waited too long for a store that accepts no writes or answers no reads.
 //!
-//! | a caller waits for longer than `commit_wait` | is answered |
+//! | a caller has waited for longer than `commit_wait` | the answer |
 //! | --- | --- |
-//! | for a change that is under way to the store | [`Refusal::OutcomeUnknown`]: it stays under way |
-//! | for a change that nobody has decided about | [`Refusal::Unavailable`]: it is dropped |
+//! | for a change that is under way to the store | [`Refusal::OutcomeUnknown`]; the change stays under way |
+//! | for a change that has not been decided yet | [`Refusal::Unavailable`]; the change is dropped |
 //! | for an execution that could not be read | [`Refusal::Unavailable`] |
 //!
-//! This holds only while the store is what they wait for.
+//! Callers are answered in this way only while the store is the cause of the delay.
 
 use crate::clock::Tick;
 use recoup_core::command::Command;
@@ -17,13 +17,13 @@ use super::slot::Pending;
 use super::{Node, Timer};
 
 impl<R> Node<R> {
-    /// Whether the store has taken what this node wrote, as far as that can be known: false once a write
-    /// has waited for `commit_wait`.
+    /// Whether the store accepts what this node writes, as far as the node can know: false once a write has
+    /// waited for `commit_wait`.
     pub fn is_writing(&self) -> bool {
         !self.is_overdue(self.unwritten_since())
     }
 
-    /// The beginning of the oldest write that has not come through.
+    /// When the oldest write began that the store has not confirmed.
     fn unwritten_since(&self) -> Option<Tick> {
         self.committer.unsettled_since().into_iter().chain(self.life.ungranted_since()).min()
     }
@@ -59,7 +59,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Answers those who asked before a time and wait in a slot. Nothing was done about it.
+    /// Refuses the callers that wait in a slot and asked before a given time. Nothing was done for them.
     fn turn_away(&mut self, id: ExecutionId, asked_before: Tick) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
@@ -75,7 +75,7 @@ impl<R> Node<R> {
                 &pending.command
                 && let Some(attempt) = slot.attempt_mut(task)
             {
-                // There is no result any more: the attempt's clocks go on.
+                // The result has been dropped, so the clocks of the attempt run again.
                 attempt.reported = false;
             }
             replies.extend(pending.reply.take());

@@ -1,14 +1,14 @@
-//! Executions that nobody may go on with until a person has looked.
+//! Executions that do not proceed until an operator releases them.
 //!
-//! | found | then |
+//! | event | effect |
 //! | --- | --- |
-//! | a history with a gap, or that does not fold; a panic; the node's own decision refused | nothing of it is decided; the quarantine goes out with the next batch |
-//! | the batch is committed | who waits is refused, the slot is dropped |
-//! | a later command, or another node | reads the quarantine, is refused |
-//! | an operator's release | the quarantine ends and this node owns the execution in one transaction; it is read, and goes on |
+//! | the history has a gap or does not fold, a decision panics, or the store refuses a decision of the node's own | nothing more is decided about it; the quarantine goes with the next batch |
+//! | the batch is committed | callers that wait are refused, and the slot is dropped |
+//! | a later command, or another node | reads the quarantine and is refused |
+//! | an operator's release | one transaction ends the quarantine and makes this node the owner; then the execution is read and continues |
 //!
-//! A node that believes in an older state, as the owner does when another node finds the damage, is
-//! answered [`recoup_store::Settled::Quarantined`] at its next commit and reads it then.
+//! The owner may still believe in an older state when another node finds the damage. Its next commit is
+//! answered with [`recoup_store::Settled::Quarantined`], and it reads the quarantine then.
 
 use recoup_core::failure_event::quarantined;
 use recoup_core::id::ExecutionId;
@@ -22,7 +22,7 @@ use crate::load::unavailable;
 use crate::transition::feed_row;
 
 impl<R> Node<R> {
-    /// Nobody tries it again until a person has looked.
+    /// Puts an execution in quarantine: nothing about it is decided until an operator releases it.
     pub(super) fn quarantine(&mut self, id: ExecutionId, damage: Damage) {
         let Damage { reason, detail, namespace, subject } = damage;
         let quarantine = Quarantine::new(reason, &detail, self.now);
@@ -37,14 +37,13 @@ impl<R> Node<R> {
         self.settle_slot(id);
     }
 
-    /// A decision failed in a way that it must not. The state went with it: what is quarantined is what
-    /// is read again.
+    /// A decision panicked and its state is gone. The execution is read again, and then quarantined.
     pub(super) fn decision_panicked(&mut self, id: ExecutionId, what: &str) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
         if !slot.known.is_resident() {
-            // There is no execution to put anywhere: only the start is refused.
+            // There is no execution yet that could be quarantined, so only the start is refused.
             tracing::error!(execution = %id, what, "a decision about a start panicked");
             self.refuse_all(id, &Refusal::Failed);
             return self.drop_slot(id);
@@ -53,19 +52,19 @@ impl<R> Node<R> {
         self.read_again(id);
     }
 
-    /// It is in the store that an execution is quarantined.
+    /// The store has the quarantine of an execution. Its callers are refused and its slot is dropped.
     pub(super) fn refuse_quarantined(&mut self, id: ExecutionId, quarantine: Quarantine) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        // Nobody need look at its tasks; who releases it puts them back.
+        // No other node needs to claim its tasks. The node that releases the execution puts them back.
         let claimed = std::mem::take(&mut slot.claimed);
         self.effects.withdraw(claimed.into_keys().collect());
         self.refuse_all(id, &Refusal::Quarantined(quarantine));
         self.drop_slot(id);
     }
 
-    /// An operator has looked.
+    /// An operator releases an execution.
     pub(super) fn release_quarantine(&mut self, id: ExecutionId, release: Release, reply: R) {
         let Some(node) = self.node_id() else {
             let retry_after = self.options.lease_ttl / 10;

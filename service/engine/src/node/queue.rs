@@ -1,4 +1,4 @@
-//! What waits for workers, by task type.
+//! The tasks of one queue that wait for workers, by task type.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -8,28 +8,27 @@ use recoup_core::time::Timestamp;
 
 use super::io::{SessionKey, WorkerKey};
 
-/// Highest priority first, then first come, first served.
+/// Highest priority first; within a priority, first come, first served.
 pub(super) type Order = (i32, u64);
 
 #[derive(Default)]
 pub(super) struct Queue {
     by_type: BTreeMap<String, BTreeMap<Order, TaskId>>,
     len: usize,
-    /// Who takes tasks from it, in turn.
+    /// The workers that take tasks from it, in turn.
     pub workers: VecDeque<WorkerKey>,
-    /// The task types that sessions take, between their polls too.
+    /// The task types that each session takes, even between its polls.
     sessions: BTreeMap<SessionKey, Vec<String>>,
-    /// The task types that polls without a session took a moment ago, and until when they are expected
-    /// to be back.
+    /// The task types of polls without a session that have just ended, and until when the next poll is expected.
     recent: BTreeMap<Vec<String>, Timestamp>,
 }
 
-/// A poll is expected to be followed by the next within this time, unless its worker has work in hand.
+/// The next poll is expected within this time, unless the worker still holds tasks.
 pub(super) const POLL_GAP: Duration = Duration::from_secs(1);
-/// Different lists of task types of polls without a session that are remembered.
+/// How many different lists of task types are remembered for polls without a session.
 const RECENT_MAX: usize = 1000;
 
-/// Whether a worker of these task types takes one; no types are all.
+/// Whether a worker of these task types takes a task type. An empty list means all types.
 pub(super) fn takes(task_types: &[String], task_type: &str) -> bool {
     task_types.is_empty() || task_types.iter().any(|taken| taken == task_type)
 }
@@ -39,7 +38,7 @@ impl Queue {
         self.len
     }
 
-    /// The first task that a worker of these types takes; all types if there are none.
+    /// The first task that a worker of these types takes. An empty list means all types.
     pub fn first(&self, task_types: &[String]) -> Option<(Order, TaskId)> {
         let first = |tasks: &BTreeMap<Order, TaskId>| {
             tasks.first_key_value().map(|(order, id)| (*order, id.clone()))
@@ -72,7 +71,7 @@ impl Queue {
         Some(id)
     }
 
-    /// A session takes tasks of these types until it drains or ends.
+    /// Notes that a session takes tasks of these types until it drains or ends.
     pub fn offer_of_session(&mut self, session: &SessionKey, task_types: &[String]) {
         match self.sessions.get_mut(session) {
             Some(known) if known == task_types => {}
@@ -99,8 +98,9 @@ impl Queue {
         }
     }
 
-    /// Whether a worker of this node takes a task type, be it busy or between two polls. `attached` has
-    /// the task types of workers that are attached, `comes_back` says it of a session.
+    /// Whether a worker of this node takes a task type, even if it is busy or between two polls. `attached`
+    /// returns the task types of an attached worker, and `comes_back` says whether a session is expected to
+    /// take tasks again.
     pub fn is_served<'a>(
         &self,
         task_type: &str,
@@ -116,24 +116,24 @@ impl Queue {
             || recent.any(|(types, _)| takes(types, task_type))
     }
 
-    /// Whether it neither has tasks nor a worker that may come back.
+    /// Whether it has no tasks and no worker that may return.
     pub fn is_idle(&self, now: Timestamp) -> bool {
         let gone = self.workers.is_empty() && self.sessions.is_empty();
         gone && self.len == 0 && self.recent.values().all(|until| *until <= now)
     }
 
-    /// Task types with tasks that wait.
+    /// The task types of the tasks that are waiting.
     pub fn task_types(&self) -> impl Iterator<Item = &String> {
         self.by_type.iter().filter(|(_, tasks)| !tasks.is_empty()).map(|(name, _)| name)
     }
 
-    /// The tasks of a type in the order in which they would go out.
+    /// The tasks of a type, in the order in which they will be handed out.
     pub fn first_of(&self, task_type: &str) -> impl Iterator<Item = (Order, TaskId)> {
         let tasks = self.by_type.get(task_type);
         tasks.into_iter().flatten().map(|(order, task)| (*order, task.clone()))
     }
 
-    /// Takes away the last ones in the order in which they would go out.
+    /// Removes the tasks that would be handed out last.
     pub fn take_last(&mut self, count: usize) -> Vec<TaskId> {
         let orders = self.by_type.values().flat_map(|tasks| tasks.keys().copied());
         let mut orders: Vec<Order> = orders.collect();

@@ -1,4 +1,4 @@
-//! The queues of all namespaces: what waits in each, and who takes from it.
+//! The queues of all namespaces: the tasks that wait in each, and the workers that take them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ impl Queues {
         self.by_name.get(name)
     }
 
-    /// From now on it is known.
+    /// Returns the queue, and creates it if necessary.
     pub fn open(&mut self, name: &QueueName) -> &mut Queue {
         self.by_name.entry(name.clone()).or_default()
     }
@@ -31,13 +31,13 @@ impl Queues {
         self.by_name.keys().cloned().collect()
     }
 
-    /// Those in which tasks wait.
+    /// The queues in which tasks are waiting.
     pub fn waiting(&self) -> Vec<QueueName> {
         let waiting = self.by_name.iter().filter(|(_, queue)| queue.len() > 0);
         waiting.map(|(name, _)| name.clone()).collect()
     }
 
-    /// A task waits behind those of the same priority that came before. Returns by what it is removed.
+    /// Adds a task after the waiting tasks of the same priority. Returns its place, by which it can be removed.
     pub fn insert(
         &mut self,
         name: &QueueName,
@@ -57,8 +57,8 @@ impl Queues {
         }
     }
 
-    /// Takes the first task that a worker takes, for the worker whose turn it is. `takes` has the task types of
-    /// workers that take more.
+    /// Takes the first task that a worker accepts, for the worker whose turn it is. `takes` returns the task
+    /// types of a worker that accepts more tasks.
     pub fn next<'a>(
         &mut self,
         name: &QueueName,
@@ -76,13 +76,13 @@ impl Queues {
         None
     }
 
-    /// Takes away the last tasks of a queue that are more than it holds.
+    /// Removes the last tasks of a queue that exceed `max`.
     pub fn take_excess(&mut self, name: &QueueName, max: usize) -> Vec<TaskId> {
         let queue = self.by_name.get_mut(name);
         queue.map_or(Vec::new(), |queue| queue.take_last(queue.len().saturating_sub(max)))
     }
 
-    /// A worker takes no more from these.
+    /// A worker takes no more tasks from these queues.
     pub fn leave(&mut self, worker: WorkerKey, names: &[QueueName]) {
         for name in names {
             if let Some(queue) = self.by_name.get_mut(name) {
@@ -91,7 +91,7 @@ impl Queues {
         }
     }
 
-    /// A session takes no more from these.
+    /// A session takes no more tasks from these queues.
     pub fn withdraw_offers<'a>(
         &mut self,
         session: &SessionKey,
@@ -113,17 +113,17 @@ impl Queues {
         }
     }
 
-    /// Something in it may go to other nodes at once.
+    /// Notes that a task in the queue may go to another node at once.
     pub fn crowd(&mut self, name: &QueueName) {
         self.crowded.insert(name.clone());
     }
 
-    /// Those of which something may have to go since this was last asked.
+    /// The queues that were noted by [`Self::crowd`] since the last call.
     pub fn take_crowded(&mut self) -> BTreeSet<QueueName> {
         std::mem::take(&mut self.crowded)
     }
 
-    /// Nothing waits in some of them, and no worker is expected.
+    /// Drops the queues in which nothing waits and for which no worker is expected.
     pub fn forget_idle(&mut self, now: Timestamp) {
         self.by_name.retain(|_, queue| !queue.is_idle(now));
     }

@@ -1,4 +1,4 @@
-//! Reading executions: all of those that are not known, of the others what came after.
+//! Reading executions: the whole history if the node does not know it, otherwise only the later transitions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use super::{Node, Timer};
 use crate::load::follow;
 
 impl<R> Slot<R> {
-    /// The sequence of the last transition that does not have to be read: a state that is with a transition
-    /// comes back, or all is read.
+    /// The sequence up to which the history need not be read. A state that is away with a transition either
+    /// comes back, or the whole history is read.
     fn known_before_read(&self) -> u64 {
         let comes_back = self.in_flight || self.state().is_some();
         self.committed().filter(|_| comes_back).map_or(0, |committed| committed.sequence)
     }
 
-    /// The state after what was read, with its plan. None if that does not follow the state that was here,
-    /// which is used up then.
+    /// The state after the transitions that were read, with its plan. `None` if they do not follow the state
+    /// in memory, which is consumed in that case.
     fn read_on(&mut self, read: Read) -> Option<(Box<Execution>, Arc<Plan>)> {
         let transitions = match read {
             Read::Whole(state, plan) => return Some((state, plan)),
@@ -57,7 +57,7 @@ impl<R> Node<R> {
     ) {
         let asked: Vec<_> = asked.iter().map(|one| one.execution).collect();
         if self.node_id() != Some(node) {
-            // Asked in a life that is over. Only what this one reads is ordered before what it writes.
+            // The answer belongs to an earlier life. Only a read of this life is ordered before this life's writes.
             return self.loader.failed(&asked);
         }
         let Reading { found, rest } = match loaded {
@@ -94,14 +94,14 @@ impl<R> Node<R> {
         let is_settling = slot.in_flight || slot.known.is_quarantined();
         let is_rest = matches!(loaded.state, Ok(Read::After { .. }));
         if is_rest && !is_settling && slot.state().is_none() {
-            // What it follows has been given up meanwhile.
+            // The state that these transitions follow has been dropped in the meantime.
             return self.loader.want(id);
         }
-        // Asked for before it was doubted, this may be as old.
+        // If the read was asked for before the state was doubted, it may be as old as that state.
         slot.doubted &= self.loader.is_wanted(id);
         if is_settling {
-            // What is under way settles first. Another node may have gone on from it by then, and what is
-            // read now may be the only hint of that.
+            // The transition that is under way is settled first. Another node may have continued from it by
+            // then, and this read may be the only sign of that.
             slot.doubted |= slot.in_flight;
             return;
         }
@@ -128,7 +128,7 @@ impl<R> Node<R> {
                     let grace = self.options.reconnect_grace;
                     let (until, soon) = (self.monotonic + grace, self.now + grace);
                     if mine && has_moved {
-                        // Another node has been the owner meanwhile.
+                        // Another node has been the owner in the meantime.
                         for attempt in slot.attempts.iter_mut() {
                             parted.extend(attempt.doubt(&plan, until, soon));
                         }
@@ -142,7 +142,7 @@ impl<R> Node<R> {
                     let known = &slot.known;
                     slot.inbox.retain(|one| match &one.command {
                         _ if !one.is_own() => true,
-                        // Not of an attempt that its owner has given out again since.
+                        // Not for an attempt that its owner has handed out again since.
                         Command::RecordStart { task, .. } if is_bare_start(&one.command) => {
                             mine || !known.has_started(task)
                         }
@@ -150,7 +150,7 @@ impl<R> Node<R> {
                         Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => {
                             mine && !has_moved
                         }
-                        // Clocks and losses are its owner's to judge.
+                        // Timeouts and losses are for the owner to judge.
                         _ => mine,
                     });
                     for place in &parted {

@@ -1,35 +1,39 @@
-//! Where an attempt is, once the state of its execution has come anew: read, or committed by this node. Of a state
-//! that was read, every open attempt is judged. A transition of this node's own names the attempts that it opens or
-//! closes, or of which it says who has them: those alone are judged, and every other one is where it was. Its start
-//! may be on record and the attempt wait again here, or be with another worker by now.
+//! Decides where an attempt is, once this node has a new state of its execution. The node has either read
+//! that state from the store or committed it itself.
 //!
-//! Of an attempt that this node knows, by the first row that fits:
+//! After a read, every open attempt is judged. After a commit of this node's own, only the attempts that the
+//! transition names are judged: those that it opens or closes, and those of which it records which worker has
+//! them. All other attempts stay where they were. They cannot be judged by the state alone: an attempt's
+//! start may be on record although the attempt is waiting again here, or is with a different worker by now.
 //!
-//! | it is | the history has it | and | then it is |
+//! For an attempt that this node already knows, the first row that matches applies:
+//!
+//! | the attempt is | the history says | and | then the attempt is |
 //! | --- | --- | --- | --- |
-//! | with no worker | any | a worker here holds it | with that worker |
-//! | with a worker, in grace | any | its row was claimed here, it is delivered at least once and no worker can still have it | due |
-//! | starting | started by that hand-over | this node's commit | handed over |
-//! | due, queued | started by the hand-over that never left | this node does nothing about it | where it was |
-//! | due, queued | started | this node's commit, of a start | where it was; a node that stops says that no worker has it |
-//! | overflowed | started | this node's commit, of a start | due: its row may have gone with the start |
-//! | in grace | started without a session | read | with that worker, by its own clocks |
-//! | with a worker that has no session | started by a session | read | in grace |
+//! | with no worker | anything | a worker of this node holds it | with that worker |
+//! | with a worker, in grace | anything | its row is claimed here, it is delivered at least once and no worker can still have it | due |
+//! | starting | started by that hand-over | this node committed the state | handed over |
+//! | due, queued | started by the hand-over that never left | the node had no command about it pending | where it was |
+//! | due, queued | started | this node committed a start | where it was; a stopping node records it as held by no worker |
+//! | overflowed | started | this node committed a start | due: its row may have been removed with the start |
+//! | in grace | started without a session | the state was read | with that worker, by its own clocks |
+//! | with a worker that has no session | started by a session | the state was read | in grace |
 //! | due, queued, overflowed | started | | with its worker: another node has handed it out |
-//! | anything | any | | where it was |
+//! | anything | anything | | where it was |
 //!
-//! Of an attempt that is new here:
+//! For an attempt that is new to this node:
 //!
-//! | a worker here holds it | the history has it | and | then it is |
+//! | a worker of this node holds it | the history says | and | then the attempt is |
 //! | --- | --- | --- | --- |
-//! | no | not started | its time has not come | due then |
-//! | yes | any | | with that worker |
-//! | no | any | scheduled by this very commit, or claimed here where no worker can still have it | due |
+//! | no | not started | it is not due yet | scheduled until it is due |
+//! | yes | anything | | with that worker |
+//! | no | anything | this very commit scheduled it, or it is claimed here and no worker can still have it | due |
 //! | no | not started | | in grace |
 //! | no | started | | with its worker |
 //!
-//! "With its worker" is in grace if it has a session, because it comes back and says so; otherwise with it
-//! by the clocks that its start set.
+//! "With its worker" depends on whether the recorded worker has a session. With a session, the attempt is in
+//! grace, because the worker will reconnect and list the attempt. Without one, the attempt is handed over,
+//! and the clocks that began at its start limit it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,40 +47,41 @@ use super::sessions::Holder;
 use crate::clock::Now;
 use crate::task::TaskContent;
 
-/// What holds for all attempts of an execution.
+/// The facts that hold for all attempts of an execution.
 pub(super) struct Reconciler<'a> {
     pub state: &'a Execution,
     pub plan: &'a Plan,
-    /// The state is this node's own work.
+    /// This node committed the state itself; it was not read.
     pub committed: bool,
     pub now: Now,
-    /// For workers to say that they have an attempt.
+    /// How long workers have to report that they hold an attempt.
     pub grace: Duration,
 }
 
-/// What is known here of one attempt beside its dispatch state.
+/// What this node knows about one attempt besides its dispatch state.
 pub(super) struct Evidence<'a> {
-    /// A worker here that holds it.
+    /// The worker of this node that holds the attempt.
     pub holder: Option<&'a Holder>,
-    /// Its row in the overflow was claimed here.
+    /// This node has claimed the attempt's row in the overflow.
     pub claimed: bool,
-    /// A command of the node's own about it waits to be decided.
+    /// A command about the attempt that this node issued itself is waiting to be decided.
     pub acting: bool,
 }
 
-/// What has to be done about an attempt that is where it now is.
+/// What the node must do next about an attempt that has just been judged.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Then {
     Nothing,
     Enqueue,
-    /// Its start is durable.
+    /// The start is durable: the attempt may be handed over.
     FinishStart(WorkerKey),
-    /// The history gives it to a worker that does not have it.
+    /// The history says that a worker has the attempt, but no worker has it.
     Disown,
 }
 
 impl Reconciler<'_> {
-    /// Puts a known attempt where it is now. Returns the state that it has left, and what has to follow.
+    /// Moves a known attempt to where it is now. Returns the dispatch state that it has left, if it has
+    /// moved, and the action that must follow.
     pub fn known(
         &self,
         attempt: &mut Attempt,
@@ -97,7 +102,7 @@ impl Reconciler<'_> {
         (left, then)
     }
 
-    /// None: it stays where it is.
+    /// Returns the new dispatch state. `None`: the attempt stays where it is.
     fn next(
         &self,
         attempt: &mut Attempt,
@@ -157,19 +162,20 @@ impl Reconciler<'_> {
         }
     }
 
-    /// An attempt that this node has not known, where it is.
+    /// Builds an attempt that is new to this node, placed where it is now.
     pub fn unknown(&self, open: &Open<'_>, evidence: &Evidence<'_>) -> (Attempt, Then) {
         let Now { tick, time: now } = self.now;
         let started = open.attempt.started.as_ref();
         let scheduled_at = open.attempt.scheduled_at;
         let is_fresh = self.committed && open.attempt.sequence == self.state.sequence;
         let once = self.plan.is_at_most_once(&open.path);
-        // A row that outlived the hand-over of what is delivered at most once is void.
+        // An overflow row is void if the attempt is delivered at most once and has already been handed over.
         let claimed = evidence.claimed && !(once && started.is_some());
         let is_free = claimed && !started.is_some_and(|by| self.may_be_held(by));
         let (dispatch, then) = match (evidence.holder, started) {
             (None, None) if scheduled_at > now => (DispatchState::Scheduled, Then::Nothing),
-            // What is with a worker is due, though the clock of the node that handed it out is ahead.
+            // An attempt that a worker holds is due, even if the node that handed it out has a clock ahead of
+            // this one.
             (Some(holder), _) => {
                 (DispatchState::Handed(holder.handed(started, self.now)), Then::Nothing)
             }
@@ -177,9 +183,9 @@ impl Reconciler<'_> {
             (None, None) => (DispatchState::Grace { until: tick + self.grace }, Then::Nothing),
             (None, Some(by)) => (self.with_its_worker(by), Then::Nothing),
         };
-        // The clock of the node that had it may be ahead of this one.
+        // The previous owner's clock may be ahead of this node's.
         let is_due = scheduled_at <= now.max(self.state.decided_at) + DOUBT;
-        // What is delivered at most once is handed over after its start is on record.
+        // An attempt that is delivered at most once is handed over only after its start is on record.
         let possibly_started = started.is_some()
             || matches!(dispatch, DispatchState::Handed(_))
             || (!is_fresh && !once && is_due);
@@ -189,8 +195,8 @@ impl Reconciler<'_> {
             started: started.cloned(),
             dispatch,
             possibly_started,
-            // What an owner before this one still decides, believing that no worker has had the attempt,
-            // has to lose against the start.
+            // A previous owner may still decide about the attempt, believing that no worker has had it.
+            // Recording the start before the hand-over makes that decision lose.
             claimed: claimed || !is_fresh,
             unsent: None,
             missed: 0,
@@ -201,15 +207,15 @@ impl Reconciler<'_> {
         (attempt, then)
     }
 
-    /// What this node claimed its owner may have handed out while the claim was under way, and the row
-    /// was still there. If it is not with that worker after all, the row is claimed again when the claim
-    /// ends.
+    /// Whether the worker on record may still hold an attempt that this node has claimed. The owner may have
+    /// handed the attempt out while the claim was under way, when the row was still there. If that worker
+    /// does not have it after all, the row can be claimed again once the claim expires.
     fn may_be_held(&self, by: &Started) -> bool {
         let is_recent = by.at + self.grace > self.now.time;
         is_recent && by.session != NOBODYS
     }
 
-    /// Without a session no worker comes back to say that it has the attempt: its own clocks bind it.
+    /// A worker without a session does not reconnect to list its attempts, so the attempt's own clocks limit it.
     fn with_its_worker(&self, by: &Started) -> DispatchState {
         match by.session.is_empty() {
             true => DispatchState::Handed(Handed::without_session(by, self.now)),

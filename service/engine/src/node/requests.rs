@@ -1,4 +1,4 @@
-//! What callers ask of an execution, and how those who wait for one are answered.
+//! Requests of callers about an execution, and the answers to callers that wait for one.
 
 use recoup_core::command::{Command, RequestId};
 use recoup_core::id::ExecutionId;
@@ -49,7 +49,7 @@ impl<R> Node<R> {
         request: Option<RequestId>,
         reply: Option<R>,
     ) {
-        // Done work is never turned away; everything else has its bound.
+        // A result is never refused, because the work is done. All other commands are limited.
         let is_result = matches!(command, Command::CompleteTask { .. } | Command::FailTask { .. });
         let mut reported = None;
         let slot = self.slots.open(id);
@@ -63,7 +63,7 @@ impl<R> Node<R> {
                 && let Some(attempt) = slot.attempt_mut(task)
             {
                 attempt.reported = true;
-                // A bare call names nobody: it was whoever got the attempt.
+                // A call without a worker name comes from the worker that got the attempt.
                 if worker.is_empty()
                     && let DispatchState::Handed(handed) = &attempt.dispatch
                 {
@@ -81,7 +81,7 @@ impl<R> Node<R> {
                 answered: false,
             });
         } else {
-            // The node's own commands repeat themselves if they are still due.
+            // The node issues its own commands again if they are still due, so a repeated one is dropped.
             if slot.inbox.iter().any(|pending| pending.command == command) {
                 return;
             }
@@ -101,7 +101,7 @@ impl<R> Node<R> {
         self.touch_slot(id);
     }
 
-    /// Waits for the end until a time, or asks for what is known.
+    /// Waits for the end of an execution until a given time, or asks for a snapshot of it.
     pub(super) fn wait(&mut self, id: ExecutionId, until: Option<Timestamp>, reply: R) {
         let snapshot = until.is_none();
         self.add_waiter(
@@ -113,7 +113,7 @@ impl<R> Node<R> {
     pub(super) fn add_waiter(&mut self, id: ExecutionId, mut waiter: Waiter<R>) {
         waiter.until = waiter.until.map(|until| self.end_of_wait(until));
         let slot = self.slots.open(id);
-        // What another node owns may have moved on: ask the store, not the memory.
+        // Another node owns the execution and may have changed it, so the store is asked.
         let reread = !slot.owned && !slot.in_flight && slot.known.is_resident();
         slot.waiters.push(waiter);
         if reread {
@@ -129,8 +129,8 @@ impl<R> Node<R> {
         if self.is_reachable() { until } else { until.min(self.now) }
     }
 
-    /// The server is going to stop. Answers whoever waits for an end with the state as it is, now and from now
-    /// on.
+    /// The server is about to stop. From now on, callers that wait for the end of an execution are answered
+    /// at once with its present state.
     pub(super) fn close_doors(&mut self) {
         if self.stage == Stage::Serving {
             self.stage = Stage::Closing;
@@ -149,7 +149,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Answers everything that waits in a slot with a refusal.
+    /// Refuses everything that waits in a slot.
     pub(super) fn refuse_all(&mut self, id: ExecutionId, refusal: &Refusal) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
@@ -161,7 +161,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Answers those who wait for what has come.
+    /// Answers the callers whose wait is over.
     pub(super) fn serve_waiters(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
@@ -169,7 +169,7 @@ impl<R> Node<R> {
         if slot.waiters.is_empty() {
             return;
         }
-        // While it is away, it is waited for.
+        // While the state is away, the callers keep waiting for it.
         let Some((state, plan)) = slot.known.state_and_plan() else {
             return;
         };

@@ -1,4 +1,4 @@
-//! Which executions stay in memory, and when each of them must be looked at next.
+//! Which executions stay in memory, and when each of them must be checked next.
 
 use recoup_core::command::{Command, TaskId};
 use recoup_core::id::ExecutionId;
@@ -8,17 +8,17 @@ use super::attempt::Attempt;
 use super::slot::Slot;
 use super::{Node, Timer};
 
-/// Whether memory needs an execution for what its owner has to do about it.
+/// Whether the owner still needs an execution in memory for its own work on it.
 enum Rest {
     Awake,
-    /// Nothing is to be done before the store reminds this node of it, if ever.
+    /// There is nothing to do before the store reminds this node of the execution, if it ever does.
     Asleep,
-    /// Nothing is to be done for long, but the store reminds nobody of it in time.
+    /// There is nothing to do for a long time, but the store has no reminder for the right time.
     Unreminded,
 }
 
 impl<R> Node<R> {
-    /// Makes sure that what waits in a slot is looked at.
+    /// Makes sure that the commands and callers that wait in a slot are handled.
     pub(super) fn touch_slot(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get(id) else {
             return;
@@ -33,13 +33,13 @@ impl<R> Node<R> {
         }
     }
 
-    /// After any change: sets the slot's timer, or lets go of a slot that nobody needs.
+    /// After any change: sets the slot's timer, or drops a slot that is not needed.
     pub(super) fn settle_slot(&mut self, id: ExecutionId) {
         self.slots.weigh(id);
         let Some(slot) = self.slots.get(id) else {
             return;
         };
-        // What is being read is wanted: this node may have become the owner of it.
+        // An execution that is being read stays, because this node may have become its owner.
         let wanted = self.loader.is_expected(id);
         if slot.is_idle() && !wanted {
             match self.rest(slot) {
@@ -60,12 +60,12 @@ impl<R> Node<R> {
         self.arm(id, due);
     }
 
-    /// How many more executions there is room for.
+    /// How many more executions fit into memory.
     pub(super) fn room(&self) -> usize {
         self.slots.room(self.options.executions_max, self.options.resident_bytes_max)
     }
 
-    /// Whether an execution that nobody asks about can leave memory.
+    /// Whether an execution that no caller asks about can leave memory.
     fn rest(&self, slot: &Slot<R>) -> Rest {
         let Some(committed) = slot.committed().filter(|known| slot.owned && known.is_active) else {
             return Rest::Asleep;
@@ -73,7 +73,7 @@ impl<R> Node<R> {
         let Some(until) = self.sleeps_until(committed) else {
             return Rest::Awake;
         };
-        // One that is nearer has been scanned for already, or will be at once.
+        // The store has already been searched for reminders that are nearer, or will be at once.
         let scanned = self.now + self.options.sleep_horizon / 2;
         match slot.wake_at {
             Some(at) if scanned < at && at <= until => Rest::Asleep,
@@ -109,14 +109,14 @@ impl<R> Node<R> {
         }
     }
 
-    /// When this slot must be looked at next.
+    /// When this slot must be checked next.
     fn slot_due(&self, slot: &Slot<R>) -> Option<Timestamp> {
-        // While the state is away, those who wait are answered when it comes back, and no sooner.
+        // While the state is away, callers are answered when it comes back, and no sooner.
         let answerable = slot.state().is_some();
         let waiters = slot.waiters.iter().filter(|_| answerable);
         let waiters = waiters.filter_map(|waiter| waiter.until);
         let (Some(plan), Some(committed)) = (slot.known.plan(), slot.committed()) else {
-            // Whoever waits is answered when it is read; before that no time is the time to look.
+            // Callers are answered when the execution has been read. Until then there is nothing to check.
             return None;
         };
         if !slot.owned {
@@ -125,13 +125,13 @@ impl<R> Node<R> {
         let attempts = slot.attempts.iter().filter(|attempt| !slot.holds_back(attempt)).filter_map(
             |attempt| attempt.due(plan.task(&attempt.id.path)?, &self.options, self.at()),
         );
-        // While its own command to wake is under way, it needs no other.
+        // While the node's own `Wake` command is pending, no other is needed.
         let waking = slot.in_flight || slot.inbox.iter().any(|one| one.command == Command::Wake);
         let wake = committed.wake.filter(|_| !waking);
         waiters.chain(attempts).chain(wake).min()
     }
 
-    /// A slot's time has come.
+    /// The timer of a slot has expired.
     pub(super) fn wake(&mut self, id: ExecutionId) {
         let now = self.now;
         let Some(slot) = self.slots.get_mut(id) else {
@@ -151,7 +151,7 @@ impl<R> Node<R> {
         self.settle_slot(id);
     }
 
-    /// Where an attempt is known.
+    /// The attempt, if this node knows it.
     pub(super) fn attempt_mut(&mut self, task: &TaskId) -> Option<&mut Attempt> {
         self.slots.get_mut(task.execution)?.attempt_mut(task)
     }

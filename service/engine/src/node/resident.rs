@@ -1,5 +1,5 @@
-//! What is known of an execution in memory: the state itself, and what is asked about it while the state is away. How
-//! that is kept is seen here alone.
+//! What is known about an execution in memory: the state itself, and a summary that remains while the state
+//! is away. How they are kept is private to this file.
 
 use std::sync::Arc;
 
@@ -10,25 +10,26 @@ use recoup_core::id::Namespace;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 
-/// What is known of an execution.
+/// What is known about an execution.
 #[derive(Debug, Default)]
 pub(super) struct Known(Belief);
 
 #[derive(Debug, Default)]
 enum Belief {
-    /// Not read yet, or no longer to be believed.
+    /// Not read yet, or no longer believed.
     #[default]
     Unread,
-    /// About to be started here.
+    /// About to be started by this node.
     New(Arc<Plan>),
     Resident(Box<Resident>),
-    /// Found here, and on its way to the store. What waits is refused when it is there, and the slot
-    /// is dropped: who asks after that reads it.
+    /// This node has found it to be damaged, and the quarantine is on its way to the store. Once it is
+    /// committed, waiting callers are refused and the slot is dropped; later requests read the quarantine
+    /// from the store.
     Quarantined,
 }
 
 impl Known {
-    /// Of an execution that is about to be started here.
+    /// For an execution that this node is about to start.
     pub fn new(plan: Arc<Plan>) -> Self {
         Self(Belief::New(plan))
     }
@@ -37,7 +38,7 @@ impl Known {
         matches!(self.0, Belief::Unread)
     }
 
-    /// Whether it is about to be started here.
+    /// Whether this node is about to start it.
     pub fn is_new(&self) -> bool {
         matches!(self.0, Belief::New(_))
     }
@@ -46,7 +47,7 @@ impl Known {
         self.resident().is_some()
     }
 
-    /// Whether it was found here to be damaged, and the store does not know yet.
+    /// Whether this node has found it to be damaged and the store does not know yet.
     pub fn is_quarantined(&self) -> bool {
         matches!(self.0, Belief::Quarantined)
     }
@@ -58,7 +59,7 @@ impl Known {
         }
     }
 
-    /// None as well while it is away with a transition.
+    /// `None` also while the state is away with a transition.
     pub fn state(&self) -> Option<&Execution> {
         self.resident()?.state.as_deref()
     }
@@ -68,7 +69,7 @@ impl Known {
         Some((resident.state.as_deref()?, &resident.plan))
     }
 
-    /// Of an execution that has begun.
+    /// The plan of an execution that has begun.
     pub fn plan(&self) -> Option<&Arc<Plan>> {
         self.resident().map(|resident| &resident.plan)
     }
@@ -77,14 +78,14 @@ impl Known {
         self.resident().map(|resident| &resident.committed)
     }
 
-    /// Whether the state says that somebody has an attempt.
+    /// Whether the state says that a worker has the attempt.
     pub fn has_started(&self, task: &TaskId) -> bool {
         let task = self.state().and_then(|state| state.task(&task.path));
         let open = task.and_then(|task| task.open.as_ref());
         open.is_some_and(|open| open.started.is_some())
     }
 
-    /// The plan to decide by; none if there is nothing to decide on.
+    /// The plan to decide with. `None` if there is no state to decide on.
     pub fn plan_to_decide(&self) -> Option<Arc<Plan>> {
         match &self.0 {
             Belief::Resident(resident) if resident.state.is_some() => Some(resident.plan.clone()),
@@ -93,7 +94,7 @@ impl Known {
         }
     }
 
-    /// The state goes away with a transition.
+    /// Takes the state out, to travel with a transition.
     pub fn take_state(&mut self) -> Option<Box<Execution>> {
         match &mut self.0 {
             Belief::Resident(resident) => resident.state.take(),
@@ -101,14 +102,14 @@ impl Known {
         }
     }
 
-    /// The state comes back as it was taken.
+    /// Puts the state back unchanged.
     pub fn return_state(&mut self, state: Option<Box<Execution>>) {
         if let Belief::Resident(resident) = &mut self.0 {
             resident.state = state;
         }
     }
 
-    /// A transition is committed, and the state is back.
+    /// A transition is committed, and its state comes back.
     pub fn commit(&mut self, plan: Arc<Plan>, committed: Committed, state: Box<Execution>) {
         let resident = Resident { plan, committed, state: Some(state) };
         match &mut self.0 {
@@ -123,7 +124,7 @@ impl Known {
         self.0 = Belief::Resident(Box::new(Resident { plan, committed, state: Some(state) }));
     }
 
-    /// Nothing of it is to be believed any more.
+    /// Nothing that is known about it is believed any more.
     pub fn forget(&mut self) {
         self.0 = Belief::Unread;
     }
@@ -133,28 +134,29 @@ impl Known {
     }
 }
 
-/// A decision changes the state in place, so the state travels with the transition that is under way to
-/// the store and comes back when that is committed. If it is not, the state is read again.
+/// A decision changes the state in place. So the state travels with the transition that is under way to the
+/// store and comes back once the transition is committed. If the transition is not committed, the state is
+/// read again.
 #[derive(Debug)]
 struct Resident {
     plan: Arc<Plan>,
     committed: Committed,
-    /// As committed; none while it is away.
+    /// The committed state; `None` while it is away.
     state: Option<Box<Execution>>,
 }
 
-/// What is asked about an execution at any moment, as of its last transition that is known to be committed.
+/// The facts that may be asked for at any moment, as of the last transition that is known to be committed.
 #[derive(Clone, Debug)]
 pub(super) struct Committed {
     pub sequence: u64,
     pub namespace: Namespace,
     pub state: State,
     pub compensation: CompensationState,
-    /// Something remains to be done without a person.
+    /// Something remains to be done that does not need an operator.
     pub is_active: bool,
     /// No further step begins.
     pub is_stopping: bool,
-    /// The steps that run are to stop.
+    /// The steps that are running should stop.
     pub is_ending: bool,
     /// The earliest deadline that follows from the state.
     pub wake: Option<Timestamp>,
@@ -163,7 +165,7 @@ pub(super) struct Committed {
 }
 
 impl Committed {
-    /// `wake`: its [`next_wake`].
+    /// `wake`: the result of [`next_wake`].
     pub fn new(state: &Execution, wake: Option<Timestamp>) -> Self {
         Self {
             sequence: state.sequence,

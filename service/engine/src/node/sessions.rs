@@ -1,4 +1,4 @@
-//! The sessions by which workers live on when a connection does not, and what they hold.
+//! Sessions, by which workers outlive a connection, and the attempts that they hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -16,16 +16,16 @@ use super::notices::Notices;
 use super::queue::POLL_GAP;
 use crate::clock::{Now, Tick};
 
-/// So long after a worker was last heard from, it may have turned to another node.
+/// After this much silence, a worker may have connected to another node.
 pub(super) const PARTED_AFTER: Duration = Duration::from_secs(1);
 
-/// What they hold survives the loss of the lease.
+/// What the sessions hold survives the loss of the lease.
 #[derive(Default)]
 pub(super) struct Sessions {
     known: BTreeMap<SessionKey, SessionState>,
-    /// By whom each task is held: of sessions that are known, and in their own lists as well.
+    /// The holder of each task. Every holder's session is in `known`, and lists the task as well.
     held: BTreeMap<TaskId, Holder>,
-    /// The last task of [`Self::next_held`]; none between two rounds.
+    /// The last task that [`Self::next_held`] returned; `None` between two rounds.
     asked: Option<TaskId>,
     round_began: Tick,
 }
@@ -35,25 +35,25 @@ pub(super) struct SessionState {
     pub ttl: Duration,
     /// When it last sent a message.
     pub heard_at: Tick,
-    /// Its time is over, and until then the store is asked whether its worker has turned to another
-    /// node.
+    /// Set when its time to live has passed: until then, the store is asked whether its worker has connected
+    /// to another node.
     pub asked_until: Option<Tick>,
-    /// All that its streams and polls have named so far.
+    /// All queues that its streams and polls have named so far.
     pub queues: BTreeSet<QueueName>,
-    /// Its stream, or its polls that wait.
+    /// Its stream, or its polls that are waiting.
     pub workers: BTreeSet<WorkerKey>,
-    /// What it holds.
+    /// The tasks that it holds.
     pub held: BTreeSet<TaskId>,
     pub notices: Notices,
 }
 
 impl SessionState {
-    /// Its stream, or the latest of its polls that wait.
+    /// Its stream, or the latest of its polls that are waiting.
     pub fn newest_worker(&self) -> Option<WorkerKey> {
         self.workers.last().copied()
     }
 
-    /// After such a silence its worker may have turned to another node.
+    /// After this much silence, its worker may have connected to another node.
     pub fn parted_after(&self) -> Duration {
         PARTED_AFTER.min(self.ttl / 3)
     }
@@ -66,35 +66,35 @@ impl SessionState {
         }
     }
 
-    /// Whether its worker is expected to take tasks again: it is here, has work in hand, or was here a
+    /// Whether its worker is expected to take tasks again: it is connected, holds tasks, or was connected a
     /// moment ago.
     pub fn comes_back(&self, now: Tick) -> bool {
         !self.held.is_empty() || self.silence(now) < POLL_GAP
     }
 
-    /// Whether a stream or a poll of it is here.
+    /// Whether a stream or a poll of it is attached.
     pub fn is_connected(&self) -> bool {
         !self.workers.is_empty()
     }
 }
 
-/// Who holds an attempt.
+/// The session and worker that hold an attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Holder {
     pub session: SessionKey,
     pub name: String,
-    /// When the attempt started, as the history had it while this node last owned its execution.
+    /// When the attempt started, as the history said when this node last owned the execution.
     pub started_at: Option<Timestamp>,
 }
 
 impl Holder {
-    /// Where an attempt is that this holder has.
+    /// The dispatch of an attempt that this holder has.
     pub fn handed(&self, started: Option<&Started>, now: Now) -> Handed {
         let Now { tick, time } = now;
         Handed {
             name: self.name.clone(),
             session: Some(self.session.clone()),
-            // Its time runs on, whichever node its worker is at.
+            // Its timeouts continue to run, whichever node its worker is connected to.
             since: started.map_or(time, |started| started.at.min(time)),
             began: started.map_or(tick, |started| now.tick_of(started.at)),
             beat_at: tick,
@@ -121,7 +121,7 @@ impl Sessions {
         self.known.insert(key, session);
     }
 
-    /// It is over, and holds nothing any more. What it held is in what is returned.
+    /// Ends a session, which then holds nothing. The returned state lists the tasks that it held.
     pub fn end(&mut self, key: &SessionKey) -> Option<SessionState> {
         let session = self.known.remove(key)?;
         for task in &session.held {
@@ -130,7 +130,7 @@ impl Sessions {
         Some(session)
     }
 
-    /// A session has been heard from.
+    /// A message has come from a session.
     pub fn touch(&mut self, key: &SessionKey, now: Tick) {
         if let Some(session) = self.known.get_mut(key) {
             session.heard_at = now;
@@ -138,7 +138,7 @@ impl Sessions {
         }
     }
 
-    /// The session that holds a task has said something about it.
+    /// The session that holds a task has sent a message about it.
     pub fn touch_holder(&mut self, task: &TaskId, now: Tick) {
         if let Some(key) = self.held.get(task).map(|holder| holder.session.clone()) {
             self.touch(&key, now);
@@ -157,7 +157,7 @@ impl Sessions {
         self.held.contains_key(task)
     }
 
-    /// All that is held by a session here.
+    /// All tasks that sessions of this node hold.
     pub fn held(&self) -> impl Iterator<Item = (&TaskId, &Holder)> {
         self.held.iter()
     }
@@ -171,7 +171,7 @@ impl Sessions {
         self.held.is_empty()
     }
 
-    /// From now on that session holds the task, if it is known, and no other.
+    /// Makes a session the only holder of a task, if the session is known.
     pub fn take_hold(&mut self, task: TaskId, holder: Holder) {
         self.let_go(&task);
         if let Some(session) = self.known.get_mut(&holder.session) {
@@ -180,7 +180,7 @@ impl Sessions {
         }
     }
 
-    /// No session holds the task any more.
+    /// From now on no session holds the task.
     pub fn let_go(&mut self, task: &TaskId) -> Option<Holder> {
         self.drop_hold(task, false)
     }
@@ -195,8 +195,8 @@ impl Sessions {
         Some(holder)
     }
 
-    /// The next few of all that is held, so many that each comes once in `pause`, if it is asked for every
-    /// `interval`.
+    /// The next few of all held tasks. They are so many that each task comes up once per `pause`, provided
+    /// that this is called once per `interval`.
     pub fn next_held(
         &mut self,
         pause: Duration,

@@ -1,4 +1,4 @@
-//! Workers, and the sessions by which they live on when a connection does not.
+//! Workers, and their sessions, which outlive a connection.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::{Node, Timer};
 use crate::clock::{Now, Tick};
 use crate::transition::feed_row;
 
-/// Queues that a session is remembered to take tasks from while none of its polls waits.
+/// How many queues a session is remembered to take tasks from while none of its polls is waiting.
 const SESSION_QUEUES_MAX: usize = 1000;
 
 impl<R> Node<R> {
@@ -41,7 +41,7 @@ impl<R> Node<R> {
                 }
             }
         }
-        // The last poll of a worker that stops takes nothing.
+        // A worker that is stopping sends a last poll with no credit.
         let takes_more = credit > 0 || !once;
         let remembers = |session: &SessionKey, name: &QueueName| {
             let session = self.sessions.get(session);
@@ -103,7 +103,7 @@ impl<R> Node<R> {
         };
         worker.clone_into(&mut known.worker);
         if *ttl < known.ttl {
-            // Its timer may be set for later.
+            // The session's timer may be set for a later time.
             self.timers.set(timer_at, Timer::Session(key.clone()));
         }
         known.ttl = *ttl;
@@ -111,8 +111,8 @@ impl<R> Node<R> {
         known.asked_until = None;
     }
 
-    /// Who says what a session holds speaks for all of it: nobody else does from now on, and what
-    /// was about to go elsewhere does not.
+    /// A stream or poll that lists what a session holds speaks for the whole session. All other streams and
+    /// polls of the session are detached, and tasks that were about to go to them are taken back.
     fn supersede(&mut self, session: &SessionKey) {
         let others = self.sessions.get(session).map(|session| session.workers.clone());
         for worker in others.unwrap_or_default() {
@@ -122,9 +122,10 @@ impl<R> Node<R> {
         }
     }
 
-    /// A session says what it holds: that goes on. What it should hold and does not was lost on the
-    /// way, and is handed out again. It is at once that it is lost: whoever says this has nothing
-    /// else under way by which it might still come.
+    /// A session lists the attempts that it holds, and they stay with it. An attempt that this node believes
+    /// to be with the session, but that is not in the list, was lost on the way and is handed out again at
+    /// once: a worker that sends such a list has no other message under way by which the attempt could still
+    /// arrive.
     fn reconcile(&mut self, key: WorkerKey, session: &SessionKey, held: Vec<TaskId>) {
         let held: BTreeSet<TaskId> = held.into_iter().collect();
         let known = self.sessions.get(session).map(|session| &session.held);
@@ -152,8 +153,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// Whether a session that lists a task says nothing new: it is on record here as the holder, or
-    /// the answer to its result is on the way.
+    /// Whether a session that lists a task tells this node nothing new: this node already has the session as
+    /// the holder, or the answer to the session's result is on its way.
     fn has_it_already(&self, task: &TaskId, session: &SessionKey) -> bool {
         let settled = |session: &SessionState| session.notices.is_settled(task);
         if self.sessions.get(session).is_some_and(settled) {
@@ -169,7 +170,7 @@ impl<R> Node<R> {
         })
     }
 
-    /// A worker of this node says that he holds an attempt.
+    /// A worker of this node has reported that it holds an attempt.
     pub(super) fn hold(&mut self, task: &TaskId) {
         let Now { tick, time: now } = self.at();
         let Some(holder) = self.sessions.holder(task).cloned() else {
@@ -177,10 +178,11 @@ impl<R> Node<R> {
         };
         let slot = self.slots.open(task.execution);
         let owned = slot.owned;
-        // A task that was scheduled after what is known here is of another node's doing.
+        // A task that was scheduled after the state in memory was scheduled by another node.
         let is_known = slot.committed().is_some_and(|known| task.sequence <= known.sequence);
         if !is_known || !owned {
-            // Read it; if another node owns it, the start that is recorded here makes it ours.
+            // The execution is read first. If another node owns it, the start that is recorded here makes
+            // this node the owner.
             let (worker, session) = (holder.name, holder.session.id);
             let task = task.clone();
             return self.submit(
@@ -196,7 +198,7 @@ impl<R> Node<R> {
         };
         attempt.possibly_started = true;
         if let DispatchState::Handed(handed) = &mut attempt.dispatch {
-            // To hold a task is no progress with it: its heartbeat clock runs on.
+            // Holding a task is not progress with it, so the heartbeat timeout continues to run.
             handed.heard();
             handed.name = holder.name;
             handed.session = Some(holder.session);
@@ -252,7 +254,7 @@ impl<R> Node<R> {
             self.queues.poll_was_here(&worker.queues, &worker.task_types, self.now);
         }
         self.queues.leave(key, &worker.queues);
-        // What was on its way to him and not yet sent goes back.
+        // Tasks that were on their way to the worker and have not been sent go back to their queues.
         for handed in self.effects.take_back(key) {
             self.unsend(&handed.id);
         }
@@ -260,7 +262,7 @@ impl<R> Node<R> {
             return;
         };
         if worker.once {
-            // To the end of a poll its worker was there.
+            // A poll is a sign of life of its worker until the poll ends.
             self.sessions.touch(session, self.monotonic);
         }
         let Some(session) = self.sessions.get_mut(session) else {
@@ -269,7 +271,7 @@ impl<R> Node<R> {
         session.workers.remove(&key);
     }
 
-    /// Polls end with the first tasks that they get.
+    /// Detaches a poll that has received tasks: a poll ends with the first tasks that it gets.
     pub(super) fn detach_served(&mut self, key: WorkerKey) {
         if self.workers.get(key).is_some_and(|worker| worker.once) {
             self.detach(key);
@@ -281,11 +283,11 @@ impl<R> Node<R> {
         let slot = self.slots.get(task.execution);
         let committed = slot.and_then(|slot| slot.committed());
         let stopping = committed.is_some_and(|known| known.is_stopping);
-        // A task that is behind what is known here was scheduled by another node.
+        // A task that was scheduled after the state in memory was scheduled by another node.
         let is_read = committed.is_some_and(|known| task.sequence <= known.sequence);
         let cancel_requested = stopping && task.path.compensated().is_none();
         let is_open = slot.is_some_and(|slot| slot.attempt(&task).is_some());
-        // The clock that another node's beats stop is not this one's.
+        // While another node owns the execution, a heartbeat that arrives here does not reset that node's timeout.
         let is_foreign = is_open && !slot.is_some_and(|slot| slot.owned);
         let known = is_open && !is_foreign;
         if known {
@@ -298,8 +300,8 @@ impl<R> Node<R> {
         } else if is_read && !is_foreign {
             self.reply(reply, Err(recoup_core::command::Rejection::AttemptClosed.into()));
         } else {
-            // Not read yet, or another's: it is read before this is answered, and becomes this node's
-            // with the start that is recorded.
+            // The execution has not been read, or another node owns it. It is read before the heartbeat is
+            // answered, and the start that is recorded makes this node the owner.
             let command = Command::RecordStart {
                 task: task.clone(),
                 worker: String::new(),
@@ -311,7 +313,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// A start has been recorded because somebody spoke of it who has it.
+    /// A start has been recorded because the worker that has the attempt sent something about it.
     pub(super) fn heard_from(&mut self, task: &TaskId) {
         let place = self.attempt_mut(task).map(|attempt| &attempt.dispatch);
         if matches!(place, Some(DispatchState::Grace { .. } | DispatchState::Handed(_))) {
@@ -319,7 +321,8 @@ impl<R> Node<R> {
         }
     }
 
-    /// The worker of an open attempt has said that he works on it: wherever it waited, it is with him.
+    /// The worker of an open attempt has reported that it is working on it. Wherever the attempt was waiting,
+    /// it is with that worker now.
     pub(super) fn is_alive(&mut self, task: &TaskId, details: Option<Payload>) {
         let now = self.at();
         let Some(attempt) = self.attempt_mut(task) else {
@@ -337,7 +340,7 @@ impl<R> Node<R> {
         let since = started.as_ref().map_or(now.time, |started| started.at.min(now.time));
         attempt.dispatch = DispatchState::Handed(Handed {
             source: Source::known_here(started.is_some()),
-            // Its time runs on, whichever node its worker talks to.
+            // Its timeouts continue to run, whichever node its worker talks to.
             since,
             began: now.tick_of(since),
             name: started.map_or(String::new(), |started| started.worker),
@@ -348,20 +351,22 @@ impl<R> Node<R> {
         self.unqueue(&before);
     }
 
-    /// Whoever a task was handed to, a session or a poll without one, has not begun it and does not
-    /// want it. What somebody else holds by now stays with him.
+    /// The worker that a task was handed to gives it back unstarted. `session` is empty for a poll without a
+    /// session. If a different worker holds the task by now, the task stays with that worker.
     pub(super) fn release(&mut self, task: TaskId, session: &str, reply: R) {
         let slot = self.slots.get(task.execution);
         let known = slot.filter(|slot| slot.owned).and_then(|slot| slot.committed());
         if known.is_none_or(|known| task.sequence > known.sequence) {
-            // Not read, or another's: with the start that is recorded here it becomes this node's.
+            // The execution has not been read, or another node owns it. The start that is recorded here makes
+            // this node the owner.
             let slot = self.slots.open(task.execution);
             if slot.inbox.len() < self.options.inbox_max {
-                // Else it is turned away.
+                // If the inbox is full, the request is refused.
                 slot.released.insert(task.clone(), session.to_owned());
             }
             let (worker, session, at) = (String::new(), session.to_owned(), self.now);
-            // What is known of another node's may be old: who has it is read before this is decided.
+            // If another node owns the execution, the state in memory may be out of date. It is read before
+            // this is decided.
             if slot.known.is_resident() && !slot.in_flight {
                 slot.doubted = true;
                 self.loader.want(task.execution);
@@ -381,7 +386,7 @@ impl<R> Node<R> {
             DispatchState::Grace { .. } => {
                 attempt.started.as_ref().is_none_or(|started| started.session == session)
             }
-            // Given back already.
+            // It has been given back already.
             _ => false,
         };
         if is_holder {
@@ -391,7 +396,8 @@ impl<R> Node<R> {
         self.reply(reply, Ok(Answer::Released));
     }
 
-    /// What was given back before it was read here, and is with another session by now, stays there.
+    /// Drops releases that arrived before the execution was read here, for attempts that are with a different
+    /// session by now: those attempts stay there.
     pub(super) fn void_releases(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.released.is_empty()) else {
             return;
@@ -428,8 +434,9 @@ impl<R> Node<R> {
         }
     }
 
-    /// Before a session counts as lost, the store is asked about what it holds: its worker may have
-    /// turned to another node a moment ago. Returns when the answers are expected.
+    /// Asks the store about the attempts that a session holds before the session counts as lost: its worker
+    /// may have connected to another node a moment ago. Returns when the answers are expected; `None` once
+    /// there is nothing left to wait for.
     fn ask_before_loss(&mut self, key: &SessionKey) -> Option<Tick> {
         let (now, pause) = (self.monotonic, self.options.head_interval);
         let session = self.sessions.get_mut(key).filter(|session| !session.held.is_empty())?;
@@ -448,12 +455,12 @@ impl<R> Node<R> {
         self.timers.set(at, Timer::Session(key.clone()));
     }
 
-    /// A session's time to live may be over.
+    /// The session's time to live may have passed.
     pub(super) fn check_session(&mut self, key: &SessionKey) {
         let Some(session) = self.sessions.get(key) else {
             return;
         };
-        // A poll that waits is a sign of life.
+        // A poll that is waiting is a sign of life.
         let is_once = |key: &WorkerKey| self.workers.get(*key).is_some_and(|worker| worker.once);
         if session.workers.iter().any(is_once) {
             self.sessions.touch(key, self.monotonic);
@@ -466,7 +473,7 @@ impl<R> Node<R> {
             return self.look_at_session(key, expires_at);
         }
         if !self.is_reachable() {
-            // The next owner of what it holds waits for it.
+            // The next owner of the attempts that it holds will wait for the worker.
             let later = self.monotonic + session.ttl;
             return self.look_at_session(key, later);
         }
@@ -485,7 +492,7 @@ impl<R> Node<R> {
             return;
         };
         self.queues.withdraw_offers(key, &session.queues);
-        // What the worker took to another node is that one's to judge.
+        // Attempts that the worker took to another node are judged by that node.
         let is_ours = |task: &TaskId| {
             self.slots
                 .get(task.execution)
@@ -507,7 +514,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// Asks the worker of a task to stop, unless it was asked before.
+    /// Asks the worker of a task to stop, unless it has been asked before.
     pub(super) fn ask_to_stop(&mut self, task: &TaskId) {
         let Some(holder) = self.sessions.holder(task) else {
             return;
@@ -532,7 +539,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// A stream or poll of a session has attached: it hears what has waited for it.
+    /// A stream or poll of a session has attached and receives the notices that were waiting for it.
     pub(super) fn tell_waiting(&mut self, key: &SessionKey, worker: WorkerKey) {
         let session = self.sessions.get_mut(key);
         let waiting = session.map(|session| session.notices.take_waiting());
@@ -542,7 +549,7 @@ impl<R> Node<R> {
         }
     }
 
-    /// A notice has not reached its worker: the next stream or poll of the session gets it.
+    /// A notice has not reached its worker. It goes to the next stream or poll of the session.
     pub(super) fn untold(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
         let holds = self.sessions.holder(&task).is_some_and(|holder| holder.session == *key);
         if holds || notice == Notice::Closed {
