@@ -2,12 +2,12 @@
 //!
 //! | clock | measures | set by |
 //! | --- | --- | --- |
-//! | [`Tick`] | silence, attempts, the node's own lease: what begins and ends in this process | nobody |
-//! | store time ([`Timestamp`]) | what is stored: when something is due, and when it happened | the database, forward only |
+//! | [`Tick`] | silence, attempts, the node's own lease: whatever begins and ends in this process | nothing |
+//! | store time ([`Timestamp`]) | when something is due, and when it happened | the database, forward only |
 //!
 //! The database's clock may step, because an operator sets it or because the database moves to another
-//! machine. Ticks do not notice. Store time follows a step forward at once, and never goes back: it
-//! runs a little slower until the database has caught up.
+//! machine. Ticks are not affected. Store time follows a step forward at once and never goes back. After a
+//! step back it runs a little slower until the database has caught up.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -15,23 +15,23 @@ use std::time::Duration;
 
 use recoup_core::time::Timestamp;
 
-/// While store time is ahead of the database it loses one part in so many.
+/// While store time is ahead of the database, it runs slower by one part in this many.
 const SLOWER: u32 = 16;
-/// A clock that is further away than this was set, or is another machine's: it did not just run fast or
-/// slow.
+/// A clock that is further away than this was set, or belongs to a different machine. Running fast or slow
+/// does not explain such a difference.
 const STEP: Duration = Duration::from_secs(60);
 
-/// A moment on the monotonic clock of this process. It means nothing to another process.
+/// A moment on the monotonic clock of this process. It has no meaning in another process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(i64);
 
 impl Tick {
-    /// So long after the process began.
+    /// The moment this long after the process began.
     pub fn after(elapsed: Duration) -> Self {
         Self(micros(elapsed))
     }
 
-    /// The time from `earlier` to this one; zero if it is not earlier.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
     }
@@ -40,7 +40,7 @@ impl Tick {
 impl Add<Duration> for Tick {
     type Output = Self;
 
-    /// Saturates: a deadline beyond the end of time never strikes.
+    /// Saturates: a deadline beyond the end of time never expires.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(micros(duration)))
     }
@@ -62,34 +62,34 @@ pub struct Now {
 }
 
 impl Now {
-    /// A stored time that has passed, as a tick of this process.
+    /// A stored time in the past, as a tick of this process.
     pub fn tick_of(self, past: Timestamp) -> Tick {
         self.tick - self.time.since(past)
     }
 
-    /// When store time will be what it is at a tick; now, if the tick has passed.
+    /// The store time at a tick; the present store time if the tick has passed.
     pub fn time_of(self, tick: Tick) -> Timestamp {
         self.time + tick.since(self.tick)
     }
 
-    /// The later of both, clock by clock: none of them goes back.
+    /// The later moment on each clock separately, so neither clock goes back.
     pub fn max(self, other: Self) -> Self {
         Self { tick: self.tick.max(other.tick), time: self.time.max(other.time) }
     }
 }
 
-/// What the database said about the time, at some moment of a call.
+/// What the database reported about the time, at some moment during a call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
-    /// Its clock.
+    /// The database's clock.
     pub database: Timestamp,
-    /// How far the life of a node has got that has got furthest.
+    /// The latest store time that any life of a node has reached.
     pub reached: Timestamp,
-    /// What its clock said when another life was last renewed.
+    /// The database's clock when another life was last renewed, if one was.
     pub renewed_before: Option<Timestamp>,
     /// How long the call took.
     pub under_way: Duration,
-    /// For how long the machine has been suspended since the reading before, which ticks do not count.
+    /// How long the machine has been suspended since the last reading. Ticks do not count that time.
     pub suspended: Duration,
 }
 
@@ -109,21 +109,21 @@ impl fmt::Display for Step {
     }
 }
 
-/// What a reading has changed.
+/// How a reading has changed the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Correction {
-    /// By how much store time went forward at once.
+    /// How far store time jumped forward.
     pub forward: Duration,
     pub step: Option<Step>,
 }
 
-/// Store time: what the last reading said, and what the monotonic clock has added since.
+/// Store time: the time of the last reading, plus what the monotonic clock has added since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreClock {
     time: Timestamp,
-    /// When it was `time`, and the database's clock was `database` or a little more.
+    /// When store time was `time`, and the database's clock was `database` or a little later.
     read_at: Tick,
-    /// By how much it was ahead of the database then.
+    /// How far store time was ahead of the database then.
     ahead: Duration,
     database: Timestamp,
     uncertain: Duration,
@@ -141,9 +141,9 @@ impl StoreClock {
         Now { tick, time: self.time + (passed - lost) }
     }
 
-    /// Transitions have been read that other lives decided at these times: they had got as far, and
-    /// have perhaps not said so before they ended. Rows carry checksums, so a time that was read is one
-    /// that a node had.
+    /// Transitions have been read that other lives decided at these times. Those lives had reached these
+    /// times, and may have ended before they reported them. Rows carry checksums, so a time that was read is
+    /// one that a node really had.
     pub fn read(&mut self, decided_at: impl Iterator<Item = Timestamp>, tick: Tick) {
         self.go_on(tick);
         let known = self.time;
@@ -160,8 +160,7 @@ impl StoreClock {
         (self.time, self.read_at) = (time, tick);
     }
 
-    /// The answer to a call has come. A clock that may be right is left alone: how long an answer took
-    /// moves no clock.
+    /// Takes in the answer to a call. A clock that may be right stays as it is: a slow answer does not move it.
     pub fn correct(&mut self, reading: Reading, tick: Tick) -> Correction {
         let Reading { database, reached, renewed_before, under_way, suspended } = reading;
         self.go_on(tick);
@@ -172,8 +171,9 @@ impl StoreClock {
         let earliest = expected.max(renewed_before.unwrap_or_default());
         let latest = expected + self.uncertain;
         (self.database, self.uncertain) = (database, under_way);
-        // Another life may have seen a step forward that was taken back since. What a life finds when it
-        // begins was noted by the life that saw it: an operator who has confirmed it is not asked again.
+        // Another life may have seen a step forward that was taken back since. If this life is only
+        // beginning, that step was recorded by the life that saw it, and an operator who has confirmed it is
+        // not asked again.
         let seen = match renewed_before {
             Some(_) => Duration::ZERO,
             None => reached.since(before.max(database) + suspended),
@@ -217,11 +217,11 @@ mod tests {
     fn a_clock_that_may_be_right_is_left_alone_and_one_that_is_behind_goes_forward() {
         let mut clock = StoreClock::new(at(5_000), tick(100));
         assert_eq!(clock.now(tick(1_100)).time, at(6_000));
-        // Asked 300 ms ago, granted somewhere between.
+        // Asked 300 ms ago, and granted at some moment since.
         let corrected = clock.correct(read(at(5_800), at(0), ms(300)), tick(1_100));
         assert_eq!(corrected.forward, ms(0));
         assert_eq!(clock.now(tick(1_100)).time, at(6_000));
-        // Behind: the machine slept, and its clock with it.
+        // The clock is behind, because the machine slept and its monotonic clock stopped.
         let corrected = clock.correct(read(at(9_000), at(0), ms(10)), tick(1_200));
         assert_eq!(corrected.forward, ms(2_900));
         assert_eq!(clock.now(tick(1_300)).time, at(9_100));
@@ -233,13 +233,13 @@ mod tests {
         let corrected = clock.correct(read(at(41_600), at(0), ms(0)), tick(1_600));
         assert_eq!(corrected.forward, ms(0));
         assert_eq!(clock.now(tick(1_600)).time, at(101_600));
-        // It goes on, at 15 sixteenths of its speed.
+        // Time continues, at 15 sixteenths of its speed.
         assert_eq!(clock.now(tick(1_601)).time, at(101_600) + Duration::from_micros(937));
         assert_eq!(clock.now(tick(17_600)).time, at(116_600));
-        // Once nothing is left of the 60 s, it runs as before.
+        // Once nothing is left of the 60 s, it runs at full speed again.
         assert_eq!(clock.now(tick(1_600 + 960_000)).time, at(101_600 + 900_000));
         assert_eq!(clock.now(tick(1_600 + 961_000)).time, at(101_600 + 901_000));
-        // A later look finds how much is left.
+        // A later reading finds how much is left.
         clock.correct(read(at(57_600), at(0), ms(0)), tick(17_600));
         assert_eq!(clock.ahead, ms(59_000));
     }
@@ -270,12 +270,12 @@ mod tests {
         assert_eq!(step(slept, minute), None, "the machine was suspended");
         assert_eq!(step(then(start - minute), ms(0)), None);
         assert_eq!(step(then(start - minute * 2), ms(0)), Some(Step::Back(minute * 2)));
-        // What another life has seen: a step that was taken back, or one before this process began.
+        // Another life has seen a step that was taken back, or one before this process began.
         let other = read(start, start + minute * 3, ms(0));
         assert_eq!(step(other, ms(0)), Some(Step::Forward(minute * 3)));
         let before = Reading { renewed_before: Some(start + minute * 3), ..then(start) };
         assert_eq!(step(before, ms(0)), Some(Step::Back(minute * 3)));
-        // It is told once.
+        // A step is reported once.
         let mut clock = StoreClock::new(start, tick(0));
         let stepped = clock.correct(then(start - minute * 2), tick(0));
         assert!(stepped.step.is_some());
@@ -285,16 +285,16 @@ mod tests {
 
     #[test]
     fn a_life_that_begins_takes_the_lead_of_those_before_for_no_step() {
-        // Two hours forward and back again, which the lives of that time have noted.
+        // Two hours forward and back again, which the lives of that time have recorded.
         let mut clock = StoreClock::new(at(100_000), tick(0));
         let first =
             Reading { renewed_before: Some(at(99_000)), ..read(at(100_000), at(7_300_000), ms(0)) };
         assert_eq!(clock.correct(first, tick(0)).step, None);
         assert_eq!(clock.now(tick(0)).time, at(7_300_000), "it goes on from there");
-        // One that lives sees another life go forward.
+        // A life that is under way sees another life go forward.
         let seen = clock.correct(read(at(101_000), at(20_000_000), ms(0)), tick(1_000));
         assert!(matches!(seen.step, Some(Step::Forward(_))), "{seen:?}");
-        // A clock that was set back while no node lived is a step.
+        // A clock that was set back while no node was alive is a step.
         let mut clock = StoreClock::new(at(100_000), tick(0));
         let first = Reading {
             renewed_before: Some(at(3_700_000)),
@@ -312,7 +312,7 @@ mod tests {
         clock.read([at(12_000)].into_iter(), tick(2_600));
         assert_eq!(clock.now(tick(2_600)).time, at(13_500), "it is worked off");
         assert_eq!(clock.ahead, ms(900));
-        // And it is no step of the database's clock.
+        // It does not count as a step of the database's clock.
         let corrected = clock.correct(read(at(12_600), at(0), ms(0)), tick(2_600));
         assert_eq!(corrected, Correction { forward: ms(0), step: None });
     }

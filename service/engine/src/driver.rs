@@ -1,7 +1,7 @@
 //! Gives a node its clock, its store and its channels.
 //!
-//! One task owns the node. It takes in whatever has arrived, lets the node decide, and carries out
-//! what comes out: each call of the store is a task of its own whose answer is an input again.
+//! One task owns the node. It takes in everything that has arrived, lets the node decide, and carries out the
+//! outputs. Each call to the store runs in a task of its own, and its answer is another input.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ use crate::request::{Reply, Request};
 use crate::task::HandedTask;
 use crate::unread::Unread;
 
-/// Requests that wait for the node.
+/// How many requests may wait for the node.
 const REQUESTS_MAX: usize = 8192;
-/// Between tries to note a step of the database's clock in the store.
+/// The pause between attempts to record a step of the database's clock in the store.
 const PAUSE_RETRY: Duration = Duration::from_secs(1);
-/// Taken in before the node decides again.
+/// How many requests are taken in before the node decides again.
 const DRAIN_MAX: usize = 4096;
 
-/// Begins a life on the store and runs the engine until it is stopped. Returns once the engine holds a lease: before,
-/// it would turn away whatever it was asked to start.
+/// Begins a life on the store and runs the engine until it is stopped. Returns once the engine holds a lease;
+/// before that, it would refuse every start.
 pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Result<Engine> {
     let clock = Arc::new(Clock::new(store.now().await?));
     let (requests, queued) = mpsc::channel(REQUESTS_MAX);
@@ -57,13 +57,13 @@ pub async fn start(store: Arc<dyn Store>, options: Options) -> recoup_store::Res
         begun: Some(begun),
     };
     tokio::spawn(driver.run());
-    // The driver ends when it is told to or nobody is left: neither can be, yet.
+    // The driver ends when it is stopped or when no handle is left, and neither is possible yet.
     beginning.await.expect("the driver runs until it is stopped");
     let next_worker = Arc::new(AtomicU64::new(1));
     Ok(Engine { requests, store, plans, clock, feed_written, is_writing, next_worker })
 }
 
-/// The answer of the store to a call.
+/// The store's answer to a call.
 struct Answered {
     input: Input<Reply>,
     began: Instant,
@@ -76,14 +76,14 @@ struct Driver {
     unread: Arc<Unread>,
     clock: Arc<Clock>,
     queued: mpsc::Receiver<Request>,
-    /// Bounded by what is under way: every message answers one output.
+    /// Limited by the calls under way, because each message answers one output.
     answers: mpsc::UnboundedSender<Answered>,
     answered: mpsc::UnboundedReceiver<Answered>,
     feed_changed: watch::Sender<u64>,
-    /// Whether the store takes what is written.
+    /// Whether the store accepts what the node writes.
     writing: watch::Sender<bool>,
     sinks: HashMap<WorkerKey, mpsc::UnboundedSender<WorkerMessage>>,
-    /// Told once, when there is a lease.
+    /// Signalled once, when the node has a lease.
     begun: Option<oneshot::Sender<()>>,
 }
 
@@ -104,13 +104,13 @@ impl Driver {
                 Some(answered) = self.answered.recv() => self.take_answer(answered),
                 taken = self.queued.recv_many(&mut inputs, DRAIN_MAX) => {
                     if taken == 0 && stopping.is_none() {
-                        // Nobody is left who could ask or stop.
+                        // No handle is left, so no request can come any more.
                         break;
                     }
                 }
                 () = sleep(wait) => {}
             }
-            // Whoever else is ready to run gets to join this batch.
+            // Tasks that are ready to run may add their requests to this batch.
             tokio::task::yield_now().await;
             while let Ok(answered) = self.answered.try_recv() {
                 self.take_answer(answered);
@@ -133,7 +133,7 @@ impl Driver {
             tracing::warn!(%error, "the lease could not be given back; it will expire");
         }
         if let Some(stopped) = stopping {
-            // Who asked may have gone.
+            // The caller may be gone.
             let _ = stopped.send(());
         }
     }
@@ -169,17 +169,17 @@ impl Driver {
             self.clock.read(&loaded.found);
         }
         self.node.handle(input, self.clock.both());
-        // The next batch, before anything else is done.
+        // Sends the next batch before anything else is done.
         self.carry_out();
         if self.node.node_id().is_some()
             && let Some(begun) = self.begun.take()
         {
-            // Who started the engine may have given up.
+            // The caller that started the engine may be gone.
             let _ = begun.send(());
         }
     }
 
-    /// Nothing is deleted from now on: by a clock that was set wrongly, everything may look old.
+    /// Pauses retention. After the clock was set wrongly, everything may look old enough to be deleted.
     fn stepped(&self, step: Step) {
         tracing::error!(
             %step,
@@ -210,8 +210,8 @@ impl Driver {
         }
     }
 
-    /// What does not get through to a worker is as if it had not been handed out: its link is gone,
-    /// or takes nothing more, and the word of that is still on its way.
+    /// Sends a message to a worker. A message that cannot be sent counts as not handed over: the worker's
+    /// link is gone or closed, and the request that says so is still on its way.
     fn tell(&mut self, worker: WorkerKey, message: WorkerMessage) {
         let unsent = match self.sinks.get(&worker) {
             Some(sink) => sink.send(message).err().map(|unsent| unsent.0),
@@ -243,7 +243,7 @@ impl Driver {
         self.node.flush(now);
     }
 
-    /// A call of the store: its answer is an input.
+    /// Calls the store. The answer comes back as an input.
     fn call(&self, output: Output<Reply>) {
         let (store, answers) = (self.store.clone(), self.answers.clone());
         let (plans, options) = (self.plans.clone(), self.node.options().clone());
@@ -297,21 +297,21 @@ impl Driver {
                 }
                 Output::WithdrawOverflow(keys) => {
                     if let Err(error) = store.withdraw(&keys).await {
-                        // A row is a hint: whoever claims it finds it void again.
+                        // A row is only a hint: a node that claims it finds that it is void, and withdraws it again.
                         tracing::debug!(%error, "overflow rows stay until they are claimed");
                     }
                     return;
                 }
                 Output::Reply { .. } | Output::Tell { .. } | Output::FeedWritten => return,
             };
-            // The driver may have ended meanwhile.
+            // The driver may have ended in the meantime.
             let _ = answers.send(Answered { input, began });
         };
         tokio::spawn(calling.instrument(span));
     }
 }
 
-/// One span per call of the store, named as the call is.
+/// One span per call to the store, named after the call.
 fn span(output: &Output<Reply>) -> Span {
     match output {
         Output::Commit(node, batch) => {

@@ -1,4 +1,4 @@
-//! The handle on a running engine.
+//! The handle to a running engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,8 @@ use crate::node::io::{
 use crate::process_clock::Clock;
 use crate::request::{Reply, Request};
 
-/// Cheap to clone. The engine ends when [`Engine::stop`] is called.
+/// A handle to a running engine. It is cheap to clone. The engine ends when [`Engine::stop`] is called or
+/// when no handle is left.
 #[derive(Clone)]
 pub struct Engine {
     pub(crate) requests: mpsc::Sender<Request>,
@@ -33,20 +34,22 @@ pub struct Engine {
     pub(crate) next_worker: Arc<std::sync::atomic::AtomicU64>,
 }
 
-/// What came of a start.
+/// The result of a start.
 #[derive(Clone, Debug)]
 pub struct Started {
-    /// After the start was committed; of [`Engine::run`], at the end or when the wait was over.
+    /// The state right after the start was committed; for [`Engine::run`], the state at the end or when the
+    /// wait was over.
     pub outcome: Box<Outcome>,
-    /// The request started it, now or when it was first sent. False: it is one that had the key.
+    /// Whether this request started the execution, now or when it was first sent. False if an existing
+    /// execution had the key.
     pub is_own: bool,
 }
 
-/// What a worker offers to do; see [`Offer`].
+/// What a worker offers to take; see [`Offer`].
 pub type Worker = Offer;
 
-/// A worker's connection to the engine. Dropping it detaches the worker; what it holds stays with its
-/// session until that ends.
+/// A worker's connection to the engine. Dropping it detaches the worker. The tasks that the worker holds stay
+/// with its session until the session ends.
 pub struct WorkerLink {
     key: WorkerKey,
     engine: Engine,
@@ -58,30 +61,30 @@ impl Engine {
         &self.store
     }
 
-    /// The store's time, followed on the monotonic clock.
+    /// The present store time: the database's time, followed on the monotonic clock.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// As of when retention may delete what is old; `None` for the moment after the database's clock was
-    /// set.
+    /// The time by which retention decides what is old. `None` for a moment after the database's clock was
+    /// set, during which nothing may be deleted.
     pub fn retention_time(&self) -> Option<Timestamp> {
         self.clock.for_retention()
     }
 
-    /// Starts an execution and answers when that is durable.
+    /// Starts an execution and answers once the start is durable.
     pub async fn start(&self, spec: StartSpec) -> Result<Started, Refusal> {
         let spec = StartSpec { until: None, ..spec };
         self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await.map(started)
     }
 
-    /// Starts an execution and answers when it has ended, or after `wait` with the state it is in.
+    /// Starts an execution and answers when it has ended, or after `wait` with the state that it has then.
     pub async fn run(&self, spec: StartSpec, wait: Duration) -> Result<Started, Refusal> {
         let spec = StartSpec { until: Some(self.now() + wait), ..spec };
         self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await.map(started)
     }
 
-    /// Answers when the execution has ended, or after `wait` with the state it is in.
+    /// Answers when the execution has ended, or after `wait` with the state that it has then.
     pub async fn await_end(
         &self,
         execution: ExecutionId,
@@ -92,7 +95,7 @@ impl Engine {
         Ok(started(answer).outcome)
     }
 
-    /// Decides a command and answers with the state once that is durable.
+    /// Decides a command and answers with the new state once it is durable.
     pub async fn command(
         &self,
         execution: ExecutionId,
@@ -103,8 +106,8 @@ impl Engine {
         Ok(started(answer).outcome)
     }
 
-    /// Reports how an attempt ended, and answers once that is durable: with the decision if it failed, and
-    /// this report is the one that was recorded.
+    /// Reports how an attempt ended, and answers once the report is durable. The answer contains the retry
+    /// decision if the attempt failed and this report is the one that was recorded.
     pub async fn report(
         &self,
         execution: ExecutionId,
@@ -117,8 +120,8 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::command`], answered through a callback: for streams that carry many. Waits only
-    /// for room in the engine's queue.
+    /// As [`Engine::command`], but answered through a callback, for streams that carry many commands. Waits
+    /// only for room in the engine's queue.
     pub async fn submit(&self, execution: ExecutionId, command: Command, reply: Reply) {
         let input = Input::Submit { execution, command, request: None, reply };
         if let Err(mpsc::error::SendError(Request::Input(Input::Submit { reply, .. }))) =
@@ -135,8 +138,9 @@ impl Engine {
         }
     }
 
-    /// Ends the quarantine of an execution: this node becomes its owner, reads it and goes on. Answers
-    /// with the state that it then has; [`Refusal::Quarantined`] if what put it there is still so.
+    /// Ends the quarantine of an execution. This node becomes its owner, reads it and continues it. Answers
+    /// with the state that it then has, or with [`Refusal::Quarantined`] if the cause of the quarantine still
+    /// exists.
     pub async fn release_quarantine(
         &self,
         execution: ExecutionId,
@@ -147,7 +151,7 @@ impl Engine {
         Ok(started(answer).outcome)
     }
 
-    /// What is known of an execution that no node goes on with; none if there is no such execution.
+    /// What is known about an execution that no node continues. `None` if there is no such execution.
     pub async fn read_partial(
         &self,
         execution: ExecutionId,
@@ -155,17 +159,17 @@ impl Engine {
         read_partial(&*self.store, &self.plans, execution).await
     }
 
-    /// Whether the worker should stop what it does. `details`: how far it is; none leaves what was said
-    /// before.
+    /// Records a heartbeat. Returns whether the worker should stop its work. `details`: the progress of the
+    /// worker; `None` keeps the details of the last heartbeat.
     pub async fn heartbeat(&self, task: TaskId, details: Option<Payload>) -> Result<bool, Refusal> {
         let is_step = task.path.compensated().is_none();
         let (beat, said) = (task.clone(), details.clone());
         match self.ask(|reply| Input::Heartbeat { task: beat, details: said, reply }).await? {
             Answer::Beat { cancel_requested } => Ok(cancel_requested),
-            // The execution had to be read first, and the start was recorded on the way.
+            // The execution had to be read first, and the start was recorded in the process.
             Answer::Recorded { is_stopping, .. } => {
                 if details.is_some() {
-                    // Now there is an attempt that can keep it.
+                    // Now there is an attempt that can keep the details.
                     self.ask(|reply| Input::Heartbeat { task, details, reply }).await?;
                 }
                 Ok(is_step && is_stopping)
@@ -174,13 +178,13 @@ impl Engine {
         }
     }
 
-    /// Gives a task back that was not started, for the session that it was handed to; an empty id is
-    /// none. Where another has it by now, it stays there.
+    /// Gives back a task that was not started, on behalf of the session that it was handed to; an empty id
+    /// means no session. If a different worker has the task by now, it stays there.
     pub async fn release(&self, task: TaskId, session: String) -> Result<(), Refusal> {
         self.ask(|reply| Input::Release { task, session, reply }).await.map(drop)
     }
 
-    /// Gives tasks back that were handed over and never left this process. Never waits.
+    /// Gives back tasks that were handed over and never left this process. Never waits.
     pub fn undelivered(&self, tasks: Vec<(TaskId, Timestamp)>) {
         if tasks.is_empty() {
             return;
@@ -193,7 +197,7 @@ impl Engine {
         });
     }
 
-    /// Keeps notices for the next stream or poll of a session that have not reached it. Never waits.
+    /// Keeps notices that have not reached a session for its next stream or poll. Never waits.
     pub fn untold(&self, session: SessionKey, notices: Vec<(TaskId, Notice)>) {
         if notices.is_empty() {
             return;
@@ -206,12 +210,12 @@ impl Engine {
         });
     }
 
-    /// A message came from this session: it lives.
+    /// Notes that a message came from this session, so its worker is alive.
     pub async fn touch(&self, session: SessionKey) {
         self.tell(Input::Touch { session }).await;
     }
 
-    /// Connects a worker. Tasks arrive on [`WorkerLink::messages`] for as long as there is credit.
+    /// Connects a worker. Tasks arrive on [`WorkerLink::messages`] as long as the worker has credit.
     pub async fn attach(&self, offer: Worker) -> Result<WorkerLink, Refusal> {
         let key = self.next_worker.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (sink, messages) = mpsc::unbounded_channel();
@@ -220,7 +224,7 @@ impl Engine {
         Ok(WorkerLink { key, engine: self.clone(), messages })
     }
 
-    /// The plan of a workflow version (the latest that is not retired, if none is named).
+    /// The plan of a workflow version. If `version` is `None`: of the latest version that is not retired.
     pub async fn plan(
         &self,
         namespace: &Namespace,
@@ -231,40 +235,41 @@ impl Engine {
         plan.map_err(Refusal::Unavailable)
     }
 
-    /// A version was registered or retired here: the next start sees it at once.
+    /// Call this after a version was registered or retired on this node, so that the next start sees the
+    /// change at once.
     pub fn forget_latest(&self, namespace: &Namespace, name: &WorkflowName) {
         self.plans.forget_latest(namespace, name);
     }
 
-    /// Changes whenever this node has committed failure events.
+    /// The value changes whenever this node has committed failure events.
     pub fn feed_written(&self) -> watch::Receiver<u64> {
         self.feed_written.clone()
     }
 
-    /// Whether the store takes what this node writes: false while something has waited for longer than
-    /// [`Options::commit_wait`](crate::Options), be it a change of an execution or the lease.
+    /// Whether the store accepts what this node writes. False while a change of an execution or the renewal
+    /// of the lease has waited for longer than [`Options::commit_wait`](crate::Options).
     pub fn is_writing(&self) -> bool {
         *self.is_writing.borrow()
     }
 
-    /// Takes nothing new, answers what it has, gives its lease back and ends.
+    /// Stops the engine: it accepts nothing new, answers pending requests, gives its lease back and ends.
     pub async fn stop(&self) {
         let (done, stopped) = oneshot::channel();
         if self.requests.send(Request::Stop(done)).await.is_ok() {
-            // An error is the end of the engine as well.
+            // An error means that the engine has ended as well.
             let _ = stopped.await;
         }
     }
 
-    /// For a server that is going to stop, and takes no new connections. From now on whoever waits for an end
-    /// is answered at once, with the state as it is, and no worker is given up because it is silent: it may find
-    /// no server that it could tell that it is there.
+    /// For a server that is about to stop and accepts no new connections. From now on, callers that wait for
+    /// the end of an execution are answered at once with its present state, and no worker is given up because
+    /// it is silent: the worker may find no server to report to.
     pub async fn close(&self) {
         self.tell(Input::Close).await;
     }
 
     async fn tell(&self, input: Input<Reply>) {
-        // An engine that has stopped needs to be told nothing.
+        // An engine that has stopped does not need the message.
         let _ = self.requests.send(Request::Input(input)).await;
     }
 
@@ -287,12 +292,12 @@ fn started(answer: Answer) -> Started {
 }
 
 impl WorkerLink {
-    /// The worker takes so many more tasks. A credit is used up by a hand-over.
+    /// Adds credit for this many more tasks. Each hand-over uses one credit.
     pub async fn add_credit(&self, tasks: u32) {
         self.engine.tell(Input::Credit { worker: self.key, tasks }).await;
     }
 
-    /// The worker takes no more tasks over this connection.
+    /// Stops tasks from being handed to this connection.
     pub async fn drain(&self) {
         self.engine.tell(Input::Drain { worker: self.key }).await;
     }
@@ -305,7 +310,7 @@ impl Drop for WorkerLink {
         if let Err(mpsc::error::TrySendError::Full(request)) =
             engine.requests.try_send(Request::Input(input))
         {
-            // No room now; wait for it elsewhere.
+            // The queue is full, so the message waits for room in a task of its own.
             tokio::spawn(async move { drop(engine.requests.send(request).await) });
         }
     }

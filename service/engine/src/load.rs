@@ -1,4 +1,4 @@
-//! From stored rows back to states and plans.
+//! Turns stored rows into states and plans.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,21 +19,22 @@ use recoup_store::{
 
 use crate::node::io::{Damage, Loaded, Read, Reading, Unusable};
 
-/// Plans in memory; beyond it all are made anew.
+/// How many plans are kept in memory. Beyond that, all are dropped and compiled again when needed.
 const PLANS_MAX: usize = 10_000;
-/// Bytes of histories that are read in one call; one history at least.
+/// How many bytes of histories are read in one call, but at least one history.
 pub const LOAD_BYTES_MAX: usize = 16 << 20;
-/// What a node folds itself onto a state that it has. More is read as a whole, and folded elsewhere.
+/// How much a node folds itself onto a state that it has. If there is more, the whole history is read and
+/// folded outside the node.
 const AFTER_ROWS_MAX: usize = 100;
 const AFTER_BYTES_MAX: usize = 1 << 20;
-/// How long "the latest version" may be what it was.
+/// How long the latest version of a workflow may be cached.
 const LATEST_MILLIS: u128 = 1_000;
 
 type VersionKey = (Namespace, WorkflowName, u32);
-/// The latest plan of a workflow, and when it was found to be that.
+/// The latest plan of a workflow, and when it was looked up.
 type Latest = HashMap<(Namespace, WorkflowName), (Instant, Arc<Plan>)>;
 
-/// Plans by version, each compiled once: a version never changes.
+/// Plans by version. Each is compiled once, because a version never changes.
 #[derive(Default)]
 pub struct Plans {
     plans: Mutex<HashMap<VersionKey, Arc<Plan>>>,
@@ -41,8 +42,8 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// The plan of a version, or of the latest that is not retired. The latest is looked up again
-    /// after a second, and at once after [`Plans::forget_latest`].
+    /// The plan of a version. If `version` is `None`: of the latest version that is not retired, which is
+    /// looked up again after a second, and at once after [`Plans::forget_latest`].
     pub async fn find(
         &self,
         store: &dyn Store,
@@ -54,7 +55,7 @@ impl Plans {
         found.map_err(unavailable)?.map_err(|unplanned| unplanned.to_string())
     }
 
-    /// As [`Plans::find`], but tells a store that does not answer from a definition that is no plan.
+    /// As [`Plans::find`], but distinguishes a store that does not answer from a definition that cannot be compiled.
     async fn look_up(
         &self,
         store: &dyn Store,
@@ -95,7 +96,7 @@ impl Plans {
         Ok(Ok(Some(plan)))
     }
 
-    /// After a registration or a retirement on this node.
+    /// Call this after a registration or a retirement on this node.
     pub fn forget_latest(&self, namespace: &Namespace, name: &WorkflowName) {
         lock(&self.latest).remove(&(namespace.clone(), name.clone()));
     }
@@ -128,7 +129,7 @@ impl Plans {
     }
 }
 
-/// Why a workflow version that is there gives no plan.
+/// Why a workflow version that exists has no plan.
 #[derive(Clone, Debug, thiserror::Error)]
 enum Unplanned {
     /// A newer binary wrote it.
@@ -138,8 +139,7 @@ enum Unplanned {
     Unreadable(String),
 }
 
-/// No panic leaves a map half changed, so a poisoned lock is as good as a whole one.
-/// What [`Refusal::Unavailable`](crate::Refusal) is made of: it says itself that the store is unavailable.
+/// The reason in [`Refusal::Unavailable`](crate::Refusal), whose message already says that the store is unavailable.
 pub(crate) fn unavailable(error: recoup_store::Error) -> String {
     match error {
         recoup_store::Error::Unavailable(reason) => reason,
@@ -147,12 +147,14 @@ pub(crate) fn unavailable(error: recoup_store::Error) -> String {
     }
 }
 
+/// A panic cannot leave a map half changed, so a poisoned lock is safe to use.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Loads executions with their plans, as many as make [`LOAD_BYTES_MAX`] bytes; of those that the node knows,
-/// what came after. One that nobody can go on with is reported as such and hurts no other.
+/// Loads executions with their plans, up to [`LOAD_BYTES_MAX`] bytes. For executions that the node knows,
+/// only the later transitions are loaded. An execution that cannot be continued is reported as such and does
+/// not affect the others.
 pub async fn load(
     store: &dyn Store,
     plans: &Plans,
@@ -163,7 +165,7 @@ pub async fn load(
     let histories = histories.map_err(|error| error.to_string())?;
     let known: HashMap<_, _> = wanted.iter().map(|one| (one.execution, one.after)).collect();
     let mut rest: Vec<_> = match histories.is_empty() {
-        // None of them exists.
+        // None of the executions exists.
         true => Vec::new(),
         false => {
             let found: HashSet<_> = histories.iter().map(|history| history.execution).collect();
@@ -204,8 +206,8 @@ pub async fn load(
     Ok(Reading { found: loaded, rest })
 }
 
-/// What a state that has gone as far as `after` is to be followed by. None if that is too much, or if anything
-/// is wrong with it: then all of it is read, to tell what.
+/// The transitions that follow a state which has reached the sequence `after`. `None` if there are too many,
+/// or if any of them is faulty: then the whole history is read, to find the fault.
 fn transitions_after(history: &History, after: u64) -> Option<Vec<Transition>> {
     let rows = &history.transitions;
     if rows.len() > AFTER_ROWS_MAX || history.bytes() > AFTER_BYTES_MAX {
@@ -215,8 +217,8 @@ fn transitions_after(history: &History, after: u64) -> Option<Vec<Transition>> {
     rows.iter().zip(after + 1..).map(decode).collect()
 }
 
-/// The state after these transitions; those that it has gone through already are passed over. None if they do
-/// not follow it, or if nobody could go on from there.
+/// The state after these transitions. Transitions that the state already contains are skipped. `None` if they
+/// do not follow the state, or if the result cannot be continued.
 pub(crate) fn follow(
     state: Box<Execution>,
     plan: &Plan,
@@ -231,7 +233,7 @@ pub(crate) fn follow(
     is_sound(&state, plan).then_some(state)
 }
 
-/// Folds a history and finds its plan. An error is one of the store: all of it may be read later.
+/// Folds a history and finds its plan. An `Err` is a failure of the store, so the execution can be read later.
 async fn judge(
     store: &dyn Store,
     plans: &Plans,
@@ -274,16 +276,16 @@ async fn judge(
     Ok(Err(Unusable::Damaged(Box::new(damage))))
 }
 
-/// What would panic about a state is asked here, where it hurts nobody.
+/// Computes the next wake-up here, where a panic affects nothing else.
 fn is_sound(state: &Execution, plan: &Plan) -> bool {
     catch_unwind(AssertUnwindSafe(|| next_wake(state, plan))).is_ok()
 }
 
-/// What the index says of an execution whose history says nothing.
+/// What the index says about an execution whose history cannot be read at all.
 fn subject_of(execution: ExecutionId, index: Option<IndexRow>) -> (Namespace, Subject) {
     let (namespace, workflow) = match &index {
         Some(index) => (index.namespace.clone(), index.workflow.clone()),
-        // The store has nothing to put in quarantine, and writes no event of it.
+        // The store has no such execution, so it neither quarantines anything nor writes an event.
         None => (Namespace::from("default"), WorkflowName::from("")),
     };
     let subject = Subject {
@@ -309,11 +311,11 @@ fn subject_of(execution: ExecutionId, index: Option<IndexRow>) -> (Namespace, Su
     (namespace, subject)
 }
 
-/// How far a history folds.
+/// How far a history could be folded.
 pub struct Folded {
-    /// After the last transition that could be read; none if the first could not.
+    /// The state after the last readable transition. `None` if the first could not be read.
     pub state: Option<Execution>,
-    /// What is wrong with the next one.
+    /// What is wrong with the next transition, if there is one.
     pub fault: Option<Fault>,
 }
 
@@ -322,26 +324,26 @@ pub struct Folded {
 pub enum Fault {
     /// A transition is missing.
     Gap(String),
-    /// One can not be decoded, or does not fit.
+    /// A transition cannot be decoded, or does not fit the state.
     Unreadable(String),
-    /// A newer binary wrote it: no damage.
+    /// A newer binary wrote it. It is not damaged.
     Newer(String),
 }
 
-/// Folds a history as far as it goes.
+/// Folds a history as far as possible.
 pub fn fold_history(history: &History) -> Folded {
     let History { execution, transitions, .. } = history;
     match fold_rows(*execution, transitions) {
         Ok(state) => Folded { state, fault: None },
         Err((sound, fault)) => {
-            // The state was used up: once more, up to there.
+            // The first fold consumed the state, so the sound transitions are folded again.
             let state = fold_rows(*execution, &transitions[..sound]).ok().flatten();
             Folded { state, fault: Some(fault) }
         }
     }
 }
 
-/// The state after all rows, or how many are sound and what is wrong with the next.
+/// The state after all rows, or how many rows are sound and what is wrong with the next.
 fn fold_rows(
     execution: ExecutionId,
     rows: &[StoredTransition],
@@ -384,14 +386,14 @@ fn decode_row(
     Ok(Transition { sequence, decided_at: data.decided_at, events: data.events })
 }
 
-/// What is known of an execution that no node goes on with.
+/// What is known about an execution that no node continues.
 #[derive(Clone, Debug)]
 pub struct PartialExecution {
-    /// How it is found, with its quarantine.
+    /// Its entry in the index, with its quarantine.
     pub listed: Listed,
-    /// As far as its history folds.
+    /// The state as far as its history folds.
     pub state: Option<Execution>,
-    /// None if it can not be read.
+    /// `None` if the plan cannot be read.
     pub plan: Option<Arc<Plan>>,
 }
 
@@ -400,7 +402,7 @@ pub(crate) async fn read_partial(
     plans: &Plans,
     execution: ExecutionId,
 ) -> recoup_store::Result<Option<PartialExecution>> {
-    /// A reader that is no node.
+    /// Reads without being a node.
     const NOBODY: NodeId = NodeId(0);
     let Some(listed) = store.indexed(execution).await? else {
         return Ok(None);

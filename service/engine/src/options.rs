@@ -1,61 +1,64 @@
-//! What can be set, with its default.
+//! The settings of an engine, with their defaults.
 
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where other nodes will reach this one.
+    /// The address at which other nodes will reach this one. Default: empty.
     pub address: String,
-    /// How long a lease lasts; renewed after a third of it.
+    /// How long a lease lasts. It is renewed after a third of that time. Default: 6 s.
     pub lease_ttl: Duration,
-    /// How long an attempt that may be with a worker waits for him to say so, after its execution got
-    /// another owner.
+    /// How long an attempt that may be with a worker waits for that worker to report it, after its execution
+    /// got another owner. Default: 5 s.
     pub reconnect_grace: Duration,
-    /// An attempt that has been with a worker for this long is recorded as started. That write is also how a
-    /// node learns that a command has made another one the owner, and speaks for its worker: keep this at
-    /// a quarter of the shortest `reconnect_grace` of all nodes at most, or the new owner may hand the
-    /// attempt out a second time.
+    /// An attempt that has been with a worker for this long is recorded as started. By that write, a node
+    /// also learns that a command to another node has made that node the owner, and reports its worker there.
+    /// So this must be at most a quarter of the shortest `reconnect_grace` of all nodes, or the new owner may
+    /// hand the attempt out a second time. Default: 1 s.
     pub record_start_after: Duration,
-    /// A task whose workers here are all busy may go to idle workers of another node after this time.
+    /// How long a task whose workers on this node are all busy waits before idle workers of another node may
+    /// take it. Default: 500 ms.
     pub overflow_after: Duration,
-    /// How often nodes exchange what workers wait for, and look for tasks that others have given away;
-    /// once a second where a node is alone.
+    /// How often nodes exchange what their workers wait for and look for tasks that other nodes have given
+    /// away. A node that is alone does so once a second. Default: 100 ms.
     pub claim_interval: Duration,
-    /// How long a claimed task is this node's alone.
+    /// How long a claimed task is reserved for the node that claimed it. Default: 10 s.
     pub claim_lease: Duration,
-    /// How often executions that others may have moved on are looked at.
+    /// How often the store is asked about executions that other nodes may have changed. Default: 200 ms.
     pub head_interval: Duration,
-    /// How often executions of nodes that died are looked for.
+    /// How often the node looks for executions of nodes that have died. Default: 1 s.
     pub adopt_interval: Duration,
-    /// Waits that are longer leave memory.
+    /// An execution that has nothing to do for longer than this leaves memory. Default: 60 s.
     pub sleep_horizon: Duration,
-    /// Transitions in one commit.
+    /// The most transitions in one commit. Default: 2,000.
     pub batch_transitions_max: usize,
-    /// Bytes in one commit, of all that it writes. It is reached by the last transition that goes in.
+    /// The most bytes in one commit, counting everything that it writes. The last transition that is added
+    /// may exceed it. Default: 16 MiB.
     pub batch_bytes_max: usize,
-    /// Events that are decided for one commit, and again for one call that starts executions under keys. It
-    /// is reached by the last transition that goes in. The rest is decided after that commit; in between the
-    /// node renews its lease and takes in results. So a flush decides for at most about 20 ms: the dearest
-    /// events take 1.2 µs each on a quiet core (`cargo bench -p recoup-core -- full_transition`), 4 µs on a
-    /// busy one, and are encoded besides. Default: 5,000.
+    /// The most events that are decided for one commit, and again for one call that starts executions under
+    /// keys. The last transition that is added may exceed it. The rest is decided after that commit; in
+    /// between, the node renews its lease and takes in results. So one flush decides for at most about 20 ms:
+    /// the most expensive events take 1.2 µs each on a quiet core (`cargo bench -p recoup-core --
+    /// full_transition`) and 4 µs on a busy one, plus encoding. Default: 5,000.
     pub batch_events_max: usize,
-    /// Executions in memory; starts beyond are refused for the moment.
+    /// The most executions in memory. Further starts are refused for the time being. Default: 200,000.
     pub executions_max: usize,
-    /// About how many bytes the states in memory may take: starts beyond are refused for the moment, and no
-    /// more executions are taken over or woken. Default: 1 GiB.
+    /// About how many bytes the states in memory may take. Beyond that, starts are refused for the time
+    /// being, and no more executions are adopted or woken. Default: 1 GiB.
     pub resident_bytes_max: usize,
-    /// Commands that wait for one execution.
+    /// The most commands that may wait for one execution. Default: 1,000.
     pub inbox_max: usize,
-    /// Tasks of one queue in memory; more go to the overflow.
+    /// The most tasks of one queue in memory. Further tasks go to the overflow. Default: 20,000.
     pub queue_max: usize,
-    /// Pause before a commit is sent again that failed or whose outcome is unknown; it doubles up to 16 times that.
+    /// The pause before a commit that failed or whose outcome is unknown is sent again. It doubles with each
+    /// failure, up to 16 times this value. Default: 50 ms.
     pub commit_retry: Duration,
-    /// How long callers wait for a store that takes nothing, before they are told so; then the node also
-    /// counts as unable to write. Default: 5 s.
+    /// How long callers wait for a store that does not respond before they are answered with an error. After
+    /// that time the node also counts as unable to write. Default: 5 s.
     pub commit_wait: Duration,
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,
-    /// A decision about such a command panics, as a defect of the rules would make it.
+    /// A decision about such a command panics, as a defect in the rules would.
     #[cfg(feature = "mutants")]
     pub panics: Option<fn(&recoup_core::command::Command) -> bool>,
 }

@@ -1,4 +1,4 @@
-//! The clock that all of this process goes by.
+//! The clock that everything in this process uses.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use recoup_core::time::Timestamp;
 use crate::clock::{Now, Reading, Step, StoreClock, Tick};
 use crate::node::io::Loaded;
 
-/// The time for everybody in this process: corrected by the driver alone.
+/// The time for everything in this process. Only the driver corrects it.
 pub struct Clock {
     origin: Instant,
     following: Mutex<Following>,
@@ -17,7 +17,7 @@ pub struct Clock {
 struct Following {
     store: StoreClock,
     suspended: Duration,
-    /// Steps of the database's clock that the store does not know of yet.
+    /// How many steps of the database's clock have not been recorded in the store yet.
     unnoted: u32,
 }
 
@@ -28,13 +28,13 @@ impl Clock {
         Self { origin: Instant::now(), following: Mutex::new(following) }
     }
 
-    /// Store time.
+    /// The present store time.
     pub fn now(&self) -> Timestamp {
         self.both().time
     }
 
-    /// Store time for whoever deletes what is old; none while it has taken in a step of the database's
-    /// clock of which the store does not know yet.
+    /// The store time for deleting old data. `None` while this clock has seen a step of the database's clock
+    /// that is not recorded in the store yet.
     pub fn for_retention(&self) -> Option<Timestamp> {
         let following = self.lock();
         (following.unnoted == 0).then(|| following.store.now(self.tick()).time)
@@ -72,20 +72,20 @@ impl Clock {
         self.lock().unnoted -= 1;
     }
 
-    /// No panic leaves it half changed, so a poisoned lock is as good as a whole one.
+    /// A panic cannot leave the value half changed, so a poisoned lock is safe to use.
     fn lock(&self) -> MutexGuard<'_, Following> {
         self.following.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// For how long this machine has been suspended since it was booted: what the monotonic clock leaves
-/// out. Where the system does not tell, a suspension looks like a step of the database's clock.
+/// How long this machine has been suspended since it was booted, which the monotonic clock does not count. If
+/// the operating system does not report it, a suspension looks like a step of the database's clock.
 fn suspended() -> Duration {
     #[cfg(target_os = "linux")]
     {
         use rustix::time::{ClockId, clock_gettime};
         let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
-        // The later one is read later: never less than nothing.
+        // The boot-time clock is read second, so the difference is never negative.
         let monotonic = read(ClockId::Monotonic);
         read(ClockId::Boottime).saturating_sub(monotonic)
     }

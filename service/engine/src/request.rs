@@ -1,4 +1,4 @@
-//! What the handle sends to the driver.
+//! The messages from the handle to the driver.
 
 use tokio::sync::{mpsc, oneshot};
 

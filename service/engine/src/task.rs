@@ -1,4 +1,4 @@
-//! What a worker is told of an attempt.
+//! The content of an attempt that a worker receives.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 
-/// Taken from the state when the attempt comes to be known, so that it can be handed over at any time,
-/// also while the state is away with a transition. Payloads share their bytes with the state.
+/// Taken from the state when the node first learns of the attempt, so that the attempt can be handed over at
+/// any time, even while the state is away with a transition. Payloads share their bytes with the state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskContent {
     pub namespace: Namespace,
@@ -20,11 +20,11 @@ pub struct TaskContent {
     pub trace: TraceContext,
     pub idempotency_key: String,
     pub input: Payload,
-    /// Attempts made before a person asked for more.
+    /// How many attempts were made before an operator asked for more.
     pub attempts_before: u32,
     pub first_scheduled_at: Timestamp,
     pub scheduled_at: Timestamp,
-    /// Of a compensation.
+    /// For a compensation: the step that it undoes.
     pub undone: Option<Undone>,
 }
 
@@ -32,7 +32,7 @@ pub struct TaskContent {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Undone {
     pub outcome: CompensationOutcome,
-    /// What the step returned, if it completed.
+    /// The output of the step, if it completed.
     pub output: Option<Payload>,
 }
 
@@ -58,7 +58,7 @@ impl TaskContent {
     }
 }
 
-/// One attempt on its way to a worker.
+/// An attempt on its way to a worker.
 #[derive(Clone, Debug)]
 pub struct HandedTask {
     pub id: TaskId,

@@ -1,4 +1,4 @@
-//! Task tokens: a task's identity as opaque bytes, so that any node can judge it.
+//! Task tokens: the identity of a task as opaque bytes, which any node can decode.
 
 use recoup_core::command::TaskId;
 use recoup_core::id::{ExecutionId, StepPath};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 const VERSION: u8 = 1;
 const FIXED: usize = 1 + 16 + 4 + 4 + 8;
 
-/// The token is not one of this service.
+/// The bytes are not a task token of this service.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the task token is malformed")]
 pub struct Malformed;

@@ -1,4 +1,4 @@
-//! From a decision to the rows that make it durable.
+//! Turns a decision into the rows that make it durable.
 
 use recoup_core::event::Event;
 use recoup_core::execution::Execution;
@@ -8,7 +8,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::format::{Encoded, encode_failure_event};
 use recoup_store::{FeedRow, IndexRow};
 
-/// `format` is the highest in the history.
+/// `format`: the highest format in the history.
 pub fn index_row(state: &Execution, format: u16, wake_at: Option<Timestamp>) -> IndexRow {
     let error = state.error.as_ref().or(state.stop.as_ref().map(|stop| &stop.error));
     IndexRow {
@@ -28,7 +28,7 @@ pub fn index_row(state: &Execution, format: u16, wake_at: Option<Timestamp>) -> 
     }
 }
 
-/// Whether what executions are found by differs between two states.
+/// Whether the index row of an execution must be written again.
 pub fn index_differs(
     row: &IndexRow,
     state: &Execution,

@@ -1,14 +1,14 @@
-//! Says so when executions are left without a node that reads them.
+//! Logs an error when there are executions that no running node can read.
 //!
-//! That happens if the last server of a newer version is stopped: nobody adopts, wakes or claims what it
-//! has written in a newer format, until such a server runs again.
+//! This happens when the last server of a newer version is stopped. No other node adopts, wakes or claims
+//! what that server wrote in a newer format, until a server of that version runs again.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use recoup_store::{Store, UNREAD_MAX};
 
-/// How often the store is asked, and an operator told.
+/// How often the store is asked, and the error logged.
 const INTERVAL: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
@@ -17,8 +17,8 @@ pub struct Unread {
 }
 
 impl Unread {
-    /// Asks the store if that was not done for a while, and logs an error if there are such executions.
-    /// Returns how many it has told of.
+    /// Asks the store, unless it was asked a moment ago, and logs an error if there are such executions.
+    /// Returns how many there are, as logged; 0 if nothing was logged.
     pub async fn tell(&self, store: &dyn Store, now: Instant) -> u64 {
         {
             let mut asked_at = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! The tables, row by row.
+//! Tests the tables of the module, row by row.
 
 use recoup_core::command::{Command, StartBasis, StartExecution};
 use recoup_core::decide::Decider;
@@ -47,13 +47,13 @@ fn now() -> Now {
     Now { tick: Tick::after(Duration::from_secs(1_000)), time: Timestamp::from_micros(NOW) }
 }
 
-/// How the history has the attempt.
+/// What the history says about the attempt.
 #[derive(Clone, Copy)]
 enum History {
     NotStarted,
-    /// By this session, a second ago.
+    /// Started by this session, a second ago.
     Started(&'static str),
-    /// By this session, before the grace.
+    /// Started by this session, before the grace period.
     StartedLongAgo(&'static str),
 }
 
@@ -194,37 +194,37 @@ fn a_known_attempt_is_where_the_first_row_that_fits_says() {
     let held = |known: Known| Known { held: true, ..known };
     let acting = |known: Known| Known { was_acting: true, ..known };
 
-    // With no worker, and one here holds it.
+    // The attempt is with no worker, and a worker of this node holds it.
     for place in [DispatchState::Scheduled, queued(), DispatchState::Overflowed, grace()] {
         held(Known::new(place, NotStarted)).check(("with a session", Then::Nothing));
     }
-    // Claimed here, and no worker can still have it.
+    // Its row is claimed here, and no worker can still have it.
     free(Known::new(grace(), NotStarted)).check(("due", Then::Enqueue));
     free(Known::new(with(None), StartedLongAgo("t"))).check(("due", Then::Enqueue));
     free(Known::new(grace(), Started(NOBODYS))).check(("due", Then::Enqueue));
     free(Known::new(grace(), Started("t"))).check(("in grace", Then::Nothing));
     Known { once: true, ..free(Known::new(grace(), NotStarted)) }
         .check(("in grace", Then::Nothing));
-    // Its start is durable, or it is another's.
+    // Its own start is durable, or a different one is.
     let own = starting(Started("t").started_at());
     Known::new(own.clone(), Started("t")).committed().check(("starting", Then::FinishStart(3)));
     Known::new(own, Started("t")).check(("starting", Then::Nothing));
     let other = starting(Timestamp::from_micros(NOW));
     Known::new(other, Started("t")).committed().check(("starting", Then::Nothing));
-    // The history has a hand-over that never left.
+    // The history has the start of a hand-over that never left.
     Known { unsent: true, ..Known::new(queued(), Started("t")) }.check(("queued", Then::Nothing));
-    // Given back while its start was on the way into the history.
+    // It was given back while its start was on the way to the history.
     acting(Known::new(queued(), Started("t")).committed()).check(("queued", Then::Disown));
     acting(Known::new(DispatchState::Overflowed, Started("t")).committed())
         .check(("due", Then::Enqueue));
-    // What is read says who has it now.
+    // The state was read, and the history names the worker that has the attempt now.
     Known::new(grace(), Started("")).check(("by hearsay", Then::Nothing));
     Known::new(with(None), Started("t")).check(("in grace", Then::Nothing));
     for place in [DispatchState::Scheduled, queued(), DispatchState::Overflowed] {
         Known::new(place.clone(), Started("t")).check(("in grace", Then::Nothing));
         Known::new(place, Started("")).check(("by hearsay", Then::Nothing));
     }
-    // Anything else stays.
+    // In any other case it stays where it was.
     for (place, name) in [
         (DispatchState::Scheduled, "due"),
         (queued(), "queued"),
@@ -257,15 +257,15 @@ fn an_attempt_that_is_new_here_is_where_the_first_row_that_fits_says() {
         (kind(&attempt.dispatch), then, attempt.possibly_started, attempt.claimed)
     };
     let due = |then, possibly_started, claimed| ("due", then, possibly_started, claimed);
-    // Its time has not come, but for the node that scheduled it, whose clock is ahead, it has.
+    // It is not due yet by this clock, but it was for the node that scheduled it, whose clock is ahead.
     assert_eq!(check(NotStarted, true, false, false, false), due(Then::Nothing, true, true));
-    // A worker here holds it.
+    // A worker of this node holds it.
     let with = ("with a session", Then::Nothing, true, true);
     assert_eq!(check(NotStarted, false, true, false, false), with);
     assert_eq!(check(Started("t"), false, true, true, false), with);
-    // Of this very commit: no worker has had it.
+    // This very commit scheduled it, so no worker has had it.
     assert_eq!(check(NotStarted, false, false, false, true), due(Then::Enqueue, false, false));
-    // Claimed: no worker has it now, but one may have had it.
+    // It was claimed: no worker has it now, but one may have had it.
     assert_eq!(check(NotStarted, false, false, true, false), due(Then::Enqueue, true, true));
     assert_eq!(
         check(StartedLongAgo("t"), false, false, true, false),
@@ -273,7 +273,7 @@ fn an_attempt_that_is_new_here_is_where_the_first_row_that_fits_says() {
     );
     let grace = ("in grace", Then::Nothing, true, true);
     assert_eq!(check(Started("t"), false, false, true, false), grace);
-    // Read: its last owner may have handed it out.
+    // The state was read: the last owner may have handed it out.
     assert_eq!(check(NotStarted, false, false, false, false), grace);
     assert_eq!(check(Started("t"), false, false, false, false), grace);
     let hearsay = ("by hearsay", Then::Nothing, true, true);

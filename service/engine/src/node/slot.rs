@@ -1,4 +1,4 @@
-//! An execution in memory, with what waits for it and what is known of its attempts.
+//! One execution in memory, with the commands and callers that wait for it and what is known about its attempts.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,41 +16,42 @@ use crate::clock::Tick;
 
 pub(super) struct Slot<R> {
     pub known: Known,
-    /// Its transitions carry an index row as long as it is not: the first that wins makes it so.
+    /// Whether this node owns the execution. Until then, its transitions carry an index row, and the first
+    /// one that wins makes this node the owner.
     pub owned: bool,
-    /// As last written by this node; none if another wrote last.
+    /// The index row as this node last wrote it. `None` if another node wrote it last.
     pub index: Option<IndexRow>,
-    /// The highest format in its history, with what is under way.
+    /// The highest format in its history, including the transition under way.
     pub format: u16,
-    /// When the store reminds this node of it, if it is the owner: until then it may leave memory.
+    /// When the store will remind this node, as the owner, of the execution. It may leave memory until then.
     pub wake_at: Option<Timestamp>,
     pub inbox: VecDeque<Pending<R>>,
-    /// So many commands at the front of the inbox are decided one by one: the store refused what they
-    /// became together, and only alone each can be told from the others.
+    /// How many commands at the front of the inbox must be decided one at a time. The store refused the
+    /// transition that they made together, and only alone can the refused command be told from the others.
     pub singly: usize,
-    /// Decided, and under way to the store.
+    /// A transition of it, or a reminder, is in the batch that is drafted or under way to the store.
     pub in_flight: bool,
-    /// Memory may be old: nothing is decided before it has been read again.
+    /// The state in memory may be stale: nothing is decided before it has been read again.
     pub doubted: bool,
-    /// A decision about it panicked, with these words; it is quarantined when it has been read again.
+    /// A decision about it panicked with this message. It is quarantined once it has been read again.
     pub panicked: Option<String>,
-    /// When the store last answered that no other node had gone further.
+    /// When the store last confirmed that no other node had written to it since.
     pub current_at: Tick,
     pub waiters: Vec<Waiter<R>>,
     pub attempts: Attempts,
-    /// Rows in the overflow that this node knows of.
+    /// The rows in the overflow that this node knows of.
     pub overflow: BTreeMap<TaskKey, Row>,
-    /// Claimed from the overflow before the execution was loaded.
-    /// Each with the sequence of the transition that scheduled its attempt.
+    /// Tasks that were claimed from the overflow before the execution was loaded, each with the sequence of
+    /// the transition that scheduled its attempt.
     pub claimed: BTreeMap<TaskKey, u64>,
-    /// Given back by these sessions before this node knew of it.
+    /// Attempts that these sessions gave back before this node knew of them.
     pub released: BTreeMap<TaskId, String>,
     pub timer_at: Option<Timestamp>,
-    /// About how many bytes its state takes, when it was weighed last, and after which transition.
+    /// About how many bytes the state took when it was last weighed, and the sequence of its last transition then.
     weight: (usize, u64),
-    /// Of a start with a key.
+    /// For a start with a key.
     pub key_policies: (OnRunning, OnEnded),
-    /// The last one, which was released: for those who ask.
+    /// The last quarantine, which was released. It is part of snapshots.
     pub quarantine: Option<QuarantineRow>,
 }
 
@@ -59,45 +60,45 @@ pub(super) struct Slot<R> {
 pub(super) enum Row {
     /// Any node may claim it.
     Free,
-    /// Claimed here, and no other node's until then.
+    /// This node has claimed it, and no other node can claim it until then.
     Claimed { until: Tick, scheduled_in: u64 },
 }
 
-/// A command that has not been decided, or whose decision is not durable.
+/// A command that has not been decided, or whose decision is not durable yet.
 pub(super) struct Pending<R> {
     pub command: Command,
     pub request: Option<RequestId>,
-    /// The node's own commands have none.
+    /// `None` for the node's own commands.
     pub reply: Option<R>,
-    /// Of a start that waits for the end.
+    /// For a start whose caller waits for the end: how long it waits.
     pub until: Option<Timestamp>,
-    /// The store has been asked since it came whether memory is old.
+    /// The store has been asked since the command came whether the state in memory is stale.
     pub verified: bool,
-    /// When it came.
+    /// When the command came.
     pub since: Tick,
     /// Its caller was answered before the outcome was known.
     pub answered: bool,
 }
 
 impl<R> Pending<R> {
-    /// Whether the node has thought of it itself.
+    /// Whether the node itself issued the command.
     pub fn is_own(&self) -> bool {
         self.reply.is_none() && !self.answered
     }
 
-    /// Whether its caller has waited since before a time.
+    /// Whether its caller is still waiting and asked before a given time.
     pub fn is_impatient(&self, asked_before: Tick) -> bool {
         self.reply.is_some() && self.since <= asked_before
     }
 
-    /// For an answer before the outcome is known.
+    /// Takes the reply for an answer before the outcome is known.
     pub fn take_reply(&mut self) -> Option<R> {
         self.answered |= self.reply.is_some();
         self.reply.take()
     }
 
-    /// Whether it speaks of something that the state does not know: of another node's doing, if it
-    /// is no mistake.
+    /// Whether the command refers to something that the state does not contain. Unless the caller is
+    /// mistaken, another node has written it.
     pub fn is_ahead_of(&self, state: &Committed) -> bool {
         match &self.command {
             Command::CompleteTask { task, .. }
@@ -106,11 +107,12 @@ impl<R> Pending<R> {
             Command::RetryCompensation { .. } | Command::SkipCompensation { .. } => {
                 state.compensation != CompensationState::Parked
             }
-            // Another node may have taken a person's order to try again what is parked here.
+            // An operator may have asked another node to retry the compensation that is parked in this state.
             Command::TerminateExecution { .. } => {
                 state.state.is_ended() && state.compensation == CompensationState::Parked
             }
-            // It may also have taken such an order under this request id, which is then refused as reused.
+            // Another node may have taken such a request under this request id, which would then be refused
+            // as reused.
             Command::CancelExecution { .. } => {
                 let unresolved = [CompensationState::Parked, CompensationState::Running];
                 let may_go_on = state.state.is_ended() && unresolved.contains(&state.compensation);
@@ -122,13 +124,13 @@ impl<R> Pending<R> {
 }
 
 pub(super) struct Waiter<R> {
-    /// When it came.
+    /// When the caller came.
     pub since: Tick,
-    /// None: answered as soon as the state is there, with all that is known.
+    /// How long the caller waits for the end. `None`: it is answered as soon as the state is available.
     pub until: Option<Timestamp>,
     pub reply: R,
     pub is_own: bool,
-    /// Wants a snapshot rather than the state alone.
+    /// The caller wants a snapshot, not just the outcome.
     pub snapshot: bool,
 }
 
@@ -158,7 +160,7 @@ impl<R> Slot<R> {
         }
     }
 
-    /// None as well while it is away with a transition.
+    /// `None` also while the state is away with a transition.
     pub fn state(&self) -> Option<&Execution> {
         self.known.state()
     }
@@ -175,7 +177,7 @@ impl<R> Slot<R> {
         self.attempts.get_mut(task)
     }
 
-    /// Whether nothing but the time of its owner's next work could need it to be here.
+    /// Whether the execution may leave memory, except that its owner may have to work on it at a later time.
     pub fn is_idle(&self) -> bool {
         let needed = match self.known.committed() {
             Some(committed) => {
@@ -188,12 +190,12 @@ impl<R> Slot<R> {
         !needed && !is_due && self.waiters.is_empty()
     }
 
-    /// About how many bytes its state takes.
+    /// About how many bytes the state takes.
     pub fn bytes(&self) -> usize {
         self.weight.0
     }
 
-    /// How many bytes its state took before, and takes now, if it is another.
+    /// Weighs the state. Returns how many bytes it took before and takes now, if it has changed.
     pub fn weigh(&mut self) -> Option<(usize, usize)> {
         let weight = match (self.known.state(), self.known.is_resident()) {
             (Some(state), _) if state.sequence != self.weight.1 => (state.weight(), state.sequence),
@@ -204,23 +206,23 @@ impl<R> Slot<R> {
         Some((before, weight.0))
     }
 
-    /// Who the history says has an open attempt.
+    /// The worker that has an open attempt according to the history.
     pub fn started(&self, task: &TaskId) -> Option<&Started> {
         self.attempt(task)?.started.as_ref()
     }
 
-    /// Whether a command of the node's own about an attempt waits to be decided.
+    /// Whether a command about an attempt that the node issued itself is waiting to be decided.
     pub fn acts_on(&self, task: &TaskId) -> bool {
         acts_on(&self.inbox, task)
     }
 
-    /// Whether the run is ending and its steps are to stop.
+    /// Whether the run is ending and its steps should stop.
     pub fn is_ending(&self) -> bool {
         self.owned && self.committed().is_some_and(|committed| committed.is_ending)
     }
 
-    /// Whether another node may move it on: it is another node's, any node may claim one of its
-    /// tasks, or a worker without a session may turn to any node with its result.
+    /// Whether another node may write to it: another node owns it, any node may claim one of its tasks, or a
+    /// worker without a session may send its result to any node.
     pub fn is_doubtful(&self) -> bool {
         let lent = |attempt: &Attempt| match &attempt.dispatch {
             DispatchState::Overflowed => true,
@@ -230,18 +232,18 @@ impl<R> Slot<R> {
         self.is_foreign() || self.attempts.iter().any(lent)
     }
 
-    /// Another node's, and of interest here.
+    /// Whether another node owns it while callers or workers of this node need it.
     pub fn is_foreign(&self) -> bool {
         !self.owned && (!self.waiters.is_empty() || self.holds())
     }
 
-    /// Whether an attempt's time has to wait for what is under way: that may take the attempt back,
-    /// because it was not due when it was decided.
+    /// Whether an attempt must not be handed out, although it is due, until the transition under way is
+    /// settled. The attempt was not due when that transition was decided, so the transition may take it back.
     pub fn holds_back(&self, attempt: &Attempt) -> bool {
         self.in_flight && matches!(attempt.dispatch, DispatchState::Scheduled)
     }
 
-    /// Whether an attempt of another node's execution waits here for a worker.
+    /// Whether an attempt of an execution that another node owns waits here for a worker.
     fn has_claimed(&self) -> bool {
         let waits = |attempt: &Attempt| matches!(attempt.dispatch, DispatchState::Queued { .. });
         !self.owned && self.attempts.iter().any(waits)
@@ -253,7 +255,7 @@ impl<R> Slot<R> {
     }
 }
 
-/// Whether a command of the node's own about an attempt waits to be decided.
+/// Whether a command about an attempt that the node issued itself is waiting to be decided.
 pub(super) fn acts_on<R>(inbox: &VecDeque<Pending<R>>, task: &TaskId) -> bool {
     let own = inbox.iter().filter(|pending| pending.is_own());
     own.filter_map(|pending| pending.command.task()).any(|other| other == task)

@@ -1,4 +1,4 @@
-//! The executions in memory, and which of them something is to be done about.
+//! The executions in memory, and those of them that need attention.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -9,14 +9,14 @@ use super::slot::Slot;
 
 pub(super) struct Slots<R> {
     by_id: BTreeMap<ExecutionId, Slot<R>>,
-    /// About how many bytes the states in them take.
+    /// About how many bytes their states take.
     resident_bytes: usize,
-    /// Executions with something to decide.
+    /// Executions that have commands to decide.
     ready: VecDeque<ExecutionId>,
-    /// Executions that other nodes may have moved on without this one's doing, and some that no longer
-    /// are such: a round of questions goes by these, not by all that is in memory.
+    /// Executions that other nodes may have written to unnoticed. Some may no longer be in doubt. A round of
+    /// head queries covers these, not everything in memory.
     doubtful: BTreeSet<ExecutionId>,
-    /// The last one that a round came to.
+    /// The last execution that a round covered.
     asked: ExecutionId,
 }
 
@@ -41,7 +41,7 @@ impl<R> Slots<R> {
         self.by_id.get_mut(&id)
     }
 
-    /// From now on it is in memory: where it was not, as one that has not been read.
+    /// Returns the slot of an execution, and creates one that has not been read if there is none.
     pub fn open(&mut self, id: ExecutionId) -> &mut Slot<R> {
         self.by_id.entry(id).or_insert_with(Slot::unread)
     }
@@ -69,12 +69,12 @@ impl<R> Slots<R> {
         self.by_id.iter_mut().map(|(id, slot)| (*id, slot))
     }
 
-    /// Those that this node owns.
+    /// The slots of the executions that this node owns.
     pub fn owned(&self) -> impl Iterator<Item = &Slot<R>> {
         self.by_id.values().filter(|slot| slot.owned)
     }
 
-    /// The state of an execution has come, has changed, or has gone.
+    /// Weighs the state of an execution, which has arrived, changed or gone.
     pub fn weigh(&mut self, id: ExecutionId) {
         let Some((before, after)) = self.by_id.get_mut(&id).and_then(Slot::weigh) else {
             return;
@@ -82,7 +82,7 @@ impl<R> Slots<R> {
         self.resident_bytes = (self.resident_bytes + after).saturating_sub(before);
     }
 
-    /// How many more executions there is room for, of whatever size: none when those in memory take as many
+    /// How many more executions there is room for, whatever their size. None if those in memory take as many
     /// bytes as they may.
     pub fn room(&self, executions_max: usize, bytes_max: usize) -> usize {
         if self.resident_bytes >= bytes_max {
@@ -91,7 +91,7 @@ impl<R> Slots<R> {
         executions_max.saturating_sub(self.by_id.len())
     }
 
-    /// Something waits in it to be decided.
+    /// Notes that the execution has something to decide.
     pub fn push_ready(&mut self, id: ExecutionId) {
         self.ready.push_back(id);
     }
@@ -100,22 +100,23 @@ impl<R> Slots<R> {
         !self.ready.is_empty()
     }
 
-    /// The next one in which something may wait, in the order in which it came.
+    /// The next execution that may have something to decide, first come, first served.
     pub fn next_ready(&mut self) -> Option<ExecutionId> {
         self.ready.pop_front()
     }
 
-    /// Another node may have moved it on.
+    /// Notes that another node may have written to the execution.
     pub fn doubt(&mut self, id: ExecutionId) {
         self.doubtful.insert(id);
     }
 
-    /// It is asked about no more.
+    /// Stops asking the store about the execution.
     pub fn trust(&mut self, id: ExecutionId) {
         self.doubtful.remove(&id);
     }
 
-    /// The next ones to ask about, on from where the last round ended, so that everyone's turn comes.
+    /// The next executions to ask about. Each call continues where the last one ended, so every execution
+    /// gets its turn.
     pub fn next_doubtful(&mut self, max: usize) -> Vec<ExecutionId> {
         let ahead = self.doubtful.range((Bound::Excluded(self.asked), Bound::Unbounded));
         let behind = self.doubtful.range(..=self.asked);

@@ -1,4 +1,4 @@
-//! When the node has to look at what.
+//! When the node must check what.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use recoup_core::time::Timestamp;
 
 use super::io::SessionKey;
 
-/// What is looked at when its time has come. Harmless if it comes too early or twice: nothing that is not so,
-/// or not yet, is done.
+/// Something to check at a given time. A timer that expires too early or twice is harmless, because the
+/// handler checks whether anything is due.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
     Execution(ExecutionId),
@@ -28,7 +28,7 @@ pub(super) enum Timer {
 }
 
 impl Timer {
-    /// Whether it strikes at what workers have not said for a while.
+    /// Whether it judges workers by what they have not sent for a while.
     fn judges(&self) -> bool {
         matches!(self, Self::Session(_) | Self::Execution(_))
     }
@@ -61,7 +61,7 @@ impl Timers {
         self.0.pop_first().map(|(_, timer)| timer)
     }
 
-    /// Puts off what judges workers and is due by now. Returns the executions among it.
+    /// Postpones the due timers that judge workers. Returns the executions among them.
     pub fn put_off(&mut self, now: Timestamp, until: Timestamp) -> Vec<ExecutionId> {
         let due = self.0.iter().take_while(|(at, _)| *at <= now);
         let due: Vec<_> = due.filter(|(_, timer)| timer.judges()).cloned().collect();

@@ -1,5 +1,4 @@
-//! Tasks that go from one node to another: what other nodes have published, and how often this one exchanges with
-//! them.
+//! The exchange of tasks between nodes: what other nodes have published, and how often this node exchanges with them.
 
 use std::time::Duration;
 
@@ -7,25 +6,25 @@ use recoup_store::{Peers, QueueName};
 
 use crate::clock::Tick;
 
-/// How often a node that is alone looks for others, and into the overflow.
+/// How often a node that is alone looks for other nodes, and into the overflow.
 const ALONE: Duration = Duration::from_secs(1);
-/// For so long after a task has changed nodes the next ones are expected, and nodes exchange more often:
-/// what they give away between two exchanges is no more than the credit that they have read.
+/// After a task has changed nodes, more are expected for this long, and nodes exchange more often: between
+/// two exchanges a node gives away no more tasks than the credit that it has read.
 const TRADING: Duration = Duration::from_secs(1);
 const TRADING_FASTER: u32 = 5;
 
 #[derive(Default)]
 pub(super) struct Trade {
-    /// What other nodes have published, less what went to them since.
+    /// What other nodes have published, less the tasks that went to them since.
     peers: Peers,
     /// When a task last went to another node, or came from one.
     traded_at: Option<Tick>,
-    /// Whether the overflow is looked into from time to time.
+    /// Whether a timer to look into the overflow is set.
     claiming: bool,
 }
 
 impl Trade {
-    /// How often this node exchanges tasks with others. `interval`: as it is set.
+    /// How often this node exchanges tasks with others. `interval`: the configured interval.
     pub fn interval(&self, interval: Duration, now: Tick) -> Duration {
         let is_trading = self.traded_at.is_some_and(|at| at + TRADING > now);
         match (self.peers.nodes, is_trading) {
@@ -35,7 +34,7 @@ impl Trade {
         }
     }
 
-    /// A task has gone to another node, or has come from one.
+    /// Notes that a task has gone to another node, or has come from one.
     pub fn traded(&mut self, now: Tick) {
         self.traded_at = Some(now);
     }
@@ -48,7 +47,7 @@ impl Trade {
         self.peers = peers;
     }
 
-    /// What was read last is too old to go by.
+    /// The last exchange has failed, so the credit that was read before is too old to rely on.
     pub fn not_read(&mut self) {
         self.peers.idle.clear();
     }
@@ -59,14 +58,14 @@ impl Trade {
         wanted.map(|idle| idle.credit as usize).sum()
     }
 
-    /// Counts a task against the credit that other nodes have for it. False: they have none.
+    /// Counts a task against the credit of other nodes. Returns false if they have none for it.
     pub fn use_credit(&mut self, name: &QueueName, task_type: &str) -> bool {
         let mut idle = self.peers.idle.iter_mut();
         let taker = idle.find(|idle| idle.credit > 0 && idle.takes(name, task_type));
         taker.map(|taker| taker.credit -= 1).is_some()
     }
 
-    /// There are workers to claim for. Whether a look into the overflow has to be set up: else one is.
+    /// Notes that there are workers to claim tasks for. Returns true if the caller must set the first timer for it.
     pub fn begin_claiming(&mut self) -> bool {
         !std::mem::replace(&mut self.claiming, true)
     }

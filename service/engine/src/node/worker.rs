@@ -1,4 +1,4 @@
-//! The streams and polls by which workers take tasks.
+//! The streams and polls through which workers take tasks.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use recoup_store::{IdleCredit, QueueName};
 
 use super::io::{SessionKey, WorkerKey};
 
-/// Groups of workers that a node publishes or claims for; those beyond have to wait for its own tasks.
+/// How many groups of workers a node publishes or claims for. Workers beyond that get only tasks of this node.
 const GROUPS_MAX: usize = 256;
 
 pub(super) struct WorkerState {
@@ -16,7 +16,7 @@ pub(super) struct WorkerState {
     pub session: Option<SessionKey>,
     pub name: String,
     pub once: bool,
-    /// Takes nothing more.
+    /// Takes no more tasks.
     pub draining: bool,
 }
 
@@ -44,7 +44,7 @@ impl Workers {
         self.0.remove(&key)
     }
 
-    /// The task types that a worker takes more tasks of; none if it takes no more.
+    /// The task types that a worker accepts. `None` if it accepts no more tasks.
     pub fn takes(&self, key: WorkerKey) -> Option<&[String]> {
         let worker = self.get(key).filter(|worker| worker.credit > 0)?;
         Some(&worker.task_types)
@@ -56,7 +56,7 @@ impl Workers {
         }
     }
 
-    /// A worker takes no more tasks. Returns the queues from which it took some.
+    /// Stops a worker from taking tasks. Returns the queues that it took tasks from.
     pub fn drain(&mut self, key: WorkerKey) -> Option<Vec<QueueName>> {
         let worker = self.0.get_mut(&key)?;
         worker.draining = true;
@@ -64,7 +64,7 @@ impl Workers {
         Some(std::mem::take(&mut worker.queues))
     }
 
-    /// The workers that would take more tasks, those alike together.
+    /// The workers that accept more tasks, grouped by queues and task types.
     pub fn idle(&self) -> Vec<IdleCredit> {
         let mut groups: BTreeMap<(&[QueueName], &[String]), u32> = BTreeMap::new();
         for worker in self.0.values().filter(|worker| worker.credit > 0) {
