@@ -1,4 +1,4 @@
-//! The driven engine on the model store: the way of an execution from its start to its end.
+//! The driven engine on the model store: executions from their start to their end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -106,7 +106,7 @@ async fn a_decision_that_does_not_fit_into_a_transition_goes_on_in_the_next_one(
     assert!(events.len() > 1 && events.iter().all(|count| *count < 1_010), "{events:?}");
 }
 
-/// Writes down the names of the spans that begin.
+/// Records the names of the spans that begin.
 struct SpanNames(std::sync::Mutex<std::collections::BTreeSet<&'static str>>);
 
 impl tracing::Subscriber for SpanNames {
@@ -129,7 +129,7 @@ impl tracing::Subscriber for SpanNames {
 #[tokio::test]
 async fn every_call_of_the_store_has_a_span_of_its_name() {
     let names = Arc::new(SpanNames(Default::default()));
-    // The runtime of the test has one thread: what the engine spawns runs on it.
+    // The runtime of the test has one thread, so the engine's tasks run on it.
     let _guard = tracing::subscriber::set_default(names.clone());
     let mut rig = Rig::new().await;
     let spec = rig.spec(None, None);
@@ -226,7 +226,7 @@ async fn request_ids_and_keys_name_one_execution() {
     let held = rig.engine.start(two).await.err();
     assert_eq!(held, Some(Refusal::KeyHeld { execution: holder, state: State::Running }));
 
-    // The same call means the same, whether it started the execution or was given the key's.
+    // A repeated call gets the same answer, whether it started the execution or was given the one that holds the key.
     for _ in 0..3 {
         let keyed = rig.spec(Some("l"), Some(("s", 1)));
         assert!(rig.engine.start(keyed).await.expect("the same request").is_own);
@@ -237,7 +237,7 @@ async fn request_ids_and_keys_name_one_execution() {
     }
 }
 
-/// A person would have to act for a step that nobody ever began.
+/// Otherwise an operator would have to act for a step that no worker ever began.
 #[tokio::test]
 async fn a_termination_parks_nothing_of_what_no_worker_has_had() {
     let mut rig = Rig::new().await;
@@ -252,7 +252,7 @@ async fn a_termination_parks_nothing_of_what_no_worker_has_had() {
     let spec = rig.spec(None, None);
     let somebodys = spec.start.id;
     rig.engine.start(spec).await.expect("it starts");
-    // What was taken back is not handed out, be it ever so early in the queue.
+    // A task that was taken back is not handed out, however early it is in the queue.
     assert_eq!(next_task(&mut worker).await.id.execution, somebodys);
     let ended = rig.engine.command(somebodys, terminate(), None).await.expect("it runs");
     assert_eq!((ended.state, ended.compensation), (State::Terminated, CompensationState::Parked));
@@ -275,8 +275,8 @@ async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
     assert!(store.overflow_depth().await.expect("it is read").is_empty());
 }
 
-/// Between the end of a poll and the engine's word of it: nothing else would bring the task back before
-/// start-to-close strikes.
+/// The poll has ended, and the engine has not been told yet. Nothing else would bring the task back before
+/// its start-to-close timeout.
 #[tokio::test]
 async fn what_a_link_does_not_take_any_more_goes_to_another() {
     let mut rig = Rig::new().await;
@@ -307,7 +307,7 @@ async fn a_heartbeat_at_another_node_is_kept_there_with_what_it_says() {
     assert_eq!(live[0].details, Some(details));
 }
 
-/// Whoever deletes what is old waits for an operator, whichever way the clock went.
+/// Retention pauses until an operator confirms the time, whichever way the clock was set.
 #[tokio::test]
 async fn a_step_of_the_databases_clock_pauses_retention() {
     const DAY_US: i64 = 24 * 3600 * 1_000_000;

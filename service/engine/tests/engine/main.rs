@@ -1,4 +1,4 @@
-//! The engine on the model store: once with its driver, and as nodes without I/O in a time that the tests make.
+//! The engine on the model store: with its driver, and as nodes without I/O in time that the tests control.
 
 mod driven;
 mod fixture;

@@ -1,4 +1,4 @@
-//! Executions that no node goes on with: how they come there, and how they are let go.
+//! Executions in quarantine: how they get there, and how they are released.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,7 +81,7 @@ fn mended() -> Release {
     Release { reason: "mended".into(), request: None }
 }
 
-/// An execution whose second transition was lost while nobody had it in memory, and the transition.
+/// An execution whose second transition was lost while no node had it in memory, and that transition.
 async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransition) {
     let engine = engine(store, hasty()).await;
     let mut worker = worker(&engine).await;
@@ -90,7 +90,7 @@ async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransit
     engine.report(id, complete(&task)).await.expect("the first step is done");
     engine.stop().await;
     assert!(sequence(store, id).await >= 2);
-    // Behind it comes another, so that it is missed.
+    // A further transition follows, so that the gap shows.
     let last = store.take_transition(id, 2).expect("it was there");
     store.put_transition(id, StoredTransition { sequence: 3, ..last.clone() });
     (id, last)
@@ -101,7 +101,7 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     let store = store().await;
     let (id, lost) = damaged(&store, 1).await;
 
-    // The next node adopts it, and finds the gap without being asked.
+    // The next node adopts it and finds the gap on its own.
     let engine = engine(&store, hasty()).await;
     let mut worker = worker(&engine).await;
     let mut written = engine.feed_written();
@@ -128,13 +128,13 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     assert_eq!((subject.workflow.as_str(), subject.sequence), ("order", 1));
     engine.stop().await;
 
-    // Who comes after finds the mark, not the gap.
+    // A later node finds the quarantine, not the gap.
     let engine = driven::engine(&store, hasty()).await;
     assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryGap);
     assert_eq!(sequence(&store, id).await, 3);
     assert_eq!(events(&store, id).await.len(), 1);
 
-    // Not mended, it comes back, and is told again.
+    // The cause has not been fixed, so it is quarantined again and a new event is written.
     let released = engine.release_quarantine(id, mended()).await.expect_err("the gap is there");
     assert_eq!(reason(&released), QuarantineReason::HistoryGap);
     assert_eq!(events(&store, id).await.len(), 2);
@@ -205,7 +205,7 @@ async fn a_history_that_does_not_fold_is_quarantined_and_one_of_a_newer_binary_i
     let subject = told[0].subject.as_ref().expect("an event of an execution");
     assert_eq!(subject.workflow.as_str(), "order", "from the index: no transition folds");
 
-    // Of a newer binary: no damage. It is left to who can read it.
+    // A newer binary wrote it. It is not damaged, and it is left to nodes that can read it.
     let cancel = Command::CancelExecution { reason: "enough".into() };
     let refused = engine.command(newer, cancel, None).await.expect_err("it can not be read");
     assert!(matches!(refused, Refusal::TooNew(_)), "{refused:?}");
@@ -237,7 +237,7 @@ async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     let error = told[0].error.as_ref().expect("it says why");
     assert!(error.message.contains("the checksum does not match"), "{error:?}");
 
-    // With its own bytes it is released, and runs to its end; so does the one beside it.
+    // With its own bytes back, it is released and runs to its end; so does the other execution.
     store.take_transition(id, 1).expect("it was put there");
     store.put_transition(id, whole);
     engine.release_quarantine(id, mended()).await.expect("it is sound");
@@ -246,7 +246,7 @@ async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     assert!(engine.snapshot(sound).await.is_ok());
 }
 
-/// As if a binary with other rules had accepted it.
+/// As if a binary with different rules had accepted it.
 #[tokio::test]
 async fn a_version_that_would_not_be_accepted_today_is_followed_to_the_end() {
     let store = store().await;
@@ -266,7 +266,7 @@ async fn a_version_that_would_not_be_accepted_today_is_followed_to_the_end() {
     assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
 }
 
-/// A defect that is there until it is mended.
+/// A defect that is there until it is fixed.
 static DEFECT: AtomicBool = AtomicBool::new(true);
 
 #[tokio::test]
@@ -292,7 +292,7 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     };
     assert_eq!(quarantine.reason, QuarantineReason::DecisionPanicked);
     assert_eq!(quarantine.detail, "a defect of a test");
-    // The node lives, and its other executions go on.
+    // The node survives, and its other executions proceed.
     let sound = start(&engine, 8).await;
     assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
     assert_eq!(events(&store, id).await.len(), 1);
@@ -306,14 +306,14 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     assert_eq!(reason(&again), QuarantineReason::DecisionPanicked);
     assert_eq!((sequence(&store, id).await, events(&store, id).await.len()), (before, 1));
 
-    // Released with the defect still there, it is handed out once more and panics once more.
+    // Released while the defect is still there, it is handed out again and panics again.
     engine.release_quarantine(id, mended()).await.expect("its history is sound");
     let charge = next_task(&mut worker).await;
     assert_eq!((charge.id.execution, charge.id.attempt), (id, 1), "the same attempt");
     engine.report(id, complete(&charge)).await.expect_err("it panics again");
     assert_eq!(events(&store, id).await.len(), 2);
 
-    // A worker without a session has it until its clocks run out: what he says now counts.
+    // A worker without a session has it until its timeouts expire, so its report counts now.
     DEFECT.store(false, Ordering::SeqCst);
     engine.release_quarantine(id, mended()).await.expect("its history is sound");
     engine.report(id, complete(&charge)).await.expect("it is decided now");
@@ -347,13 +347,13 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
     let other = engine(&store, Options { panics, ..hasty() }).await;
     assert_eq!(refused(&other, id).await, QuarantineReason::DecisionPanicked);
 
-    // It believes in a state that is sound, and still decides nothing.
+    // The old owner believes in a sound state, and still decides nothing.
     let late = owner.report(id, complete(&task)).await.expect_err("nothing is committed");
     assert_eq!(reason(&late), QuarantineReason::DecisionPanicked);
     assert_eq!(sequence(&store, id).await, 1);
     assert_eq!(events(&store, id).await.len(), 1);
 
-    // Released by the other, it is the other's; what the worker reports to the old owner counts.
+    // The other node has released it and owns it now. A result that the worker reports to the old owner still counts.
     other.release_quarantine(id, mended()).await.expect("its history is sound");
     owner.report(id, complete(&task)).await.expect("the result is taken");
     let charge = next_task(&mut hands).await;
@@ -365,14 +365,14 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
     assert_eq!(seen.state, State::Succeeded);
 }
 
-/// The row of an execution says that this binary cannot read it; what its history holds is not looked at.
+/// The index row says that this binary cannot read the execution, so its history is not read.
 #[tokio::test]
 async fn an_execution_in_a_newer_format_is_refused_without_looking_into_its_history() {
     let store = store().await;
     let engine = engine(&store, hasty()).await;
     let newer = start(&engine, 1).await;
     engine.stop().await;
-    // What a newer binary has written about it would be damage to this one.
+    // To this binary, the history that the newer binary wrote would look damaged.
     let beyond = Row::History.newest() + 1;
     let index = store.indexed(newer).await.expect("asks").expect("it was started").index;
     let node = store.join("newer:1", Duration::from_secs(60)).await.expect("joins").node;

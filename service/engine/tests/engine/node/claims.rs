@@ -1,4 +1,4 @@
-//! Tasks that a node claims while another one believes that they are still its own.
+//! Tasks that a node claims while another node believes that it still owns their execution.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::fixture::world::{World, poll, ready, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The first attempt at the only step, as a node puts it where any node finds it.
+/// The first attempt at the only step, as a node puts it into the overflow.
 fn first_attempt(world: &World, execution: ExecutionId) -> OverflowTask {
     let queue = QueueName { namespace: "default".into(), queue: "default".into() };
     OverflowTask {
@@ -24,7 +24,7 @@ fn first_attempt(world: &World, execution: ExecutionId) -> OverflowTask {
     }
 }
 
-/// An execution of this machine, whose only task any node may claim.
+/// Starts an execution on this machine and puts its only task into the overflow.
 fn start_overflowed(world: &mut World, machine: usize) -> ExecutionId {
     let execution = world.start(machine, "default");
     let node = world.machines[machine].node.node_id().expect("it lives");
@@ -45,7 +45,7 @@ fn what_another_node_has_handed_out_is_not_put_where_any_node_finds_it() {
     assert_eq!(claimed.len(), 1, "{claimed:?}");
     world.put_all(1, claimed);
     assert_eq!(world.handed(1, bare).len(), 1);
-    // As this node knows, the task waits here, and the other one has a worker for it.
+    // As far as this node knows, the task waits here, and the other node has a worker for it.
     world.machines[0].hold_back = &["load", "heads"];
     let node = world.machines[0].node.node_id().expect("it lives");
     let queues = vec![first_attempt(&world, execution).queue];

@@ -11,7 +11,7 @@ use crate::fixture::world::{World, session, stream};
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Time passes, and the session of a worker is heard from often enough.
+/// Lets time pass, with messages that keep a worker's session alive.
 fn pass_alive(world: &mut World, machine: usize, seconds: u32) {
     for _ in 0..seconds {
         world.put(machine, Input::Touch { session: session("default", "s") });
@@ -35,7 +35,7 @@ fn after_a_step_back_tasks_are_handed_out_as_before() {
         assert!(world.at(0).time >= before + 4 * SECOND, "store time goes on");
         world.start(0, "default");
         assert_eq!(world.handed(0, worker).len(), 1, "a start is handed out at once");
-        // What waits for its next attempt waits about as long as it would have.
+        // An attempt that is scheduled for later waits about as long as it would have without the step.
         let error = TaskError::new("payment.card_declined", "no");
         let command = Command::FailTask { task: first.clone(), error, worker: String::new() };
         let answer = world.ask(0, |reply| Input::Submit {

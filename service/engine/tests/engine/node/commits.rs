@@ -1,5 +1,5 @@
-//! What a transition says nothing about stays where it is: an attempt that waits again, or is with another worker,
-//! after its start was recorded.
+//! An attempt that a transition does not mention stays where it is, although its start is on record: waiting
+//! again, or with another worker.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::fixture::world::{World, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// One execution. Its task was with a stream of session `s`, as is on record, and has been given back.
+/// Starts one execution. A stream of session `s` got its task, the start was recorded, and the task was given back.
 fn given_back(world: &mut World) -> TaskId {
     world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
@@ -23,13 +23,13 @@ fn given_back(world: &mut World) -> TaskId {
     task
 }
 
-/// The session that the history says has a task.
+/// The session that has the task according to the history.
 fn on_record(world: &mut World, task: &TaskId) -> Option<String> {
     let state = world.snapshot(0, task.execution).state;
     state.started(task).map(|started| started.session.clone())
 }
 
-/// A transition that says nothing of the attempt: its worker may still finish it.
+/// Cancels the run, in a transition that does not mention the attempt: its worker may still finish it.
 fn cancel(world: &mut World, task: &TaskId) {
     let (execution, request) = (task.execution, None);
     let command = Command::CancelExecution { reason: "enough".to_owned() };

@@ -1,4 +1,4 @@
-//! Starts with an execution key, and what the store answers to them.
+//! Starts with an execution key, and the store's answers to them.
 
 use recoup_core::id::ExecutionId;
 use recoup_engine::node::io::{Input, Refusal};

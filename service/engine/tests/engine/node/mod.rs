@@ -1,4 +1,4 @@
-//! The node without I/O, on the model store, in a time that the tests make.
+//! The node without I/O, on the model store, in time that the tests control.
 
 mod claims;
 mod clock;

@@ -1,4 +1,4 @@
-//! What workers are told about tasks that they hold, and what a poll that lists them says.
+//! Notices to workers about tasks that they hold, and the effect of a poll that lists such tasks.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::fixture::world::{World, poll, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// One execution of a workflow, its task handed to a poll of session `s`.
+/// Starts one execution of a workflow and hands its task to a poll of session `s`.
 fn handed_to_a_poll(world: &mut World, workflow: &str) -> TaskId {
     world.start_of(0, "default", workflow);
     let worker = world.attach(0, poll("default", "s", Some(&[])));
@@ -36,7 +36,7 @@ fn complete(world: &mut World, task: &TaskId) {
     submit(world, task, Command::CompleteTask { task: task.clone(), output, worker });
 }
 
-/// What a poll or stream was told beside tasks.
+/// The notices that a poll or stream has received.
 fn notices(world: &mut World, worker: u64) -> Vec<(TaskId, Notice)> {
     let told = world.told(0, worker).into_iter().filter_map(|message| match message {
         WorkerMessage::CancelRequested(task) => Some((task, Notice::CancelRequested)),
@@ -101,7 +101,7 @@ fn a_poll_that_lists_a_task_whose_result_is_recorded_waits() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     complete(&mut world, &task);
-    // Sent before the answer to the result had arrived.
+    // This poll was sent before the answer to the result arrived.
     let worker = world.attach(0, poll("default", "s", Some(&[&task])));
     assert_eq!(notices(&mut world, worker), []);
     let calls = world.machines[0].calls.len();
@@ -210,7 +210,7 @@ fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
 fn a_node_that_has_missed_what_another_did_does_not_call_a_task_closed() {
     let mut world = World::new(2);
     let first = handed_to_a_poll(&mut world, "order");
-    // It does not hear how far the execution has got.
+    // This node does not learn that the execution has changed.
     world.machines[0].hold_back = &["heads", "commit"];
     // The worker reports to the other node, which schedules the next attempt and hands it out.
     let failed = Command::FailTask {

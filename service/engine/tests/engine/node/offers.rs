@@ -16,7 +16,7 @@ fn overflows(world: &World, machine: usize) -> usize {
     world.machines[machine].calls.iter().filter(|call| **call == "overflow").count()
 }
 
-/// Tasks in the overflow.
+/// The number of tasks in the overflow.
 fn depth(world: &World) -> u64 {
     let depth = ready(world.store.overflow_depth()).expect("the model answers");
     depth.into_iter().map(|(_, tasks)| tasks).sum()
@@ -51,7 +51,7 @@ fn a_node_alone_keeps_tasks_that_no_worker_takes() {
 #[test]
 fn a_task_goes_to_the_node_whose_worker_takes_its_type_in_less_than_300_ms() {
     let mut world = World::new(2);
-    // The right queue, and the wrong type.
+    // It polls the right queue for the wrong task type.
     let wrong = world.attach(0, of_types(stream("default", "w", &[]), &["refund"]));
     let right = world.attach(1, of_types(stream("default", "r", &[]), &["charge"]));
     world.pass(2 * SECOND);
@@ -166,7 +166,7 @@ fn a_session_that_drains_is_not_waited_for() {
 #[test]
 fn a_node_claims_only_tasks_that_its_idle_workers_take() {
     let mut world = World::new(3);
-    // Given away for the worker of node 1, which is gone before it claims.
+    // The task is given away for the worker of node 1, which is gone before node 1 claims it.
     let gone = world.attach(1, stream("default", "g", &[]));
     world.pass(2 * SECOND);
     world.machines[1].hold_back = &["claim"];
@@ -193,7 +193,7 @@ fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
     let task = order.steps.0[0].kind.task_mut().expect("it is a task");
     task.timeouts.schedule_to_start = Some(3 * SECOND);
     let mut world = World::with_order(2, &order);
-    // Its credit is published, and it is gone before it could claim anything.
+    // The worker's credit is published, and its node dies before it can claim anything.
     world.attach(1, stream("default", "u", &[]));
     world.pass(2 * SECOND);
     world.machines[1].is_dead = true;
@@ -201,7 +201,7 @@ fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
     world.pass(SECOND);
     assert_eq!(depth(&world), 1);
 
-    // A worker of this node is chosen for it, and is gone before that is on record.
+    // A worker of this node is chosen for the task, and is gone before the start is on record.
     world.machines[0].hold_back = &["commit"];
     let gone = world.attach(0, stream("default", "s", &[]));
     world.put(0, Input::Detach { worker: gone });
@@ -213,7 +213,7 @@ fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
     world.pass(SECOND / 2);
     assert_eq!(depth(&world), 1, "it is there again");
 
-    // The task's time is up while a commit and a claim are under way.
+    // The task's schedule-to-start timeout expires while a commit and a claim are under way.
     world.machines[0].hold_back = &["commit", "claim"];
     let worker = world.attach(0, stream("default", "t", &[]));
     world.start_later(0, "default");
@@ -246,7 +246,7 @@ fn a_claimed_task_whose_worker_is_taken_meanwhile_waits_for_the_next_one() {
     let own = world.start(1, "default");
     let first = world.handed(1, worker);
     assert_eq!(first.iter().map(|task| task.execution).collect::<Vec<_>>(), [own]);
-    // Only now it is read, and nobody is there to take it.
+    // The claimed execution is read only now, when no worker can take the task.
     world.machines[1].hold_back = &[];
     let late = std::mem::take(&mut world.machines[1].late);
     assert_eq!(late.len(), 1, "the claim: {late:?}");

@@ -1,4 +1,4 @@
-//! Executions that change their owner while workers have their tasks.
+//! Executions that change their owner while workers hold their tasks.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn cancel(world: &mut World, machine: usize, task: &TaskId) {
     assert!(matches!(answer, Some(Ok(Answer::Done { .. }))), "{answer:?}");
 }
 
-/// Time passes, and a session is heard of all the while.
+/// Lets time pass, with messages that keep a session alive.
 fn pass_alive(world: &mut World, machine: usize, id: &str, time: Duration) {
     let until = world.now() + time;
     while world.now() < until {
@@ -78,7 +78,7 @@ fn what_a_worker_brings_along_stays_with_it_although_the_grace_is_long_over() {
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
     pass_alive(&mut world, 0, "s", 2 * SECOND);
-    // The other node knows of it all the while.
+    // The other node has the execution in memory all the while.
     let until = world.now() + 60 * SECOND;
     world.put(1, Input::Await { execution, until, reply: 0 });
     pass_alive(&mut world, 0, "s", Options::default().reconnect_grace + SECOND);
@@ -100,7 +100,7 @@ fn what_was_not_on_its_way_when_the_lease_was_lost_stays() {
     let mut inputs = std::mem::take(&mut world.machines[0].late);
     assert_eq!(inputs.len(), 1, "{inputs:?}");
     world.machines[0].hold_back = &[];
-    // Both answers are there before the node does anything.
+    // Both answers arrive before the node does anything.
     inputs.push(Input::Renewed(before, Err(recoup_store::Error::LeaseLost)));
     world.put_all(0, inputs);
     assert_ne!(world.machines[0].node.node_id(), Some(before));
@@ -116,7 +116,7 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
     let error = TaskError::new("user.transient", "once more");
     let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
-    // The next attempt has a second to go, and is with somebody all the same.
+    // The next attempt is not due for a second, but a worker elsewhere has it already.
     let sequence = world.snapshot(0, task.execution).state.sequence;
     let task = TaskId { attempt: 2, sequence, ..task };
     let (worker, session, at) = ("w".to_owned(), "elsewhere".to_owned(), world.now());
@@ -153,7 +153,7 @@ fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_q
     let state = world.snapshot(0, execution).state;
     let error = state.task(&"charge".into()).and_then(|task| task.last_error.clone());
     assert_eq!(error.map(|error| error.error_type), Some(builtin::CANCELLED.to_owned()));
-    // The next attempt is for any node.
+    // Any node may claim the next attempt.
     let handed = world.handed(1, other);
     assert_eq!(handed.iter().map(|task| task.attempt).collect::<Vec<_>>(), [2]);
 }
@@ -192,7 +192,7 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
     let error = TaskError::new("user.transient", "once more");
     let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
-    // The next attempt is with nobody, as this life knows, and its lease is over before the batch comes.
+    // As far as this life knows, no worker has the next attempt. The lease ends before the batch is committed.
     world.machines[0].hold_back = &["commit"];
     leave(&mut world, 0);
     let command = Command::TerminateExecution { reason: String::new(), unstarted: Vec::new() };
@@ -207,7 +207,7 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
         world.put(0, input);
     }
     world.pass(SECOND);
-    // The caller has been told meanwhile that the store takes its time; what he asked for is done.
+    // The caller was told in the meantime that the outcome is unknown. The termination has taken effect.
     let answer = world.machines[0].replies.remove(&0);
     assert!(matches!(answer, Some(Err(Refusal::OutcomeUnknown))), "{answer:?}");
     let state = world.snapshot(1, execution).state;
@@ -222,7 +222,7 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
         late.into_iter().filter(|input| matches!(input, Input::Claimed(..))).collect()
     }
     let mut world = World::new(3);
-    // A node that publishes credit, reads the execution and claims nothing yet.
+    // A node that publishes credit and reads the execution, but has not claimed anything.
     world.machines[1].hold_back = &["claim", "adopt"];
     let worker = world.attach(1, stream("default", "u", &[]));
     world.pass(2 * SECOND);
@@ -233,7 +233,7 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
     world.machines[1].hold_back = &["claim", "adopt", "publish"];
     let until = world.now() + 60 * SECOND;
     world.put(1, Input::Await { execution, until, reply: 1000 });
-    // Another one becomes the owner, and waits for a worker that may have the task.
+    // Another node becomes the owner, and waits for a worker that may have the task.
     leave(&mut world, 0);
     world.machines[0].is_dead = true;
     world.pass(10 * SECOND);
@@ -281,7 +281,7 @@ fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_
     let task = world.handed(0, holder).remove(0);
     let (execution, until) = (task.execution, world.now() + 60 * SECOND);
     world.put(1, Input::Await { execution, until, reply: 1000 });
-    // Longer than the grace.
+    // Longer than the grace period.
     pass_alive(&mut world, 0, "s", 8 * SECOND);
     cancel(&mut world, 1, &task);
     pass_alive(&mut world, 0, "s", 2 * SECOND);
@@ -295,7 +295,7 @@ fn what_has_waited_for_long_goes_to_no_second_worker_when_another_node_has_becom
     let execution = world.start(0, "default");
     let state = world.snapshot(0, execution).state;
     let task = state.open_attempts().map(|open| state.task_id(&open)).next().expect("it waits");
-    // The other node waits for a worker that may have it, and then takes it for its own.
+    // The other node waits for a worker that may have the attempt, and then hands it out itself.
     cancel(&mut world, 1, &task);
     world.pass(Options::default().reconnect_grace + SECOND);
     let first = world.attach(1, stream("default", "s", &[]));
@@ -323,7 +323,7 @@ fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
     leave(&mut world, 0);
     world.machines[0].is_dead = true;
     pass_alive(&mut world, 1, "t", 2 * SECOND);
-    // The history says that the first session has it.
+    // The history names the first session.
     world.attach(1, stream("default", "t", &[&task]));
     pass_alive(&mut world, 1, "t", 3 * SECOND);
     assert_eq!(world.snapshot(1, execution).live[0].session.as_deref(), Some("t"));
@@ -339,7 +339,7 @@ fn what_becomes_due_just_after_another_node_has_become_the_owner_goes_to_one_wor
     let failed = submit(Command::FailTask { task: task.clone(), error, worker: String::new() });
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
     world.put(0, Input::Credit { worker: first, tasks: 1 });
-    // The next attempt has a second to go, and the owner hears nothing of this.
+    // The next attempt is not due for a second, and the owner does not learn about this.
     cancel(&mut world, 1, &task);
     let second = world.attach(1, stream("default", "t", &[]));
     for _ in 0..8 {
@@ -373,7 +373,7 @@ fn what_a_worker_without_a_session_has_stays_with_it_when_its_execution_comes_ba
 fn an_execution_that_ended_elsewhere_and_that_retention_took_does_not_come_back() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
-    // The owner does not hear that another node takes over.
+    // The owner does not learn that another node takes over.
     world.machines[0].hold_back = &["heads"];
     let command = Command::TerminateExecution { reason: String::new(), unstarted: Vec::new() };
     let ended = world.ask(1, |reply| Input::Submit { execution, command, request: None, reply });
@@ -405,7 +405,7 @@ fn what_is_delivered_at_most_once_and_never_left_is_on_record_with_the_worker_th
     let task = world.handed(0, worker).remove(0);
     let state = world.snapshot(0, execution).state;
     assert_eq!(state.started(&task).map(|started| &*started.session), Some("t"));
-    // After a loss of its owner, that worker goes on with it and no other.
+    // After its owner is gone, that worker keeps the task and no other worker gets it.
     leave(&mut world, 0);
     let other = world.attach(1, stream("default", "s", &[]));
     world.attach(1, Offer { credit: 0, ..stream("default", "t", &[&task]) });
@@ -444,15 +444,15 @@ fn what_a_worker_without_a_session_has_just_got_stays_with_it_when_another_node_
     // Its start is not on record yet.
     cancel(&mut world, 1, &task);
     let other = world.attach(1, stream("default", "t", &[]));
-    // Shorter than the grace of the cancelled run.
+    // Shorter than the grace period of the cancelled run.
     pass_alive(&mut world, 1, "t", Options::default().reconnect_grace + 3 * SECOND);
     assert_eq!(world.handed(1, other), [], "its time is not up");
     let state = world.snapshot(0, task.execution).state;
     assert!(state.open_attempts().any(|open| state.task_id(&open) == task), "{state:?}");
 }
 
-/// A worker without a session has got a task, and the node has lost its lease before anything of that was on
-/// record. Nothing has been read in the new life.
+/// A worker without a session has got a task, and the node has lost its lease before the start was recorded.
+/// The new life has not read anything yet.
 fn forgotten() -> (World, TaskId, Timestamp) {
     let mut world = World::new(1);
     world.start(0, "default");
@@ -465,7 +465,7 @@ fn forgotten() -> (World, TaskId, Timestamp) {
     (world, task, handed_at)
 }
 
-/// What a second worker gets once executions are read again.
+/// The tasks that a second worker gets once executions are read again.
 fn goes_on(mut world: World) -> Vec<TaskId> {
     world.machines[0].hold_back = &[];
     let late = std::mem::take(&mut world.machines[0].late);
@@ -494,12 +494,12 @@ fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
     let execution = world.start(0, "default");
     let worker = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, worker).remove(0);
-    // It is written, and the answer is long in coming.
+    // The transition is written, but the answer is delayed.
     world.machines[0].hold_back = &["commit"];
     let error = TaskError::new("user.transient", "once more");
     let failed = Command::FailTask { task: task.clone(), error, worker: String::new() };
     assert!(world.ask(0, submit(failed)).is_none());
-    // Another node goes on from there, and is gone before it says so.
+    // Another node continues from there, and dies before this node learns of it.
     cancel(&mut world, 1, &task);
     leave(&mut world, 1);
     world.machines[1].is_dead = true;
@@ -518,7 +518,7 @@ fn a_node_that_no_worker_can_reach_any_more_gives_nobody_up() {
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     assert_eq!(world.handed(0, holder).len(), 1);
-    // What the other node has is adopted, and then the doors close here as well.
+    // The node adopts the other node's execution, and then it stops accepting connections.
     leave(&mut world, 0);
     world.machines.remove(0);
     world.pass(2 * SECOND);

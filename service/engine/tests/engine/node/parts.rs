@@ -1,4 +1,4 @@
-//! A batch that is too much for the store is settled in parts.
+//! A batch that is too large for the store is settled in parts.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::fixture::world::{World, ready, stream};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Starts that are decided in one batch, which the store has not been given yet.
+/// Starts that are decided in one batch, which has not been sent to the store yet.
 fn gathered(world: &mut World, count: usize) -> Vec<ExecutionId> {
     world.machines[0].hold_back = &["commit"];
     let first = world.start_later(0, "default");
@@ -58,7 +58,7 @@ fn a_batch_that_is_too_much_for_the_store_is_settled_in_order_in_parts() {
         assert_eq!(settled[..40], ids[1..], "each is settled once, in order");
         let largest = batches.iter().skip(1).map(|batch| batch.transitions.len()).max();
         assert_eq!(largest, Some(20), "a success does not bring the whole batch back");
-        // With their ids: what an earlier try wrote is found, not lost.
+        // They are sent with the same transition ids, so a row that an earlier try wrote is recognised and not lost.
         let histories = ready(world.store.load(NodeId(0), &ids[1..])).expect("the model loads");
         assert_eq!(histories.len(), 40);
         for history in histories {
@@ -73,7 +73,7 @@ fn a_batch_that_is_too_much_for_the_store_is_settled_in_order_in_parts() {
     }
 }
 
-/// Without the last transition, which may go beyond the limit.
+/// The size without the last transition, which may exceed the limit.
 fn bytes_before_the_last(batch: &Batch) -> usize {
     let written = |transition: &Transition| {
         let events = transition.feed.iter().map(|event| event.data.len()).sum::<usize>();
@@ -133,13 +133,13 @@ fn starts_with_keys_are_cut_by_bytes() {
     assert!(calls.len() < 20, "not one start a call either: {}", calls.len());
 }
 
-/// How many events each of these transitions has.
+/// The number of events in each of these transitions.
 fn events_of<'a>(transitions: impl Iterator<Item = &'a Transition>) -> Vec<usize> {
     let decoded = transitions.map(|one| decode_transition(one.format, &one.data));
     decoded.map(|data| data.expect("it is readable").events.len()).collect()
 }
 
-/// Whether the last transition reached the limit, and none was decided after it.
+/// Whether the last transition reached the limit and no transition was decided after it.
 fn is_cut_at(max: usize, events: &[usize]) -> bool {
     let (last, before) = events.split_last().expect("no batch is empty");
     before.iter().sum::<usize>() < max && before.iter().sum::<usize>() + last >= max

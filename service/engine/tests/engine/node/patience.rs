@@ -1,4 +1,4 @@
-//! Callers of a node whose store takes nothing.
+//! Callers of a node whose store does not respond.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_thei
         |id| Command::CompleteTask { task: of(id), output: Payload::null(), worker: String::new() };
     let cancel = Command::CancelExecution { reason: "enough".into() };
     world.put(0, submit(ending, cancel, 1_001));
-    // Nobody decides about these two before it is known what has become of the other changes.
+    // The node decides nothing about these two before the outcome of the other changes is known.
     world.put(0, submit(ending, complete(ending), 1_002));
     world.put(0, submit(under_way, Command::CancelExecution { reason: "no".into() }, 1_003));
     let before = world.machines[0].replies.len();
@@ -60,7 +60,7 @@ fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_thei
         assert!(matches!(refused, Refusal::Unavailable(_)), "{refused:?}");
     }
 
-    // The store is back: what was under way is done, what was refused is not.
+    // The store responds again: the changes that were under way have taken effect, the refused ones have not.
     world.machines[0].hold_back = &[];
     for answer in std::mem::take(&mut world.machines[0].late) {
         world.put(0, answer);
@@ -72,7 +72,7 @@ fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_thei
     assert_eq!(lengths, [1, 1]);
     assert!(world.snapshot(0, ending).state.is_stopping());
     assert!(!world.snapshot(0, under_way).state.is_stopping());
-    // The result is sent again, and taken.
+    // The worker sends the result again, and it is accepted.
     world.put(0, submit(ending, complete(ending), 1_004));
     let taken = world.machines[0].replies.remove(&1_004).expect("at once");
     taken.expect("the attempt is still open");
@@ -127,7 +127,7 @@ fn readers_wait_for_the_transition_under_way_but_not_for_ever() {
     let command = Command::CancelExecution { reason: "enough".into() };
     world.put(0, Input::Submit { execution, command, request: None, reply: 1_000 });
     world.put(0, Input::Get { execution, reply: 1_001 });
-    // What is committed is enough for this one.
+    // The committed state is enough to answer this one.
     let answer = world.ask(0, beat);
     assert!(
         matches!(answer, Some(Ok(Answer::Beat { cancel_requested: false }))),

@@ -1,4 +1,4 @@
-//! A quarantine on its way to the store: what a node does when the way is rough.
+//! What a node does when the commit of a quarantine fails or stays unknown.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn cancel(world: &mut World, execution: ExecutionId, reply: Reply) {
     world.put(0, Input::Submit { execution, command, request: None, reply });
 }
 
-/// Who has been refused since a test looked last, because of a quarantine.
+/// The callers that have been refused because of a quarantine since the last look.
 fn refused(world: &mut World) -> Vec<Reply> {
     let answers = std::mem::take(&mut world.machines[0].replies);
     for answer in answers.values() {
@@ -36,7 +36,7 @@ fn refused(world: &mut World) -> Vec<Reply> {
     answers.into_keys().collect()
 }
 
-/// The commits of a quarantine, and the events on the feed.
+/// The number of commits with a quarantine, and of events on the feed.
 fn written(world: &World) -> (usize, usize) {
     let batches = world.machines[0].batches.iter();
     (batches.filter(|batch| !batch.quarantined.is_empty()).count(), world.fed())
@@ -48,7 +48,7 @@ fn nobody_is_refused_before_the_quarantine_is_durable() {
     let id = world.start(0, "default");
     world.machines[0].rough = Some(Rough::Unknown);
     cancel(&mut world, id, 101);
-    // It is written, but the node does not know. Who comes now waits as well.
+    // It is written, but the node does not know. Callers that ask now wait as well.
     cancel(&mut world, id, 102);
     world.put(0, Input::Get { execution: id, reply: 103 });
     assert!(world.machines[0].replies.is_empty(), "{:?}", world.machines[0].replies);
@@ -57,7 +57,7 @@ fn nobody_is_refused_before_the_quarantine_is_durable() {
     world.pass(SECOND);
     assert_eq!(refused(&mut world), [101, 102, 103]);
     assert_eq!(written(&world), (2, 1), "sent again, and written once");
-    // Nothing of it is left in memory; who asks reads the store.
+    // Nothing about it is left in memory. Later callers cause it to be read from the store.
     assert_eq!(world.machines[0].node.belief(id), "nothing");
     world.put(0, Input::Get { execution: id, reply: 104 });
     assert_eq!(refused(&mut world), [104]);
@@ -93,7 +93,7 @@ fn a_result_that_the_store_refuses_spares_what_was_decided_with_it() {
         let command = Command::CompleteTask { task, output, worker: "w".into() };
         Input::Submit { execution: id, command, request: None, reply }
     };
-    // The timeout strikes, and two results come, before anything is decided.
+    // The timeout expires and two results arrive before anything is decided.
     world.go_on(SECOND / 5);
     let now = world.at(0);
     world.machines[0].node.tick(now);

@@ -10,7 +10,7 @@ use recoup_engine::node::io::{Input, WorkerKey};
 use crate::fixture::definition::{order_of, retried};
 use crate::fixture::world::{World, stream};
 
-/// Two nodes, and an execution with many steps that the first one owns and has a worker for.
+/// Two nodes, and an execution with many steps that the first node owns and has a worker for.
 fn two_nodes() -> (World, WorkerKey) {
     let steps = (0..150).map(|n| retried(&format!("s{n}"), Duration::from_secs(1)));
     let mut world = World::with_order(2, &order_of(steps.collect()));
@@ -18,13 +18,13 @@ fn two_nodes() -> (World, WorkerKey) {
     (world, worker)
 }
 
-/// The second node keeps an execution in memory whose end a caller waits for there.
+/// Makes the second node keep an execution in memory, because a caller waits there for its end.
 fn watch(world: &mut World, execution: ExecutionId) {
     let until = world.now() + Duration::from_secs(3600);
     world.put(1, Input::Await { execution, until, reply: 1_000 });
 }
 
-/// Completes so many steps, one transition each.
+/// Completes this many steps, with one transition each.
 fn complete(world: &mut World, worker: WorkerKey, steps: usize) {
     for _ in 0..steps {
         let task = world.handed(0, worker).pop().expect("a step is under way");
@@ -62,7 +62,7 @@ fn a_node_that_has_missed_much_reads_the_whole_execution() {
     assert_eq!(world.snapshot(1, id).state, world.snapshot(0, id).state);
 }
 
-/// What is wrong with a history is told from all of it.
+/// To find out what is wrong with a history, the node reads all of it.
 #[test]
 fn what_does_not_follow_from_what_is_known_is_read_as_a_whole() {
     let (mut world, worker) = two_nodes();

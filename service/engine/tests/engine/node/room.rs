@@ -1,4 +1,4 @@
-//! What is in memory is bounded by bytes as well as by count.
+//! Memory is limited by bytes as well as by the number of executions.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn starts_are_refused_when_the_executions_in_memory_take_too_many_bytes() {
     };
     assert!(matches!(refused, Refusal::Overloaded { .. }), "{refused:?}");
     assert!((1..=4).contains(&started), "{started} of a mebibyte each");
-    // What has ended has left, and with it its bytes.
+    // Executions that have ended leave memory, and their bytes are free again.
     for task in world.handed(0, worker) {
         let (execution, output) = (task.execution, Payload::null());
         let command = Command::CompleteTask { task, output, worker: String::new() };

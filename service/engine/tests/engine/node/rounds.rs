@@ -1,4 +1,4 @@
-//! What a node does again and again: once at a time, about what needs it.
+//! The node's repeated calls: each is made once at a time, and only about what needs it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::fixture::world::{World, poll, stream};
 const SECOND: Duration = Duration::from_secs(1);
 const ROUNDS: &[&str] = &["renew", "adopt", "heads", "due", "publish", "claim"];
 
-/// How often a machine calls the store in some time.
+/// How often a machine makes each call to the store within some time.
 fn calls(world: &mut World, time: Duration) -> Vec<(&'static str, usize)> {
     world.machines[0].calls.clear();
     world.pass(time);
@@ -24,7 +24,8 @@ fn calls(world: &mut World, time: Duration) -> Vec<(&'static str, usize)> {
 fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
-    // Handed to a poll without a session, the attempt is one to ask about; and a worker waits for more.
+    // The attempt was handed to a poll without a session, so the store is asked about it. A worker waits for
+    // more tasks.
     let worker = world.attach(0, poll("default", "", None));
     assert_eq!(world.handed(0, worker).len(), 1);
     world.attach(0, poll("default", "s", Some(&[])));
@@ -41,7 +42,7 @@ fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
     world.put(0, Input::Renewed(before, Err(Error::LeaseLost)));
     let after = world.machines[0].node.node_id().expect("it lives again");
     assert_ne!(before, after);
-    // Out of step with what this life does: two rounds that meet would be one.
+    // Out of step with the rounds of this life, because two rounds that meet would count as one.
     world.pass(Duration::from_millis(1_070));
     for input in late {
         world.put(0, input);
@@ -89,14 +90,14 @@ fn what_an_earlier_life_has_read_is_read_again() {
     for input in late {
         world.put(0, input);
     }
-    // What this life writes must stand behind what it has read, so it reads for itself.
+    // This life's writes must be ordered after its own reads, so it reads for itself.
     assert_eq!(loads(&world), before + 1);
 }
 
 #[test]
 fn a_round_of_heads_goes_by_what_is_in_doubt() {
     let mut world = World::new(2);
-    // A worker of the other node would take them all, and is gone before that node has claimed any.
+    // The other node has a worker with credit for all of them, which is gone before that node claims any.
     let mut offer = stream("default", "gone", &[]);
     offer.credit = 1_000;
     let gone = world.attach(1, offer);
@@ -109,7 +110,7 @@ fn a_round_of_heads_goes_by_what_is_in_doubt() {
     world.pass(SECOND);
     let node = &world.machines[0].node;
     assert_eq!((node.cached().count(), node.in_doubt()), (300, 300), "all are in the overflow");
-    // A worker of this node takes them back, one is handed out: by a stream, which stays.
+    // A worker of this node takes them back, and one is handed out. It uses a stream, which stays attached.
     let mut offer = stream("default", "s", &[]);
     offer.credit = 1_000;
     world.attach(0, offer);
@@ -118,10 +119,10 @@ fn a_round_of_heads_goes_by_what_is_in_doubt() {
     world.pass(SECOND);
     let node = &world.machines[0].node;
     assert_eq!((node.cached().count(), node.in_doubt()), (300, 0));
-    // What its worker has is asked about a few times within the grace, not in each round.
+    // The store is asked about attempts of its worker a few times within the grace period, not in each round.
     let asked = world.machines[0].heads.iter().map(Vec::len).sum::<usize>();
     assert!((150..=400).contains(&asked), "{asked}");
-    // Somebody asks the other node about one of them.
+    // A caller asks the other node about one of them.
     let (execution, _) = world.machines[0].node.cached().next().expect("there are 300");
     let until = world.now() + 60 * SECOND;
     world.put(1, Input::Await { execution, until, reply: 1 });
@@ -167,7 +168,7 @@ fn more_executions_than_one_question_holds_are_asked_about_in_turn() {
     assert_eq!(asked, ids);
 }
 
-/// A claim that was asked for in a life that is over is worked on all the same.
+/// The answer to a claim that an earlier life asked for is used all the same.
 #[test]
 fn what_an_earlier_life_has_claimed_is_handed_out() {
     let mut world = World::new(2);

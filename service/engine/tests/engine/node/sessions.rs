@@ -1,4 +1,4 @@
-//! Who holds what: polls and streams of sessions, what they list, what they give back, when they end.
+//! Which session holds which task: what polls and streams list and give back, and when sessions end.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::fixture::world::{World, poll, ready, session, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// One execution, its task handed to a poll of session `s`.
+/// Starts one execution and hands its task to a poll of session `s`.
 fn handed_to_a_poll(world: &mut World) -> TaskId {
     world.start(0, "default");
     let worker = world.attach(0, poll("default", "s", None));
@@ -32,7 +32,7 @@ fn release(world: &mut World, machine: usize, task: &TaskId, session: &str) {
 fn what_a_poll_does_not_list_is_handed_out_again_at_once_and_uncounted() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
-    // No time has passed, and the list is empty: both speak for themselves.
+    // No time has passed: the empty list alone is enough.
     let worker = world.attach(0, poll("default", "s", Some(&[])));
     assert_eq!(world.handed(0, worker), [task]);
 }
@@ -87,7 +87,7 @@ fn who_says_what_a_session_holds_ends_its_other_polls() {
     world.start(0, "default");
     assert_eq!(world.handed(0, first), [], "nobody may be there to read it");
     assert_eq!(world.handed(0, second).len(), 1);
-    // A stream is no other.
+    // A second stream of the session supersedes the first.
     let third = world.attach(0, stream("default", "s", &[]));
     let fourth = world.attach(0, stream("default", "s", &[]));
     let told = world.told(0, third);
@@ -105,13 +105,13 @@ fn a_poll_is_life_for_as_long_as_it_waits_and_at_its_end() {
     world.put(0, Input::Detach { worker });
     world.pass(Duration::from_millis(2_900));
     assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
-    // Its time to live, and the time to ask whether its worker has turned to another node.
+    // The time to live, plus the time to ask whether the worker has connected to another node.
     world.pass(Duration::from_millis(600));
     assert_eq!(world.snapshot(0, task.execution).live, []);
     assert_eq!(lost(&world), [("default".to_owned(), "s".to_owned())]);
 }
 
-/// Namespaces and sessions of the events that tell of lost sessions.
+/// The namespaces and sessions of the events about lost sessions.
 fn lost(world: &World) -> Vec<(String, String)> {
     let events = world.store.events().into_iter().map(|event| event.row);
     let lost = events.filter(|row| row.kind == FailureKind::WorkerLost && row.execution.is_none());
@@ -202,7 +202,7 @@ fn a_released_task_goes_to_another_once_and_uncounted() {
     assert_eq!(world.handed(0, other), [], "only who has it can give it back");
     release(&mut world, 0, &task, "s");
     assert_eq!(world.handed(0, other), std::slice::from_ref(&task));
-    // The same call again, late.
+    // The same call arrives again, late.
     release(&mut world, 0, &task, "s");
     let third = world.attach(0, stream("default", "u", &[]));
     assert_eq!(world.handed(0, third), []);
@@ -224,7 +224,7 @@ fn a_worker_without_a_session_gives_back_by_the_token_alone() {
     assert_eq!(answer.expect("at once").err(), Some(closed));
 }
 
-/// The second node stops, brings what it has to its end, gives its lease back and is gone.
+/// The second node stops: it finishes its work, gives its lease back and is gone.
 fn stop_politely(world: &mut World) {
     let node = world.machines[1].node.node_id().expect("it lives");
     world.machines[1].node.stop();
@@ -255,7 +255,7 @@ fn what_nobody_has_at_a_stop_goes_out_again_where_its_last_worker_was_known() {
     let execution = world.start(1, "default");
     let bare = world.attach(1, poll("default", "", None));
     let task = world.handed(1, bare).remove(0);
-    // Its start goes on record, and a caller who waits has another node read it.
+    // Its start goes on record, and another node reads it because a caller waits there.
     world.pass(2 * SECOND);
     let until = world.now() + 60 * SECOND;
     world.put(0, Input::Await { execution, until, reply: 1000 });
@@ -327,7 +327,7 @@ fn a_hand_over_that_never_left_is_made_again_and_a_later_one_stays() {
     world.pass(Duration::from_millis(1));
     let worker = world.attach(0, poll("default", "t", None));
     assert_eq!(world.handed(0, worker), std::slice::from_ref(&task));
-    // Said again of the first hand-over, it is nothing to the second.
+    // A repeated message about the first hand-over does not affect the second.
     world.put(0, Input::Undelivered { task: task.clone(), handed_at });
     let other = world.attach(0, poll("default", "u", None));
     assert_eq!(world.handed(0, other), []);
@@ -346,11 +346,11 @@ fn the_last_that_a_heartbeat_said_is_kept_for_its_hand_over() {
         let live = world.snapshot(0, task.execution).live;
         assert_eq!(live[0].details, kept.map(Payload::json));
     }
-    // A list of what is held is no heartbeat.
+    // Listing a task is not a heartbeat.
     world.attach(0, poll("default", "s", Some(&[&task])));
     let live = world.snapshot(0, task.execution).live;
     assert_eq!(live[0].details, Some(Payload::json("20")));
-    // Whoever has it next says what he does himself.
+    // The next worker has not reported any details yet.
     let worker = world.attach(0, poll("default", "s", Some(&[])));
     assert_eq!(world.handed(0, worker), std::slice::from_ref(&task));
     assert_eq!(world.snapshot(0, task.execution).live[0].details, None);
@@ -376,7 +376,7 @@ fn a_result_that_the_store_refuses_leaves_its_attempt_to_its_clocks() {
 fn a_session_whose_worker_has_just_turned_to_another_node_is_not_lost() {
     let mut world = World::new(2);
     let task = handed_to_a_poll(&mut world);
-    // Long enough for the other node's word of it to be the last thing before the session ends here.
+    // Long enough that the other node takes the task over just before the session ends here.
     world.pass(Duration::from_millis(2_950));
     world.machines[0].hold_back = &["heads"];
     world.attach(1, poll("default", "s", Some(&[&task])));

@@ -1,4 +1,4 @@
-//! Executions that wait for longer than memory keeps them.
+//! Executions that wait longer than they are kept in memory.
 
 use std::time::Duration;
 
@@ -48,8 +48,8 @@ fn in_memory(world: &World, machine: usize) -> usize {
     world.machines[machine].node.cached().count()
 }
 
-/// Without a worker, an attempt that is due goes into a queue: nothing is written, and the reminder of
-/// its execution stays as it was.
+/// Without a worker, an attempt that becomes due goes into a queue. Nothing is written then, so the reminder
+/// of its execution would stay as it was.
 #[test]
 fn sleepers_whose_time_writes_nothing_do_not_keep_others_asleep() {
     let mut world = World::with(1, sleeping_after(SECOND / 2));
@@ -57,7 +57,7 @@ fn sleepers_whose_time_writes_nothing_do_not_keep_others_asleep() {
     assert_eq!(in_memory(&world, 0), 0, "all of them sleep");
     world.pass(10 * SECOND);
     assert_eq!(in_memory(&world, 0), 2_100, "all of them are awake");
-    // They are here now: the store is told, and does not remind this node of them again.
+    // They are in memory now. The store has been updated, and does not remind this node of them again.
     let node = world.machines[0].node.node_id().expect("it lives");
     let due = ready(world.store.due(node, world.now() + 60 * SECOND, None, 10));
     assert_eq!(due.expect("the model answers"), []);
@@ -97,7 +97,7 @@ fn sleepers_leave_memory_after_they_were_adopted_or_read() {
     assert_eq!(attempts, 50, "all of them woke, no more at a time than there is room for");
 }
 
-/// The last owner kept them in memory, and so had nobody remind it of them.
+/// The last owner kept them in memory, so the store has no reminder for them.
 #[test]
 fn an_adopted_execution_without_a_reminder_gets_one() {
     let mut world = World::with(1, sleeping_after(60 * SECOND));
