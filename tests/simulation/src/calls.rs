@@ -1,5 +1,5 @@
-//! The store's side of what nodes call: when a call takes effect, what answer it gets, and what can
-//! go wrong between.
+//! The store's side of the nodes' calls: when a call takes effect, how it is answered, and what can go wrong
+//! in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use crate::world::{Event, World};
 
 pub type CallId = u64;
 
-/// A call of the store under way.
+/// A call to the store that is under way.
 pub struct Call {
     machine: usize,
     life: u64,
     site: Site,
-    /// On the machine's own clock.
+    /// When the call was made, on the machine's own clock.
     asked: Duration,
     progress: Progress,
 }
@@ -36,20 +36,20 @@ enum Progress {
     Leaving(NodeId),
     /// A transaction is open.
     Open(PendingCommit, Reported),
-    /// Nobody waits for the answer to some calls but the driver.
+    /// `None` for the calls whose answer concerns only the driver.
     Answered(Option<Input<ReplyId>>),
     Taken,
 }
 
-/// What the node is told about a commit that took effect.
+/// The answer that the node gets for a commit that took effect.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reported {
     Truth,
     Unknown,
 }
 
-/// A commit whose node has been told that its outcome is unknown, and that is still to land. Whatever
-/// the same life of the node commits next waits for it.
+/// A commit whose node was told that the outcome is unknown, and that has not taken effect yet. The next
+/// commit of the same life waits for it.
 pub struct Late {
     node: NodeId,
     what: LateWork,
@@ -64,13 +64,13 @@ enum LateWork {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Unavailable,
-    /// Done, and the answer is lost.
+    /// It took effect, and the answer is lost.
     UnknownDone,
-    /// Not done.
+    /// It did not take effect.
     UnknownNotDone,
-    /// Not done yet.
+    /// It takes effect later.
     UnknownLate,
-    /// Begun, and not finished yet.
+    /// It has begun, and finishes later.
     UnknownOpen,
 }
 
@@ -123,7 +123,7 @@ impl World<'_> {
         Some(kind)
     }
 
-    /// A call has reached the store.
+    /// A call reaches the store.
     pub fn effect(&mut self, id: CallId) {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
@@ -132,7 +132,7 @@ impl World<'_> {
         let progress = std::mem::replace(&mut call.progress, Progress::Taken);
         let orphan = !self.machines[machine].is_up(life);
         if orphan && self.random.below(2) == 0 {
-            // It died with its sender.
+            // The call is lost with the process that made it.
             self.calls.remove(&id);
             return;
         }
@@ -140,7 +140,7 @@ impl World<'_> {
         let output = match progress {
             Progress::Asked(output) => output,
             Progress::Leaving(node) => {
-                // Whether or not it can be given back, the process ends.
+                // Whether or not the lease can be given back, the process ends.
                 if fault.is_none() {
                     drop(ready(self.store.leave(node)));
                     self.note(format_args!("{node:?} leaves"));
@@ -284,7 +284,7 @@ impl World<'_> {
         self.after(open, Event::Finish(id));
     }
 
-    /// A transaction ends.
+    /// An open transaction ends.
     pub fn finish(&mut self, id: CallId) {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
@@ -393,7 +393,7 @@ impl World<'_> {
         }
     }
 
-    /// One life of a node commits one after the other.
+    /// Lets all late commits of one life take effect, because a life commits one batch after the other.
     fn land_all_of(&mut self, node: NodeId) {
         let of = self.late.iter().filter(|(_, late)| late.node == node).map(|(id, _)| *id);
         for id in of.collect::<Vec<_>>() {
@@ -430,7 +430,7 @@ impl World<'_> {
         }
         match input {
             Some(input) => self.put_answer(machine, input, site, asked),
-            // It concerns the driver alone.
+            // The answer concerns only the driver.
             None if self.crash_point(machine, site, Moment::AfterAnswer) => {}
             None if site == Site::Leave => self.left(machine),
             None => {}
@@ -438,7 +438,7 @@ impl World<'_> {
     }
 }
 
-/// The answer to a call that did not get through; nobody waits for that of some.
+/// The answer to a call that failed. `None` for calls whose answer nothing waits for.
 fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<ReplyId>> {
     Some(match output {
         Output::Join => Input::Joined(Err(error())),
@@ -472,7 +472,7 @@ fn named(task: &TaskId) -> String {
     task_name(task.execution, &task.path, task.attempt)
 }
 
-/// Enough of an id to tell it from others in a trace.
+/// The last digits of an id, enough to recognise it in a trace.
 pub fn short(id: &ExecutionId) -> String {
     let text = id.to_string();
     text[text.len() - 6..].to_owned()

@@ -1,4 +1,4 @@
-//! The workflows that run: between them they use all that a definition can say so far.
+//! The workflows that run. Between them they use everything that a definition can contain so far.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub fn queue(name: &str) -> QueueName {
 pub struct Catalog {
     definitions: Vec<Workflow>,
     pub plans: Vec<Arc<Plan>>,
-    /// What nodes find versions by when they load executions.
+    /// The cache in which nodes look up versions when they load executions.
     pub cache: recoup_engine::load::Plans,
 }
 
@@ -55,7 +55,7 @@ impl Catalog {
         }
     }
 
-    /// Every task type, compensations' included, in the order of their names.
+    /// Every task type, including those of compensations, sorted by name.
     pub fn task_types(&self) -> Vec<String> {
         let blocks =
             self.definitions.iter().flat_map(|own| own.steps.0.iter().chain(&own.finally.0));

@@ -1,7 +1,7 @@
-//! What must hold, and the books that say whether it does.
+//! The invariants, and the records by which they are checked.
 //!
-//! [`Ledger`] keeps a fold of every history of its own, row by row as rows are committed; whatever a
-//! node says is compared with it at once. [`end`] looks at whole histories when all is over.
+//! [`Ledger`] folds every history on its own, row by row as rows are committed. Every answer of a node is
+//! compared with it at once. [`end`] checks whole histories when the run is over.
 
 mod answers;
 mod end;
@@ -29,10 +29,10 @@ use crate::machines::{Asker, ReplyId};
 use crate::wait::ready;
 use crate::world::World;
 
-/// No life of a node has this id: who reads as it leaves no trace in the store.
+/// No life of a node has this id, so a reader that uses it leaves no trace in the store.
 pub const NOBODY: NodeId = NodeId(-1);
 
-/// One row of a history, and the state that it made.
+/// One row of a history, and the state after it.
 pub struct Row {
     pub state: Execution,
     pub events: Vec<Event>,
@@ -42,20 +42,20 @@ pub struct Row {
 pub struct Ledger {
     pub askers: BTreeMap<ReplyId, Asker>,
     pub sessions: sessions::Sessions,
-    /// What a life of a node has read or written.
+    /// The executions that each life of a node has read or written.
     pub read_in_life: BTreeSet<(NodeId, ExecutionId)>,
     pub histories: BTreeMap<ExecutionId, Vec<Row>>,
-    /// Executions whose start somebody was told of.
+    /// Executions of whose start a caller was informed.
     pub known: BTreeSet<ExecutionId>,
-    /// What request ids of starts have started.
+    /// The execution that each request id of a start has started.
     pub started: BTreeMap<String, ExecutionId>,
     pub completed: BTreeMap<(ExecutionId, u32, StepPath), (u32, Payload)>,
     pub handed_once: BTreeMap<TaskId, u32>,
-    /// By workers, on their side of the network.
+    /// The receipts of tasks by workers, on the workers' side of the network.
     pub received: BTreeMap<TaskId, Vec<received::Receipt>>,
-    /// Ops whose request id another body had used up.
+    /// Ops that were refused because another request body had used their request id.
     pub refused_ops: BTreeSet<OpId>,
-    /// Ids of the events that say so.
+    /// The ids of the events about lost sessions.
     pub sessions_lost: BTreeSet<String>,
 }
 
@@ -68,7 +68,7 @@ impl Ledger {
         self.histories.get(&id).into_iter().flatten().flat_map(|row| &row.events)
     }
 
-    /// The events of a row in a few words.
+    /// A short description of the events of a row.
     pub fn described(&self, id: ExecutionId, sequence: u64) -> String {
         let index = usize::try_from(sequence).unwrap_or(0).wrapping_sub(1);
         let row = self.histories.get(&id).and_then(|rows| rows.get(index));
@@ -104,18 +104,18 @@ pub fn describe(event: &Event) -> String {
     }
 }
 
-/// Whether a lost worker is what ended the attempt, be it as the cause of another error.
+/// Whether a lost worker ended the attempt, directly or as the cause of another error.
 fn is_worker_lost(error: &TaskError) -> bool {
     error.error_type == builtin::WORKER_LOST || error.cause.as_deref().is_some_and(is_worker_lost)
 }
 
-/// The type of the error that all others were caused by.
+/// The error type at the end of the chain of causes.
 fn root_cause(error: &TaskError) -> &str {
     error.cause.as_deref().map_or(error.error_type.as_str(), root_cause)
 }
 
 impl World<'_> {
-    /// Follows a history as far as it has got.
+    /// Folds the rows that have been added to a history.
     pub fn advance_mirror(&mut self, node: NodeId, id: ExecutionId) {
         let histories = ready(self.store.load(NOBODY, &[id])).unwrap_or_default();
         let Some(history) = histories.into_iter().next() else {
@@ -166,7 +166,7 @@ impl World<'_> {
         self.catalog.plan(state.workflow.as_str())
     }
 
-    /// A key has one holder that runs.
+    /// Checks that at most one running execution holds a key.
     pub fn check_key(&mut self, key: &str) {
         let filter = ListFilter { key_prefix: Some(key.to_owned()), ..ListFilter::default() };
         let listed = ready(self.store.list(&filter, None, 1000)).unwrap_or_default();
@@ -182,7 +182,7 @@ impl World<'_> {
         }
     }
 
-    /// What a node says is the state must be what the history folds to at that place.
+    /// Checks that a state that a node reported equals the fold of the history at its sequence.
     pub fn check_state(&mut self, machine: usize, state: &Execution) {
         let index = usize::try_from(state.sequence).unwrap_or(0).wrapping_sub(1);
         let row = self.ledger.histories.get(&state.id).and_then(|rows| rows.get(index));
@@ -197,7 +197,7 @@ impl World<'_> {
         }
     }
 
-    /// What a caller is told must be what the history says at that place.
+    /// Checks that the outcome that a caller is told equals the history at its sequence.
     pub fn check_outcome(&mut self, machine: usize, outcome: &Outcome) {
         let id = outcome.execution;
         if !self.check_recorded(machine, id, outcome.sequence) {
@@ -212,7 +212,7 @@ impl World<'_> {
         }
     }
 
-    /// Whether the history has got that far.
+    /// Checks that the history reaches this sequence.
     pub fn check_recorded(&mut self, machine: usize, id: ExecutionId, sequence: u64) -> bool {
         let rows = self.ledger.histories.get(&id).map_or(0, Vec::len);
         let is_there = usize::try_from(sequence).is_ok_and(|sequence| sequence <= rows);

@@ -1,5 +1,5 @@
-//! Clients: they start executions, wait, cancel, terminate, resolve parked compensations; when no
-//! answer comes they ask again, any node, with the same request id.
+//! Clients. They start executions, wait, cancel, terminate and resolve parked compensations. If they get no
+//! answer, they repeat the request with the same request id, to any node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub enum Wish {
         key: Option<String>,
         on_running: OnRunning,
         on_ended: OnEnded,
-        /// Wait for the end.
+        /// How long to wait for the end, if at all.
         wait: Option<Duration>,
     },
     Await(ExecutionId, Duration),
@@ -51,7 +51,7 @@ pub enum Wake {
     Ask(OpId),
     /// No answer has come.
     Again(OpId, u32),
-    /// The same once more, whatever has come of it.
+    /// The same request is sent once more, whatever the answer was.
     Repeat(OpId),
     Operator,
 }
@@ -62,7 +62,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// An op that still waits for its answer.
+    /// An op that is still waiting for its answer.
     pub fn waiting(&self) -> Option<String> {
         let waiting = self.ops.iter().find(|(_, op)| !op.done);
         waiting.map(|(id, op)| format!("op {id}: {op:?}"))
@@ -119,7 +119,7 @@ impl World<'_> {
         self.after(after, Event::Client(Wake::Ask(number)));
     }
 
-    /// Something else that a careless client asks under the same request id.
+    /// A different request that a careless client sends under the same request id.
     fn other_than(&mut self, wish: &Wish) -> Option<Wish> {
         Some(match wish.clone() {
             Wish::Start { workflow, key, on_running, on_ended, wait } => {
@@ -168,7 +168,7 @@ impl World<'_> {
         let tries = op.tries;
         let safe = op.request.is_some() || !matches!(op.wish, Wish::Start { .. });
         if (tries > 1 && !safe) || tries > TRIES_MAX {
-            // Asked again it might start a second one: who needs to know gives a request id.
+            // A repeated request might start a second execution. Clients that cannot accept that give a request id.
             op.done = true;
             return;
         }
@@ -191,7 +191,7 @@ impl World<'_> {
         self.after(after, Event::Client(Wake::Again(id, tries)));
     }
 
-    /// Sends something that may be lost or late.
+    /// Sends a request that may be lost or delayed.
     pub fn send(&mut self, machine: usize, life: Option<u64>, request: Request) {
         let lost = self.profile.lost;
         if self.random.permille(lost) {
@@ -209,7 +209,7 @@ impl World<'_> {
         Duration::from_micros(self.random.between(100, 5_000))
     }
 
-    /// What the API makes of a request: every copy of a start gets an id of its own.
+    /// Turns a request into an input, as the API does: every copy of a start gets an execution id of its own.
     pub fn client_input(&mut self, machine: usize, id: OpId) -> Option<Input<ReplyId>> {
         let op = self.clients.ops.get(&id)?.clone();
         let recorded = self.recorded(&op);
@@ -249,7 +249,7 @@ impl World<'_> {
         })
     }
 
-    /// A node has answered: what it says must be so, whether or not the answer arrives.
+    /// Checks the answer of a node, whether or not the answer will arrive.
     pub fn client_answered(
         &mut self,
         machine: usize,
@@ -302,7 +302,7 @@ impl World<'_> {
         }
     }
 
-    /// What clients do with an execution that they have started.
+    /// The further requests of clients about an execution that they have started.
     fn follow_up(&mut self, id: ExecutionId) {
         if self.stage != Stage::Faults {
             return;
@@ -331,7 +331,7 @@ impl World<'_> {
         }
     }
 
-    /// A person looks for parked compensations.
+    /// An operator looks for parked compensations.
     fn operate(&mut self) {
         let mut wishes = Vec::new();
         let histories = self.ledger.histories.iter();

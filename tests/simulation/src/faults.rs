@@ -1,4 +1,4 @@
-//! What goes wrong in a run: chosen by the seed at its beginning, and where nodes crash.
+//! The faults of a run, which the seed chooses at the beginning, and the places where nodes crash.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use recoup_engine::options::Mutant;
 
 use crate::random::Random;
 
-/// Defects that the simulation must find, each behind a switch for tests.
+/// Defects that the simulation must find. Each can be switched on by tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Defect {
     ReplyBeforeCommit,
@@ -63,7 +63,7 @@ impl std::str::FromStr for Defect {
     }
 }
 
-/// A call of the store: where a node waits, or its driver for it.
+/// A call to the store, during which a node or its driver waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Site {
     Join,
@@ -79,7 +79,7 @@ pub enum Site {
     Overflow,
     WithdrawOverflow,
     Leave,
-    /// Nothing is put into quarantine here, so nobody asks for this.
+    /// Never called here, because nothing is quarantined.
     ReleaseQuarantine,
 }
 
@@ -131,7 +131,7 @@ impl Moment {
     pub const ALL: [Self; 3] = [Self::BeforeEffect, Self::BeforeAnswer, Self::AfterAnswer];
 }
 
-/// How often a node crashed where.
+/// How many times a node crashed at each place.
 #[derive(Clone, Debug, Default)]
 pub struct CrashPoints(pub BTreeMap<(Site, Moment), u64>);
 
@@ -146,7 +146,7 @@ impl CrashPoints {
         self.0.get(&(site, moment)).copied().unwrap_or(0)
     }
 
-    /// Where no node has crashed.
+    /// The places at which no node has crashed.
     pub fn missing(&self) -> Vec<(Site, Moment)> {
         let all = Site::ALL.into_iter().flat_map(|site| Moment::ALL.map(|moment| (site, moment)));
         all.filter(|(site, moment)| self.at(*site, *moment) == 0).collect()
@@ -167,16 +167,16 @@ impl fmt::Display for CrashPoints {
     }
 }
 
-/// Somebody sets the database's clock, or it moves to a machine with another. It stays like that.
+/// The database's clock is set, or the database moves to a machine with a different clock. The difference stays.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockStep {
-    /// When, from the beginning of the run.
+    /// When, counted from the beginning of the run.
     pub after: Duration,
     pub micros: i64,
 }
 
 impl ClockStep {
-    /// None in most runs; else up to three, while faults last and both ways.
+    /// Draws the steps of a run: none in most runs, otherwise up to three in either direction, while faults last.
     pub fn draw(random: &mut Random, phase: Duration) -> Vec<Self> {
         let count = if random.below(4) == 0 { random.between(1, 3) } else { 0 };
         let steps = (0..count).map(|_| {
@@ -187,7 +187,7 @@ impl ClockStep {
                 _ => random.millis(600_000, 7_200_000),
             };
             let by = i64::try_from(by.as_micros()).unwrap_or(0);
-            // Back is what may stop everything.
+            // Steps back are chosen more often, because they are the ones that might stop everything.
             let micros = if random.below(3) > 0 { -by } else { by };
             Self { after, micros }
         });
@@ -195,39 +195,39 @@ impl ClockStep {
     }
 }
 
-/// The faults of one run. Chances are in a thousand.
+/// The faults of one run. The chances are per thousand.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// How long faults last.
     pub phase: Duration,
-    /// Crashes still to come: at a site, after so many passes of it.
+    /// The crashes that are still to come: at a site, after this many passes of it.
     pub crashes: Vec<(Site, Moment, u32)>,
     pub unavailable: u32,
     pub unknown: u32,
-    /// A commit stays open for long.
+    /// A commit stays open for a long time.
     pub slow_commit: u32,
     pub lost: u32,
     pub doubled: u32,
     pub late: u32,
-    /// A worker's connection breaks, for each message on it.
+    /// A worker's connection breaks; drawn for each message on it.
     pub broken: u32,
-    /// Between pauses of a node, in milliseconds; 0 is never.
+    /// The time between two pauses of a node, in milliseconds; 0 means never.
     pub pause_every: u64,
-    /// A pause is at most so long, in milliseconds.
+    /// The longest pause, in milliseconds.
     pub pause_max: u64,
-    /// The machine's clock pauses with it.
+    /// The machine's clock stands still during a pause.
     pub suspends: u32,
-    /// A clock gains or loses at most so much, in a million.
+    /// The most that a clock gains or loses, in parts per million.
     pub drift: u64,
-    /// What a lease says about database time is at most so wrong, in milliseconds.
+    /// The largest error in the database time that a lease reports, in milliseconds.
     pub misread: u64,
-    /// When somebody sets the database's clock.
+    /// When the database's clock is set.
     pub clock_steps: Vec<ClockStep>,
-    /// So often each server is told to stop.
+    /// How many times each server is asked to stop.
     pub stops: u64,
-    /// A worker is told to stop.
+    /// A worker is asked to stop.
     pub drains: u32,
-    /// Nothing happens but that servers and workers are told to stop.
+    /// The only disturbance is that servers and workers are asked to stop.
     pub polite: bool,
     pub starts: u64,
     pub stream_workers: usize,
@@ -246,14 +246,14 @@ impl Profile {
         };
         let crashes = (0..crashes).map(|_| {
             let site = match random.below(4) {
-                // Seldom waited at: it is chosen the more often.
+                // Nodes rarely wait at this site, so it is chosen more often.
                 0 => Site::WithdrawOverflow,
                 _ => *random.pick(&Site::ALL),
             };
             let moment = *random.pick(&Moment::ALL);
             let passes = match site {
                 Site::Commit | Site::Heads | Site::Publish | Site::Claim => random.between(1, 60),
-                // Rare: whoever waits for the second waits in vain.
+                // These sites are rare: a crash at the second pass might never come.
                 Site::WithdrawOverflow | Site::Leave => 1,
                 _ => random.between(1, 5),
             };
@@ -291,14 +291,14 @@ impl Profile {
         }
     }
 
-    /// Whether two machines may take one moment for two times.
+    /// Whether two machines may read different times at the same moment.
     pub fn is_skewed(&self) -> bool {
         let suspended = self.suspends > 0 && self.pause_every > 0;
         let set = !self.clock_steps.is_empty();
         self.drift > 0 || self.misread > 0 || self.late > 0 || suspended || set
     }
 
-    /// After the faults: whatever still happens happens well.
+    /// Ends the faults: from now on every call and message succeeds.
     pub fn heal(&mut self) {
         let starts = self.starts;
         *self = Self {
@@ -327,7 +327,7 @@ impl Profile {
     }
 }
 
-/// Clocks of a node, shorter than they are in earnest so that a run meets all of them.
+/// The intervals of a node, shorter than in production so that a run reaches all of them.
 fn node_options(random: &mut Random, defect: Option<Defect>) -> Options {
     Options {
         lease_ttl: random.millis(1_500, 4_000),
@@ -347,11 +347,11 @@ fn node_options(random: &mut Random, defect: Option<Defect>) -> Options {
     }
 }
 
-/// The options of nodes that share a store, within what [`Options`] asks for.
+/// The options of nodes that share a store, within the limits that [`Options`] requires.
 pub fn options_of_nodes(random: &mut Random, defect: Option<Defect>) -> [Options; 2] {
     let mut all = [(); 2].map(|()| node_options(random, defect));
-    // A node may learn from this write that it has lost an execution, and must do so within the grace
-    // of the node that has it now.
+    // A node may learn only from this write that it has lost an execution, and must learn it within the grace
+    // period of the node that owns it now.
     let grace = all.iter().map(|options| options.reconnect_grace).min().unwrap_or_default();
     for options in &mut all {
         options.record_start_after = options.record_start_after.min(grace / 4);

@@ -1,5 +1,5 @@
-//! What workers do with their tasks: they complete, fail, hang, die, answer twice, answer late, give
-//! tasks back, and beat or do not.
+//! How workers treat their tasks: they complete, fail, hang, die, report twice, report late, give tasks back,
+//! and send heartbeats or not.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::machines::{Asker, Request};
 use crate::workers::{Kind, Wake, session_key};
 use crate::world::{Event, World};
 
-/// What a worker tells about a task.
+/// A worker's report about a task.
 #[derive(Clone, Debug)]
 pub enum Report {
     Complete { task: TaskId, output: Payload },
@@ -45,14 +45,14 @@ pub enum Todo {
     Complete,
     Fail,
     Hang,
-    /// Says something else the second time.
+    /// It reports a different result the second time.
     Twice,
     Die,
     GiveBack,
 }
 
 impl Job {
-    /// Its worker heeds the wish that it stops.
+    /// The worker was asked to stop the task, and complies.
     pub fn stop(&mut self) {
         self.todo = Todo::Fail;
     }
@@ -68,7 +68,7 @@ impl World<'_> {
         task_type: &str,
     ) {
         if self.workers.all[worker].jobs.contains_key(&task) {
-            // Handed out again to who has it: nothing new, but for the credit.
+            // The task was handed again to the worker that has it. Only the credit must be restored.
             if self.workers.all[worker].kind == Kind::Stream {
                 let key = self.workers.all[worker].link.as_ref().map_or(0, |link| link.key);
                 self.over_link(worker, Input::Credit { worker: key, tasks: 1 });
@@ -103,7 +103,7 @@ impl World<'_> {
         self.after(duration, Event::Worker(Wake::Work(worker, life, task)));
     }
 
-    /// A job is done, one way or the other.
+    /// A job ends, one way or another.
     pub fn work(&mut self, worker: usize, life: u64, task: &TaskId) {
         let number = self.random.below(100);
         let error = match self.random.below(4) {
@@ -145,14 +145,14 @@ impl World<'_> {
         self.report(worker, life, task);
     }
 
-    /// Given back unstarted.
+    /// Gives a task back unstarted.
     fn release(&mut self, worker: usize, task: TaskId) {
         self.note_release(worker, &task);
         let life = self.workers.all[worker].life;
         self.send_report(worker, life, Report::Release { task });
     }
 
-    /// Whatever comes over a stream says that its session lives.
+    /// Any message on a stream shows that its session is alive.
     fn touch(&mut self, worker: usize) {
         let session = session_key(&self.name(worker));
         self.over_link(worker, Input::Touch { session });
@@ -206,7 +206,7 @@ impl World<'_> {
         }
     }
 
-    /// A node answers a report.
+    /// A node has answered a report.
     pub fn worker_answered(
         &mut self,
         machine: usize,
@@ -249,7 +249,7 @@ impl World<'_> {
         match answer {
             Ok(_) if is_beat => {}
             Ok(_) | Err(true) => self.job_over(worker, life, report.task()),
-            // Not done: it is told again in a while.
+            // The report was not accepted; it is sent again after a while.
             Err(false) => {}
         }
     }

@@ -1,28 +1,28 @@
-//! Two nodes on one store, in virtual time, under every fault that a seed chooses: crashes between
-//! any two calls of the store, messages lost, doubled and late, commits whose outcome is unknown,
-//! leases that expire while their node sleeps. Afterwards all is well for a while, and then everything
-//! that was promised must hold.
+//! Two nodes on one store, in virtual time, under every fault that a seed chooses: crashes between any two
+//! calls to the store, messages that are lost, repeated or delayed, commits whose outcome is unknown, leases
+//! that expire while their node sleeps. After the faults, a period without faults follows, and then every
+//! guarantee must hold.
 //!
-//! One thread, one queue of events, one source of chance: the same seed gives the same run, line by
-//! line, in any process.
+//! There is one thread, one queue of events and one source of randomness, so the same seed gives the same
+//! run, line by line, in any process.
 //!
 //! # Map
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `world` | the clock, the queue of events, and all that takes part |
+//! | `world` | the clock, the queue of events, and all participants |
 //! | `machines` | the machines that nodes live on: they decide, pause, crash and boot |
 //! | `clock` | the clock of a machine |
-//! | `stopping` | servers and workers that are told to stop |
-//! | `calls` | the calls of the store: when each takes effect, and what is answered |
-//! | `clients` | clients that start, cancel and terminate executions, and ask again |
+//! | `stopping` | servers and workers that are asked to stop |
+//! | `calls` | the calls to the store: when each takes effect, and how it is answered |
+//! | `clients` | clients that start, cancel and terminate executions, and repeat requests |
 //! | `workers` | workers, by stream and by poll |
 //! | `jobs` | what workers do with a task |
 //! | `subscriber` | a reader of the failure feed |
 //! | `catalog` | the workflows that run |
-//! | `faults` | what goes wrong, as the seed chooses it; and the mutants |
-//! | `random` | the source of chance |
-//! | `checks` | what must hold, and the books that tell |
+//! | `faults` | the faults that the seed chooses, and the mutants |
+//! | `random` | the source of randomness |
+//! | `checks` | the invariants, and the records by which they are checked |
 //! | `trace` | the lines of a run, and their hash |
 //! | `wait` | futures of the store in memory, which are ready at once |
 
@@ -58,28 +58,28 @@ pub use trace::{FNV_OFFSET, fnv};
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Something that must hold, and did not.
+/// An invariant that did not hold.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub invariant: &'static str,
     pub what: String,
 }
 
-/// One run.
+/// The result of one run.
 pub struct Outcome {
     pub seed: u64,
-    /// Of all lines of its trace.
+    /// The hash of all lines of its trace.
     pub hash: u64,
     pub crash_points: CrashPoints,
-    /// Servers and workers that have stopped as they should.
+    /// How many servers and workers have stopped in an orderly way.
     pub polite_stops: u64,
     pub executions: usize,
     pub violation: Option<Violation>,
-    /// The end of the trace.
+    /// The last lines of the trace.
     pub last_lines: Vec<String>,
 }
 
-/// Runs one seed, with a defect or as it is meant. `print` writes the whole trace to stdout.
+/// Runs one seed, with or without a defect. `print` writes the whole trace to stdout.
 pub fn simulate(catalog: &Catalog, seed: u64, defect: Option<Defect>, print: bool) -> Outcome {
     let mut world = world::World::new(catalog, seed, defect, print);
     let ran = catch_unwind(AssertUnwindSafe(|| world.run()));

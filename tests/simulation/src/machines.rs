@@ -1,5 +1,5 @@
-//! The machines that nodes live on: they take in what has arrived, let the node decide and carry out
-//! what it says, as the driver does in earnest; they pause, crash and boot.
+//! The machines that nodes run on. They take in what has arrived, let the node decide and carry out its
+//! outputs, as the driver does in production; they pause, crash and boot.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::jobs::Report;
 use crate::stopping::Stopping;
 use crate::world::{Event, World};
 
-/// How a node's answers find back.
+/// Identifies the caller that a reply is for.
 pub type ReplyId = u64;
 
-/// Who asked.
+/// The caller that sent a request.
 #[derive(Clone, Debug)]
 pub enum Asker {
-    /// With what was on record when the request came.
+    /// A client, with what was on record for its request id when the request arrived.
     Client(OpId, Option<Recorded>),
     Worker {
         worker: usize,
@@ -34,26 +34,26 @@ pub enum Asker {
 }
 
 pub enum Request {
-    /// The API makes an input of it when it arrives.
+    /// The API turns it into an input when it arrives.
     Client(OpId),
     Input(Box<Input<ReplyId>>),
 }
 
 enum Mail {
     Input(Input<ReplyId>),
-    /// An answer to a call, and when the machine's own clock said that it was asked.
+    /// An answer to a call, and when the call was made on the machine's own clock.
     Answer(Input<ReplyId>, Site, Duration),
-    /// The process is to stop.
+    /// The process is asked to stop.
     Stop,
 }
 
 pub struct Machine {
     options: Options,
     pub node: Option<Node<ReplyId>>,
-    /// Counts processes.
+    /// Counts the machine's processes.
     pub life: u64,
     pub clock: MachineClock,
-    /// On its way out, politely.
+    /// Set while the process stops in an orderly way.
     pub stopping: Option<Stopping>,
     mailbox: VecDeque<Mail>,
     step_at: Option<Timestamp>,
@@ -90,7 +90,7 @@ impl World<'_> {
         }
         let (seed, now) = (self.random.next(), self.now());
         let gain = self.draw_gain();
-        // It has asked the store what time it is, and the answer took a while.
+        // It has asked the store for the time, and the answer took a while.
         let asked = self.network_delay();
         let believes = self.misread(self.database_now() - asked);
         let place = &mut self.machines[machine];
@@ -121,8 +121,7 @@ impl World<'_> {
             - i64::try_from(most).unwrap_or(0)
     }
 
-    /// Now and then the time that is read is wrong, as if the database had moved to a machine with
-    /// another clock.
+    /// Returns a wrong time now and then, as if the database had moved to a machine with a different clock.
     pub fn misread(&mut self, time: Timestamp) -> Timestamp {
         let most = self.profile.misread;
         if most == 0 || self.random.below(4) > 0 {
@@ -131,7 +130,7 @@ impl World<'_> {
         time + self.random.millis(0, most) - self.random.millis(0, most)
     }
 
-    /// A machine's clock runs at another rate from now on.
+    /// Makes a machine's clock run at a different rate from now on.
     pub fn drift(&mut self, machine: usize) {
         let (gain, now) = (self.draw_gain(), self.now());
         self.machines[machine].clock.set_gain(gain, now);
@@ -187,7 +186,7 @@ impl World<'_> {
         }
     }
 
-    /// The process ends; what it had sent may still arrive.
+    /// Ends the process. Messages that it has sent may still arrive.
     pub fn crash(&mut self, machine: usize, why: &str) {
         self.note(format_args!("machine {machine} crashes {why}"));
         self.end_process(machine);
@@ -210,7 +209,7 @@ impl World<'_> {
         self.break_links_to(machine);
     }
 
-    /// Whether a crash is due here; if so, it has happened.
+    /// Whether a crash is due at this point. If it is, the machine has crashed.
     pub fn crash_point(&mut self, machine: usize, site: Site, moment: Moment) -> bool {
         if !self.is_faulty() {
             return false;
@@ -240,7 +239,7 @@ impl World<'_> {
         }
     }
 
-    /// Something has arrived for a node.
+    /// A request has arrived for a node.
     pub fn deliver(&mut self, machine: usize, life: Option<u64>, request: Request) {
         let place = &self.machines[machine];
         let leaving = place.stopping.as_ref().is_some_and(|stopping| stopping.leaving);
@@ -273,7 +272,7 @@ impl World<'_> {
         self.put(machine, Mail::Answer(input, site, asked));
     }
 
-    /// Behind all that has come.
+    /// Puts the request to stop behind everything that has arrived.
     pub fn put_stop(&mut self, machine: usize) {
         self.put(machine, Mail::Stop);
     }
@@ -303,9 +302,10 @@ impl World<'_> {
             return;
         };
         let (life, says) = (place.life, place.clock.says(now));
-        // A turn takes in only so much.
-        // The latest that the node is told: an answer may set the clock back, its time stays.
+        // The latest time that the node was given. An answer may set the clock back, but the node's time does
+        // not go back.
         let mut told = Now::default();
+        // Some turns take in only a few messages.
         let taken = if self.random.below(4) == 0 { self.random.between(1, 3) } else { 1000 };
         for _ in 0..taken {
             let Some(mail) = self.machines[machine].mailbox.pop_front() else {
@@ -360,7 +360,7 @@ impl World<'_> {
         }
     }
 
-    /// What the driver does with an answer before the node gets it.
+    /// Does what the driver does with an answer before the node gets it.
     fn take_answer(
         &mut self,
         machine: usize,

@@ -1,4 +1,4 @@
-//! Runs seeds and prints those that fail, where nodes crashed, and the hash of all traces.
+//! Runs seeds and prints the ones that fail, the places where nodes crashed, and the hash of all traces.
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -11,18 +11,18 @@ use std::thread;
 use clap::Parser;
 use recoup_simulation::{Catalog, CrashPoints, Defect, FNV_OFFSET, Outcome, fnv, simulate};
 
-/// In so many seeds a node crashes wherever it waits.
+/// Within this many seeds, a node crashes at every place where it waits.
 const SEEDS_FOR_ALL_SITES: u64 = 1000;
 
 #[derive(Parser)]
 struct Arguments {
-    /// How many seeds.
+    /// How many seeds to run.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// The first one.
+    /// The first seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
-    /// Run with a defect, until a seed finds it.
+    /// Run with a defect until a seed finds it.
     #[arg(long)]
     mutant: Option<Defect>,
     /// Print everything that happens.
@@ -31,7 +31,7 @@ struct Arguments {
     /// Stop at the first seed that fails.
     #[arg(long)]
     first: bool,
-    /// How many seeds run side by side; by default as many as there are cores, and one with a trace.
+    /// How many seeds run in parallel. Default: the number of cores, or 1 with `--trace`.
     #[arg(long)]
     threads: Option<NonZero<usize>>,
 }
@@ -46,8 +46,8 @@ impl Arguments {
     }
 }
 
-/// Runs the seeds side by side. `take` gets what came of each, in the order of the seeds and until it
-/// has seen enough: whatever is printed does not depend on the threads.
+/// Runs the seeds in parallel. `take` gets their outcomes in the order of the seeds until it has seen enough,
+/// so the output does not depend on the threads.
 fn run(arguments: &Arguments, mut take: impl FnMut(Outcome) -> ControlFlow<()>) {
     let catalog = Catalog::new();
     let (mut due, end) = (arguments.from, arguments.from.saturating_add(arguments.seeds));
@@ -55,7 +55,7 @@ fn run(arguments: &Arguments, mut take: impl FnMut(Outcome) -> ControlFlow<()>) 
     let threads = arguments.threads();
     let (done, outcomes) = mpsc::sync_channel(threads);
     thread::scope(|scope| {
-        // Dropped at the end of this closure, it ends the threads.
+        // Dropping it at the end of this closure ends the threads.
         let outcomes = outcomes;
         for _ in 0..threads {
             let (done, next, catalog) = (done.clone(), &next, &catalog);

@@ -1,8 +1,8 @@
-//! The one source of chance in a run.
+//! The only source of randomness in a run.
 
 use std::time::Duration;
 
-/// The numbers of core, and what a run draws from them.
+/// The random numbers of core, and the values that a run draws from them.
 #[derive(Clone, Debug)]
 pub struct Random(recoup_core::random::Random);
 
@@ -15,7 +15,7 @@ impl Random {
         self.0.number()
     }
 
-    /// A number below `bound`; 0 if there is none.
+    /// A number below `bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next() % bound }
     }
@@ -32,7 +32,7 @@ impl Random {
         Duration::from_micros(self.between(low * 1000, high * 1000))
     }
 
-    /// True so many times in a thousand.
+    /// True with this chance, per thousand.
     pub fn permille(&mut self, chance: u32) -> bool {
         self.below(1000) < u64::from(chance)
     }

@@ -1,5 +1,5 @@
-//! Polite ends. A server ends its streams, answers what it has and gives its lease back; a worker gives
-//! back what it has not begun and finishes the rest. Neither may make anything happen twice.
+//! Orderly stops. A server ends its streams, answers its requests and gives its lease back. A worker gives
+//! back the tasks that it has not begun and finishes the rest. Neither may cause anything to happen twice.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::machines::Request;
 use crate::workers::{Wake, session_key};
 use crate::world::{Event, World};
 
-/// A machine whose server has been told to stop.
+/// A machine whose server has been asked to stop.
 pub struct Stopping {
     /// Streams that have not ended by then are cut.
     until: Timestamp,
-    /// When the node was told, behind the last of what workers had sent.
+    /// When the node was told to stop, after the last message of its workers.
     told_at: Option<Timestamp>,
-    /// It answers nobody any more, and only waits for the store.
+    /// It answers no request any more, and only waits for the store.
     pub leaving: bool,
 }
 
-/// A node that is told to stop has so long before its process is killed.
+/// How long a node that was asked to stop may take before its process is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl World<'_> {
@@ -35,7 +35,7 @@ impl World<'_> {
         }
     }
 
-    /// The server ends its streams and polls; whoever is busy may finish.
+    /// The server ends its streams and polls. Workers that are busy may finish.
     pub fn stop(&mut self, machine: usize) {
         if !self.is_faulty() {
             return;
@@ -90,7 +90,7 @@ impl World<'_> {
         }
     }
 
-    /// Whether the process has done what it had to, and only gives its lease back.
+    /// Whether the process has finished its work and only gives its lease back.
     pub fn leave_if_stopped(&mut self, machine: usize, node: Option<NodeId>) -> bool {
         let is_told = self.machines[machine].node.as_ref().is_some_and(|node| node.is_stopping());
         let Some(stopping) = &mut self.machines[machine].stopping else {
@@ -107,7 +107,7 @@ impl World<'_> {
         true
     }
 
-    /// The process has ended as it should.
+    /// The process has ended in an orderly way.
     pub fn left(&mut self, machine: usize) {
         self.note(format_args!("machine {machine} has stopped"));
         self.polite_stops += 1;
@@ -116,8 +116,7 @@ impl World<'_> {
         self.after(reboot, Event::Boot { machine });
     }
 
-    /// A server that stops takes no more for a stream than what its worker has to say about tasks
-    /// that it holds.
+    /// A server that is stopping accepts on its streams only what workers report about tasks that they hold.
     pub fn while_stopping(&mut self, request: Request) -> Option<Request> {
         let Request::Input(input) = request else {
             return Some(request);

@@ -1,12 +1,12 @@
-//! What happened, line by line: hashed, so that two runs can be compared, and the end of it kept for
-//! whoever looks into a failure.
+//! The trace of a run, line by line. Its hash allows two runs to be compared, and its last lines are kept to
+//! explain a failure.
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use recoup_core::time::Timestamp;
 
-/// Lines kept for the report of a failure.
+/// How many lines are kept for the report of a failure.
 const KEPT: usize = 40;
 
 pub struct Trace {

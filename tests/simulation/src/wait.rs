@@ -1,4 +1,4 @@
-//! The model never waits: its futures are ready when they are first asked.
+//! Polls futures of the model store, which are ready at the first poll.
 
 use std::future::Future;
 use std::pin::pin;

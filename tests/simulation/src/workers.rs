@@ -1,5 +1,5 @@
-//! Workers: streams that reconnect with what they hold, and polls. [`crate::jobs`] has what they do
-//! with what they get.
+//! Workers: streams that list what they hold when they reconnect, and polls. [`crate::jobs`] has what they do
+//! with their tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,23 +24,23 @@ pub enum Wake {
     /// A process begins.
     Begin(usize),
     Connect(usize, u64),
-    /// A message has come over a connection.
+    /// A message has arrived over a connection.
     Hear(WorkerKey, Message),
     Work(usize, u64, TaskId),
-    /// No answer to a report.
+    /// A report has not been answered.
     ReportAgain(usize, u64, TaskId),
     Answered(usize, u64, Report, Result<bool, bool>),
     KeepAlive(usize, u64),
     Beat(usize, u64, TaskId),
-    /// Somebody wants the process to end, politely.
+    /// The process is asked to stop in an orderly way.
     Drain(usize),
     /// The poll's wait is over.
     PollOver(WorkerKey),
-    /// What hangs is cut off in the end: workers know the time that a task may take.
+    /// A task that hangs is given up in the end, because workers know how long a task may take.
     GiveUp(usize, u64, TaskId),
 }
 
-/// Of [`WorkerMessage`], what a worker needs.
+/// The part of a [`WorkerMessage`] that a worker needs.
 #[derive(Clone, Debug)]
 pub enum Message {
     Tasks(Vec<(TaskId, Option<Duration>, String)>),
@@ -61,12 +61,12 @@ pub enum Kind {
 pub struct Worker {
     pub kind: Kind,
     queues: Vec<&'static str>,
-    /// Those that it takes; none are all.
+    /// The task types that it takes; an empty list means all.
     task_types: Vec<String>,
-    /// Counts processes.
+    /// Counts the worker's processes.
     pub life: u64,
     alive: bool,
-    /// Begins nothing any more.
+    /// It begins no further task.
     pub draining: bool,
     slots: u32,
     pub link: Option<Link>,
@@ -81,16 +81,16 @@ pub struct Link {
     /// Messages on a connection keep their order.
     to_node: Timestamp,
     to_worker: Timestamp,
-    /// Messages that the worker has not heard yet.
+    /// How many messages the worker has not received yet.
     on_the_way: u32,
 }
 
 #[derive(Default)]
 pub struct Workers {
     pub all: Vec<Worker>,
-    /// Who is behind a connection.
+    /// The worker and the process that each connection belongs to.
     links: BTreeMap<WorkerKey, (usize, u64)>,
-    /// Connections that the server knows to be over, before its node does.
+    /// Connections that the server has ended, but whose end the node has not learned yet.
     ended: BTreeSet<WorkerKey>,
 }
 
@@ -140,7 +140,7 @@ impl Worker {
         }
     }
 
-    /// Whether a process works on a task now.
+    /// Whether a process is working on a task now.
     pub fn is_at(&self, life: u64, task: &TaskId) -> bool {
         self.alive && self.life == life && self.jobs.contains_key(task)
     }
@@ -162,7 +162,7 @@ impl World<'_> {
         }
     }
 
-    /// From now on there is somebody for every queue.
+    /// Makes sure that from now on every queue has a worker.
     pub fn heal_workers(&mut self) {
         for _ in 0..2 {
             let worker = Worker::new(Kind::Stream, QUEUES.to_vec(), 4);
@@ -248,7 +248,7 @@ impl World<'_> {
         let credit = process.slots.saturating_sub(busy);
         let is_poll = process.kind != Kind::Stream;
         if is_poll && (credit == 0 || process.draining) {
-            // Polls again when something is done.
+            // It polls again when a task is finished.
             return;
         }
         let credit = if process.draining { 0 } else { credit };
@@ -283,12 +283,12 @@ impl World<'_> {
         }
     }
 
-    /// A machine to talk to. Where nothing goes wrong, nobody talks to one that refuses connections.
+    /// Picks a machine to connect to. In a run without faults, no worker picks a machine that refuses connections.
     pub fn pick_machine(&mut self, worker: usize) -> usize {
         if !self.profile.polite {
             return self.random.index(self.machines.len());
         }
-        // A session is alive where it is heard.
+        // A session is alive only on the node that hears from it, so a worker stays with one machine if it can.
         let first = worker % self.machines.len();
         let all = (0..self.machines.len()).map(|step| (first + step) % self.machines.len());
         let serves = |machine: &usize| {
@@ -298,7 +298,7 @@ impl World<'_> {
         all.clone().find(serves).unwrap_or(first)
     }
 
-    /// Sends something over a worker's connection, in order; the connection may break.
+    /// Sends a message over a worker's connection, in order. The connection may break.
     pub fn over_link(&mut self, worker: usize, input: Input<ReplyId>) {
         let Some(mut link) = self.workers.all[worker].link.clone() else {
             return;
@@ -316,7 +316,7 @@ impl World<'_> {
         self.at(at, Event::Deliver { machine, life, request: Request::Input(Box::new(input)) });
     }
 
-    /// A connection ends: the node notices in a while, the worker too.
+    /// A connection breaks. The node and the worker both notice after a while.
     fn break_link(&mut self, worker: usize) {
         let Some(link) = self.workers.all[worker].link.clone() else {
             return;
@@ -328,13 +328,13 @@ impl World<'_> {
         self.end_link(worker, &link, self.now() + noticed);
     }
 
-    /// The server ends a connection: at once it takes nothing more for it.
+    /// The server ends a connection, and from now on accepts nothing more on it.
     fn end_at_server(&mut self, worker: usize, link: &Link) -> Timestamp {
         self.workers.ended.insert(link.key);
         self.end_link(worker, link, self.now())
     }
 
-    /// The node hears of the end behind all that was sent before.
+    /// The node learns of the end after everything that was sent before.
     fn end_link(&mut self, worker: usize, link: &Link, noticed: Timestamp) -> Timestamp {
         let at = noticed.max(link.to_node);
         let request = Request::Input(Box::new(Input::Detach { worker: link.key }));
@@ -345,8 +345,8 @@ impl World<'_> {
         at
     }
 
-    /// A server that stops ends the connections over which nothing is under way, or, in the end, all.
-    /// Returns when its node hears of the last one, if none is left.
+    /// A server that is stopping ends the connections on which nothing is under way, or finally all. Returns
+    /// when its node learns of the last one, if none is left.
     pub fn end_links(&mut self, machine: usize, all: bool) -> Option<Timestamp> {
         let (mut last, mut left) = (self.now(), false);
         for worker in 0..self.workers.all.len() {
@@ -364,7 +364,7 @@ impl World<'_> {
         (!left).then_some(last)
     }
 
-    /// A process finishes what it has begun and ends.
+    /// A process finishes the tasks that it has begun, and ends.
     fn drain(&mut self, worker: usize) {
         let process = &mut self.workers.all[worker];
         if !process.alive || process.draining {
@@ -385,7 +385,7 @@ impl World<'_> {
         process.link.as_ref().filter(|_| process.kind == Kind::Stream).map(|link| link.key)
     }
 
-    /// A server that stops hands nothing new over to its streams.
+    /// A server that is stopping hands no more tasks to its streams.
     pub fn drain_links(&mut self, machine: usize) {
         for worker in 0..self.workers.all.len() {
             let link = self.workers.all[worker].link.as_ref();
@@ -403,7 +403,7 @@ impl World<'_> {
             return;
         };
         let waits = process.link.as_ref().is_some_and(|link| link.on_the_way > 0);
-        // A poll's answer may be on its way: it is waited for.
+        // The answer to a poll may be on its way, so it is waited for.
         let polls = process.kind != Kind::Stream && process.link.is_some();
         if !process.draining || !process.jobs.is_empty() || waits || polls {
             return;
@@ -431,7 +431,7 @@ impl World<'_> {
         }
     }
 
-    /// A machine has crashed: so have its connections.
+    /// A machine has crashed, and its connections with it.
     pub fn break_links_to(&mut self, machine: usize) {
         for worker in 0..self.workers.all.len() {
             let process = &self.workers.all[worker];
@@ -442,7 +442,7 @@ impl World<'_> {
         }
     }
 
-    /// A node says something to a worker.
+    /// Sends a message of a node to a worker.
     pub fn tell(
         &mut self,
         machine: usize,
@@ -473,7 +473,7 @@ impl World<'_> {
                 }
                 let ended = self.workers.ended.contains(&key);
                 if ended || (is_stream && self.machines[machine].stopping.is_some()) {
-                    // A stream that ends passes nothing new on.
+                    // A stream that is ending passes no new tasks on.
                     return self.give_back(machine, key, ended, tasks);
                 }
                 for handed in &tasks {
@@ -510,8 +510,8 @@ impl World<'_> {
         self.at(at, Event::Worker(Wake::Hear(key, message)));
     }
 
-    /// What does not get through comes back. The driver, which finds the link gone, detaches its worker
-    /// first: else the node would hand the same tasks to it again at once, and again.
+    /// Returns tasks that did not reach the worker to the node. The driver, which finds that the link is
+    /// gone, detaches the worker first; otherwise the node would hand the same tasks to it again and again.
     fn give_back(&mut self, machine: usize, key: WorkerKey, gone: bool, tasks: Vec<HandedTask>) {
         let life = Some(self.machines[machine].life);
         if gone {
@@ -562,7 +562,7 @@ impl World<'_> {
                     self.take_task(worker, life, task, beats, &task_type);
                 }
                 if self.workers.all[worker].kind != Kind::Stream {
-                    // This poll is over; the node has detached it.
+                    // This poll is over, and the node has detached it.
                     self.lose_link(worker, life);
                 }
             }
@@ -579,7 +579,7 @@ impl World<'_> {
             Message::Closed(task) => self.job_over(worker, life, &task),
             Message::Detached => self.lose_link(worker, life),
         }
-        // It may have waited for this message alone.
+        // It may have been waiting only for this message.
         self.end_if_drained(worker, life);
     }
 
@@ -590,7 +590,7 @@ impl World<'_> {
         };
         match process.kind {
             Kind::Stream => self.over_link(worker, Input::Touch { session: session_key(&name) }),
-            // Who polls says that he lives by saying so of his tasks.
+            // A worker that polls shows that it is alive by sending heartbeats for its tasks.
             Kind::Poll { has_session: false } => {}
             Kind::Poll { has_session: true } => {
                 for task in process.jobs.keys().cloned().collect::<Vec<_>>() {

@@ -1,4 +1,4 @@
-//! The world of one run: its clock, its queue of events, and everybody in it.
+//! The world of one run: its clock, its queue of events, and all participants.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +25,15 @@ use crate::trace::Trace;
 use crate::wait::ready;
 use crate::workers::Workers;
 
-/// When runs begin, in the store's time.
+/// When runs begin, in store time.
 pub const EPOCH_MICROS: i64 = 1_700_000_000_000_000;
-/// In healing everything has to come to its end within this time.
+/// After the faults, everything must come to its end within this time.
 const HEALING_MAX: Duration = Duration::from_secs(300);
-/// After everything has ended: what is left over is tidied up.
+/// How long the world runs on after everything has ended, to tidy up what is left.
 const SETTLING: Duration = Duration::from_secs(15);
-/// All steps of a clock together set it back by less.
+/// All steps of a clock together set it back by less than this.
 const CLAIMS_END: Duration = Duration::from_secs(7 * 3600);
-/// Events in a run; more is a world that spins.
+/// The most events in a run. If there are more, the world is spinning.
 const EVENTS_MAX: u64 = 2_000_000;
 
 pub enum Event {
@@ -47,11 +47,11 @@ pub enum Event {
     Pause {
         machine: usize,
     },
-    /// A machine crashes for no reason of its own.
+    /// A machine crashes, independently of what it does.
     PowerCut {
         machine: usize,
     },
-    /// A machine's clock runs at another rate.
+    /// A machine's clock starts to run at a different rate.
     Drift {
         machine: usize,
     },
@@ -59,7 +59,7 @@ pub enum Event {
     SetClock(ClockStep),
     /// An operator allows the newest formats.
     Finalize,
-    /// A server is told to stop, politely.
+    /// A server is asked to stop in an orderly way.
     Stop {
         machine: usize,
     },
@@ -74,7 +74,7 @@ pub enum Event {
     Effect(CallId),
     Finish(CallId),
     Answer(CallId),
-    /// The effect of a commit whose outcome its node does not know.
+    /// A commit takes effect whose outcome its node does not know.
     Late(u64),
     Deliver {
         machine: usize,
@@ -99,13 +99,13 @@ pub enum Stage {
 pub struct World<'a> {
     pub catalog: &'a Catalog,
     clock: Arc<AtomicI64>,
-    /// What has been set: the database's clock minus the world's, in microseconds.
+    /// The database's clock minus the world's, in microseconds.
     clock_set_by: Arc<AtomicI64>,
     pub store: MemoryStore,
     pub random: Random,
     pub trace: Trace,
     pub profile: Profile,
-    /// Clocks of different machines do not agree.
+    /// The clocks of different machines may disagree.
     pub skewed: bool,
     pub stage: Stage,
     queue: BTreeMap<(Timestamp, u64), Event>,
@@ -132,7 +132,7 @@ impl<'a> World<'a> {
         let clock = Arc::new(AtomicI64::new(EPOCH_MICROS));
         let clock_set_by = Arc::new(AtomicI64::new(0));
         let (tell, set_by) = (clock.clone(), clock_set_by.clone());
-        // A part of the runs begins on a store that may not hold the newest formats yet.
+        // Some runs begin on a store that may not hold the newest formats yet.
         let finalizes_after = seed.is_multiple_of(4).then(|| Duration::from_secs(seed / 4 % 16));
         let options = memory::Options {
             writable: finalizes_after.map(|_| Formats::FIRST),
@@ -151,7 +151,8 @@ impl<'a> World<'a> {
         let mut random = Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(seed));
         let mut profile = Profile::draw(&mut random);
         if !profile.polite {
-            // By lots of its own: runs without steps are what they would be without this fault.
+            // The steps are drawn from a generator of their own, so runs without steps are the same as
+            // without this fault.
             profile.clock_steps = ClockStep::draw(&mut Random::new(!seed), profile.phase);
         }
         let subscriber = Subscriber::new(&store);
@@ -229,7 +230,7 @@ impl<'a> World<'a> {
         Timestamp::from_micros(self.clock.load(Ordering::Relaxed))
     }
 
-    /// What the database's clock says.
+    /// The time on the database's clock.
     pub fn database_now(&self) -> Timestamp {
         let set_by = self.clock_set_by.load(Ordering::Relaxed);
         Timestamp::from_micros(self.now().as_micros() + set_by)
@@ -258,7 +259,7 @@ impl<'a> World<'a> {
         self.stage == Stage::Faults
     }
 
-    /// Whether things may go wrong that are more than impolite.
+    /// Whether faults may happen, beyond orderly stops.
     pub fn is_rough(&self) -> bool {
         self.is_faulty() && !self.profile.polite
     }
@@ -340,14 +341,14 @@ impl<'a> World<'a> {
         self.after(Duration::from_secs(1), Event::Look);
     }
 
-    /// Whether rows in the overflow are left to claims of lives that are over: such a claim ends as much later as
-    /// the database's clock was set back while no node ran.
+    /// Whether rows in the overflow are still claimed by lives that are over. Such a claim ends later by as
+    /// much as the database's clock was set back while no node ran.
     fn waits_for_claims(&self) -> bool {
         let rows = ready(self.store.overflow_depth()).unwrap_or_default();
         !rows.is_empty() && self.now() < self.settled_at + CLAIMS_END
     }
 
-    /// Is everything over?
+    /// Checks whether everything is over.
     fn look(&mut self) {
         let now = self.now();
         match self.stage {
@@ -371,7 +372,7 @@ impl<'a> World<'a> {
                 }
             }
             Stage::Settling if now > self.settled_at + SETTLING && !self.waits_for_claims() => {
-                // A request that was repeated meanwhile may have started something: that ends too.
+                // A request that was repeated in the meantime may have started an execution, which must end too.
                 let is_over = self.open_executions().is_empty() && self.clients.waiting().is_none();
                 self.stage = if is_over { Stage::Done } else { Stage::Healing };
             }

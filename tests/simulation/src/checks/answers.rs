@@ -1,4 +1,4 @@
-//! What nodes answer and hand out, compared with the histories at that moment.
+//! Compares the answers and hand-outs of nodes with the histories at that moment.
 
 use recoup_core::command::{Rejection, TaskId};
 use recoup_core::error::{TaskError, builtin};
@@ -41,7 +41,7 @@ impl World<'_> {
                                 self.violate("a request id starts one execution", what);
                             }
                         }
-                        // What is new was started by this very request.
+                        // A new execution was started by this very request.
                         let latest = self.ledger.latest(id);
                         !is_own || latest.is_some_and(|own| own.input.data == op.input().as_bytes())
                     }
@@ -50,7 +50,7 @@ impl World<'_> {
                     Wish::Cancel(_) => {
                         happened(self, &|event| matches!(event, Event::CancelRequested { .. }))
                     }
-                    // After the end it stops a compensation that a person had retried.
+                    // After the end of an execution, it stops a compensation that an operator had retried.
                     Wish::Terminate(_) => {
                         state.state == State::Terminated
                             || happened(
@@ -103,7 +103,7 @@ impl World<'_> {
                 self.ledger.latest(id).is_some_and(|latest| latest.state == *state)
             }
             (Refusal::Rejected(Rejection::NotParked), Some(_)) => true,
-            // Whether they are is seen by what is on record.
+            // Whether the refusal is right is checked against what is on record.
             (Refusal::RequestIdReused, None) => true,
             (Refusal::Rejected(Rejection::RequestIdReused), Some(_)) => true,
             (Refusal::Rejected(_) | Refusal::RequestIdReused, _) => false,
@@ -155,7 +155,7 @@ impl World<'_> {
                 let place = (task.execution, task.run, task.path.clone());
                 let own = (task.attempt, output.clone());
                 let (attempt, first) = self.ledger.completed.entry(place).or_insert(own);
-                // Of what undoes a step no output is kept, so any two are the same.
+                // The output of a compensation is not kept, so any two are the same.
                 let same = first == output || task.path.compensated().is_some();
                 if *attempt != task.attempt || !same {
                     let what = format!("{attempt} {first:?} and {report:?}");
@@ -206,11 +206,11 @@ impl World<'_> {
         open(task.execution).unwrap_or(false)
     }
 
-    /// A task leaves a node.
+    /// Checks a task that leaves a node.
     pub fn check_hand_out(&mut self, machine: usize, node: &Node<ReplyId>, handed: &HandedTask) {
         let task = &handed.id;
         let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);
-        // As of the transition that scheduled the attempt.
+        // The state after the transition that scheduled the attempt.
         let index = usize::try_from(task.sequence).unwrap_or(0).wrapping_sub(1);
         let rows = self.ledger.histories.get(&task.execution);
         let state = rows.and_then(|rows| rows.get(index)).map(|row| &row.state);
@@ -222,7 +222,7 @@ impl World<'_> {
             let what = format!("{place}: {content:?} and {:?}", handed.content);
             self.violate("a task says what the history says", what);
         }
-        // Another node has found that it was due, by its clock.
+        // With clocks that disagree, another node may have found by its clock that it was due.
         if handed.content.scheduled_at > handed.handed_at && !self.skewed {
             self.violate("only due attempts are handed out", place.clone());
         }
@@ -235,7 +235,7 @@ impl World<'_> {
         }
     }
 
-    /// A task has left its process on the way to a worker.
+    /// Checks a task that has left its process on the way to a worker.
     pub fn check_sent(&mut self, handed: &HandedTask) {
         let task = &handed.id;
         let place = format!("{} {}:{}", short(&task.execution), task.path, task.attempt);

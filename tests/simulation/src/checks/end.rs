@@ -1,4 +1,4 @@
-//! What must hold when all is over.
+//! The invariants that must hold when the run is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,7 +86,7 @@ impl World<'_> {
         compensated_in_order(&events, state, plan)
     }
 
-    /// The subscriber must have got what the histories say, no more and no less.
+    /// Checks that the subscriber got exactly the events that follow from the histories.
     fn check_feed(&mut self) {
         let mut due: BTreeMap<String, FailureEvent> = BTreeMap::new();
         for rows in self.ledger.histories.values() {
@@ -190,7 +190,7 @@ fn same(row: &FeedRow, event: &FailureEvent) -> bool {
         && row.fingerprint == event.fingerprint
 }
 
-/// Sequence and index of an event of an execution.
+/// The sequence and the index of an event of an execution.
 fn place(id: &str) -> (u64, u64) {
     let mut parts = id.rsplit('-');
     let mut next = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
@@ -221,7 +221,7 @@ fn ends_once(events: &[&Event], state: &Execution) -> Checked {
     Ok(())
 }
 
-/// Distinct numbers of attempts, against the policy; a person's wish to try again begins anew.
+/// Checks the number of distinct attempts against the policy. A retry by an operator starts a new count.
 fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
     let mut numbers: BTreeMap<StepPath, BTreeSet<u32>> = BTreeMap::new();
     let mut completed: BTreeMap<StepPath, u32> = BTreeMap::new();
@@ -278,8 +278,8 @@ fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
     Ok(())
 }
 
-/// Compensation follows from the order in which steps ended, which is read here from the events
-/// alone.
+/// Checks that compensations ran in the order that follows from the ends of the steps, which is derived here
+/// from the events alone.
 fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
     const ORDER: &str = "compensation is complete and in reverse order";
     let mut ends: Vec<(StepPath, CompensationOutcome)> = Vec::new();
@@ -341,12 +341,12 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
         let undo = plan.step(path).and_then(|step| step.compensate.as_ref());
         undo.is_some_and(|undo| *outcome == CompensationOutcome::Completed || !undo.only_completed)
     });
-    // Terminated in its `finally`, a run that succeeded owes nothing.
+    // A run that succeeded and was terminated in its `finally` needs no compensation.
     let done = events.iter().any(|event| matches!(event, Event::RunSucceeded { .. }));
     if !succeeded && !done && any_due && planned.is_none() {
         return Err((ORDER, format!("never planned: {ends:?}")));
     }
-    // What never began was parked by the end of the cleanup or by a person.
+    // A compensation that never began was parked by the end of the cleanup or by an operator.
     let in_order: Vec<_> = due.iter().filter(|step| begun.contains(step)).cloned().collect();
     let person = events.iter().any(|event| matches!(event, Event::CompensationRetried { .. }));
     if begun != in_order && !person {

@@ -1,4 +1,4 @@
-//! What workers really received, compared with what is said about it.
+//! Compares what workers really received with what nodes and histories say about it.
 
 use recoup_core::command::TaskId;
 use recoup_core::error::builtin;
@@ -13,17 +13,17 @@ use super::{is_worker_lost, root_cause};
 use crate::calls::short;
 use crate::world::World;
 
-/// A worker's process that got a task.
+/// A worker's process that received a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
     worker: usize,
     life: u64,
-    /// It has said that it did not begin.
+    /// It has reported that it did not begin.
     released: bool,
 }
 
 impl World<'_> {
-    /// A worker has a task in hand, and begins with it.
+    /// A worker has received a task and begins to work on it.
     pub fn check_receipt(&mut self, worker: usize, life: u64, task: &TaskId) {
         let receipts = self.ledger.received.entry(task.clone()).or_default();
         let before = std::mem::take(receipts);
@@ -41,8 +41,8 @@ impl World<'_> {
             }
         }
         let works = before.iter().find(|one| self.workers.all[one.worker].is_at(one.life, task));
-        // A command that another node takes makes it the owner, which asks who has the attempt only for
-        // so long.
+        // If another node accepts a command, it becomes the owner, and waits only for the grace period for
+        // the worker that has the attempt to report.
         let state = self.ledger.latest(task.execution);
         let goes_on = state.is_some_and(|state| state.stop.is_none());
         if self.profile.polite && works.is_some() && goes_on {
@@ -55,7 +55,7 @@ impl World<'_> {
         receipts.push(Receipt { worker, life, released: false });
     }
 
-    /// The worker says that it has not begun with it.
+    /// The worker reports that it has not begun the task.
     pub fn note_release(&mut self, worker: usize, task: &TaskId) {
         for receipt in self.ledger.received.entry(task.clone()).or_default() {
             receipt.released |= receipt.worker == worker;
@@ -72,7 +72,7 @@ impl World<'_> {
         receipts.is_some_and(|receipts| receipts.iter().any(|receipt| !receipt.released))
     }
 
-    /// Whatever a new row says about attempts. `before` is the state that it was decided on.
+    /// Checks everything that a new row says about attempts. `before` is the state that the row was decided on.
     pub fn check_attempts(
         &mut self,
         node: NodeId,
@@ -127,7 +127,7 @@ impl World<'_> {
         }
         if gone && self.is_at_most_once(id, &failed.path) {
             let retries = matches!(failed.decision.verdict, Verdict::Retry { .. });
-            // An end of the whole run or of its cleanup closes it as well: then nothing follows.
+            // The end of the run or of its cleanup closes the attempt as well, and then no attempt follows.
             let run_ends = [builtin::CANCELLED, builtin::TERMINATED, builtin::CLEANUP_TIMEOUT];
             if retries
                 || !(error_type == builtin::OUTCOME_UNKNOWN || run_ends.contains(&error_type))
@@ -140,15 +140,15 @@ impl World<'_> {
         if error_type == builtin::CANCELLED && goes_on && !self.is_at_most_once(id, &failed.path) {
             self.violate("what is given back does not count", place.clone());
         }
-        // Delivered at most once, an attempt is given up when nobody says that he has it.
+        // An attempt that is delivered at most once is given up when no worker reports that it has the attempt.
         let given_up = error_type == builtin::OUTCOME_UNKNOWN;
         if lost && !given_up {
             self.check_lost_attempt(node, id, task, failed, decided_at);
         }
         if self.profile.polite {
-            // A time limit that a worker has used up is no loss: all servers may have been down for
-            // most of it, and a start without a session is bound by nothing else. Delivered at most
-            // once, such an attempt is given up with the time limit as the cause.
+            // A time limit that a worker has exceeded is not a loss: all servers may have been down for most
+            // of that time, and a start without a session is limited by nothing else. If it is delivered at
+            // most once, such an attempt is given up with the time limit as the cause.
             let root = root_cause(&failed.error);
             let timed_out = [builtin::START_TO_CLOSE, builtin::HEARTBEAT].contains(&root);
             let received = self.ledger.received.contains_key(task);

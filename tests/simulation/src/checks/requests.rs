@@ -1,5 +1,5 @@
-//! Request ids: the same request gets the same answer, whenever, wherever and however often it is
-//! sent; another under the same id is refused and changes nothing.
+//! Request ids. The same request gets the same answer whenever, wherever and however many times it is sent. A
+//! different request under the same id is refused and changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::clients::{Op, Wish};
 use crate::wait::ready;
 use crate::world::World;
 
-/// What is on record of a request id.
+/// The record of a request id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
     execution: ExecutionId,
@@ -41,7 +41,7 @@ impl World<'_> {
         })
     }
 
-    /// `before` was on record when this copy of the request came to the node.
+    /// Checks an answer. `before` was on record when this copy of the request arrived at the node.
     pub fn check_request(
         &mut self,
         op: &Op,
@@ -67,7 +67,7 @@ impl World<'_> {
         let mut wrong = None;
         match answer {
             Ok(Answer::Done { outcome, .. }) => {
-                // Once it is done, it is on record.
+                // Once the request has taken effect, it is on record.
                 if !now.is_some_and(|now| mine(now) && now.execution == outcome.execution) {
                     wrong = Some(OTHER);
                 }
@@ -101,7 +101,7 @@ impl World<'_> {
         }
     }
 
-    /// When all is over: what each request did, it did once, and what was refused did nothing.
+    /// Checks at the end that each request took effect once, and that refused requests changed nothing.
     pub fn check_effects(&mut self) {
         let mut started: BTreeMap<String, ExecutionId> = BTreeMap::new();
         let mut wrong = Vec::new();
@@ -147,7 +147,7 @@ impl World<'_> {
     }
 }
 
-/// The op whose effect this is.
+/// The op that caused this event.
 fn asked_by(event: &Event) -> Option<u64> {
     let reason = match event {
         Event::CancelRequested { reason } | Event::CompensationSkipped { reason, .. } => reason,
@@ -158,11 +158,11 @@ fn asked_by(event: &Event) -> Option<u64> {
     reason.strip_prefix(REASON)?.parse().ok()
 }
 
-/// Before the number of the op that gives a reason.
+/// The prefix of a reason, before the number of the op.
 pub const REASON: &str = "op ";
 
 impl Op {
-    /// What it starts executions with.
+    /// The input of the executions that it starts.
     pub fn input(&self) -> String {
         format!("{{\"op\":{}}}", self.number)
     }
@@ -173,7 +173,7 @@ impl Op {
 }
 
 impl Wish {
-    /// The execution that it is about; a start has none yet.
+    /// The execution that it is about. A start has none yet.
     pub fn target(&self) -> Option<ExecutionId> {
         match self {
             Self::Start { .. } => None,

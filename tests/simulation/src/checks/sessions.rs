@@ -1,7 +1,7 @@
-//! Sessions that are said to be lost, compared with what really came from them.
+//! Compares the sessions that nodes report as lost with the messages that really came from them.
 //!
-//! Time here is that of the own clock of the machine that decided: a session's time to live is
-//! measured by nothing else, whatever happens to database time meanwhile.
+//! All times here are on the own clock of the machine that decided: a session's time to live is measured by
+//! that clock alone, whatever happens to database time in the meantime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::world::World;
 /// A process of a node: a machine, and which of its lives.
 pub type Process = (usize, u64);
 
-/// Steps are forgotten after so long: nothing is decided later than that.
+/// Steps are forgotten after this time, because no decision refers to an older one.
 const KEPT: Duration = Duration::from_secs(60);
-/// What rounding makes of a time to live.
+/// The rounding error of a time to live.
 const ROUNDING: Duration = Duration::from_micros(5);
 
 const LOST: &str = "a lost worker's session has ended";
@@ -32,28 +32,28 @@ const LOST: &str = "a lost worker's session has ended";
 pub struct Sessions {
     ttl: BTreeMap<String, Duration>,
     links: BTreeMap<WorkerKey, (Process, String)>,
-    /// Connections that a node no longer knows: what still comes over them speaks for nobody.
+    /// Connections that a node no longer knows. Messages that still arrive on them keep no session alive.
     ended: BTreeSet<WorkerKey>,
-    /// What database time a process took its steps to be at: several at one, while the time that it
-    /// goes by stands still.
+    /// The database time at which each process believed its steps to happen. Several steps have the same time
+    /// while the time that the process goes by stands still.
     steps: BTreeMap<Process, BTreeMap<Timestamp, Vec<Duration>>>,
     at: BTreeMap<(Process, String), ObservedSession>,
-    /// Of each life, which process it is in.
+    /// The process that each life belongs to.
     pub process_of: BTreeMap<NodeId, Process>,
 }
 
-/// A session at one process: it lives and ends on each by itself.
+/// A session at one process. It lives and ends on each process separately.
 #[derive(Default)]
 struct ObservedSession {
     attached: Vec<Duration>,
-    /// What is sent over a stream, and polls. A unary call about a task renews the session as well,
-    /// but for one that has been closed: then the node no longer knows whose it was.
+    /// When messages on streams and polls arrived. A unary call about a task renews the session as well,
+    /// unless the attempt was closed: then the node no longer knows which session held it.
     heard: Vec<Duration>,
-    /// What it has been handed or has said that it holds, since when.
+    /// The tasks that it was handed or has listed, and since when.
     held: BTreeMap<TaskId, Duration>,
-    /// Polls that waited, until when: for as long their worker was there.
+    /// The polls that waited, and until when. Their worker counts as present during that time.
     polls: BTreeMap<WorkerKey, (Duration, Option<Duration>)>,
-    /// The node has said so.
+    /// When the node reported the session as lost.
     lost: Vec<Timestamp>,
 }
 
@@ -77,7 +77,7 @@ impl Sessions {
         }
     }
 
-    /// A node is done with a connection.
+    /// A node has finished with a connection.
     pub fn link_ends(&mut self, link: WorkerKey, own: Duration) {
         self.ended.insert(link);
         if let Some((process, session)) = self.links.get(&link).cloned()
@@ -87,7 +87,7 @@ impl Sessions {
         }
     }
 
-    /// Something has come, whether or not the node has read it yet.
+    /// A message has arrived, whether or not the node has read it yet.
     fn heard(&mut self, process: Process, own: Duration, input: &Input<ReplyId>) {
         match input {
             Input::Attach { worker, offer } => {
@@ -120,7 +120,7 @@ impl Sessions {
         }
     }
 
-    /// Whether a process said that a session was lost while it held a task.
+    /// Whether a process reported a session as lost while it held a task.
     fn lost_with(&self, process: Process, session: &str, task: &TaskId, until: Timestamp) -> bool {
         let Some(known) = self.at.get(&(process, session.to_owned())) else {
             return false;
@@ -135,7 +135,7 @@ impl Sessions {
         })
     }
 
-    /// Why a session can not have been lost when a process says that it was.
+    /// The reason why a session cannot have been lost when a process reported it.
     fn objection(&self, process: Process, session: &str, at: Timestamp) -> Option<String> {
         let steps = self.steps.get(&process).and_then(|steps| steps.get(&at));
         let steps = steps.into_iter().flatten();
@@ -189,14 +189,14 @@ impl World<'_> {
         (machine, self.machines[machine].life)
     }
 
-    /// Something has come for a node.
+    /// A message has arrived for a node.
     pub fn heard(&mut self, machine: usize, input: &Input<ReplyId>) {
         let own = self.machines[machine].clock.elapsed(self.now());
         let process = self.node_process(machine);
         self.ledger.sessions.heard(process, own, input);
     }
 
-    /// A node has looked at its clocks, at what it took for this time.
+    /// A node has taken a step, at the time that it believed it to be.
     pub fn note_step(&mut self, machine: usize, says: Timestamp) {
         let own = self.machines[machine].clock.elapsed(self.now());
         let process = self.node_process(machine);
@@ -211,7 +211,7 @@ impl World<'_> {
         }
     }
 
-    /// A node says that it has lost a session.
+    /// Checks a node's report that it has lost a session.
     pub fn check_lost_session(&mut self, node: NodeId, row: &FeedRow) {
         let name = row.id.strip_prefix("session-").and_then(|rest| rest.rsplit_once('-'));
         let name = name.and_then(|(name, _)| name.rsplit_once('-'));
@@ -223,7 +223,7 @@ impl World<'_> {
             return self.violate("nodes have a process", format!("{node:?}"));
         };
         if !self.ledger.sessions_lost.insert(row.id.clone()) {
-            // The same batch once more.
+            // The same batch was sent again.
             return;
         }
         let objection = self.ledger.sessions.objection(process, session, row.at);
@@ -238,7 +238,8 @@ impl World<'_> {
         self.ledger.sessions.session(process, session).lost.push(row.at);
     }
 
-    /// An attempt was closed because its worker was lost: the node has said so of the session as well.
+    /// Checks an attempt that was closed because its worker was lost: the node must have reported the session
+    /// as lost too.
     pub fn check_lost_attempt(
         &mut self,
         node: NodeId,
