@@ -272,7 +272,7 @@ impl World<'_> {
         self.put(machine, Mail::Answer(input, site, asked));
     }
 
-    /// Puts the request to stop behind everything that has arrived.
+    /// Queues the request to stop after everything that has arrived.
     pub fn put_stop(&mut self, machine: usize) {
         self.put(machine, Mail::Stop);
     }

@@ -57,9 +57,10 @@ impl Synced {
 }
 
 impl<R> Node<R> {
-    /// Brings the attempts of a slot in line with its state, and judges every open attempt. The state has
-    /// just been read, or this node has claimed tasks of the execution, or this node has committed the state
-    /// itself (`committed`) and became the owner only with that commit.
+    /// Brings the attempts of a slot in line with its state, and judges every open attempt. `committed`: this
+    /// node has committed the state itself instead of reading it. After a commit this is needed if the node
+    /// became the owner only with that commit, has claimed tasks of the execution, or cannot tell which
+    /// attempts the transition touched.
     pub(super) fn sync_attempts(&mut self, id: ExecutionId, committed: bool) {
         let (now, grace) = (self.at(), self.options.reconnect_grace);
         let Some(slot) = self.slots.get_mut(id) else {
@@ -82,7 +83,7 @@ impl<R> Node<R> {
             slot.attempts.insert(synced.judge(&reconciler, before, &open, task, &evidence));
         }
         synced.closed.extend(known.into_all());
-        // A worker of this node holds an attempt that was claimed, although the owner offers it as held by no worker.
+        // The owner offers a claimed task as held by no worker, but a worker of this node holds it.
         let is_claimed = |task: &&TaskId| slot.claimed.contains_key(&key_of(task));
         let open_here = slot.attempts.iter().map(|attempt| &attempt.id);
         let open_here = open_here.filter(|task| self.sessions.is_held(task));

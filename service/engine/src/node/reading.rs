@@ -97,7 +97,7 @@ impl<R> Node<R> {
             // The state that these transitions follow has been dropped in the meantime.
             return self.loader.want(id);
         }
-        // If the read was asked for before the state was doubted, it may be as old as that state.
+        // A read that was asked for before the state was doubted may be just as old, so the doubt stays.
         slot.doubted &= self.loader.is_wanted(id);
         if is_settling {
             // The transition that is under way is settled first. Another node may have continued from it by

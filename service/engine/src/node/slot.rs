@@ -35,7 +35,7 @@ pub(super) struct Slot<R> {
     pub doubted: bool,
     /// A decision about it panicked with this message. It is quarantined once it has been read again.
     pub panicked: Option<String>,
-    /// When the store last confirmed that no other node had written to it since.
+    /// When the store last confirmed that no other node had written past the state known here.
     pub current_at: Tick,
     pub waiters: Vec<Waiter<R>>,
     pub attempts: Attempts,
@@ -49,7 +49,7 @@ pub(super) struct Slot<R> {
     pub timer_at: Option<Timestamp>,
     /// About how many bytes the state took when it was last weighed, and the sequence of its last transition then.
     weight: (usize, u64),
-    /// For a start with a key.
+    /// The policies of a start with a key.
     pub key_policies: (OnRunning, OnEnded),
     /// The last quarantine, which was released. It is part of snapshots.
     pub quarantine: Option<QuarantineRow>,
@@ -111,8 +111,8 @@ impl<R> Pending<R> {
             Command::TerminateExecution { .. } => {
                 state.state.is_ended() && state.compensation == CompensationState::Parked
             }
-            // Another node may have taken such a request under this request id, which would then be refused
-            // as reused.
+            // Another node may have taken that retry under the same request id, and this request would then
+            // be refused as reused.
             Command::CancelExecution { .. } => {
                 let unresolved = [CompensationState::Parked, CompensationState::Running];
                 let may_go_on = state.state.is_ended() && unresolved.contains(&state.compensation);
@@ -177,7 +177,7 @@ impl<R> Slot<R> {
         self.attempts.get_mut(task)
     }
 
-    /// Whether the execution may leave memory, except that its owner may have to work on it at a later time.
+    /// Whether nothing needs the execution in memory, apart from work that its owner may have to do later.
     pub fn is_idle(&self) -> bool {
         let needed = match self.known.committed() {
             Some(committed) => {
