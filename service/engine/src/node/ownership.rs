@@ -51,7 +51,7 @@ impl<R> Node<R> {
         for task in self.sessions.held().map(|(task, _)| task.clone()).collect::<Vec<_>>() {
             self.hold(&task);
         }
-        // A look into the overflow that fell between two lives does not set the next timer.
+        // If the timer for claims expired between two lives, it was not set again.
         if !self.workers.is_empty() && self.trade.begin_claiming() {
             self.set_timer(Duration::ZERO, Timer::Claim);
         }
@@ -312,8 +312,8 @@ impl<R> Node<R> {
                             self.slots.open(one.execution);
                             self.loader.want(one.execution);
                         }
-                        // The execution is in memory already, and the store must be given a new reminder, or
-                        // it will not remind again.
+                        // The execution is in memory already. Once its reminder in the store is up to date, it
+                        // is not listed as due again.
                         Some(slot) if slot.owned && !slot.in_flight => {
                             slot.wake_at = Some(one.wake_at);
                             self.committer.remind(one.execution);
