@@ -12,9 +12,9 @@ pub struct Options {
     /// got another owner. Default: 5 s.
     pub reconnect_grace: Duration,
     /// An attempt that has been with a worker for this long is recorded as started. By that write, a node
-    /// also learns that a command to another node has made that node the owner, and reports its worker there.
-    /// So this must be at most a quarter of the shortest `reconnect_grace` of all nodes, or the new owner may
-    /// hand the attempt out a second time. Default: 1 s.
+    /// also learns that a command to another node has made that node the owner, and takes the execution back
+    /// on behalf of its worker. So this must be at most a quarter of the shortest `reconnect_grace` of all
+    /// nodes, or the new owner may hand the attempt out a second time. Default: 1 s.
     pub record_start_after: Duration,
     /// How long a task whose workers on this node are all busy waits before idle workers of another node may
     /// take it. Default: 500 ms.
@@ -38,8 +38,8 @@ pub struct Options {
     /// The most events that are decided for one commit, and again for one call that starts executions under
     /// keys. The last transition that is added may exceed it. The rest is decided after that commit; in
     /// between, the node renews its lease and takes in results. So one flush decides for at most about 20 ms:
-    /// the most expensive events take 1.2 µs each on a quiet core (`cargo bench -p recoup-core --
-    /// full_transition`) and 4 µs on a busy one, plus encoding. Default: 5,000.
+    /// the most expensive events take 1.2 µs each on a quiet core
+    /// (`cargo bench -p recoup-core -- full_transition`) and 4 µs on a busy one, plus encoding. Default: 5,000.
     pub batch_events_max: usize,
     /// The most executions in memory. Further starts are refused for the time being. Default: 200,000.
     pub executions_max: usize,
