@@ -1,4 +1,5 @@
-//! Whether and when the service is asked again: the waits are exponential, jittered and bounded.
+//! Whether and when a call to the service is repeated. Waits between tries grow exponentially, are
+//! jittered, and have an upper bound.
 
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use tonic::Code;
 
 use crate::Error;
 
-/// How long to wait before the service is asked again. This is about the connection alone: how a
-/// failed attempt of a step is retried is the workflow's policy, and decided by the service.
+/// How long to wait before the service is called again. This concerns only the connection. Whether and when
+/// a failed attempt of a step is retried is decided by the service, from the workflow's retry policy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Backoff {
     pub(crate) initial: Duration,
@@ -22,29 +23,31 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait before try `retry`, from 1. `random` is from 0 up to 1: half of the wait is fixed,
-    /// half is drawn, so that many clients of a server that went away do not come back at once.
+    /// The wait before retry number `retry`, counted from 1. `random` is from 0 up to 1. Half of the wait
+    /// is fixed and half is random, so that the many clients of a server that went away do not all come
+    /// back at the same moment.
     pub(crate) fn delay(self, retry: u32, random: f64) -> Duration {
         let doublings = retry.saturating_sub(1).min(31);
         let full = self.initial.saturating_mul(1 << doublings).min(self.max);
         full.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
     }
 
-    /// [`Self::delay`] with a random draw, and never shorter than what the service asked for.
+    /// [`Self::delay`] with a random draw, but never shorter than the wait that the service asked for.
     pub(crate) fn next(self, retry: u32, asked: Option<Duration>) -> Duration {
         self.delay(retry, fastrand::f64()).max(asked.unwrap_or_default())
     }
 }
 
-/// Whether the service may fare better when it is asked again, however often that takes.
+/// Whether a later try may succeed. If so, the caller keeps trying without a limit on the number of tries.
 pub(crate) fn passes(error: &Error) -> bool {
     error.is_transient()
         || matches!(
             error.reason(),
-            // Of our own older stream, or of a limit that others may leave.
+            // The session may still belong to an older stream of this worker, and a limit may be freed by
+            // other clients.
             ErrorReason::SessionSuperseded | ErrorReason::LimitReached | ErrorReason::Overloaded
         )
-        // A proxy or a server that fell over in the middle.
+        // A proxy, or a server that failed in the middle of the call.
         || matches!(error.code(), Some(Code::Internal | Code::Unknown | Code::Aborted))
 }
 

@@ -1,4 +1,4 @@
-//! The client: every RPC of the service, with retries of the transport and typed errors.
+//! The client: every RPC of the service, with typed errors and retries when the service cannot be reached.
 
 mod admin;
 mod execution;
@@ -25,19 +25,24 @@ pub use self::start::{Ended, Run, Start, Started};
 pub use self::trace::TraceContext;
 pub use self::workflow::WorkflowSource;
 
-/// The longest that the service waits in one call, in `RunExecution` and the like.
+/// The longest that the service waits in one call, such as `RunExecution`.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
-/// What a call may take beside the wait that it asks for.
+/// How long a call may take in addition to the wait that it asks for.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Room for a message at its limit of 4 MiB and what is around it.
+/// Room for a message at its limit of 4 MiB and for the fields around it.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// What the service takes in one message. Over it the transport itself refuses, and cannot say why.
+/// The largest message that the service accepts. A larger one would be refused by the transport, which
+/// gives no reason.
 const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A connection to the service, in one namespace. Cheap to clone; clones share the connection.
 ///
-/// Every call is idempotent: it carries a request id where the service takes one, and is repeated with
-/// the same id while the service cannot be reached, until the retry timeout is over.
+/// Every call is idempotent. It carries a request id where the service accepts one. While the service
+/// cannot be reached, the client repeats the call with the same id until the retry timeout expires.
+///
+/// The documentation of each call lists the reasons that are particular to it. Any call can also return
+/// [`Error::Unavailable`], or an [`Error::Service`] for an argument that is not valid or a server that is
+/// overloaded.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), recoup_sdk::Error> {
@@ -57,7 +62,7 @@ pub struct Client {
     backoff: Backoff,
 }
 
-/// Sets up a [`Client`].
+/// Configures a [`Client`].
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
     address: String,
@@ -74,26 +79,25 @@ impl ClientBuilder {
         self
     }
 
-    /// How long one try to connect may take. Default: 5 s.
+    /// How long one attempt to connect may take. Default: 5 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long a call is repeated while the service is away or overloaded, from its first try. Default:
-    /// 30 s; zero repeats nothing.
+    /// How long a call is repeated while the service is away or overloaded, counted from the first try.
+    /// Zero turns retries off. Default: 30 s.
     #[must_use]
     pub fn retry_timeout(mut self, timeout: Duration) -> Self {
         self.retry_timeout = timeout;
         self
     }
 
-    /// Connects.
+    /// Connects to the server. A failed attempt to connect is not repeated.
     ///
     /// # Errors
-    /// [`Error::Address`] for an address that is none, [`Error::Unavailable`] when nothing answers
-    /// there; this one is not repeated.
+    /// [`Error::Address`] if the address cannot be used, [`Error::Unavailable`] if no server answers there.
     pub async fn connect(self) -> Result<Client, Error> {
         let channel = self
             .endpoint()?
@@ -103,10 +107,10 @@ impl ClientBuilder {
         Ok(self.client(channel))
     }
 
-    /// Connects with the first call. Wants to be called inside a tokio runtime.
+    /// Creates a client that connects with its first call. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Address`] for an address that is none.
+    /// [`Error::Address`] if the address cannot be used.
     pub fn connect_lazy(self) -> Result<Client, Error> {
         let channel = self.endpoint()?.connect_lazy();
         Ok(self.client(channel))
@@ -154,7 +158,7 @@ impl Client {
         Self::builder(address).connect().await
     }
 
-    /// Sets up a client of the server at `address`, which is a URL, or host and port.
+    /// Configures a client of the server at `address`, which is a URL, or a host and a port.
     pub fn builder(address: impl Into<String>) -> ClientBuilder {
         ClientBuilder {
             address: address.into(),
@@ -164,7 +168,7 @@ impl Client {
         }
     }
 
-    /// The same connection in another namespace.
+    /// A client of another namespace that shares this connection.
     #[must_use]
     pub fn in_namespace(&self, namespace: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), ..self.clone() }
@@ -175,12 +179,13 @@ impl Client {
         &self.namespace
     }
 
-    /// The connection, for the generated clients of [`crate::proto`]. Their calls are not repeated.
+    /// The connection, for use with the generated clients of [`crate::proto`]. Calls of those clients are
+    /// not retried.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// Calls until there is an answer that is not transient, or the retry timeout is over.
+    /// Makes the call until the answer is not a transient error, or the retry timeout expires.
     pub(crate) async fn call<Q, R, F>(
         &self,
         request: Q,
@@ -218,10 +223,10 @@ impl Client {
     }
 }
 
-/// What is particular to one call.
+/// Settings of a single call.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct CallOptions<'a> {
-    /// How long the service was asked to wait.
+    /// How long the service was asked to wait before it answers.
     pub(crate) wait: Duration,
     pub(crate) trace: Option<&'a TraceContext>,
 }
@@ -246,8 +251,8 @@ macro_rules! rpc {
 }
 pub(crate) use rpc;
 
-/// A new request id, a UUID of version 7: ids of one time lie together in the server's index of them, where
-/// random ones would each change a page of their own.
+/// A new request id: a UUID of version 7. Ids that are made at about the same time lie together in the
+/// server's index, where random ids would each change a different page.
 pub(crate) fn new_request_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
@@ -256,7 +261,7 @@ impl TraceContext {
     fn write(&self, metadata: &mut MetadataMap) {
         for (name, value) in [("traceparent", &self.traceparent), ("tracestate", &self.tracestate)]
         {
-            // What is no header value is not worth a failed call.
+            // A value that cannot be a header is left out; it is not worth failing the call.
             if let (false, Ok(value)) = (value.is_empty(), value.parse()) {
                 metadata.insert(name, value);
             }

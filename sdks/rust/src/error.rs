@@ -1,4 +1,4 @@
-//! What can go wrong when the service is called.
+//! The errors of calls to the service.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,43 +7,44 @@ use recoup_proto::v1::{ErrorReason, ExecutionState, Outcome};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Why a call of this crate did not do what was asked.
+/// Why a call of this crate did not succeed.
 ///
-/// What an attempt of a task reports is not this but a [`TaskError`](crate::TaskError).
+/// The error that a handler reports for an attempt of a task is a [`TaskError`](crate::TaskError) instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The service refused the call and said why.
+    /// The service refused the call and gave a reason.
     #[error("{message}")]
     Service {
-        /// The canonical code.
+        /// The canonical gRPC code.
         code: Code,
-        /// Why. `Unspecified` for a reason that this version of the SDK does not know: go by `code`.
+        /// The reason. `Unspecified` if this version of the SDK does not know the reason: decide by `code`
+        /// then.
         reason: ErrorReason,
-        /// Text for people.
+        /// A message for people.
         message: String,
-        /// The fields that are wrong, of an `InvalidArgument`.
+        /// The fields that are wrong. Set for `InvalidArgument`.
         field_violations: Vec<FieldViolation>,
-        /// When to come again, where the service said so.
+        /// How long to wait before the call is repeated, if the service said so.
         retry_after: Option<Duration>,
-        /// Further facts, such as `execution_id` beside `ExecutionKeyTaken`.
+        /// Further facts, such as the `execution_id` that comes with `ExecutionKeyTaken`.
         metadata: BTreeMap<String, String>,
     },
-    /// The service could not be reached, or the connection broke, and the time for further tries ran
-    /// out. Whether the call took effect is not known; it carried a request id, so that a call with
-    /// the same id is safe.
+    /// The service could not be reached, or the connection broke, and the retry timeout ran out. Whether
+    /// the call took effect is not known. It carried a request id, so repeating the call with the same id
+    /// is safe.
     #[error("the service cannot be reached: {message}")]
     Unavailable {
-        /// The canonical code that the transport gave.
+        /// The canonical gRPC code that the transport reported.
         code: Code,
-        /// Text for people.
+        /// A message for people.
         message: String,
     },
     /// The address cannot be used: it must be host and port, like `127.0.0.1:7430` or `[::1]:7430`, or a
     /// URL, like `http://127.0.0.1:7430`.
     #[error("`{address}` is no address: {message}")]
     Address {
-        /// What was given.
+        /// The address that was given.
         address: String,
         /// What is wrong with it.
         message: String,
@@ -57,28 +58,28 @@ pub enum Error {
         /// Its size in bytes.
         size: usize,
     },
-    /// A request is over 4 MiB in all; it was not sent.
+    /// A request is over 4 MiB in total. It was not sent.
     #[error("the message has {size} bytes, the limit is 4194304")]
     MessageTooLarge {
         /// Its size in bytes.
         size: usize,
     },
-    /// A payload was too large for the answer that refers to it; read it with
-    /// [`Client::read_payload`](crate::Client::read_payload).
+    /// The payload was too large for the answer, which holds a reference in its place. Read the content
+    /// with [`Client::read_payload`](crate::Client::read_payload).
     #[error("the payload stands elsewhere, under the id {payload_id}")]
     PayloadReference {
-        /// Its id.
+        /// Id of the payload.
         payload_id: String,
     },
-    /// The wait that the caller set is over and the execution goes on.
+    /// The wait limit that the caller set has expired. The execution is still running.
     #[error("execution {execution_id} has not ended")]
     StillRunning {
         /// Id of the execution.
         execution_id: String,
-        /// Its state when the wait was over.
+        /// The state of the execution when the wait ended.
         state: ExecutionState,
     },
-    /// The execution ended otherwise than by success; only where the caller asked for its output.
+    /// The execution did not end successfully. Returned only if the caller asked for its output.
     #[error("execution {execution_id} ended as {}", outcome.state().as_str_name().trim_start_matches("EXECUTION_STATE_"))]
     Ended {
         /// Id of the execution.
@@ -86,15 +87,15 @@ pub enum Error {
         /// How it ended.
         outcome: Box<Outcome>,
     },
-    /// A worker or subscriber was set up in a way that cannot work.
+    /// A worker or subscriber was configured in a way that cannot work. The text says what is wrong.
     #[error("{0}")]
     Setup(String),
-    /// The service sent something that this version of the SDK cannot make sense of.
+    /// The service sent an answer without the named part. This version of the SDK cannot interpret it.
     #[error("the service sent an answer without {0}")]
     Incomplete(&'static str),
 }
 
-/// One field of a request that is wrong.
+/// A field of a request whose value is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
     /// Path of the field, such as `steps[2].retry.max_attempts`.
@@ -104,8 +105,8 @@ pub struct FieldViolation {
 }
 
 impl Error {
-    /// Why the service refused the call, or would have refused it: a payload over the limit is not sent.
-    /// `Unspecified` for everything else.
+    /// The reason why the service refused the call. A payload over the limit is not sent, and has the
+    /// reason that the service would give. `Unspecified` for all other errors.
     pub fn reason(&self) -> ErrorReason {
         match self {
             Self::Service { reason, .. } => *reason,
@@ -114,7 +115,8 @@ impl Error {
         }
     }
 
-    /// The canonical code, of what came from the service or the transport.
+    /// The canonical gRPC code of an error that came from the service or the transport; `None` for other
+    /// errors.
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Service { code, .. } | Self::Unavailable { code, .. } => Some(*code),
@@ -122,8 +124,9 @@ impl Error {
         }
     }
 
-    /// True when the same call may succeed a little later, unchanged: the service is away, stopping,
-    /// overloaded, or says when there may be room. Every call of this crate is idempotent, so it is safe to repeat.
+    /// Whether the same call, unchanged, may succeed a little later: the service is away, stopping or
+    /// overloaded, or it said when there may be room again. Every call of this crate is idempotent, so it
+    /// is safe to repeat.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable { .. } => true,
@@ -138,7 +141,7 @@ impl Error {
         }
     }
 
-    /// When the service asked to come again.
+    /// How long the service asked the caller to wait before the next try.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Service { retry_after, .. } => *retry_after,
@@ -151,8 +154,8 @@ impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
         let info = details.error_info();
-        // Only the service says a reason. Without one these codes are what tonic makes of a connection
-        // that failed or broke; with another code it was some server, if not ours.
+        // Only the service attaches a reason. Without one, these codes are how tonic reports a connection
+        // that failed or broke. Any other code came from a server, though perhaps not from ours.
         let from_transport = info.is_none()
             && (std::error::Error::source(&status).is_some()
                 || matches!(
@@ -187,7 +190,7 @@ impl From<Status> for Error {
     }
 }
 
-/// What the innermost cause says: tonic's own text is only `transport error`.
+/// The text of the innermost cause. tonic's own text says only `transport error`.
 fn root_message(status: &Status) -> String {
     let mut message = status.message().to_owned();
     let mut source = std::error::Error::source(status);

@@ -1,4 +1,4 @@
-//! The subscriber of the failure feed.
+//! The subscriber to the failure feed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,10 +15,11 @@ use crate::Error;
 use crate::backoff::Backoff;
 use crate::client::{AckOutcome, Client, MESSAGE_BYTES_MAX};
 
-/// The service says something every 15 s at least; after three times that the stream is dead.
+/// The service sends a message at least every 15 s. After three times that without one, the stream counts
+/// as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 
-/// Sets up a subscriber of the failure feed; made by [`Client::failures`].
+/// Configures a subscriber to the failure feed. Made by [`Client::failures`].
 #[must_use = "nothing is read before `subscribe`"]
 pub struct FailuresBuilder {
     client: Client,
@@ -27,9 +28,9 @@ pub struct FailuresBuilder {
     consumer: String,
 }
 
-/// A subscriber of the failure feed. It connects when it is first asked for a delivery, connects again
-/// when the stream breaks or falls silent, with a jittered wait, and goes on where it was: nothing is
-/// skipped. Delivery is at least once: the same event has the same id.
+/// A subscriber to the failure feed. It connects when it is first asked for a delivery. If the stream
+/// breaks or falls silent, it waits for a jittered time, reconnects and resumes where it stopped, so it
+/// skips no event. Delivery is at least once. An event has the same id each time it is delivered.
 ///
 /// ```no_run
 /// # async fn example(client: recoup_sdk::Client) -> Result<(), recoup_sdk::Error> {
@@ -48,20 +49,20 @@ pub struct Failures {
     consumer: String,
     stream: Option<Streaming<SubscribeFailuresResponse>>,
     ready: VecDeque<FailureDelivery>,
-    /// Where the last delivery that was given out stands.
+    /// The cursor of the last delivery that `next` returned, or of a later response without deliveries.
     cursor: String,
-    /// Tries since the stream last said something.
+    /// Failed tries since the stream last delivered a message.
     retry: u32,
     backoff: Backoff,
 }
 
-/// One event, delivered.
+/// A failure event as it was delivered to this subscriber.
 pub struct Delivery {
     /// The event.
     pub event: FailureEvent,
-    /// Where an ephemeral subscriber goes on after this event. Opaque.
+    /// The cursor after this event, from which an ephemeral subscriber can resume. Opaque.
     pub cursor: String,
-    /// Which delivery of the event this is, from 1.
+    /// The number of this delivery of the event, from 1.
     pub delivery: u32,
     ack: Option<Ack>,
 }
@@ -73,8 +74,8 @@ struct Ack {
 }
 
 impl Client {
-    /// A subscriber of the failure feed: by default of all events of the client's namespace, from now on,
-    /// ephemeral.
+    /// Prepares a subscriber to the failure feed. By default it is ephemeral and reads all new events of
+    /// the client's namespace, starting now.
     pub fn failures(&self) -> FailuresBuilder {
         FailuresBuilder {
             client: self.clone(),
@@ -86,61 +87,65 @@ impl Client {
 }
 
 impl FailuresBuilder {
-    /// Events of this namespace, `company.*` for those below `company`, `*` for all. Default: the client's.
+    /// Selects the events of a namespace: a name, `company.*` for the namespaces below `company`, or `*`
+    /// for all. Default: the client's namespace.
     pub fn namespace(mut self, pattern: impl Into<String>) -> Self {
         self.filter.namespace = pattern.into();
         self
     }
 
-    /// Events of this workflow; call it again for more, 100 at most. Default: all.
+    /// Selects the events of a workflow. Call it again for more workflows, 100 at most. Default: all
+    /// workflows.
     pub fn workflow(mut self, workflow: impl Into<String>) -> Self {
         self.filter.workflows.push(workflow.into());
         self
     }
 
-    /// Events of this kind; call it again for more. Default: all.
+    /// Selects the events of a kind. Call it again for more kinds. Default: all kinds.
     pub fn kind(mut self, kind: FailureKind) -> Self {
         self.filter.kinds.push(kind.into());
         self
     }
 
-    /// Events whose error is of this type or below it; call it again for more, 100 at most. Default: all.
+    /// Selects the events whose error is of this type or of a type below it. Call it again for more types,
+    /// 100 at most. Default: all types.
     pub fn error_type(mut self, pattern: impl Into<String>) -> Self {
         self.filter.error_types.push(pattern.into());
         self
     }
 
-    /// From the first event that retention has kept.
+    /// Starts at the oldest event that retention has kept.
     pub fn from_beginning(mut self) -> Self {
         self.start = Start::Position(FeedPosition::Beginning.into());
         self
     }
 
-    /// After this cursor: one of a [`Delivery`], or [`Failures::cursor`].
+    /// Starts after a cursor: that of a [`Delivery`], or [`Failures::cursor`].
     pub fn after(mut self, cursor: impl Into<String>) -> Self {
         self.start = Start::Cursor(cursor.into());
         self
     }
 
-    /// As the consumer of this durable subscription, which was made by
-    /// [`Client::create_subscription`]: it has its own filter, its place is kept by the service, and
-    /// every delivery wants to be acknowledged.
+    /// Reads as the consumer of a durable subscription, which must have been created with
+    /// [`Client::create_subscription`]. The subscription has its own filter, the service keeps its
+    /// position, and every delivery must be acknowledged.
     pub fn durable(mut self, subscription: impl AsRef<str>) -> Self {
         self.start = Start::Subscription(self.client.subscription_ref(subscription.as_ref()));
         self
     }
 
-    /// The name of the consumer. Of a durable subscription, a subscriber takes the place of one with the
-    /// same name; with another name it is refused while that one reads. Default: empty.
+    /// The name of the consumer. On a durable subscription, a new subscriber replaces a connected
+    /// subscriber that has the same consumer name. With another name it is refused as long as that
+    /// subscriber reads. Default: empty.
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
         self.consumer = name.into();
         self
     }
 
-    /// The subscriber. It connects with the first [`Failures::next`].
+    /// Makes the subscriber. It connects with the first call of [`Failures::next`].
     ///
     /// # Errors
-    /// [`Error::Setup`] for a durable subscription with a filter: that one has its own.
+    /// [`Error::Setup`] if a filter was set for a durable subscription, which has its own.
     pub fn subscribe(self) -> Result<Failures, Error> {
         let filter = match &self.start {
             Start::Subscription(_) if self.filter != FailureFilter::default() => {
@@ -169,13 +174,13 @@ impl FailuresBuilder {
 }
 
 impl Failures {
-    /// The next delivery; waits until there is one, however often it takes to connect again. May be
-    /// dropped at any await and called again.
+    /// Returns the next delivery. Waits until there is one, and reconnects as many times as that takes. The
+    /// future may be dropped at any await and `next` called again.
     ///
     /// # Errors
-    /// What does not pass by itself: `CURSOR_INVALID`, `CURSOR_FOREIGN`, `NAMESPACE_NOT_FOUND`,
-    /// `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`, `SUBSCRIPTION_TAKEN` (another subscriber with
-    /// this one's name of a consumer reads now), a field that is wrong.
+    /// Errors that do not go away by themselves: `CURSOR_INVALID`, `CURSOR_FOREIGN`, `NAMESPACE_NOT_FOUND`,
+    /// `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`, `SUBSCRIPTION_TAKEN` (another subscriber with the
+    /// same consumer name has replaced this one), or a field that is wrong.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
         loop {
             if let Some(delivery) = self.ready.pop_front() {
@@ -200,8 +205,9 @@ impl Failures {
         }
     }
 
-    /// Where an ephemeral subscriber goes on that has handled everything `next` gave: keep it and pass it
-    /// to [`FailuresBuilder::after`]. Moves on without deliveries too. Empty before the first answer.
+    /// The cursor after everything that `next` has returned. An ephemeral subscriber that has handled those
+    /// events can store it and pass it to [`FailuresBuilder::after`] to resume. It also advances while
+    /// there are no deliveries. Empty before the first answer of the service.
     pub fn cursor(&self) -> &str {
         &self.cursor
     }
@@ -241,7 +247,8 @@ impl Failures {
         }
     }
 
-    /// Read only when `ready` is empty, so a response's cursor stands behind all that was given out.
+    /// Called only when `ready` is empty, so the cursor of a response without deliveries comes after every
+    /// event that was given out.
     fn take(&mut self, response: SubscribeFailuresResponse) {
         if response.deliveries.is_empty() && !response.cursor.is_empty() {
             self.cursor = response.cursor;
@@ -271,11 +278,12 @@ impl Failures {
 }
 
 impl Delivery {
-    /// Acknowledges the event: it does not come again. Of an ephemeral subscriber this does nothing.
-    /// Events are best acknowledged in batches, by [`Client::ack_failures`] with [`Self::ack_token`].
+    /// Acknowledges the event, so that the service does not deliver it again. Does nothing for an ephemeral
+    /// subscriber. It is more efficient to acknowledge in batches, with [`Client::ack_failures`] and
+    /// [`Self::ack_token`].
     ///
     /// # Errors
-    /// `SUBSCRIPTION_NOT_FOUND`, and those of every call.
+    /// `SUBSCRIPTION_NOT_FOUND`, and the errors of every call.
     pub async fn ack(&self) -> Result<AckOutcome, Error> {
         let Some(Ack { client, subscription, token }) = &self.ack else {
             return Ok(AckOutcome::Accepted);
@@ -283,11 +291,11 @@ impl Delivery {
         one(client.ack_failures(subscription, vec![token.clone()]).await?)
     }
 
-    /// Gives the event back: it comes again after `delay`, at most 24 hours. Of an ephemeral subscriber
-    /// this does nothing.
+    /// Gives the event back. The service delivers it again after `delay`, which is at most 24 hours. Does
+    /// nothing for an ephemeral subscriber.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_NOT_FOUND`, and those of every call.
+    /// `SUBSCRIPTION_NOT_FOUND`, and the errors of every call.
     pub async fn nack(&self, delay: Duration) -> Result<AckOutcome, Error> {
         let Some(Ack { client, subscription, token }) = &self.ack else {
             return Ok(AckOutcome::Accepted);
@@ -295,7 +303,7 @@ impl Delivery {
         one(client.nack_failures(subscription, vec![token.clone()], delay).await?)
     }
 
-    /// The token that acknowledges this delivery; empty for an ephemeral subscriber.
+    /// The token that acknowledges this delivery. Empty for an ephemeral subscriber.
     pub fn ack_token(&self) -> &str {
         self.ack.as_ref().map_or("", |ack| &ack.token)
     }

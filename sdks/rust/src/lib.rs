@@ -50,7 +50,7 @@ pub use self::payload::{PAYLOAD_BYTES_MAX, from_payload, to_payload};
 pub use self::task_error::{ErrorCategory, TaskError};
 pub use self::worker::{CancelReason, RawTask, TaskContext, Transport, Worker, WorkerBuilder};
 
-/// Its examples are compiled with the others.
+/// Compiles the examples of the README together with the doc tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! Values on their way into and out of payloads.
+//! Converts values to payloads and back.
 
 use recoup_proto::v1::{Payload, payload::Content};
 use serde::Serialize;
@@ -6,13 +6,14 @@ use serde::de::DeserializeOwned;
 
 use crate::Error;
 
-/// The most content that a payload may have, in bytes: 2 MiB.
+/// The largest content that a payload may have, in bytes: 2 MiB.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// A payload that holds `value` as JSON text.
+/// Makes a payload that holds `value` as JSON text.
 ///
 /// # Errors
-/// [`Error::Payload`] when the value has no JSON form, [`Error::PayloadTooLarge`] over 2 MiB.
+/// [`Error::Payload`] if the value cannot be written as JSON, [`Error::PayloadTooLarge`] if it is over 2
+/// MiB.
 pub fn to_payload<T: Serialize + ?Sized>(value: &T) -> Result<Payload, Error> {
     let json = serde_json::to_string(value).map_err(Error::Payload)?;
     let payload = Payload { content: Some(Content::Json(json)), ..Payload::default() };
@@ -20,11 +21,13 @@ pub fn to_payload<T: Serialize + ?Sized>(value: &T) -> Result<Payload, Error> {
     Ok(payload)
 }
 
-/// The value that a payload holds as JSON, in either form. No value reads as JSON null.
+/// Reads the value that a payload holds as JSON, whether as text or as bytes. A payload without a value
+/// reads as JSON null.
 ///
 /// # Errors
-/// [`Error::Payload`] when it is not JSON, or not JSON of a `T`; [`Error::PayloadReference`] when
-/// only a reference stands there: read that with [`Client::read_payload`](crate::Client::read_payload).
+/// [`Error::Payload`] if the content is not JSON, or is JSON that does not describe a `T`.
+/// [`Error::PayloadReference`] if the payload holds only a reference to its content; read the content with
+/// [`Client::read_payload`](crate::Client::read_payload).
 pub fn from_payload<T: DeserializeOwned>(payload: Option<&Payload>) -> Result<T, Error> {
     match payload.and_then(|payload| payload.content.as_ref()) {
         Some(Content::Json(json)) => serde_json::from_str(json).map_err(Error::Payload),
@@ -36,7 +39,7 @@ pub fn from_payload<T: DeserializeOwned>(payload: Option<&Payload>) -> Result<T,
     }
 }
 
-/// Refuses what the service would refuse, before it is sent.
+/// Refuses a payload that the service would refuse, before it is sent.
 pub(crate) fn check_size(payload: &Payload) -> Result<(), Error> {
     let size = match &payload.content {
         Some(Content::Json(json)) => json.len(),
@@ -44,7 +47,7 @@ pub(crate) fn check_size(payload: &Payload) -> Result<(), Error> {
         Some(reference @ Content::Reference(_)) => reference.encoded_len(),
         None => 0,
     };
-    // What stands around the content counts too.
+    // The content type and the metadata count towards the limit too.
     let around = payload.metadata.iter().map(|(name, value)| name.len() + value.len());
     let size = size + payload.content_type.len() + around.sum::<usize>();
     if size > PAYLOAD_BYTES_MAX {
@@ -82,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_limit_is_exact() {
-        // Two quotes belong to the JSON text.
+        // The two quotation marks are part of the JSON text.
         to_payload(&"x".repeat(PAYLOAD_BYTES_MAX - 2)).expect("at the limit");
         let error = to_payload(&"x".repeat(PAYLOAD_BYTES_MAX - 1)).expect_err("over the limit");
         assert!(

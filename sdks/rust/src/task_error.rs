@@ -1,4 +1,4 @@
-//! The error that an attempt of a task reports.
+//! The error that a worker reports for an attempt of a task.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,20 +11,21 @@ pub use recoup_proto::v1::ErrorCategory;
 
 use crate::payload::to_payload;
 
-/// What an error may take on the wire, in bytes: 64 KiB in all.
+/// The largest size of an error in the protocol, causes included: 64 KiB.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
-/// How deep causes may be.
+/// The longest chain of causes that an error may have.
 const CAUSES_MAX: usize = 20;
-/// What is left of a text when an error is over its limit, in bytes.
+/// The length to which each text is cut when an error is over its limit, in bytes.
 const SHORT_TEXT_BYTES_MAX: usize = 512;
 
-/// What one attempt of a task reports when it does not succeed. The workflow's retry policy decides
-/// on it, mostly by its type; what no retry takes fails the step.
+/// The error that a handler returns when an attempt of a task does not succeed. The workflow's retry policy
+/// decides whether the attempt is retried, mostly by the type of the error. If it is not retried, the step
+/// fails.
 ///
-/// `?` turns any [`std::error::Error`] into one of type `rust.<path of the type>`, with its sources as
-/// causes. Wrapping keeps what was said before: a `TaskError` given as a cause, directly or inside
-/// other errors by [`TaskError::into_source`], stays whole, and its `non_retryable` holds for the
-/// outer error unless that one says otherwise.
+/// The `?` operator turns any [`std::error::Error`] into a `TaskError` of the type `rust.<path of the
+/// type>`, with its sources as causes. Wrapping loses nothing: a `TaskError` that is given as a cause,
+/// directly or inside other errors by [`TaskError::into_source`], is kept whole. Its `non_retryable` flag
+/// also holds for the outer error, unless the outer error sets the flag itself.
 ///
 /// ```
 /// use recoup_sdk::TaskError;
@@ -42,8 +43,9 @@ pub struct TaskError {
 }
 
 impl TaskError {
-    /// An error of a dotted, language-neutral type, such as `payment.card_declined`: segments of
-    /// `[A-Za-z0-9_-]`, 255 bytes at most. Types under `recoup.` are the service's own.
+    /// An error of the given type. A type is dotted and does not depend on the language of the worker, such
+    /// as `payment.card_declined`: segments of `[A-Za-z0-9_-]`, 255 bytes at most. Types that begin with
+    /// `recoup.` are reserved for the service.
     pub fn new(error_type: impl Into<String>) -> Self {
         let error = v1::Error {
             r#type: error_type.into(),
@@ -53,30 +55,31 @@ impl TaskError {
         Self { error: Box::new(error) }
     }
 
-    /// The text for people. Default: empty.
+    /// A message for people. Default: empty.
     #[must_use]
     pub fn message(mut self, message: impl Into<String>) -> Self {
         self.error.message = message.into();
         self
     }
 
-    /// No retry, whatever the policy says. Default: as the nearest cause that says something, else the
-    /// policy decides.
+    /// Forbids a retry, whatever the policy says. Default: the setting of the nearest cause that has one;
+    /// if no cause has one, the policy decides.
     #[must_use]
     pub fn non_retryable(mut self) -> Self {
         self.error.non_retryable = Some(true);
         self
     }
 
-    /// The policy decides, even where a cause said that there is no retry.
+    /// Lets the policy decide, even if a cause forbids a retry.
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.error.non_retryable = Some(false);
         self
     }
 
-    /// Structured details, for handlers of the failure. A value without a JSON form becomes a text that
-    /// says so: an error is never lost over its details. Default: none.
+    /// Structured details, for the handlers of the failure. If the value cannot be written as JSON, the
+    /// details become a text that says so, so that an error is never lost because of its details. Default:
+    /// none.
     #[must_use]
     pub fn details<T: Serialize + ?Sized>(mut self, details: &T) -> Self {
         let payload = to_payload(details)
@@ -85,7 +88,7 @@ impl TaskError {
         self
     }
 
-    /// The kind of trouble: chooses a named retry schedule where no rule of the policy matches.
+    /// The category of the error. It selects a named retry schedule if no rule of the policy matches.
     /// Default: unspecified.
     #[must_use]
     pub fn category(mut self, category: ErrorCategory) -> Self {
@@ -100,23 +103,24 @@ impl TaskError {
         self
     }
 
-    /// Wait this long before the next attempt, instead of what the policy computes. Over 30 days is cut
-    /// to 30 days by the service. Default: unset, the policy computes.
+    /// The delay before the next attempt, instead of the one that the policy computes. The service cuts it
+    /// to at most 30 days. Default: unset, the policy computes the delay.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.error.next_retry_delay = Some(delay.into());
         self
     }
 
-    /// A stack trace as the language prints it. Default: empty.
+    /// A stack trace, as the language prints it. Default: empty.
     #[must_use]
     pub fn stack_trace(mut self, trace: impl fmt::Display) -> Self {
         self.error.stack_trace = trace.to_string();
         self
     }
 
-    /// What `error` and its sources say, for errors that `?` does not take, such as `&*anyhow_error`.
-    /// Of type `rust.error`; a `TaskError` among the sources stays whole.
+    /// Converts `error` and its sources. Use it for errors that `?` cannot convert, such as
+    /// `&*anyhow_error`. The type of the result is `rust.error`. A `TaskError` among the sources is kept
+    /// whole.
     pub fn from_std(error: &(dyn std::error::Error + 'static)) -> Self {
         Self::from_chain("rust.error".to_owned(), error)
     }
@@ -132,18 +136,20 @@ impl TaskError {
         wrapped
     }
 
-    /// This error in a form that implements [`std::error::Error`], to be the source of an error of your
-    /// own. When that one becomes a `TaskError` again, this one is its cause, whole.
+    /// Returns this error in a form that implements [`std::error::Error`], so that it can be the source of
+    /// your own error type. When that error is converted to a `TaskError`, this one becomes its cause,
+    /// whole.
     pub fn into_source(self) -> impl std::error::Error + Send + Sync + 'static {
         AsSource(self)
     }
 
-    /// The type.
+    /// The type of the error, such as `payment.card_declined`.
     pub fn error_type(&self) -> &str {
         &self.error.r#type
     }
 
-    /// True when the error, or the nearest of its causes that says something, allows no retry.
+    /// Whether the error forbids a retry: its own flag decides, else the flag of the nearest cause that has
+    /// one. False if none has one.
     pub fn is_non_retryable(&self) -> bool {
         let mut error = Some(&self.error);
         while let Some(current) = error {
@@ -155,13 +161,14 @@ impl TaskError {
         false
     }
 
-    /// An error in the form of the protocol.
+    /// Takes an error in the form of the protocol.
     pub(crate) fn from_proto(error: v1::Error) -> Self {
         Self { error: Box::new(error) }
     }
 
-    /// The message of the protocol, within its limits: over 64 KiB or 20 causes the least important
-    /// parts go (stack traces, details, long texts, deep causes) and the message says so.
+    /// Converts the error to the message of the protocol, within its limits of 64 KiB and 20 causes. An
+    /// error over a limit loses its least important parts (causes that are too deep, stack traces, details,
+    /// the ends of long texts), and its message says which.
     pub fn into_proto(self) -> v1::Error {
         let mut error = *self.error;
         let mut dropped = Vec::new();
@@ -169,7 +176,7 @@ impl TaskError {
             dropped.push("causes over 20 deep");
         }
         for (part, drop_part) in SHRINKING {
-            // Room is left for the note.
+            // The 256 bytes leave room for the note that is added below.
             if error.encoded_len() + 256 <= ERROR_BYTES_MAX {
                 break;
             }
@@ -190,7 +197,7 @@ impl TaskError {
 
 type DropPart = fn(&mut v1::Error);
 
-/// What goes first when an error is too large.
+/// The parts to drop from an error that is too large, least important first.
 const SHRINKING: [(&str, DropPart); 3] = [
     ("stack traces", |error| error.stack_trace.clear()),
     ("details", |error| error.details = None),
@@ -211,7 +218,7 @@ pub(crate) fn shorten(text: &mut String, bytes_max: usize) {
     }
 }
 
-/// Drops causes beyond the limit; what they said about retries moves to the last one that stays.
+/// Drops the causes beyond the limit. If they forbid a retry, that moves to the last cause that stays.
 fn cut_causes(error: &mut v1::Error) -> bool {
     let mut last = error;
     for _ in 0..CAUSES_MAX {
@@ -240,14 +247,16 @@ impl fmt::Display for TaskError {
     }
 }
 
-/// As with `anyhow::Error`, this conversion is why `TaskError` is no [`std::error::Error`] itself.
+/// This conversion is why `TaskError` does not implement [`std::error::Error`] itself; the same is true of
+/// `anyhow::Error`.
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for TaskError {
     fn from(error: E) -> Self {
         Self::from_chain(format!("rust.{}", dotted(std::any::type_name::<E>())), &error)
     }
 }
 
-/// A Rust path as a dotted type: without type arguments, each segment of allowed characters.
+/// Turns a Rust path into a dotted type: type arguments are dropped, and characters that a segment may not
+/// have become `_`.
 fn dotted(path: &str) -> String {
     let path = path.split('<').next().unwrap_or(path);
     let segments = path.split("::").map(|segment| {

@@ -1,4 +1,4 @@
-//! The worker: serves tasks with handlers.
+//! The worker: runs handlers for the tasks of its queues.
 
 mod context;
 mod handler;
@@ -27,14 +27,19 @@ use self::setup::Setup;
 
 const SLOTS_MAX: u32 = 10_000;
 
-/// Serves the tasks of some queues with handlers, until it is told to stop.
+/// Runs handlers for the tasks of some queues, until it is asked to shut down.
 ///
-/// The worker connects again by itself, with what it holds: a result that was not acknowledged is sent
-/// again, a handler that runs goes on. Delivery is at least once: use
-/// [`TaskContext::idempotency_key`] where an effect must happen once. A handler that panics fails its
-/// attempt with the type `rust.panic`; a task type without a handler fails with `recoup.no_such_task`;
-/// an output over 2 MiB fails with `recoup.payload_too_large`. An error whose type the service refuses is
-/// reported as `rust.result_refused`, with the original in its message and as its cause.
+/// If the connection breaks, the worker reconnects by itself and keeps the tasks that it holds: running
+/// handlers keep running, and a result that the service has not acknowledged is sent again. Delivery is at
+/// least once: use [`TaskContext::idempotency_key`] where an effect must happen once.
+///
+/// The worker itself reports these errors:
+///
+/// - `rust.panic` if a handler panics;
+/// - `recoup.no_such_task` for a task type without a handler;
+/// - `recoup.payload_too_large` for an output over 2 MiB;
+/// - `rust.result_refused` in place of an error whose type the service refuses. The message repeats the
+///   original error, which is also the cause.
 ///
 /// ```no_run
 /// use recoup_sdk::{Client, TaskContext, TaskError, Worker};
@@ -74,7 +79,7 @@ pub struct Worker {
     setup: Setup,
 }
 
-/// Sets up a [`Worker`].
+/// Configures a [`Worker`].
 #[must_use = "a worker serves nothing before `run`"]
 pub struct WorkerBuilder {
     setup: Setup,
@@ -82,7 +87,7 @@ pub struct WorkerBuilder {
 }
 
 impl Worker {
-    /// Sets up a worker in the namespace of `client`.
+    /// Configures a worker in the namespace of `client`.
     pub fn builder(client: Client) -> WorkerBuilder {
         let setup = Setup {
             client,
@@ -98,13 +103,16 @@ impl Worker {
         WorkerBuilder { setup, twice: None }
     }
 
-    /// Serves tasks until `shutdown` ends; then drains: takes no more tasks, gives back what it had not
-    /// started, finishes what runs, waits for the acknowledgements, for at most the drain timeout.
-    /// Dropping the future instead stops all handlers at once; their attempts are then lost ones.
+    /// Serves tasks until `shutdown` completes, then drains for at most the drain timeout: the worker
+    /// accepts no more tasks, gives back the tasks that it has not started, lets running handlers finish,
+    /// and waits until the service has acknowledged their results.
+    ///
+    /// Dropping the future instead stops all handlers at once. The service then treats their attempts as
+    /// lost.
     ///
     /// # Errors
-    /// What does not pass by itself: `NAMESPACE_NOT_FOUND`, `FIELD_INVALID`. A service that is away is no
-    /// error: the worker tries on.
+    /// Errors that do not go away by themselves, such as `NAMESPACE_NOT_FOUND` and `FIELD_INVALID`. If the
+    /// service cannot be reached, the worker keeps trying and returns no error.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         match self.setup.transport {
             Transport::Stream => stream::run(self.setup, shutdown).await,
@@ -114,14 +122,14 @@ impl Worker {
 }
 
 impl WorkerBuilder {
-    /// Takes tasks from this queue; call it again for more, 100 at most. Default: `default`.
+    /// Adds a queue to take tasks from. Call it again for more queues, 100 at most. Default: `default`.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.setup.queues.push(queue.into());
         self
     }
 
-    /// Serves a task type with an async handler: input and output are JSON. An input that is no `T` fails
-    /// the attempt with the non-retryable type `recoup.input_invalid`.
+    /// Sets the async handler of a task type. Input and output are JSON. If the input cannot be read as a
+    /// `T`, the attempt fails with the non-retryable type `recoup.input_invalid`.
     pub fn task<T, R, F, H>(self, task_type: impl Into<String>, handler: H) -> Self
     where
         T: DeserializeOwned + Send + 'static,
@@ -132,7 +140,8 @@ impl WorkerBuilder {
         self.handler(task_type.into(), Handler::typed(handler))
     }
 
-    /// Serves a task type with an async handler of payloads as they are: `None` is no value.
+    /// Sets the async handler of a task type that works on payloads instead of JSON values. The input is
+    /// `None` if the task has none.
     pub fn payload_task<F, H>(self, task_type: impl Into<String>, handler: H) -> Self
     where
         F: Future<Output = Result<Payload, TaskError>> + Send + 'static,
@@ -141,8 +150,8 @@ impl WorkerBuilder {
         self.handler(task_type.into(), Handler::of_payloads(handler))
     }
 
-    /// Serves a task type with a function that answers at once: it is called between two reads of the
-    /// stream, without a task of its own, so it costs next to nothing, and must never block.
+    /// Sets a handler that returns its result at once. The worker calls it between two reads of the stream,
+    /// without spawning a tokio task, so it costs next to nothing. It must never block.
     pub fn inline_task<H>(self, task_type: impl Into<String>, handler: H) -> Self
     where
         H: Fn(RawTask) -> Result<Payload, TaskError> + Send + Sync + 'static,
@@ -157,49 +166,53 @@ impl WorkerBuilder {
         self
     }
 
-    /// How many handlers may run at once, from 1 to 10,000; by unary calls per queue. Default: 16.
+    /// How many handlers may run at the same time, from 1 to 10,000. With [`Transport::Unary`] the number
+    /// applies to each queue. Default: 16.
     pub fn slots(mut self, slots: u32) -> Self {
         self.setup.slots = slots;
         self
     }
 
-    /// The worker's name, for people. Default: `rust-` and the process id.
+    /// The name of the worker, shown to people. Default: `rust-` and the process id.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.setup.name = name.into();
         self
     }
 
-    /// How long the session lives without a message, from 1 s to 10 min; then its attempts are lost. The
-    /// worker renews it by itself, each third of this time. Default: 30 s, by unary calls 90 s.
+    /// How long the session survives without a message from the worker, from 1 s to 10 min. After that the
+    /// service treats its attempts as lost. The worker renews the session three times in this period.
+    /// Default: 30 s, and 90 s with [`Transport::Unary`].
     pub fn session_ttl(mut self, ttl: Duration) -> Self {
         self.setup.session_ttl = Some(ttl);
         self
     }
 
-    /// How long handlers may go on after a shutdown; then they are stopped and their attempts are lost.
-    /// Default: 30 s.
+    /// How long running handlers may continue after a shutdown was requested. Then they are stopped, and
+    /// their attempts are lost. Default: 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.setup.drain_timeout = timeout;
         self
     }
 
-    /// How long a handler may go on after its attempt was closed by the service (a timeout, say); then it
-    /// is stopped at its next await, so that a hanging one frees its slot. Default: 5 s.
+    /// How long a handler may continue after the service has closed its attempt, for example because of a
+    /// timeout. Then the handler is stopped at its next await, so that one that hangs frees its slot.
+    /// Default: 5 s.
     pub fn closed_grace(mut self, grace: Duration) -> Self {
         self.setup.closed_grace = grace;
         self
     }
 
-    /// How to speak with the service. Default: [`Transport::Stream`].
+    /// How the worker talks to the service. Default: [`Transport::Stream`].
     pub fn transport(mut self, transport: Transport) -> Self {
         self.setup.transport = transport;
         self
     }
 
-    /// The worker.
+    /// Makes the worker.
     ///
     /// # Errors
-    /// [`Error::Setup`]: no handler, two for one type, over 1,000 types or 100 queues, slots out of range.
+    /// [`Error::Setup`] if there is no handler, a task type has two handlers, there are more than 1,000
+    /// task types or 100 queues, or the number of slots is out of range.
     pub fn build(self) -> Result<Worker, Error> {
         let setup = self.setup;
         let wrong = if let Some(task_type) = self.twice {
@@ -218,10 +231,10 @@ impl WorkerBuilder {
         Err(Error::Setup(wrong))
     }
 
-    /// [`Self::build`] and [`Worker::run`].
+    /// Makes the worker with [`Self::build`] and runs it with [`Worker::run`].
     ///
     /// # Errors
-    /// Those of both.
+    /// The errors of both.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.build()?.run(shutdown).await
     }

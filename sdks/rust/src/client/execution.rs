@@ -7,10 +7,10 @@ use super::{CallOptions, Client, Pages, WAIT_MAX, new_request_id, rpc};
 use crate::Error;
 
 impl Client {
-    /// What an execution is doing, or how it ended.
+    /// Reads an execution: what it is doing, or how it ended.
     ///
     /// # Errors
-    /// `EXECUTION_NOT_FOUND`, and those of every call.
+    /// `EXECUTION_NOT_FOUND`, and the errors of every call.
     pub async fn execution(
         &self,
         execution_id: impl Into<String>,
@@ -20,18 +20,18 @@ impl Client {
         response.execution.ok_or(Error::Incomplete("execution"))
     }
 
-    /// Waits for the end of an execution, asking again and again. `limit`: how long at most; `None` waits
-    /// as long as it takes.
+    /// Waits until an execution ends, with as many calls as that takes. `limit` is the longest wait; `None`
+    /// waits without a limit.
     ///
     /// # Errors
-    /// [`Error::StillRunning`] when the limit is over, `EXECUTION_NOT_FOUND`, and those of every call.
+    /// [`Error::StillRunning`] if the limit expires, `EXECUTION_NOT_FOUND`, and the errors of every call.
     pub async fn await_execution(
         &self,
         execution_id: impl Into<String>,
         limit: Option<Duration>,
     ) -> Result<v1::Outcome, Error> {
         let execution_id = execution_id.into();
-        // A limit beyond what a clock can hold is none.
+        // A limit that is too long for the clock to represent counts as no limit.
         let until = limit.and_then(|limit| Instant::now().checked_add(limit));
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -54,7 +54,7 @@ impl Client {
         }
     }
 
-    /// Executions that pass the filter, latest start first, without payloads.
+    /// Lists the executions that match the filter, latest start first, without their payloads.
     pub fn executions(&self, filter: v1::ExecutionFilter) -> Pages<v1::ExecutionInfo> {
         let client = self.clone();
         Pages::new(move |page_token| {
@@ -73,7 +73,7 @@ impl Client {
         })
     }
 
-    /// The history of an execution, in order.
+    /// Lists the history of an execution, oldest entry first.
     pub fn history(&self, execution_id: impl Into<String>) -> Pages<v1::HistoryEntry> {
         let (client, execution_id) = (self.clone(), execution_id.into());
         Pages::new(move |page_token| {
@@ -91,11 +91,11 @@ impl Client {
         })
     }
 
-    /// Asks for a cancel: no further step begins, then compensation and `finally` run. Answers with the
-    /// state after the call, which need not be an end.
+    /// Requests the cancellation of an execution: no further step starts, then compensations and `finally`
+    /// run. Returns the state after the call, which is usually not an end state yet.
     ///
     /// # Errors
-    /// `EXECUTION_NOT_FOUND`, `EXECUTION_ENDED`, and those of every call.
+    /// `EXECUTION_NOT_FOUND`, `EXECUTION_ENDED`, and the errors of every call.
     pub async fn cancel_execution(
         &self,
         execution_id: impl Into<String>,
@@ -109,11 +109,11 @@ impl Client {
         Ok(rpc!(self, ExecutionServiceClient.cancel_execution(request)).await?.state())
     }
 
-    /// Ends an execution at once: nothing is undone, `finally` does not run, what was due is parked. A
-    /// reason is required.
+    /// Ends an execution at once. No step is undone and `finally` does not run; compensations that were due
+    /// are parked. A reason is required.
     ///
     /// # Errors
-    /// `EXECUTION_NOT_FOUND`, `EXECUTION_ENDED`, and those of every call.
+    /// `EXECUTION_NOT_FOUND`, `EXECUTION_ENDED`, and the errors of every call.
     pub async fn terminate_execution(
         &self,
         execution_id: impl Into<String>,
@@ -127,11 +127,11 @@ impl Client {
         rpc!(self, ExecutionServiceClient.terminate_execution(request)).await
     }
 
-    /// Tries parked compensations again, with fresh attempts: that of one step, or all. Answers with the
-    /// state of the compensation after the call.
+    /// Retries parked compensations with fresh attempts, of one step or of all steps. Returns the state of
+    /// the compensation after the call.
     ///
     /// # Errors
-    /// `EXECUTION_NOT_FOUND`, `STEP_NOT_FOUND`, `COMPENSATION_NOT_PARKED`, and those of every call.
+    /// `EXECUTION_NOT_FOUND`, `STEP_NOT_FOUND`, `COMPENSATION_NOT_PARKED`, and the errors of every call.
     pub async fn retry_compensation(
         &self,
         execution_id: impl Into<String>,
@@ -148,8 +148,8 @@ impl Client {
         Ok(response.compensation_state())
     }
 
-    /// Records that a person took a parked compensation on themselves. A reason is required: who did what
-    /// instead.
+    /// Records that an operator has dealt with a parked compensation by other means. A reason is required;
+    /// it should say who did what instead.
     ///
     /// # Errors
     /// As [`Self::retry_compensation`].
@@ -169,12 +169,12 @@ impl Client {
         Ok(response.compensation_state())
     }
 
-    /// Ends the quarantine of an execution, after what put it there was mended: it goes on. A reason is
-    /// required. Answers with the state that it has.
+    /// Releases an execution from quarantine once its cause is fixed, so that it proceeds. A reason is
+    /// required. Returns the state of the execution.
     ///
     /// # Errors
-    /// `EXECUTION_NOT_FOUND`, `EXECUTION_NOT_QUARANTINED`, `EXECUTION_QUARANTINED` if it was not mended, and
-    /// those of every call.
+    /// `EXECUTION_NOT_FOUND`, `EXECUTION_NOT_QUARANTINED`, `EXECUTION_QUARANTINED` if the cause is not
+    /// fixed, and the errors of every call.
     pub async fn release_execution(
         &self,
         execution_id: impl Into<String>,

@@ -6,14 +6,14 @@ use recoup_proto::v1::{self, ErrorReason, FailureFilter, SubscriptionRef};
 use super::{Client, Pages, new_request_id, rpc};
 use crate::Error;
 
-/// What became of one token of an acknowledgement.
+/// The outcome of one acknowledgement token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckOutcome {
-    /// It was accepted.
+    /// The service accepted the token.
     Accepted,
-    /// It came too late: the event is, or was, delivered again.
+    /// The token came too late: the event has been, or will be, delivered again.
     Expired,
-    /// It is none of the service's tokens.
+    /// The text is not a token that the service issued.
     Invalid,
 }
 
@@ -32,8 +32,8 @@ fn outcomes(results: &[v1::AckResult]) -> Vec<AckOutcome> {
 }
 
 impl Client {
-    /// Failure events that pass the filter, latest first. An empty namespace in the filter is that of the
-    /// client; `execution_id`: only events of that execution.
+    /// Lists the failure events that match the filter, latest first. If the filter has no namespace, the
+    /// client's is used. With `execution_id`, lists only the events of that execution.
     pub fn failure_events(
         &self,
         filter: FailureFilter,
@@ -66,18 +66,20 @@ impl Client {
     /// Reads one failure event.
     ///
     /// # Errors
-    /// `FAILURE_NOT_FOUND`, and those of every call.
+    /// `FAILURE_NOT_FOUND`, and the errors of every call.
     pub async fn failure_event(&self, id: impl Into<String>) -> Result<v1::FailureEvent, Error> {
         let request = v1::GetFailureRequest { id: id.into() };
         let response = rpc!(self, FailureServiceClient.get_failure(request)).await?;
         response.failure.ok_or(Error::Incomplete("failure"))
     }
 
-    /// Reads events at once or after a wait of at most 60 s, without a stream: what
-    /// [`Self::failures`](Client::failures) does for callers that poll. Go on with the cursor of the answer.
+    /// Reads events without a stream, for callers that poll; [`Self::failures`](Client::failures) reads
+    /// them with a stream. Returns at once, or waits for at most 60 s until there are events. Pass the
+    /// cursor of the answer to the next call.
     ///
     /// # Errors
-    /// `CURSOR_INVALID`, `CURSOR_FOREIGN`, `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`, and those of every call.
+    /// `CURSOR_INVALID`, `CURSOR_FOREIGN`, `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_IN_USE`,
+    /// and the errors of every call.
     pub async fn pull_failures(
         &self,
         request: v1::PullFailuresRequest,
@@ -87,11 +89,11 @@ impl Client {
         rpc!(self, FailureServiceClient.pull_failures(request), options).await
     }
 
-    /// Acknowledges deliveries of a durable subscription: one outcome per token, in their order. From 1 to
-    /// 1,000 tokens.
+    /// Acknowledges deliveries of a durable subscription, from 1 to 1,000 tokens per call. Returns one
+    /// outcome per token, in the order of the tokens.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_NOT_FOUND`, and those of every call.
+    /// `SUBSCRIPTION_NOT_FOUND`, and the errors of every call.
     pub async fn ack_failures(
         &self,
         subscription: &str,
@@ -102,11 +104,12 @@ impl Client {
         Ok(outcomes(&rpc!(self, FailureServiceClient.ack_failures(request)).await?.results))
     }
 
-    /// Gives deliveries of a durable subscription back; they come again after `delay`, at most 24 hours.
-    /// From 1 to 1,000 tokens.
+    /// Gives back deliveries of a durable subscription, from 1 to 1,000 tokens per call. The service
+    /// delivers the events again after `delay`, which is at most 24 hours. Returns one outcome per token,
+    /// in the order of the tokens.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_NOT_FOUND`, and those of every call.
+    /// `SUBSCRIPTION_NOT_FOUND`, and the errors of every call.
     pub async fn nack_failures(
         &self,
         subscription: &str,
@@ -125,11 +128,11 @@ impl Client {
         SubscriptionRef { namespace: self.namespace().to_owned(), name: name.to_owned() }
     }
 
-    /// Creates a durable subscription. One that exists with the same settings is answered as created. An
-    /// empty namespace is that of the client.
+    /// Creates a durable subscription. If one with the same name and the same settings exists, the call
+    /// succeeds as if it had created it. If no namespace is given, the client's is used.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_EXISTS`, `CURSOR_INVALID`, `CURSOR_FOREIGN`, `LIMIT_REACHED`, and those of every call.
+    /// `SUBSCRIPTION_EXISTS`, `CURSOR_INVALID`, `CURSOR_FOREIGN`, `LIMIT_REACHED`, and the errors of every call.
     pub async fn create_subscription(
         &self,
         mut subscription: v1::Subscription,
@@ -148,7 +151,7 @@ impl Client {
     /// Reads a durable subscription.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_NOT_FOUND`, and those of every call.
+    /// `SUBSCRIPTION_NOT_FOUND`, and the errors of every call.
     pub async fn subscription(&self, name: &str) -> Result<v1::Subscription, Error> {
         let subscription = Some(self.subscription_ref(name));
         let request = v1::GetSubscriptionRequest { subscription };
@@ -156,7 +159,7 @@ impl Client {
         response.subscription.ok_or(Error::Incomplete("subscription"))
     }
 
-    /// The durable subscriptions of the namespace, by name.
+    /// Lists the durable subscriptions of the namespace by name.
     pub fn subscriptions(&self) -> Pages<v1::Subscription> {
         let client = self.clone();
         Pages::new(move |page_token| {
@@ -171,10 +174,10 @@ impl Client {
         })
     }
 
-    /// Deletes a durable subscription; its consumer's stream ends.
+    /// Deletes a durable subscription. The stream of its consumer ends.
     ///
     /// # Errors
-    /// `SUBSCRIPTION_NOT_FOUND`, and those of every call.
+    /// `SUBSCRIPTION_NOT_FOUND`, and the errors of every call.
     pub async fn delete_subscription(&self, name: &str) -> Result<(), Error> {
         let request = v1::DeleteSubscriptionRequest {
             subscription: Some(self.subscription_ref(name)),
@@ -184,11 +187,11 @@ impl Client {
         Ok(())
     }
 
-    /// Reads a payload that an event, an execution or a task holds as a reference. Workers need not: their
-    /// handlers get the content.
+    /// Reads the content of a payload that an event, an execution or a task holds as a reference. Handlers
+    /// of a worker do not need it: they receive the content.
     ///
     /// # Errors
-    /// `PAYLOAD_NOT_FOUND`, and those of every call.
+    /// `PAYLOAD_NOT_FOUND`, and the errors of every call.
     pub async fn read_payload(&self, payload_id: impl Into<String>) -> Result<v1::Payload, Error> {
         let request = v1::ReadPayloadRequest { payload_id: payload_id.into() };
         let response = rpc!(self, FailureServiceClient.read_payload(request)).await?;

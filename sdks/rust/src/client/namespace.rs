@@ -6,11 +6,11 @@ use super::{Client, Pages, new_request_id, rpc};
 use crate::Error;
 
 impl Client {
-    /// Creates a namespace. `retention`: how long ended executions stay, at least a minute; `None` takes
-    /// the server's setting.
+    /// Creates a namespace. `retention` is how long ended executions are kept, at least one minute; `None`
+    /// uses the server's setting.
     ///
     /// # Errors
-    /// `NAMESPACE_EXISTS`, and those of every call.
+    /// `NAMESPACE_EXISTS`, and the errors of every call.
     pub async fn create_namespace(
         &self,
         name: impl Into<String>,
@@ -32,24 +32,25 @@ impl Client {
     /// Reads a namespace.
     ///
     /// # Errors
-    /// `NAMESPACE_NOT_FOUND`, and those of every call.
+    /// `NAMESPACE_NOT_FOUND`, and the errors of every call.
     pub async fn read_namespace(&self, name: impl Into<String>) -> Result<v1::Namespace, Error> {
         let request = v1::GetNamespaceRequest { name: name.into() };
         let response = rpc!(self, NamespaceServiceClient.get_namespace(request)).await?;
         response.namespace.ok_or(Error::Incomplete("namespace"))
     }
 
-    /// Lets retention delete again after the database's clock was set, in all namespaces. The answer
-    /// says since when it was paused, if it was.
+    /// Resumes retention in all namespaces, after it was paused because the clock of the database was set.
+    /// The answer says since when retention was paused, if it was.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors of every call.
     pub async fn resume_retention(&self) -> Result<v1::ResumeRetentionResponse, Error> {
         let request = v1::ResumeRetentionRequest {};
         rpc!(self, NamespaceServiceClient.resume_retention(request)).await
     }
 
-    /// Namespaces by name. `pattern`: `company.*` for those below `company`, a full name, or empty for all.
+    /// Lists namespaces by name. `pattern` is `company.*` for the namespaces below `company`, a full name,
+    /// or empty for all namespaces.
     pub fn namespaces(&self, pattern: impl Into<String>) -> Pages<v1::Namespace> {
         let (client, pattern) = (self.clone(), pattern.into());
         Pages::new(move |page_token| {

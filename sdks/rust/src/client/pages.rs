@@ -1,4 +1,4 @@
-//! Lists that come page by page.
+//! Lists that are read page by page.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ type Fetch<T> = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Page<T>> + Sen
 /// ```
 pub struct Pages<T> {
     fetch: Fetch<T>,
-    /// None: the last page was read.
+    /// `None` once the last page was read.
     token: Option<String>,
 }
 
@@ -35,10 +35,11 @@ impl<T> Pages<T> {
         Self { fetch: Box::new(move |token| Box::pin(fetch(token))), token: Some(String::new()) }
     }
 
-    /// The next page, which may be empty; `None` after the last one.
+    /// Reads the next page, which may be empty. Returns `None` after the last page.
     ///
     /// # Errors
-    /// What the call gives; the same page is asked for again by the next call of `next`.
+    /// Those of the call that reads the page. After an error, the next call of `next` asks for the same
+    /// page again.
     pub async fn next(&mut self) -> Result<Option<Vec<T>>, Error> {
         let Some(token) = &self.token else { return Ok(None) };
         let (items, next) = (self.fetch)(token.clone()).await?;
@@ -46,7 +47,7 @@ impl<T> Pages<T> {
         Ok(Some(items))
     }
 
-    /// Reads on, until there are `limit` items or no more.
+    /// Reads pages until there are `limit` items, or no more pages.
     ///
     /// # Errors
     /// As [`Self::next`].

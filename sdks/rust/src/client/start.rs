@@ -1,4 +1,4 @@
-//! Starting executions: [`Start`] answers when it is durable, [`Run`] when it has ended.
+//! Starts executions. [`Start`] returns once the execution is stored durably, [`Run`] once it has ended.
 
 use std::time::{Duration, Instant};
 
@@ -14,50 +14,50 @@ use super::{CallOptions, Client, TraceContext, WAIT_MAX, new_request_id, rpc};
 use crate::Error;
 use crate::payload::{check_size, from_payload, to_payload};
 
-/// An execution to start; made by [`Client::start`].
+/// An execution to start. Made by [`Client::start`].
 #[must_use = "nothing is started before `send`"]
 pub struct Start {
     client: Client,
     spec: ExecutionSpec,
     request_id: Option<String>,
     trace: Option<TraceContext>,
-    /// The first thing that was wrong; told by `send`, so that the calls can be chained.
+    /// The first error of a setter. `send` returns it, so that the setters can be chained.
     wrong: Option<Error>,
 }
 
-/// An execution to start and to wait for; made by [`Client::run`].
+/// An execution to start and to wait for. Made by [`Client::run`].
 #[must_use = "nothing is started before `send`"]
 pub struct Run {
     start: Start,
     limit: Option<Duration>,
 }
 
-/// An execution that is durably started.
+/// An execution that was started and is stored durably.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// Id of the execution.
     pub execution_id: String,
-    /// Version of the workflow that it runs.
+    /// Version of the workflow that the execution runs.
     pub workflow_version: u32,
-    /// False: it is an existing one that has the key.
+    /// True if this call started the execution; false if an existing execution has the key.
     pub started: bool,
 }
 
-/// An execution that has ended, well or not.
+/// An execution that has ended, successfully or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
     /// Id of the execution.
     pub execution_id: String,
-    /// Version of the workflow that it ran.
+    /// Version of the workflow that the execution ran.
     pub workflow_version: u32,
-    /// False: it is an existing one that has the key.
+    /// True if this call started the execution; false if an existing execution has the key.
     pub started: bool,
-    /// How it ended.
+    /// How the execution ended.
     pub outcome: Outcome,
 }
 
 impl Ended {
-    /// True when it ended as `SUCCEEDED` or `WARNING`.
+    /// Whether the execution ended as `SUCCEEDED` or `WARNING`.
     pub fn succeeded(&self) -> bool {
         matches!(self.outcome.state(), ExecutionState::Succeeded | ExecutionState::Warning)
     }
@@ -65,7 +65,8 @@ impl Ended {
     /// The output of an execution that succeeded.
     ///
     /// # Errors
-    /// [`Error::Ended`] when it did not succeed, [`Error::Payload`] when the output is no `T`.
+    /// [`Error::Ended`] if the execution did not succeed, [`Error::Payload`] if the output cannot be read
+    /// as a `T`.
     pub fn output<T: DeserializeOwned>(&self) -> Result<T, Error> {
         if !self.succeeded() {
             return Err(Error::Ended {
@@ -78,7 +79,7 @@ impl Ended {
 }
 
 impl Client {
-    /// An execution of `workflow` to start, without waiting for its end.
+    /// Prepares an execution of `workflow`. Its `send` starts the execution and does not wait for its end.
     pub fn start(&self, workflow: impl Into<String>) -> Start {
         let spec = ExecutionSpec {
             namespace: self.namespace().to_owned(),
@@ -88,7 +89,7 @@ impl Client {
         Start { client: self.clone(), spec, request_id: None, trace: None, wrong: None }
     }
 
-    /// An execution of `workflow` to start and to wait for.
+    /// Prepares an execution of `workflow`. Its `send` starts the execution and waits for its end.
     pub fn run(&self, workflow: impl Into<String>) -> Run {
         Run { start: self.start(workflow), limit: None }
     }
@@ -98,7 +99,7 @@ impl Client {
 macro_rules! setters {
     ($type:ty, |$this:ident| $start:expr) => {
         impl $type {
-            /// The input, as JSON. Default: no value. `send` tells what is wrong with it.
+            /// The input, written as JSON. If that fails, `send` returns the error. Default: no value.
             pub fn input<T: Serialize + ?Sized>(mut self, input: &T) -> Self {
                 let $this = &mut self;
                 let start: &mut Start = $start;
@@ -120,45 +121,44 @@ macro_rules! setters {
                 self
             }
 
-            /// The caller's key, unique among the open executions of the namespace, 255 bytes at most.
-            /// Default: none.
+            /// The execution key, chosen by the caller: 255 bytes at most, unique among the open executions
+            /// of the namespace. Default: none.
             pub fn key(mut self, key: impl Into<String>) -> Self {
                 let $this = &mut self;
                 $start.spec.execution_key = key.into();
                 self
             }
 
-            /// What happens when an open execution has the key. Default: `EXECUTION_KEY_TAKEN`.
+            /// What to do if an open execution has the key. Default: fail with `EXECUTION_KEY_TAKEN`.
             pub fn on_running(mut self, on_running: OnRunning) -> Self {
                 let $this = &mut self;
                 $start.spec.set_on_running(on_running);
                 self
             }
 
-            /// What happens when an ended execution had the key last. Default: a new one is started.
+            /// What to do if the last execution with the key has ended. Default: start a new one.
             pub fn on_ended(mut self, on_ended: OnEnded) -> Self {
                 let $this = &mut self;
                 $start.spec.set_on_ended(on_ended);
                 self
             }
 
-            /// The version of the workflow. Default: the latest.
+            /// The version of the workflow to run. Default: the latest.
             pub fn version(mut self, version: u32) -> Self {
                 let $this = &mut self;
                 $start.spec.workflow_version = Some(version);
                 self
             }
 
-            /// The longest time of the execution, instead of the workflow's timeout. Default: the
-            /// workflow's.
+            /// The longest time that the execution may take. Default: the timeout of the workflow.
             pub fn timeout(mut self, timeout: Duration) -> Self {
                 let $this = &mut self;
                 $start.spec.timeout = Some(timeout.into());
                 self
             }
 
-            /// Makes this start the same as any other with this id, for 24 hours; 128 bytes at most.
-            /// Default: a new UUID per `send`.
+            /// The request id, 128 bytes at most. For 24 hours, every start with the same id counts as the
+            /// same start. Default: a new UUID for each `send`.
             pub fn request_id(mut self, request_id: impl Into<String>) -> Self {
                 let $this = &mut self;
                 $start.request_id = Some(request_id.into());
@@ -179,11 +179,11 @@ setters!(Start, |start| start);
 setters!(Run, |run| &mut run.start);
 
 impl Start {
-    /// Starts it. It is durable when this answers.
+    /// Starts the execution. When this returns, the execution is stored durably.
     ///
     /// # Errors
     /// `WORKFLOW_NOT_FOUND`, `WORKFLOW_VERSION_NOT_FOUND`, `WORKFLOW_RETIRED`, `EXECUTION_KEY_TAKEN`,
-    /// `REQUEST_ID_REUSED`, [`Error::Payload`], [`Error::PayloadTooLarge`], and those of every call.
+    /// `REQUEST_ID_REUSED`, [`Error::Payload`], [`Error::PayloadTooLarge`], and the errors of every call.
     pub async fn send(self) -> Result<Started, Error> {
         if let Some(wrong) = self.wrong {
             return Err(wrong);
@@ -204,15 +204,15 @@ impl Start {
 }
 
 impl Run {
-    /// The longest wait for the end; then `send` gives [`Error::StillRunning`] and the execution goes on.
-    /// Default: as long as it takes.
+    /// The longest wait for the end. When it expires, `send` returns [`Error::StillRunning`] and the
+    /// execution keeps running. Default: no limit.
     pub fn wait_at_most(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Starts it and waits for its end, asking again and again. `Ok` however it ended: look at
-    /// [`Ended::outcome`], or ask for [`Ended::output`].
+    /// Starts the execution and waits for its end, with as many calls as that takes. Returns `Ok` however
+    /// the execution ended: see [`Ended::outcome`], or ask for [`Ended::output`].
     ///
     /// # Errors
     /// Those of [`Start::send`], and [`Error::StillRunning`].

@@ -1,14 +1,14 @@
-/// A W3C trace context: goes with a start, is kept with the execution and handed to its workers.
+/// A W3C trace context. It is sent with a start, stored with the execution and passed to its workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {
-    /// The header `traceparent`. Empty: none.
+    /// The value of the header `traceparent`. Empty if there is none.
     pub traceparent: String,
-    /// The header `tracestate`. Empty: none.
+    /// The value of the header `tracestate`. Empty if there is none.
     pub tracestate: String,
 }
 
 impl TraceContext {
-    /// A context of these two headers; either may be empty.
+    /// A context with the values of these two headers. Either may be empty.
     pub fn new(traceparent: impl Into<String>, tracestate: impl Into<String>) -> Self {
         Self { traceparent: traceparent.into(), tracestate: tracestate.into() }
     }

@@ -5,12 +5,13 @@ use recoup_proto::v1::{self, workflow_service_client::WorkflowServiceClient};
 use super::{Client, Pages, new_request_id, rpc};
 use crate::Error;
 
-/// A workflow, as text in YAML or JSON or as a message.
+/// The definition of a workflow: as text in YAML or JSON, or as a message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WorkflowSource {
-    /// The text of a file; problems are told with line and column. JSON is read as the YAML that it is.
+    /// The text of a workflow file. Problems are reported with line and column. JSON is parsed as YAML,
+    /// which includes it.
     Text(String),
-    /// The message, built in code.
+    /// A message that was built in code.
     Definition(Box<v1::WorkflowDefinition>),
 }
 
@@ -37,10 +38,11 @@ fn text(text: String) -> v1::DefinitionSource {
 }
 
 impl Client {
-    /// Registers a workflow. A definition equal to the latest version makes no new one.
+    /// Registers a workflow. A definition that equals the latest version does not create a new version.
     ///
     /// # Errors
-    /// `DEFINITION_INVALID` and its kin, with a field violation per problem, and those of every call.
+    /// `DEFINITION_INVALID` and related reasons, with one field violation per problem, and the errors
+    /// of every call.
     ///
     /// ```no_run
     /// # async fn example(client: recoup_sdk::Client) -> Result<(), recoup_sdk::Error> {
@@ -69,11 +71,11 @@ impl Client {
         rpc!(self, WorkflowServiceClient.register_workflow(request)).await
     }
 
-    /// Checks a workflow as [`Self::register_workflow`] would, and computes its retry schedules. What is
-    /// wrong with it is in the answer, not an error.
+    /// Checks a workflow as [`Self::register_workflow`] would, and computes its retry schedules. Problems
+    /// of the workflow are part of the answer; they are not errors of the call.
     ///
     /// # Errors
-    /// `NAMESPACE_NOT_FOUND`, and those of every call.
+    /// `NAMESPACE_NOT_FOUND`, and the errors of every call.
     pub async fn validate_workflow(
         &self,
         workflow: impl Into<WorkflowSource>,
@@ -89,10 +91,10 @@ impl Client {
         rpc!(self, WorkflowServiceClient.validate_workflow(request)).await
     }
 
-    /// Reads a version of a workflow, by default the latest.
+    /// Reads a version of a workflow. `None` reads the latest.
     ///
     /// # Errors
-    /// `WORKFLOW_NOT_FOUND`, `WORKFLOW_VERSION_NOT_FOUND`, and those of every call.
+    /// `WORKFLOW_NOT_FOUND`, `WORKFLOW_VERSION_NOT_FOUND`, and the errors of every call.
     pub async fn workflow(
         &self,
         name: impl Into<String>,
@@ -107,7 +109,7 @@ impl Client {
         response.workflow.ok_or(Error::Incomplete("workflow"))
     }
 
-    /// The workflows whose names begin with `name_prefix`, by name, without retired ones.
+    /// Lists the workflows whose names begin with `name_prefix`, by name, without retired ones.
     pub fn workflows(&self, name_prefix: impl Into<String>) -> Pages<v1::WorkflowSummary> {
         let (client, name_prefix) = (self.clone(), name_prefix.into());
         Pages::new(move |page_token| {
@@ -125,7 +127,7 @@ impl Client {
         })
     }
 
-    /// The versions of a workflow, latest first, without their definitions.
+    /// Lists the versions of a workflow, latest first, without their definitions.
     pub fn workflow_versions(&self, name: impl Into<String>) -> Pages<v1::WorkflowVersion> {
         let (client, name) = (self.clone(), name.into());
         Pages::new(move |page_token| {
@@ -144,10 +146,11 @@ impl Client {
         })
     }
 
-    /// Retires a workflow, or one version of it: it starts no more executions, those that run go on.
+    /// Retires a workflow, or one version of it. No new executions of it can be started; running executions
+    /// are not affected.
     ///
     /// # Errors
-    /// `WORKFLOW_NOT_FOUND`, `WORKFLOW_VERSION_NOT_FOUND`, and those of every call.
+    /// `WORKFLOW_NOT_FOUND`, `WORKFLOW_VERSION_NOT_FOUND`, and the errors of every call.
     pub async fn retire_workflow(
         &self,
         name: impl Into<String>,

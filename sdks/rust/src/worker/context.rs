@@ -1,4 +1,4 @@
-//! What a handler knows of its attempt, and how it hears that it should stop.
+//! The attempt as its handler sees it, and the signals that ask the handler to stop.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,38 +13,39 @@ use tokio::sync::{Notify, mpsc};
 use crate::payload::to_payload;
 use crate::{Error, TraceContext};
 
-/// What the details of a heartbeat may take, in bytes.
+/// The largest size of the details of a heartbeat, in bytes.
 const HEARTBEAT_BYTES_MAX: usize = 4 * 1024;
 
-/// A task as it comes from the service.
+/// A task as the service sends it.
 pub type RawTask = Task;
 
 /// Why a handler should stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelReason {
-    /// The run is ending. A result within the workflow's `cancel_grace` still counts; a success is then
-    /// compensated.
+    /// The run is ending. A result that arrives within the workflow's `cancel_grace` still counts. If it is
+    /// a success, the step is then compensated.
     Requested,
-    /// The attempt has ended, by a timeout say: no result counts any more.
+    /// The attempt has ended, for example by a timeout. Its result no longer counts.
     Closed,
 }
 
-/// The attempt that a handler works on. Cheap to clone.
+/// The attempt that a handler is working on. Cheap to clone.
 #[derive(Clone)]
 pub struct TaskContext {
     attempt: Arc<Attempt>,
 }
 
-/// One attempt in the hands of this worker.
+/// An attempt that this worker holds.
 pub(super) struct Attempt {
-    /// Without its input, which the handler has.
+    /// The task without its input, which the handler received.
     task: RawTask,
-    /// What is undone, with an output that came as a reference.
+    /// The step that a compensation undoes, with the content of its output. Set only if the output came as
+    /// a reference.
     compensation: OnceLock<CompensationTask>,
-    /// 0, or a [`CancelReason`] + 1.
+    /// 0 if the handler should not stop, otherwise the [`CancelReason`] + 1.
     cancel: AtomicU8,
     changed: Notify,
-    /// The last heartbeat that was not sent.
+    /// The latest heartbeat that was not sent yet.
     heartbeat: Mutex<Option<Heartbeat>>,
     events: mpsc::UnboundedSender<Event>,
 }
@@ -54,12 +55,12 @@ pub(super) struct Heartbeat {
     pub(super) details: Option<Payload>,
 }
 
-/// What handlers tell the loop that speaks with the service.
+/// What handlers report to the loop that talks to the service.
 pub(super) enum Event {
-    /// An attempt ended; `result` is as [`super::message::result`] made it, or empty when its attempt is
-    /// closed and nothing is to be said.
+    /// An attempt ended. `result` is encoded by [`super::message::result`]. It is empty if the attempt is
+    /// closed and nothing is to be reported.
     Finished { token: Bytes, result: Bytes },
-    /// The attempt has a heartbeat to be taken.
+    /// The attempt has a heartbeat to send.
     Heartbeat { token: Bytes },
 }
 
@@ -90,7 +91,8 @@ impl Attempt {
 
     async fn until(&self, enough: impl Fn(CancelReason) -> bool) -> CancelReason {
         loop {
-            // Registered before the look, so that no change is missed between the two.
+            // Register for changes before reading the current value, so that no change between the two is
+            // missed.
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             if let Some(reason) = self.cancelled().filter(|reason| enough(*reason)) {
@@ -100,7 +102,7 @@ impl Attempt {
         }
     }
 
-    /// Ends when the attempt was closed and the grace is over.
+    /// Completes once the attempt has been closed for as long as the grace period.
     pub(super) async fn closed_for(&self, grace: Duration) {
         self.until(|reason| reason == CancelReason::Closed).await;
         tokio::time::sleep(grace).await;
@@ -116,7 +118,7 @@ impl Attempt {
 
     pub(super) fn set_step_output(&self, output: Payload) {
         let came = self.task.compensation.clone().unwrap_or_default();
-        // Read once for each attempt: nothing was set before.
+        // The reference is resolved once for each attempt, so the cell is still empty.
         let _ = self.compensation.set(CompensationTask { step_output: Some(output), ..came });
     }
 
@@ -131,12 +133,12 @@ impl TaskContext {
     }
 
     pub(super) fn finished(&self, token: Bytes, result: Bytes) {
-        // The worker is gone when nobody listens; then its session is too.
+        // Sending fails only if the worker has been dropped. Then its session has ended too.
         let _ = self.attempt.events.send(Event::Finished { token, result });
     }
 
-    /// The task as it came, without its input. Where the output of a step is a reference in it,
-    /// [`Self::compensation`] has the content.
+    /// The task as the service sent it, without its input. If the output of a compensated step came as a
+    /// reference, the task still holds the reference; [`Self::compensation`] has the content.
     pub fn task(&self) -> &RawTask {
         &self.attempt.task
     }
@@ -151,23 +153,30 @@ impl TaskContext {
         &self.attempt.task.step_path
     }
 
-    /// Number of the attempt, from 1.
+    /// A key for deduplication, equal for all attempts that must take effect only once. Pass it to the
+    /// system that performs the effect.
     pub fn attempt(&self) -> u32 {
         self.attempt.task.attempt
     }
 
-    /// Equal for all attempts that must take effect once: hand it on to whom makes the effect.
+    /// For a compensation: the step that it undoes. If the outcome of the step is unknown, the step may
+    /// never have taken effect, and undoing it must be safe even then.
     pub fn idempotency_key(&self) -> &str {
         &self.attempt.task.idempotency_key
     }
 
-    /// What is undone, of a compensation. Where the outcome of the step is unknown it must be safe to undo
-    /// what never happened.
+    /// The trace that the execution belongs to, for the handler to continue.
     pub fn compensation(&self) -> Option<&CompensationTask> {
         self.attempt.compensation.get().or(self.attempt.task.compensation.as_ref())
     }
 
-    /// The trace that the execution belongs to, to be continued.
+    /// Reports that the handler is still working on the attempt, and how far it is. A step with a
+    /// `heartbeat` timeout requires this. The call never waits: the heartbeat is sent with the next
+    /// message, and replaces one that was not sent yet. Pass `&()` if there are no details.
+    ///
+    /// # Errors
+    /// [`Error::Payload`] if the details cannot be written as JSON, [`Error::PayloadTooLarge`] if they are
+    /// over 4 KiB.
     pub fn trace(&self) -> TraceContext {
         let task = &self.attempt.task;
         TraceContext::new(task.traceparent.as_str(), task.tracestate.as_str())
@@ -188,18 +197,20 @@ impl TaskContext {
         let mut waiting = self.attempt.heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.replace(Heartbeat { details: Some(payload) }).is_none() {
             let token = self.attempt.token().clone();
-            // The worker is gone when nobody listens; then the handler is about to be dropped.
+            // Sending fails only if the worker has been dropped. Then the handler is about to be dropped as
+            // well.
             let _ = self.attempt.events.send(Event::Heartbeat { token });
         }
         Ok(())
     }
 
-    /// Waits until the handler should stop, and says why. May be called often, and by many.
+    /// Waits until the handler should stop, and returns the reason. May be called repeatedly and from
+    /// several tasks.
     pub async fn cancelled(&self) -> CancelReason {
         self.attempt.until(|_| true).await
     }
 
-    /// Whether the handler should stop, and why.
+    /// Returns the reason if the handler should stop, otherwise `None`.
     pub fn is_cancelled(&self) -> Option<CancelReason> {
         self.attempt.cancelled()
     }

@@ -1,4 +1,4 @@
-//! Handlers, and what becomes of what they give.
+//! Handlers, and the conversion of their results to outcomes.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -24,9 +24,9 @@ type Inline = dyn Fn(RawTask) -> Outcome + Send + Sync;
 type Spawned = dyn Fn(TaskContext, Option<Payload>) -> Running + Send + Sync;
 
 pub(super) enum Handler {
-    /// Called in the loop that reads the stream.
+    /// Called directly in the loop that reads the stream.
     Inline(Box<Inline>),
-    /// Runs as a task of its own.
+    /// Runs in its own tokio task.
     Spawned(Box<Spawned>),
 }
 
@@ -70,12 +70,12 @@ fn written<R: Serialize>(output: &R) -> Outcome {
     })
 }
 
-/// The error of an attempt whose output is over the limit.
+/// The error of an attempt whose output is over the size limit.
 pub(super) fn too_large(error: &Error) -> TaskError {
     TaskError::new("recoup.payload_too_large").message(error.to_string()).non_retryable()
 }
 
-/// The error of an attempt whose type has no handler here.
+/// The error of an attempt whose task type has no handler in this worker.
 pub(super) fn no_such_task(task_type: &str) -> TaskError {
     TaskError::new("recoup.no_such_task")
         .message(format!("this worker has no handler for `{task_type}`"))
@@ -85,7 +85,7 @@ pub(super) fn call_inline(handler: &Inline, task: RawTask) -> Outcome {
     catch_unwind(AssertUnwindSafe(|| handler(task))).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
-/// What the handler of an attempt gives, once the payloads that came as references are read.
+/// Runs the handler of an attempt and returns its outcome. Payloads that came as references are read first.
 pub(super) async fn outcome(
     handlers: &Handlers,
     client: &Client,
@@ -112,7 +112,7 @@ pub(super) async fn call(
     context: TaskContext,
     input: Option<Payload>,
 ) -> Outcome {
-    // The handler itself, not only its future, runs inside what is caught.
+    // The call of the handler, not only its future, is inside the part that catches panics.
     let running = async move { handler(context, input).await };
     let caught = AssertUnwindSafe(running).catch_unwind().await;
     caught.unwrap_or_else(|panic| Err(panicked(&*panic)))

@@ -1,6 +1,6 @@
-//! What goes to the service by stream. A result is encoded once, where its handler ended, and kept in
-//! that form until it is acknowledged: sending it, and sending it again, copies no payload, and a batch
-//! knows its size.
+//! The messages that a worker sends on its stream. A result is encoded once, when its handler ends, and is
+//! kept encoded until the service acknowledges it. So sending it, even repeatedly, copies no payload, and
+//! the size of a batch is known.
 
 use std::marker::PhantomData;
 
@@ -18,15 +18,15 @@ use crate::payload::check_size;
 /// The tag of `StreamTasksRequest.results`.
 const RESULTS_TAG: u32 = 3;
 
-/// One message: `head` without results, and the results in their encoded form.
+/// One message: `head` has no results, and the results follow in encoded form.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     pub(super) head: StreamTasksRequest,
     pub(super) results: Vec<Bytes>,
 }
 
-/// How an attempt ended, as a message of the protocol. What is over a limit becomes an error here: the
-/// service would refuse it.
+/// Converts the outcome of an attempt to a message of the protocol. An output over the limit becomes an
+/// error here, because the service would refuse it.
 pub(super) fn proto_result(outcome: Outcome) -> task_result::Result {
     let outcome = outcome.and_then(|output| match check_size(&output) {
         Ok(()) => Ok(output),
@@ -38,7 +38,7 @@ pub(super) fn proto_result(outcome: Outcome) -> task_result::Result {
     }
 }
 
-/// A result in encoded form, tag included: what follows other fields of a message.
+/// Encodes a result including its tag, so that it can follow the other fields of a message.
 pub(super) fn result(token: Bytes, result: task_result::Result) -> Bytes {
     let result = v1::TaskResult { task_token: token, result: Some(result) };
     let mut buffer = BytesMut::with_capacity(message::encoded_len(RESULTS_TAG, &result));
@@ -46,13 +46,13 @@ pub(super) fn result(token: Bytes, result: task_result::Result) -> Bytes {
     buffer.freeze()
 }
 
-/// What [`result`] encoded.
+/// Decodes a result that [`result`] encoded.
 pub(super) fn decoded(encoded: &Bytes) -> Option<task_result::Result> {
     let message = StreamTasksRequest::decode(encoded.clone()).ok()?;
     message.results.into_iter().next()?.result
 }
 
-/// The codec of the stream: [`Outgoing`] out, ordinary messages in.
+/// The codec of the stream: sends [`Outgoing`], receives ordinary messages.
 #[derive(Default)]
 pub(super) struct StreamCodec(PhantomData<()>);
 

@@ -1,4 +1,4 @@
-//! Payloads that came as references: read before the handler runs, so that handlers get contents.
+//! Reads payloads that came as references before the handler runs, so that handlers receive contents.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ fn step_output(task: &Task) -> Option<&Payload> {
     task.compensation.as_ref()?.step_output.as_ref()
 }
 
-/// Whether a payload of the task must be read first.
+/// Whether a payload of the task is a reference that must be read first.
 pub(super) fn is_in(task: &Task) -> bool {
     id(task.input.as_ref()).or(id(step_output(task))).is_some()
 }
 
-/// Reads what came as references. The input is returned, the output of the step that a compensation undoes
-/// is set in the attempt.
+/// Reads the payloads that came as references. The content of the input is returned. If the task is a
+/// compensation, the output of the step that it undoes is set in the attempt.
 pub(super) async fn resolve(
     client: &Client,
     attempt: &Arc<Attempt>,
@@ -40,7 +40,7 @@ pub(super) async fn resolve(
     }
 }
 
-/// Until the service has answered: how long the attempt may take is decided there.
+/// Tries until the service has answered. The service decides how long the attempt may take.
 async fn read(client: &Client, id: &str) -> Result<Payload, TaskError> {
     let backoff = Backoff::default();
     let mut retry = 0;

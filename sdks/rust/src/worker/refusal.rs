@@ -1,22 +1,23 @@
-//! What is reported in place of a result that the service refused: the attempt is open and wants one.
+//! The error to report in place of a result that the service refused. The attempt is still open and needs a
+//! result.
 
 use recoup_proto::v1::{self, ErrorReason, task_result};
 
 use crate::TaskError;
 use crate::task_error::shorten;
 
-/// The type of an attempt whose result was refused.
+/// The error type of an attempt whose result was refused.
 const REFUSED: &str = "rust.result_refused";
-/// What stands in place of a type that is none.
+/// Replaces an error type that is not valid.
 const INVALID_TYPE: &str = "rust.invalid_error_type";
 const TYPE_BYTES_MAX: usize = 255;
-/// How much of the original message the error in its place repeats; its cause has all of it.
+/// How many bytes of the original message the replacement repeats. Its cause has the whole message.
 const EXCERPT_BYTES_MAX: usize = 1024;
 
-/// The error to report instead of `result`, of which the service `said` what is wrong with it.
+/// The error to report in place of `result`. `said` is the service's description of the problem.
 ///
-/// An output that is refused would be refused again, so it is not retryable. An error stays what it was, as
-/// far as the service takes it: policies decide on what it said itself.
+/// An output that was refused would be refused again, so the error in its place is not retryable. A refused
+/// error is kept as far as the service accepts it, because policies decide by its type and its flags.
 pub(super) fn in_place_of(
     result: Option<task_result::Result>,
     reason: ErrorReason,
@@ -52,7 +53,7 @@ fn in_place_of_error(mut error: v1::Error, said: &str) -> v1::Error {
     }
     error.message.push_str(&format!(" [refused as it was: {said}]"));
     if !causes_changed {
-        // The types are in order: one of what is optional is not.
+        // The types are valid, so one of the optional parts must be the problem: drop them all.
         let mut link = Some(&mut error);
         while let Some(current) = link {
             current.details = None;
@@ -64,7 +65,8 @@ fn in_place_of_error(mut error: v1::Error, said: &str) -> v1::Error {
     TaskError::from_proto(error).into_proto()
 }
 
-/// Gives the causes whose type is none one that is, and says in their messages what it was.
+/// Replaces the types of causes that are not valid, and puts the original type into the message of the
+/// cause.
 fn relabel_causes(error: &mut v1::Error) -> bool {
     let mut changed = false;
     let mut link = error.cause.as_deref_mut();
@@ -80,13 +82,14 @@ fn relabel_causes(error: &mut v1::Error) -> bool {
     changed
 }
 
-/// Whether a type is one that any worker may report. Those of the service that some may are left out:
-/// a text that tells of one is better than another refusal.
+/// Whether any worker may report this type. A few types of the service that a worker may report are not
+/// accepted here either: a replacement that names such a type in its message is better than another
+/// refusal.
 fn is_type(text: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     let is_segment = |segment: &str| !segment.is_empty() && segment.bytes().all(is_letter);
     let is_dotted = text.len() <= TYPE_BYTES_MAX && text.split('.').all(is_segment);
-    // Without a type it is of an unknown one.
+    // An error without a type is accepted; its type is unknown.
     text.is_empty() || (is_dotted && text.split('.').next() != Some("recoup"))
 }
 

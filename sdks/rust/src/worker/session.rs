@@ -1,5 +1,5 @@
-//! The worker's side of a session, without I/O: what is held, what is to be sent, what is not
-//! acknowledged yet. It outlives the streams that serve it.
+//! The worker's side of a session, without I/O: the tasks that it holds, the messages to send, and the
+//! results that are not acknowledged yet. A session outlives the streams that serve it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -16,12 +16,13 @@ use super::context::{Attempt, CancelReason};
 use super::message::{self, Outgoing};
 use super::refusal;
 
-/// A message is at most 4 MiB; a batch ends before that. One result alone is below it by its limits.
+/// A message has at most 4 MiB, and a batch ends well before that. The limits of a single result keep it
+/// below 4 MiB.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 const BATCH_RESULTS_MAX: usize = 1_000;
-/// How long a result waits that the service could not store.
+/// How long to wait before a result is sent again that the service could not store.
 const RESEND_AFTER: Duration = Duration::from_millis(200);
-/// How long the worker stays with a service that stops, for what is about to end.
+/// How long a worker stays on the stream of a service that is stopping, so that handlers can finish.
 const STAY: Duration = Duration::from_secs(1);
 
 pub(super) struct WorkerSession {
@@ -29,17 +30,18 @@ pub(super) struct WorkerSession {
     slots: u32,
     running: HashMap<Bytes, Running>,
     unacked: HashMap<Bytes, Unacked>,
-    /// Tokens of results to send, oldest first. Some may be settled meanwhile.
+    /// Tokens of the results to send, oldest first. A result may have been settled since its token was
+    /// queued.
     queue: VecDeque<Bytes>,
-    /// Results that could not be stored, with the time to send them again.
+    /// Tokens of the results that could not be stored, with the time at which to send them again.
     later: VecDeque<(Instant, Bytes)>,
     heartbeats: HashSet<Bytes>,
-    /// Tasks that the service may still send on this stream.
+    /// How many tasks the service may still send on this stream.
     outstanding: u32,
     opened: bool,
     draining: bool,
     drain_sent: bool,
-    /// Since when the service has been stopping, as far as this stream knows.
+    /// When this stream first reported that the service is stopping.
     server_draining: Option<Instant>,
 }
 
@@ -50,16 +52,17 @@ struct Running {
 
 struct Unacked {
     encoded: Bytes,
-    /// It stands for a result that was refused: when it is refused too, there is nothing more to say.
+    /// True if this replaces a result that was refused. If it is refused too, there is nothing left to
+    /// report.
     last_resort: bool,
 }
 
-/// What to do with a task that came.
+/// How to treat a task that the service sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     /// Start it.
     Start,
-    /// It is being worked on, its result is on the way, or it was given back.
+    /// Do not start it: a handler is working on it, its result is on the way, or it was given back.
     Known,
 }
 
@@ -81,7 +84,8 @@ impl WorkerSession {
         }
     }
 
-    /// The first message of a new stream: everything that is not settled is held, and will be sent again.
+    /// The first message of a new stream. It lists everything that is not settled as held; results that are
+    /// not acknowledged are queued again.
     pub(super) fn open_message(&mut self) -> Outgoing {
         self.opened = false;
         self.drain_sent = self.draining;
@@ -100,7 +104,8 @@ impl WorkerSession {
         Outgoing { head, results: Vec::new() }
     }
 
-    /// The service knows the session; these of the held tokens are closed.
+    /// The service has opened the session. The attempts of the listed tokens, which this worker held, are
+    /// closed.
     pub(super) fn opened(&mut self, closed: &[Bytes]) {
         self.opened = true;
         for token in closed {
@@ -129,7 +134,7 @@ impl WorkerSession {
         self.running.insert(attempt.token().clone(), Running { attempt, abort });
     }
 
-    /// An attempt ended here; its encoded result goes with the next message.
+    /// The handler of an attempt has ended. Its encoded result goes out with the next message.
     pub(super) fn finish(&mut self, token: Bytes, encoded: Bytes) {
         self.running.remove(&token);
         self.heartbeats.remove(&token);
@@ -137,7 +142,7 @@ impl WorkerSession {
         self.unacked.insert(token, Unacked { encoded, last_resort: false });
     }
 
-    /// A handler was stopped because its attempt is closed: nothing is to be said.
+    /// A handler was stopped because its attempt is closed. There is nothing to report.
     pub(super) fn abandon(&mut self, token: &Bytes) {
         self.running.remove(token);
         self.heartbeats.remove(token);
@@ -187,7 +192,8 @@ impl WorkerSession {
                 self.unacked.remove(token);
             }
             ErrorReason::ExecutionQuarantined => {
-                // No error in its place: once released, the attempt comes again.
+                // Report no error in its place: once the execution is released, the attempt is handed out
+                // again.
                 tracing::warn!(message = ack.message, "a result of a quarantined execution");
                 self.unacked.remove(token);
             }
@@ -195,7 +201,8 @@ impl WorkerSession {
         }
     }
 
-    /// The attempt is open and wants a result that the service takes.
+    /// Replaces a result that the service refused. The attempt is still open and needs a result that the
+    /// service accepts.
     fn refused(&mut self, ack: ResultAck, reason: ErrorReason) {
         let Some(unacked) = self.unacked.get_mut(&ack.task_token) else { return };
         tracing::warn!(?reason, message = ack.message, "the service refused a result");
@@ -211,7 +218,7 @@ impl WorkerSession {
         self.queue.push_back(ack.task_token);
     }
 
-    /// Moves what has waited long enough into the queue.
+    /// Moves the results whose wait is over into the queue.
     pub(super) fn tick(&mut self, now: Instant) {
         while self.later.front().is_some_and(|(due, _)| *due <= now) {
             self.queue.extend(self.later.pop_front().map(|(_, token)| token));
@@ -230,19 +237,21 @@ impl WorkerSession {
         self.server_draining.get_or_insert(now);
     }
 
-    /// The service wants to stop, and has everything that we had for it. It does not wait for handlers
-    /// that run on: what they give goes to whom the next stream leads to.
+    /// Whether the worker can leave the stream of a service that is stopping: the service has acknowledged
+    /// every result, and no handler is running or the worker has stayed long enough. The worker does not
+    /// wait for handlers that keep running. Their results go out on the next stream, whichever server it
+    /// leads to.
     pub(super) fn may_leave(&self, now: Instant) -> bool {
         let Some(since) = self.server_draining else { return false };
         self.unacked.is_empty() && (self.running.is_empty() || now.duration_since(since) >= STAY)
     }
 
-    /// Nothing runs and nothing waits for an acknowledgement.
+    /// No handler is running and no result waits for an acknowledgement.
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.unacked.is_empty()
     }
 
-    /// Nothing is left to do or to say.
+    /// The worker is draining, has said so to the service, and is idle.
     pub(super) fn is_drained(&self) -> bool {
         self.draining && self.drain_sent && self.is_idle()
     }
@@ -251,7 +260,7 @@ impl WorkerSession {
         self.running.len()
     }
 
-    /// Whether a message is worth sending now.
+    /// Whether there is a reason to send a message now.
     pub(super) fn has_message(&self) -> bool {
         self.opened
             && (!self.queue.is_empty()
@@ -260,14 +269,15 @@ impl WorkerSession {
                 || self.wants_credit())
     }
 
-    /// Credit alone is sent when half the slots could be filled, not for each.
+    /// Credit alone is sent only once it covers half the slots, or once the service has no credit left.
     fn wants_credit(&self) -> bool {
         let grant = self.grant(self.outstanding);
         grant > 0 && (self.outstanding == 0 || grant >= self.slots.div_ceil(2))
     }
 
     fn grant(&self, outstanding: u32) -> u32 {
-        // A service that acknowledges nothing gets no more to do: what waits here is bounded.
+        // A service that does not acknowledge results gets no further credit, which bounds the number of
+        // results that wait here.
         let unacked_max = 4 * (self.slots as usize).max(BATCH_RESULTS_MAX);
         if self.draining || self.server_draining.is_some() || self.unacked.len() >= unacked_max {
             return 0;
@@ -276,8 +286,8 @@ impl WorkerSession {
         self.slots.saturating_sub(busy.saturating_add(outstanding))
     }
 
-    /// Everything that has accumulated, up to the limits of a batch. Empty when there is nothing: that
-    /// renews the session.
+    /// The next message: everything that has accumulated, up to the limits of a batch. The message is empty
+    /// if there is nothing to send; an empty message still renews the session.
     pub(super) fn next_message(&mut self) -> Outgoing {
         let mut results = Vec::with_capacity(self.queue.len().min(BATCH_RESULTS_MAX));
         let mut bytes = 0;
@@ -313,7 +323,8 @@ impl WorkerSession {
             let heartbeat = running.get(&token)?.attempt.take_heartbeat()?;
             Some(TaskHeartbeat { task_token: token, details: heartbeat.details })
         };
-        // At most 100 of 4 KiB with a batch of results stay below the limit of a message.
+        // At most 100 heartbeats of 4 KiB, together with a batch of results, stay below the limit of a
+        // message.
         let tokens: Vec<_> = self.heartbeats.iter().take(100).cloned().collect();
         for token in &tokens {
             self.heartbeats.remove(token);

@@ -26,7 +26,7 @@ fn ack(name: &str, reason: ErrorReason) -> ResultAck {
     ResultAck { task_token: token(name), reason: reason.into(), message: "said".to_owned() }
 }
 
-/// Lets a task come and its handler run, for ever.
+/// Delivers a task and starts its handler, which never ends.
 async fn run(
     session: &mut WorkerSession,
     name: &str,
@@ -270,7 +270,7 @@ async fn a_service_that_stops_is_left_when_it_has_everything() {
     assert!(!session.may_leave(later), "a result is not acknowledged");
     session.acknowledge(ack("ended", ErrorReason::Unspecified), now);
     assert!(!session.may_leave(now));
-    // Said again, it is no reason to stay longer.
+    // Hearing it again does not extend the time that the worker stays.
     session.server_drains(later);
     assert!(session.may_leave(later));
     session.open_message();

@@ -1,21 +1,22 @@
-//! The settings of a worker, and what is derived from them.
+//! The settings of a worker, and the values derived from them.
 
 use std::time::Duration;
 
 use super::handler::Handlers;
 use crate::Client;
 
-/// How a worker speaks with the service.
+/// How a worker talks to the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// One stream: tasks come as slots are free, results go in batches. Fast; the default.
+    /// One stream: the service sends tasks as slots become free, and the worker sends results in batches.
+    /// The fast choice, and the default.
     #[default]
     Stream,
-    /// Unary calls: long polls for tasks, a call per result. For proxies that do not pass streams.
+    /// Unary calls: long polls for tasks, and one call per result. For proxies that do not pass streams.
     Unary,
 }
 
-/// How a worker was set up: what its loops go by.
+/// The settings of a worker, as its loops use them.
 pub(super) struct Setup {
     pub client: Client,
     pub queues: Vec<String>,

@@ -1,5 +1,5 @@
-//! The loop that serves a session by stream. One loop reads, starts handlers, gathers what they give and
-//! writes; nothing is spawned but handlers.
+//! The loop that serves a session by stream. A single loop reads messages, starts handlers, collects their
+//! results and writes messages. Only handlers are spawned.
 
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -24,11 +24,12 @@ use crate::Error;
 use crate::backoff::{Backoff, passes};
 use crate::client::MESSAGE_BYTES_MAX;
 
-/// How long a stream may take to open.
+/// How long the opening of a stream may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a drained worker waits for the service to end the stream: tasks may be on their way still.
+/// How long a drained worker waits for the service to end the stream. Tasks may still be on their way to
+/// it.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How many events of handlers are taken at once.
+/// How many events of handlers are taken from the channel at a time.
 const EVENTS_MAX: usize = 1_024;
 
 struct Stream {
@@ -42,7 +43,7 @@ struct Loop {
     events: mpsc::UnboundedReceiver<Event>,
     sender: mpsc::UnboundedSender<Event>,
     ttl: Duration,
-    /// When the drain must be over. None: not draining.
+    /// When draining must have finished. `None` while the worker is not draining.
     drain_until: Option<Instant>,
 }
 
@@ -73,7 +74,8 @@ pub(super) async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Res
         if !passes(&error) {
             return Err(error);
         }
-        // A stream that lived a while was a good one: the next trouble is another.
+        // A stream that lived longer than the session TTL was a good one, so this is the first failure of a
+        // new series.
         retry = if opened_at.elapsed() > ttl { 1 } else { retry + 1 };
         let wait = backoff.next(retry, error.retry_after());
         tracing::info!(%error, wait_ms = wait.as_millis() as u64, "the worker's stream broke");
@@ -88,7 +90,7 @@ fn lost(message: &str) -> Error {
 }
 
 impl Loop {
-    /// Serves one stream. `Ok`: the worker is done.
+    /// Serves one stream. Returns `Ok` when the worker is done.
     async fn serve(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
@@ -98,7 +100,7 @@ impl Loop {
         let mut gathered = Vec::with_capacity(EVENTS_MAX);
         let mut heard_at = Instant::now();
         let mut said_at = heard_at;
-        // One coarse clock for all that waits: cheaper than a timer of its own for each.
+        // One coarse clock serves everything that waits: cheaper than a timer for each.
         let mut ticks = tokio::time::interval((self.ttl / 12).min(Duration::from_millis(250)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut idle_since = None;
@@ -110,7 +112,7 @@ impl Loop {
                         heard_at = Instant::now();
                         self.receive(message, heard_at);
                     }
-                    // A drained session is ended by the service.
+                    // The service ends the stream of a drained session.
                     Ok(None) if self.session.is_drained() => return Ok(()),
                     Ok(None) => return Err(lost("the service ended the stream")),
                     Err(_) if self.session.is_drained() => return Ok(()),
@@ -118,7 +120,8 @@ impl Loop {
                 },
                 _ = self.events.recv_many(&mut gathered, EVENTS_MAX) => {
                     self.gather(&mut gathered);
-                    // Handlers that are about to end get to: their results go in the same message.
+                    // Yield, so that handlers that are about to end do so and their results go into the
+                    // same message.
                     tokio::task::yield_now().await;
                     while let Ok(event) = self.events.try_recv() {
                         gathered.push(event);
@@ -156,7 +159,7 @@ impl Loop {
                     }
                 }
             }
-            // A drained worker leaves for good, above.
+            // A drained worker does not reconnect; it returns above.
             if self.session.may_leave(Instant::now()) && !self.session.is_drained() {
                 return Err(lost("the service is draining"));
             }
@@ -164,7 +167,8 @@ impl Loop {
     }
 
     async fn open(&mut self) -> Result<Stream, Error> {
-        // One message waits while another is written: what comes meanwhile makes the next batch.
+        // One message waits while another is being written. Whatever accumulates meanwhile makes the next
+        // batch.
         let (outgoing, messages) = mpsc::channel(1);
         let first = outgoing.try_send(self.session.open_message());
         first.map_err(|_| lost("the stream was closed"))?;
@@ -182,7 +186,7 @@ impl Loop {
     fn receive(&mut self, message: StreamTasksResponse, now: Instant) {
         if let Some(opened) = message.opened {
             self.session.opened(&opened.closed_task_tokens);
-            // The service may have shortened it.
+            // The service may have shortened the TTL.
             if let Some(ttl) = opened.session_ttl.and_then(|ttl| Duration::try_from(ttl).ok())
                 && !ttl.is_zero()
             {
@@ -208,7 +212,8 @@ impl Loop {
     fn start(&mut self, mut task: RawTask) {
         let token = task.task_token.clone();
         let outcome = match self.setup.handlers.get(&task.r#type) {
-            // An inline handler must not wait for what has to be read first.
+            // An inline handler must not wait, so a task with a reference to read runs in its own tokio
+            // task.
             Some(handler) if matches!(handler, Handler::Spawned(_)) || reference::is_in(&task) => {
                 let input = task.input.take();
                 let attempt = Attempt::new(task, self.sender.clone());
@@ -252,8 +257,8 @@ impl Loop {
         overdue
     }
 
-    /// Waits before the next stream. Handlers go on; what they give waits in the channel, which their
-    /// number bounds. `Break`: the worker is done.
+    /// Waits before the next stream is opened. Handlers keep running; their results wait in the channel,
+    /// which is bounded by the number of handlers. Returns `Break` when the worker is done.
     async fn pause(
         &mut self,
         wait: Duration,
@@ -269,7 +274,7 @@ impl Loop {
         while let Ok(event) = self.events.try_recv() {
             self.gather(&mut vec![event]);
         }
-        // Nobody is there to hear that nothing is held.
+        // There is no stream on which to report that nothing is held.
         if self.session.is_idle() || self.is_overdue(until) {
             return ControlFlow::Break(());
         }
@@ -278,7 +283,7 @@ impl Loop {
     }
 }
 
-/// One attempt, from its input to its result.
+/// Runs one attempt, from its input to its result.
 async fn run_handler(
     setup: Arc<Setup>,
     attempt: Arc<Attempt>,
@@ -291,7 +296,7 @@ async fn run_handler(
         outcome = handler::outcome(&setup.handlers, &setup.client, &attempt, input) => {
             message::result(token.clone(), message::proto_result(outcome))
         }
-        // Nobody wants the result any more; an empty one says so.
+        // The attempt is closed, so its result is not wanted. An empty result tells the loop so.
         () = attempt.closed_for(setup.closed_grace) => bytes::Bytes::new(),
     };
     context.finished(token, result);

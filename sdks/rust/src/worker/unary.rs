@@ -1,4 +1,5 @@
-//! The loops that serve queues by unary calls: per queue one long poll at a time, and a call per result.
+//! The loops that serve queues by unary calls: one long poll at a time for each queue, and one call per
+//! result.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -25,13 +26,14 @@ use crate::Error;
 use crate::backoff::{Backoff, passes};
 use crate::client::{CallOptions, rpc};
 
-/// The most tasks that one poll may give.
+/// The most tasks that one poll may return.
 const POLL_TASKS_MAX: u32 = 1_000;
 
-/// Results that are being reported, per slot: beyond it no more tasks are asked for.
+/// How many results may be in the course of being reported, per slot. Beyond that, the worker asks for no
+/// more tasks.
 const REPORTS_PER_SLOT: usize = 4;
 
-/// Tokens in hand, with what their handlers listen to.
+/// The tokens that the worker holds, with the attempts through which it signals their handlers.
 type Held = Arc<Mutex<HashMap<Bytes, Arc<Attempt>>>>;
 
 pub(super) async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
@@ -42,7 +44,9 @@ pub(super) async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Res
         let poller = Poller {
             setup: setup.clone(),
             queue,
-            // A session per queue: a poll tells what its session does not hold, so polls must not cross.
+            // Each queue has a session of its own. A poll lists the tasks that its session holds, and the
+            // service hands out again the ones that are missing, so two polls of one session must not
+            // overlap.
             session_id: uuid::Uuid::new_v4().to_string(),
             held: Held::default(),
             stopped: stopped.clone(),
@@ -54,7 +58,7 @@ pub(super) async fn run(setup: Setup, shutdown: impl Future<Output = ()>) -> Res
         done = &mut serving => return done.map(drop),
         () = shutdown => {}
     }
-    // Every poller holds a receiver; one that ended with an error ends `serving` below.
+    // Every poller holds a receiver. If one has ended with an error, `serving` returns that error below.
     let _ = stop.send(true);
     serving.await.map(drop)
 }
@@ -83,7 +87,8 @@ impl Poller {
         let mut poll_at = Instant::now();
         let mut stopped = self.stopped.clone();
         while !*self.stopped.borrow_and_update() {
-            // What was handed out together ends together as a rule: the slots ask together as well.
+            // Tasks that were handed out together usually end together. Yield, so that one poll asks for
+            // all their slots.
             tokio::task::yield_now().await;
             while let Some(done) = handling.try_join_next() {
                 self.report(done, &mut reporting);
@@ -98,8 +103,9 @@ impl Poller {
                 tokio::time::sleep_until(due_at.into()).await;
                 self.poll(free, ttl).await
             };
-            // The poll alone may be dropped half-way: what it was handed and we never saw is handed out
-            // again by the next one, or by the farewell, which do not list it.
+            // Only the poll may be dropped half-way. Tasks that the service handed out to a dropped poll
+            // are missing from the list of held tasks in the next poll or the farewell, so the service
+            // hands them out again.
             let mut poll = std::pin::pin!(poll);
             let polled = loop {
                 tokio::select! {
@@ -172,8 +178,8 @@ impl Poller {
         Ok(response.tasks)
     }
 
-    /// The last poll takes nothing. What was on its way to the one before, which was dropped, goes to
-    /// others at once.
+    /// The last poll takes no tasks. If the previous poll was dropped while tasks were on their way to it,
+    /// the service can hand them to other workers at once.
     async fn say_farewell(&self, ttl: Duration) {
         let request = PollTasksRequest { draining: true, ..self.request(ttl) };
         if let Err(error) = rpc!(self.setup.client, WorkerServiceClient.poll_tasks(request)).await {
@@ -181,7 +187,8 @@ impl Poller {
         }
     }
 
-    /// A poll that says what is held: all of it, as there is one poll at a time.
+    /// A poll that lists every task that is held. The list is complete because there is only one poll at a
+    /// time.
     fn request(&self, ttl: Duration) -> PollTasksRequest {
         let task_tokens = locked(&self.held).keys().cloned().collect();
         PollTasksRequest {
@@ -210,19 +217,19 @@ impl Poller {
         }
     }
 
-    /// Reports what came of a task, on its own time: its slot is free already.
+    /// Reports the outcome of a task in the background. The slot of the task is already free.
     fn report(&self, done: Result<Handled, JoinError>, reporting: &mut JoinSet<()>) {
         match done {
             Ok((attempt, outcome)) => {
                 reporting.spawn(settle(self.setup.clone(), attempt, outcome, self.held.clone()));
             }
-            // Handlers' panics are outcomes, and nothing here is aborted.
+            // Panics of handlers are outcomes, and no task of this set is aborted.
             Err(error) => tracing::error!(%error, "a task has no outcome"),
         }
     }
 
-    /// Any message about a task renews the session: one heartbeat, for one of the tasks, is enough, and
-    /// polls do the same while there are free slots.
+    /// Renews the session with a heartbeat for any one of the tasks: every message about a task renews it.
+    /// Polls do the same while there are free slots.
     fn renew(&self) {
         let attempt = locked(&self.held).values().next().cloned();
         if let Some(attempt) = attempt {
@@ -248,19 +255,19 @@ async fn beat(setup: Arc<Setup>, attempt: Arc<Attempt>, details: Option<Payload>
         Err(error) if error.reason() == ErrorReason::AttemptClosed => {
             attempt.cancel(CancelReason::Closed);
         }
-        // The next one says the same.
+        // The next heartbeat carries the same information.
         Err(error) => tracing::debug!(%error, "a heartbeat was not taken"),
     }
 }
 
-/// A task that has been worked on: without an outcome if nobody wants it any more.
+/// An attempt whose handler has ended, without an outcome if the attempt was closed in the meantime.
 type Handled = (Arc<Attempt>, Option<Outcome>);
 
 async fn handle(setup: Arc<Setup>, attempt: Arc<Attempt>, input: Option<Payload>) -> Handled {
     let outcome = tokio::select! {
         biased;
         outcome = handler::outcome(&setup.handlers, &setup.client, &attempt, input) => Some(outcome),
-        // Nobody wants the result any more.
+        // The attempt is closed, so its result is not wanted.
         () = attempt.closed_for(setup.closed_grace) => None,
     };
     (attempt, outcome)
@@ -276,8 +283,8 @@ async fn settle(setup: Arc<Setup>, attempt: Arc<Attempt>, outcome: Option<Outcom
     locked(&held).remove(attempt.token());
 }
 
-/// Reports a result until the service has answered: work that was done is not thrown away because the
-/// service is away for longer than a call is repeated.
+/// Reports a result until the service has answered. The work is done, so it must not be thrown away because
+/// the service is away for longer than a call is retried.
 async fn report(setup: &Setup, token: &Bytes, outcome: Outcome) -> Result<(), Error> {
     let result = message::proto_result(outcome);
     let backoff = Backoff::default();
@@ -295,7 +302,7 @@ async fn report(setup: &Setup, token: &Bytes, outcome: Outcome) -> Result<(), Er
     }
 }
 
-/// One that the service refuses becomes an error in its place.
+/// Reports a result. If the service refuses it, reports an error in its place.
 async fn report_once(
     setup: &Setup,
     token: &Bytes,
@@ -304,7 +311,7 @@ async fn report_once(
     let Err(refused) = send(setup, token, result.clone()).await else { return Ok(()) };
     let reason = match (refused.reason(), &refused) {
         (reason @ (ErrorReason::FieldInvalid | ErrorReason::PayloadInvalid), _) => reason,
-        // Over what a message may have, the transport refuses, here or there.
+        // The transport, on this side or the other, refuses a message that is over the size limit.
         (ErrorReason::PayloadTooLarge, _)
         | (_, Error::MessageTooLarge { .. } | Error::Service { code: Code::OutOfRange, .. }) => {
             ErrorReason::PayloadTooLarge

@@ -14,15 +14,16 @@ use tonic::{Request, Response, Status, Streaming};
 use super::*;
 use crate::{Client, TaskError, Worker};
 
-/// Gives one task to the first poll; the next ones wait for ever, but for a farewell.
+/// Answers the first poll with one task. Later polls wait for ever, except for the farewell.
 struct Service {
     polls: mpsc::UnboundedSender<PollTasksRequest>,
     completed: mpsc::UnboundedSender<Bytes>,
-    /// Answers to results wait for it.
+    /// Each answer to a result takes a permit first.
     answering: Arc<Semaphore>,
 }
 
-/// A service that listens, and what comes in.
+/// Starts the service. Returns a client of it, the polls that it receives, and the tokens of completed
+/// tasks.
 async fn serve(
     answering: Arc<Semaphore>,
 ) -> (Client, mpsc::UnboundedReceiver<PollTasksRequest>, mpsc::UnboundedReceiver<Bytes>) {
@@ -121,7 +122,7 @@ async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
     let second = polled.recv().await.expect("another");
     assert_eq!((tokens(&second), second.draining), (vec![Bytes::from("a")], false));
     stop.notify_one();
-    // The second is cut off, and whatever it may have got is not in the list.
+    // The second poll is cut off. Tasks that it may have received are not in the list.
     let farewell = polled.recv().await.expect("the last");
     assert_eq!((tokens(&farewell), farewell.draining), (vec![Bytes::from("a")], true));
     assert_eq!(farewell.session_id, second.session_id);
@@ -146,7 +147,7 @@ async fn a_slot_is_free_once_its_handler_has_ended_whatever_becomes_of_the_resul
 
     assert_eq!(polled.recv().await.expect("a poll").max_tasks, 1);
     assert_eq!(completions.recv().await, Some(Bytes::from("a")));
-    // The result has no answer yet: the worker still has the task, and asks for the next one.
+    // The result has no answer yet, so the worker still holds the task, and asks for the next one.
     let second = polled.recv().await.expect("another");
     assert_eq!((tokens(&second), second.max_tasks), (vec![Bytes::from("a")], 1));
     stop.notify_one();
