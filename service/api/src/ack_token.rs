@@ -7,7 +7,7 @@ use recoup_store::SubscriptionRow;
 use crate::digest;
 
 const VERSION: u8 = 1;
-/// Characters of the longest token that is read.
+/// The longest token that is decoded, in characters.
 const TOKEN_MAX: usize = 1_024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,8 @@ pub struct AckToken {
     pub event: String,
 }
 
-/// One life of one subscription: of another with its name, created later, tokens are foreign.
+/// Identifies one life of a subscription. If a subscription is deleted and another is created later under
+/// the same name, the tokens of the first are not valid for the second.
 pub fn subscription_digest(row: &SubscriptionRow) -> u64 {
     let created_at = row.created_at.as_micros();
     digest::of(format!("{}\0{}\0{created_at}", row.namespace, row.name).as_bytes())
@@ -34,7 +35,7 @@ impl AckToken {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// None for garbage, and for tokens of another subscription.
+    /// Decodes a token. `None` if the text is not a token, or is a token of another subscription.
     pub fn decode(token: &str, subscription: u64) -> Option<Self> {
         if token.len() > TOKEN_MAX {
             return None;

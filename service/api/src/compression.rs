@@ -1,8 +1,8 @@
-//! Which answers are compressed: those to requests that were.
+//! Decides which answers are compressed: the answers to requests that were compressed.
 //!
-//! Many clients accept gzip by default (`grpc-accept-encoding`) although they sit beside the server; to
-//! compress for all of them would cost more than the network saves. As in grpc-go, a client asks by
-//! compressing its own messages.
+//! Many clients accept gzip by default (`grpc-accept-encoding`) even when they run next to the server.
+//! Compressing for all of them would cost more than it saves on the network. As in grpc-go, a client asks
+//! for compression by compressing its own messages.
 
 use std::task::{Context, Poll};
 
@@ -12,7 +12,7 @@ use tonic::server::NamedService;
 const ENCODING: &str = "grpc-encoding";
 const ACCEPTED: &str = "grpc-accept-encoding";
 
-/// A service with compression enabled, used only where the client does.
+/// A service with compression enabled. It compresses only for clients that compress.
 #[derive(Clone)]
 pub struct Compression<S>(pub S);
 

@@ -1,4 +1,4 @@
-//! What the services share.
+//! The state that all services share.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -19,24 +19,25 @@ use crate::ApiOptions;
 use crate::feed_streams::FeedStreams;
 use crate::status::{Error, Result};
 
-/// How long a namespace that was seen counts as there.
+/// How long a namespace that was found is assumed to exist.
 const NAMESPACE_SEEN: Duration = Duration::from_secs(10);
-/// How long a version that was not retired counts as such.
+/// How long a workflow version that was not retired is assumed not to be.
 const VERSION_SEEN: Duration = Duration::from_secs(1);
 const SEEN_MAX: usize = 10_000;
-/// Transitions of a history that are read at once.
+/// How many transitions of a history are read at a time.
 const READ_MAX: usize = 100;
 
 pub struct Context {
     pub engine: Engine,
     pub shutdown: watch::Receiver<bool>,
     pub retention: Duration,
-    /// Changes with every acknowledgement that this server takes, and when a stream takes over.
+    /// Changes with every acknowledgement that this server accepts, and when a stream takes over a
+    /// subscription.
     pub acknowledged: watch::Sender<u64>,
     pub feed_streams: FeedStreams,
-    /// Bytes of events that are read for one reader of the feed at once.
+    /// How many bytes of events are read at a time for one reader of the feed.
     pub feed_page_bytes: usize,
-    /// How often another writer of a subscription was faster.
+    /// How often a write of a subscription failed because another writer had changed it first.
     pub races_lost: AtomicU64,
     namespaces: Seen<Namespace>,
     versions: Seen<(Namespace, WorkflowName, u32)>,
@@ -61,10 +62,11 @@ impl Context {
         &**self.engine.store()
     }
 
-    /// Whether a row of a format may be written. Formats only rise, so what is permitted stays so.
+    /// Checks that rows of a format may be written. The permitted formats only rise, so the permission
+    /// lasts.
     ///
     /// # Errors
-    /// `FORMAT_NOT_FINALIZED` if it may not.
+    /// `FORMAT_NOT_FINALIZED` if the format may not be written yet.
     pub async fn permit(&self, row: Row, needed: u16) -> Result<()> {
         Ok(self.store().formats().await?.writable.permit(row, needed)?)
     }
@@ -73,14 +75,14 @@ impl Context {
         *self.shutdown.borrow()
     }
 
-    /// Ends when the server is going to stop.
+    /// Completes when the server is about to stop.
     pub async fn stopping(&self) {
-        // An error is the end of whoever could stop the server.
+        // An error means that the sender is gone, which also means that the server is stopping.
         let _ = self.shutdown.clone().wait_for(|stop| *stop).await;
     }
 
-    /// A call of the engine that waits for an end, and goes on to its answer at once when the server is
-    /// going to stop.
+    /// Awaits a call of the engine that waits for an execution to end. If the server is about to stop, the
+    /// engine is closed, so that the call answers at once.
     pub async fn until_stop<T>(&self, call: impl Future<Output = T>) -> T {
         let mut call = std::pin::pin!(call);
         tokio::select! {
@@ -93,13 +95,13 @@ impl Context {
     }
 
     pub fn new_execution_id(&self) -> ExecutionId {
-        // Byte 6 and 8 of a UUID v4 hold its version and variant.
+        // Bytes 6 and 8 of a UUID v4 hold its version and variant, so they are not random.
         let [a, b, c, d, e, f, _, _, _, g, h, i, j, ..] = *Uuid::new_v4().as_bytes();
         ExecutionId::new(self.engine.now(), [a, b, c, d, e, f, g, h, i, j])
     }
 
-    /// What a mutation of the registry with this request answered before: for those that would do
-    /// work, or could refuse, before the store finds that out.
+    /// The earlier answer to a registry mutation with the same request id. Used by calls that would
+    /// otherwise do work, or refuse the call, before the store could find the repetition.
     pub async fn answered(
         &self,
         operation: RegistryOperation,
@@ -111,7 +113,7 @@ impl Context {
         }
     }
 
-    /// Refuses a namespace that does not exist.
+    /// Refuses the call if the namespace does not exist.
     pub async fn check_namespace(&self, namespace: &Namespace) -> Result<()> {
         if self.namespaces.has(namespace) {
             return Ok(());
@@ -123,7 +125,7 @@ impl Context {
         Ok(())
     }
 
-    /// Goes through a history behind a sequence, in order, until something is found.
+    /// Reads the history after a sequence number, in order, until `find` returns something.
     pub async fn find_in_history<T>(
         &self,
         execution: ExecutionId,
@@ -145,7 +147,7 @@ impl Context {
         }
     }
 
-    /// The plan that a start follows.
+    /// The plan that a new execution will follow.
     pub async fn plan(
         &self,
         namespace: &Namespace,
@@ -200,7 +202,7 @@ impl Context {
         })
     }
 
-    /// A workflow was registered or retired here.
+    /// Drops what was remembered about a workflow that was registered or retired through this server.
     pub fn forget(&self, namespace: &Namespace, name: &WorkflowName) {
         self.versions.clear();
         self.engine.forget_latest(namespace, name);
@@ -221,12 +223,12 @@ fn no_version(name: &WorkflowName, version: u32) -> Error {
     Error::new(ErrorReason::WorkflowVersionNotFound, message)
 }
 
-/// No panic leaves these maps half changed, so a poisoned lock is as good as a whole one.
+/// A panic cannot leave these maps half changed, so a poisoned lock is safe to use.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What was there a moment ago. Only presence is remembered, so nothing new is missed.
+/// Remembers for a short time which keys exist. Absence is not remembered, so a new key is found at once.
 struct Seen<K> {
     ttl: Duration,
     at: Mutex<HashMap<K, Instant>>,

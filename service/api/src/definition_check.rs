@@ -1,4 +1,5 @@
-//! Checks definitions: for RegisterWorkflow and ValidateWorkflow, and for a command line without a server.
+//! Checks definitions: for RegisterWorkflow and ValidateWorkflow, and for the command line without a
+//! server.
 
 use std::time::Duration;
 
@@ -14,15 +15,15 @@ use crate::convert::enumeration::known;
 use crate::convert::{definition, retry, time};
 use crate::status::{Error, Result, issue_reason, source_issue};
 
-/// Issues in one answer.
+/// The most issues in one answer.
 const ISSUES_MAX: usize = 1_000;
 
-/// Checks the text of a file as ValidateWorkflow does. Needs no server, and blocks while it compiles.
+/// Checks the text of a workflow file as ValidateWorkflow does. Needs no server. Blocks while it compiles.
 pub fn validate(source: v1::DefinitionSource) -> v1::ValidateWorkflowResponse {
     check_now(Given::Source(source)).into_response()
 }
 
-/// A definition as it came.
+/// A definition as the caller gave it.
 pub(crate) enum Given {
     Message(Box<v1::WorkflowDefinition>),
     Source(v1::DefinitionSource),
@@ -35,14 +36,15 @@ impl Given {
     }
 }
 
-/// A definition that was read, and what is wrong with it.
+/// The result of a check: the definition, if it could be read, and its issues.
 pub(crate) struct Checked {
-    /// Unset: it could not be read.
+    /// `None` if the definition could not be read.
     pub(crate) read: Option<(v1::WorkflowDefinition, Workflow)>,
     pub(crate) issues: Vec<v1::DefinitionIssue>,
 }
 
-/// Compiling a thousand expressions takes tens of milliseconds: off the threads that serve.
+/// Compiling a thousand expressions takes tens of milliseconds, so it runs outside the threads that serve
+/// calls.
 pub(crate) async fn check(given: Given) -> Result<Checked> {
     let checked = tokio::task::spawn_blocking(move || check_now(given)).await;
     checked.map_err(|error| Error::internal("checking a definition", &error))
@@ -84,7 +86,8 @@ fn check_now(given: Given) -> Checked {
     let (workflow, mut issues) = definition::from_proto(&proto);
     let unreadable: Vec<String> = issues.iter().map(|issue| issue.field_path.clone()).collect();
     if let Err(found) = Plan::compile(&workflow, 1) {
-        // What follows from a value that could not be read says nothing.
+        // An issue at or below a value that could not be read is only a consequence of that, so it is left
+        // out.
         let is_own = |issue: &Issue| {
             !unreadable.iter().any(|path| issue.field_path.starts_with(path.as_str()))
         };
@@ -112,7 +115,7 @@ fn located(issue: &Issue, positions: Option<&Positions>) -> v1::DefinitionIssue 
     }
 }
 
-/// The waits of every step and compensation, whether or not the rest of the definition can work.
+/// The retry schedule of every step and compensation, even if other parts of the definition are not valid.
 fn schedules(workflow: &Workflow) -> Vec<v1::StepRetrySchedule> {
     let built_in = RetryPolicy::default();
     let inherited = workflow.defaults.retry.as_ref().unwrap_or(&built_in);
@@ -163,7 +166,8 @@ fn delays(
     (delays.into_iter().map(time::duration).collect(), truncated)
 }
 
-/// As if every error were the rule's: its limits hold beside those of the policy.
+/// The delays if every error matched this rule. The limits of the rule apply together with those of the
+/// policy.
 fn delays_of_rule(
     policy: &RetryPolicy,
     rule: &Rule,

@@ -1,6 +1,6 @@
-//! A fast hash of 64 bits that is the same on every machine and in every version: it is stored beside
-//! request ids, and travels in page tokens. It keeps honest clients from mixing things up; it
-//! protects nothing.
+//! A fast 64-bit hash that is the same on every machine and in every version: it is stored with request
+//! ids, and is part of page tokens. It catches mistakes of honest clients; it is no protection against
+//! others.
 
 use prost::Message;
 
@@ -19,7 +19,7 @@ pub fn of(bytes: &[u8]) -> u64 {
     fold(hash ^ u64::from_le_bytes(last))
 }
 
-/// Of a message. Its maps are ordered, so its encoding is one.
+/// The hash of a message. Maps in our messages are ordered, so equal messages have equal encodings.
 pub fn of_message(message: &impl Message) -> u64 {
     of(&message.encode_to_vec())
 }

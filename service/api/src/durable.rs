@@ -1,6 +1,6 @@
-//! Durable subscriptions at work: core decides, the store keeps it by compare-and-set, this carries
-//! events from the feed to the consumer. Nothing is sent before its delivery is durable, and no
-//! acknowledgement is answered before it is.
+//! Delivery to durable subscriptions. Core decides, the store keeps the state by compare-and-set, and this
+//! module carries events from the feed to the consumer. A delivery is sent only after it has been stored,
+//! and an acknowledgement is answered only after it has been stored.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use crate::convert::{failure, time};
 use crate::feed::{self, KEEPALIVE, Responses, SEND_WITHIN, Sized};
 use crate::status::{Error, Result};
 
-/// A consumer that has not been heard of for so long has left.
+/// A consumer that has not renewed its lease for this long counts as gone.
 const LEASE: Duration = Duration::from_secs(15);
-/// The lease is written again when this much of it is left.
+/// The lease is written again when only this much of it is left.
 const LEASE_RENEW: Duration = Duration::from_secs(9);
-/// Deliveries of one write: what one page of the feed brings can go out at once.
+/// The most deliveries in one write, so that everything on a page of the feed can be delivered at once.
 const DELIVERIES_MAX: usize = feed::PAGE;
-/// Lost races for one write before it is given up.
+/// How many lost races a write survives before it is given up.
 const RACES_MAX: u32 = 100;
 
 /// Names a subscription.
@@ -40,12 +40,12 @@ pub struct Name {
     pub name: String,
 }
 
-/// Who asks for deliveries.
+/// The reader that asks for deliveries.
 #[derive(Clone, Copy, Debug)]
 pub enum Reader<'a> {
-    /// The consumer that a stream stands for.
+    /// The consumer on a stream. `epoch` changes when another stream takes over.
     Stream { epoch: u64 },
-    /// A pull, beside which there may be others.
+    /// A pull. Other pulls may run at the same time.
     Pull { consumer: &'a str },
 }
 
@@ -58,13 +58,13 @@ impl Reader<'_> {
     }
 }
 
-/// What a reader gets.
+/// What a reader gets from one fetch.
 pub struct Fetched {
     pub deliveries: Vec<Sized>,
     pub watermark: String,
-    /// There is more that could be delivered now.
+    /// Whether more could be delivered right now.
     pub has_more: bool,
-    /// When something comes again.
+    /// When the next delivery falls due.
     pub next_due: Option<Timestamp>,
 }
 
@@ -85,7 +85,7 @@ pub async fn load(context: &Context, name: &Name) -> Result<(SubscriptionRow, Su
     Ok((row, state))
 }
 
-/// False: another writer was faster. Read again.
+/// Stores a subscription. Returns false if another writer changed it first; the caller must read it again.
 async fn save(context: &Context, row: SubscriptionRow, state: &Subscription) -> Result<bool> {
     let Encoded { format, data } = encode_subscription(state);
     let name = row.name.clone();
@@ -114,7 +114,8 @@ fn taken() -> Error {
     Error::new(ErrorReason::SubscriptionTaken, "another stream took the subscription over")
 }
 
-/// Changes a subscription until no other writer is in the way. `change` says whether it did.
+/// Changes a subscription, and repeats that until no other writer interferes. `change` returns whether it
+/// changed anything.
 async fn update<T>(
     context: &Context,
     name: &Name,
@@ -130,7 +131,8 @@ async fn update<T>(
     Err(contended())
 }
 
-/// Makes somebody the consumer. What the stream before did not acknowledge is due at once.
+/// Makes `consumer` the consumer of the subscription. The deliveries that its previous stream did not
+/// acknowledge become due at once.
 pub async fn open(context: &Context, name: &Name, consumer: &str) -> Result<u64> {
     let now = context.engine.now();
     let opened = update(context, name, |state, _| {
@@ -138,7 +140,8 @@ pub async fn open(context: &Context, name: &Name, consumer: &str) -> Result<u64>
         Ok((true, epoch))
     });
     let epoch = opened.await?;
-    // A stream of this server that was taken over hears of it now; one of another with its next look.
+    // If a stream of this server was taken over, it notices now. A stream of another server notices at its
+    // next fetch.
     context.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
     Ok(epoch)
 }
@@ -150,12 +153,12 @@ async fn close(context: &Context, name: &Name, epoch: u64) {
         Ok((was_read && state.consumer.is_none(), ()))
     });
     if let Err(error) = closed.await {
-        // Its lease will run out.
+        // That is harmless: the lease of the consumer will expire.
         tracing::debug!(%error, "a consumer could not be signed off");
     }
 }
 
-/// Takes what can be delivered now, durably.
+/// Fetches what can be delivered now. The deliveries are stored before this returns.
 pub async fn fetch(
     context: &Context,
     name: &Name,
@@ -190,7 +193,7 @@ pub async fn fetch(
         if state != before && !save(context, row.clone(), &state).await? {
             continue;
         }
-        // What the limits have left behind is due already.
+        // Entries that did not fit into the limits are due already.
         let next_due = state.next_due();
         let has_more = (!deliveries.is_empty() && next_due.is_some_and(|due| due <= now))
             || (page_has_more && state.room() > 0);
@@ -204,8 +207,8 @@ pub async fn fetch(
     Err(contended())
 }
 
-/// Takes new events from the feed, as far as the window allows. Returns them by id, and whether more
-/// may follow.
+/// Admits new events from the feed to the window of the subscription, as far as there is room. Returns them
+/// by id, and whether more may follow.
 async fn admit(
     context: &Context,
     state: &mut Subscription,
@@ -229,7 +232,8 @@ async fn admit(
             gap: Some(gap),
         });
     }
-    // Up to where the feed was read: behind the last event that has room.
+    // How far the feed counts as read: to the end of the page, or only to the last event for which there
+    // was room.
     let mut read = page.read;
     let mut has_more = page.has_more;
     let mut reached = after;
@@ -275,7 +279,8 @@ async fn convert(
         let (event, bytes) = match event {
             Some(event) => failure::to_proto(&failure::stored(&event.row)?),
             None => {
-                // Retention was faster than the consumer, if there is no gap to tell of.
+                // If there is no gap that explains why the event is missing, retention deleted it before
+                // the consumer read it.
                 let (from, to) = (state.watermark.clone(), state.read.clone());
                 let lost = || Gap { from, to, events: 1 };
                 let gap = delivery.gap.clone().unwrap_or_else(lost);
@@ -297,7 +302,7 @@ async fn convert(
     Ok(converted)
 }
 
-/// The position of an event, seen from the watermark.
+/// The cursor for an event: the watermark advanced to the position of the event.
 fn cursor(state: &Subscription, position: Position, gap: Option<&Gap>) -> String {
     match (gap, Cursor::decode(&state.watermark)) {
         (Some(gap), _) => gap.from.clone(),
@@ -314,7 +319,7 @@ fn behind(mut cursor: Cursor, position: Position) -> Cursor {
     cursor
 }
 
-/// Acknowledges deliveries. One answer per token.
+/// Acknowledges deliveries. Returns one answer per token.
 pub async fn ack(context: &Context, name: &Name, tokens: &[String]) -> Result<Vec<ErrorReason>> {
     let acked = update(context, name, |state, row| {
         let digest = subscription_digest(row);
@@ -337,12 +342,13 @@ pub async fn ack(context: &Context, name: &Name, tokens: &[String]) -> Result<Ve
         Ok((changed, answers))
     });
     let answers = acked.await?;
-    // The window of a stream that waits has room again.
+    // A stream that is waiting has room in its window again.
     context.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
     Ok(answers)
 }
 
-/// Everything before the first entry is done: with it gone, its position is behind the watermark.
+/// Settles the subscription. Everything before the first entry is done, so if that entry was acknowledged,
+/// the watermark first advances past its position.
 fn follow_watermark(state: &mut Subscription, head: Option<Position>) {
     if let (Some(position), Ok(cursor)) = (head, Cursor::decode(&state.watermark)) {
         state.watermark = behind(cursor, position).encode();
@@ -350,7 +356,7 @@ fn follow_watermark(state: &mut Subscription, head: Option<Position>) {
     state.settle();
 }
 
-/// Gives deliveries back. One answer per token.
+/// Gives deliveries back. Returns one answer per token.
 pub async fn nack(
     context: &Context,
     name: &Name,
@@ -383,8 +389,8 @@ fn reason(acked: Acked) -> ErrorReason {
     }
 }
 
-/// Streams to the consumer of `epoch` until it leaves, another takes its place, the subscription is
-/// deleted or the server stops.
+/// Streams to the consumer of `epoch` until the consumer leaves, another stream takes over, the
+/// subscription is deleted or the server stops.
 pub async fn stream(context: Arc<Context>, name: Name, epoch: u64, responses: Responses) {
     let ended = tokio::select! {
         ended = follow(&context, &name, epoch, &responses) => ended,
@@ -393,18 +399,18 @@ pub async fn stream(context: Arc<Context>, name: Name, epoch: u64, responses: Re
     };
     close(&context, &name, epoch).await;
     if let Err(error) = ended {
-        // Who does not take even this has no use for it.
+        // If the consumer does not accept the error either, it is dropped.
         let _ = responses.send_timeout(Err(error.into()), SEND_WITHIN).await;
     }
 }
 
-/// Ends without an error when the consumer takes nothing.
+/// Serves the stream. Returns `Ok` if the consumer stops accepting responses.
 async fn follow(context: &Context, name: &Name, epoch: u64, responses: &Responses) -> Result<()> {
     let mut written = context.engine.feed_written();
     let mut acknowledged = context.acknowledged.subscribe();
     let mut keepalive_at = Instant::now();
     loop {
-        // Nothing is delivered, and no deadline begins, before there is room to send it.
+        // Wait for room first: otherwise the deadline of a delivery could start before it can be sent.
         let Some(slot) = feed::slot(responses).await else { return Ok(()) };
         let mut slot = Some(slot);
         written.borrow_and_update();
@@ -437,7 +443,7 @@ async fn follow(context: &Context, name: &Name, epoch: u64, responses: &Response
     }
 }
 
-/// Takes what there is, or waits until there is something.
+/// Returns the deliveries that are due, or waits until there are some.
 pub async fn pull(
     context: &Context,
     name: &Name,

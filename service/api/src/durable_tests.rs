@@ -1,5 +1,5 @@
-//! Two servers on one store, at one subscription at the same time: who loses the race for a write
-//! reads again and decides again.
+//! Two servers on one store serve the same subscription at the same time. The server that loses the race
+//! for a write reads the subscription again and decides again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -28,8 +28,8 @@ struct Servers {
 }
 
 impl Servers {
-    /// With a subscription `ops` of everything, whose deliveries never come again by themselves, and
-    /// `EVENTS` events of each of so many executions.
+    /// Starts two servers with a subscription `ops` to all events, whose deliveries are never repeated by
+    /// themselves, and stores `EVENTS` events for each of `executions` executions.
     async fn start(executions: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = SqliteStore::open(folder.path()).expect("it is empty");
@@ -86,7 +86,7 @@ fn row(execution: usize, event: usize, at: Timestamp) -> FeedRow {
     }
 }
 
-/// Execution and number of the event, as [`row`] has put them into the session.
+/// The numbers of the execution and the event, which [`row`] has put into the session id.
 fn place(delivery: &v1::FailureDelivery) -> (usize, usize) {
     let event = delivery.event.as_ref().expect("always set");
     let (execution, number) = event.session_id.split_once('.').expect("the tests' own");
@@ -118,7 +118,7 @@ async fn two_servers_deliver_and_acknowledge_at_once_and_nothing_is_lost_or_come
                         .entry(place)
                         .or_default() += 1;
                     assert_eq!(delivery.delivery, 1, "{place:?}");
-                    // Said to both servers at once: it is one acknowledgement.
+                    // Sent to both servers at the same time, it still counts as one acknowledgement.
                     let said = tokio::join!(ack(&own, &name, &tokens), ack(&other, &name, &tokens));
                     for reasons in [said.0, said.1] {
                         assert_eq!(reasons.expect("it exists"), [ErrorReason::Unspecified]);
@@ -160,7 +160,8 @@ async fn an_acknowledgement_beside_a_new_delivery_is_taken_or_expired_never_both
         let had = fetch(&servers.one, name, Reader::Stream { epoch }, 1).await.expect("its own");
         let had = &had.deliveries.first().expect("enough for all rounds").delivery;
         assert!(!gone.contains(&place(had)), "{:?} was acknowledged", place(had));
-        // Its consumer comes back through the other server, and is told late that this one is done.
+        // The consumer reconnects through the other server, and this server learns only later that its own
+        // stream has been taken over.
         epoch = open(&servers.two, name, "pager").await.expect("it has come back");
         let stale = fetch(&servers.one, name, Reader::Stream { epoch: epoch - 1 }, 1).await;
         let stale = stale.err().map(|error| error.reason);

@@ -35,7 +35,7 @@ impl Service {
         Self { context }
     }
 
-    /// What a start asks for, and the id of the execution that it makes if it makes one.
+    /// Converts a start request, and chooses the id that the execution gets if one is started.
     async fn spec(
         &self,
         spec: Option<v1::ExecutionSpec>,
@@ -43,7 +43,8 @@ impl Service {
         trace: TraceContext,
     ) -> Result<StartSpec> {
         let spec = spec.ok_or_else(|| Error::required("execution"))?;
-        // Taken before anything is filled in or cleaned: the same message has the same digest.
+        // The digest is taken before defaults are filled in and texts are cleaned, so equal messages have
+        // equal digests.
         let request = mutation::request(request_id, || digest::of_message(&spec))?;
         let namespace = text::namespace(&spec.namespace, "execution.namespace")?;
         let workflow = text::workflow(&spec.workflow, "execution.workflow")?;
@@ -95,7 +96,7 @@ impl Service {
             let data = match row.decode(id) {
                 Ok(data) => data,
                 Err(error) => {
-                    // What stands before it is still told.
+                    // The entries before the unreadable row are still returned.
                     let last = entries.last().ok_or_else(|| unreadable(id, row, &error))?;
                     return Ok(Some(next_page_token(last)));
                 }
@@ -123,8 +124,8 @@ impl Service {
         Ok(v1::ListExecutionHistoryResponse { entries, next_page_token })
     }
 
-    /// What an execution follows. None: its workflow version cannot be read, or the execution is not
-    /// there; its history is then told without what only the plan knows.
+    /// The plan of an execution. `None` if the workflow version cannot be read or the execution does not
+    /// exist. Its history is then reported without the details that only the plan knows.
     async fn plan_of(&self, id: ExecutionId) -> Result<Option<Arc<Plan>>> {
         let Some(Listed { index, .. }) = self.context.store().indexed(id).await? else {
             return Ok(None);
@@ -199,7 +200,8 @@ impl Service {
         Ok(self.context.engine.command(execution, command, request).await?)
     }
 
-    /// As [`Service::command`], but tells a step that does not exist from one that is not parked.
+    /// Like [`Service::command`], but distinguishes a step that does not exist from one whose compensation
+    /// is not parked.
     async fn command_on(
         &self,
         id: ExecutionId,
@@ -226,7 +228,7 @@ fn no_execution(id: ExecutionId) -> Error {
     Error::new(ErrorReason::ExecutionNotFound, format!("there is no execution {id}"))
 }
 
-/// A row of a history that this server can not read: damaged, or of a newer one.
+/// The error for a history row that this server cannot read: it is damaged, or a newer server wrote it.
 fn unreadable(id: ExecutionId, row: &StoredTransition, why: &format::Error) -> Error {
     let reason = match why {
         format::Error::Newer(_) => ErrorReason::ExecutionTooNew,
@@ -236,7 +238,7 @@ fn unreadable(id: ExecutionId, row: &StoredTransition, why: &format::Error) -> E
     Error::new(reason, format!("transition {sequence} of {id} cannot be read: {why}"))
 }
 
-/// A policy that is unset has its default; one that is unknown is refused.
+/// Converts a policy. If it is unset, the default applies; an unknown value is refused.
 fn policy<P: TryFrom<i32> + PartialEq + Default, C: Default>(
     number: i32,
     field: &str,
@@ -246,7 +248,7 @@ fn policy<P: TryFrom<i32> + PartialEq + Default, C: Default>(
     Ok(if known == P::default() { C::default() } else { from(known).unwrap_or_default() })
 }
 
-/// What of the filter the store applies.
+/// The part of the filter that the store applies.
 fn filter(pattern: &str, given: &v1::ExecutionFilter) -> Result<ListFilter> {
     let states = all_known(&given.states, "filter.states", execution::state_from)?;
     let error_type = given.error_type.as_str();

@@ -23,27 +23,27 @@ use crate::page::{Page, SCAN_MAX};
 use crate::status::{Error, Result};
 use crate::{digest, durable, feed, metadata, subscriptions};
 
-/// Responses on their way to one stream; a reader that takes none stops its stream here.
+/// How many responses may be queued for one stream. If the reader accepts none, its stream stops here.
 const RESPONSES_MAX: usize = 1;
-/// Tokens in one acknowledgement.
+/// The most tokens in one acknowledgement.
 const TOKENS_MAX: usize = 1_000;
 const NACK_DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
 const EVENTS_MAX: u32 = 1_000;
 const EVENTS: u32 = 100;
-/// Characters of the longest event id that is looked for.
+/// The longest event id that is looked up, in characters.
 const ID_MAX: usize = 255;
 
 pub struct Service {
     context: Arc<Context>,
 }
 
-/// Where a reader wants to start.
+/// Where a reader starts.
 enum Start {
     Ephemeral { filter: Filter, cursor: Cursor },
     Durable(durable::Name),
 }
 
-/// As it comes in the two requests that have it.
+/// The start as it comes in the two requests that have one.
 enum GivenStart {
     Position(i32),
     Cursor(String),
@@ -82,7 +82,7 @@ impl Service {
         Ok(Start::Ephemeral { filter, cursor })
     }
 
-    /// A pattern may cover what does not exist yet; a name may not.
+    /// A name must be that of an existing namespace. A pattern may cover namespaces that do not exist yet.
     async fn check_pattern(&self, pattern: &str) -> Result<()> {
         match pattern.contains('*') {
             true => Ok(()),
@@ -104,7 +104,8 @@ impl Service {
             Proto::Cursor(cursor) => GivenStart::Cursor(cursor),
             Proto::Subscription(subscription) => GivenStart::Subscription(subscription),
         });
-        // Before a durable subscription is taken over: who is refused has taken nothing.
+        // Checked before a durable subscription is taken over, so that a refused reader has not displaced
+        // another.
         let open = self.context.feed_streams.open()?;
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
         let context = self.context.clone();
@@ -152,8 +153,8 @@ impl Service {
             }
             Start::Durable(name) => {
                 let fetched = durable::pull(&self.context, &name, &consumer, limit, wait).await?;
-                // What does not fit comes again after its deadline: fetches are small enough that
-                // this is only so for events at the limit.
+                // Deliveries that do not fit into the answer are given back, and are due again at once.
+                // Fetches are small enough that this happens only to events at the size limit.
                 let mut chunks = feed::chunks(fetched.deliveries).into_iter();
                 let deliveries = chunks.next().unwrap_or_default();
                 let late: Vec<_> =
@@ -308,11 +309,11 @@ impl Service {
     }
 }
 
-/// Every payload of an event that an answer may refer to.
+/// Calls `see` for every payload of an event that an answer may refer to.
 fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     match event {
         Event::ExecutionStarted(started) => see(&started.input),
-        // What is left out stands elsewhere in the history.
+        // A payload that is not inline is stored elsewhere in the history.
         Event::StepStarted { input: source, .. } | Event::RunSucceeded { output: source } => {
             if let Some(own) = source.inline() {
                 see(own);

@@ -1,5 +1,5 @@
-//! Reading the failure feed: pages, filtered, with a cursor behind every event; and the stream of
-//! readers that keep their cursor themselves.
+//! Reading the failure feed: filtered pages with a cursor for each event, and the stream of a reader that
+//! keeps its own cursor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use crate::convert::enumeration::known;
 use crate::convert::{failure, time};
 use crate::status::{Error, Result};
 
-/// Events that are read at once.
+/// How many events are read at a time.
 pub const PAGE: usize = 128;
-/// Events of other nodes are looked for this often.
+/// How often the feed is checked for events that other nodes wrote.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Events that come one after the other are gathered for this long.
+/// How long the stream waits for further events, so that events in quick succession go out together.
 const GATHER: Duration = Duration::from_millis(2);
-/// Half of what the protocol promises, twice.
+/// About a quarter of the interval that the protocol promises.
 pub const KEEPALIVE: Duration = Duration::from_secs(4);
-/// A reader that takes nothing for so long is cut off.
+/// A reader that accepts nothing for this long is disconnected.
 pub const SEND_WITHIN: Duration = Duration::from_secs(60);
 
 pub type Responses = mpsc::Sender<Result<v1::SubscribeFailuresResponse, Status>>;
@@ -36,15 +36,15 @@ pub type Slot<'a> = mpsc::Permit<'a, Result<v1::SubscribeFailuresResponse, Statu
 /// A page of the feed.
 pub struct Page {
     pub gap: Option<Gap>,
-    /// With the cursor behind each.
+    /// The events, each with the cursor after it.
     pub events: Vec<(Positioned, Cursor)>,
-    /// Behind the whole page.
+    /// The cursor after the whole page.
     pub read: Cursor,
-    /// More may follow at once.
+    /// Whether more events may be available right now.
     pub has_more: bool,
 }
 
-/// Reads what follows a cursor.
+/// Reads the page after a cursor.
 pub async fn page(context: &Context, after: &Cursor, filter: &Filter) -> Result<Page> {
     let limit = PageLimit { events: PAGE, bytes: context.feed_page_bytes };
     let page = context.store().read_feed(after, limit).await?;
@@ -63,7 +63,7 @@ pub async fn page(context: &Context, after: &Cursor, filter: &Filter) -> Result<
     Ok(Page { gap, events, read: page.cursor, has_more: page.has_more })
 }
 
-/// Moves a cursor behind an event.
+/// Moves a cursor past an event.
 pub fn advance(cursor: &mut Cursor, position: Position) {
     match cursor.lanes.binary_search_by_key(&position.lane, |(lane, _)| *lane) {
         Ok(index) => cursor.lanes[index].1 = cursor.lanes[index].1.max(position.number),
@@ -71,20 +71,20 @@ pub fn advance(cursor: &mut Cursor, position: Position) {
     }
 }
 
-/// Waits until there may be more, `until` at the latest.
+/// Waits until there may be more events, but at most until `until`.
 pub async fn changed(written: &mut watch::Receiver<u64>, until: Instant) {
     let poll = Instant::now() + POLL_INTERVAL;
     tokio::select! {
         changed = written.changed() => match changed {
             Ok(()) => tokio::time::sleep(GATHER).await,
-            // The engine is gone: its store may still be read.
+            // The engine is gone, but its store may still be readable.
             Err(_) => tokio::time::sleep_until(poll.min(until)).await,
         },
         () = tokio::time::sleep_until(poll.min(until)) => {}
     }
 }
 
-/// Deliveries of a page to a reader without a subscription.
+/// Converts a page to deliveries for a reader without a subscription.
 pub fn deliveries(page: Page, now: recoup_core::time::Timestamp) -> Result<Vec<Sized>> {
     let mut all = Vec::with_capacity(page.events.len());
     if let Some(gap) = &page.gap {
@@ -101,7 +101,7 @@ pub fn deliveries(page: Page, now: recoup_core::time::Timestamp) -> Result<Vec<S
     Ok(all)
 }
 
-/// A delivery, and about how many bytes it takes.
+/// A delivery and its approximate size in bytes.
 pub struct Sized {
     pub delivery: v1::FailureDelivery,
     pub bytes: usize,
@@ -117,7 +117,7 @@ fn delivery(event: v1::FailureEvent, cursor: String) -> v1::FailureDelivery {
     }
 }
 
-/// Cut into messages. The deliveries of a message are never none.
+/// Splits deliveries into messages. No message is empty.
 pub fn chunks(all: Vec<Sized>) -> Vec<Vec<v1::FailureDelivery>> {
     let mut chunks: Vec<Vec<_>> = Vec::new();
     let mut bytes = 0;
@@ -136,7 +136,7 @@ pub fn chunks(all: Vec<Sized>) -> Vec<Vec<v1::FailureDelivery>> {
     chunks
 }
 
-/// Streams to a reader that keeps its cursor itself, until it leaves or the server stops.
+/// Streams to a reader that keeps its own cursor, until the reader leaves or the server stops.
 pub async fn stream(context: Arc<Context>, filter: Filter, cursor: Cursor, responses: Responses) {
     let ended = tokio::select! {
         ended = follow(&context, &filter, cursor, &responses) => ended,
@@ -144,12 +144,12 @@ pub async fn stream(context: Arc<Context>, filter: Filter, cursor: Cursor, respo
         () = context.stopping() => Err(Refusal::Stopping.into()),
     };
     if let Err(error) = ended {
-        // Who does not take even this has no use for it.
+        // If the reader does not accept the error either, it is dropped.
         let _ = responses.send_timeout(Err(error.into()), SEND_WITHIN).await;
     }
 }
 
-/// Ends without an error when the reader takes nothing.
+/// Serves the stream. Returns `Ok` if the reader stops accepting responses.
 async fn follow(
     context: &Context,
     filter: &Filter,
@@ -157,7 +157,7 @@ async fn follow(
     responses: &Responses,
 ) -> Result<()> {
     let mut written = context.engine.feed_written();
-    // The first says where the reader stands, and that it is heard.
+    // The first response is sent at once. It gives the reader its cursor and shows that the stream works.
     let mut keepalive_at = Instant::now();
     loop {
         let Some(slot) = slot(responses).await else { return Ok(()) };
@@ -186,13 +186,15 @@ async fn follow(
     }
 }
 
-/// Room for one response. It is waited for before anything is read: a reader that takes nothing has
-/// no page waiting beside the one that is on its way. None: the reader is gone, or takes nothing.
+/// Waits for room for one response. This happens before anything is read, so that a reader that accepts
+/// nothing does not cause another page to be held besides the one that is on its way. `None` if the reader
+/// is gone or accepts nothing.
 pub async fn slot(responses: &Responses) -> Option<Slot<'_>> {
     tokio::time::timeout(SEND_WITHIN, responses.reserve()).await.ok()?.ok()
 }
 
-/// Takes the slot, or waits for another if it is used. False: the reader is gone, or takes nothing.
+/// Sends a response in the slot, or waits for another slot if it is used up. Returns false if the reader is
+/// gone or accepts nothing.
 pub async fn send<'a>(
     context: &Context,
     responses: &'a Responses,
@@ -210,7 +212,7 @@ pub async fn send<'a>(
     true
 }
 
-/// Where a reader starts.
+/// The cursor at which a reader starts.
 pub async fn position(context: &Context, position: i32, field: &str) -> Result<Cursor> {
     Ok(match known(position, field)? {
         v1::FeedPosition::Unspecified | v1::FeedPosition::Now => context.store().feed_end().await?,
@@ -218,7 +220,7 @@ pub async fn position(context: &Context, position: i32, field: &str) -> Result<C
     })
 }
 
-/// A cursor from outside, found to be of this store.
+/// Checks that a cursor from a client belongs to this store.
 pub async fn cursor(context: &Context, text: &str, field: &str) -> Result<Cursor> {
     let told = |error: recoup_store::Error| match error {
         recoup_store::Error::MalformedCursor | recoup_store::Error::ForeignCursor => {

@@ -1,4 +1,4 @@
-//! How many feed streams a server has open at once.
+//! Limits how many feed streams a server has open at the same time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::status::{Error, Result};
 
-/// A reader that finds no room for its stream is told to come again after this time.
+/// When a reader that was refused for lack of room should try again.
 const STREAM_RETRY: Duration = Duration::from_secs(1);
 
-/// The feed streams that a server has open, of both kinds. They are bounded because each holds memory
-/// for what its reader has not taken.
+/// The open feed streams of a server, of both kinds. Their number is limited because each one holds memory
+/// for responses that its reader has not accepted yet.
 pub struct FeedStreams {
     free: Arc<Semaphore>,
     max: usize,
@@ -23,7 +23,7 @@ impl FeedStreams {
         Self { free: Arc::new(Semaphore::new(max)), max }
     }
 
-    /// Counts a stream for as long as the permit lives.
+    /// Opens a stream, which counts for as long as the permit lives.
     pub fn open(&self) -> Result<OwnedSemaphorePermit> {
         Arc::clone(&self.free).try_acquire_owned().map_err(|_| Error {
             retry_after: Some(STREAM_RETRY),

@@ -1,4 +1,4 @@
-//! grpc.health.v1: SERVING only while the store answers and takes what is written.
+//! grpc.health.v1: SERVING only while the store answers and accepts writes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
-/// The whole server, and each service.
+/// The server as a whole (the empty name), and each service.
 const SERVICES: [&str; 6] = [
     "",
     "recoup.v1.ExecutionService",
@@ -18,10 +18,10 @@ const SERVICES: [&str; 6] = [
     "recoup.v1.WorkflowService",
 ];
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A store that takes longer does not answer.
+/// A store that takes longer than this counts as not answering.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Says the same of the server and of each service.
+/// Reports the same status for the server and for each service.
 pub async fn report(reporter: &HealthReporter, status: ServingStatus) {
     for name in SERVICES {
         reporter.set_service_status(name, status).await;
@@ -55,7 +55,7 @@ pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthSer
             }
             tokio::select! {
                 () = tokio::time::sleep(INTERVAL) => {}
-                // An error is the end of whoever could stop the server.
+                // An error means that the sender is gone, which also means that the server is stopping.
                 _ = shutdown.wait_for(|stop| *stop) => {}
             }
         }

@@ -1,6 +1,6 @@
-//! The services of `recoup.v1` over an engine: messages in, messages out, reasons for what is refused.
+//! The services of `recoup.v1` on top of an engine: they translate messages and report why a call is refused.
 //!
-//! Nothing here decides about executions: that is core's, through the engine.
+//! This crate decides nothing about executions. Core does that, through the engine.
 //!
 //! # Map
 //!
@@ -78,8 +78,8 @@ pub use starting::starting;
 pub use transport::transport;
 pub use unread::Unread;
 
-/// All services, with grpc.health.v1 and server reflection. Must be called within a Tokio runtime:
-/// the health of the store is watched by a task, until the shutdown.
+/// All services, with grpc.health.v1 and server reflection. Must be called within a Tokio runtime: a task
+/// watches the health of the store until shutdown.
 pub fn router(engine: Engine, options: ApiOptions) -> Routes {
     let health = health::service(engine.clone(), options.shutdown.clone());
     let known = "the descriptors are those that this binary was built with";
@@ -116,8 +116,8 @@ pub fn router(engine: Engine, options: ApiOptions) -> Routes {
         .prepare()
 }
 
-/// With the details of errors: clients that know the services by reflection alone, such as grpcurl, read
-/// from it what a refusal carries.
+/// Reflection that includes the details of errors. Clients that know the services only by reflection, such
+/// as grpcurl, need them to show why a call was refused.
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(recoup_proto::FILE_DESCRIPTOR_SET)

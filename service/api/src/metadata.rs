@@ -1,4 +1,4 @@
-//! What calls carry beside their message: a deadline and a trace context.
+//! What a call carries besides its message: a deadline and a trace context.
 
 use std::time::Duration;
 
@@ -9,15 +9,17 @@ use tonic::metadata::MetadataMap;
 use crate::convert::time;
 use crate::status::Result;
 
-/// Longest wait of a long poll, and the default.
+/// The longest wait of a long poll, which is also the default.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
-/// What of the caller's deadline is left for the way back: a tenth, between these.
+/// The part of the caller's deadline that is kept for the answer's way back: a tenth of it, within these
+/// bounds.
 const MARGIN: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(20)..=Duration::from_millis(500);
-/// Bytes of a trace state; longer ones are dropped, as W3C allows.
+/// The longest trace state, in bytes. A longer one is dropped, as W3C allows.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
-/// How long a long poll may wait: as asked, at most a minute, and less than the caller waits.
+/// How long a long poll may wait: as long as requested, but at most a minute and less than the caller's
+/// deadline.
 pub fn wait(given: Option<proto::Duration>, metadata: &MetadataMap) -> Result<Duration> {
     let wait = time::duration_between(given, "wait", WAIT_MAX, Duration::ZERO..=WAIT_MAX)?;
     Ok(match timeout(metadata) {
@@ -48,7 +50,7 @@ fn timeout(metadata: &MetadataMap) -> Option<Duration> {
     })
 }
 
-/// The W3C trace context, if it is well formed; one that is not is as good as none.
+/// The W3C trace context of a call. One that is not well formed is ignored.
 pub fn trace(metadata: &MetadataMap) -> TraceContext {
     let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
     let Some(traceparent) = text("traceparent").filter(|text| is_traceparent(text)) else {
@@ -61,7 +63,7 @@ pub fn trace(metadata: &MetadataMap) -> TraceContext {
     }
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`, lower case; neither id is all zeros.
+/// Checks for `00-<32 hex>-<16 hex>-<2 hex>` in lower case, where neither id is all zeros.
 fn is_traceparent(text: &str) -> bool {
     let parts: Vec<_> = text.split('-').collect();
     let [version, trace, span, flags] = parts[..] else {

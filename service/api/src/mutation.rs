@@ -1,4 +1,4 @@
-//! Mutations: the identity by which a call is repeated safely, and the fields shared by all calls that
+//! Mutations: the identity that makes it safe to repeat a call, and the fields that all calls share that
 //! change one execution.
 
 use recoup_core::command::RequestId;
@@ -9,16 +9,16 @@ use crate::convert::text;
 use crate::digest;
 use crate::status::{Error, Result};
 
-/// The identity of a mutation of an execution, if its caller gave it one. `digest` is that of the call
-/// without the id: the same id with another digest is refused.
+/// The identity of a mutation of an execution, if its caller gave a request id. `digest` is computed from
+/// the call without the id; the same id with a different digest is refused.
 pub fn request(request_id: String, digest: impl FnOnce() -> u64) -> Result<Option<RequestId>> {
     let id = text::request_id(request_id)?;
     let is_given = !id.is_empty();
     Ok(is_given.then(|| RequestId { id, digest: digest() }))
 }
 
-/// The identity of a mutation of the registry, if its caller gave it one. `digest` is that of its body
-/// without the id.
+/// The identity of a mutation of the registry, if its caller gave a request id. `digest` is computed from
+/// the body of the request without the id.
 pub fn registry_request(
     namespace: Namespace,
     request_id: String,
@@ -29,24 +29,24 @@ pub fn registry_request(
     Ok(request.map(keyed))
 }
 
-/// The fields that the requests share which change one execution, as they came.
+/// The fields that all requests share that change one execution, as the caller sent them.
 pub struct Given<'a> {
-    /// Tells the digests of different calls apart. Digests are stored: it never changes.
+    /// Distinguishes the digests of different calls. Digests are stored, so this must never change.
     pub call: &'static str,
     pub execution_id: &'a str,
-    /// Of calls that are about a step, or may be.
+    /// For calls that concern a step, or may concern one.
     pub step_path: Option<&'a str>,
     pub reason: Reason,
     pub request_id: String,
 }
 
-/// The reason that a person gives.
+/// The reason for the call, given by a person.
 pub enum Reason {
     Optional(String),
     Required(String),
 }
 
-/// A mutation of one execution, checked.
+/// A mutation of one execution after all checks.
 #[derive(Debug)]
 pub struct Mutation {
     pub execution: ExecutionId,
@@ -64,7 +64,7 @@ impl Mutation {
             }
             Reason::Required(reason) | Reason::Optional(reason) => reason,
         };
-        // Taken before anything is cleaned: the same message has the same digest.
+        // The digest is taken before texts are cleaned, so equal messages have equal digests.
         let request = request(request_id, || {
             let step = step_path.map(|path| format!("\0{path}")).unwrap_or_default();
             digest::of(format!("{call}\0{execution}{step}\0{reason}").as_bytes())
@@ -102,7 +102,7 @@ mod tests {
             digest_of(given("skip", Some("pay"), "why")),
             expected(&format!("skip\0{EXECUTION}\0pay\0why"))
         );
-        // The reason counts as it came, not as it is stored.
+        // The digest covers the reason as it was sent, not as it is stored.
         let nul = Mutation::read(given("cancel", None, "a\0b")).expect("it is cleaned");
         assert_eq!(nul.reason, "a\u{fffd}b");
         assert_ne!(

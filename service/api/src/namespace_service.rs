@@ -36,7 +36,7 @@ impl Service {
         }
         let name = text::namespace(&given.name, "namespace.name")?;
         let body = v1::Namespace { created_at: None, ..given };
-        // In no namespace: the same id with another name is another body.
+        // The id is scoped to no namespace: the same id with another name has another body, and is refused.
         let scope = Namespace::from("");
         let digest = || digest::of_message(&body);
         let keyed = registry_request(scope, request.request_id, digest)?;

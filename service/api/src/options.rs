@@ -1,32 +1,33 @@
-//! What a server may choose about its services, and the sizes of messages.
+//! The settings of the services, and the size limits of messages.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Bytes of one message, either way: 4 MiB.
+/// The largest message in either direction: 4 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// What this service puts into one message of many items, at most: leaves room for the frame.
+/// The most bytes of items that the service puts into one message. Leaves room for the frame.
 pub(crate) const BATCH_BYTES_MAX: usize = 3 << 20 | 512 << 10;
-/// What one reader of the feed is sent at once, in bytes: 1 MiB.
+/// The most bytes that one reader of the feed is sent at a time: 1 MiB.
 pub const FEED_PAGE_BYTES: usize = 1 << 20;
-/// Feed streams that one server has open: 256.
+/// The most feed streams that one server keeps open: 256.
 pub const FEED_STREAMS_MAX: usize = 256;
-/// Of namespaces that name none, and of `default`: 30 days.
+/// The retention of `default`, and of namespaces that do not set their own: 30 days.
 pub const RETENTION: Duration = recoup_store::RETENTION_DEFAULT;
 
 #[derive(Clone, Debug)]
 pub struct ApiOptions {
-    /// Turns true when the server is going to stop: streams say so and end when they are idle, long
-    /// polls answer at once.
+    /// Becomes true when the server is about to stop. Streams then announce it and end once they are idle;
+    /// long polls answer at once.
     pub shutdown: watch::Receiver<bool>,
-    /// Retention of namespaces that name none. Default: [`RETENTION`].
+    /// The retention of namespaces that do not set their own. Default: [`RETENTION`].
     pub retention: Duration,
-    /// Bytes of stored events that are read for one reader of the feed at once; one event at least,
-    /// however large. Default: [`FEED_PAGE_BYTES`]. A reader that takes nothing holds about two pages.
+    /// How many bytes of stored events are read at a time for one reader of the feed. At least one event is
+    /// read, however large. A reader that accepts nothing holds about two pages. Default:
+    /// [`FEED_PAGE_BYTES`].
     pub feed_page_bytes: usize,
-    /// Feed streams open at once; one more is refused with `LIMIT_REACHED`. Default:
-    /// [`FEED_STREAMS_MAX`].
+    /// How many feed streams may be open at the same time. A further one is refused with `LIMIT_REACHED`.
+    /// Default: [`FEED_STREAMS_MAX`].
     pub feed_streams_max: usize,
 }
 

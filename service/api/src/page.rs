@@ -1,4 +1,4 @@
-//! Pages of lists. A token is opaque to clients, names a position and belongs to one filter.
+//! Pages of lists. A page token is opaque to clients. It names a position and is valid only for one filter.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,14 +9,14 @@ use crate::{BATCH_BYTES_MAX, digest};
 
 pub const SIZE: usize = 100;
 pub const SIZE_MAX: usize = 1_000;
-/// Characters of the longest token that is read.
+/// The longest token that is decoded, in characters.
 const TOKEN_MAX: usize = 1_024;
 const VERSION: u8 = 1;
-/// Rows that one call looks at for a page, where the store cannot apply the filter itself. A page
-/// may so hold fewer entries than asked for, and still have a successor.
+/// How many rows one call examines for a page if the store cannot apply the filter itself. A page may
+/// therefore hold fewer entries than requested and still not be the last.
 pub const SCAN_MAX: usize = 20_000;
 
-/// The page that a request asks for. `filter` is a digest of the request without its page.
+/// The page that a request asks for. `filter` is a digest of the request without its page fields.
 #[derive(Debug)]
 pub struct Page {
     pub size: usize,
@@ -38,12 +38,13 @@ impl Page {
         Ok(Self { size, after, filter })
     }
 
-    /// Whether a page of so many entries takes no more; `bytes` are those of the page with the next one.
+    /// Whether a page with `entries` entries is full. `bytes` is the size of the page including the next
+    /// entry.
     pub fn is_full(&self, entries: usize, bytes: usize) -> bool {
         entries == self.size || (entries > 0 && bytes > BATCH_BYTES_MAX)
     }
 
-    /// The position, if it has this many bytes.
+    /// The position as an array. Refused if it does not have exactly `N` bytes.
     pub fn after_exactly<const N: usize>(&self) -> Result<Option<[u8; N]>> {
         let after = self.after.as_deref().map(<[u8; N]>::try_from).transpose();
         after.map_err(|_| invalid("it belongs to another list"))
@@ -55,7 +56,7 @@ impl Page {
         after.map_err(|_| invalid("it belongs to another list"))
     }
 
-    /// Token of the page that follows this position.
+    /// The token of the page after this position.
     pub fn token(&self, position: &[u8]) -> String {
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&self.filter.to_be_bytes());

@@ -1,4 +1,4 @@
-//! What a server answers while it waits for its store.
+//! The answers of a server that is still waiting for its store.
 
 use tonic::Status;
 use tonic::body::Body;
@@ -8,7 +8,7 @@ use tonic_health::ServingStatus;
 use crate::health;
 use crate::status::Error;
 
-/// NOT_SERVING to health checks, and `STORE_UNAVAILABLE` to every other call.
+/// Answers health checks with NOT_SERVING, and every other call with `STORE_UNAVAILABLE`.
 pub async fn starting() -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     health::report(&reporter, ServingStatus::NotServing).await;

@@ -1,6 +1,7 @@
-//! Why a call is refused, and how that looks on the wire: a canonical code, `google.rpc.ErrorInfo`
-//! with a reason of [`ErrorReason`], `BadRequest` for fields, `RetryInfo` for load. Clients of gRPC that
-//! retry by a service config read no details: for them the delay is in `grpc-retry-pushback-ms` too.
+//! Why a call is refused, and how that is reported: a canonical code, a `google.rpc.ErrorInfo` with a
+//! reason of [`ErrorReason`], a `BadRequest` for fields, and a `RetryInfo` for overload. gRPC clients that
+//! retry by a service config do not read these details, so the delay is in the trailer
+//! `grpc-retry-pushback-ms` as well.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,19 +18,19 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "recoup";
-/// Trailer with the milliseconds after which a client may try again (gRFC A6).
+/// The trailer with the milliseconds after which a client may retry (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const PREFIX: &str = "ERROR_REASON_";
-/// Texts in a status travel in headers, which transports bound: no message is longer.
+/// The longest message of a status. It travels in headers, whose size transports limit.
 const MESSAGE_BYTES_MAX: usize = 1024;
-/// When a call that the store had no answer to should come again.
+/// When to retry a call for which the store gave no answer.
 const STORE_RETRY: Duration = Duration::from_secs(1);
-/// More violations than this are counted, not listed.
+/// The most violations that are listed. The others are only counted.
 const VIOLATIONS_MAX: usize = 20;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A refused call. Nothing was done, unless the reason says otherwise.
+/// A refused call. It has had no effect, unless the reason says otherwise.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
@@ -40,10 +41,10 @@ pub struct Error {
     pub retry_after: Option<Duration>,
 }
 
-/// What is wrong with one field.
+/// A problem with one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Path in the request: `execution.input`.
+    /// Path of the field in the request, such as `execution.input`.
     pub field: String,
     pub message: String,
 }
@@ -59,7 +60,7 @@ impl Error {
         }
     }
 
-    /// About one field of the request.
+    /// An error that concerns one field of the request.
     pub fn field(
         reason: ErrorReason,
         field: impl Into<String>,
@@ -70,7 +71,7 @@ impl Error {
         Self { violations: vec![violation], ..Self::new(reason, text) }
     }
 
-    /// A field that is missing, malformed or over its limit.
+    /// The error for a field that is missing, malformed or over its limit.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::field(ErrorReason::FieldInvalid, field, message)
     }
@@ -79,13 +80,14 @@ impl Error {
         Self::invalid(field, "it is required")
     }
 
-    /// A defect: logged here, told without its details.
+    /// The error for a defect of the server. Its details are logged here and not sent to the caller.
     pub fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
         tracing::error!(what, %error, "a call failed that should not");
         Self::new(ErrorReason::Internal, format!("internal error: {what}"))
     }
 
-    /// A stored row cannot be read. One that a newer server wrote is not damaged: another server reads it.
+    /// The error for a stored row that cannot be read. A row that a newer server wrote is not damaged: a
+    /// newer server can read it.
     pub fn unreadable(what: &str, error: &recoup_store::format::Error) -> Self {
         match error {
             recoup_store::format::Error::Newer(_) => Self::new(
@@ -100,7 +102,7 @@ impl Error {
         Self::of_store(ErrorReason::StoreUnavailable, message.to_owned())
     }
 
-    /// The store did not take the call, or did not say whether it did.
+    /// The store did not accept the call, or did not report whether it did.
     fn of_store(reason: ErrorReason, message: String) -> Self {
         Self { retry_after: Some(STORE_RETRY), ..Self::new(reason, message) }
     }
@@ -110,13 +112,13 @@ impl Error {
         self
     }
 
-    /// What exists is limited, and the limit is reached.
+    /// The error for a limit on existing objects that has been reached.
     pub fn limit_reached(limit: &str, max: usize) -> Self {
         Self::new(ErrorReason::LimitReached, format!("at most {max} {limit} are allowed"))
             .with("limit", limit)
     }
 
-    /// A definition that is refused; `issues` is not empty.
+    /// The error for a definition that is refused. `issues` must not be empty.
     pub fn definition(issues: &[DefinitionIssue]) -> Self {
         let worst = issues.first();
         let reason = worst.map_or(ErrorReason::DefinitionInvalid, DefinitionIssue::reason);
@@ -151,12 +153,12 @@ fn describe(issue: &DefinitionIssue) -> String {
     }
 }
 
-/// The reason's name as clients see it.
+/// The name of a reason as clients see it.
 pub fn name(reason: ErrorReason) -> &'static str {
     reason.as_str_name().trim_start_matches(PREFIX)
 }
 
-/// One canonical code per reason; the same table as in `error_reason.proto`.
+/// The canonical code of each reason. Must match the table in `error_reason.proto`.
 pub fn code(reason: ErrorReason) -> Code {
     use ErrorReason as R;
     match reason {
@@ -243,7 +245,7 @@ impl From<Error> for Status {
     }
 }
 
-/// The reason of a command that does not fit the state.
+/// The reason for a command that does not fit the state of the execution.
 pub fn rejection_reason(rejection: &Rejection) -> ErrorReason {
     match rejection {
         Rejection::NoSuchExecution => ErrorReason::ExecutionNotFound,
@@ -301,7 +303,8 @@ impl From<NotFinalized> for Error {
 }
 
 impl From<recoup_store::Error> for Error {
-    /// Where `NotFound`, `AlreadyExists` or `Conflict` mean something, the caller has looked first.
+    /// Callers for which `NotFound`, `AlreadyExists` or `Conflict` has a meaning have checked for it
+    /// before.
     fn from(error: recoup_store::Error) -> Self {
         use recoup_store::Error as Store;
         let message = error.to_string();
@@ -323,7 +326,7 @@ impl From<recoup_store::Error> for Error {
     }
 }
 
-/// The reason of an issue of a definition.
+/// The reason for an issue of a definition.
 pub fn issue_reason(issue: &Issue) -> ErrorReason {
     match issue.code {
         IssueCode::RetryPolicyInvalid => ErrorReason::RetryPolicyInvalid,
@@ -333,7 +336,7 @@ pub fn issue_reason(issue: &Issue) -> ErrorReason {
     }
 }
 
-/// A definition file that cannot be read.
+/// The issue for a definition file that cannot be read.
 pub fn source_issue(error: &SourceError) -> DefinitionIssue {
     DefinitionIssue {
         severity: recoup_proto::v1::IssueSeverity::Error.into(),
@@ -396,7 +399,7 @@ mod tests {
         let state = recoup_core::execution::State::Running;
         let status = Status::from(Error::from(Refusal::KeyHeld { execution, state }));
         assert_eq!(status.code(), Code::AlreadyExists);
-        // The state by the name that it has everywhere.
+        // The state appears under the name that it has everywhere.
         assert!(status.message().ends_with(", which is RUNNING"), "{}", status.message());
         let details = status.get_error_details();
         let info = details.error_info().expect("always there");
@@ -421,7 +424,7 @@ mod tests {
     fn only_a_refusal_that_may_pass_says_when_to_come_again() {
         let status = Status::from(Error::required("name"));
         assert!(status.metadata().get(PUSHBACK).is_none());
-        // Rounded up: a client that comes a moment early is refused again.
+        // Rounded up, because a client that retries a moment too early is refused again.
         let retry_after = Duration::from_micros(1_001);
         let status = Status::from(Error::from(Refusal::Overloaded { retry_after }));
         assert_eq!(status.metadata().get(PUSHBACK).map(|value| value.as_bytes()), Some(&b"2"[..]));

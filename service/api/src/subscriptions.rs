@@ -18,16 +18,16 @@ use crate::status::{Error, Result};
 use crate::{digest, feed};
 
 const NAME_BYTES_MAX: usize = 128;
-/// Subscriptions of one namespace.
+/// The most subscriptions of one namespace.
 const SUBSCRIPTIONS_MAX: usize = 1_000;
 const ACK_DEADLINES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(3600);
-/// How the start is kept: as it was asked for.
+/// The stored form of the start, as the caller asked for it.
 const NOW: &str = "now";
 const BEGINNING: &str = "beginning";
 const CURSOR: &str = "cursor:";
 
-/// The subscription that a reference names. It need not exist.
+/// The subscription that a reference names. It is not checked whether it exists.
 pub fn name(reference: Option<v1::SubscriptionRef>, field: &str) -> Result<Name> {
     let reference = reference.ok_or_else(|| Error::required(field))?;
     let namespace = text::namespace(&reference.namespace, &format!("{field}.namespace"))?;
@@ -118,7 +118,7 @@ async fn wanted(
     Ok(state)
 }
 
-/// One with these settings that exists already: the answer to the request.
+/// The answer to a create request if a subscription with the same settings exists already.
 async fn there(
     context: &Context,
     namespace: &Namespace,

@@ -1,4 +1,4 @@
-//! What one connection may ask of the server.
+//! The limits of one connection to the server.
 
 use std::time::Duration;
 
@@ -7,25 +7,26 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::unread::BoundUnread;
 
-/// A silent connection is asked for a sign of life after this time, and cut after as much again.
+/// After this much silence, the server pings a connection. It closes it after the same time again without
+/// an answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Calls that one connection has open at the same time; the transport makes further ones wait.
+/// How many calls one connection may have open at the same time. The transport makes further ones wait.
 const STREAMS_MAX: u32 = 1_000;
-/// Bytes of requests that one stream may send before they are read.
+/// How many bytes of requests one stream may send before the server has read them.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// The same for all streams of a connection: more than one stream has, so that a stream whose requests
-/// are not read does not hold up the others.
+/// The same limit for all streams of a connection together. It is larger than that of one stream, so that a
+/// stream whose requests are not read does not hold up the others.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Bytes of the headers of a call, counted as HTTP/2 counts them.
+/// The largest headers of a call, counted as HTTP/2 counts them.
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
-/// Streams of one connection that may break the protocol before it is closed. Unset, tonic turns hyper's
-/// default off; the limit on streams that the client resets is h2's own.
+/// How many streams of a connection may break the protocol before it is closed. If this were unset, tonic
+/// would turn hyper's default off. The limit on streams that the client resets is h2's own.
 const ERROR_RESETS_MAX: usize = 1_024;
-/// A call that has no answer by then ends with CANCELLED: longer than the longest poll, it cuts requests
-/// whose bodies do not come.
+/// A call without an answer after this time ends with CANCELLED. It is longer than the longest poll, and
+/// cuts off requests whose bodies do not arrive.
 const CALL_MAX: Duration = Duration::from_secs(90);
 
-/// A server of HTTP/2 whose connections are bounded.
+/// An HTTP/2 server with limits on its connections.
 pub fn transport() -> Server<Stack<BoundUnread, Identity>> {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))

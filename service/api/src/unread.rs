@@ -1,10 +1,10 @@
-//! Answers that a client does not read stay in memory. One connection may have only so many bytes of
-//! them: without a bound a thousand calls for large answers on a connection that nobody reads would hold
-//! gigabytes.
+//! Answers that a client does not read stay in memory, so the bytes of unread answers are limited per
+//! connection. Without a limit, a thousand calls for large answers on a connection that is never read would
+//! hold gigabytes.
 //!
-//! Bytes count from the moment that an answer is encoded until the transport has written and dropped
-//! them. An answer that does not fit is dropped and refused with OVERLOADED; small ones always fit, so
-//! that results and acknowledgements are answered however much is unread.
+//! Bytes count from the moment an answer is encoded until the transport has written and dropped them. An
+//! answer that does not fit is dropped and refused with OVERLOADED. Small answers always fit, so that
+//! results and acknowledgements are answered however much is unread.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -23,20 +23,21 @@ use tower::Layer;
 
 use crate::status::Error;
 
-/// Bytes of answers that one connection has not read yet.
+/// The most bytes of answers that one connection may leave unread.
 const UNREAD_BYTES_MAX: usize = 64 << 20;
-/// What is never refused: for all streams of a connection together as much as the bound itself.
+/// Frames up to this size are never refused. On all streams of a connection together they amount to at most
+/// the limit above.
 const SMALL_BYTES: usize = 64 << 10;
-/// When a refused client may ask again.
+/// When a refused client may try again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The unread bytes of one connection. The connection hands it on in the extensions of its requests; a
-/// request without one has a count of its own.
+/// The unread bytes of one connection. The connection passes it on in the extensions of its requests. A
+/// request without one gets its own count.
 #[derive(Clone, Debug, Default)]
 pub struct Unread(Arc<AtomicUsize>);
 
 impl Unread {
-    /// The same frame, counted; or the end of the answer if it does not fit.
+    /// Counts a frame and returns it. If it does not fit, returns the refusal that ends the answer.
     fn admit(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let data = match frame.into_data() {
             Ok(data) => data,
@@ -57,12 +58,12 @@ fn refusal() -> Frame<Bytes> {
     let error = Error { retry_after: Some(RETRY), ..Error::new(ErrorReason::Overloaded, message) };
     let mut trailers = http::HeaderMap::new();
     let added = Status::from(error).add_header(&mut trailers);
-    // Only a message that is no header could fail, and this one is ASCII.
+    // Only a message that cannot be a header value could fail, and this one is ASCII.
     debug_assert!(added.is_ok());
     Frame::trailers(trailers)
 }
 
-/// Bytes on their way to the client.
+/// Bytes on their way to the client, counted until they are dropped.
 struct Counted {
     data: Bytes,
     unread: Unread,
@@ -80,7 +81,7 @@ impl Drop for Counted {
     }
 }
 
-/// Bounds what the answers of a service leave unread.
+/// The layer that limits how many bytes of a service's answers are left unread.
 #[derive(Clone, Debug, Default)]
 pub struct BoundUnread;
 
@@ -118,7 +119,8 @@ where
             }
             let (parts, body) = response.into_parts();
             let mut answer = Answer { body, unread, first: None, is_refused: false };
-            // A client with a closed window never asks for the answer: it is counted now.
+            // A client whose window is closed never asks for the answer, so the first frame is counted
+            // right away.
             poll_fn(|context| {
                 if let Poll::Ready(first) = answer.poll_next(context) {
                     answer.first = Some(first);
@@ -136,9 +138,9 @@ type Next = Option<Result<Frame<Bytes>, Status>>;
 struct Answer {
     body: Body,
     unread: Unread,
-    /// What came before the transport asked.
+    /// The frame that was produced before the transport asked for one.
     first: Option<Next>,
-    /// The refusal was the end.
+    /// Whether the answer has ended with a refusal.
     is_refused: bool,
 }
 
@@ -156,7 +158,7 @@ impl Answer {
             let frame = self.unread.admit(frame);
             if was_data && frame.is_trailers() {
                 self.is_refused = true;
-                // What it holds goes at once.
+                // Drop the body now, to free what it holds.
                 self.body = Body::empty();
             }
             Some(Ok(frame))
@@ -189,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    /// One frame of data, as the answer to a call has it.
+    /// A single frame of data, as in the answer to a unary call.
     struct One(Option<Bytes>);
 
     impl HttpBody for One {
@@ -226,7 +228,7 @@ mod tests {
             answers.push(answer(&unread, BYTES).await);
             assert!(unread.0.load(Ordering::Relaxed) <= UNREAD_BYTES_MAX);
         }
-        // A small one fits all the same.
+        // A small answer fits even so.
         let frame = first(&mut answer(&unread, SMALL_BYTES).await).await;
         assert_eq!(frame.into_data().expect("it is data").len(), SMALL_BYTES);
         let mut refused = 0;

@@ -90,7 +90,7 @@ impl Service {
                     return Err(self.context.why_no_version(&namespace, &name, version).await?);
                 }
             },
-            // The latest, retired or not.
+            // The latest version, whether or not it is retired.
             None => match store.list_versions(&namespace, &name, None, 1).await?.pop() {
                 Some(row) => row,
                 None => {
