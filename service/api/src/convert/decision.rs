@@ -1,4 +1,4 @@
-//! Retry decisions.
+//! Converts retry decisions.
 
 use recoup_core::retry::{Decision, Reason, Verdict};
 use recoup_proto::v1;

@@ -1,4 +1,4 @@
-//! Definitions.
+//! Converts definitions.
 
 use recoup_core::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
@@ -15,17 +15,17 @@ super::from_proto!(on_error_from: v1::OnError => OnError: Fail Ignore);
 super::to_proto!(delivery: Delivery => v1::Delivery: AtLeastOnce AtMostOnce);
 super::from_proto!(delivery_from: v1::Delivery => Delivery: AtLeastOnce AtMostOnce);
 
-/// Reads a definition. Issues are those of values that core's types cannot hold; the definition is
-/// complete only without them.
+/// Reads a definition. Issues are reported for values that core's types cannot hold. The definition is
+/// complete only if there are none.
 pub fn from_proto(definition: &v1::WorkflowDefinition) -> (Workflow, Vec<Issue>) {
     let mut reader = Reader::default();
     let workflow = reader.workflow(definition);
     (workflow, reader.into_issues())
 }
 
-/// A definition with the text of its templates as a definition file would give it: without spaces, with
-/// sorted keys. How a message was written must not make it another definition. Text that is not JSON
-/// stays as it is, and is an issue.
+/// Rewrites the templates of a definition as a definition file would give them: without spaces and with
+/// sorted keys. So two messages that differ only in how their templates are written count as the same
+/// definition. Text that is not JSON is left as it is; it is reported as an issue.
 pub fn canonical_templates(mut definition: v1::WorkflowDefinition) -> v1::WorkflowDefinition {
     let blocks = [&mut definition.steps, &mut definition.finally];
     let tasks = blocks.into_iter().flatten().flat_map(|step| {
@@ -155,7 +155,8 @@ impl Reader {
     }
 }
 
-/// A stored definition. Schedules come with the values that they left unset.
+/// Converts a stored definition. Schedules are filled in with the defaults of the values that they left
+/// unset.
 pub fn to_proto(workflow: &Workflow) -> v1::WorkflowDefinition {
     let has_defaults = workflow.defaults != Defaults::default();
     v1::WorkflowDefinition {

@@ -1,21 +1,21 @@
-//! Enum values of requests. A client may be newer than its server and send a value that the server does
-//! not know. It is refused and never taken for the default: the call would then do something else than
-//! its caller asked for.
+//! Enum values of requests. A client may be newer than its server and send a value that the server does not
+//! know. Such a value is refused and never replaced by the default: the call would then do something that
+//! its caller did not ask for.
 
 use crate::status::{Error, Result};
 
-/// The message about a value that this server does not know, in requests and in definitions.
+/// The message for a value that this server does not know, in requests and in definitions.
 pub fn unknown(number: i32) -> String {
     format!("{number} is not a value that this server knows")
 }
 
-/// The value of a field, or a refusal that names the field.
+/// The enum value of a field. An unknown number is refused, with the name of the field.
 pub fn known<P: TryFrom<i32>>(number: i32, field: &str) -> Result<P> {
     P::try_from(number).map_err(|_| Error::invalid(field, unknown(number)))
 }
 
-/// The values of a list, as core has them. The unspecified value selects nothing and is refused as
-/// missing.
+/// Converts a list of enum values to those of core. The unspecified value would select nothing; it is
+/// refused as missing.
 pub fn all_known<P: TryFrom<i32>, C>(
     numbers: &[i32],
     field: &str,

@@ -1,4 +1,4 @@
-//! Errors of attempts.
+//! Converts the errors of attempts.
 
 use recoup_core::error::{Category, TaskError, builtin, type_matches};
 use recoup_core::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, clean};
@@ -7,9 +7,9 @@ use recoup_proto::v1::{self, ErrorReason};
 use super::{payload, time};
 use crate::status;
 
-/// The type of an error that has none.
+/// The type of an error that was reported without one.
 pub const UNKNOWN: &str = "unknown";
-/// Built-in types that a worker may report itself.
+/// The built-in types that a worker may report itself.
 const OF_WORKERS: &[&str] = &[
     builtin::NO_SUCH_TASK,
     builtin::PAYLOAD_TOO_LARGE,
@@ -17,7 +17,7 @@ const OF_WORKERS: &[&str] = &[
     builtin::CANCELLED,
 ];
 const SOURCE_BYTES_MAX: usize = 255;
-/// Bytes of the text of an error that is told of one that is too large.
+/// How many bytes of the message of an error that is too large are recorded.
 const EXCERPT_BYTES_MAX: usize = 1024;
 
 super::to_proto!(category: Category => v1::ErrorCategory:
@@ -33,7 +33,7 @@ pub fn to_proto(error: &TaskError) -> v1::Error {
     }
 }
 
-/// Without details and cause.
+/// Converts an error without its details and its cause.
 pub fn shell(error: &TaskError) -> v1::Error {
     v1::Error {
         r#type: error.error_type.clone(),
@@ -49,7 +49,7 @@ pub fn shell(error: &TaskError) -> v1::Error {
     }
 }
 
-/// Without details, stack trace and causes: for lists.
+/// Converts an error without its details, stack trace and causes, for lists.
 pub fn summary(error: &TaskError) -> v1::Error {
     v1::Error {
         r#type: error.error_type.clone(),
@@ -61,7 +61,7 @@ pub fn summary(error: &TaskError) -> v1::Error {
     }
 }
 
-/// What a worker reports. `field` is the path of the error in the request.
+/// Reads an error that a worker reported. `field` is the path of the error in the request.
 pub fn from_proto(error: v1::Error, field: &str) -> status::Result<TaskError> {
     let read = link(error, field, 1)?;
     if read.size() > ERROR_BYTES_MAX {
@@ -124,7 +124,8 @@ fn checked_type(text: String, field: &str) -> status::Result<String> {
     Ok(text)
 }
 
-/// What is recorded for an error that is too large: done work is told, never dropped.
+/// The error to record in place of one that is too large, so that the result of finished work is not
+/// dropped.
 pub fn too_large(error_type: &str, message: &str) -> TaskError {
     let mut excerpt: String = clean(error_type).chars().take(ERROR_TYPE_BYTES_MAX).collect();
     if !message.is_empty() {

@@ -1,4 +1,4 @@
-//! Entries of a history.
+//! Converts the entries of a history.
 
 use recoup_core::event::{AttemptOutcome, Event, PayloadSource, StopCause};
 use recoup_core::id::StepPath;
@@ -12,10 +12,11 @@ use super::{decision, error, execution, payload, time};
 super::to_proto!(attempt_outcome: AttemptOutcome => v1::AttemptOutcome: Known Unknown NotStarted);
 super::to_proto!(stop_cause: StopCause => v1::StopCause: Failed TimedOut Cancelled Terminated);
 
-/// The entries of a transition. A step that schedules its first attempt itself is told as two: users need
-/// not know which histories write it as one.
+/// The history entries of a transition. A step whose start also schedules its first attempt is one event
+/// but becomes two entries: users need not know which histories store it as one.
 ///
-/// `plan` is that of the execution, if it can be read: it knows what the events leave to the definition.
+/// `plan` is the plan of the execution, if it can be read. It supplies what the events leave to the
+/// definition.
 pub fn to_proto(
     sequence: u64,
     at: Timestamp,
@@ -34,13 +35,13 @@ pub fn to_proto(
         sequence,
         index,
         time: Some(time::timestamp(at)),
-        // Whole-run retries are not built yet: every event is of the first run.
+        // Retries of whole runs are not implemented yet, so every event belongs to the first run.
         run: 1,
         event: Some(event),
     })
 }
 
-/// A payload, or the step whose output it is.
+/// The payload, or the path of the step whose output it is.
 fn source(source: &PayloadSource) -> (Option<v1::Payload>, String) {
     match source {
         PayloadSource::Inline(payload) => (Some(payload::to_proto(payload)), String::new()),
@@ -121,7 +122,7 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
     }
 }
 
-/// What happens when steps fail and runs end.
+/// Converts the events of failing steps and ending runs.
 fn convert_ending(event: &Event) -> Proto {
     match event {
         Event::StepFailed { path, error } => Proto::StepFailed(v1::StepFailed {

@@ -1,4 +1,4 @@
-//! Executions: what they are doing and how they ended.
+//! Converts executions: what they are doing and how they ended.
 
 use recoup_core::execution::{
     CompensationOutcome, CompensationState, CompensationStepState, Execution, Node, NodeState,
@@ -18,11 +18,11 @@ use super::path::split;
 use super::time;
 use crate::BATCH_BYTES_MAX;
 
-/// Bytes of an execution's own names, key, trace and reasons, at most.
+/// The most bytes of an execution's names, key, trace and reasons.
 const FRAME_BYTES: usize = 24 * 1024;
-/// Bytes of one entry of a list, beside path, payload, error and text.
+/// Bytes of one entry of a list, besides path, payload, error and text.
 const ENTRY_BYTES: usize = 48;
-/// Bytes of a pending attempt, beside its last error and the details of its heartbeat.
+/// Bytes of a pending attempt, besides its last error and the details of its heartbeat.
 const PENDING_BYTES: usize = 2 * 1024;
 
 /// Unspecified for a reason that only a newer server knows.
@@ -54,7 +54,7 @@ super::to_proto!(warning_kind: WarningKind => v1::WarningKind:
 super::from_proto!(on_running: v1::OnRunning => OnRunning: Reject UseExisting);
 super::from_proto!(on_ended: v1::OnEnded => OnEnded: Allow AllowAfterFailure Reject UseExisting);
 
-/// How an ended execution ended. The output is always inline.
+/// Converts the outcome of an execution that has ended. The output is always inline.
 pub fn outcome(outcome: &Outcome) -> v1::Outcome {
     let least_of_warning =
         |warning: &ToldWarning| least_of_warning(&warning.path, warning.error.as_ref());
@@ -112,7 +112,7 @@ fn warned<'a>(
     execution.node(&warning.path).and_then(Node::error)
 }
 
-/// Room for what an answer about an execution holds inline, beside what it holds at least.
+/// The room for inline content in an answer about an execution, after its minimum size is subtracted.
 fn inline(execution: ExecutionId, sequence: u64, least: usize) -> Inline {
     let place = Place { execution, sequence };
     Inline::new(BATCH_BYTES_MAX.saturating_sub(least), Some(place))
@@ -123,7 +123,7 @@ fn least_of_warnings(execution: &Execution) -> usize {
     execution.warnings.iter().take(WARNINGS_MAX).map(one).sum()
 }
 
-/// Bytes of the answer about an execution if nothing that can be left out is in it.
+/// The size of the answer about an execution if everything that can be left out is left out.
 fn least(execution: &Execution) -> usize {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     let own = FRAME_BYTES
@@ -155,10 +155,10 @@ fn of_execution(execution: &Execution) -> Inline {
     inline(execution.id, execution.sequence, least(execution))
 }
 
-/// All that is known.
+/// Everything that is known about an execution.
 pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
     let mut inline = of_execution(&snapshot.state);
-    // First: nothing else holds the details of a heartbeat.
+    // Pending attempts come first, because the details of a heartbeat are not stored anywhere else.
     let pending_attempts = pending(snapshot, now, &mut inline);
     v1::ExecutionInfo {
         pending_attempts,
@@ -174,8 +174,8 @@ pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
     }
 }
 
-/// What is known of an execution in quarantine: its history as far as it folds, and what it is found
-/// by, which may be later.
+/// What is known about an execution in quarantine: its history as far as it folds, together with its index
+/// row, which may be more recent.
 pub fn partial(partial: &PartialExecution) -> v1::ExecutionInfo {
     let indexed = listed(&partial.listed);
     let Some(state) = &partial.state else {
@@ -204,7 +204,7 @@ fn quarantine(quarantine: &Quarantine) -> v1::QuarantineInfo {
     }
 }
 
-/// What a state says, without what is under way.
+/// Converts a state, without its pending attempts.
 fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     let error = execution.error.as_ref().or(stop_error).map(|error| inline.error(error));
@@ -241,7 +241,8 @@ fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
     }
 }
 
-/// Most attempts, counted as the attempts are: those that a person asked for come on top.
+/// The number of the last attempt that a task may have; 0 if no limit is known. `before` attempts were made
+/// before a person asked for a retry, and the attempts of the policy come on top of them.
 pub fn max_attempts(plan: &recoup_core::plan::Plan, path: &StepPath, before: u32) -> u32 {
     let policy = plan.task(path).and_then(|task| task.retry.max_attempts());
     policy.map_or(0, |max| max.saturating_add(before))
@@ -341,7 +342,7 @@ fn completed(execution: &Execution, inline: &mut Inline) -> Vec<v1::CompletedSte
     nodes.into_iter().map(convert).collect()
 }
 
-/// A line of a list.
+/// Converts an entry of a list.
 pub fn listed(listed: &Listed) -> v1::ExecutionInfo {
     let index = &listed.index;
     let error = index.error_type.as_ref().filter(|error_type| !error_type.is_empty());

@@ -1,4 +1,4 @@
-//! Failure events. What is large becomes a reference that can be read until retention.
+//! Converts failure events. Large contents become references that can be read until retention deletes them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,9 +14,9 @@ use super::path::split;
 use super::{decision, execution, text, time};
 use crate::status::{Error, Result};
 
-/// Bytes of error and payloads in one event; what is beyond is a reference.
+/// The most bytes of error and payloads in one event. Anything beyond becomes a reference.
 pub const INLINE_BYTES_MAX: usize = 256 * 1024;
-/// Workflows, and patterns of error types, in one filter.
+/// The most workflows, and the most patterns of error types, in one filter.
 const FILTER_ENTRIES_MAX: usize = 100;
 
 super::to_proto!(kind: FailureKind => v1::FailureKind:
@@ -32,13 +32,14 @@ super::from_proto!(kind_from: v1::FailureKind => FailureKind:
     HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
     ExecutionQuarantined);
 
-/// An event, and about how many bytes its message has.
+/// Converts an event. Also returns the approximate size of its message in bytes.
 pub fn to_proto(event: &FailureEvent) -> (v1::FailureEvent, usize) {
     let place = event
         .subject
         .as_ref()
         .map(|subject| Place { execution: subject.execution, sequence: subject.sequence });
-    // Its size at the limits: references of 1,000 steps, beside this, stay far below a message.
+    // Even at the limits, references of 1,000 steps together with this stay far below the size of a
+    // message.
     let mut inline = Inline::new(INLINE_BYTES_MAX, place);
     let mut proto = v1::FailureEvent {
         id: event.id.clone(),
@@ -89,7 +90,7 @@ fn about(proto: &mut v1::FailureEvent, subject: &Subject, inline: &mut Inline) {
     }];
 }
 
-/// Stands on the feed for events that are no longer there.
+/// The event that replaces events on the feed that retention has deleted.
 pub fn gap(gap: &Gap, at: Timestamp) -> v1::FailureEvent {
     v1::FailureEvent {
         id: gap_id(gap),
@@ -105,7 +106,7 @@ pub fn gap(gap: &Gap, at: Timestamp) -> v1::FailureEvent {
     }
 }
 
-/// The same for the same gap.
+/// The id of a gap event. The same gap always has the same id.
 pub fn gap_id(gap: &Gap) -> String {
     let digest = Sha256::digest(format!("{} {}", gap.from, gap.to));
     format!("gap-{}", URL_SAFE_NO_PAD.encode(&digest[..12]))
@@ -147,8 +148,8 @@ pub fn filter(filter: &Filter) -> v1::FailureFilter {
     }
 }
 
-/// A stored event that cannot be read is named. One of a newer server is UNAVAILABLE, and the reader's cursor
-/// stays before it; another is a defect.
+/// Decodes a stored event. If it cannot be read, the error names it. An event that a newer server wrote
+/// gives UNAVAILABLE, and the reader's cursor stays before it; any other is a defect.
 pub fn stored(row: &recoup_store::FeedRow) -> Result<FailureEvent> {
     recoup_store::format::decode_failure_event(row.format, &row.data)
         .map_err(|error| Error::unreadable(&row.id, &error))

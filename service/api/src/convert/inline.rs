@@ -1,5 +1,6 @@
-//! What one answer holds inline. A payload for which it has no room becomes a reference that
-//! ReadPayload resolves until retention; an error is then abridged, and the history has the whole.
+//! Decides which contents an answer holds inline. A payload that does not fit becomes a reference that
+//! ReadPayload resolves until retention deletes the history. An error that does not fit is abridged; the
+//! history has all of it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,24 +14,24 @@ use uuid::Uuid;
 use super::{error, payload, time};
 
 const ID_VERSION: u8 = 2;
-/// Bytes of an annotation digest in an id.
+/// The size of the digest of annotations in an id, in bytes.
 const ANNOTATIONS_BYTES: usize = 8;
-/// Bytes that a reference takes at most, without its content type: id, size and digest.
+/// The most bytes that a reference takes without its content type: id, size and digest.
 const REFERENCE_BYTES: usize = 192;
-/// Bytes of the message of an abridged error.
+/// The length to which the message of an abridged error is cut, in bytes.
 const EXCERPT_BYTES_MAX: usize = 256;
 /// Bytes of the fields around the texts of one error in a chain.
 const ERROR_FRAME_BYTES: usize = 64;
 
-/// Names a payload: in which history it stands, and what it is.
+/// Identifies a payload: the history that contains it, and its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PayloadId {
     pub execution: ExecutionId,
-    /// It stands in a transition up to this one.
+    /// The payload is in a transition up to this sequence number.
     pub sequence: u64,
     pub size: u64,
     pub sha256: [u8; 32],
-    /// Of content type and metadata: tells equal contents with different annotations apart.
+    /// Digest of content type and metadata. Distinguishes equal contents with different annotations.
     annotations: [u8; ANNOTATIONS_BYTES],
 }
 
@@ -72,7 +73,7 @@ impl PayloadId {
         })
     }
 
-    /// Whether it names this payload.
+    /// Whether this id identifies the payload.
     pub fn is_of(&self, payload: &Payload) -> bool {
         payload.data.len() as u64 == self.size
             && annotations(payload) == self.annotations
@@ -95,20 +96,22 @@ fn annotations(payload: &Payload) -> [u8; ANNOTATIONS_BYTES] {
     *digest.first_chunk().expect("a SHA-256 has 32 bytes")
 }
 
-/// The history in which the payloads of an answer stand, up to a sequence.
+/// The history that contains the payloads of an answer, up to a sequence number.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     pub execution: ExecutionId,
     pub sequence: u64,
 }
 
-/// Fills one answer: first come, first served, and what is small is never left out.
+/// Fills one answer: contents are included in the order in which they come, and small ones are always
+/// included.
 ///
-/// `room` is what may be added to an answer in which every payload is a reference and every error is
-/// abridged; the caller subtracts [`least_of_payload`] and [`least_of_error`] for each beforehand.
+/// `room` is the number of bytes that may be added to an answer in which every payload is a reference and
+/// every error is abridged. The caller subtracts [`least_of_payload`] and [`least_of_error`] for each of
+/// them beforehand.
 pub struct Inline {
     room: usize,
-    /// None: the payloads stand in no history and are always inline.
+    /// `None` if the payloads are in no history. They are always inline then.
     place: Option<Place>,
 }
 
@@ -117,7 +120,7 @@ impl Inline {
         Self { room, place }
     }
 
-    /// Whether there is room for so many bytes more; then they are taken.
+    /// Whether there is room for this many more bytes. If so, the room is used up.
     fn takes(&mut self, bytes: usize) -> bool {
         let left = self.room.checked_sub(bytes);
         self.room = left.unwrap_or(self.room);
@@ -133,12 +136,13 @@ impl Inline {
         }
     }
 
-    /// A payload that no history holds. None: there is no room for it.
+    /// A payload that is in no history. `None` if there is no room for it.
     pub fn transient(&mut self, own: &Payload) -> Option<v1::Payload> {
         self.takes(payload::size(own)).then(|| payload::to_proto(own))
     }
 
-    /// The error with all its texts, and with its details or references to them; or abridged.
+    /// The error with all its texts, and with its details or references to them, if there is room;
+    /// otherwise abridged.
     pub fn error(&mut self, own: &TaskError) -> v1::Error {
         let more = whole(own).saturating_sub(least_of_error(own));
         if self.takes(more) { self.whole_error(own) } else { abridged(own) }
@@ -150,7 +154,7 @@ impl Inline {
         v1::Error { details, cause, ..error::shell(own) }
     }
 
-    /// A text for people, cut where there is no room for the whole.
+    /// A text for people, cut if there is no room for all of it.
     pub fn text(&mut self, own: &str) -> String {
         if own.len() <= EXCERPT_BYTES_MAX || self.takes(own.len() - EXCERPT_BYTES_MAX) {
             return own.to_owned();
@@ -159,23 +163,23 @@ impl Inline {
     }
 }
 
-/// Bytes that a payload takes in an answer without room: itself where it is small.
+/// The fewest bytes that a payload takes: as a reference, or inline if it is small.
 pub fn least_of_payload(own: &Payload) -> usize {
     payload::size(own).min(REFERENCE_BYTES + own.content_type.len())
 }
 
-/// Bytes that an error takes in an answer without room.
+/// The fewest bytes that an error takes: abridged, or whole if it is small.
 pub fn least_of_error(own: &TaskError) -> usize {
     let abridged = ERROR_FRAME_BYTES + own.error_type.len() + own.source.len() + EXCERPT_BYTES_MAX;
     whole(own).min(abridged)
 }
 
-/// Bytes that a text takes in an answer without room.
+/// The fewest bytes that a text takes: cut, or whole if it is short.
 pub fn least_of_text(own: &str) -> usize {
     own.len().min(EXCERPT_BYTES_MAX + 64)
 }
 
-/// Bytes of an error whose details are as small as they can be.
+/// The size of an error with all its texts, and with its details as small as they can be.
 fn whole(own: &TaskError) -> usize {
     let one = |error: &TaskError| {
         let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];

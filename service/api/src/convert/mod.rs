@@ -1,4 +1,4 @@
-//! Between the messages of `recoup.v1` and the types of core, one file per subject.
+//! Converts between the messages of `recoup.v1` and the types of core, one file per subject.
 
 pub mod decision;
 pub mod definition;
@@ -16,7 +16,8 @@ pub mod task;
 pub mod text;
 pub mod time;
 
-/// A function from an enum of core to one of the proto whose variants have the same names.
+/// Defines a function that converts an enum of core to one of the protocol whose variants have the same
+/// names.
 macro_rules! to_proto {
     ($name:ident: $core:ty => $proto:ty: $($variant:ident)+) => {
         pub fn $name(value: $core) -> $proto {
@@ -28,7 +29,8 @@ macro_rules! to_proto {
 }
 pub(crate) use to_proto;
 
-/// The way back. What has no such variant, the unspecified value among them, is none.
+/// Defines the opposite conversion. A value without such a variant, such as the unspecified one, gives
+/// `None`.
 macro_rules! from_proto {
     ($name:ident: $proto:ty => $core:ty: $($variant:ident)+) => {
         pub fn $name(value: $proto) -> Option<$core> {

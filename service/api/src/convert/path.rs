@@ -1,15 +1,16 @@
-//! Step paths. Core has a path of its own for a compensation; the protocol has the step's path and a flag.
+//! Converts step paths. In core a compensation has a path of its own; the protocol has the path of the step
+//! and a flag.
 
 use recoup_core::id::StepPath;
 use recoup_proto::v1;
 
-/// A compensation is named by the step that it undoes.
+/// Converts a path. A compensation is identified by the step that it undoes.
 pub fn step_ref(path: &StepPath) -> v1::StepRef {
     let (step_path, compensation) = split(path);
     v1::StepRef { step_path, compensation }
 }
 
-/// The step's path, and whether the path is that of its compensation.
+/// The path of the step, and whether the given path is that of its compensation.
 pub fn split(path: &StepPath) -> (String, bool) {
     match path.compensated() {
         Some(step) => (step.as_str().to_owned(), true),

@@ -1,5 +1,5 @@
-//! Payloads. JSON text stays JSON text, and is checked to be that; data stays data, whatever its media
-//! type.
+//! Converts payloads. JSON text stays JSON text, and is checked to be JSON. Data stays data, whatever its
+//! media type.
 
 use recoup_core::limits::{PAYLOAD_BYTES_MAX, clean};
 use recoup_core::payload::Payload;
@@ -7,15 +7,15 @@ use recoup_proto::v1::{self, ErrorReason, payload::Content};
 
 use crate::status::{Error, Result};
 
-/// Media type of data that has none.
+/// The media type of data that was sent without one.
 pub const OCTETS: &str = "application/octet-stream";
 pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 pub const METADATA_ENTRIES_MAX: usize = 64;
 pub const METADATA_NAME_BYTES_MAX: usize = 128;
 pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
 
-/// JSON text has an empty media type in core. Data of type `application/json` keeps that type, so
-/// that it comes back as data.
+/// JSON text has an empty media type in core. Data of type `application/json` keeps that type, so that it
+/// is returned as data.
 pub fn from_proto(payload: v1::Payload, field: &str) -> Result<Payload> {
     let is_text = matches!(payload.content, Some(Content::Json(_)));
     let (data, content_type) = match payload.content {
@@ -44,8 +44,8 @@ pub fn from_proto(payload: v1::Payload, field: &str) -> Result<Payload> {
     if is_simple { Ok(read) } else { annotated(read, field) }
 }
 
-/// Goes through the text once and builds nothing: as long as nobody reads a payload, it costs no more
-/// than that.
+/// Checks that a text is JSON. It is scanned once and nothing is built, which is all that a payload costs
+/// until it is read.
 fn check_json(text: &[u8], field: &str) -> Result<()> {
     let Err(why) = serde_json::from_slice::<serde::de::IgnoredAny>(text) else {
         return Ok(());
@@ -57,7 +57,7 @@ fn check_json(text: &[u8], field: &str) -> Result<()> {
     Err(Error::field(ErrorReason::PayloadInvalid, field, message))
 }
 
-/// The first byte with which the text cannot go on. What serde_json reports is about there.
+/// The offset of the first byte at which the text stops being JSON. serde_json reports a place near it.
 fn offset(text: &[u8], why: &serde_json::Error) -> usize {
     if why.is_eof() {
         return text.len();
@@ -98,7 +98,7 @@ fn annotated(mut payload: Payload, field: &str) -> Result<Payload> {
     Ok(payload)
 }
 
-/// No message is no value.
+/// Converts an optional payload. An absent one is a payload without a value.
 pub fn optional_from_proto(payload: Option<v1::Payload>, field: &str) -> Result<Payload> {
     payload.map_or_else(|| Ok(Payload::default()), |payload| from_proto(payload, field))
 }
@@ -106,7 +106,7 @@ pub fn optional_from_proto(payload: Option<v1::Payload>, field: &str) -> Result<
 pub fn to_proto(payload: &Payload) -> v1::Payload {
     let metadata = payload.metadata.clone();
     if payload.content_type.is_empty() {
-        // An empty payload is no value.
+        // An empty payload has no value.
         let json = (!payload.data.is_empty()).then(|| text(payload));
         return v1::Payload { content: json, content_type: String::new(), metadata };
     }
@@ -121,7 +121,7 @@ fn text(payload: &Payload) -> Content {
     }
 }
 
-/// Bytes that a payload takes as a field of a message, at most.
+/// The most bytes that a payload takes as a field of a message.
 pub fn size(payload: &Payload) -> usize {
     payload.size() + 20 + 12 * payload.metadata.len()
 }

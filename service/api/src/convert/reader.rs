@@ -1,4 +1,4 @@
-//! What reading a definition collects: issues of values that core's types cannot hold.
+//! Collects issues while a definition is read, for values that core's types cannot hold.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl Reader {
         self.issues.push(Issue { field_path, code, message: message.to_owned() });
     }
 
-    /// A duration at `path.field`; at `field` if the path is empty.
+    /// Reads the duration at `path.field`, or at `field` if the path is empty.
     pub fn duration(
         &mut self,
         given: Option<proto::Duration>,
@@ -37,8 +37,8 @@ impl Reader {
         read.ok()
     }
 
-    /// The value of an enum at `path.field`; none if it is unspecified, or an issue because this server
-    /// does not know it.
+    /// Reads the enum value at `path.field`. Returns `None` if it is unspecified, or if this server does
+    /// not know it, which is an issue.
     pub fn known<P: TryFrom<i32>, C>(
         &mut self,
         number: i32,

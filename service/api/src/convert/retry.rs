@@ -1,5 +1,5 @@
-//! Retry policies. What cannot even be written in core's types is an issue here; what cannot work is
-//! for core to say.
+//! Converts retry policies. Values that core's types cannot represent are reported as issues here; core
+//! reports policies that cannot work.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use recoup_proto::v1;
 use super::reader::Reader;
 use super::time;
 
-/// The longest wait of a schedule that names none.
+/// The longest wait of a schedule that does not set one.
 const INTERVAL_MAX: Duration = Duration::from_secs(100);
 const INTERVAL: Duration = Duration::from_secs(1);
 const COEFFICIENT: f64 = 2.0;
@@ -132,7 +132,7 @@ pub fn to_proto(policy: &RetryPolicy) -> v1::RetryPolicy {
     }
 }
 
-/// The policy that holds, with what it leaves unset.
+/// Converts a policy as it applies, with defaults for what it leaves unset.
 pub fn resolved(policy: &RetryPolicy) -> v1::RetryPolicy {
     v1::RetryPolicy {
         schedule: Some(schedule(policy.schedule())),

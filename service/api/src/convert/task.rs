@@ -1,4 +1,4 @@
-//! Tasks on their way to workers.
+//! Converts tasks for workers.
 
 use prost::Message;
 use recoup_core::command::TaskId;
@@ -9,15 +9,15 @@ use super::inline::{Inline, Place, least_of_payload};
 use super::{execution, time};
 use crate::BATCH_BYTES_MAX;
 
-/// Bytes of a task's message beside its payloads, at most: names, keys, trace and token at their limits.
+/// The most bytes of a task's message besides its payloads: names, keys, trace and token at their limits.
 const FRAME_BYTES: usize = 8 * 1024;
 
-/// A task, and how many bytes its message has: what exceeds the budget of a message is a reference.
-/// None if its plan has no such task, which would be a defect of the engine.
+/// Converts a task. Also returns the size of its message; payloads beyond the size limit of a message
+/// become references. `None` if the plan does not have the task, which would be a defect of the engine.
 pub fn to_proto(handed: &HandedTask) -> Option<(v1::Task, usize)> {
     let HandedTask { id, content, plan, handed_at } = handed;
     let plan_task = plan.task(&id.path)?;
-    // Both payloads stand in the history before the attempt was scheduled.
+    // The history contained both payloads by the time the attempt was scheduled.
     let place = Place { execution: id.execution, sequence: id.sequence };
     let step_output = content.undone.as_ref().and_then(|undone| undone.output.as_ref());
     let least = least_of_payload(&content.input) + step_output.map_or(0, least_of_payload);

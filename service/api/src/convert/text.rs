@@ -1,4 +1,4 @@
-//! Names and texts of requests: their limits, and their cleaning of NUL.
+//! Reads names and texts of requests: checks their limits and replaces NUL.
 
 use recoup_core::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use recoup_core::limits::{self, clean};
@@ -6,14 +6,14 @@ use recoup_core::plan::check_error_type_pattern;
 
 use crate::status::{Error, Result};
 
-/// Where a request names none.
+/// The namespace of a request that does not give one.
 pub const DEFAULT_NAMESPACE: &str = "default";
 pub const NAMESPACE_SEGMENTS_MAX: usize = 8;
-/// Bytes of the name of a worker, a consumer or whoever else is named for people.
+/// The longest name of a worker, a consumer or anything else that is named for people, in bytes.
 pub const LABEL_BYTES_MAX: usize = 255;
-/// Bytes of a session id.
+/// The longest session id, in bytes.
 pub const SESSION_BYTES_MAX: usize = 64;
-/// Bytes of a step path.
+/// The longest step path, in bytes.
 pub const STEP_PATH_BYTES_MAX: usize = 1024;
 
 fn is_segment(segment: &str) -> bool {
@@ -29,7 +29,7 @@ fn is_namespace(name: &str) -> bool {
         && name.split('.').all(is_segment)
 }
 
-/// The namespace of a request; empty is `default`.
+/// Reads the namespace of a request. An empty one is `default`.
 pub fn namespace(name: &str, field: &str) -> Result<Namespace> {
     let name = if name.is_empty() { DEFAULT_NAMESPACE } else { name };
     if is_namespace(name) {
@@ -40,7 +40,7 @@ pub fn namespace(name: &str, field: &str) -> Result<Namespace> {
     Err(Error::invalid(field, message))
 }
 
-/// A pattern of namespaces: a name, `company.*` or `*`; empty is `default`.
+/// Reads a pattern of namespaces: a name, `company.*` or `*`. An empty one is `default`.
 pub fn namespace_pattern(pattern: &str, field: &str) -> Result<String> {
     let pattern = if pattern.is_empty() { DEFAULT_NAMESPACE } else { pattern };
     if pattern == "*" || is_namespace(pattern.strip_suffix(".*").unwrap_or(pattern)) {
@@ -49,12 +49,12 @@ pub fn namespace_pattern(pattern: &str, field: &str) -> Result<String> {
     Err(Error::invalid(field, "a pattern is a namespace, `company.*` for those below it, or `*`"))
 }
 
-/// A pattern of error types, as a retry policy takes it.
+/// Checks a pattern of error types, in the form that retry policies use.
 pub fn error_type_pattern(pattern: &str, field: &str) -> Result<()> {
     check_error_type_pattern(pattern).map_err(|error| Error::invalid(field, error.to_string()))
 }
 
-/// Text that may be empty, cleaned.
+/// Cleans a text that may be empty.
 pub fn optional(text: String, field: &str, bytes_max: usize) -> Result<String> {
     if text.len() > bytes_max {
         let message = format!("{} bytes, at most {bytes_max} are allowed", text.len());
@@ -66,7 +66,7 @@ pub fn optional(text: String, field: &str, bytes_max: usize) -> Result<String> {
     })
 }
 
-/// Text that must be there, cleaned.
+/// Cleans a text that must not be empty.
 pub fn required(text: String, field: &str, bytes_max: usize) -> Result<String> {
     if text.is_empty() {
         return Err(Error::required(field));
@@ -100,7 +100,7 @@ pub fn request_id(text: String) -> Result<String> {
     optional(text, "request_id", limits::REQUEST_ID_BYTES_MAX)
 }
 
-/// The reason a person gives.
+/// Reads the reason that a person gives.
 pub fn reason(text: String) -> Result<String> {
     optional(text, "reason", limits::DESCRIPTION_BYTES_MAX)
 }

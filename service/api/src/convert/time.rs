@@ -1,4 +1,4 @@
-//! Times and durations.
+//! Converts times and durations.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub fn timestamp(at: Timestamp) -> proto::Timestamp {
     proto::Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
 }
 
-/// Beyond the range of [`Timestamp`] is the end of that range.
+/// Converts a time. One beyond the range of [`Timestamp`] becomes the end of that range.
 pub fn timestamp_from(at: &proto::Timestamp) -> Timestamp {
     let micros = at.seconds.saturating_mul(1_000_000);
     Timestamp::from_micros(micros.saturating_add(i64::from(at.nanos) / 1_000))
@@ -32,7 +32,7 @@ pub fn duration_from(duration: Option<proto::Duration>, field: &str) -> Result<O
     read.map(Some).map_err(|error| Error::invalid(field, error.to_string()))
 }
 
-/// A duration that has a default and a range.
+/// Reads a duration that has a default and a range.
 pub fn duration_between(
     given: Option<proto::Duration>,
     field: &str,
@@ -49,7 +49,7 @@ pub fn duration_between(
     Err(Error::invalid(field, message))
 }
 
-/// In the largest unit that it is a whole number of.
+/// Formats a duration in the largest unit that divides it.
 fn for_people(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if duration.subsec_nanos() != 0 {

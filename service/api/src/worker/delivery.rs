@@ -1,7 +1,7 @@
-//! Tasks and notices that leave this process in the answer to a call. The caller may be gone when the
-//! answer is ready, or its connection may close before it takes the answer. The answer is dropped then:
-//! its tasks are handed out again at once, and its notices are told again. Once the connection has taken
-//! the whole answer, only the worker can tell what arrived.
+//! Tasks and notices that leave this process in the answer to a call. By the time the answer is ready the
+//! caller may be gone, or its connection may close before it accepts the answer. Then the answer is
+//! dropped, its tasks are handed out again at once, and its notices are sent again. Once the connection has
+//! accepted the whole answer, only the worker can tell what arrived.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,18 +18,18 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
-/// Confirms an answer once the connection has taken all of it. Travels in the answer's extensions, and
-/// gives back what is unconfirmed when it is dropped with the answer.
+/// Confirms an answer once the connection has accepted all of it. The guard travels in the extensions of
+/// the answer. If it is dropped with the answer, whatever is unconfirmed is given back to the engine.
 #[derive(Clone)]
 pub struct DeliveryGuard(Arc<Mutex<Undelivered>>);
 
-/// The tasks and notices of an answer that no connection has taken yet. Dropping it gives them back to
+/// The tasks and notices of an answer that no connection has accepted yet. Dropping it gives them back to
 /// the engine.
 pub struct Undelivered {
     engine: Engine,
     /// The session that polls.
     session: Option<SessionKey>,
-    /// Tasks, with the times of their hand-overs.
+    /// Tasks, each with the time of its hand-over.
     tasks: Vec<(TaskId, Timestamp)>,
     notices: Vec<(TaskId, Notice)>,
 }
@@ -40,7 +40,7 @@ impl DeliveryGuard {
     }
 
     fn confirm(&self) {
-        // No panic leaves the lists half changed.
+        // A panic cannot leave the lists half changed, so a poisoned lock is safe to use.
         let mut undelivered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         undelivered.tasks.clear();
         undelivered.notices.clear();
@@ -68,7 +68,7 @@ impl Undelivered {
         self.notices.push((task, notice));
     }
 
-    /// All of it; nothing stays behind.
+    /// Moves everything out, so that dropping `self` gives nothing back.
     pub fn take(&mut self) -> Self {
         Self {
             engine: self.engine.clone(),
@@ -88,7 +88,7 @@ impl Drop for Undelivered {
     }
 }
 
-/// A service whose answers are followed to the connection.
+/// A service whose answers are tracked until the connection has accepted them.
 #[derive(Clone)]
 pub struct Delivery<S>(pub S);
 
@@ -136,7 +136,7 @@ impl http_body::Body for Followed {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        // Trailers end the answer to a call: nobody asks for more.
+        // Trailers end the answer to a call, and the transport does not poll again after them.
         let is_whole = match &polled {
             Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
             Poll::Ready(None) => true,
@@ -157,7 +157,7 @@ impl http_body::Body for Followed {
     }
 }
 
-/// The task and the time of a hand-over, which together name it.
+/// The task and the time of a hand-over, which together identify the hand-over.
 pub fn hand_over(handed: HandedTask) -> (TaskId, Timestamp) {
     (handed.id, handed.handed_at)
 }

@@ -1,5 +1,5 @@
-//! WorkerService: what the services of workers share is in [`sessions`] and [`results`]; [`poll`] and
-//! [`stream`] are the two ways to get tasks, and do not know each other.
+//! WorkerService. [`poll`] and [`stream`] are the two ways to get tasks. They do not depend on each other;
+//! the code that they share is in [`sessions`] and [`results`].
 
 mod delivery;
 mod poll;
@@ -23,7 +23,7 @@ use crate::status::{Error, Result};
 pub use delivery::Delivery;
 use delivery::DeliveryGuard;
 
-/// Responses on their way to one stream; a reader that takes none stops its stream here.
+/// How many responses may be queued for one stream. If the worker accepts none, its stream stops here.
 const RESPONSES_MAX: usize = 2;
 
 pub struct Service {

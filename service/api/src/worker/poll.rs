@@ -1,5 +1,5 @@
-//! PollTasks: waits until there are tasks or notices for a worker, and answers with as many as fit into
-//! one message.
+//! PollTasks: waits until there are tasks or notices for a worker, and answers with as many as fit into one
+//! message.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::context::Context;
 use crate::convert::{task, text};
 use crate::status::{Error, Result};
 
-/// Tasks in one answer to a poll.
+/// The most tasks in one answer to a poll.
 const POLL_TASKS_MAX: u32 = 1_000;
-/// Time to live of a session that polls and names none.
+/// The time to live of a session that polls and does not choose one.
 const POLL_TTL: Duration = Duration::from_secs(90);
 
-/// The answer, and what must be taken back if it does not arrive.
+/// Returns the answer, and the tasks and notices that must be taken back if it does not arrive.
 pub async fn poll(
     context: &Context,
     request: v1::PollTasksRequest,
@@ -82,7 +82,7 @@ pub async fn poll(
             Some(message) => answer.take(message, &mut poll.undelivered),
         }
     }
-    // What was handed over while the wait ended is answered as well.
+    // Include the tasks that were handed over while the wait was ending.
     poll.link.messages.close();
     while let Ok(message) = poll.link.messages.try_recv() {
         answer.take(message, &mut poll.undelivered);
@@ -91,14 +91,14 @@ pub async fn poll(
     Ok((v1::PollTasksResponse { tasks, cancellations }, poll.into_undelivered()))
 }
 
-/// A poll that is going on. If it is dropped with its caller, what it was told is taken back.
+/// A poll in progress. If it is dropped because its caller is gone, its tasks and notices are taken back.
 struct Poll {
     link: WorkerLink,
     undelivered: Undelivered,
 }
 
 impl Poll {
-    /// The answer is complete.
+    /// Ends a poll whose answer is complete. From here on the caller must take back what does not arrive.
     fn into_undelivered(mut self) -> Undelivered {
         self.undelivered.take()
     }
@@ -122,7 +122,7 @@ impl Drop for Poll {
     }
 }
 
-/// The answer to a poll that is being made.
+/// The answer to a poll while it is being built.
 #[derive(Default)]
 struct PollAnswer {
     tasks: Vec<v1::Task>,
@@ -150,7 +150,7 @@ impl PollAnswer {
         }
     }
 
-    /// Takes as many tasks as fit into one message, at least one; the others go back.
+    /// Adds as many tasks as fit into one message, but at least one. The others are given back.
     fn collect(&mut self, handed: Vec<HandedTask>, undelivered: &mut Undelivered) {
         let mut rest = Vec::new();
         for handed in handed {

@@ -1,4 +1,5 @@
-//! Results and heartbeats of workers: what they ask of the engine, and how its answers are told.
+//! Results and heartbeats of workers: converts them to commands of the engine, and the engine's answers to
+//! replies.
 
 use recoup_core::command::{Command, Rejection, TaskId};
 use recoup_core::error::{TaskError, builtin};
@@ -12,7 +13,7 @@ use crate::context::Context;
 use crate::convert::{decision, error, payload, task};
 use crate::status::{Error, Result};
 
-/// Bytes of the details of a heartbeat.
+/// The largest details of a heartbeat, in bytes.
 const HEARTBEAT_DETAILS_BYTES_MAX: usize = 4 * 1024;
 
 pub async fn complete(context: &Context, request: v1::CompleteTaskRequest) -> Result<()> {
@@ -35,13 +36,14 @@ pub async fn fail(context: &Context, request: v1::FailTaskRequest) -> Result<v1:
     }
     let decision = match decision {
         Some(decision) => Some(decision::to_proto(&decision)),
-        // Recorded by an earlier call.
+        // An earlier call recorded the result, so its decision is in the history.
         None => recorded_decision(context, &task).await,
     };
     Ok(v1::FailTaskResponse { decision })
 }
 
-/// What was decided about an attempt. It is durable whether or not it can be read now.
+/// Finds the decision that was recorded about an attempt. The decision is durable even if it cannot be read
+/// now.
 async fn recorded_decision(context: &Context, task: &TaskId) -> Option<v1::RetryDecision> {
     let find = |row: &StoredTransition| {
         let data = row.decode(task.execution);
@@ -55,7 +57,7 @@ async fn recorded_decision(context: &Context, task: &TaskId) -> Option<v1::Retry
             _ => None,
         }))
     };
-    // It stands behind what scheduled the attempt.
+    // The decision comes later in the history than the transition that scheduled the attempt.
     let found = context.find_in_history(task.execution, task.sequence, find).await;
     found.ok().flatten()
 }
@@ -66,7 +68,7 @@ pub fn decode(token: &[u8]) -> Result<TaskId> {
     })
 }
 
-/// A refusal, told to a worker: an execution that is gone has closed all its attempts.
+/// Converts a refusal for a worker. If an execution is gone or has ended, all its attempts are closed.
 pub fn refusal_for_worker(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Rejected(Rejection::NoSuchExecution | Rejection::ExecutionEnded(_)) => {
@@ -76,10 +78,10 @@ pub fn refusal_for_worker(refusal: Refusal) -> Error {
     }
 }
 
-/// What a result asks of the engine. Work that was done but is over a limit is recorded as the error
-/// `recoup.payload_too_large`; the refusal that comes with it is told once that is durable. Fields are
-/// named as in the unary calls, `output` and `error`, on streams too: an acknowledgement is about one
-/// result, and a result that is sent again by the other transport must be the same.
+/// The engine's command for a result. Work that was done but is over a limit is recorded as the error
+/// `recoup.payload_too_large`; the refusal that is returned with the command is reported once that is
+/// durable. Fields are named `output` and `error` as in the unary calls, on streams too: an acknowledgement
+/// concerns one result, and a result that is sent again by the other transport must be the same.
 pub fn command(
     task: TaskId,
     result: v1::task_result::Result,
@@ -117,7 +119,7 @@ fn excerpt(text: &str) -> String {
     text.chars().take(1_024).collect()
 }
 
-/// Says that a task is worked on. Answers with what its worker should know, if anything.
+/// Records that a worker is working on a task. Returns a cancellation if the worker should stop.
 pub async fn heartbeat(
     context: &Context,
     task: TaskId,

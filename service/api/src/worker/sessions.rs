@@ -1,5 +1,5 @@
-//! What a worker says of itself when it polls or opens a stream: its session, queues, task types, and
-//! the tasks that it holds.
+//! What a worker declares when it polls or opens a stream: its session, queues and task types, and the
+//! tasks that it holds.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use recoup_store::QueueName;
 use crate::convert::{text, time};
 use crate::status::{Error, Result};
 
-/// Queues of one session.
+/// The most queues of one session.
 const QUEUES_MAX: usize = 100;
-/// Task types of one session.
+/// The most task types of one session.
 const TASK_TYPES_MAX: usize = 1_000;
-/// Tokens that a session may say it holds, and credit that it may have.
+/// The most tokens that a session may declare as held, and the most credit that it may have.
 pub const HELD_MAX: usize = 10_000;
-/// Bounds of a session's time to live.
+/// The range of a session's time to live.
 const SESSION_TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
-/// A time to live, as the protocol has it.
+/// Reads a time to live in the form of the protocol.
 pub fn ttl(given: Option<proto::Duration>, field: &str, default: Duration) -> Result<Duration> {
     time::duration_between(given, field, default, SESSION_TTL)
 }
@@ -62,7 +62,7 @@ pub fn task_types(types: Vec<String>, field: &str) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Tasks that a worker says it holds, and the tokens that name none.
+/// Decodes the tokens that a worker holds. Returns the tasks, and the tokens that do not identify a task.
 pub fn held(tokens: &[Bytes], field: &str) -> Result<(Vec<TaskId>, Vec<Bytes>)> {
     if tokens.len() > HELD_MAX {
         return Err(Error::invalid(field, format!("at most {HELD_MAX} tokens are allowed")));
@@ -78,7 +78,7 @@ pub fn held(tokens: &[Bytes], field: &str) -> Result<(Vec<TaskId>, Vec<Bytes>)> 
     Ok((tasks, garbage))
 }
 
-/// Tells a worker that a token which it says it holds names no open attempt.
+/// Tells a worker that a token which it declared as held does not belong to an open attempt.
 pub fn closed(token: Bytes) -> v1::TaskCancellation {
     v1::TaskCancellation { task_token: token, reason: Reason::AttemptClosed.into() }
 }

@@ -1,9 +1,9 @@
-//! StreamTasks: one task per stream reads what the worker sends, and writes what there is for it,
-//! gathered into few messages.
+//! StreamTasks: one tokio task per stream reads what the worker sends and writes what the engine has for
+//! it, gathered into few messages.
 //!
-//! Nothing here is unbounded: results under way are counted, tasks are bounded by credit, and while a
-//! response does not fit into the channel nothing more is read. A worker that takes none for its
-//! session's time to live is cut off; its session is then on its own clock.
+//! Everything here is bounded. Unanswered results are counted, tasks are limited by credit, and nothing
+//! more is read while a response does not fit into the channel. A worker that accepts nothing for its
+//! session's time to live is disconnected. Its session then lives on until its own time to live expires.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -27,22 +27,22 @@ use crate::context::Context;
 use crate::convert::{task, text, time};
 use crate::status::{Error, Result};
 
-/// Items in one response.
+/// The most items in one response.
 const ITEMS_MAX: usize = 256;
-/// Results whose answers are outstanding; more are not read.
+/// The most results whose answers may be outstanding. Beyond that no more are read.
 const IN_FLIGHT_MAX: usize = 10_000;
-/// How long a stream may be open without opening a session.
+/// How long a stream may exist without opening a session.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-/// Time to live of a session that streams and names none.
+/// The time to live of a session that streams and does not choose one.
 const STREAM_TTL: Duration = Duration::from_secs(30);
-/// A session is renewed at most this often.
+/// The shortest interval between two renewals of a session.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(1);
-/// About the bytes of an acknowledgement or a cancellation.
+/// The approximate size of an acknowledgement or a cancellation.
 const SMALL_BYTES: usize = 128;
 
 type Responses = mpsc::Sender<Result<v1::StreamTasksResponse, Status>>;
 
-/// Serves a stream until its worker leaves, another takes its place, or the server stops.
+/// Serves a stream until its worker leaves, another stream takes over the session, or the server stops.
 pub async fn serve(
     context: Arc<Context>,
     inbound: Streaming<v1::StreamTasksRequest>,
@@ -62,7 +62,7 @@ pub async fn serve(
 }
 
 async fn end(responses: &Responses, error: Error, within: Duration) {
-    // Who does not take even this has no use for it.
+    // If the worker does not accept the error either, it is dropped.
     let _ = responses.send_timeout(Err(error.into()), within).await;
 }
 
@@ -70,7 +70,7 @@ fn not_open(message: &str) -> Error {
     Error::new(ErrorReason::SessionNotOpen, message)
 }
 
-/// The credit that there is after more was given.
+/// The credit after `more` was granted in addition to what was left.
 fn credit(more: u32, left: usize) -> Result<usize> {
     let credit = left.saturating_add(more as usize);
     if credit > HELD_MAX {
@@ -83,7 +83,7 @@ fn credit(more: u32, left: usize) -> Result<usize> {
 /// Why a stream ends early.
 enum Ended {
     Because(Error),
-    /// The worker is gone, or reads nothing.
+    /// The worker is gone, or accepts nothing.
     Gone,
 }
 
@@ -99,9 +99,9 @@ struct Inbound {
 }
 
 impl Inbound {
-    /// None: the worker sends no more, or is gone.
+    /// The next message. `None` if the worker sends no more, or is gone.
     async fn next(&mut self) -> Option<v1::StreamTasksRequest> {
-        // An error is the end of the connection, or a message that is none.
+        // An error means that the connection ended, or that a message could not be decoded.
         let message = self.stream.message().await.ok().flatten();
         self.is_open = message.is_some();
         message
@@ -114,25 +114,25 @@ struct Stream {
     session: SessionKey,
     worker: String,
     ttl: Duration,
-    /// Credit that the engine has not used up.
+    /// The credit that the engine has not used yet.
     credit: usize,
     held: HashSet<Bytes>,
     in_flight: usize,
     answers: mpsc::UnboundedSender<Answered>,
     answered: mpsc::UnboundedReceiver<Answered>,
     touched_at: Instant,
-    /// The worker wants no more tasks, or the server is going to stop.
+    /// Whether the worker wants no more tasks, or the server is about to stop.
     draining: bool,
     out: Outgoing,
 }
 
-/// A result that the engine has answered.
+/// A result with the engine's answer to it.
 struct Answered {
     token: Bytes,
     answer: Result<(), Error>,
 }
 
-/// Reads the first message and opens its session.
+/// Reads the first message and opens the session that it declares.
 async fn open(
     context: &Arc<Context>,
     inbound: &mut Inbound,
@@ -232,12 +232,13 @@ impl Stream {
         }
     }
 
-    /// Puts into messages whatever is there by now, and sends them.
+    /// Collects everything that is available by now into messages, and sends them.
     async fn gather(&mut self, responses: &Responses) -> Result<(), Ended> {
         if self.out.is_empty() {
             return Ok(());
         }
-        // Others that are about to add something go first: fewer, larger messages.
+        // Yield first, so that tasks that are about to add something do so: that makes fewer and larger
+        // messages.
         tokio::task::yield_now().await;
         loop {
             while let Ok(answered) = self.answered.try_recv() {
@@ -266,14 +267,14 @@ impl Stream {
         responses.send_timeout(Ok(response), self.ttl).await.map_err(|_| Ended::Gone)
     }
 
-    /// Nothing new is for this worker any more.
+    /// Stops the engine from handing out more tasks to this worker.
     async fn drain(&mut self) {
         if !std::mem::replace(&mut self.draining, true) {
             self.link.drain().await;
         }
     }
 
-    /// What the worker sent.
+    /// Handles a message of the worker.
     async fn take(&mut self, message: v1::StreamTasksRequest) -> Result<(), Ended> {
         if self.touched_at.elapsed() >= TOUCH_INTERVAL {
             self.touched_at = Instant::now();
@@ -325,7 +326,7 @@ impl Stream {
                         (Ok(_), Some(refusal)) => Err(refusal),
                         (Ok(_), None) => Ok(()),
                     };
-                    // The stream may be gone; the result is durable all the same.
+                    // The stream may be gone by now. The result is durable regardless.
                     let _ = answers.send(Answered { token, answer });
                 });
                 self.context.engine.submit(execution, command, reply).await;
@@ -338,7 +339,7 @@ impl Stream {
         let mut asked = Vec::with_capacity(beats.len());
         for own in beats {
             match token::decode(&own.task_token) {
-                // What is too long to be kept is still a sign of life.
+                // Details that are too long are dropped, but the heartbeat still counts.
                 Ok(task) => {
                     let details = heartbeat_details(own.details, "heartbeats.details");
                     let details = details.unwrap_or_else(|error| {
@@ -360,7 +361,7 @@ impl Stream {
         }
     }
 
-    /// What the engine has for the worker.
+    /// Handles a message of the engine for the worker.
     async fn pass(
         &mut self,
         message: Option<WorkerMessage>,
@@ -420,7 +421,7 @@ impl Stream {
     }
 }
 
-/// A server that has too much to do, or stops, has the result sent again.
+/// If the server is overloaded or stopping, the worker is told to send the result again.
 fn ack_reason(reason: ErrorReason) -> ErrorReason {
     match reason {
         ErrorReason::Overloaded | ErrorReason::ShuttingDown => ErrorReason::StoreUnavailable,
@@ -436,13 +437,13 @@ async fn in_turn<F: Future<Output = Option<T>>, T>(asked: Vec<F>) -> Vec<T> {
     join_all(asked).await.into_iter().flatten().collect()
 }
 
-/// The response that is being made.
+/// The response that is being built.
 #[derive(Default)]
 struct Outgoing {
     next: v1::StreamTasksResponse,
     items: usize,
     bytes: usize,
-    /// Goes out even without an item.
+    /// Whether the response must be sent even if it has no items.
     urgent: bool,
 }
 
@@ -455,7 +456,7 @@ impl Outgoing {
         self.items >= ITEMS_MAX || self.bytes >= BATCH_BYTES_MAX
     }
 
-    /// A message without items takes any task: none is too large for it.
+    /// Whether another item fits. A message without items has room for any task, however large.
     fn has_room(&self, bytes: usize) -> bool {
         self.items == 0 || (self.items < ITEMS_MAX && self.bytes + bytes <= BATCH_BYTES_MAX)
     }
