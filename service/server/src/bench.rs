@@ -1,8 +1,9 @@
-//! `recoup bench`: how fast this machine runs three durable steps, on the way that users take.
+//! `recoup bench`: measures how fast this machine runs executions of three durable steps, in the way that
+//! users run them.
 //!
-//! A server, a worker and a client, three processes on loopback. The client keeps executions in
-//! flight: each call is the SDK's `run` with a request id, the definition is a YAML file that the
-//! client registers, the feed is on. Each step is durable before the next begins.
+//! A server, a worker and a client run as three processes on loopback. The client keeps executions in
+//! flight. Each call is the SDK's `run` with a request id, the definition is a YAML file that the client
+//! registers, and the feed is on. Each step is durable before the next one begins.
 
 mod client;
 mod options;
@@ -19,7 +20,7 @@ use crate::serve::{NO_DATABASE_URL, StoreKind, WrongSetting};
 pub use options::BenchOptions;
 use process::Process;
 
-/// The two child processes that are not a server.
+/// The two child processes besides the server.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Role {
     Worker {
@@ -36,7 +37,7 @@ pub enum Role {
     },
 }
 
-/// Runs one of the children until its parent ends.
+/// Runs one of the child processes until its parent ends.
 pub async fn run_role(role: Role) -> Result<()> {
     process::end_with_parent();
     match role {
@@ -45,7 +46,7 @@ pub async fn run_role(role: Role) -> Result<()> {
     }
 }
 
-/// Measures once and prints a line.
+/// Takes one measurement and prints it as a line.
 pub async fn run(options: BenchOptions) -> Result<()> {
     let base = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let folder = tempfile::Builder::new().prefix("recoup-bench-").tempdir_in(&base);
@@ -74,7 +75,7 @@ pub async fn run(options: BenchOptions) -> Result<()> {
         arguments
     };
     let mut client = Process::spawn("client", &role("client"))?;
-    // The client registers the workflow before anything else.
+    // The client registers the workflow first, then prints a line.
     client.line().await?;
     let mut worker = Process::spawn("worker", &role("worker"))?;
     worker.line().await?;
@@ -100,15 +101,15 @@ pub async fn run(options: BenchOptions) -> Result<()> {
         options.clients,
         bytes as f64 / ended.max(1.0),
     );
-    // In this order nobody is left to complain about the server's end.
+    // The server is stopped last, so that neither of the others reports that it is gone.
     drop(client);
     drop(worker);
     drop(server);
     Ok(())
 }
 
-/// Bytes that the store has written so far: of the embedded one what the process wrote, of Postgres
-/// its write-ahead log.
+/// The bytes that the store has written so far: for the embedded store, what the server process wrote; for
+/// Postgres, its write-ahead log.
 async fn written(options: &BenchOptions, server: &Process) -> Result<u64> {
     match (options.store, &options.database_url) {
         (StoreKind::Postgres, Some(url)) => {
@@ -123,7 +124,7 @@ async fn written(options: &BenchOptions, server: &Process) -> Result<u64> {
     }
 }
 
-/// As on the command line.
+/// The name of a value on the command line.
 fn name(value: impl ValueEnum) -> String {
     value.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }

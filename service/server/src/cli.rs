@@ -1,4 +1,4 @@
-//! The commands that speak to a server: thin, on the SDK, for people and for scripts.
+//! The commands that talk to a server. They are thin, use the SDK, and answer people or scripts.
 
 mod admin;
 mod context;
@@ -36,9 +36,9 @@ pub enum ClientCommand {
     Show(show::ShowArguments),
     /// List executions, latest start first
     List(execution::ListArguments),
-    /// Cancel an execution: it is compensated
+    /// Cancel an execution and compensate its steps
     Cancel(execution::CancelArguments),
-    /// End an execution at once: nothing is undone, what was due is parked
+    /// End an execution at once: no step is undone, compensations that are due are parked
     Terminate(execution::TerminateArguments),
     /// Release a quarantined execution once its cause is fixed
     Release(execution::ReleaseArguments),
@@ -52,7 +52,7 @@ pub enum ClientCommand {
     Admin(admin::AdminArguments),
 }
 
-/// Runs a command and tells what went wrong on standard error.
+/// Runs a command and reports errors on standard error.
 pub async fn run(command: ClientCommand) -> ExitCode {
     let (connection, done) = match command {
         ClientCommand::Workflow(it) => (it.connection.clone(), workflow::run(it).await),

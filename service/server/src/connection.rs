@@ -1,5 +1,5 @@
-//! One accepted connection. It must send the HTTP/2 preface in time: hyper waits for it without a limit
-//! (hyperium/hyper#4172), and pings a silent peer only after it.
+//! An accepted connection. It must send the HTTP/2 preface in time: hyper waits for the preface without a
+//! limit (hyperium/hyper#4172), and pings a silent peer only after it has come.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,12 +14,12 @@ use tonic::transport::server::Connected;
 
 use crate::gate::Slot;
 
-/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`. What the bytes are is checked by h2.
+/// The length of `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`. h2 checks the bytes themselves.
 const PREFACE_BYTES: usize = 24;
 
 pub struct Connection {
     socket: TcpStream,
-    /// None once the preface is complete.
+    /// `None` once the preface is complete.
     preface: Option<Preface>,
     slot: Slot,
     unread: Unread,
@@ -47,7 +47,7 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    /// Fails with `TimedOut` when the preface is not complete in time; hyper then drops the connection.
+    /// Fails with `TimedOut` if the preface is not complete in time. hyper then drops the connection.
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

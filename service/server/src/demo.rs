@@ -1,4 +1,4 @@
-//! `recoup demo`: a server, workers whose payments fail in chosen ways, and what comes of it.
+//! `recoup demo`: a server, workers whose payments fail in chosen ways, and the results of that.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::serve::{self, ServeOptions};
 
 const ORDER: &str = include_str!("../../../examples/order/order.yaml");
 
-/// What happens to the payment of each order, and what is to be seen.
+/// For each order, what happens to its payment and what there is to see.
 const SCENARIOS: [(&str, &str); 5] = [
     ("smooth", "nothing fails"),
     ("transient", "the provider is down twice, then answers"),
@@ -29,7 +29,7 @@ const SCENARIOS: [(&str, &str); 5] = [
 
 #[derive(Args, Clone, Debug)]
 pub struct DemoOptions {
-    /// Port on 127.0.0.1; 0 takes a free one.
+    /// Port on 127.0.0.1; 0 chooses a free one.
     #[arg(long, default_value = "7430")]
     port: u16,
 
@@ -37,7 +37,7 @@ pub struct DemoOptions {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// End when the orders have ended, instead of serving on.
+    /// End once all orders have ended, instead of continuing to serve.
     #[arg(long)]
     once: bool,
 }
@@ -94,7 +94,7 @@ pub async fn run(options: DemoOptions) -> Result<()> {
         () = stopped.wait() => return end(server, stop, working).await,
     }
     ended.sort_by_key(|(number, _)| *number);
-    // The feed is a little behind the answers: let it tell its part before the timelines.
+    // The feed arrives a little later than the answers. Let it print its events before the timelines.
     let failed = ended.iter().filter(|(_, one)| !one.succeeded()).count();
     let told = told.wait_for(|count| *count >= failed);
     let _ = tokio::time::timeout(Duration::from_secs(5), told).await?;
@@ -111,7 +111,7 @@ pub async fn run(options: DemoOptions) -> Result<()> {
         println!("\n{}", style.heading("Now you"));
         println!("The server goes on at {address}. In another terminal:\n");
         let at = if options.port == 7430 { String::new() } else { format!(" --address {address}") };
-        // As this very program was called: it need not be installed to be called again.
+        // Use the name under which this program was called, because it need not be installed.
         let recoup = std::env::args().next().unwrap_or_else(|| "recoup".to_owned());
         println!("  {recoup} list{at}");
         let declined = &ended[3].1.execution_id;
@@ -128,14 +128,14 @@ pub async fn run(options: DemoOptions) -> Result<()> {
     end(server, stop, working).await
 }
 
-/// Workers first: what they hold they finish.
+/// Stops the workers first, so that they finish the tasks that they hold.
 async fn end(
     server: serve::Running,
     stop: watch::Sender<bool>,
     working: tokio::task::JoinHandle<Result<(), recoup_sdk::Error>>,
 ) -> Result<()> {
     stop.send_replace(true);
-    // Whatever a worker says at the end of a demo changes nothing.
+    // An error of a worker at the end of the demo does not matter.
     let _ = tokio::time::timeout(Duration::from_secs(5), working).await;
     server.stop().await
 }
@@ -167,13 +167,13 @@ async fn worker(
             Ok(json!({ "sent": true }))
         })
         .run(async move {
-            // An error is the end of whoever could stop it.
+            // An error means that the sender is gone, which also means that the workers must stop.
             let _ = stopping.wait_for(|stop| *stop).await;
         })
         .await
 }
 
-/// A payment provider with moods.
+/// A payment provider that fails in the way that the order chooses.
 async fn charge(context: TaskContext, order: Value) -> Result<Value, TaskError> {
     work().await;
     let attempt = context.attempt();
@@ -200,7 +200,7 @@ async fn undo(_: TaskContext, _: Value) -> Result<Value, TaskError> {
     Ok(json!({ "undone": true }))
 }
 
-/// As long as a quick call takes.
+/// Takes as long as a quick call.
 async fn work() {
     tokio::time::sleep(Duration::from_millis(40)).await;
 }

@@ -1,4 +1,4 @@
-//! How many connections are open, in all and of each peer, and a log of those that are refused.
+//! Limits how many connections are open, in total and per peer, and logs the ones that are refused.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,10 +9,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The same thing is logged at most this often, with the number of times that it happened.
+/// The shortest interval between two log lines about the same thing. Each line says how often it has
+/// happened.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts open connections.
+/// Counts the open connections.
 pub struct Gate {
     all_max: usize,
     per_peer_max: usize,
@@ -31,7 +32,7 @@ impl Gate {
         Self { all_max, per_peer_max, open: Mutex::default(), log: Log::default() }
     }
 
-    /// A place for one more connection, unless the limits are reached.
+    /// Returns a place for one more connection, unless a limit has been reached.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
         let peer = Peer::of(address);
         let mut open = self.open.lock();
@@ -54,14 +55,14 @@ impl Gate {
     }
 }
 
-/// The place of an open connection; dropping it frees the place.
+/// The place of an open connection. Dropping it frees the place.
 pub struct Slot {
     gate: Arc<Gate>,
     peer: Peer,
 }
 
 impl Slot {
-    /// The connection is closed because no preface came.
+    /// Logs that the connection is closed because it sent no preface in time.
     pub fn log_silence(&self) {
         self.gate.log.silent();
     }
@@ -80,12 +81,12 @@ impl Drop for Slot {
     }
 }
 
-/// Whom a connection is counted for.
+/// The peer to which a connection is attributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Peer(IpAddr);
 
 impl Peer {
-    /// A host with an IPv6 address usually commands the whole /64 that the address is in.
+    /// A host with an IPv6 address usually controls the whole /64 network of the address.
     fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(address) => {
@@ -97,7 +98,7 @@ impl Peer {
     }
 }
 
-/// What the operator is told of refused connections, seldom enough not to fill the log in an attack.
+/// The log of refused connections. It is throttled, so that it does not fill up during an attack.
 #[derive(Default)]
 pub struct Log {
     accept_failed: Mutex<Seldom>,
@@ -137,7 +138,7 @@ impl Log {
     }
 }
 
-/// Counts an event between two lines about it.
+/// Counts how often an event happens between two log lines about it.
 #[derive(Default)]
 struct Seldom {
     logged_at: Option<Instant>,
@@ -145,7 +146,7 @@ struct Seldom {
 }
 
 impl Seldom {
-    /// How often it has happened since it was logged, when it is time to log it again.
+    /// Counts the event. If it is time to log again, returns how often it has happened since the last line.
     fn count(&mut self) -> Option<u64> {
         self.times += 1;
         if self.logged_at.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {

@@ -1,5 +1,5 @@
-//! Accepts connections: how many there may be, how soon each must speak HTTP/2, and a pause when the
-//! system has no room for another one.
+//! Accepts connections. Limits how many there may be and how soon each must speak HTTP/2, and pauses when
+//! the system has no room for another one.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,26 +14,26 @@ use crate::cli::parse_duration;
 use crate::connection::Connection;
 use crate::gate::{Gate, Slot};
 
-/// File descriptors that connections leave to the store and the rest of the process.
+/// File descriptors that are reserved for the store and the rest of the process.
 const RESERVED_FILES: u64 = 64;
-/// Connections that are accepted however few files the process may open.
+/// The number of connections that are accepted even if the process may open very few files.
 const CONNECTIONS_MIN: usize = 16;
-/// How long to wait before accepting again after the system refused.
+/// How long to wait before accepting again after the system has refused.
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Args, Clone, Debug)]
 pub struct ConnectionLimits {
-    /// Connections that are open at the same time; further ones are closed at once. The limit of open
+    /// Connections that may be open at the same time. Further ones are closed at once. The limit of open
     /// files may lower it.
     #[arg(long, env = "RECOUP_CONNECTIONS_MAX", value_name = "N", default_value_t = Self::DEFAULT.connections_max)]
     pub connections_max: usize,
 
-    /// Connections of one peer, which is an IPv4 address or the /64 network of an IPv6 address. All
-    /// clients behind a proxy are one peer [default: half of all connections].
+    /// Connections of one peer, which is an IPv4 address or the /64 network of an IPv6 address. All clients
+    /// behind a proxy are one peer [default: half of all connections].
     #[arg(long, env = "RECOUP_CONNECTIONS_PER_PEER_MAX", value_name = "N")]
     pub connections_per_peer_max: Option<usize>,
 
-    /// How soon a new connection must have sent the HTTP/2 preface; it is closed otherwise.
+    /// Close a new connection that has not sent the HTTP/2 preface after this time.
     #[arg(long, env = "RECOUP_PREFACE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub preface_timeout: Duration,
 }
@@ -45,7 +45,7 @@ impl ConnectionLimits {
         preface_timeout: Duration::from_secs(10),
     };
 
-    /// What a process that may have this many files open accepts: (in all, per peer).
+    /// How many connections a process with this limit of open files accepts: (in total, per peer).
     fn resolve(&self, open_files_max: Option<u64>) -> (usize, usize) {
         let left = open_files_max.map(|files| files.saturating_sub(RESERVED_FILES));
         let left = left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
@@ -55,7 +55,7 @@ impl ConnectionLimits {
     }
 }
 
-/// The connections of a listener, each within the limits. The stream never ends and has no errors.
+/// The connections of a listener that are within the limits. The stream never ends and yields no errors.
 pub fn connections(
     listener: TcpListener,
     limits: &ConnectionLimits,
@@ -78,7 +78,7 @@ pub fn connections(
     })
 }
 
-/// Where connections come from.
+/// A source of connections.
 trait Accept {
     type Socket;
     async fn accept(&self) -> io::Result<(Self::Socket, SocketAddr)>;
@@ -89,7 +89,7 @@ impl Accept for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (socket, address) = TcpListener::accept(self).await?;
-        // An error means that the peer has gone already.
+        // An error means that the peer is already gone.
         socket.set_nodelay(true)?;
         Ok((socket, address))
     }
@@ -113,8 +113,8 @@ async fn next<A: Accept>(listener: &A, gate: &Arc<Gate>) -> (A::Socket, Slot) {
     }
 }
 
-/// Whether another attempt to accept may succeed at once. Anything else, such as too many open files,
-/// would fail again.
+/// Whether the error concerns only one connection, so that accepting again may succeed at once. Any other
+/// error, such as too many open files, would occur again.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(per_peer.resolve(Some(256)), (192, 7));
     }
 
-    /// Fails some times before a connection comes.
+    /// Fails a number of times before it returns a connection.
     struct Failing {
         errno: i32,
         failures: Cell<u32>,

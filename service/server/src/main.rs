@@ -50,7 +50,7 @@ struct Arguments {
     )]
     log: String,
 
-    /// How to log.
+    /// Format of the log.
     #[arg(
         long,
         global = true,
@@ -71,11 +71,11 @@ enum Command {
     Serve(serve::ServeOptions),
     /// Run a server for development: embedded store, loopback only
     Dev(serve::DevOptions),
-    /// See five orders fail, be retried and be undone: server, workers and feed in one
+    /// Watch five orders fail, be retried and be undone: server, workers and feed in one process
     Demo(demo::DemoOptions),
     #[command(flatten)]
     Client(cli::ClientCommand),
-    /// Measure what this machine can do, and print a line
+    /// Measure the throughput of this machine and print it as one line
     Bench(bench::BenchOptions),
     /// A process of a measurement
     #[command(hide = true, subcommand)]

@@ -23,7 +23,7 @@ use crate::waiting::Waiting;
 
 pub const NO_DATABASE_URL: &str = "--store postgres needs --database-url or RECOUP_DATABASE_URL";
 
-/// How often what has outlived its retention is looked for.
+/// How often the server looks for data that has outlived its retention.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRE_BATCH: usize = 1000;
 /// The default of `--store-wait`.
@@ -31,7 +31,7 @@ const STORE_WAIT: Duration = Duration::from_secs(60);
 /// How long streams may take to end when the server stops.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
-/// Part of the help of `serve` and `dev`.
+/// The last part of the help of `serve` and `dev`.
 const EXIT_CODES: &str = "\
 Exit codes:
   0  stopped as asked
@@ -39,7 +39,7 @@ Exit codes:
      before everything had been answered
   2  a flag or a variable is wrong";
 
-/// A flag or a variable that is wrong whatever the machine is like: starting again cannot help.
+/// A flag or a variable that is wrong on any machine, so that starting again cannot help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct WrongSetting(pub String);
@@ -47,7 +47,7 @@ pub struct WrongSetting(pub String);
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct ServeOptions {
-    /// Where to listen. Port 0 takes a free one.
+    /// Address to listen on. Port 0 chooses a free one.
     #[arg(long, env = "RECOUP_LISTEN", default_value = "127.0.0.1:7430")]
     pub listen: SocketAddr,
 
@@ -55,28 +55,28 @@ pub struct ServeOptions {
     #[arg(long, env = "RECOUP_INSECURE_LISTEN")]
     pub insecure_listen: bool,
 
-    /// Where everything is kept [default: postgres with --database-url, else sqlite].
+    /// Where to keep all data [default: postgres with --database-url, else sqlite].
     #[arg(long, env = "RECOUP_STORE", value_enum)]
     pub store: Option<StoreKind>,
 
-    /// Folder of the embedded database; made if it is not there.
+    /// Folder of the embedded database; created if it does not exist.
     #[arg(long, env = "RECOUP_DATA_DIR", default_value = "recoup-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE; a server that is given one keeps everything there.
+    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE; if set, all data is kept there.
     #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 
-    /// How long a server that starts waits for a database that does not answer.
+    /// How long a starting server waits for a database that does not answer.
     #[arg(long, env = "RECOUP_STORE_WAIT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub store_wait: Duration,
 
-    /// Start although the database does not flush what it acknowledges.
+    /// Start even if the database does not flush the writes that it acknowledges.
     #[arg(long, env = "RECOUP_ALLOW_UNSAFE_DURABILITY")]
     pub allow_unsafe_durability: bool,
 
-    /// Readers of the failure feed that may stream at the same time; further ones are told to come
-    /// again.
+    /// Streams of the failure feed that may be open at the same time. Further readers are asked to try
+    /// again later.
     #[arg(
         long,
         env = "RECOUP_FEED_STREAMS_MAX",
@@ -85,7 +85,7 @@ pub struct ServeOptions {
     )]
     pub feed_streams_max: usize,
 
-    /// Bytes of failure events that are read at once for one reader; one that takes nothing holds
+    /// Bytes of failure events that are read at a time for one reader. A reader that accepts nothing holds
     /// about twice as much.
     #[arg(
         long,
@@ -102,11 +102,11 @@ pub struct ServeOptions {
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct DevOptions {
-    /// Port on 127.0.0.1; 0 takes a free one.
+    /// Port on 127.0.0.1; 0 chooses a free one.
     #[arg(long, default_value = "7430")]
     port: u16,
 
-    /// Folder of the embedded database; made if it is not there.
+    /// Folder of the embedded database; created if it does not exist.
     #[arg(long, default_value = "recoup-data", value_name = "DIR")]
     data_dir: PathBuf,
 }
@@ -118,7 +118,7 @@ impl From<DevOptions> for ServeOptions {
 }
 
 impl ServeOptions {
-    /// Where everything is kept: a database that is named is meant to be used.
+    /// The store to use. If a database URL is given and no store, the URL implies Postgres.
     fn store(&self) -> StoreKind {
         let implied = match self.database_url {
             Some(_) => StoreKind::Postgres,
@@ -127,7 +127,7 @@ impl ServeOptions {
         self.store.unwrap_or(implied)
     }
 
-    /// On loopback, with the embedded database.
+    /// The options of a server on loopback with the embedded database.
     pub fn embedded(port: u16, data_dir: PathBuf) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], port)),
@@ -146,7 +146,7 @@ impl ServeOptions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
-    /// Embedded: no set-up, one process.
+    /// Embedded: no setup, one process.
     Sqlite,
     /// Any number of servers on one database.
     Postgres,
@@ -161,12 +161,12 @@ pub struct Running {
     expiring: JoinHandle<()>,
 }
 
-/// Serves until a signal asks it to stop.
+/// Serves until a signal asks the process to stop.
 pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let mut stopped = Stopped::listen()?;
     let running = tokio::select! {
         running = start(&options) => running?,
-        // While it waited for its database.
+        // The signal came while the server was still waiting for its database.
         () = stopped.wait() => return Ok(()),
     };
     println!("recoup listens on http://{}", running.address);
@@ -177,12 +177,12 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     eprintln!("stopping: what runs is brought to its answer; once more ends at once");
     tokio::select! {
         done = running.stop() => done,
-        // Nothing that was acknowledged is lost by it.
+        // This loses nothing that was acknowledged.
         () = stopped.wait() => bail!("stopped before everything had been answered"),
     }
 }
 
-/// Hears that the process is asked to stop, from the moment it listens.
+/// Receives the signals that ask the process to stop. None is missed after [`Self::listen`].
 pub struct Stopped {
     interrupt: Signal,
     terminate: Signal,
@@ -205,7 +205,7 @@ impl Stopped {
     }
 }
 
-/// What is wrong with the settings by themselves, before anything is opened.
+/// Finds settings that are wrong by themselves, before anything is opened.
 fn check(options: &ServeOptions) -> Result<(), WrongSetting> {
     if !options.listen.ip().is_loopback() && !options.insecure_listen {
         return Err(WrongSetting(format!(
@@ -222,7 +222,7 @@ fn check(options: &ServeOptions) -> Result<(), WrongSetting> {
     }
 }
 
-/// Opens the store, begins a life on it and listens.
+/// Opens the store, starts a new life of the engine on it, and listens.
 pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
     check(options)?;
     let listener = TcpListener::bind(options.listen)
@@ -259,7 +259,7 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
         })
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, async move {
-            // An error is the end of whoever could stop it.
+            // An error means that the sender is gone, which also means that the server must stop.
             let _ = stopped.wait_for(|stop| *stop).await;
         });
     let serving = tokio::spawn(serving);
@@ -268,7 +268,7 @@ pub async fn start(options: &ServeOptions) -> anyhow::Result<Running> {
 }
 
 impl Running {
-    /// Ends streams politely, answers what is under way, and gives the lease back.
+    /// Ends streams in an orderly way, answers pending calls, and gives the lease back.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.engine.close().await;
         self.shutdown.send_replace(true);
@@ -313,7 +313,7 @@ async fn open_store(
     }
 }
 
-/// Lets go of what has outlived its retention, for as long as the server runs.
+/// Deletes data that has outlived its retention, for as long as the server runs.
 async fn expire(engine: Engine, mut stopping: watch::Receiver<bool>) {
     let mut was_paused = false;
     loop {

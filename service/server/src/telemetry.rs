@@ -1,4 +1,4 @@
-//! What the process says about itself while it runs.
+//! The log of the process.
 
 use std::io::IsTerminal;
 
@@ -12,14 +12,14 @@ pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Logs go to standard error. `filter` has the syntax of `RUST_LOG`.
+/// Sets up the log, which goes to standard error. `filter` has the syntax of `RUST_LOG`.
 pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
-    // A log in a file is read by tools that know no colours.
+    // A log file is read by tools that do not understand colours.
     let colours = Style::detect(std::io::stderr().is_terminal()).has_colours();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,4 +1,4 @@
-//! A server that waits for its database says so.
+//! Answers callers while the server is waiting for its database.
 
 use std::io;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use tokio::task::JoinHandle;
 
 use crate::listen::{self, ConnectionLimits};
 
-/// Connections that are still open after this time are cut: all of their calls are answered at once.
+/// Connections that are still open after this time are closed. All of their calls have been answered by
+/// then.
 const END_MAX: Duration = Duration::from_secs(1);
 
-/// Serves "not ready" from the first attempt that fails until [`Self::end`].
+/// Answers "not ready" from the first failed attempt to open the store until [`Self::end`].
 pub struct Waiting {
     limits: ConnectionLimits,
     serving: Option<(watch::Sender<bool>, JoinHandle<()>)>,
@@ -23,8 +24,8 @@ impl Waiting {
         Self { limits, serving: None }
     }
 
-    /// Hands on what came of an attempt. If it failed, callers of the listener hear that the server is not
-    /// ready.
+    /// Passes the result of an attempt through. If the attempt failed, callers of the listener are told
+    /// from now on that the server is not ready.
     pub fn after<T>(
         &mut self,
         attempt: recoup_store::Result<T>,
@@ -33,7 +34,7 @@ impl Waiting {
         if attempt.is_err() && self.serving.is_none() {
             match share(listener) {
                 Ok(listener) => self.begin(listener),
-                // They wait to be accepted instead.
+                // Callers then wait for their connection to be accepted.
                 Err(error) => tracing::warn!(%error, "callers cannot be told to wait"),
             }
         }
@@ -47,7 +48,7 @@ impl Waiting {
             let serving = recoup_api::transport()
                 .add_routes(recoup_api::starting().await)
                 .serve_with_incoming_shutdown(incoming, async move {
-                    // An error is the end of whoever could stop it.
+                    // An error means that the sender is gone, which also means that waiting is over.
                     let _ = stopped.wait_for(|stop| *stop).await;
                 });
             if let Err(error) = serving.await {
@@ -57,7 +58,7 @@ impl Waiting {
         self.serving = Some((shutdown, serving));
     }
 
-    /// The server is ready: who is connected is asked to connect again.
+    /// The server is ready. Connected callers are asked to connect again.
     pub async fn end(self) {
         let Some((shutdown, mut serving)) = self.serving else { return };
         shutdown.send_replace(true);
@@ -67,7 +68,7 @@ impl Waiting {
     }
 }
 
-/// The same socket under another descriptor.
+/// The same socket under another file descriptor.
 fn share(listener: &TcpListener) -> io::Result<TcpListener> {
     use std::os::fd::AsFd;
     let shared = listener.as_fd().try_clone_to_owned()?;

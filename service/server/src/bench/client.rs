@@ -15,14 +15,14 @@ use tokio::time::sleep;
 use super::options::{BenchOptions, WORKFLOW, payload};
 
 const CONNECTIONS_MIN: u32 = 2;
-/// Half of what the server lets one connection have open.
+/// Half the number of calls that the server lets one connection have open.
 const CALLS_PER_CONNECTION: u32 = 500;
 const WARM_UP: Duration = Duration::from_secs(2);
 
 /// Microseconds from each call to its answer.
 type Latencies = Mutex<Histogram<u64>>;
 
-/// Says `registered`, then `measuring` once warm, then what it measured.
+/// Prints `registered`, then `measuring` after the warm-up, then the measurements.
 pub async fn run(address: &str, options: &BenchOptions) -> Result<()> {
     let mut connections = Vec::new();
     for _ in 0..options.clients.div_ceil(CALLS_PER_CONNECTION).max(CONNECTIONS_MIN) {
@@ -61,8 +61,8 @@ async fn closed_loop(client: Client, latencies: Arc<Latencies>) -> Result<()> {
     }
 }
 
-/// Starts at a fixed rate. Latency counts from when the start was due, so a server that falls behind
-/// is not spared.
+/// Starts executions at a fixed rate. Latency counts from the moment at which the start was due, so that a
+/// server that falls behind gets no advantage.
 async fn open_loop(
     clients: Vec<Client>,
     in_flight_max: u32,

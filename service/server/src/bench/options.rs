@@ -1,4 +1,4 @@
-//! What is measured, and with which options: the parent and both children read the same.
+//! The options of a measurement. The parent and both child processes read the same ones.
 
 use std::path::PathBuf;
 
@@ -7,9 +7,9 @@ use recoup_sdk::proto::{Payload, payload};
 
 use crate::serve::StoreKind;
 
-/// The definition that is measured.
+/// The definition of the workflow that is measured.
 pub const WORKFLOW: &str = include_str!("bench.yaml");
-/// [`PAYLOAD`] on the wire.
+/// [`PAYLOAD`] as a message of the protocol.
 pub fn payload() -> Payload {
     let content = Some(payload::Content::Json(PAYLOAD.to_owned()));
     Payload { content, ..Payload::default() }
@@ -20,15 +20,16 @@ const PAYLOAD: &str = r#"{"order":"ord-000123","amount":1999,"currency":"EUR","s
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchOptions {
-    /// What makes each transition durable.
+    /// Store that makes each transition durable.
     #[arg(long, value_enum, default_value = "sqlite")]
     pub store: StoreKind,
 
-    /// For postgres: a database of its own, which is filled.
+    /// Database for --store postgres. Use one of its own: the measurement fills it.
     #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 
-    /// For sqlite: a folder that is made for the run, and removed [default: in the current folder].
+    /// For sqlite: folder in which a temporary data folder is made for the run [default: the current
+    /// folder].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -36,7 +37,7 @@ pub struct BenchOptions {
     #[arg(long, value_enum, default_value = "stream")]
     pub mode: Mode,
 
-    /// Executions in flight; with --rate, the most that may be.
+    /// Executions in flight; with --rate, the most that may be in flight.
     #[arg(long, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub clients: u32,
 
@@ -44,15 +45,15 @@ pub struct BenchOptions {
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub workers: u32,
 
-    /// Tasks that each of these connections has at a time.
+    /// Tasks that each connection of the worker may hold at a time.
     #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub slots: u32,
 
-    /// Measured after two seconds of warm-up.
+    /// Seconds to measure, after two seconds of warm-up.
     #[arg(long, default_value = "5", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
 
-    /// Open loop: starts per second, whether earlier ones have ended or not [default: closed loop].
+    /// Open loop: starts per second, whether or not earlier ones have ended [default: closed loop].
     #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<f64>,
 
@@ -63,8 +64,8 @@ pub struct BenchOptions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// One bidirectional stream for each connection.
+    /// One bidirectional stream per connection.
     Stream,
-    /// A call for each task and each result.
+    /// One call per task and one per result.
     Unary,
 }

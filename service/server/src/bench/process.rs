@@ -1,4 +1,4 @@
-//! The processes of a measurement: this program again, with other arguments.
+//! The child processes of a measurement: this program, started with other arguments.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::ChildStdout;
 
-/// Units of the times in `/proc/PID/stat`, the same on every Linux.
+/// The unit of the times in `/proc/PID/stat`, the same on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A child; killed and waited for when dropped.
+/// A child process. It is killed and waited for when dropped.
 pub struct Process {
     name: &'static str,
     child: Child,
@@ -30,22 +30,22 @@ impl Process {
         Ok(Self { name, child, lines })
     }
 
-    /// The next line that it prints.
+    /// The next line that the process prints.
     pub async fn line(&mut self) -> Result<String> {
         let line = self.lines.next_line().await?;
         line.with_context(|| format!("the {} has ended", self.name))
     }
 
-    /// User and system time so far.
+    /// The user and system time that the process has used so far.
     pub fn cpu_seconds(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name, in parentheses, may hold anything.
+        // The name is in parentheses and may contain anything.
         let (_, fields) = stat.rsplit_once(')').context("a name in /proc/PID/stat")?;
         let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
         Ok(ticks.sum::<Result<u64, _>>()? as f64 / TICKS_PER_SECOND)
     }
 
-    /// Bytes that it caused to be written to storage so far.
+    /// The bytes that the process has caused to be written to storage so far.
     pub fn bytes_written(&self) -> Result<u64> {
         let io = std::fs::read_to_string(format!("/proc/{}/io", self.child.id()))?;
         let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
@@ -55,13 +55,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Killing fails only where it has ended already.
+        // Killing fails only if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Ends this process when its parent ends, in whatever way: that closes the pipe to standard input.
+/// Ends this process when its parent ends in any way, because that closes the pipe to standard input.
 pub fn end_with_parent() {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);

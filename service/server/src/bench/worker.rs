@@ -1,4 +1,4 @@
-//! The worker process: ends each task at once, or fails the share that it was told to.
+//! The worker process: completes each task at once, or fails the share that it was told to fail.
 
 use anyhow::{Context, Result};
 use recoup_sdk::{Client, TaskError, Transport, Worker};
@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::options::{BenchOptions, Mode, payload};
 
-/// Says `ready`, then works until something fails.
+/// Prints `ready`, then works until something fails.
 pub async fn run(address: &str, options: &BenchOptions) -> Result<()> {
     let fail_share = options.fail_share.clamp(0.0, 1.0);
     let mut working = JoinSet::new();
@@ -33,7 +33,8 @@ pub async fn run(address: &str, options: &BenchOptions) -> Result<()> {
     Ok(())
 }
 
-/// Chosen by what the attempt is, so that the share holds and no two runs of one attempt differ.
+/// Whether an attempt fails. It depends only on the key and the attempt, so that the share holds and an
+/// attempt that runs twice has the same result both times.
 fn fails(key: &str, attempt: u32, share: f64) -> bool {
     if share <= 0.0 {
         return false;

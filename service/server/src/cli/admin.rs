@@ -18,9 +18,9 @@ pub struct AdminArguments {
 
 #[derive(Subcommand)]
 enum AdminCommand {
-    /// Show which formats the store may hold, and which the running servers read
+    /// Show the formats that the store may hold, and the formats that the running servers read
     Formats,
-    /// Allow the newest formats that every running server reads, once all are up to date
+    /// Allow the newest formats that every running server reads, once all servers are up to date
     Finalize,
 }
 
@@ -43,7 +43,7 @@ pub async fn run(arguments: AdminArguments) -> Result<Exit, Failed> {
     Ok(Exit::Done)
 }
 
-/// What each kind of row is called, with its format.
+/// The name and the format of each kind of row.
 fn kinds(formats: &Formats) -> [(&'static str, u32); 5] {
     let Formats { history, definition, failure_event, subscription, registry_answer } = *formats;
     [
@@ -70,7 +70,7 @@ fn lines(
     let head = ["ROWS", "STORE MAY HOLD", "ALL SERVERS READ"];
     let mut lines = table(&head, &rows.collect::<Vec<_>>(), style);
 
-    // What the newest of the servers reads, and who does not.
+    // The newest formats that any server reads, and the servers that do not read them.
     let mut newest = readable;
     for node in nodes.iter().filter_map(|node| node.readable.as_ref()) {
         for (most, (_, format)) in newest.iter_mut().zip(kinds(node)) {

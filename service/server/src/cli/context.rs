@@ -1,4 +1,4 @@
-//! What every command has: where its server is, how to answer, and a client.
+//! What every command needs: the address of its server, a client, and the form of its output.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use super::exit::{self, Failed};
 use super::output::Output;
 use super::text::{Style, table};
 
-/// What every command has stands behind what is its own.
+/// The heading of the options that all commands share. They are listed after the command's own.
 const CONNECTION: &str = "Connection and output";
 
-/// Where to, and how to answer.
+/// The server to connect to, and the form of the output.
 #[derive(Args, Clone)]
 pub struct Connection {
-    /// The server, as HOST:PORT or as a URL.
+    /// Server to connect to, as HOST:PORT or as a URL.
     #[arg(
         long,
         global = true,
@@ -28,7 +28,7 @@ pub struct Connection {
     )]
     pub address: String,
 
-    /// The namespace.
+    /// Namespace of the command.
     #[arg(
         long,
         global = true,
@@ -50,14 +50,14 @@ pub struct Connection {
     pub output: Output,
 }
 
-/// The connected client of one command, and how the command prints.
+/// The connected client of a command, and the way in which the command prints.
 pub struct CommandContext {
     pub client: Client,
     pub output: Output,
     pub style: Style,
 }
 
-/// One document for scripts, lines for people.
+/// Prints one document for scripts, or lines for people.
 pub fn say<T: Serialize>(
     output: Output,
     style: Style,
@@ -70,7 +70,7 @@ pub fn say<T: Serialize>(
     }
 }
 
-/// How many items or attempts at most; 0 would only hide what was asked for.
+/// Parses a number of items or attempts. 0 is refused, because it would only hide what was asked for.
 pub fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".to_owned()),
@@ -84,7 +84,8 @@ impl Connection {
         Style::detect(std::io::stdout().is_terminal())
     }
 
-    /// Connects at once: a server that is away is told at once, not after retries.
+    /// Connects at once, so that a server that cannot be reached is reported immediately and not after
+    /// retries.
     pub async fn open(&self) -> Result<CommandContext, Failed> {
         let client = Client::builder(&self.address)
             .namespace(&self.namespace)
@@ -96,7 +97,7 @@ impl Connection {
 }
 
 impl CommandContext {
-    /// One document for scripts, lines for people.
+    /// Prints one document for scripts, or lines for people.
     pub fn say<T: Serialize>(
         &self,
         document: &T,
@@ -105,7 +106,7 @@ impl CommandContext {
         say(self.output, self.style, document, lines)
     }
 
-    /// At most so many items. That there are more is said on standard error.
+    /// Reads at most `limit` items. If there are more, a line on standard error says so.
     pub async fn up_to<T>(&self, pages: Pages<T>, limit: usize) -> Result<Vec<T>, Failed> {
         let mut items = pages.collect(limit.saturating_add(1)).await?;
         if items.len() > limit {
@@ -115,7 +116,7 @@ impl CommandContext {
         Ok(items)
     }
 
-    /// One document per item for scripts, a table for people.
+    /// Prints one document per item for scripts, or a table for people.
     pub fn say_all<T: Serialize>(
         &self,
         items: &[T],

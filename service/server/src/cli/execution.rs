@@ -41,12 +41,12 @@ pub struct RunArguments {
     pub(super) connection: Connection,
     #[command(flatten)]
     execution: ExecutionArguments,
-    /// How long to wait, like 30s or 5m; then exit with 5. Default: as long as it takes.
+    /// How long to wait, like 30s or 5m; then exit with code 5. Default: no limit.
     #[arg(long, value_parser = parse_duration)]
     wait: Option<Duration>,
 }
 
-/// What to start.
+/// The execution to start.
 #[derive(Args)]
 struct ExecutionArguments {
     /// Name of the workflow.
@@ -57,22 +57,22 @@ struct ExecutionArguments {
     /// Key, unique among the open executions of the namespace.
     #[arg(long, default_value = "", hide_default_value = true)]
     key: String,
-    /// When an open execution has the key.
+    /// What to do if an open execution has the key.
     #[arg(long, value_enum, default_value = "reject")]
     on_running: Running,
-    /// When an ended execution had the key last.
+    /// What to do if the last execution with the key has ended.
     #[arg(long, value_enum, default_value = "allow")]
     on_ended: Ended,
     /// Version of the workflow. Default: the latest.
     #[arg(long)]
     version: Option<u32>,
-    /// Longest time of the execution, like 30s or 5m. Default: the workflow's.
+    /// Longest time that the execution may take, like 30s or 5m. Default: the workflow's timeout.
     #[arg(long, value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// Makes repeated commands the same start, for 24 hours. Default: a new one each time.
+    /// Id that makes repeated commands count as the same start, for 24 hours. Default: a new id each time.
     #[arg(long)]
     request_id: Option<String>,
-    /// W3C trace context that the execution belongs to.
+    /// W3C trace context (`traceparent`) to which the execution belongs.
     #[arg(long, env = "TRACEPARENT", default_value = "", hide_default_value = true)]
     traceparent: String,
 }
@@ -96,31 +96,31 @@ enum Ended {
 pub struct ListArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
-    /// In any of these states.
+    /// Only executions in one of these states.
     #[arg(long, value_enum, value_delimiter = ',')]
     state: Vec<State>,
-    /// Of this workflow.
+    /// Only executions of this workflow.
     #[arg(long, default_value = "", hide_default_value = true)]
     workflow: String,
-    /// With an error of this type or below it.
+    /// Only executions with an error of this type or below it.
     #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
     error_type: Option<String>,
-    /// With a key that begins with this.
+    /// Only executions whose key begins with this.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "PREFIX")]
     key_prefix: String,
-    /// With a parked compensation.
+    /// Only executions with a parked compensation.
     #[arg(long)]
     parked: bool,
-    /// In quarantine.
+    /// Only executions in quarantine.
     #[arg(long)]
     quarantined: bool,
-    /// Started at or after this time, like 2026-11-21T04:30:00Z.
+    /// Only executions started at or after this time, like 2026-11-21T04:30:00Z.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     started_after: Option<Timestamp>,
-    /// Started before this time, like 2026-11-21T04:30:00Z.
+    /// Only executions started before this time, like 2026-11-21T04:30:00Z.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     started_before: Option<Timestamp>,
-    /// At most this many.
+    /// Most entries to list.
     #[arg(long, default_value = "100", value_parser = parse_count)]
     limit: usize,
 }
@@ -144,7 +144,7 @@ pub struct CancelArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
     execution_id: String,
-    /// Why; kept in the history.
+    /// Reason; recorded in the history.
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
@@ -155,7 +155,7 @@ pub struct TerminateArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
     execution_id: String,
-    /// Why; kept in the history.
+    /// Reason; recorded in the history.
     #[arg(long)]
     reason: String,
 }
@@ -166,7 +166,7 @@ pub struct ReleaseArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
     execution_id: String,
-    /// What was mended; kept beside the history.
+    /// Reason, such as how the cause was fixed; kept with the quarantine record.
     #[arg(long)]
     reason: String,
 }
@@ -182,21 +182,21 @@ pub struct CompensationArguments {
 
 #[derive(Subcommand)]
 enum CompensationCommand {
-    /// Try parked compensations again, with fresh attempts
+    /// Retry parked compensations with fresh attempts
     Retry {
         execution_id: String,
-        /// Only that of this step. Default: all that are parked.
+        /// Retry only the compensation of this step. Default: all that are parked.
         #[arg(long)]
         step: Option<String>,
-        /// Why; kept in the history.
+        /// Reason; recorded in the history.
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// Record that a person took a parked compensation on themselves
+    /// Record that a parked compensation was dealt with by other means
     Skip {
         execution_id: String,
         step: String,
-        /// Who did what instead; kept in the history.
+        /// Who did what instead; recorded in the history.
         #[arg(long)]
         reason: String,
     },
@@ -213,13 +213,13 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
         .map_err(|_| format!("`{text}` is no time: 2026-11-21T04:30:00Z is one"))
 }
 
-/// A pattern of error types, checked as the server checks it.
+/// Parses a pattern of error types, with the check that the server uses.
 pub(super) fn parse_pattern(text: &str) -> Result<String, String> {
     check_error_type_pattern(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }
 
-/// The input as JSON. Numbers keep their text: what is sent is what was written.
+/// The input as JSON. Numbers keep their text, so they are sent exactly as they were written.
 fn input(argument: &str) -> Result<String, Failed> {
     let text = match argument.strip_prefix('@') {
         Some(file) => read(Path::new(file))?,
@@ -232,7 +232,7 @@ fn input(argument: &str) -> Result<String, Failed> {
     Ok(text)
 }
 
-/// `recoup_sdk::Start` and `Run` have the same setters, but no trait in common.
+/// `recoup_sdk::Start` and `Run` have the same setters but no trait in common.
 macro_rules! set {
     ($start:expr, $arguments:expr) => {{
         let arguments = $arguments;
@@ -277,7 +277,7 @@ pub async fn start(arguments: StartArguments) -> Result<Exit, Failed> {
         workflow_version: started.workflow_version,
         started: started.started,
     };
-    // The id alone, for `$(recoup start …)`.
+    // Print only the id, for use in `$(recoup start …)`.
     context.say(&answer, |_| vec![answer.execution_id.clone()])?;
     Ok(Exit::Done)
 }
@@ -290,7 +290,7 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
         run = run.wait_at_most(wait);
     }
     let ended = match run.send().await {
-        // For scripts an answer, with the id to ask for later.
+        // For scripts this is an answer. It has the id with which to ask again later.
         Err(Error::StillRunning { execution_id, state }) if context.output == Output::Json => {
             let still = StillRunning { state: state.into() };
             let result = Some(Awaited::StillRunning(still));
@@ -340,8 +340,8 @@ pub async fn run(arguments: RunArguments) -> Result<Exit, Failed> {
     Ok(Exit::of(state))
 }
 
-/// What a person must do after an end that leaves compensations parked. How it ended is told even where
-/// this cannot be read any more.
+/// What a person must do after an execution ended with parked compensations. If that cannot be read any
+/// more, the end is reported all the same.
 async fn parked(context: &CommandContext, id: &str) -> Vec<String> {
     match context.client.execution(id).await {
         Ok(execution) => parked_lines(&execution, context.style),

@@ -1,4 +1,4 @@
-//! How a command ends: exit codes that scripts can go by.
+//! How a command ends: its errors, and the exit codes on which scripts can rely.
 
 use std::fmt;
 use std::io::Write;
@@ -15,7 +15,7 @@ use tonic::Code;
 use super::output::Output;
 use super::text::{one_line, state_name};
 
-/// Part of `--help`.
+/// The last part of `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done; of `run`: the execution succeeded
@@ -44,7 +44,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// Of an execution that ended.
+    /// The exit code for an execution that has ended.
     pub fn of(state: ExecutionState) -> Self {
         match state {
             ExecutionState::Succeeded | ExecutionState::Warning => Self::Done,
@@ -53,22 +53,22 @@ impl Exit {
     }
 }
 
-/// What went wrong, with the code to exit with.
+/// An error of a command, with the exit code for it.
 #[derive(Debug)]
 pub struct Failed {
     pub exit: Exit,
-    /// The file that is wrong; empty for anything else.
+    /// The file that has the problem. Empty if no file does.
     file: String,
     message: String,
     reason: ErrorReason,
     violations: Vec<FieldViolation>,
-    /// What the transport said of a server that cannot be reached.
+    /// The error of the transport, if the server could not be reached.
     unreachable: Option<String>,
-    /// What to do about it; only for people.
+    /// Advice on how to solve the problem, shown only to people.
     hint: &'static str,
 }
 
-/// Of a server that cannot be reached.
+/// The hint if the server cannot be reached.
 const START_ONE: &str =
     "start one with `recoup dev`, or say where it is with --address or RECOUP_ADDRESS";
 
@@ -97,7 +97,7 @@ impl Failed {
         }
     }
 
-    /// The server was asked for at this address.
+    /// Names the address at which no server answered.
     pub fn at(mut self, address: &str) -> Self {
         if let Some(why) = self.unreachable.take() {
             self.message = format!("no server answers at {address}: {why}");
@@ -106,12 +106,12 @@ impl Failed {
         self
     }
 
-    /// The reason that the service has for the same refusal.
+    /// Sets the reason that the service would give for the same refusal.
     pub fn with_reason(self, reason: ErrorReason) -> Self {
         Self { reason, ..self }
     }
 
-    /// The problems are those of a file: they are told with their place in it.
+    /// Attributes the problems to a file, so that they are printed with their place in it.
     pub fn in_file(mut self, file: &Path) -> Self {
         if !self.violations.is_empty() {
             self.file = file.display().to_string();
@@ -119,7 +119,7 @@ impl Failed {
         self
     }
 
-    /// On standard error, so that standard output holds answers only.
+    /// Prints the error on standard error, so that standard output holds only answers.
     pub(super) fn tell(&self, output: Output) {
         let lines = match output {
             Output::Json => vec![self.document().to_string()],
@@ -130,7 +130,7 @@ impl Failed {
         }
     }
 
-    /// The name of the reason as the protocol documents it; empty if there is none.
+    /// The name of the reason as the protocol documents it. Empty if there is none.
     fn reason(&self) -> &'static str {
         match self.reason {
             ErrorReason::Unspecified => "",
@@ -153,7 +153,7 @@ impl Failed {
         json!({ "error": error })
     }
 
-    /// What is wrong in one line; several problems in a line each below it.
+    /// The error in one line. If there are several problems, each has a line of its own below.
     fn lines(&self) -> Vec<String> {
         let reason = match self.reason() {
             "" => String::new(),
@@ -162,7 +162,7 @@ impl Failed {
         let mut problems: Vec<String> =
             self.violations.iter().map(|violation| self.problem(violation)).collect();
         if self.file.is_empty() {
-            // One problem is often all that the message says.
+            // Often the message is the only problem, and need not be repeated.
             problems.retain(|problem| *problem != one_line(&self.message));
             if !self.hint.is_empty() {
                 problems.push(self.hint.to_owned());
@@ -179,7 +179,7 @@ impl Failed {
         }
     }
 
-    /// `order.yaml:12:7: steps[1].retry: …`, or without the place.
+    /// `order.yaml:12:7: steps[1].retry: …`, or without the place if it is not known.
     fn problem(&self, violation: &FieldViolation) -> String {
         let (place, description) = match self.file.as_str() {
             "" => (String::new(), violation.description.as_str()),
@@ -193,7 +193,8 @@ impl Failed {
     }
 }
 
-/// `12:7` and the rest of a description that begins with its place in the source.
+/// Splits a description that begins with a place in the source into the place, such as `12:7`, and the
+/// rest.
 fn line_and_column(description: &str) -> Option<(&str, &str)> {
     let (place, rest) = description.split_once(": ")?;
     let (line, column) = place.split_once(':')?;
@@ -206,11 +207,11 @@ fn head(first: String, below: Vec<String>) -> Vec<String> {
     std::iter::once(first).chain(below).collect()
 }
 
-/// Ends the process for a command line that `command` could not understand.
+/// Reports a command line that `command` could not parse, and returns the exit code.
 pub fn refuse_command_line(mut error: clap::Error, command: clap::Command) -> ExitCode {
-    // Help and version are answers.
+    // Help and version texts are answers, not errors.
     if error.use_stderr() && wants_json(std::env::args()) {
-        // The first line says what is wrong, the others how it is done right.
+        // The first line says what is wrong; the others explain the correct usage.
         let text = error.to_string();
         let message = text.lines().next().unwrap_or_default();
         Failed::usage(message.trim_start_matches("error: ")).tell(Output::Json);
@@ -223,8 +224,9 @@ pub fn refuse_command_line(mut error: clap::Error, command: clap::Command) -> Ex
     error.exit()
 }
 
-/// The usage line of the command that the arguments name, as its help shows it. The one that clap puts
-/// into an error lists every setting that has a value, even from a variable, as if it were required.
+/// The usage line of the command that the arguments name, as its help shows it. The usage line that clap
+/// puts into an error lists every setting that has a value as if it were required, even if the value comes
+/// from a variable.
 fn usage(mut command: clap::Command, arguments: impl Iterator<Item = String>) -> StyledStr {
     command.build();
     let mut named = &mut command;
@@ -234,7 +236,7 @@ fn usage(mut command: clap::Command, arguments: impl Iterator<Item = String>) ->
             argument.strip_prefix("--").is_some_and(|name| option.get_long() == Some(name))
         };
         if named.get_arguments().any(|it| is_option(it) && it.get_action().takes_values()) {
-            // The value of an option may look like the name of a command.
+            // Skip the value of an option: it may look like the name of a command.
             arguments.next();
         } else if named.find_subcommand(&argument).is_some() {
             named = named.find_subcommand_mut(&argument).expect("it was found above");
@@ -243,7 +245,7 @@ fn usage(mut command: clap::Command, arguments: impl Iterator<Item = String>) ->
     named.render_usage()
 }
 
-/// Whether JSON is asked for, as far as that can be read in a command line that is wrong.
+/// Whether the command line asks for JSON, as far as that can be told although it is not valid.
 fn wants_json(arguments: impl Iterator<Item = String>) -> bool {
     let arguments: Vec<String> = arguments.collect();
     let joined = ["-ojson", "-o=json", "--output=json"];
@@ -267,7 +269,7 @@ impl From<Error> for Failed {
             Error::Unavailable { .. } => Exit::Unavailable,
             Error::Service { code: Code::NotFound, .. } => Exit::NotFound,
             Error::Service { .. } if error.is_transient() => Exit::Unavailable,
-            // What is asked comes from the command line, or from a file that it names.
+            // The request comes from the command line, or from a file that it names.
             Error::Service { code: Code::InvalidArgument | Code::OutOfRange, .. }
             | Error::PayloadTooLarge { .. }
             | Error::MessageTooLarge { .. } => Exit::Usage,
@@ -293,7 +295,7 @@ impl From<Error> for Failed {
     }
 }
 
-/// Prints lines. A reader that went away (`| head`) ends the command quietly.
+/// Prints lines. If the reader has gone away (`| head`), the command ends without an error message.
 pub fn print(lines: &[String]) -> Result<(), Failed> {
     let mut output = std::io::stdout().lock();
     for line in lines {
@@ -390,7 +392,7 @@ mod tests {
             "  order.yaml: b: at 5: y",
         ];
         assert_eq!(two.in_file(file).lines(), expected);
-        // What is not about the file does not name it.
+        // A problem that does not concern the file does not mention it.
         assert_eq!(Failed::refused("away").in_file(file).lines(), ["error: away"]);
     }
 

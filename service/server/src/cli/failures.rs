@@ -33,36 +33,36 @@ enum FailuresCommand {
     List {
         #[command(flatten)]
         filter: FilterArguments,
-        /// Only those of this execution.
+        /// Only events of this execution.
         #[arg(long, value_name = "EXECUTION_ID")]
         execution: Option<String>,
-        /// At most this many.
+        /// Most entries to list.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
-    /// Show a failure event with everything that it holds
+    /// Show a failure event with all its details
     Show { id: String },
     /// Create a durable subscription, for `tail --subscription`
     Subscribe {
         name: String,
         #[command(flatten)]
         filter: FilterArguments,
-        /// From the first event that was kept. Default: from now on.
+        /// Start at the oldest event that was kept. Default: only new events.
         #[arg(long)]
         from_beginning: bool,
     },
     /// List durable subscriptions by name
     Subscriptions {
-        /// At most this many.
+        /// Most entries to list.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
-    /// Delete a durable subscription; who reads it is sent away
+    /// Delete a durable subscription; its reader is disconnected
     Unsubscribe { name: String },
     /// Acknowledge deliveries of a durable subscription
     Ack {
         subscription: String,
-        /// Tokens, as `tail` prints them.
+        /// Tokens to acknowledge, as `tail` prints them.
         #[arg(required = true)]
         tokens: Vec<String>,
     },
@@ -72,13 +72,13 @@ enum FailuresCommand {
 struct TailArguments {
     #[command(flatten)]
     filter: FilterArguments,
-    /// From the first event that was kept. Default: from now on.
+    /// Start at the oldest event that was kept. Default: only new events.
     #[arg(long, conflicts_with_all = ["after", "subscription"])]
     from_beginning: bool,
-    /// After this cursor, as `tail --output json` prints it.
+    /// Start after this cursor, as `tail --output json` prints it.
     #[arg(long, value_name = "CURSOR", conflicts_with = "subscription")]
     after: Option<String>,
-    /// As the consumer of this durable subscription, which has its own filter.
+    /// Read as the consumer of this durable subscription, which has its own filter.
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
     /// Acknowledge each event once it is printed.
@@ -91,13 +91,13 @@ struct TailArguments {
 
 #[derive(Args)]
 struct FilterArguments {
-    /// Of these workflows.
+    /// Only events of these workflows.
     #[arg(long, value_delimiter = ',')]
     workflow: Vec<String>,
-    /// Of these kinds.
+    /// Only events of these kinds.
     #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = kinds())]
     kind: Vec<FailureKind>,
-    /// With an error of these types or below them.
+    /// Only events with an error of these types or below them.
     #[arg(long, value_delimiter = ',', value_name = "PATTERN", value_parser = parse_pattern)]
     error_type: Vec<String>,
 }
@@ -113,7 +113,7 @@ impl FilterArguments {
     }
 }
 
-/// The kinds of failure events by name; case does not matter.
+/// The names of the kinds of failure events. Case does not matter.
 const KINDS: [&str; 18] = [
     "attempt_failed",
     "step_failed",
@@ -206,7 +206,7 @@ async fn subscriptions(context: &CommandContext, limit: usize) -> Result<(), Fai
     })
 }
 
-/// As the flags that it was made with.
+/// A filter, written as the flags with which it was created.
 fn filter_text(filter: &FailureFilter) -> String {
     let kinds = filter.kinds().map(kind_name).collect::<Vec<_>>();
     let flags = [
@@ -299,7 +299,7 @@ async fn ack(
     Ok(exit)
 }
 
-/// One event in one line; the demo prints it too.
+/// An event in one line. The demo prints these too.
 pub fn event_line(event: &FailureEvent, style: Style) -> String {
     let paint = match event.kind() {
         FailureKind::AttemptFailed
@@ -320,7 +320,7 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
     let is_of_all =
         matches!(event.kind(), FailureKind::CompensationStarted | FailureKind::CompensationDone);
     if is_of_all && !event.step_path.is_empty() {
-        // The step is the one that failed, not one that is undone.
+        // The step is the one whose failure started the compensation, not one that is undone.
         line.push_str(&format!("  after {} failed", event.step_path));
     } else if !event.step_path.is_empty() {
         let what = if event.compensation { " (compensation)" } else { "" };
@@ -344,7 +344,7 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
     line
 }
 
-/// As events stand in lists: with the id that `failures show` asks for.
+/// An event as it appears in lists: with the id for `failures show`.
 fn listed_line(event: &FailureEvent, style: Style) -> String {
     let line = event_line(event, style);
     if event.id.is_empty() {
@@ -353,7 +353,7 @@ fn listed_line(event: &FailureEvent, style: Style) -> String {
     format!("{line}  {}", style.paint(Paint::Dim, &one_line(&event.id)))
 }
 
-/// What an event is about: an execution, or the session of a worker.
+/// What an event concerns: an execution, or the session of a worker.
 fn subject(event: &FailureEvent) -> String {
     let name =
         if event.execution_key.is_empty() { &event.execution_id } else { &event.execution_key };
@@ -370,7 +370,8 @@ fn subject(event: &FailureEvent) -> String {
     named.join(" ")
 }
 
-/// After a person's retry the numbers go on beyond what the policy allows, which counts anew.
+/// After a person's retry the attempts are counted afresh, but their numbers continue and may exceed the
+/// limit of the policy. The limit is left out then.
 fn of_max(attempt: u32, max: u32) -> String {
     if max == 0 || attempt > max { attempt.to_string() } else { format!("{attempt} of {max}") }
 }

@@ -23,23 +23,23 @@ enum NamespaceCommand {
     /// Create a namespace, such as `company.team`
     Create {
         name: String,
-        /// Text for people.
+        /// Description for people.
         #[arg(long, default_value = "", hide_default_value = true)]
         description: String,
-        /// How long ended executions stay, like 24h or 30d. Default: the server's setting.
+        /// How long ended executions are kept, like 24h or 30d. Default: the server's setting.
         #[arg(long, value_parser = parse_duration)]
         retention: Option<Duration>,
     },
     /// List namespaces by name
     List {
-        /// `company.*` for those below `company`, or a full name. Default: all.
+        /// `company.*` for the namespaces below `company`, or a full name. Default: all.
         #[arg(default_value = "", hide_default_value = true)]
         pattern: String,
-        /// At most this many.
+        /// Most entries to list.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
-    /// Let retention delete again after the database's clock was set
+    /// Resume retention after it was paused because the database's clock was set
     ResumeRetention,
 }
 

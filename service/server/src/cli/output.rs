@@ -1,4 +1,4 @@
-//! Whom a command answers: people or scripts.
+//! The reader of a command's answer: a person or a script.
 
 use clap::ValueEnum;
 

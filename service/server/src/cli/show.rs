@@ -31,7 +31,7 @@ pub async fn show(arguments: ShowArguments) -> Result<Exit, Failed> {
     Ok(Exit::Done)
 }
 
-/// Prints the timeline of an execution; the demo does it too.
+/// Prints the timeline of an execution. The demo does so too.
 pub async fn print_timeline(
     client: &Client,
     execution_id: &str,
@@ -41,7 +41,7 @@ pub async fn print_timeline(
     exit::print(&timeline::render(&execution, &history, style))
 }
 
-/// History first: the execution then is as new as the last event, or newer.
+/// Reads the history first, so that the execution is at least as new as the last event.
 async fn read(
     client: &Client,
     execution_id: &str,
@@ -52,7 +52,7 @@ async fn read(
         match pages.next().await {
             Ok(Some(page)) => history.extend(page),
             Ok(None) => break,
-            // What can be read stands before it; the execution says why no more can.
+            // The entries before the unreadable one are shown; the execution says why there are no more.
             Err(error) if error.reason() == ErrorReason::ExecutionQuarantined => break,
             Err(error) => return Err(error.into()),
         }

@@ -1,15 +1,15 @@
-//! How values look to people: colours, durations, times, payloads, tables.
+//! How values are shown to people: colours, durations, times, payloads, tables.
 
 use recoup_proto::v1::{self, ExecutionState, Payload, payload::Content};
 use recoup_proto::{Duration, Timestamp};
 
-/// The longest text of a payload in a line.
+/// The longest text of a payload in a line, in characters.
 const PAYLOAD_CHARS_MAX: usize = 300;
 
-/// The longest message of an error in a line among others.
+/// The longest error message in a line that has other contents too, in characters.
 const MESSAGE_CHARS_MAX: usize = 200;
 
-/// What a text means, from which its colour follows.
+/// The meaning of a text, which determines its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
     Plain,
@@ -20,7 +20,7 @@ pub enum Paint {
     Bad,
 }
 
-/// Whether there are colours.
+/// Whether colours are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
     colours: bool,
@@ -30,7 +30,7 @@ impl Style {
     #[cfg(test)]
     pub const PLAIN: Self = Self { colours: false };
 
-    /// Colours on a terminal, unless NO_COLOR holds anything.
+    /// Uses colours on a terminal, unless NO_COLOR is set and not empty.
     pub fn detect(is_terminal: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { colours: !refused && is_terminal }
@@ -73,7 +73,7 @@ pub fn proto_nanos(duration: &Duration) -> i128 {
 
 /// `850us`, `12ms`, `2.1s`, `1m05s`, `3h07m`, `2d04h`.
 ///
-/// Rounded to what is shown; 59.96 s are a minute.
+/// Rounded to the precision that is shown, so 59.96 s are shown as a minute.
 pub fn duration(nanos: i128) -> String {
     const MICRO: i128 = 1_000;
     const MILLI: i128 = 1_000 * MICRO;
@@ -108,12 +108,12 @@ pub fn timestamp(time: &Timestamp) -> String {
     written.replace("+00:00", "Z")
 }
 
-/// `RUNNING`, as everywhere but in the protocol's own names.
+/// The name of a state, such as `RUNNING`: without the prefix that the protocol's enum adds.
 pub fn state_name(state: ExecutionState) -> String {
     state.as_str_name().trim_start_matches("EXECUTION_STATE_").to_owned()
 }
 
-/// The content in one line, cut with an ellipsis.
+/// The content of a payload in one line, cut with an ellipsis.
 pub fn payload_text(payload: Option<&Payload>) -> String {
     let text = match payload.and_then(|payload| payload.content.as_ref()) {
         Some(Content::Json(json)) => one_line(json),
@@ -137,17 +137,19 @@ fn shortened(text: String, chars_max: usize) -> String {
     text.chars().take(chars_max).chain(['…']).collect()
 }
 
-/// What others wrote must not move the cursor of a terminal or begin a line of its own.
+/// Replaces control characters: text from elsewhere must not move the cursor of a terminal or start a new
+/// line.
 pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// `payment.card_declined: no (caused by bank.refused: code 51)`, long messages cut with an ellipsis.
+/// An error such as `payment.card_declined: no (caused by bank.refused: code 51)`. Long messages are cut
+/// with an ellipsis.
 pub fn error_line(error: Option<&v1::Error>) -> String {
     error_text(error, MESSAGE_CHARS_MAX)
 }
 
-/// The same with whole messages.
+/// Like [`error_line`], but with whole messages.
 pub fn whole_error_line(error: Option<&v1::Error>) -> String {
     error_text(error, usize::MAX)
 }
@@ -171,7 +173,7 @@ fn error_text(error: Option<&v1::Error>, chars_max: usize) -> String {
     line
 }
 
-/// Rows under a head, in aligned columns.
+/// Rows below a heading, in aligned columns.
 pub fn table(head: &[&str], rows: &[Vec<String>], style: Style) -> Vec<String> {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);

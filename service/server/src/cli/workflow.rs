@@ -23,35 +23,36 @@ pub struct WorkflowArguments {
 
 #[derive(Subcommand)]
 enum WorkflowCommand {
-    /// Register workflows from YAML or JSON files; what is registered already stays as it is
+    /// Register workflows from YAML or JSON files; a definition that is already the latest version is left
+    /// as it is
     Register {
-        /// Files; `-` is standard input.
+        /// Files to register; `-` is standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Check a file as `register` would, without a server, and print the waits that its retry policies
     /// compute
     Validate {
-        /// File; `-` is standard input.
+        /// File to check; `-` is standard input.
         file: PathBuf,
     },
     /// List workflows by name
     List {
-        /// Only names that begin with this.
+        /// List only names that begin with this.
         #[arg(default_value = "", hide_default_value = true)]
         prefix: String,
-        /// At most this many.
+        /// Most entries to list.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Show a workflow with its definition
     Show {
         name: String,
-        /// Which version. Default: the latest.
+        /// Version to show. Default: the latest.
         #[arg(long)]
         version: Option<u32>,
     },
-    /// Retire a version: it starts no more executions, those that run go on
+    /// Retire a version: it cannot be started any more; running executions are not affected
     #[command(override_usage = "recoup workflow retire [OPTIONS] <NAME> <VERSION|--all-versions>")]
     Retire {
         name: String,
@@ -60,11 +61,11 @@ enum WorkflowCommand {
     },
 }
 
-/// One version or all: leaving a number out must not retire more than was meant.
+/// Either one version or all of them. Leaving out a number must not retire more than was intended.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Retired {
-    /// Which version.
+    /// Version to retire.
     version: Option<u32>,
     /// Retire the workflow with all its versions, until another version is registered.
     #[arg(long)]
@@ -74,7 +75,7 @@ struct Retired {
 pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
     match arguments.command {
         WorkflowCommand::Register { files } => {
-            // Nothing is registered when a file cannot be read.
+            // Read all files first, so that nothing is registered if one cannot be read.
             let texts = files.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?;
             let context = arguments.connection.open().await?;
             register(&context, files.iter().zip(texts)).await
@@ -116,7 +117,7 @@ pub async fn run(arguments: WorkflowArguments) -> Result<Exit, Failed> {
     }
 }
 
-/// The text of a file, or of standard input for `-`.
+/// Reads the text of a file, or standard input for `-`.
 pub(super) fn read(file: &Path) -> Result<String, Failed> {
     let text = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin())
@@ -145,7 +146,7 @@ async fn register(
     Ok(Exit::Done)
 }
 
-/// The check is the server's own, run in this process.
+/// Runs the server's own check in this process.
 fn validate(connection: &Connection, text: String, file: &Path) -> Result<Exit, Failed> {
     let source = DefinitionSource { text, format: DefinitionFormat::Yaml.into() };
     let answer = recoup_api::definition_check::validate(source);

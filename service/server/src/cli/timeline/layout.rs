@@ -1,10 +1,10 @@
-//! The layout of a timeline: facts as lines with columns, as wide as their widest cell.
+//! The layout of a timeline: facts become lines, with columns as wide as their widest cell.
 
 use super::model::{Fact, Moment};
 use super::words::{attempt_text, title, words};
 use crate::cli::text::{Paint, Style, duration};
 
-/// One line before its columns are aligned.
+/// A line before its columns are aligned.
 struct Row {
     offset: String,
     symbol: char,
@@ -13,7 +13,7 @@ struct Row {
     attempt: String,
     took: String,
     text: String,
-    /// Set off from the text by an arrow.
+    /// The decision, which an arrow separates from the text.
     decision: String,
 }
 
@@ -44,7 +44,7 @@ fn row(moment: &Moment<'_>) -> Row {
     }
 }
 
-/// `+1.204s`; in larger units after a thousand seconds.
+/// `+1.204s`, or in larger units from a thousand seconds.
 fn offset(nanos: i128) -> String {
     if nanos < 1_000 * 1_000_000_000 {
         let millis = (nanos + 500_000) / 1_000_000;

@@ -1,7 +1,7 @@
-//! What happened in an execution, for people: its history as aligned lines.
+//! The history of an execution for people, as aligned lines.
 //!
-//! [`model`] says which facts a history has, [`words`] what each is called, [`layout`] where it stands.
-//! All three are pure: events in, lines out.
+//! [`model`] decides which facts of a history are shown, [`words`] how each is phrased, and [`layout`]
+//! where it is placed. All three are pure: events in, lines out.
 
 mod layout;
 mod model;
@@ -14,10 +14,11 @@ use super::text::{
     Paint, Style, duration, nanos_between, one_line, payload_text, state_name, timestamp,
 };
 
-/// Parked compensations whose commands are shown one by one.
+/// How many parked compensations have their commands shown one by one.
 const PARKED_MAX: usize = 3;
 
-/// The whole timeline of an execution: a head, a line per attempt, what is pending, how it ended.
+/// The whole timeline of an execution: a head, one line per attempt, the pending attempts, and how it
+/// ended.
 pub fn render(execution: &ExecutionInfo, history: &[HistoryEntry], style: Style) -> Vec<String> {
     let mut lines = head(execution, style);
     lines.push(String::new());
@@ -85,7 +86,8 @@ fn foot(execution: &ExecutionInfo, style: Style) -> Vec<String> {
     lines
 }
 
-/// Which compensations are parked, and the commands for a person who acts. Empty if none is.
+/// The parked compensations, and the commands with which a person can resolve them. Empty if none is
+/// parked.
 pub fn parked_lines(execution: &ExecutionInfo, style: Style) -> Vec<String> {
     let parked = execution
         .compensations

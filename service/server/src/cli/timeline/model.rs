@@ -1,5 +1,5 @@
-//! The facts of a timeline: which events of a history have a line, when, about which attempt, and in which
-//! sections they stand. Nothing here knows words, symbols or columns.
+//! The facts of a timeline: which events of a history get a line, when they happened, which attempt they
+//! concern, and in which section they belong. This module knows no words, symbols or columns.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,10 +8,10 @@ use recoup_proto::v1::{self, CompensationState, ExecutionInfo, HistoryEntry, Ste
 
 use crate::cli::text::timestamp_nanos;
 
-/// Type of the error of a run whose history has reached its limit.
+/// The type of the error of a run whose history has reached its limit.
 const HISTORY_TOO_LONG: &str = "recoup.history_too_long";
 
-/// A section begins, or something happened in the one before.
+/// Either a section begins, or something happened in the current section.
 #[derive(Debug, PartialEq)]
 pub enum Fact<'a> {
     Section(Section<'a>),
@@ -23,26 +23,26 @@ pub enum Section<'a> {
     /// A run after the first.
     Run(u32),
     Compensation(&'a v1::CompensationStarted),
-    /// A person acts on compensations after the execution has ended.
+    /// A person resolves compensations after the execution has ended.
     CompensationAgain,
     Finally,
-    /// The end of the execution, which has no title.
+    /// The end of the execution. This section has no title.
     End,
 }
 
-/// One line: something that happened, or an attempt that is pending.
+/// The content of one line: something that happened, or a pending attempt.
 #[derive(Debug, PartialEq)]
 pub struct Moment<'a> {
-    /// Nanoseconds since the start of the execution. None: it is pending.
+    /// Nanoseconds since the start of the execution. `None` for a pending attempt.
     pub offset: Option<i128>,
-    /// The attempt that it is about, if it is about one.
+    /// The attempt, if the line concerns one.
     pub attempt: Option<Attempt>,
-    /// Nanoseconds that the attempt took, if its beginning is known.
+    /// How many nanoseconds the attempt took, if its beginning is known.
     pub took: Option<i128>,
     pub what: What<'a>,
 }
 
-/// The number of an attempt, and how many the policy allows. None: no limit is known.
+/// The number of an attempt, and the most that the policy allows. `None` if no limit is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     pub number: u32,
@@ -53,21 +53,21 @@ pub struct Attempt {
 pub enum What<'a> {
     Started {
         event: &'a v1::ExecutionStarted,
-        /// Nanoseconds that the execution may take.
+        /// How many nanoseconds the execution may take.
         limit: Option<i128>,
     },
     StepSkipped(&'a v1::StepSkipped),
     AttemptFailed {
         event: &'a v1::AttemptFailed,
-        /// The attempt that a retry would be.
+        /// The attempt that a retry would make.
         next: Attempt,
     },
     AttemptWithdrawn(&'a v1::AttemptWithdrawn),
     StepCompleted(&'a v1::StepCompleted),
-    /// A step that failed without an attempt that says so.
+    /// A step failed, and no failed attempt has a line that says so.
     StepFailed(&'a v1::StepFailed),
     StepIgnored(&'a v1::StepIgnored),
-    /// Every step is done, but the output cannot be made.
+    /// Every step is done, but the output cannot be produced.
     OutputFailed(&'a v1::RunStopped),
     TimedOut(&'a v1::RunStopped),
     Cancelling,
@@ -78,20 +78,20 @@ pub enum What<'a> {
     CompensationParked(&'a v1::CompensationParked),
     CompensationRetried(&'a v1::CompensationRetried),
     CompensationSkipped(&'a v1::CompensationSkipped),
-    /// The compensation ended and some of it is parked.
+    /// Compensation has ended, and at least one compensation is parked.
     CompensationIncomplete,
-    /// A person's retries and skips left nothing parked.
+    /// After retries and skips by a person, no compensation is parked any more.
     CompensationComplete,
     HandlerFailed(&'a v1::HandlerFailed),
     Ended(&'a v1::ExecutionEnded),
     Pending {
         attempt: &'a v1::PendingAttempt,
-        /// Nanoseconds from the start of the execution to the retry that it waits for.
+        /// Nanoseconds from the start of the execution to the retry for which the attempt waits.
         retry_offset: Option<i128>,
     },
 }
 
-/// The facts of an execution: those of its history, then what is pending.
+/// The facts of an execution: first those of its history, then the pending attempts.
 pub fn facts<'a>(execution: &'a ExecutionInfo, history: &'a [HistoryEntry]) -> Vec<Fact<'a>> {
     let mut model = Model::new(execution);
     for entry in history {
@@ -113,16 +113,16 @@ fn task(step: Option<&StepRef>) -> Task {
 struct Model<'a> {
     facts: Vec<Fact<'a>>,
     started_at: i128,
-    /// When the open attempt of a task could begin.
+    /// The earliest time at which the open attempt of a task could begin.
     due_at: HashMap<Task, i128>,
-    /// Most attempts of a task, as the history said when it scheduled them.
+    /// The most attempts of a task, as recorded when the history scheduled them.
     attempts_max: HashMap<Task, u32>,
-    /// Tasks whose last attempt failed: its line tells the failure of the step.
+    /// Tasks whose last attempt failed. The line of that attempt also reports the failure of the step.
     attempt_failed: HashSet<Task>,
-    /// Steps whose compensation a person retried.
+    /// Steps whose compensation was retried by a person.
     retried: HashSet<String>,
     has_ended: bool,
-    /// A person acts after the end, in a section that has begun.
+    /// Whether the section for actions of a person after the end has begun.
     is_again: bool,
     run: u32,
 }
@@ -149,7 +149,7 @@ impl<'a> Model<'a> {
             self.run = entry.run;
             self.section(Section::Run(entry.run));
         }
-        // A server may be newer than this binary: it has no line for an event that it does not know.
+        // The server may be newer than this binary. An event that this binary does not know gets no line.
         let Some(event) = &entry.event else { return };
         match event {
             Event::ExecutionStarted(event) => {
@@ -160,7 +160,7 @@ impl<'a> Model<'a> {
             Event::StepSkipped(event) => self.moment(at, What::StepSkipped(event)),
             Event::AttemptScheduled(scheduled) => self.scheduled(at, scheduled),
             Event::AttemptStarted(started) => {
-                // The hand-over is a better beginning than the schedule.
+                // The hand-over is a more precise beginning than the scheduled time.
                 if let Some(begun) = &started.started_at {
                     self.due_at.insert(task(started.step.as_ref()), timestamp_nanos(begun));
                 }
@@ -232,7 +232,7 @@ impl<'a> Model<'a> {
             StopCause::Failed if event.step_path.is_empty() => {
                 let is_full =
                     event.error.as_ref().is_some_and(|error| error.r#type == HISTORY_TOO_LONG);
-                // Otherwise every step is done, and the output cannot be made.
+                // If the history is not full, every step is done but the output cannot be produced.
                 self.moment(
                     at,
                     match is_full {
@@ -241,7 +241,7 @@ impl<'a> Model<'a> {
                     },
                 );
             }
-            // The line of the failed step says it all.
+            // The line of the failed step already says this.
             StopCause::Failed | StopCause::Unspecified => {}
             StopCause::TimedOut => self.moment(at, What::TimedOut(event)),
             StopCause::Cancelled => self.moment(at, What::Cancelling),
@@ -249,7 +249,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// A section of its own for what a person does after the execution has ended.
+    /// Begins a section for the actions of a person after the execution has ended.
     fn again(&mut self) {
         if self.has_ended && !self.is_again {
             self.is_again = true;
@@ -257,8 +257,8 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// A compensation that a person retried may be attempted as often as before, but its numbers go on:
-    /// `attempt 4 of 3` would be wrong.
+    /// A compensation that a person retried has all its attempts again, but their numbers continue from the
+    /// previous ones. The limit is left out, because `attempt 4 of 3` would be wrong.
     fn attempt(&self, step: Option<&StepRef>, number: u32) -> Attempt {
         let task = task(step);
         let is_retried = task.1 && self.retried.contains(&task.0);

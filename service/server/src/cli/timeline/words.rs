@@ -1,4 +1,5 @@
-//! The words of a timeline: what a fact is called, which symbol and colour it has, and how a decision reads.
+//! The words of a timeline: how a fact is phrased, which symbol and colour it has, and how a decision
+//! reads.
 
 use recoup_proto::v1::{
     self, AttemptOutcome, AttemptState, ExecutionState, PendingAttempt, RetryDecision, RetryReason,
@@ -10,19 +11,19 @@ use crate::cli::text::{
     Paint, duration, error_line, one_line, payload_text, proto_nanos, state_name, whole_error_line,
 };
 
-/// One fact in words.
+/// A fact in words.
 pub struct Words {
     pub symbol: char,
     pub paint: Paint,
     pub subject: String,
     pub text: String,
-    /// What was decided. Empty: nothing.
+    /// The decision. Empty if there is none.
     pub decision: String,
 }
 
 impl Words {
     fn new(symbol: char, paint: Paint, subject: &str, text: &str) -> Self {
-        // Reasons and names of workers are whatever others wrote.
+        // Reasons and the names of workers come from elsewhere and may contain anything.
         let (subject, text) = (subject.to_owned(), one_line(text));
         Self { symbol, paint, subject, text, decision: String::new() }
     }
@@ -166,7 +167,7 @@ fn pending(pending: &PendingAttempt, retry_offset: Option<i128>) -> String {
     text
 }
 
-/// The title of a section. Empty: it has none.
+/// The title of a section. Empty if it has none.
 pub fn title(section: &Section<'_>) -> String {
     match section {
         Section::Run(run) => format!("run {run}"),
@@ -184,7 +185,7 @@ pub fn title(section: &Section<'_>) -> String {
     }
 }
 
-/// `2 of 5`, or `2` where no limit is known.
+/// `2 of 5`, or `2` if no limit is known.
 pub fn attempt_text(Attempt { number, max }: Attempt) -> String {
     match max {
         Some(max) => format!("{number} of {max}"),
@@ -205,7 +206,7 @@ pub fn state_symbol(state: ExecutionState) -> (char, Paint) {
     }
 }
 
-/// What was decided and why, in words: `retry in 2.1s (policy, attempt 2 of 5)`.
+/// A decision with its reason, in words: `retry in 2.1s (policy, attempt 2 of 5)`.
 pub fn decision_text(
     decision: &RetryDecision,
     next_attempt: &str,
@@ -224,7 +225,7 @@ pub fn decision_text(
         return format!("retry in {} ({why}, attempt {next_attempt})", duration(delay));
     }
     let why = match decision.reason() {
-        // One reason for every way of ending: the error says which.
+        // All ways of ending share this reason; the error tells which one it was.
         RetryReason::Cancelled => match error.map_or("", |error| &error.r#type) {
             "recoup.terminated" => "the execution was terminated".to_owned(),
             "recoup.timeout.execution" => "the time of the execution is up".to_owned(),

@@ -1,4 +1,4 @@
-//! Whole timelines, as they are printed, and the events that the tests of each module use.
+//! Whole timelines as they are printed, and the events that the tests of each module use.
 
 mod layout;
 mod model;
@@ -14,7 +14,7 @@ use recoup_proto::{Duration, Timestamp};
 
 use super::*;
 
-/// Milliseconds since the execution's start as a time.
+/// The time that is `millis` after the start of the execution.
 fn at(millis: i64) -> Option<Timestamp> {
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).expect("below a second");
     Some(Timestamp { seconds: 1_790_000_000 + millis / 1_000, nanos })
@@ -43,7 +43,7 @@ fn history(events: Vec<(i64, Event)>) -> Vec<HistoryEntry> {
     events.into_iter().map(entry).collect()
 }
 
-/// With the limits of the workflow that these tests are about.
+/// Schedules an attempt with the attempt limit that the workflow of these tests sets for the step.
 fn scheduled(path: &str, compensation: bool, attempt: u32, due: i64) -> Event {
     let max_attempts = match (path, compensation) {
         ("reserve", true) => 2,

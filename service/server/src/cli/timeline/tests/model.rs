@@ -37,7 +37,7 @@ fn attempts_are_limited_as_the_history_says() {
     let expected = [
         (10, attempt(2, Some(3)), 5),
         (20, attempt(1, None), -1),
-        // It ended before it was due: it took no time.
+        // It ended before it was due, so it took no time.
         (25, attempt(2, None), 0),
         (40, attempt(1, Some(2)), 10),
     ];
