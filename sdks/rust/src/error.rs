@@ -46,7 +46,7 @@ pub enum Error {
     Address {
         /// The address that was given.
         address: String,
-        /// What is wrong with it.
+        /// The problem with the address.
         message: String,
     },
     /// A value cannot be written as JSON, or a payload does not hold the JSON that was expected.
@@ -55,13 +55,13 @@ pub enum Error {
     /// A payload is over 2 MiB.
     #[error("the payload has {size} bytes, the limit is 2097152")]
     PayloadTooLarge {
-        /// Its size in bytes.
+        /// The size of the payload in bytes.
         size: usize,
     },
     /// A request is over 4 MiB in total. It was not sent.
     #[error("the message has {size} bytes, the limit is 4194304")]
     MessageTooLarge {
-        /// Its size in bytes.
+        /// The size of the request in bytes.
         size: usize,
     },
     /// The payload was too large for the answer, which holds a reference in its place. Read the content
@@ -84,7 +84,7 @@ pub enum Error {
     Ended {
         /// Id of the execution.
         execution_id: String,
-        /// How it ended.
+        /// The outcome of the execution.
         outcome: Box<Outcome>,
     },
     /// A worker or subscriber was configured in a way that cannot work. The text says what is wrong.
@@ -100,7 +100,7 @@ pub enum Error {
 pub struct FieldViolation {
     /// Path of the field, such as `steps[2].retry.max_attempts`.
     pub field: String,
-    /// What is wrong with it.
+    /// The problem with the field.
     pub description: String,
 }
 

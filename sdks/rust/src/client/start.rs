@@ -110,7 +110,8 @@ macro_rules! setters {
                 self
             }
 
-            /// The input, as a payload of any content.
+            /// The input as a payload, whose content need not be JSON. `send` returns an error if it is
+            /// over 2 MiB.
             pub fn payload(mut self, input: Payload) -> Self {
                 let $this = &mut self;
                 let start: &mut Start = $start;

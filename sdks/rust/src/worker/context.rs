@@ -153,21 +153,27 @@ impl TaskContext {
         &self.attempt.task.step_path
     }
 
-    /// A key for deduplication, equal for all attempts that must take effect only once. Pass it to the
-    /// system that performs the effect.
+    /// Number of the attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt.task.attempt
     }
 
-    /// For a compensation: the step that it undoes. If the outcome of the step is unknown, the step may
-    /// never have taken effect, and undoing it must be safe even then.
+    /// A key for deduplication, equal for all attempts that must take effect only once. Pass it to the
+    /// system that performs the effect.
     pub fn idempotency_key(&self) -> &str {
         &self.attempt.task.idempotency_key
     }
 
-    /// The trace that the execution belongs to, for the handler to continue.
+    /// For a compensation: the step that it undoes. If the outcome of the step is unknown, the step may
+    /// never have taken effect, and undoing it must be safe even then.
     pub fn compensation(&self) -> Option<&CompensationTask> {
         self.attempt.compensation.get().or(self.attempt.task.compensation.as_ref())
+    }
+
+    /// The trace that the execution belongs to, for the handler to continue.
+    pub fn trace(&self) -> TraceContext {
+        let task = &self.attempt.task;
+        TraceContext::new(task.traceparent.as_str(), task.tracestate.as_str())
     }
 
     /// Reports that the handler is still working on the attempt, and how far it is. A step with a
@@ -177,17 +183,6 @@ impl TaskContext {
     /// # Errors
     /// [`Error::Payload`] if the details cannot be written as JSON, [`Error::PayloadTooLarge`] if they are
     /// over 4 KiB.
-    pub fn trace(&self) -> TraceContext {
-        let task = &self.attempt.task;
-        TraceContext::new(task.traceparent.as_str(), task.tracestate.as_str())
-    }
-
-    /// Says that the attempt is being worked on, which a step with a `heartbeat` timeout wants, and how
-    /// far it is. Never waits: it is sent with what goes next, and only the last one counts. For none,
-    /// give `&()`.
-    ///
-    /// # Errors
-    /// [`Error::Payload`] for details without a JSON form, [`Error::PayloadTooLarge`] over 4 KiB.
     pub fn heartbeat<T: Serialize + ?Sized>(&self, details: &T) -> Result<(), Error> {
         let payload = to_payload(details)?;
         let size = payload.encoded_len();

@@ -27,7 +27,7 @@ use crate::client::MESSAGE_BYTES_MAX;
 /// How long the opening of a stream may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a drained worker waits for the service to end the stream. Tasks may still be on their way to
-/// it.
+/// the worker.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How many events of handlers are taken from the channel at a time.
 const EVENTS_MAX: usize = 1_024;
@@ -274,7 +274,7 @@ impl Loop {
         while let Ok(event) = self.events.try_recv() {
             self.gather(&mut vec![event]);
         }
-        // There is no stream on which to report that nothing is held.
+        // There is no stream on which the worker could report that it holds nothing.
         if self.session.is_idle() || self.is_overdue(until) {
             return ControlFlow::Break(());
         }
