@@ -38,7 +38,8 @@ const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A connection to the service, in one namespace. Cheap to clone; clones share the connection.
 ///
 /// Every call is idempotent. It carries a request id where the service accepts one. While the service
-/// cannot be reached, the client repeats the call with the same id until the retry timeout expires.
+/// cannot be reached or is overloaded, the client repeats the call with the same id until the retry timeout
+/// expires.
 ///
 /// The documentation of each call lists the reasons that are particular to it. Any call can also return
 /// [`Error::Unavailable`], or an [`Error::Service`] for an argument that is not valid or a server that is
@@ -86,8 +87,9 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a call is repeated while the service is away or overloaded, counted from the first try.
-    /// Zero turns retries off. Default: 30 s.
+    /// How long a call is repeated while the service is away or overloaded, counted from the first try. For
+    /// a call that asks the service to wait, such as [`Client::run`], that wait is added. Zero turns off
+    /// the retries of all other calls. Default: 30 s.
     #[must_use]
     pub fn retry_timeout(mut self, timeout: Duration) -> Self {
         self.retry_timeout = timeout;

@@ -1,5 +1,5 @@
-//! The Rust SDK of Recoup: a [`Client`] for every call of the service, a [`Worker`] that serves tasks,
-//! and [`Failures`], a subscriber of the failure feed.
+//! The Rust SDK of Recoup: a [`Client`] for every call of the service, a [`Worker`] that runs handlers
+//! for tasks, and [`Failures`], a subscriber to the failure feed.
 //!
 //! ```no_run
 //! use recoup_sdk::{Client, TaskContext, TaskError, Worker};
@@ -24,11 +24,11 @@
 // | --- | --- |
 // | `client` | `Client`: every RPC, with retries and typed errors |
 // | `worker` | `Worker`: sessions by stream or by unary calls, and the handlers that they run |
-// | `failures` | `Failures`: the subscriber of the failure feed |
-// | `error` | what can go wrong when the service is called |
+// | `failures` | `Failures`: the subscriber to the failure feed |
+// | `error` | `Error`: why a call of the service failed |
 // | `task_error` | `TaskError`: what a handler reports |
-// | `payload` | values into payloads and back |
-// | `backoff` | whether and when a call is made again |
+// | `payload` | the conversion of values to payloads and back |
+// | `backoff` | whether and when a call is repeated |
 
 mod backoff;
 mod client;

@@ -152,6 +152,9 @@ impl WorkerBuilder {
 
     /// Sets a handler that returns its result at once. The worker calls it between two reads of the stream,
     /// without spawning a tokio task, so it costs next to nothing. It must never block.
+    ///
+    /// With [`Transport::Unary`], and for a task with a payload that must be read first, it runs in a tokio
+    /// task like other handlers.
     pub fn inline_task<H>(self, task_type: impl Into<String>, handler: H) -> Self
     where
         H: Fn(RawTask) -> Result<Payload, TaskError> + Send + Sync + 'static,
@@ -179,9 +182,10 @@ impl WorkerBuilder {
         self
     }
 
-    /// How long the session survives without a message from the worker, from 1 s to 10 min. After that the
-    /// service treats its attempts as lost. The worker renews the session three times in this period.
-    /// Default: 30 s, and 90 s with [`Transport::Unary`].
+    /// How long the session survives without a message from the worker, from 1 s to 10 min. A value outside
+    /// that range is cut to it. After this time the service treats the session's attempts as lost. The
+    /// worker renews the session three times in this period. Default: 30 s, and 90 s with
+    /// [`Transport::Unary`].
     pub fn session_ttl(mut self, ttl: Duration) -> Self {
         self.setup.session_ttl = Some(ttl);
         self

@@ -302,7 +302,8 @@ async fn convert(
     Ok(converted)
 }
 
-/// The cursor for an event: the watermark advanced to the position of the event.
+/// The cursor for an event: the watermark advanced to the position of the event. A gap has the cursor of
+/// its beginning.
 fn cursor(state: &Subscription, position: Position, gap: Option<&Gap>) -> String {
     match (gap, Cursor::decode(&state.watermark)) {
         (Some(gap), _) => gap.from.clone(),

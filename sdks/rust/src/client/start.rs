@@ -39,7 +39,7 @@ pub struct Started {
     pub execution_id: String,
     /// Version of the workflow that the execution runs.
     pub workflow_version: u32,
-    /// True if this call started the execution; false if an existing execution has the key.
+    /// False if an existing execution with the key was returned instead of a new one.
     pub started: bool,
 }
 
@@ -50,7 +50,7 @@ pub struct Ended {
     pub execution_id: String,
     /// Version of the workflow that the execution ran.
     pub workflow_version: u32,
-    /// True if this call started the execution; false if an existing execution has the key.
+    /// False if an existing execution with the key was returned instead of a new one.
     pub started: bool,
     /// How the execution ended.
     pub outcome: Outcome,
