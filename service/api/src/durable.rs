@@ -400,7 +400,7 @@ pub async fn stream(context: Arc<Context>, name: Name, epoch: u64, responses: Re
     };
     close(&context, &name, epoch).await;
     if let Err(error) = ended {
-        // If the consumer does not accept the error either, it is dropped.
+        // If the consumer does not accept the error either, the error is dropped.
         let _ = responses.send_timeout(Err(error.into()), SEND_WITHIN).await;
     }
 }

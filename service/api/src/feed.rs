@@ -144,7 +144,7 @@ pub async fn stream(context: Arc<Context>, filter: Filter, cursor: Cursor, respo
         () = context.stopping() => Err(Refusal::Stopping.into()),
     };
     if let Err(error) = ended {
-        // If the reader does not accept the error either, it is dropped.
+        // If the reader does not accept the error either, the error is dropped.
         let _ = responses.send_timeout(Err(error.into()), SEND_WITHIN).await;
     }
 }

@@ -62,7 +62,7 @@ pub async fn serve(
 }
 
 async fn end(responses: &Responses, error: Error, within: Duration) {
-    // If the worker does not accept the error either, it is dropped.
+    // If the worker does not accept the error either, the error is dropped.
     let _ = responses.send_timeout(Err(error.into()), within).await;
 }
 
