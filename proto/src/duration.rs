@@ -36,7 +36,7 @@ pub struct Duration {
 /// Why something is no duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    #[error("`{0}` is no duration: write it like 20s, 5m, 1h30m or 250ms")]
+    #[error("`{0}` is not a duration: write it like 20s, 5m, 1h30m or 250ms")]
     Malformed(String),
     #[error("the duration is out of range")]
     OutOfRange,

@@ -177,7 +177,9 @@ fn in_our_words(message: String) -> String {
     }
     // True duplicates have been refused by the walk.
     match message.strip_prefix("duplicate field ") {
-        Some(field) => format!("{field} cannot stand beside another choice for the same thing"),
+        Some(field) => format!(
+            "{field} cannot be combined with another field that is set here: keep one of them"
+        ),
         None => message,
     }
 }

@@ -130,7 +130,8 @@ impl Walk {
             Event::Scalar(text, style, anchor, _) => {
                 self.enter(place, Some(text))?;
                 if *style == ScalarStyle::Plain && loses_digits(text) {
-                    let message = "a whole number beyond 64 bits: quote it to keep it as text";
+                    let message =
+                        "the whole number does not fit into 64 bits: quote it to keep it as text";
                     return Err(SourceError::new(place, self.path.as_str(), message));
                 }
                 self.grow(text.len() + 1, place)?;
@@ -148,7 +149,7 @@ impl Walk {
             Event::Alias(anchor) => {
                 self.enter(place, None)?;
                 let Some(&weight) = self.anchored.get(anchor) else {
-                    let message = "the alias stands inside what it names";
+                    let message = "the alias is inside the value that it refers to";
                     return Err(SourceError::new(place, self.path.as_str(), message));
                 };
                 self.grow(weight, place)?;
@@ -202,7 +203,7 @@ impl Walk {
     fn open(&mut self, kind: OpenKind, anchor: usize, place: Place) -> Result<(), SourceError> {
         self.enter(place, None)?;
         if self.open.len() == DEPTH_MAX {
-            let message = format!("nested deeper than {DEPTH_MAX}");
+            let message = format!("nested deeper than {DEPTH_MAX} levels");
             return Err(SourceError::new(place, self.path.as_str(), message));
         }
         let template = self.open.last().is_some_and(|parent| match parent.kind {

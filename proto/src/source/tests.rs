@@ -221,7 +221,7 @@ fn one_field_cannot_have_two_values() {
     let (line, _, path, message) =
         yaml_fault("name: a\nsteps:\n- id: b\n  retry: {constant: {interval: 1s}, linear: {}}\n");
     assert_eq!((line, path.as_str()), (4, "steps[0].retry"));
-    assert!(message.starts_with("`linear` cannot stand beside"), "{message}");
+    assert!(message.starts_with("`linear` cannot be combined"), "{message}");
 }
 
 #[test]

@@ -125,9 +125,10 @@ impl Condition {
         let value = self.expression.evaluate(&context)?;
         match value.downcast_ref::<CelBool>() {
             Some(truth) => Ok(*truth.inner()),
-            None => Err(self
-                .expression
-                .error(&format!("gives {}, not a boolean", value.get_type().name()))),
+            None => Err(self.expression.error(&format!(
+                "a condition must be a boolean, but this is of type {}",
+                value.get_type().name()
+            ))),
         }
     }
 }
@@ -251,7 +252,7 @@ impl Expression {
 fn too_large() -> TaskError {
     TaskError::builtin(
         builtin::PAYLOAD_TOO_LARGE,
-        format!("the rendered payload is above {PAYLOAD_BYTES_MAX} bytes"),
+        format!("the rendered payload is larger than {PAYLOAD_BYTES_MAX} bytes"),
     )
 }
 

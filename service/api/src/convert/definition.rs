@@ -98,7 +98,8 @@ impl Reader {
         let kind = match &step.kind {
             Some(v1::step::Kind::Task(task)) => self.task(task, &format!("{path}.task")),
             None => {
-                self.issue(format!("{path}.task"), IssueCode::Required, "a step does something");
+                let message = "a step needs a task, such as `task: {type: payment.charge}`";
+                self.issue(format!("{path}.task"), IssueCode::Required, message);
                 Task::default()
             }
         };
@@ -123,7 +124,7 @@ impl Reader {
         let task = match &compensate.kind {
             Some(v1::compensate::Kind::Task(task)) => self.task(task, &format!("{path}.task")),
             None => {
-                let message = "a compensation does something";
+                let message = "a compensation needs a task, such as `task: {type: payment.refund}`";
                 self.issue(format!("{path}.task"), IssueCode::Required, message);
                 Task::default()
             }

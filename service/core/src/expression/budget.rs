@@ -123,7 +123,8 @@ fn pay(args: &[CowVal<'_, '_>], cost: usize) -> Result<(), ExecutionError> {
     if paid {
         Ok(())
     } else {
-        Err(ExecutionError::function_error(CHARGE, "takes too much work for its input"))
+        let message = "the expression takes too much work for its input";
+        Err(ExecutionError::function_error(CHARGE, message))
     }
 }
 

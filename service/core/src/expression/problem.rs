@@ -4,7 +4,7 @@ use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX}
 
 /// A problem, together with the expression or template that has it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem} in `{text}`")]
+#[error("`{text}`: {problem}")]
 pub struct CompileError {
     pub problem: Problem,
     /// The expression, or the text that is not valid JSON; shortened.
@@ -16,39 +16,41 @@ pub struct CompileError {
 pub enum Problem {
     #[error("invalid JSON: {0}")]
     NotJson(String),
-    #[error("an expression has no end: `${{` without its `}}`")]
+    #[error("`${{` has no matching `}}`: add it, or write `$${{` for the text `${{`")]
     Unterminated,
-    #[error("names of fields hold no expressions")]
+    #[error("an expression can be part of a value, not of the name of a field")]
     ExpressionInName,
     #[error("an expression has {0} bytes, at most {CEL_SOURCE_BYTES_MAX} are allowed")]
     TooLong(usize),
     #[error("{message} (line {line}, column {column})")]
     Syntax { line: usize, column: usize, message: String },
-    #[error("it nests deeper than {CEL_DEPTH_MAX}")]
+    #[error("the expression is nested deeper than {CEL_DEPTH_MAX} levels")]
     TooDeep,
-    #[error("comprehensions nest deeper than {CEL_COMPREHENSIONS_MAX}")]
+    #[error("comprehensions are nested deeper than {CEL_COMPREHENSIONS_MAX} levels")]
     TooManyComprehensions,
-    #[error("unknown variable `{0}`")]
+    #[error("unknown variable `{0}`, expected one of input, steps, execution, run, error")]
     UnknownVariable(String),
-    #[error("`error` exists in finally and compensations only")]
+    #[error("`error` is available only in `finally` and in compensations")]
     ErrorOutsideHandler,
     #[error("`{of}` has no field `{field}`")]
     UnknownField { of: &'static str, field: String },
     #[error("unknown step `{0}`")]
     UnknownStep(String),
-    #[error("step `{0}` does not come before this place")]
+    #[error("step `{0}` does not run before this point, so it cannot be read here")]
     ForwardReference(String),
-    #[error("step `{0}` stands inside of another step: only that one's output can be read here")]
+    #[error(
+        "step `{0}` is inside another step: only the output of the outer step can be read here"
+    )]
     HiddenStep(String),
-    #[error("a step is read as `steps.<id>.output` or `steps.<id>.error`")]
+    #[error("a step can be read only as `steps.<id>.output` or `steps.<id>.error`")]
     StepsAsValue,
-    #[error("`steps.<id>.output` and `.error` always exist: compare them with null")]
+    #[error("`steps.<id>.output` and `.error` always exist: compare them with null instead")]
     HasOfStep,
-    #[error("a comprehension's variable hides `{0}`")]
+    #[error("a comprehension's variable must not hide `{0}`: give it another name, such as `x`")]
     HidesVariable(String),
     #[error("unknown function `{0}`")]
     UnknownFunction(String),
-    #[error("messages are not supported")]
+    #[error("CEL messages such as `Name{{field: 1}}` are not supported")]
     Message,
 }
 

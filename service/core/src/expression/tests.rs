@@ -160,7 +160,7 @@ fn what_is_read_is_bounded_and_only_what_is_named_is_read() {
     let error = over.expect_err("a payload too many");
     assert_eq!(error.error_type, builtin::EXPRESSION);
     assert!(error.message.contains("`steps.binary.output`"), "{}", error.message);
-    assert!(error.message.contains("over 8388608 bytes of JSON"), "{}", error.message);
+    assert!(error.message.contains("more than 8388608 bytes of JSON"), "{}", error.message);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn what_fails_at_run_time_is_an_expression_error() {
         ("input.n * input.n", "mul overflows"),
         ("-(-9223372036854775807 - 1)", "overflows"),
         ("input.items[2]", "out of bounds"),
-        ("input.id + 1", "add does not take string and int"),
+        ("input.id + 1", "add cannot be applied to string and int"),
         ("[1] + {'a': 1}", "a map cannot be added"),
         ("int('x')", "int: "),
         ("b'x'", "no JSON form"),
@@ -283,7 +283,11 @@ fn a_condition_gives_a_boolean_or_an_error() {
     assert_eq!(evaluate("input.n > 1"), Ok(true));
     assert_eq!(evaluate("steps.charge.output.id == 'x'"), Ok(false));
     let error = evaluate("input.n").expect_err("a number is no condition");
-    assert!(error.message.contains("gives int, not a boolean"), "{}", error.message);
+    assert!(
+        error.message.contains("a condition must be a boolean, but this is of type int"),
+        "{}",
+        error.message
+    );
 }
 
 #[test]

@@ -213,28 +213,28 @@ pub(super) fn describe(error: &ExecutionError) -> String {
         E::FunctionError { function, message } => format!("{function}: {}", shorten(message, 200)),
         E::NoSuchOverload(error) => error.to_string(),
         E::UndeclaredReference(name) => format!("unknown name: {name}"),
-        E::UnexpectedType { got, want } => format!("got {got}, not {want}"),
+        E::UnexpectedType { got, want } => format!("expected {want}, got {got}"),
         E::InvalidArgumentCount { expected, actual } => {
-            format!("{actual} arguments instead of {expected}")
+            format!("expected {expected} arguments, got {actual}")
         }
         E::ValuesNotComparable(left, right) => {
             format!("{} and {} cannot be compared", left.type_of(), right.type_of())
         }
         E::UnsupportedBinaryOperator(operator, left, right) => {
-            format!("{operator} does not take {} and {}", left.type_of(), right.type_of())
+            format!("{operator} cannot be applied to {} and {}", left.type_of(), right.type_of())
         }
         E::UnsupportedIndex(key, value) => {
-            format!("a {} is no index of a {}", key.type_of(), value.type_of())
+            format!("{} cannot be the index of a {}", key.type_of(), value.type_of())
         }
-        E::UnsupportedKeyType(key) => format!("a {} is no key", key.type_of()),
+        E::UnsupportedKeyType(key) => format!("{} cannot be the key of a map", key.type_of()),
         E::NotSupportedAsMethod { method, target } => {
-            format!("a {} has no {method}", target.type_of())
+            format!("{} has no method {method}", target.type_of())
         }
         E::DivisionByZero(_) => "division by zero".into(),
         E::RemainderByZero(_) => "remainder of a division by zero".into(),
         E::Overflow(operator, ..) => format!("{operator} overflows"),
         E::IndexOutOfBounds(_) => "the index is out of bounds".into(),
-        E::DuplicateKey(_) => "a key is there twice".into(),
+        E::DuplicateKey(_) => "a map contains the same key twice".into(),
         _ => "the evaluation failed".into(),
     }
 }

@@ -100,8 +100,9 @@ pub(super) fn context<'v>(
         bytes += own;
         if bytes > EXPRESSION_READ_BYTES_MAX {
             let (name, max) = (read.name(), EXPRESSION_READ_BYTES_MAX);
-            let what =
-                format!("`{name}` cannot be read: with it, over {max} bytes of JSON are read");
+            let what = format!(
+                "`{name}` cannot be read: the expressions would read more than {max} bytes of JSON"
+            );
             return Err(TaskError::builtin(builtin::EXPRESSION, what));
         }
         variables.parsed.set(variables.parsed.get().saturating_add(own));

@@ -89,7 +89,11 @@ impl Compiler<'_> {
         self.durations(definition);
         self.defaults();
         if steps.is_empty() {
-            self.issues.add("steps".into(), IssueCode::Required, "there is no step".into());
+            self.issues.add(
+                "steps".into(),
+                IssueCode::Required,
+                "at least one step is required".into(),
+            );
         }
         let mut plan = Plan {
             name: definition.name.clone(),
@@ -119,7 +123,7 @@ impl Compiler<'_> {
             for (path, step) in paths(field, block) {
                 self.step_id(&path, &step.id);
                 if tree.find(step.id.as_str()).is_some() {
-                    let message = format!("another step has the id `{}`", step.id);
+                    let message = format!("another step already has the id `{}`", step.id);
                     self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
                 }
                 tree.add_step(scope, step.id.clone());
@@ -135,7 +139,8 @@ impl Compiler<'_> {
         for (position, (path, step)) in paths("finally", finally).enumerate() {
             let scope = scope(Place { scope: ScopeId::FINALLY, position }, true);
             if step.compensate.is_some() {
-                let message = "steps of finally are not compensated".to_owned();
+                let message =
+                    "a step of `finally` is never compensated: remove `compensate`".to_owned();
                 let path = format!("{path}.compensate");
                 self.issues.add(path, IssueCode::CompensateInFinally, message);
             }
@@ -157,7 +162,8 @@ impl Compiler<'_> {
             && name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));
         if !is_name {
             let message = format!(
-                "a name is a letter or digit, then letters, digits, `.`, `_` and `-`, {NAME_BYTES_MAX} at most"
+                "`{name:.NAME_BYTES_MAX$}` is not a valid name: use a letter or digit, then letters, \
+                 digits, `.`, `_` and `-`, at most {NAME_BYTES_MAX} characters, such as `order`"
             );
             self.issues.add("name".into(), IssueCode::NameInvalid, message);
         }
@@ -189,12 +195,14 @@ impl Compiler<'_> {
         let path = format!("{path}.id");
         if !is_id {
             let message = format!(
-                "`{text}` is no step id: a small letter, then small letters, digits and `_`, \
-                 {STEP_ID_BYTES_MAX} at most"
+                "`{text}` is not a valid step id: use a lowercase letter, then lowercase letters, digits \
+                 and `_`, at most {STEP_ID_BYTES_MAX} characters, such as `charge_card`"
             );
             self.issues.add(path, IssueCode::StepIdInvalid, message);
         } else if RESERVED.contains(&text) {
-            let message = format!("`{text}` is a reserved word of CEL");
+            let message = format!(
+                "`{text}` is a reserved word of CEL: use another id, such as `{text}_step`"
+            );
             self.issues.add(path, IssueCode::StepIdReserved, message);
         }
     }
@@ -211,7 +219,8 @@ impl Compiler<'_> {
             self.issues.expressions(&format!("{path}.when"), Condition::compile(when, scope))
         });
         if step.allow_warning && step.on_error != OnError::Ignore {
-            let message = "it says something only beside on_error: IGNORE".to_owned();
+            let message = "has no effect without `on_error: IGNORE`: add that or remove this field"
+                .to_owned();
             let path = format!("{path}.allow_warning");
             self.issues.add(path, IssueCode::AllowWarningWithoutIgnore, message);
         }
@@ -250,7 +259,7 @@ impl Compiler<'_> {
         scope: &Scope<'_>,
     ) -> TaskPlan {
         if task.task_type.trim().is_empty() {
-            let message = "a task needs a type".to_owned();
+            let message = "a task needs a type, such as `payment.charge`".to_owned();
             self.issues.add(format!("{path}.type"), IssueCode::Required, message);
         }
         self.text(&format!("{path}.type"), &task.task_type, TASK_TYPE_BYTES_MAX);
@@ -258,8 +267,10 @@ impl Compiler<'_> {
             self.queue(&format!("{path}.queue"), queue);
         }
         if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&task.priority) {
-            let message =
-                format!("{} is not from -{PRIORITY_MAX} to {PRIORITY_MAX}", task.priority);
+            let message = format!(
+                "{} is out of range: use a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}",
+                task.priority
+            );
             let path = format!("{path}.priority");
             self.issues.add(path, IssueCode::PriorityOutOfRange, message);
         }
@@ -308,18 +319,24 @@ impl Compiler<'_> {
         if let (Some(one), Some(whole)) = (all.start_to_close, all.schedule_to_close)
             && one > whole
         {
-            let message = format!("one attempt may take {one:?}, all of them {whole:?}");
+            let message = format!(
+                "{one:?} is longer than schedule_to_close, which limits all attempts together to {whole:?}"
+            );
             contradiction("start_to_close", message);
         }
         if let (Some(wait), Some(whole)) = (all.schedule_to_start, all.schedule_to_close)
             && wait > whole
         {
-            let message = format!("the wait for a worker may take {wait:?}, everything {whole:?}");
+            let message = format!(
+                "{wait:?} is longer than schedule_to_close, which limits the whole task to {whole:?}"
+            );
             contradiction("schedule_to_start", message);
         }
         let start_to_close = all.start_to_close.unwrap_or(START_TO_CLOSE);
         if let Some(heartbeat) = all.heartbeat.filter(|heartbeat| *heartbeat > start_to_close) {
-            let message = format!("an attempt ends after {start_to_close:?}, before {heartbeat:?}");
+            let message = format!(
+                "{heartbeat:?} is longer than start_to_close, which ends an attempt after {start_to_close:?}"
+            );
             contradiction("heartbeat", message);
         }
         all
@@ -327,14 +344,15 @@ impl Compiler<'_> {
 
     fn positive(&mut self, path: &str, duration: Option<Duration>) {
         if duration == Some(Duration::ZERO) {
-            let message = "it must be longer than zero".to_owned();
+            let message = "must be longer than zero, such as 30s".to_owned();
             self.issues.add(path.to_owned(), IssueCode::DurationInvalid, message);
         }
     }
 
     fn queue(&mut self, path: &str, queue: &str) {
         if queue.trim().is_empty() {
-            let message = "the name of a queue is not empty".to_owned();
+            let message =
+                "a queue name must not be blank: use a name such as `payments`".to_owned();
             self.issues.add(path.to_owned(), IssueCode::Required, message);
         }
         self.text(path, queue, QUEUE_BYTES_MAX);

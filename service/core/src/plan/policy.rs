@@ -10,7 +10,8 @@ use crate::retry::{DELAY_MAX, Limits, RetryPolicy, Rule, Schedule};
 pub(super) fn check(policy: &RetryPolicy, path: &str, issues: &mut Issues) {
     let jitter = policy.jitter();
     if !(0.0..=1.0).contains(&jitter) {
-        wrong(issues, format!("{path}.jitter"), format!("{jitter} is not from 0 to 1"));
+        let message = format!("{jitter} is out of range: use a number from 0 to 1, such as 0.2");
+        wrong(issues, format!("{path}.jitter"), message);
     }
     limits(&policy.limits, path, issues);
     types(&policy.non_retryable_error_types, &format!("{path}.non_retryable_error_types"), issues);
@@ -36,7 +37,7 @@ pub(super) fn check(policy: &RetryPolicy, path: &str, issues: &mut Issues) {
 
 fn rule(rule: &Rule, policy: &RetryPolicy, path: &str, issues: &mut Issues) {
     if rule.error_types.is_empty() {
-        let message = "a rule needs at least one error type".to_owned();
+        let message = "a rule needs at least one error type, such as `payment`".to_owned();
         wrong(issues, format!("{path}.error_types"), message);
     }
     types(&rule.error_types, &format!("{path}.error_types"), issues);
@@ -58,11 +59,12 @@ fn rule(rule: &Rule, policy: &RetryPolicy, path: &str, issues: &mut Issues) {
 
 fn limits(limits: &Limits, path: &str, issues: &mut Issues) {
     if limits.max_attempts == Some(0) {
-        let message = "0 attempts are none at all; 1 is no retry".to_owned();
+        let message = "must be at least 1; 1 disables retries".to_owned();
         wrong(issues, format!("{path}.max_attempts"), message);
     }
     if limits.max_duration == Some(Duration::ZERO) {
-        wrong(issues, format!("{path}.max_duration"), "it must be longer than zero".to_owned());
+        let message = "must be longer than zero, such as 30s".to_owned();
+        wrong(issues, format!("{path}.max_duration"), message);
     }
 }
 
@@ -70,8 +72,9 @@ fn limits(limits: &Limits, path: &str, issues: &mut Issues) {
 fn first_delay(schedule: &Schedule, budget: Option<Duration>, path: &str, issues: &mut Issues) {
     let first = schedule.delay(0, 0.0);
     if let Some(budget) = budget.filter(|budget| !budget.is_zero() && first >= *budget) {
-        let message =
-            format!("the first delay, {first:?}, uses up all of {budget:?}: no retry follows");
+        let message = format!(
+            "no retry can follow: the first delay, {first:?}, must be shorter than max_duration, {budget:?}"
+        );
         wrong(issues, format!("{path}.max_duration"), message);
     }
 }
@@ -84,31 +87,38 @@ fn schedule(schedule: &Schedule, path: &str, is_endless: bool, issues: &mut Issu
         Schedule::Constant { interval } => (*interval, "constant.interval"),
         Schedule::Exponential { initial_interval, backoff_coefficient, max_interval } => {
             if initial_interval.is_zero() {
-                wrong("exponential.initial_interval", "it must be longer than zero");
+                wrong("exponential.initial_interval", "must be longer than zero, such as 1s");
             }
             if !(backoff_coefficient.is_finite() && *backoff_coefficient >= 1.0) {
-                wrong("exponential.backoff_coefficient", "it must be a finite number from 1 up");
+                let message = format!(
+                    "{backoff_coefficient} is out of range: use a finite number of at least 1, such as 2"
+                );
+                wrong("exponential.backoff_coefficient", &message);
             }
             if max_interval < initial_interval {
-                wrong("exponential.max_interval", "it is shorter than the initial interval");
+                let message = format!(
+                    "{max_interval:?} is shorter than initial_interval, which is {initial_interval:?}"
+                );
+                wrong("exponential.max_interval", &message);
             }
             (*initial_interval, "exponential.initial_interval")
         }
         Schedule::Random { min, max } => {
             if max < min {
-                wrong("random.max", "it is shorter than the shortest wait");
+                wrong("random.max", &format!("{max:?} is shorter than min, which is {min:?}"));
             }
             (*min, "random.min")
         }
         Schedule::Linear { initial, max, .. } => {
             if max < initial {
-                wrong("linear.max", "it is shorter than the initial wait");
+                let message = format!("{max:?} is shorter than initial, which is {initial:?}");
+                wrong("linear.max", &message);
             }
             (*initial, "linear.initial")
         }
     };
     if first > DELAY_MAX {
-        wrong(first_field, "it is longer than 30 days, the longest delay there is");
+        wrong(first_field, &format!("{first:?} is longer than the longest delay, 30 days"));
     }
     let (longest, longest_field) = match schedule {
         Schedule::Constant { interval } => (*interval, "constant.interval"),
@@ -119,7 +129,9 @@ fn schedule(schedule: &Schedule, path: &str, is_endless: bool, issues: &mut Issu
         }
     };
     if is_endless && longest.is_zero() {
-        wrong(longest_field, "attempts without number need a delay");
+        let message =
+            "retries without a delay must be limited: set max_attempts or a delay, such as 1s";
+        wrong(longest_field, message);
     }
 }
 
@@ -143,9 +155,12 @@ fn types(patterns: &[String], path: &str, issues: &mut Issues) {
 /// The reason why a pattern cannot match the type of any error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    #[error("a pattern has at most {ERROR_TYPE_BYTES_MAX} bytes")]
+    #[error("the pattern is too long: at most {ERROR_TYPE_BYTES_MAX} bytes are allowed")]
     TooLong,
-    #[error("`{0}` is no pattern: `a.b` takes it and all below, `*` all")]
+    #[error(
+        "`{0}` is not a valid pattern: `payment` matches that error type and all types below it, and `*` \
+         matches all types that are not built-in"
+    )]
     Malformed(String),
     #[error("there is no built-in error type `{0}`")]
     UnknownBuiltin(String),
