@@ -154,7 +154,7 @@ pub enum Rejection {
     NoSuchAttempt,
     #[error("no compensation of the step is parked")]
     NotParked,
-    #[error("the request id was used with another body")]
+    #[error("the request id was already used for another request: use a new one")]
     RequestIdReused,
     #[error("no deadline has passed")]
     NothingDue,

@@ -214,15 +214,16 @@ impl Decider<'_> {
         outcome: AttemptOutcome,
         is_cleanup: bool,
     ) -> TaskError {
-        let escalated = if plan.delivery == Delivery::AtMostOnce
-            && outcome == AttemptOutcome::Unknown
-        {
-            TaskError::builtin(builtin::OUTCOME_UNKNOWN, "the attempt is delivered at most once")
-        } else if self.is_full(is_cleanup) {
-            TaskError::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL)
-        } else {
-            return error;
-        };
+        let escalated =
+            if plan.delivery == Delivery::AtMostOnce && outcome == AttemptOutcome::Unknown {
+                let message =
+                    "the attempt may have taken effect, and its task is delivered at most once";
+                TaskError::builtin(builtin::OUTCOME_UNKNOWN, message)
+            } else if self.is_full(is_cleanup) {
+                TaskError::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL)
+            } else {
+                return error;
+            };
         TaskError { cause: Some(Box::new(error)), ..escalated }
     }
 

@@ -26,7 +26,8 @@ impl Decider<'_> {
                 Deadline::Grace => {
                     let stop = self.state().stop.as_ref();
                     let error = stop.map(|stop| stop.error.clone());
-                    let reason = "the run ended before the attempt did, and its grace is over";
+                    let reason =
+                        "the run ended, and the attempt did not end within the grace period";
                     let cause = error.map(Box::new);
                     let error =
                         TaskError { cause, ..TaskError::builtin(builtin::CANCELLED, reason) };
