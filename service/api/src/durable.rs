@@ -102,7 +102,7 @@ async fn save(context: &Context, row: SubscriptionRow, state: &Subscription) -> 
 }
 
 fn contended() -> Error {
-    let message = "too many others change the subscription at the same time";
+    let message = "too many callers are changing the subscription at the same time; try again";
     Error::new(ErrorReason::StoreUnavailable, message)
 }
 
@@ -154,7 +154,7 @@ async fn close(context: &Context, name: &Name, epoch: u64) {
     });
     if let Err(error) = closed.await {
         // That is harmless: the lease of the consumer will expire.
-        tracing::debug!(%error, "a consumer could not be signed off");
+        tracing::debug!(%error, "a consumer could not be released; its lease will expire");
     }
 }
 

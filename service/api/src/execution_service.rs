@@ -133,7 +133,7 @@ impl Service {
         let engine = &self.context.engine;
         let plan = engine.plan(&index.namespace, &index.workflow, Some(index.version)).await;
         Ok(plan.unwrap_or_else(|error| {
-            tracing::debug!(%error, "a history is told without the plan of its execution");
+            tracing::debug!(%error, "a history is returned without the plan of its execution");
             None
         }))
     }

@@ -64,7 +64,7 @@ impl Service {
         let cursor = match start {
             Some(GivenStart::Subscription(reference)) => {
                 if filter.is_some() {
-                    let message = "a durable subscription has a filter of its own";
+                    let message = "must not be set with `subscription`, which has its own filter";
                     return Err(Error::invalid("filter", message));
                 }
                 let name = subscriptions::name(Some(reference), "subscription")?;
@@ -138,7 +138,7 @@ impl Service {
             0 => EVENTS,
             max if max <= EVENTS_MAX => max,
             max => {
-                let message = format!("{max} is not from 1 to {EVENTS_MAX}");
+                let message = format!("must be from 1 to {EVENTS_MAX}, not {max}");
                 return Err(Error::invalid("max_events", message));
             }
         } as usize;
@@ -284,7 +284,7 @@ impl Service {
             return Err(Error::required("payload_id"));
         }
         let missing = || {
-            let message = "there is no payload with that id, or retention has taken it";
+            let message = "there is no payload with that id, or retention has deleted it";
             Error::new(ErrorReason::PayloadNotFound, message)
         };
         let id = PayloadId::decode(id).ok_or_else(missing)?;
@@ -372,7 +372,7 @@ fn count(tokens: usize, field: &str) -> Result<()> {
     if (1..=TOKENS_MAX).contains(&tokens) {
         return Ok(());
     }
-    Err(Error::invalid(field, format!("{tokens} is not from 1 to {TOKENS_MAX}")))
+    Err(Error::invalid(field, format!("must have from 1 to {TOKENS_MAX} entries, not {tokens}")))
 }
 
 fn results(tokens: Vec<String>, reasons: Vec<ErrorReason>) -> Vec<v1::AckResult> {

@@ -43,7 +43,7 @@ pub fn service(engine: Engine, mut shutdown: watch::Receiver<bool>) -> HealthSer
                     (_, false) => tracing::warn!(
                         answers,
                         writing,
-                        "not ready: the store does not answer, or takes nothing"
+                        "not ready: the store does not answer, or accepts no writes"
                     ),
                 }
                 let status = if is_up { ServingStatus::Serving } else { ServingStatus::NotServing };

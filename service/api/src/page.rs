@@ -30,7 +30,7 @@ impl Page {
             0 => SIZE,
             size if size <= SIZE_MAX => size,
             size => {
-                let message = format!("{size} is not from 1 to {SIZE_MAX}");
+                let message = format!("must be from 1 to {SIZE_MAX}, not {size}");
                 return Err(Error::invalid("page_size", message));
             }
         };
@@ -47,13 +47,17 @@ impl Page {
     /// The position as an array. Refused if it does not have exactly `N` bytes.
     pub fn after_exactly<const N: usize>(&self) -> Result<Option<[u8; N]>> {
         let after = self.after.as_deref().map(<[u8; N]>::try_from).transpose();
-        after.map_err(|_| invalid("it belongs to another list"))
+        after.map_err(|_| {
+            invalid("it was issued for another list; request the first page without a token")
+        })
     }
 
     /// The position as text.
     pub fn after_text(&self) -> Result<Option<&str>> {
         let after = self.after.as_deref().map(std::str::from_utf8).transpose();
-        after.map_err(|_| invalid("it belongs to another list"))
+        after.map_err(|_| {
+            invalid("it was issued for another list; request the first page without a token")
+        })
     }
 
     /// The token of the page after this position.
@@ -68,7 +72,8 @@ impl Page {
 }
 
 fn position(token: &str, filter: u64) -> Result<Vec<u8>> {
-    let foreign = || invalid("it is not one of this service");
+    let foreign =
+        || invalid("it is not a page token of this service; pass `next_page_token` unchanged");
     if token.len() > TOKEN_MAX {
         return Err(foreign());
     }
@@ -79,7 +84,9 @@ fn position(token: &str, filter: u64) -> Result<Vec<u8>> {
     }
     let (own, position) = content[1..].split_first_chunk::<8>().ok_or_else(foreign)?;
     if u64::from_be_bytes(*own) != filter {
-        return Err(invalid("it belongs to another filter"));
+        return Err(invalid(
+            "it was issued for another filter; request the first page without a token",
+        ));
     }
     Ok(position.to_vec())
 }

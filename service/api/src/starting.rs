@@ -13,7 +13,8 @@ pub async fn starting() -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     health::report(&reporter, ServingStatus::NotServing).await;
     let refuse = async || {
-        let status = Status::from(Error::store_unavailable("the server waits for its database"));
+        let status =
+            Status::from(Error::store_unavailable("the server is waiting for its database"));
         status.into_http::<Body>()
     };
     Routes::from(Routes::new(health).into_axum_router().fallback(refuse))

@@ -82,7 +82,7 @@ impl Error {
 
     /// The error for a defect of the server. Its details are logged here and not sent to the caller.
     pub fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
-        tracing::error!(what, %error, "a call failed that should not");
+        tracing::error!(what, %error, "a call failed with an internal error");
         Self::new(ErrorReason::Internal, format!("internal error: {what}"))
     }
 
@@ -92,7 +92,7 @@ impl Error {
         match error {
             recoup_store::format::Error::Newer(_) => Self::new(
                 ErrorReason::ExecutionTooNew,
-                format!("{what} cannot be read here: {error}"),
+                format!("{what} cannot be read by this server: {error}"),
             ),
             damaged => Self::internal(what, damaged),
         }
@@ -320,7 +320,7 @@ impl From<recoup_store::Error> for Error {
                 Self::field(ErrorReason::RequestIdReused, "request_id", message)
             }
             Store::NotFound | Store::AlreadyExists | Store::Incompatible(_) => {
-                Self::internal("the store answered what it should not", &message)
+                Self::internal("the store gave an unexpected answer", &message)
             }
         }
     }

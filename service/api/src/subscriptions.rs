@@ -47,7 +47,10 @@ fn checked_name(name: String, field: &str) -> Result<String> {
     if is_name {
         return Ok(name);
     }
-    Err(Error::invalid(field, "a name is `[a-z][a-z0-9_.-]*`, at most 128 bytes"))
+    Err(Error::invalid(
+        field,
+        "must match `[a-z][a-z0-9_.-]*`, such as `billing-alerts`, and have at most 128 bytes",
+    ))
 }
 
 pub async fn create(
@@ -111,7 +114,7 @@ async fn wanted(
         0 => WINDOW,
         window if window <= WINDOW_MAX => window,
         window => {
-            let message = format!("{window} is not from 1 to {WINDOW_MAX}");
+            let message = format!("must be from 1 to {WINDOW_MAX}, not {window}");
             return Err(Error::invalid("subscription.window", message));
         }
     };

@@ -54,7 +54,7 @@ impl Unread {
 }
 
 fn refusal() -> Frame<Bytes> {
-    let message = "this connection has 64 MiB of answers that were not read";
+    let message = "the client has left 64 MiB of answers unread on this connection";
     let error = Error { retry_after: Some(RETRY), ..Error::new(ErrorReason::Overloaded, message) };
     let mut trailers = http::HeaderMap::new();
     let added = Status::from(error).add_header(&mut trailers);

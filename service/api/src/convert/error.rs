@@ -65,7 +65,7 @@ pub fn summary(error: &TaskError) -> v1::Error {
 pub fn from_proto(error: v1::Error, field: &str) -> status::Result<TaskError> {
     let read = link(error, field, 1)?;
     if read.size() > ERROR_BYTES_MAX {
-        let message = format!("{} bytes, at most {ERROR_BYTES_MAX} are allowed", read.size());
+        let message = format!("must have at most {ERROR_BYTES_MAX} bytes, not {}", read.size());
         return Err(status::Error::field(ErrorReason::ErrorTooLarge, field, message));
     }
     Ok(read)
@@ -73,7 +73,7 @@ pub fn from_proto(error: v1::Error, field: &str) -> status::Result<TaskError> {
 
 fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<TaskError> {
     if depth > CAUSE_DEPTH_MAX {
-        let message = format!("causes nest deeper than {CAUSE_DEPTH_MAX}");
+        let message = format!("causes must not nest deeper than {CAUSE_DEPTH_MAX}");
         return Err(status::Error::field(ErrorReason::ErrorTooLarge, field, message));
     }
     let category = category_from(error.category()).unwrap_or_default();
@@ -83,7 +83,8 @@ fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<TaskError
     };
     let is_short = error.source.len() <= SOURCE_BYTES_MAX;
     if !is_short {
-        let message = format!("at most {SOURCE_BYTES_MAX} bytes are allowed");
+        let message =
+            format!("must have at most {SOURCE_BYTES_MAX} bytes, not {}", error.source.len());
         return Err(status::Error::invalid(format!("{field}.source"), message));
     }
     let details = error.details.map(|details| payload::from_proto(details, field));
@@ -113,12 +114,12 @@ fn checked_type(text: String, field: &str) -> status::Result<String> {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     let is_segment = |segment: &str| !segment.is_empty() && segment.bytes().all(is_letter);
     if text.len() > ERROR_TYPE_BYTES_MAX || !text.split('.').all(is_segment) {
-        let message =
-            "a type has segments `[A-Za-z0-9_-]+` with dots between them, 255 bytes in all";
+        let message = "must consist of segments `[A-Za-z0-9_-]+` separated by dots, such as \
+                       `payment.declined`, with at most 255 bytes";
         return Err(status::Error::invalid(format!("{field}.type"), message));
     }
     if type_matches(builtin::PREFIX, &text) && !OF_WORKERS.contains(&text.as_str()) {
-        let message = "types under `recoup.` are the service's own";
+        let message = "types under `recoup.` are reserved for the service";
         return Err(status::Error::invalid(format!("{field}.type"), message));
     }
     Ok(text)

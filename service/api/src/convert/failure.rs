@@ -117,7 +117,9 @@ pub fn filter_from(filter: Option<v1::FailureFilter>, field: &str) -> Result<Fil
     let bounded = |list: &[String], name: &str, bytes_max: usize| {
         let is_within = list.len() <= FILTER_ENTRIES_MAX
             && list.iter().all(|entry| !entry.is_empty() && entry.len() <= bytes_max);
-        let message = format!("at most {FILTER_ENTRIES_MAX} entries of 1 to {bytes_max} bytes");
+        let message = format!(
+            "must have at most {FILTER_ENTRIES_MAX} entries, each of 1 to {bytes_max} bytes"
+        );
         if is_within { Ok(()) } else { Err(Error::invalid(format!("{field}.{name}"), message)) }
     };
     bounded(&filter.workflows, "workflows", recoup_core::limits::NAME_BYTES_MAX)?;

@@ -28,13 +28,14 @@ pub fn from_proto(payload: v1::Payload, field: &str) -> Result<Payload> {
         Some(Content::Data(data)) if payload.content_type.is_empty() => (data, OCTETS.to_owned()),
         Some(Content::Data(data)) => (data, payload.content_type),
         Some(Content::Reference(_)) => {
-            let message = "a reference is not a payload: send the content";
+            let message =
+                "must hold the content, not a reference: read it with ReadPayload and send it";
             return Err(Error::field(ErrorReason::PayloadInvalid, field, message));
         }
     };
     let read = Payload { data, content_type, metadata: payload.metadata };
     if read.size() > PAYLOAD_BYTES_MAX {
-        let message = format!("{} bytes, at most {PAYLOAD_BYTES_MAX} are allowed", read.size());
+        let message = format!("must have at most {PAYLOAD_BYTES_MAX} bytes, not {}", read.size());
         return Err(Error::field(ErrorReason::PayloadTooLarge, field, message));
     }
     if is_text {
@@ -75,14 +76,15 @@ fn offset(text: &[u8], why: &serde_json::Error) -> usize {
 
 fn annotated(mut payload: Payload, field: &str) -> Result<Payload> {
     if payload.content_type.len() > CONTENT_TYPE_BYTES_MAX {
-        let message = format!("at most {CONTENT_TYPE_BYTES_MAX} bytes are allowed");
+        let message = format!("must have at most {CONTENT_TYPE_BYTES_MAX} bytes");
         return Err(Error::invalid(format!("{field}.content_type"), message));
     }
     let is_within = |(name, value): (&String, &String)| {
         name.len() <= METADATA_NAME_BYTES_MAX && value.len() <= METADATA_VALUE_BYTES_MAX
     };
     if payload.metadata.len() > METADATA_ENTRIES_MAX || !payload.metadata.iter().all(is_within) {
-        let message = "at most 64 entries are allowed, with names of 128 and values of 1024 bytes";
+        let message =
+            "must have at most 64 entries, with names up to 128 bytes and values up to 1024 bytes";
         return Err(Error::invalid(format!("{field}.metadata"), message));
     }
     let has_nul = |text: &String| text.contains('\0');

@@ -35,8 +35,8 @@ pub fn namespace(name: &str, field: &str) -> Result<Namespace> {
     if is_namespace(name) {
         return Ok(name.into());
     }
-    let message = "a namespace has segments `[a-z][a-z0-9_-]*` with dots between them, at most 8 \
-                   and 128 bytes";
+    let message = "must consist of segments `[a-z][a-z0-9_-]*` separated by dots, such as \
+                   `company.billing`, with at most 8 segments and 128 bytes";
     Err(Error::invalid(field, message))
 }
 
@@ -46,7 +46,9 @@ pub fn namespace_pattern(pattern: &str, field: &str) -> Result<String> {
     if pattern == "*" || is_namespace(pattern.strip_suffix(".*").unwrap_or(pattern)) {
         return Ok(pattern.to_owned());
     }
-    Err(Error::invalid(field, "a pattern is a namespace, `company.*` for those below it, or `*`"))
+    let message = "must be a namespace, a pattern such as `company.*` for the namespaces below it, \
+                   or `*` for all";
+    Err(Error::invalid(field, message))
 }
 
 /// Checks a pattern of error types, in the form that retry policies use.
@@ -57,7 +59,7 @@ pub fn error_type_pattern(pattern: &str, field: &str) -> Result<()> {
 /// Cleans a text that may be empty.
 pub fn optional(text: String, field: &str, bytes_max: usize) -> Result<String> {
     if text.len() > bytes_max {
-        let message = format!("{} bytes, at most {bytes_max} are allowed", text.len());
+        let message = format!("must have at most {bytes_max} bytes, not {}", text.len());
         return Err(Error::invalid(field, message));
     }
     Ok(match clean(&text) {
@@ -80,7 +82,7 @@ pub fn workflow(name: &str, field: &str) -> Result<WorkflowName> {
     }
     if name.len() > limits::NAME_BYTES_MAX || name.contains('\0') {
         let max = limits::NAME_BYTES_MAX;
-        return Err(Error::invalid(field, format!("a name has at most {max} bytes and no NUL")));
+        return Err(Error::invalid(field, format!("must have at most {max} bytes and no NUL")));
     }
     Ok(name.into())
 }
@@ -89,7 +91,8 @@ pub fn execution_id(text: &str, field: &str) -> Result<ExecutionId> {
     if text.is_empty() {
         return Err(Error::required(field));
     }
-    text.parse().map_err(|_| Error::invalid(field, "an execution id is a UUID"))
+    let message = "must be a UUID such as `01890a5d-ac96-774b-bcce-b302099a8057`";
+    text.parse().map_err(|_| Error::invalid(field, message))
 }
 
 pub fn step_path(text: String, field: &str) -> Result<StepPath> {

@@ -44,8 +44,12 @@ pub fn duration_between(
         return Ok(given);
     }
     let (start, end) = (range.start(), range.end());
-    let message =
-        format!("{} is not from {} to {}", for_people(given), for_people(*start), for_people(*end));
+    let message = format!(
+        "must be from {} to {}, not {}",
+        for_people(*start),
+        for_people(*end),
+        for_people(given)
+    );
     Err(Error::invalid(field, message))
 }
 
@@ -80,7 +84,10 @@ mod tests {
         let minute = Duration::from_secs(60);
         let given = Some(proto::Duration { seconds: 3_601, nanos: 0 });
         let refused = duration_between(given, "wait", minute, minute..=60 * minute);
-        assert_eq!(refused.expect_err("too long").to_string(), "wait: 3601s is not from 1m to 1h");
+        assert_eq!(
+            refused.expect_err("too long").to_string(),
+            "wait: must be from 1m to 1h, not 3601s"
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub async fn poll(
         0 => 1,
         max if max <= POLL_TASKS_MAX => max,
         max => {
-            let message = format!("{max} is not from 1 to {POLL_TASKS_MAX}");
+            let message = format!("must be from 1 to {POLL_TASKS_MAX}, not {max}");
             return Err(Error::invalid("max_tasks", message));
         }
     };
@@ -75,7 +75,7 @@ pub async fn poll(
         };
         match message {
             Some(WorkerMessage::Superseded) => {
-                let message = "another poll says what the session holds";
+                let message = "a later poll of the same session has replaced this one";
                 return Err(Error::new(ErrorReason::SessionSuperseded, message));
             }
             Some(WorkerMessage::Detached) | None => break,

@@ -140,7 +140,10 @@ pub fn heartbeat_details(details: Option<v1::Payload>, field: &str) -> Result<Op
     if details.size() > HEARTBEAT_DETAILS_BYTES_MAX {
         return Err(Error::invalid(
             field,
-            format!("at most {HEARTBEAT_DETAILS_BYTES_MAX} bytes are allowed"),
+            format!(
+                "must have at most {HEARTBEAT_DETAILS_BYTES_MAX} bytes, not {}",
+                details.size()
+            ),
         ));
     }
     Ok(Some(details))

@@ -39,7 +39,10 @@ pub fn queue(namespace: &Namespace, name: String, field: &str) -> Result<QueueNa
 
 pub fn queues(namespace: &Namespace, names: Vec<String>, field: &str) -> Result<Vec<QueueName>> {
     if names.len() > QUEUES_MAX {
-        return Err(Error::invalid(field, format!("at most {QUEUES_MAX} queues are allowed")));
+        return Err(Error::invalid(
+            field,
+            format!("must name at most {QUEUES_MAX} queues, not {}", names.len()),
+        ));
     }
     let names = if names.is_empty() { vec![QUEUE.to_owned()] } else { names };
     let mut queues = Vec::with_capacity(names.len());
@@ -54,7 +57,10 @@ pub fn queues(namespace: &Namespace, names: Vec<String>, field: &str) -> Result<
 
 pub fn task_types(types: Vec<String>, field: &str) -> Result<Vec<String>> {
     if types.len() > TASK_TYPES_MAX {
-        return Err(Error::invalid(field, format!("at most {TASK_TYPES_MAX} types are allowed")));
+        return Err(Error::invalid(
+            field,
+            format!("must name at most {TASK_TYPES_MAX} types, not {}", types.len()),
+        ));
     }
     let types = types.into_iter().enumerate();
     types
@@ -65,7 +71,10 @@ pub fn task_types(types: Vec<String>, field: &str) -> Result<Vec<String>> {
 /// Decodes the tokens that a worker holds. Returns the tasks, and the tokens that do not identify a task.
 pub fn held(tokens: &[Bytes], field: &str) -> Result<(Vec<TaskId>, Vec<Bytes>)> {
     if tokens.len() > HELD_MAX {
-        return Err(Error::invalid(field, format!("at most {HELD_MAX} tokens are allowed")));
+        return Err(Error::invalid(
+            field,
+            format!("must list at most {HELD_MAX} tokens, not {}", tokens.len()),
+        ));
     }
     let mut tasks = Vec::with_capacity(tokens.len());
     let mut garbage = Vec::new();

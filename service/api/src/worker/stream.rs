@@ -50,7 +50,9 @@ pub async fn serve(
 ) {
     let mut inbound = Inbound { stream: inbound, is_open: true };
     let opened = tokio::time::timeout(OPEN_WITHIN, open(&context, &mut inbound)).await;
-    let opened = opened.unwrap_or_else(|_| Err(not_open("no session was opened in time")));
+    let opened = opened.unwrap_or_else(|_| {
+        Err(not_open("the stream did not open a session in time; set `open` in its first message"))
+    });
     let (mut stream, first) = match opened {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
@@ -74,7 +76,7 @@ fn not_open(message: &str) -> Error {
 fn credit(more: u32, left: usize) -> Result<usize> {
     let credit = left.saturating_add(more as usize);
     if credit > HELD_MAX {
-        let message = format!("{credit} tasks are asked for, at most {HELD_MAX} are allowed");
+        let message = format!("must add up to at most {HELD_MAX} tasks, not {credit}");
         return Err(Error::invalid("credit", message));
     }
     Ok(credit)
@@ -140,7 +142,7 @@ async fn open(
     let Some(mut first) = inbound.next().await else {
         return Ok(None);
     };
-    let open = first.open.take().ok_or_else(|| not_open("the first message opens no session"))?;
+    let open = first.open.take().ok_or_else(|| not_open("the first message must set `open`"))?;
     let namespace = text::namespace(&open.namespace, "open.namespace")?;
     let field = "open.session_id";
     let session = text::required(open.session_id, field, text::SESSION_BYTES_MAX)?;
@@ -213,7 +215,9 @@ impl Stream {
                 message = inbound.next(), if reads => {
                     if let Some(message) = message {
                         if message.open.is_some() {
-                            return Err(not_open("the session is open already").into());
+                            let message =
+                                "the session is already open; set `open` only in the first message";
+                            return Err(not_open(message).into());
                         }
                         self.take(message).await?;
                     }
@@ -343,7 +347,7 @@ impl Stream {
                 Ok(task) => {
                     let details = heartbeat_details(own.details, "heartbeats.details");
                     let details = details.unwrap_or_else(|error| {
-                        tracing::debug!(%error, "the details of a heartbeat were left out");
+                        tracing::debug!(%error, "the details of a heartbeat were dropped");
                         None
                     });
                     asked.push((task, details));
@@ -392,7 +396,7 @@ impl Stream {
                 self.out.cancel(cancellation);
             }
             Some(WorkerMessage::Superseded) => {
-                let message = "another stream or poll says what the session holds";
+                let message = "another stream or poll of the same session has replaced this stream";
                 return Err(Error::new(ErrorReason::SessionSuperseded, message).into());
             }
             Some(WorkerMessage::Detached) => {
