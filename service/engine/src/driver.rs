@@ -298,7 +298,7 @@ impl Driver {
                 Output::WithdrawOverflow(keys) => {
                     if let Err(error) = store.withdraw(&keys).await {
                         // A row is only a hint: a node that claims it finds that it is void, and withdraws it again.
-                        tracing::debug!(%error, "overflow rows stay until they are claimed");
+                        tracing::debug!(%error, "overflow rows stay until a node claims them");
                     }
                     return;
                 }

@@ -30,7 +30,7 @@ impl Unread {
         let count = match store.unread().await {
             Ok(count) => count,
             Err(error) => {
-                tracing::warn!(%error, "could not ask for executions that no server can read");
+                tracing::warn!(%error, "could not look for executions that no server can read");
                 return 0;
             }
         };
@@ -39,7 +39,7 @@ impl Unread {
             tracing::error!(
                 executions = count,
                 at_least,
-                "executions wait that no running server can read: a newer version of recoup has written \
+                "no running server can read some executions: a newer version of recoup has written \
                  them; start a server of that version"
             );
         }

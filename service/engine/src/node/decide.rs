@@ -345,5 +345,5 @@ impl<R> Node<R> {
 fn words(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a panic without words")
+    text.unwrap_or("a panic without a message")
 }

@@ -410,7 +410,7 @@ pub enum Refusal {
     #[error("the execution key is held by {execution}, which is {state}")]
     KeyHeld { execution: ExecutionId, state: State },
     /// Nothing was done. Try again after the delay.
-    #[error("the node has too much to do")]
+    #[error("the node is overloaded; try again later")]
     Overloaded { retry_after: Duration },
     #[error("the store refuses the data: {0}")]
     Refused(String),
@@ -426,13 +426,13 @@ pub enum Refusal {
     #[error(transparent)]
     NotFinalized(#[from] NotFinalized),
     /// A decision about a start panicked. Nothing was done; the log has the details.
-    #[error("the decision failed")]
+    #[error("the server failed to process the start; its log has the details")]
     Failed,
     /// Nothing was done.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// The change is under way to the store and may still take effect.
-    #[error("the store has not said for a while whether it was done")]
+    #[error("the store did not confirm in time whether the call took effect")]
     OutcomeUnknown,
     #[error("the node is stopping")]
     Stopping,

@@ -44,7 +44,7 @@ impl<R> Node<R> {
             Err(Error::LeaseLost) => return self.lose_life(),
             Err(error) => {
                 self.trade.not_read();
-                tracing::warn!(%error, "could not exchange with other nodes what workers wait for");
+                tracing::warn!(%error, "could not tell other nodes which tasks workers wait for");
             }
         }
         self.queues.forget_idle(self.now);

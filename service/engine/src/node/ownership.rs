@@ -37,7 +37,7 @@ impl<R> Node<R> {
         let lease = match joined {
             Ok(lease) => lease,
             Err(error) => {
-                tracing::warn!(%error, "no lease yet");
+                tracing::warn!(%error, "could not acquire a lease yet");
                 return self.set_timer(self.options.commit_retry, Timer::Join);
             }
         };
@@ -278,7 +278,7 @@ impl<R> Node<R> {
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "could not ask how far executions are"),
+            Err(error) => tracing::warn!(%error, "could not read how far executions have come"),
         }
         self.set_timer(self.options.head_interval, Timer::Heads);
     }
@@ -326,7 +326,7 @@ impl<R> Node<R> {
                     self.due_after = None;
                 }
             }
-            Err(error) => tracing::warn!(%error, "could not ask which executions are due"),
+            Err(error) => tracing::warn!(%error, "could not read which executions are due"),
         }
         self.set_timer(pause, Timer::Due);
     }
@@ -435,7 +435,7 @@ impl<R> Node<R> {
             }
             Err(error) => error,
         };
-        tracing::warn!(%error, "tasks could not go to the overflow");
+        tracing::warn!(%error, "could not move tasks to the overflow");
         for overflow in tasks {
             let waits = self
                 .attempt_mut(&overflow.task)

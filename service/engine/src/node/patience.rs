@@ -90,7 +90,10 @@ impl<R> Node<R> {
         }
         let never_began = slot.known.is_new() && slot.inbox.is_empty() && !slot.in_flight;
         for reply in replies {
-            self.reply(reply, Err(Refusal::Unavailable("it takes nothing at present".to_owned())));
+            self.reply(
+                reply,
+                Err(Refusal::Unavailable("it accepts no writes at present".to_owned())),
+            );
         }
         if never_began {
             return self.drop_slot(id);

@@ -166,7 +166,7 @@ impl<R> Node<R> {
                 return self.refuse_quarantined(id, quarantine);
             }
             Err(Unusable::Newer(reason)) => {
-                tracing::warn!(execution = %id, %reason, "an execution is left to newer nodes");
+                tracing::warn!(execution = %id, %reason, "only a newer node can read an execution");
                 self.refuse_all(id, &Refusal::TooNew(reason));
                 return self.drop_slot(id);
             }

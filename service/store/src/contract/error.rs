@@ -26,10 +26,10 @@ pub enum Error {
     /// The cursor belongs to another store, or to this store before it was restored from a dump.
     #[error("the cursor belongs to another store")]
     ForeignCursor,
-    #[error("the cursor can not be read")]
+    #[error("the cursor is malformed; use one that the service returned")]
     MalformedCursor,
     /// The store was written by a newer binary, or it is damaged.
-    #[error("the store can not be used: {0}")]
+    #[error("the store cannot be used: {0}")]
     Incompatible(String),
     /// Another process has the embedded store open.
     #[error("the store is in use by another process")]

@@ -52,8 +52,8 @@ impl Row {
 /// A row needs a format that the store may not hold yet ([`StoreFormats`](crate::StoreFormats)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this needs format {needed} of {} rows and the store may hold formats up to {writable}: an operator \
-     runs `recoup admin finalize` once every server is up to date",
+    "this needs format {needed} of {} rows, but the store may only hold formats up to {writable}: \
+     run `recoup admin finalize` once every server is up to date",
     .row.name()
 )]
 pub struct NotFinalized {

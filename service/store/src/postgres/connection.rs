@@ -208,7 +208,7 @@ impl Connection {
         match opened.await {
             Ok(Ok(own)) => Ok(Self::new(Live::Own(own), reached, Duration::MAX)),
             Ok(Err(failure)) => Err(Failure::into(failure)),
-            Err(_) => Err(Error::Unavailable("no connection to Postgres in time".into())),
+            Err(_) => Err(Error::Unavailable("could not connect to Postgres in time".into())),
         }
     }
 

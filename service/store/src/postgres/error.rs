@@ -141,7 +141,9 @@ impl From<Failure> for Error {
         match failure {
             Failure::Store(error) => error,
             Failure::Lost(reason) => Self::Unavailable(reason),
-            Failure::Again => Self::Unavailable("other writers came in between".into()),
+            Failure::Again => {
+                Self::Unavailable("the transaction conflicted with other writers".into())
+            }
             Failure::Refused(error) => match class(&error) {
                 ErrorClass::Data | ErrorClass::Taken => Self::Data(text(&error)),
                 ErrorClass::Lease => Self::LeaseLost,

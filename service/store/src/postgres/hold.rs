@@ -96,8 +96,9 @@ impl Inner {
             if began.elapsed() > SLOW_END && !std::mem::replace(&mut is_told, true) {
                 tracing::error!(
                     pid = suspect.pid,
-                    "a process of the database does not end although it was told to: what it had under \
-                     way may still be committed, so nothing is written before it is gone"
+                    "a process of the database does not end although it was terminated: its \
+                     transaction may still be committed, so nothing is written until \
+                     the process is gone"
                 );
             }
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -7,7 +7,7 @@ use super::error::Failure;
 use crate::contract::Error;
 
 pub(super) fn lost_row() -> Error {
-    Error::Incompatible("the store has lost the row that names it".into())
+    Error::Incompatible("the row that identifies the store is missing".into())
 }
 
 /// The incarnation of this database. In a database that was restored from a dump, the row still describes the

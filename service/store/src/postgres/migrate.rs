@@ -102,7 +102,7 @@ async fn migrate_locked(connection: &mut Connection, known: &[Migration]) -> Res
             return Err(failure);
         }
         if tries >= LOCK_TRIES {
-            let reason = "a table that is to be changed stays locked by a transaction";
+            let reason = "a transaction keeps a lock on a table that a migration has to change";
             return Err(Error::Unavailable(reason.into()).into());
         }
         tries += 1;

@@ -267,6 +267,7 @@ async fn check_durability(connection: &mut Connection) -> Result<(), Failure> {
     if off.is_empty() {
         return Ok(());
     }
-    let reason = format!("the server may lose what it acknowledged: {} is off", off.join(", "));
+    let reason =
+        format!("the server may lose writes that it has acknowledged: {} is off", off.join(", "));
     Err(Error::Incompatible(reason).into())
 }

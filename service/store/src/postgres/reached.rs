@@ -24,7 +24,7 @@ const IDENTITY: &str = "
         || '/' || (select oid from pg_database where datname = current_database())
         || '/' || (select incarnation from recoup.store)
     end";
-const STANDBY: &str = "the server is a standby, or has lost the row that names the store";
+const STANDBY: &str = "the server is a standby, or the row that identifies the store is missing";
 
 /// The server that the lane's driver has reached.
 pub(super) struct Reached {
@@ -89,7 +89,7 @@ impl Reached {
         let mut state = self.state();
         if state.identity.as_ref() != Some(&identity) {
             if let Some(before) = state.identity.replace(identity) {
-                tracing::warn!(before, now = state.identity, "the database is another server now");
+                tracing::warn!(before, now = state.identity, "the database is now another server");
             }
             state.number += 1;
             state.since = Instant::now();
@@ -164,7 +164,7 @@ impl Probe {
         let Target { config, connector, .. } = &reached.target;
         let opened = tokio::time::timeout(reached.within, config.connect(connector.clone())).await;
         let (client, connection) =
-            opened.map_err(|_| Failure::Lost("no connection to Postgres in time".into()))??;
+            opened.map_err(|_| Failure::Lost("could not connect to Postgres in time".into()))??;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to Postgres ended");

@@ -79,7 +79,7 @@ impl LaneSession {
         let opened = tokio::time::timeout(timeout, Self::connect(reached, lock_timeout));
         match opened.await {
             Ok(opened) => Ok(opened?),
-            Err(_) => Err(Error::Unavailable("no connection to Postgres in time".into())),
+            Err(_) => Err(Error::Unavailable("could not connect to Postgres in time".into())),
         }
     }
 

@@ -253,11 +253,15 @@ impl Parts {
     fn set(&mut self, name: &str, value: String) -> Result<()> {
         match name {
             "host" if value.contains(',') => {
-                return Err(wrong("several hosts: name one that leads to the primary"));
+                return Err(wrong(
+                    "several hosts are not supported: name one that leads to the primary",
+                ));
             }
             "host" => self.host = Some(value),
             "port" => {
-                let port = value.parse().map_err(|_| wrong(format!("port {value:?}")))?;
+                let port = value
+                    .parse()
+                    .map_err(|_| wrong(format!("port {value:?} is not a port number")))?;
                 self.port = Some(port);
             }
             "user" => self.user = Some(value),
@@ -274,8 +278,8 @@ impl Parts {
                     "verify-full" => Encryption::VerifyFull,
                     other => {
                         return Err(wrong(format!(
-                            "sslmode {other:?} is none of disable, prefer, require, verify-ca and \
-                             verify-full"
+                            "sslmode must be disable, prefer, require, verify-ca or verify-full, \
+                             not {other:?}"
                         )));
                     }
                 }

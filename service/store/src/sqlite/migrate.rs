@@ -45,7 +45,7 @@ pub(super) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
     let tables: i64 =
         connection.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
     if application != APPLICATION_ID && tables > 0 {
-        return incompatible("the file is a database of something else".into());
+        return incompatible("the file is the database of another application".into());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLE)?;

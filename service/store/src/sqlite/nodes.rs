@@ -193,7 +193,7 @@ fn store_formats(connection: &Connection) -> Result<StoreFormats, Failure> {
 fn writable(connection: &Connection) -> Result<Formats, Failure> {
     let mut statement = connection.prepare_cached(&format!("select {COLUMNS} from store"))?;
     let mut rows = statement.query(())?;
-    let lost = || Error::Incompatible("the store has lost the row that names it".into());
+    let lost = || Error::Incompatible("the row that identifies the store is missing".into());
     value::formats(rows.next()?.ok_or_else(lost)?)
 }
 

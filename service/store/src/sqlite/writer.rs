@@ -133,7 +133,7 @@ impl Thread {
         }
         let checkpointed = self.connection.pragma_update(None, "wal_checkpoint", "truncate");
         if let Err(error) = checkpointed {
-            tracing::warn!(%error, "the log was not copied into the database; the next start does it");
+            tracing::warn!(%error, "the log was not copied into the database; the next start does so");
         }
     }
 
