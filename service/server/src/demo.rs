@@ -24,7 +24,7 @@ const SCENARIOS: [(&str, &str); 5] = [
     ("transient", "the provider is down twice, then answers"),
     ("rate_limited", "the provider says how long to wait"),
     ("declined", "the card is declined: no retry, the stock is released"),
-    ("hang", "the payment hangs: nobody knows whether it was taken, so it is refunded"),
+    ("hang", "the payment hangs: it may have been taken, so it is refunded"),
 ];
 
 #[derive(Args, Clone, Debug)]
@@ -109,7 +109,7 @@ pub async fn run(options: DemoOptions) -> Result<()> {
 
     if !options.once {
         println!("\n{}", style.heading("Now you"));
-        println!("The server goes on at {address}. In another terminal:\n");
+        println!("The server keeps running at {address}. In another terminal:\n");
         let at = if options.port == 7430 { String::new() } else { format!(" --address {address}") };
         // Use the name under which this program was called, because it need not be installed.
         let recoup = std::env::args().next().unwrap_or_else(|| "recoup".to_owned());
@@ -189,7 +189,7 @@ async fn charge(context: TaskContext, order: Value) -> Result<Value, TaskError> 
         }
         Some("hang") => {
             context.cancelled().await;
-            Err(TaskError::new("payment.interrupted").message("nobody waits any more"))
+            Err(TaskError::new("payment.interrupted").message("the charge was interrupted"))
         }
         _ => Ok(json!({ "receipt": format!("R-{}", order["order"].as_str().unwrap_or("?")) })),
     }

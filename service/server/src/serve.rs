@@ -171,10 +171,12 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     };
     println!("recoup listens on http://{}", running.address);
     if !running.address.ip().is_loopback() {
-        eprintln!("warning: other machines can reach this server, and it asks nobody for a key");
+        eprintln!(
+            "warning: other machines can reach this server, which does not authenticate callers"
+        );
     }
     stopped.wait().await;
-    eprintln!("stopping: what runs is brought to its answer; once more ends at once");
+    eprintln!("stopping after the calls under way are answered; a second signal stops at once");
     tokio::select! {
         done = running.stop() => done,
         // This loses nothing that was acknowledged.
@@ -209,8 +211,8 @@ impl Stopped {
 fn check(options: &ServeOptions) -> Result<(), WrongSetting> {
     if !options.listen.ip().is_loopback() && !options.insecure_listen {
         return Err(WrongSetting(format!(
-            "{} can be reached from other machines, and there are no keys yet: \
-             say --insecure-listen if that is what you want",
+            "{} can be reached from other machines, and the server does not authenticate \
+             callers: pass --insecure-listen if that is what you want",
             options.listen
         )));
     }
@@ -276,7 +278,7 @@ impl Running {
         match tokio::time::timeout(DRAIN_MAX, &mut serving).await {
             Ok(served) => served??,
             Err(_) => {
-                tracing::warn!("connections that did not end in time are cut");
+                tracing::warn!("closing connections that did not end in time");
                 serving.abort();
             }
         }
@@ -333,7 +335,7 @@ async fn expire(engine: Engine, mut stopping: watch::Receiver<bool>) {
                 more
             }
             Err(error) => {
-                tracing::warn!(%error, "what has outlived its retention could not be deleted");
+                tracing::warn!(%error, "data whose retention has passed could not be deleted");
                 false
             }
         };

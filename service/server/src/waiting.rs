@@ -35,7 +35,7 @@ impl Waiting {
             match share(listener) {
                 Ok(listener) => self.begin(listener),
                 // Callers then wait for their connection to be accepted.
-                Err(error) => tracing::warn!(%error, "callers cannot be told to wait"),
+                Err(error) => tracing::warn!(%error, "cannot tell callers to wait"),
             }
         }
         attempt
@@ -52,7 +52,7 @@ impl Waiting {
                     let _ = stopped.wait_for(|stop| *stop).await;
                 });
             if let Err(error) = serving.await {
-                tracing::warn!(%error, "callers are not told to wait any more");
+                tracing::warn!(%error, "can no longer tell callers to wait");
             }
         });
         self.serving = Some((shutdown, serving));

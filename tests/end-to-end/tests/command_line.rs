@@ -246,7 +246,7 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         (&["failures", "list", "--error-type", "a b"], "`a b` is not a valid pattern"),
         (&["failures", "tail", "--error-type", "a.b,"], "`` is not a valid pattern"),
         (&["list", "--error-type", "a*"], "`a*` is not a valid pattern"),
-        (&["list", "--started-after", "yesterday"], "`yesterday` is no time"),
+        (&["list", "--started-after", "yesterday"], "`yesterday` is not a time"),
         (&["terminate", NO_ID], "required"),
         (&["nosuch"], "nosuch"),
         (&["list", "--address", "https://127.0.0.1:7430"], "its scheme must be http"),

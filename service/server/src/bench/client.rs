@@ -40,7 +40,7 @@ pub async fn run(address: &str, options: &BenchOptions) -> Result<()> {
             }
         }
         Some(rate) => {
-            ensure!(rate > 0.0, "--rate must be above zero");
+            ensure!(rate > 0.0, "--rate must be above 0, not {rate}");
             load.spawn(open_loop(connections, options.clients, rate, latencies.clone()));
         }
     }

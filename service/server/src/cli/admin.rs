@@ -88,7 +88,7 @@ fn lines(
     }
     if each.into_iter().any(|((_, may), (_, read))| may < read) {
         let advice =
-            "`recoup admin finalize` allows what all servers read. Rolling back is over then.";
+            "`recoup admin finalize` allows what all servers read. That rules out rolling back.";
         lines.push(advice.to_owned());
     }
     lines

@@ -210,7 +210,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 fn parse_time(text: &str) -> Result<Timestamp, String> {
     serde_json::from_value(Value::from(text))
-        .map_err(|_| format!("`{text}` is no time: 2026-11-21T04:30:00Z is one"))
+        .map_err(|_| format!("`{text}` is not a time such as 2026-11-21T04:30:00Z"))
 }
 
 /// Parses a pattern of error types, with the check that the server uses.
@@ -418,7 +418,7 @@ pub async fn terminate(arguments: TerminateArguments) -> Result<Exit, Failed> {
     context.say(&answer, |_| {
         let mut line = state_name(answer.state());
         if answer.compensation_state() == CompensationState::Parked {
-            line.push_str(", what was due is parked");
+            line.push_str(", the compensations that were due are parked");
         }
         vec![line]
     })?;

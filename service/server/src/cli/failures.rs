@@ -143,7 +143,7 @@ fn parse_kind(text: &str) -> Result<FailureKind, String> {
     let name = format!("FAILURE_KIND_{}", text.to_ascii_uppercase());
     FailureKind::from_str_name(&name)
         .filter(|kind| *kind != FailureKind::Unspecified)
-        .ok_or_else(|| format!("`{text}` is no kind of failure event"))
+        .ok_or_else(|| format!("`{text}` is not a kind of failure event"))
 }
 
 fn kind_name(kind: FailureKind) -> String {

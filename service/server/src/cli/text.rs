@@ -123,7 +123,7 @@ pub fn payload_text(payload: Option<&Payload>) -> String {
         },
         Some(Content::Reference(reference)) => {
             let (bytes, id) = (reference.size_bytes, &reference.payload_id);
-            format!("{bytes} bytes, too large for the answer; ReadPayload gives them: {id}")
+            format!("{bytes} bytes, too large for the answer; read them with ReadPayload: {id}")
         }
         None => "null".to_owned(),
     };
@@ -168,7 +168,7 @@ fn error_text(error: Option<&v1::Error>, chars_max: usize) -> String {
         line.push_str(&format!(" (caused by {})", error_text(Some(cause), chars_max)));
     }
     if error.abridged {
-        line.push_str(" (abridged; the history has the whole)");
+        line.push_str(" (abridged; see the history for all of it)");
     }
     line
 }

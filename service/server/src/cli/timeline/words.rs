@@ -44,7 +44,7 @@ pub fn words(what: &What<'_>) -> Words {
         }
         What::AttemptFailed { event, next } => attempt_failed(event, *next),
         What::AttemptWithdrawn(event) => {
-            let text = "taken back before a worker had it";
+            let text = "taken back before a worker received it";
             Words::new('⊘', Paint::Dim, path(event.step.as_ref()), text)
         }
         What::StepCompleted(event) => completed(event),
@@ -54,9 +54,9 @@ pub fn words(what: &What<'_>) -> Words {
         }
         What::StepIgnored(event) => {
             let text = if event.warning {
-                "error tolerated, the run goes on with a warning"
+                "error tolerated, the run continues with a warning"
             } else {
-                "error tolerated, the run goes on"
+                "error tolerated, the run continues"
             };
             Words::new('!', Paint::Warn, path(event.step.as_ref()), text)
         }
@@ -99,7 +99,7 @@ pub fn words(what: &What<'_>) -> Words {
             Words::new('✓', Paint::Good, "compensation", "nothing is left to undo")
         }
         What::HandlerFailed(event) => {
-            let text = "failed; the end state stays";
+            let text = "failed; the end state does not change";
             Words::new('!', Paint::Warn, path(event.step.as_ref()), text)
         }
         What::Ended(event) => {
@@ -228,10 +228,10 @@ pub fn decision_text(
         // All ways of ending share this reason; the error tells which one it was.
         RetryReason::Cancelled => match error.map_or("", |error| &error.r#type) {
             "recoup.terminated" => "the execution was terminated".to_owned(),
-            "recoup.timeout.execution" => "the time of the execution is up".to_owned(),
+            "recoup.timeout.execution" => "the execution timed out".to_owned(),
             _ => "the execution is being cancelled".to_owned(),
         },
-        RetryReason::ScheduleTimeout => "its time over all attempts is up".to_owned(),
+        RetryReason::ScheduleTimeout => "the time for all attempts is used up".to_owned(),
         RetryReason::NonRetryable => "non-retryable (the error says so)".to_owned(),
         RetryReason::NonRetryableType => "non-retryable type (caller's policy)".to_owned(),
         RetryReason::NotOnAllowList => "type is not on the allow-list (caller's policy)".to_owned(),

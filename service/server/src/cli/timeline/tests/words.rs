@@ -11,7 +11,7 @@ fn the_end_that_stopped_an_attempt_is_named() {
         decision_text(&stop(RetryReason::Cancelled), "", error.as_ref())
     };
     assert_eq!(told("recoup.terminated"), "stopped: the execution was terminated");
-    assert_eq!(told("recoup.timeout.execution"), "stopped: the time of the execution is up");
+    assert_eq!(told("recoup.timeout.execution"), "stopped: the execution timed out");
     assert_eq!(told("recoup.cancelled"), "stopped: the execution is being cancelled");
 }
 
