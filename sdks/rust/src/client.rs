@@ -128,7 +128,7 @@ impl ClientBuilder {
             return Err(wrong("its scheme must be http, or left out".to_owned()));
         }
         if !has_scheme && endpoint.uri().port().is_none() {
-            return Err(wrong("it has no port, as in 127.0.0.1:7430".to_owned()));
+            return Err(wrong("it has no port; add one, as in 127.0.0.1:7430".to_owned()));
         }
         Ok(endpoint
             .connect_timeout(self.connect_timeout)

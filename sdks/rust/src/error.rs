@@ -42,7 +42,7 @@ pub enum Error {
     },
     /// The address cannot be used: it must be host and port, like `127.0.0.1:7430` or `[::1]:7430`, or a
     /// URL, like `http://127.0.0.1:7430`.
-    #[error("`{address}` is no address: {message}")]
+    #[error("`{address}` is not a valid address: {message}")]
     Address {
         /// The address that was given.
         address: String,
@@ -50,7 +50,7 @@ pub enum Error {
         message: String,
     },
     /// A value cannot be written as JSON, or a payload does not hold the JSON that was expected.
-    #[error("the payload is not as expected: {0}")]
+    #[error("the payload does not have the expected form: {0}")]
     Payload(#[source] serde_json::Error),
     /// A payload is over 2 MiB.
     #[error("the payload has {size} bytes, the limit is 2097152")]
@@ -66,7 +66,9 @@ pub enum Error {
     },
     /// The payload was too large for the answer, which holds a reference in its place. Read the content
     /// with [`Client::read_payload`](crate::Client::read_payload).
-    #[error("the payload stands elsewhere, under the id {payload_id}")]
+    #[error(
+        "the payload was too large for the answer; read it with ReadPayload and the id {payload_id}"
+    )]
     PayloadReference {
         /// Id of the payload.
         payload_id: String,

@@ -149,7 +149,7 @@ impl FailuresBuilder {
     pub fn subscribe(self) -> Result<Failures, Error> {
         let filter = match &self.start {
             Start::Subscription(_) if self.filter != FailureFilter::default() => {
-                let message = "a durable subscription has its own filter, set when it was made";
+                let message = "a durable subscription has its own filter, set when it was created";
                 return Err(Error::Setup(message.to_owned()));
             }
             Start::Subscription(_) => self.filter,
@@ -215,7 +215,7 @@ impl Failures {
     async fn read(&mut self) -> Result<SubscribeFailuresResponse, Error> {
         let dead = || Error::Unavailable {
             code: tonic::Code::Unavailable,
-            message: "the failure stream fell silent".to_owned(),
+            message: "the service sent nothing on the failure stream in time".to_owned(),
         };
         if self.stream.is_none() {
             let mut service = FailureServiceClient::new(self.client.channel())

@@ -222,13 +222,13 @@ impl WorkerBuilder {
         let wrong = if let Some(task_type) = self.twice {
             format!("the task type `{task_type}` has two handlers")
         } else if setup.handlers.is_empty() {
-            "a worker needs a handler".to_owned()
+            "a worker needs at least one handler".to_owned()
         } else if setup.handlers.len() > 1_000 {
             "a worker serves at most 1,000 task types".to_owned()
         } else if setup.queues.len() > 100 {
             "a worker serves at most 100 queues".to_owned()
         } else if !(1..=SLOTS_MAX).contains(&setup.slots) {
-            format!("slots are from 1 to {SLOTS_MAX}, not {}", setup.slots)
+            format!("slots must be from 1 to {SLOTS_MAX}, not {}", setup.slots)
         } else {
             return Ok(Worker { setup });
         };
@@ -259,10 +259,13 @@ mod tests {
     #[tokio::test]
     async fn a_set_up_that_cannot_work_is_refused() {
         for (builder, expected) in [
-            (builder(), "a worker needs a handler"),
+            (builder(), "a worker needs at least one handler"),
             (builder().task("a", nothing).task("a", nothing), "the task type `a` has two handlers"),
-            (builder().task("a", nothing).slots(0), "slots are from 1 to 10000, not 0"),
-            (builder().task("a", nothing).slots(10_001), "slots are from 1 to 10000, not 10001"),
+            (builder().task("a", nothing).slots(0), "slots must be from 1 to 10000, not 0"),
+            (
+                builder().task("a", nothing).slots(10_001),
+                "slots must be from 1 to 10000, not 10001",
+            ),
         ] {
             assert_eq!(builder.build().err().expect(expected).to_string(), expected);
         }

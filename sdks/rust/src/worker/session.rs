@@ -194,7 +194,10 @@ impl WorkerSession {
             ErrorReason::ExecutionQuarantined => {
                 // Report no error in its place: once the execution is released, the attempt is handed out
                 // again.
-                tracing::warn!(message = ack.message, "a result of a quarantined execution");
+                tracing::warn!(
+                    message = ack.message,
+                    "a result was not recorded: its execution is quarantined"
+                );
                 self.unacked.remove(token);
             }
             reason => self.refused(ack, reason),

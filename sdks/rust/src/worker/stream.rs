@@ -138,7 +138,7 @@ impl Loop {
                     let now = Instant::now();
                     self.session.tick(now);
                     if now - heard_at > self.ttl {
-                        return Err(lost("the service fell silent"));
+                        return Err(lost("the service sent nothing in time"));
                     }
                     if now - said_at > self.ttl / 3
                         && let Ok(permit) = stream.outgoing.try_reserve()
@@ -245,14 +245,17 @@ impl Loop {
     fn drain(&mut self) {
         self.session.drain();
         self.drain_until = Some(Instant::now() + self.setup.drain_timeout);
-        tracing::info!(running = self.session.running(), "the worker drains");
+        tracing::info!(running = self.session.running(), "the worker is draining");
     }
 
     fn is_overdue(&self, now: Instant) -> bool {
         let overdue = self.drain_until.is_some_and(|until| now >= until);
         if overdue {
             let running = self.session.running();
-            tracing::warn!(running, "the drain timeout is over, what runs is stopped");
+            tracing::warn!(
+                running,
+                "the drain timeout is over; tasks that are still running are stopped"
+            );
         }
         overdue
     }

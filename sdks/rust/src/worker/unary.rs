@@ -151,7 +151,7 @@ impl Poller {
             }
         };
         if tokio::time::timeout(self.setup.drain_timeout, finish).await.is_err() {
-            tracing::warn!("the drain timeout is over, what runs is stopped");
+            tracing::warn!("the drain timeout is over; tasks that are still running are stopped");
         }
         Ok(())
     }
@@ -183,7 +183,7 @@ impl Poller {
     async fn say_farewell(&self, ttl: Duration) {
         let request = PollTasksRequest { draining: true, ..self.request(ttl) };
         if let Err(error) = rpc!(self.setup.client, WorkerServiceClient.poll_tasks(request)).await {
-            tracing::debug!(%error, queue = self.queue, "nobody heard the farewell");
+            tracing::debug!(%error, queue = self.queue, "the last poll of a queue failed");
         }
     }
 
@@ -224,7 +224,7 @@ impl Poller {
                 reporting.spawn(settle(self.setup.clone(), attempt, outcome, self.held.clone()));
             }
             // Panics of handlers are outcomes, and no task of this set is aborted.
-            Err(error) => tracing::error!(%error, "a task has no outcome"),
+            Err(error) => tracing::error!(%error, "a handler ended without an outcome"),
         }
     }
 
@@ -256,7 +256,7 @@ async fn beat(setup: Arc<Setup>, attempt: Arc<Attempt>, details: Option<Payload>
             attempt.cancel(CancelReason::Closed);
         }
         // The next heartbeat carries the same information.
-        Err(error) => tracing::debug!(%error, "a heartbeat was not taken"),
+        Err(error) => tracing::debug!(%error, "a heartbeat was not accepted"),
     }
 }
 
@@ -278,7 +278,7 @@ async fn settle(setup: Arc<Setup>, attempt: Arc<Attempt>, outcome: Option<Outcom
         && let Err(error) = report(&setup, attempt.token(), outcome).await
     {
         let step_path = TaskContext::new(attempt.clone()).step_path().to_owned();
-        tracing::warn!(%error, step_path, "a result was not taken");
+        tracing::warn!(%error, step_path, "a result was not accepted");
     }
     locked(&held).remove(attempt.token());
 }
