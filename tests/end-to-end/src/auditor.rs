@@ -1,5 +1,6 @@
-//! A durable consumer of the failure feed that acknowledges at one server what another delivers, and
-//! that connects again every now and then without a word about what it has in its hands.
+//! A consumer of a durable subscription to the failure feed. It reads deliveries from one server and
+//! acknowledges them at another, and every few messages it reconnects without acknowledging what it has just
+//! received.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -16,27 +17,27 @@ use tonic::transport::Channel;
 
 use crate::connect;
 
-/// Longer than any test: what comes again comes because the consumer does.
+/// Longer than any test. A repeated delivery is therefore caused by a reconnect, never by this deadline.
 const ACK_DEADLINE: Duration = Duration::from_secs(3600);
-/// Every so many messages it connects again.
+/// The consumer reconnects after this many messages.
 const MESSAGES: usize = 7;
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
 pub struct Audited {
-    /// In the order of their first arrival.
+    /// The events, in the order of their first arrival.
     pub events: Vec<FailureEvent>,
-    /// The last delivery of each.
+    /// The number of the latest delivery of each event, by event id.
     pub deliveries: BTreeMap<String, u32>,
     pub acknowledged: BTreeSet<String>,
     /// How many came again because the consumer had connected again.
     pub repeated: usize,
     pub connections: usize,
-    /// What must not be.
+    /// Violations that were found, one sentence each.
     pub wrong: Vec<String>,
 }
 
-/// Reads in the background until it is stopped.
+/// Reads the subscription in a background task until it is stopped.
 #[derive(Debug)]
 pub struct Auditor {
     audited: Arc<Mutex<Audited>>,
@@ -49,7 +50,7 @@ fn reference() -> SubscriptionRef {
 }
 
 impl Auditor {
-    /// Makes the subscription, from the beginning, and reads it.
+    /// Creates the subscription, starting at the beginning of the feed, and reads it.
     pub async fn start(deliverer: Channel, acknowledger: Channel) -> Self {
         let subscription = Subscription {
             name: reference().name,
@@ -72,7 +73,7 @@ impl Auditor {
         self.audited.lock().expect("nothing panics while it is held").acknowledged.len()
     }
 
-    /// Stops reading. Also says how many deliveries are outstanding.
+    /// Stops reading. Also returns the number of deliveries that are still outstanding.
     pub async fn stop(self) -> (Audited, u32) {
         self.reading.abort();
         let request = GetSubscriptionRequest { subscription: Some(reference()) };
@@ -93,7 +94,7 @@ async fn read(deliverer: Channel, acknowledger: Channel, audited: Arc<Mutex<Audi
         };
         let opened = connect::failures(deliverer.clone()).subscribe_failures(request).await;
         let mut stream = opened.expect("its own name takes over").into_inner();
-        // Until now the stream before was open: this one took its place.
+        // The previous stream stayed open until now, so the new one has taken the subscription over from it.
         drop(before.take());
         audited.lock().expect("nothing panics while it is held").connections += 1;
         let mut messages = 0;
@@ -115,7 +116,8 @@ async fn read(deliverer: Channel, acknowledger: Channel, audited: Arc<Mutex<Audi
                 });
                 tokens.collect()
             };
-            // What the last message brought is what it has in its hands when it connects again.
+            // The last message before a reconnect is not acknowledged: its deliveries are the ones that must
+            // come again.
             if messages < MESSAGES {
                 acknowledge(&acknowledger, tokens, &audited).await;
             }
@@ -143,7 +145,7 @@ impl Audited {
         if self.acknowledged.contains(&event.id) {
             self.wrong.push(format!("{} came again after it was acknowledged", event.id));
         }
-        // One that was on its way when it connected again comes as the second delivery at first.
+        // An event that was in flight during the reconnect is first seen here as its second delivery.
         match self.deliveries.insert(event.id.clone(), delivery) {
             None => self.events.push(event),
             Some(before) if before < delivery => self.repeated += 1,

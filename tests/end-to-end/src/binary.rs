@@ -1,15 +1,16 @@
-//! Finds `recoup` and the examples of the Rust SDK beside the test's own executable, and builds them
-//! when they are missing or older than their sources.
+//! Finds `recoup` and the examples of the Rust SDK next to the test's own executable, and builds them if they
+//! are missing or older than their sources.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-/// What the binary is made of.
+/// The files and folders that the binary is built from.
 const SOURCES: [&str; 5] = ["Cargo.lock", "proto", "service", "sdks/rust", "examples"];
 
-/// The binary to test: `$RECOUP_TEST_BINARY`, or the one of the target folder this test is in.
+/// The binary under test: `$RECOUP_TEST_BINARY` or, if that is not set, the one in the target folder that holds
+/// this test.
 pub(crate) fn recoup() -> &'static Path {
     static RECOUP: OnceLock<PathBuf> = OnceLock::new();
     RECOUP.get_or_init(|| {
@@ -25,10 +26,11 @@ pub(crate) fn recoup() -> &'static Path {
     })
 }
 
-/// `$RECOUP_TEST_OLDER_BINARY`: a server that reads and writes older formats than the one to test.
+/// The path in `$RECOUP_TEST_OLDER_BINARY`: a server that reads and writes older formats than the binary under
+/// test.
 ///
 /// # Panics
-/// If it is not set, or is no file.
+/// If the variable is not set, or does not name a file.
 pub(crate) fn older_recoup() -> PathBuf {
     let older = std::env::var_os("RECOUP_TEST_OLDER_BINARY");
     let older =
@@ -37,9 +39,10 @@ pub(crate) fn older_recoup() -> PathBuf {
     older
 }
 
-/// An example of the Rust SDK.
+/// The path of an example of the Rust SDK, which is built first if necessary.
 pub(crate) fn sdk_example(name: &str) -> PathBuf {
-    // Cargo would build it as often as it is asked, but tests of one file ask all at once.
+    // The tests of one file ask at the same time. Without the lock, each of them would start a build of its
+    // own.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = profile_folder().join("examples").join(name);
@@ -50,14 +53,14 @@ pub(crate) fn sdk_example(name: &str) -> PathBuf {
     path
 }
 
-/// Whether it is missing, or older than what it is made of.
+/// Whether `path` is missing, or older than one of its sources.
 fn is_old(path: &Path, sources: &[&str]) -> bool {
     let built = path.metadata().and_then(|data| data.modified()).ok();
     let sources = sources.iter().filter_map(|source| newest(&repository().join(source)));
     built.is_none_or(|built| sources.max().is_some_and(|newest| newest > built))
 }
 
-/// The folder for what tests leave: logs, databases, records of workers.
+/// The folder for the files that tests leave: logs, databases, and the records of workers.
 pub(crate) fn scratch() -> PathBuf {
     let target =
         profile_folder().parent().map(Path::to_path_buf).expect("it is in a target folder");
@@ -66,7 +69,7 @@ pub(crate) fn scratch() -> PathBuf {
     folder
 }
 
-/// The worker of this crate, which cargo builds with the tests.
+/// The path of this crate's worker, which cargo builds together with the tests.
 pub(crate) fn load_worker() -> PathBuf {
     profile_folder().join("load-worker")
 }
@@ -92,12 +95,12 @@ fn build(what: &[&str]) {
     assert!(status.success(), "{what:?} does not build");
 }
 
-/// When the youngest file below a path was changed.
+/// The time at which the most recently changed file below `path` was modified.
 fn newest(path: &Path) -> Option<SystemTime> {
     if !path.is_dir() {
         return path.metadata().ok()?.modified().ok();
     }
-    // Tests are not part of the binary.
+    // Tests are not part of the binary, so changing one requires no build.
     let entries = std::fs::read_dir(path).ok()?.flatten();
     let parts = entries.filter(|entry| entry.file_name() != "tests");
     parts.filter_map(|entry| newest(&entry.path())).max()

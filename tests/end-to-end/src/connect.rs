@@ -1,4 +1,4 @@
-//! Connections of the tests: generated clients, nothing of the SDK.
+//! Connections for the tests. They use the generated clients and nothing of the SDK.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Largest message that the tests take.
+/// The largest message that the tests accept, in bytes.
 const MESSAGE_MAX: usize = 64 << 20;
 
-/// A connection to a server that is made when it is used, and again when it broke.
+/// A channel to a server. It connects on first use, and reconnects after the connection broke.
 pub fn channel(url: &str) -> Channel {
     let endpoint = Endpoint::from_shared(url.to_owned()).expect("the test made the address");
     endpoint
@@ -58,11 +58,11 @@ pub fn json(value: &serde_json::Value) -> Payload {
     Payload { content: Some(Content::Json(value.to_string())), ..Payload::default() }
 }
 
-/// The JSON that a payload holds, null when there is none.
+/// The JSON value in a payload, or null if there is no payload.
 ///
 /// # Panics
 ///
-/// If it holds anything else: the tests send only JSON.
+/// If the payload holds anything other than JSON. The tests send nothing else.
 pub fn value(payload: Option<&Payload>) -> serde_json::Value {
     match payload.and_then(|payload| payload.content.as_ref()) {
         None => serde_json::Value::Null,
@@ -71,11 +71,11 @@ pub fn value(payload: Option<&Payload>) -> serde_json::Value {
     }
 }
 
-/// Registers a workflow from YAML in the namespace `default`.
+/// Registers a workflow, given as YAML, in the namespace `default`.
 ///
 /// # Panics
 ///
-/// If it is refused.
+/// If the server refuses it.
 pub async fn register(channel: Channel, yaml: &str) -> WorkflowVersion {
     let source = DefinitionSource { text: yaml.to_owned(), ..DefinitionSource::default() };
     let request = RegisterWorkflowRequest {
@@ -87,13 +87,13 @@ pub async fn register(channel: Channel, yaml: &str) -> WorkflowVersion {
     WorkflowVersion { name: answer.name, version: answer.version, ..WorkflowVersion::default() }
 }
 
-/// What a refusal says, as text: `REASON` of `google.rpc.ErrorInfo`. Empty: it has none.
+/// The `reason` of the `google.rpc.ErrorInfo` in a refusal. Empty if it has none.
 pub fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
-/// Whether the same call with the same request id may be sent again: the server is away, is going
-/// away, or does not know. An answer that refuses for another reason is final.
+/// Whether the client should repeat the call with the same request id: the server is unreachable, is shutting
+/// down, or does not know whether the call took effect. A refusal for any other reason is final.
 pub fn passes_by_itself(status: &Status) -> bool {
     match reason(status).as_str() {
         "" => {

@@ -1,5 +1,5 @@
-//! What must be on the feed, said by the histories alone: each is read from the store and folded,
-//! transition by transition, with the function that the engine makes its feed rows with.
+//! Derives the events that must be on the feed from the histories alone. Each history is read from the store
+//! and folded, transition by transition, with the function that the engine uses to make its feed rows.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use recoup_core::id::ExecutionId;
 use recoup_engine::load::Plans;
 use recoup_store::{History, NodeId, Store};
 
-/// Histories that are read at once.
+/// How many histories are read at once.
 const PAGE: usize = 100;
-/// Who reads as no node takes nothing over.
+/// The node id under which the test reads. It belongs to no node, so reading takes nothing over.
 const NOBODY: NodeId = NodeId(0);
 
-/// Ids of the failure events of each execution, in their order.
+/// The ids of the failure events of each execution, in order, by execution id.
 pub type Told = BTreeMap<String, Vec<String>>;
 
-/// Folds the histories of these executions.
+/// Folds the histories of these executions and returns the ids of their failure events.
 ///
 /// # Panics
 ///
-/// If one is missing or does not fold.
+/// If a history is missing or does not fold.
 pub async fn told_by_histories(store: &dyn Store, executions: &[ExecutionId]) -> Told {
     let plans = Plans::default();
     let mut told = Told::new();

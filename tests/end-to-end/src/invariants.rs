@@ -1,5 +1,5 @@
-//! What must be true when the faults are over, read from three sides: the histories, what the workers
-//! wrote down, and what the subscriber received.
+//! The invariants that must hold once the faults are over. They are checked from three sides: the histories,
+//! the records of the workers, and the events that the subscriber received.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ const OPEN: [ExecutionState; 5] = [
 
 type History = Vec<HistoryEntry>;
 
-/// A list of what is wrong; empty is good.
+/// The violations that were found. An empty list means that every invariant holds.
 #[derive(Debug, Default)]
 pub struct Violations(Vec<String>);
 
@@ -41,21 +41,21 @@ impl Violations {
         }
     }
 
-    /// Each in a sentence.
+    /// The violations, one sentence each.
     pub fn found(&self) -> &[String] {
         &self.0
     }
 
     /// # Panics
     ///
-    /// If anything is wrong.
+    /// If there is a violation.
     pub fn assert_none(&self) {
         let first: Vec<&str> = self.0.iter().take(20).map(String::as_str).collect();
         assert!(self.0.is_empty(), "{} violations:\n{}", self.0.len(), first.join("\n"));
     }
 }
 
-/// Everything that a run left behind.
+/// Everything that a run leaves for the checks to examine.
 #[derive(Debug)]
 pub struct Evidence {
     pub started: Vec<Started>,
@@ -63,7 +63,7 @@ pub struct Evidence {
     pub histories: BTreeMap<String, History>,
     pub records: BTreeMap<String, Vec<Entry>>,
     pub received: Received,
-    /// Ids of all failure events that a scan finds.
+    /// The ids of all failure events that a scan of the feed finds.
     pub listed: BTreeSet<String>,
 }
 
@@ -71,7 +71,7 @@ pub struct Evidence {
 ///
 /// # Panics
 ///
-/// If one has not in that time: it is stuck.
+/// If one is still open after `within`: it is stuck.
 pub async fn until_all_ended(channel: Channel, within: Duration) {
     let deadline = Instant::now() + within;
     loop {
@@ -88,7 +88,7 @@ pub async fn until_all_ended(channel: Channel, within: Duration) {
     }
 }
 
-/// Every execution in one of these states; of all, when none is named.
+/// All executions in one of these states, or in any state if none is given.
 pub async fn executions(channel: Channel, states: &[ExecutionState]) -> Vec<ExecutionInfo> {
     let mut client = connect::executions(channel);
     let states = states.iter().map(|&state| state.into()).collect();
@@ -123,7 +123,7 @@ pub async fn history(channel: Channel, execution: &str) -> History {
     }
 }
 
-/// Ids of all failure events of the namespace `default`.
+/// The ids of all failure events in the namespace `default`.
 pub async fn listed_failures(channel: Channel) -> BTreeSet<String> {
     let mut client = connect::failures(channel);
     let mut request = ListFailuresRequest { page_size: PAGE, ..Default::default() };
@@ -142,7 +142,7 @@ pub async fn listed_failures(channel: Channel) -> BTreeSet<String> {
     }
 }
 
-/// Sends the starts again: the same request id must answer with the same execution.
+/// Repeats the starts. The same request id must be answered with the same execution.
 pub async fn starts_again(channel: Channel, started: &[Started], violations: &mut Violations) {
     let mut client = connect::executions(channel);
     for start in started {
@@ -158,7 +158,7 @@ pub async fn starts_again(channel: Channel, started: &[Started], violations: &mu
 }
 
 impl Evidence {
-    /// Checks everything but what [`starts_again`] does.
+    /// Checks every invariant except the one that [`starts_again`] checks.
     pub fn check(&self, violations: &mut Violations) {
         self.check_starts(violations);
         for start in &self.started {
@@ -173,7 +173,7 @@ impl Evidence {
         self.check_feed(violations);
     }
 
-    /// Every acknowledged start exists, once.
+    /// Every acknowledged start has exactly one execution.
     fn check_starts(&self, violations: &mut Violations) {
         let acknowledged: BTreeSet<&str> =
             self.started.iter().map(|start| start.execution.as_str()).collect();
@@ -191,7 +191,8 @@ impl Evidence {
         }
     }
 
-    /// What was acknowledged to a worker is in the history; nothing is there that no worker did.
+    /// Every result that was acknowledged to a worker is in the history, and the history holds no result that
+    /// no worker reported.
     fn check_records(&self, violations: &mut Violations) {
         let mut completed: BTreeMap<String, (Attempt, String)> = BTreeMap::new();
         let mut failed: BTreeSet<(Attempt, String)> = BTreeSet::new();
@@ -202,8 +203,9 @@ impl Evidence {
                         let attempt = attempt(execution, done.step.as_ref(), done.attempt);
                         let mark = worker::mark(done.output.as_ref());
                         let by = worker::maker(done.output.as_ref());
-                        // A call with a result names no worker, and a server that has just started has
-                        // not heard of its session yet.
+                        // A unary call that reports a result does not name its worker, and a server that has
+                        // just started has not yet heard of the worker's session. The history may then hold no
+                        // worker name.
                         let is_named = done.worker == by
                             || (done.worker.is_empty() && by.starts_with(Transport::Unary.name()));
                         violations.check(is_named, || {
@@ -265,7 +267,8 @@ impl Evidence {
         }
     }
 
-    /// The subscriber has every event that a scan finds and that the histories want, and no other.
+    /// The subscriber received exactly the events that a scan finds. Those of executions are exactly the ones
+    /// that the histories require.
     fn check_feed(&self, violations: &mut Violations) {
         let received: BTreeSet<&str> =
             self.received.events.iter().map(|event| event.id.as_str()).collect();
@@ -294,7 +297,7 @@ impl Evidence {
         violations.check(wrong.is_empty(), || format!("events came out of order: {wrong:?}"));
     }
 
-    /// Counts for people.
+    /// A summary of the counts, for people to read.
     pub fn summary(&self) -> String {
         let count = |is: fn(&Entry) -> bool| {
             self.records.values().flatten().filter(|entry| is(entry)).count()
@@ -321,13 +324,14 @@ impl Evidence {
     }
 }
 
-/// One end, the one of its fate; attempts within the policy; compensation complete, in order.
+/// The history has one end, the one of its order's fate; its attempts stay within the policy; its compensations
+/// are complete and in order.
 fn check_history(start: &Started, history: &History, violations: &mut Violations) {
     let id = &start.execution;
     let mut ends = Vec::new();
     let mut results: BTreeMap<(String, bool), u32> = BTreeMap::new();
     let mut scheduled: BTreeSet<Attempt> = BTreeSet::new();
-    // Steps that took effect or may have, in the order of that.
+    // Steps that took effect or may have done so, in the order in which that happened.
     let mut effects: Vec<String> = Vec::new();
     let mut due: Option<Vec<String>> = None;
     let mut undone: Vec<String> = Vec::new();
@@ -404,7 +408,7 @@ fn check_history(start: &Started, history: &History, violations: &mut Violations
     violations.check(undone == due, || format!("{id}: undone is {undone:?}, due was {due:?}"));
 }
 
-/// The index says what the history says.
+/// The index of executions agrees with the history.
 fn check_index(
     info: &ExecutionInfo,
     histories: &BTreeMap<String, History>,
@@ -426,7 +430,7 @@ fn check_index(
     violations.check(!info.quarantined, || format!("{id}: quarantined"));
 }
 
-/// Ids of the events that a history puts on the feed: execution, sequence, index.
+/// Adds the ids of the events that a history puts on the feed. An id consists of execution, sequence and index.
 fn failure_ids(execution: &str, history: &History, ids: &mut BTreeSet<String>) {
     let mut last = (0, 0);
     for entry in history {

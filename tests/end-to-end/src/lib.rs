@@ -1,11 +1,11 @@
-//! The binary `recoup` as users run it: real processes, real sockets, real databases.
+//! End-to-end tests of the `recoup` binary as users run it, with real processes, sockets and databases.
 //!
-//! `tests/kill.rs` ends processes and connections under load and reads from histories, from what the
-//! workers wrote down and from what a subscriber received that nothing was lost. `tests/bad_input.rs`
-//! sends what must be refused, and `tests/hostile.rs` is what no client should be. `tests/feed.rs`
-//! compares what subscribers receive with what all histories tell. `tests/sdk_*.rs` are workers,
-//! subscribers and examples of the Rust SDK against servers that are killed or told to stop, and
-//! `tests/command_line.rs` is what people type.
+//! `tests/kill.rs` ends processes and connections under load, then compares the histories, the workers' records
+//! and the events that a subscriber received, and so shows that nothing was lost. `tests/bad_input.rs` sends
+//! requests that must be refused, and `tests/hostile.rs` behaves as no client should. `tests/feed.rs` compares
+//! what subscribers receive with what all histories require. `tests/sdk_*.rs` run workers, subscribers and
+//! examples of the Rust SDK against servers that are killed or told to stop, and `tests/command_line.rs` runs
+//! the commands that people type.
 //!
 //! # Map
 //!

@@ -1,4 +1,5 @@
-//! Clients that start orders, each with a request id under which it asks until it has an answer.
+//! Clients that start orders. Each order has a request id, under which its client repeats the call until it has
+//! an answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,9 +15,9 @@ use tonic::transport::Channel;
 use crate::connect;
 use crate::order::{Fate, WORKFLOW};
 
-/// How long a call may go without an answer before it is sent again.
+/// How long a client waits for an answer before it repeats the call.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
-/// How long a client waits for the end of an order before it goes on to the next.
+/// How long, in seconds, a client waits for the end of an order before it starts the next one.
 const RUN_WAIT_S: i64 = 5;
 
 /// An order whose start was acknowledged.
@@ -25,11 +26,11 @@ pub struct Started {
     pub order: u64,
     pub fate: Fate,
     pub execution: String,
-    /// How it ended, if that was answered too.
+    /// The state in which it ended, if the answer included that.
     pub end: Option<ExecutionState>,
 }
 
-/// Clients at work.
+/// The clients, each running in a task of its own.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
@@ -45,7 +46,7 @@ struct Shared {
 }
 
 impl Load {
-    /// Starts so many clients; each waits for its order before it starts the next.
+    /// Starts this many clients. Each waits for its order before it starts the next.
     pub fn start(urls: &[String], clients: usize) -> Self {
         let shared: Arc<Shared> = Arc::default();
         let mut set = JoinSet::new();
@@ -58,29 +59,30 @@ impl Load {
         Self { shared, clients: set }
     }
 
-    /// How many starts were acknowledged until now.
+    /// How many starts have been acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// How many calls were sent again.
+    /// How many calls were repeated.
     pub fn repeated(&self) -> usize {
         self.shared.repeated.load(Ordering::Relaxed)
     }
 
-    /// Begins no further orders, and waits until those that were begun are acknowledged.
+    /// Makes the clients start no further orders, and waits until the starts that they have sent are
+    /// acknowledged.
     pub async fn stop(self) -> Vec<Started> {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.clients.join_all().await.concat()
     }
 }
 
-/// The id under which an order is started, however often.
+/// The request id under which an order is started. Repeated calls use the same one.
 pub fn request_id(order: u64) -> String {
     format!("order-{order}")
 }
 
-/// What is started for an order. Every fourth has a key.
+/// The execution to start for an order. Every fourth order has an execution key.
 pub fn spec(order: u64) -> ExecutionSpec {
     let input = json!({"order": order, "fate": Fate::of(order).name()});
     ExecutionSpec {
@@ -116,7 +118,7 @@ async fn client(shared: Arc<Shared>, channels: Vec<Channel>) -> Vec<Started> {
     all
 }
 
-/// Every third order is only started; the others are started and awaited in one call.
+/// Starts an order. Every third one is only started; the others are started and awaited in one call.
 async fn start(channel: Channel, order: u64) -> Result<Started, Status> {
     let (execution, request_id) = (Some(spec(order)), request_id(order));
     let mut client = connect::executions(channel);

@@ -1,4 +1,4 @@
-//! Executions that fail in every way there is, and the workers that see to it.
+//! Executions that fail in every possible way, and the workers that make them fail.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::connect;
 
-/// Steps that are undone, ignored, lost with their worker, and one behind them all.
+/// Has steps that are undone, ignored or lost with their worker, and one step that comes after all of these.
 const MISHAP: &str = "
 name: mishap
 cancel_grace: 200ms
@@ -47,7 +47,7 @@ finally:
     task: { type: desk.tidy }
 ";
 
-/// Nobody ever does its only step.
+/// No worker ever takes its only step.
 const LATE: &str = "
 name: late
 timeout: 300ms
@@ -56,14 +56,15 @@ steps:
   - { id: only, task: { type: never, queue: nobody } }
 ";
 
-/// Fails in the transition that starts it, without any worker: its step's input is no value.
+/// Fails in the transition that starts it, without any worker, because the input of its step does not evaluate
+/// to a value.
 pub const BROKEN: &str = "
 name: broken
 steps:
   - { id: odd, task: { type: never, input: '${input.numbers[7]}' } }
 ";
 
-/// A session that is silent for so long is lost.
+/// A session that is silent for this long is lost.
 const SESSION_TTL: Duration = Duration::from_secs(1);
 const POLL_WAIT: Duration = Duration::from_secs(5);
 
@@ -72,25 +73,25 @@ pub enum Fate {
     Plain,
     /// The payment fails twice: two attempts that are retried.
     Flaky,
-    /// The payment is declined, the reservation is undone.
+    /// The payment is declined, and the reservation is undone.
     Declined,
-    /// The payment fails as often as it may; both are undone.
+    /// The payment fails in every attempt that it has; payment and reservation are both undone.
     Exhausted,
-    /// Nobody ships it, and the reservation cannot be undone.
+    /// The shipping step fails, and the reservation cannot be undone.
     Parked,
     /// A step's error is ignored.
     Ignored,
     /// The step of `finally` fails.
     Untidy,
-    /// Cancelled while it pays.
+    /// Cancelled while the payment step is running.
     Cancelled,
-    /// Terminated while it pays.
+    /// Terminated while the payment step is running.
     Terminated,
-    /// Its time is over.
+    /// The execution runs out of time.
     Late,
-    /// Its step has no input.
+    /// The input of its step cannot be evaluated.
     Broken,
-    /// The first worker that has its step is never heard of again.
+    /// The first worker that takes its step is never heard of again.
     Lost,
 }
 
@@ -142,7 +143,7 @@ impl Fate {
         }
     }
 
-    /// What a worker reports of a task. None: it works on and on.
+    /// The result that a worker reports for a task. None if the worker keeps working and never reports one.
     fn result(self, task: &Task) -> Option<Result<(), &'static str>> {
         let failed = match (task.r#type.as_str(), self) {
             ("payment.charge", Self::Cancelled | Self::Terminated) => return None,
@@ -159,14 +160,14 @@ impl Fate {
     }
 }
 
-/// Makes the workflows known.
+/// Registers the workflows.
 pub async fn register(channel: &Channel) {
     for definition in [MISHAP, LATE, BROKEN] {
         connect::register(channel.clone(), definition).await;
     }
 }
 
-/// Starts so many executions of each fate, at all servers by turns, some at the same time.
+/// Starts `of_each` executions of each fate, in turn at all servers, several of them at the same time.
 pub async fn start(channels: &[Channel], of_each: usize) {
     let mut clients = JoinSet::new();
     for (index, channel) in channels.iter().enumerate() {
@@ -192,7 +193,7 @@ pub async fn start(channels: &[Channel], of_each: usize) {
     clients.join_all().await;
 }
 
-/// Workers of all queues, until they are dropped.
+/// Workers of all queues. They run until this is dropped.
 #[derive(Debug)]
 pub struct Workers {
     _tasks: JoinSet<()>,
@@ -200,7 +201,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// So many that poll the default queue at each server, and one there that loses what it gets.
+    /// Starts `of_each` workers per server that poll the default queue, and one per server that abandons the
+    /// tasks it gets.
     pub fn start(channels: &[Channel], of_each: usize) -> Self {
         let mut tasks = JoinSet::new();
         let abandoned: Arc<Mutex<BTreeSet<String>>> = Arc::default();
@@ -213,7 +215,7 @@ impl Workers {
         Self { _tasks: tasks, abandoned }
     }
 
-    /// Sessions that had a task and were left alone with it.
+    /// The ids of sessions that took a task and were then abandoned with it.
     pub fn abandoned(&self) -> BTreeSet<String> {
         self.abandoned.lock().expect("nothing panics while it is held").clone()
     }
@@ -235,7 +237,7 @@ async fn work(channel: Channel) {
     }
 }
 
-/// Ends the execution whose task it has in its hands, and never says a word about that.
+/// Ends the execution whose task this worker holds. The worker then never reports on the task itself.
 async fn end(channel: &Channel, fate: Fate, task: &Task) {
     let mut client = connect::executions(channel.clone());
     let (execution_id, reason) = (task.execution_id.clone(), "it was its fate".to_owned());
@@ -252,7 +254,7 @@ async fn end(channel: &Channel, fate: Fate, task: &Task) {
     ended.expect("it runs");
 }
 
-/// Takes each task under a session of its own. The first attempt is never heard of again.
+/// Takes each task in a session of its own. The first attempt is abandoned: no result or heartbeat follows.
 async fn lose(channel: Channel, abandoned: Arc<Mutex<BTreeSet<String>>>) {
     let mut client = connect::workers(channel.clone());
     loop {
@@ -291,7 +293,7 @@ async fn report(channel: &Channel, task: &Task, result: Result<(), &str>) {
         }
     };
     if let Err(status) = reported {
-        // Its execution was ended by another, or the attempt was handed out twice.
+        // Its execution was ended by another worker, or the attempt was handed out twice.
         let reason = connect::reason(&status);
         assert!(reason.starts_with("ATTEMPT_"), "{}: {status}", task.r#type);
     }

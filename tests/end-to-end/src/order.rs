@@ -1,19 +1,19 @@
-//! The workflow under load, and the fates an order may have.
+//! The workflow that runs under load, and the fates that an order may have.
 
 use recoup_proto::v1::{Error, ExecutionState};
 
-/// Attempts of a step, and of a compensation.
+/// The most attempts of a step, and of a compensation.
 pub const ATTEMPTS_MAX: u32 = 8;
 pub const COMPENSATION_ATTEMPTS_MAX: u32 = 50;
 pub const WORKFLOW: &str = "order";
-/// Steps with a compensation, in their order.
+/// The steps that have a compensation, in the order in which they run.
 pub const COMPENSATED_STEPS: [&str; 2] = ["reserve", "charge"];
 pub const STEPS: [&str; 3] = ["reserve", "charge", "ship"];
-/// The types of its tasks, for workers of two kinds.
+/// The workflow's task types, divided between two kinds of workers.
 pub const TASK_TYPES: [&[&str]; 2] =
     [&["stock.reserve", "stock.release"], &["payment.charge", "payment.refund", "shipping.ship"]];
 
-/// Three steps, two of which can be undone. Retries are quick, so that faults meet them in all stages.
+/// Three steps, two of which can be undone. Retries are quick, so that faults hit every stage.
 pub const DEFINITION: &str = "
 name: order
 defaults:
@@ -37,23 +37,23 @@ steps:
     task: { type: shipping.ship }
 ";
 
-/// What becomes of an order; part of its input.
+/// How an order turns out. Its input says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
     /// Every step succeeds at once.
     Plain,
-    /// The payment cannot be reached twice.
+    /// The first two attempts of the payment cannot reach the provider.
     Flaky,
-    /// The payment is declined: the reservation is released.
+    /// The payment is declined, and the reservation is released.
     Declined,
-    /// Nobody ships it: the payment is refunded, the reservation released; both after an error.
+    /// Shipping is refused. The payment is refunded and the reservation is released, each after an error.
     Refused,
-    /// The payment can never be reached: all attempts are used up.
+    /// The payment provider can never be reached: all attempts are used up.
     Exhausted,
 }
 
 impl Fate {
-    /// Half of all orders need nothing.
+    /// The fate of an order by its number. Half of all orders have no errors.
     pub fn of(order: u64) -> Self {
         match order % 10 {
             1 | 6 => Self::Flaky,
@@ -79,7 +79,7 @@ impl Fate {
         all.into_iter().find(|fate| fate.name() == name)
     }
 
-    /// How the execution ends.
+    /// The state in which the execution ends.
     pub fn end(self) -> ExecutionState {
         match self {
             Self::Plain | Self::Flaky => ExecutionState::Succeeded,
@@ -87,7 +87,7 @@ impl Fate {
         }
     }
 
-    /// The step that fails for good.
+    /// The step that fails permanently.
     pub fn failed_step(self) -> &'static str {
         match self {
             Self::Plain | Self::Flaky => "",
@@ -96,7 +96,7 @@ impl Fate {
         }
     }
 
-    /// What the worker reports of an attempt: nothing is success.
+    /// The error that the worker reports for an attempt. None if the attempt succeeds.
     pub fn error(self, task_type: &str, attempt: u32) -> Option<Error> {
         let kind = match (self, task_type) {
             (Self::Flaky, "payment.charge") if attempt <= 2 => "payment.unreachable",

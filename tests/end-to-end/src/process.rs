@@ -1,4 +1,4 @@
-//! Processes that end with the test that started them, however it ends.
+//! Child processes that end together with the test that started them, however the test ends.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -7,8 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// A child. Dropping it kills it. The system kills it when the thread that started it ends: start it
-/// from a thread that lives as long as the test.
+/// A child process. Dropping it kills it. The operating system also kills it when the thread that started it
+/// ends, so start it from a thread that lives as long as the test.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -17,20 +17,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program. What it says on stderr is added to the file `log`.
+    /// Starts a program. Its stderr is appended to the file `log`.
     ///
     /// # Panics
     ///
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start(program: &Path, arguments: &[String], log: &Path) -> Self {
         Self::start_with(program, arguments, &[], log)
     }
 
-    /// As [`Self::start`], with variables of its environment set.
+    /// As [`Self::start`], with additional environment variables.
     ///
     /// # Panics
     ///
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start_with(
         program: &Path,
         arguments: &[String],
@@ -49,14 +49,14 @@ impl Process {
         let (send, lines) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                // Nobody may be interested: reading on keeps the pipe from filling up.
+                // The receiver may be gone. The thread keeps reading, so that the pipe does not fill up.
                 let _ = send.send(line);
             }
         });
         Self { child, lines, log: log.to_path_buf() }
     }
 
-    /// The next line on stdout. None when there is none in that time, or the program ended.
+    /// The next line on stdout. None if no line comes within that time, or the program has ended.
     pub fn line(&self, within: Duration) -> Option<String> {
         self.lines.recv_timeout(within).ok()
     }
@@ -78,12 +78,12 @@ impl Process {
         assert!(status.is_ok_and(|status| status.success()), "it is gone already");
     }
 
-    /// Whether it has not ended by itself.
+    /// Whether the process is still running.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("our own child can be asked for").is_none()
     }
 
-    /// How it ended. None: it did not in that time.
+    /// The exit status. None if the process has not ended within that time.
     pub fn exit(&mut self, within: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + within;
         loop {
@@ -97,7 +97,7 @@ impl Process {
         }
     }
 
-    /// What is resident in memory, in bytes.
+    /// The size of the process's resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("the process lives");
@@ -106,14 +106,14 @@ impl Process {
         number.and_then(|number| number.parse::<u64>().ok()).expect("Linux says it in KiB") * 1024
     }
 
-    /// Everything it has said on stderr, and those before it with the same file.
+    /// Everything that this process, and earlier processes with the same log file, wrote to stderr.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-/// A setting of the caller's shell must not reach the program.
+/// Removes the settings of the caller's shell from the environment of a command.
 pub(crate) fn forget_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("RECOUP_") {
@@ -124,7 +124,7 @@ pub(crate) fn forget_settings(command: &mut Command) {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be gone already; then there is nothing to do.
+        // The process may have ended already; then there is nothing left to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

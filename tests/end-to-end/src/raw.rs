@@ -1,4 +1,4 @@
-//! HTTP/2 frames by hand, for what no library would send: half a preface, silence, streams that break
+//! HTTP/2 frames written by hand, for what no library would send: half a preface, silence, streams that break
 //! the protocol.
 
 use std::io::{ErrorKind, Read, Write};
@@ -14,12 +14,12 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
-/// Settings.
+/// Ids of HTTP/2 settings.
 pub const MAX_CONCURRENT_STREAMS: u16 = 3;
 pub const INITIAL_WINDOW: u16 = 4;
 pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-/// A frame as it was received.
+/// A frame that was received.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -28,23 +28,23 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A connection that sends only what the test says.
+/// A connection that sends only what the test tells it to send.
 #[derive(Debug)]
 pub struct Raw(pub TcpStream);
 
 impl Raw {
     /// # Panics
     ///
-    /// If nothing listens.
+    /// If no server listens there.
     pub fn connect(server: SocketAddr) -> Self {
         Self(TcpStream::connect(server).expect("the server listens"))
     }
 
-    /// From one of the addresses of this machine.
+    /// Connects from a given address of this machine.
     ///
     /// # Panics
     ///
-    /// If nothing listens, or the address is not of this machine.
+    /// If no server listens there, or the source is not an address of this machine.
     pub async fn connect_from(source: IpAddr, server: SocketAddr) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().expect("there are sockets");
         socket.bind(SocketAddr::new(source, 0)).expect("the address is ours");
@@ -54,27 +54,27 @@ impl Raw {
         Self(stream)
     }
 
-    /// Sends bytes; the peer may have closed the connection.
+    /// Sends bytes. Returns an error if the peer has closed the connection.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.0.write_all(bytes)
     }
 
-    /// The preface and empty settings.
+    /// Sends the preface and empty settings.
     ///
     /// # Panics
     ///
-    /// If the server does not take it.
+    /// If they cannot be sent.
     pub fn greet(&mut self) {
         let mut bytes = PREFACE.to_vec();
         frame(&mut bytes, SETTINGS, 0, 0, &[]);
         self.send(&bytes).expect("the server reads");
     }
 
-    /// The next frame. None: the connection was closed.
+    /// Reads the next frame. None if the server has closed the connection.
     ///
     /// # Panics
     ///
-    /// If there is neither in that time.
+    /// If neither a frame nor the end of the connection comes within that time.
     pub fn next(&mut self, within: Duration) -> Option<Frame> {
         let mut head = [0; 9];
         if !self.fill(&mut head, within) {
@@ -89,11 +89,11 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// Reads until the connection is closed.
+    /// Reads until the server closes the connection.
     ///
     /// # Panics
     ///
-    /// If it is not in that time.
+    /// If the server does not close it within that time.
     pub fn until_closed(&mut self, within: Duration) {
         let mut byte = [0; 1];
         while self.fill(&mut byte, within) {}
@@ -119,11 +119,11 @@ impl Raw {
     }
 }
 
-/// Adds a frame.
+/// Appends a frame to `bytes`.
 ///
 /// # Panics
 ///
-/// If the payload is longer than a frame can be.
+/// If the payload does not fit into a frame.
 pub fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     assert!(payload.len() < 1 << 24, "a frame has 24 bits for its length");
     bytes.extend(&(payload.len() as u32).to_be_bytes()[1..]);
@@ -132,14 +132,13 @@ pub fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u
     bytes.extend(payload);
 }
 
-/// The headers of a gRPC call in HPACK, without its tables of what came before and without its Huffman
-/// code.
+/// The headers of a gRPC call in HPACK, using neither the dynamic table nor the Huffman code.
 ///
 /// # Panics
 ///
-/// If a value is longer than one byte can say.
+/// If a value is too long for a length of one byte.
 pub fn headers(authority: &str, path: &str) -> Vec<u8> {
-    // `:method: POST` and `:scheme: http` are 3 and 6 of the static table.
+    // `:method: POST` and `:scheme: http` have the indices 3 and 6 in the static table.
     let mut bytes = vec![0x83, 0x86];
     for (name, value) in [
         (":path", path),
@@ -157,7 +156,7 @@ pub fn headers(authority: &str, path: &str) -> Vec<u8> {
     bytes
 }
 
-/// A message as the body of a gRPC call has it.
+/// Encodes a message as it stands in the body of a gRPC call.
 pub fn message(encoded: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0];
     bytes.extend((encoded.len() as u32).to_be_bytes());
@@ -165,12 +164,12 @@ pub fn message(encoded: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A setting, as the payload of SETTINGS has it.
+/// Encodes a setting as it stands in the payload of a SETTINGS frame.
 pub fn setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 
-/// The settings in the payload of SETTINGS.
+/// The settings in the payload of a SETTINGS frame, as pairs of id and value.
 pub fn settings(payload: &[u8]) -> Vec<(u16, u32)> {
     let setting = |bytes: &[u8]| {
         let id = u16::from_be_bytes([bytes[0], bytes[1]]);

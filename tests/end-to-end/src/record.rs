@@ -1,4 +1,4 @@
-//! What workers write down: a line per task begun and per result that was acknowledged.
+//! The records that workers keep: one line for each task begun and for each result that was answered.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use recoup_proto::v1::Task;
 
-/// Which attempt of what a line is about.
+/// Identifies the attempt that a line is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attempt {
     pub execution: String,
@@ -15,16 +15,16 @@ pub struct Attempt {
     pub number: u32,
 }
 
-/// One line.
+/// One line of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A task was begun, with the key under which it takes effect once.
+    /// The worker began a task. The idempotency key is the one under which the task must take effect once.
     Begun { attempt: Attempt, idempotency_key: String },
-    /// A success was acknowledged. The mark was made for this task alone and is part of its output.
+    /// The server acknowledged a success. The mark is unique to this task and is part of its output.
     Completed { attempt: Attempt, mark: String },
-    /// An error was acknowledged.
+    /// The server acknowledged an error.
     Failed { attempt: Attempt, error_type: String },
-    /// A result was refused.
+    /// The server refused a result.
     Refused { attempt: Attempt, reason: String },
 }
 
@@ -71,7 +71,8 @@ impl Entry {
     }
 }
 
-/// The file of one worker. A line that was written survives the process, and that is all it must.
+/// A worker's record file. A line that was written survives the end of the process; it need not survive more
+/// than that.
 #[derive(Debug)]
 pub struct Writer(File);
 
@@ -86,17 +87,17 @@ impl Writer {
 
     /// # Panics
     ///
-    /// If it cannot be written: a worker that cannot write down what it does proves nothing.
+    /// If the line cannot be written. Without a record of what the worker did, the test proves nothing.
     pub fn write(&mut self, entry: &Entry) {
         self.0.write_all(entry.line().as_bytes()).expect("the disk is not full");
     }
 }
 
-/// Reads a worker's file.
+/// Reads a worker's record.
 ///
 /// # Panics
 ///
-/// If it holds anything but whole lines.
+/// If the file holds anything other than complete lines.
 pub fn read(path: &Path) -> Vec<Entry> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let parse = |line| Entry::parse(line).unwrap_or_else(|| panic!("no line of ours: {line}"));

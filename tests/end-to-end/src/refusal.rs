@@ -1,9 +1,9 @@
-//! Why a call was refused, as clients read it.
+//! The reason for which a call was refused, as clients read it.
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Code, reason of `google.rpc.ErrorInfo` and the fields of `google.rpc.BadRequest`.
+/// The gRPC code, the reason of `google.rpc.ErrorInfo` and the fields of `google.rpc.BadRequest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedCall {
     pub code: Code,
@@ -23,7 +23,7 @@ impl RefusedCall {
 
 /// # Panics
 ///
-/// If the call was not refused just so.
+/// If the call was not refused with exactly this code, this reason and these fields.
 #[track_caller]
 pub fn assert_refused<T: std::fmt::Debug>(
     answer: Result<T, Status>,

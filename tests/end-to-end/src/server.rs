@@ -1,4 +1,4 @@
-//! `recoup serve` as a process, on a port and in a folder of its own.
+//! `recoup serve` as a process, with a port and a folder of its own.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use tempfile::TempDir;
 use crate::binary;
 use crate::process::{Process, forget_settings};
 
-/// How long a server may take until it listens. A debug build beside other tests takes its time.
+/// How long a server may take until it listens. A debug build that runs beside other tests is slow to start.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// A server that ends politely lets its workers finish for 30 s.
+/// How long a server may take to stop. On SIGTERM it gives its workers 30 s to finish.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 
-/// A server that is started, killed and started again on the same port.
+/// A server that can be killed, stopped and started again on the same port.
 #[derive(Debug)]
 pub struct Server {
     pub process: Process,
@@ -29,19 +29,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// On an embedded database below `folder`.
+    /// Starts a server on an embedded database below `folder`.
     pub fn embedded(folder: &Path) -> Self {
         Self::embedded_with(folder, &[])
     }
 
-    /// On an embedded database below `folder`, with more settings.
+    /// As [`Self::embedded`], with additional settings.
     pub fn embedded_with(folder: &Path, settings: &[&str]) -> Self {
         let data = folder.join("data").display().to_string();
         let arguments = [&["--store", "sqlite", "--data-dir", &data], settings].concat();
         Self::start(folder, binary::recoup().to_path_buf(), &[], &arguments)
     }
 
-    /// As [`Self::embedded_with`], in a process that may have only so many files open.
+    /// As [`Self::embedded_with`], in a process that may have at most `files_max` files open.
     pub fn embedded_with_files(folder: &Path, files_max: u32, settings: &[&str]) -> Self {
         let data = folder.join("data").display().to_string();
         let arguments = [&["--store", "sqlite", "--data-dir", &data], settings].concat();
@@ -50,19 +50,19 @@ impl Server {
         Self::start(folder, "prlimit".into(), &[&limit, &program], &arguments)
     }
 
-    /// On a database of Postgres.
+    /// Starts a server on a Postgres database.
     pub fn on_postgres(folder: &Path, url: &str) -> Self {
         let program = binary::recoup().to_path_buf();
         Self::start(folder, program, &[], &["--store", "postgres", "--database-url", url])
     }
 
-    /// On a database of Postgres, of an older version: see [`Self::update`].
+    /// As [`Self::on_postgres`], but starts the older version; [`Self::update`] then replaces it.
     pub fn older_on_postgres(folder: &Path, url: &str) -> Self {
         let settings = ["--store", "postgres", "--database-url", url];
         Self::start(folder, binary::older_recoup(), &[], &settings)
     }
 
-    /// On a database of Postgres that does not answer yet.
+    /// Starts a server on a Postgres database that does not answer yet.
     pub fn not_ready_on_postgres(folder: &Path, url: &str) -> Self {
         let program = binary::recoup().to_path_buf();
         Self::begin(folder, program, &[], &["--store", "postgres", "--database-url", url])
@@ -74,7 +74,8 @@ impl Server {
         server
     }
 
-    /// `before` are arguments of a program that starts the server in its own place.
+    /// Starts the process. `before` is the command line of a program that replaces itself with the server; it
+    /// may be empty.
     fn begin(folder: &Path, program: PathBuf, before: &[&str], settings: &[&str]) -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
         let listen = address.to_string();
@@ -85,20 +86,20 @@ impl Server {
         Self { process, address, program, arguments, log, starts: 1 }
     }
 
-    /// Starts it again, after it was killed or ended.
+    /// Starts the server again after it was killed or stopped.
     pub fn restart(&mut self) {
         self.process = Process::start(&self.program, &self.arguments, &self.log);
         self.starts += 1;
         self.until_it_listens();
     }
 
-    /// Ends it politely, and starts the version to test in its place.
+    /// Stops the server with SIGTERM, and starts the version under test in its place.
     pub fn update(&mut self) {
         self.program = binary::recoup().to_path_buf();
         self.replace();
     }
 
-    /// Ends it politely, and starts the older version in its place.
+    /// Stops the server with SIGTERM, and starts the older version in its place.
     pub fn roll_back(&mut self) {
         self.program = binary::older_recoup();
         self.replace();
@@ -115,13 +116,13 @@ impl Server {
         self.restart();
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL, and waits until the process is gone.
     pub fn kill(&mut self) {
         assert!(self.process.is_alive(), "the server ended by itself:\n{}", self.process.log());
         self.process.kill();
     }
 
-    /// `http://ADDRESS`.
+    /// The server's address as `http://ADDRESS`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -130,12 +131,12 @@ impl Server {
         self.address
     }
 
-    /// How often it was started.
+    /// How many times the server has been started.
     pub fn starts(&self) -> usize {
         self.starts
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the server reports that it is ready.
     pub fn until_it_listens(&self) {
         let line = self.process.line(READY_WITHIN);
         let wanted = format!("recoup listens on {}", self.url());
@@ -143,13 +144,13 @@ impl Server {
     }
 }
 
-/// Runs `recoup` with any arguments.
+/// Starts `recoup` with any arguments.
 pub fn recoup(arguments: &[&str], log: &Path) -> Process {
     let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Process::start(binary::recoup(), &arguments, log)
 }
 
-/// A server on an embedded database in a folder of its own, and a client of the SDK.
+/// Starts a server on an embedded database in a folder of its own, and connects a client of the SDK to it.
 pub async fn connected(name: &str) -> (Folder, Server, Client) {
     let folder = Folder::new(name);
     let server = Server::embedded(folder.path());
@@ -157,12 +158,12 @@ pub async fn connected(name: &str) -> (Folder, Server, Client) {
     (folder, server, client)
 }
 
-/// Runs `recoup` to its end, with nothing on its standard input.
+/// Runs `recoup` until it exits, with empty standard input.
 pub fn recoup_once(arguments: &[&str]) -> std::process::Output {
     recoup_with(arguments, &[])
 }
 
-/// The same with variables of the environment.
+/// As [`recoup_once`], with additional environment variables.
 pub fn recoup_with(arguments: &[&str], variables: &[(&str, &str)]) -> std::process::Output {
     let mut command = Command::new(binary::recoup());
     forget_settings(&mut command);
@@ -177,7 +178,7 @@ pub fn sdk_example(name: &str, arguments: &[&str], server: &str, log: &Path) -> 
     Process::start_with(&binary::sdk_example(name), &arguments, &variables, log)
 }
 
-/// A folder that goes with the test, unless the test fails: then its logs are worth reading.
+/// A folder that is removed at the end of the test, unless the test fails: its logs are then worth reading.
 #[derive(Debug)]
 pub struct Folder(Option<TempDir>);
 
@@ -203,8 +204,8 @@ impl Drop for Folder {
     }
 }
 
-/// A free port below those that the system gives to clients: a client that looks for a server which
-/// is down must not get its port.
+/// A free port below the range that the operating system assigns to clients. Otherwise a client that tries to
+/// reach a server which is down could itself be given that server's port.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let spread = (std::process::id() % 1000) as u16 * 11;

@@ -1,5 +1,5 @@
-//! A client that asks and then never reads: not the answer, not a ping, not one byte from its socket.
-//! Written by hand, for every HTTP/2 library reads on behind its user's back.
+//! A client that sends a request and then reads nothing: not the answer, not a ping, not one byte from its
+//! socket. It is written by hand because every HTTP/2 library keeps reading in the background.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,23 +10,23 @@ use crate::raw::{
     message, setting,
 };
 
-/// The largest window that there is.
+/// The largest flow-control window that HTTP/2 allows.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 
-/// One call on a connection of its own.
+/// One call, on a connection of its own.
 #[derive(Debug)]
 pub struct Silent(TcpStream);
 
 impl Silent {
-    /// Sends a gRPC request, allows an endless answer, and reads nothing.
+    /// Sends a gRPC request, opens the flow-control windows as far as possible, and reads nothing.
     ///
     /// # Panics
     ///
-    /// If the server does not take it.
+    /// If the request cannot be sent.
     pub fn call(server: SocketAddr, path: &str, encoded: &[u8]) -> Self {
         let mut bytes = PREFACE.to_vec();
         frame(&mut bytes, SETTINGS, 0, 0, &setting(INITIAL_WINDOW, WINDOW_MAX));
-        // The connection has a window of 65,535 bytes from the start.
+        // A connection starts with a window of 65,535 bytes.
         frame(&mut bytes, WINDOW_UPDATE, 0, 0, &(WINDOW_MAX - 65_535).to_be_bytes());
         frame(&mut bytes, HEADERS, END_HEADERS, 1, &headers(&server.to_string(), path));
         frame(&mut bytes, DATA, 0, 1, &message(encoded));
@@ -35,8 +35,8 @@ impl Silent {
         Self(socket)
     }
 
-    /// Whether the server has closed the connection after some time. What it had sent before is read
-    /// only now, and thrown away.
+    /// Whether the server closes the connection within this time. Bytes that the server had sent before are
+    /// read only here, and discarded.
     pub fn was_cut(mut self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let mut bytes = vec![0; 1 << 16];

@@ -1,4 +1,4 @@
-//! A reader of the failure feed that goes on from its cursor however often it is cut off.
+//! A reader of the failure feed that resumes from its cursor each time it is cut off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -10,25 +10,25 @@ use tokio::task::JoinHandle;
 
 use crate::connect;
 
-/// Keep-alives come at least every 15 s: longer silence is a dead stream.
+/// The server sends a keep-alive at least every 15 s, so a stream that is silent for longer is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// What has been received.
+/// The events that the subscriber has received, and how it received them.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// In the order of their arrival, each once.
+    /// The events, each once, in the order of their arrival.
     pub events: Vec<FailureEvent>,
-    /// Their ids.
+    /// The ids of these events.
     pub ids: BTreeSet<String>,
-    /// How many came more than once.
+    /// How many events arrived more than once.
     pub repeated: usize,
-    /// How often a stream was opened.
+    /// How many times a stream was opened.
     pub connections: usize,
-    /// Refusals that no repetition can help.
+    /// Refusals for which repeating the call cannot help.
     pub refusals: Vec<String>,
 }
 
-/// Reads in the background until it is dropped.
+/// Reads the feed in a background task until it is dropped.
 #[derive(Debug)]
 pub struct Subscriber {
     received: Arc<Mutex<Received>>,
@@ -36,19 +36,19 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Reads all of the namespace `default` from the beginning, from the first server that answers.
+    /// Reads all events of the namespace `default`, from the beginning, at the first server that answers.
     pub fn start(urls: &[String]) -> Self {
         let received: Arc<Mutex<Received>> = Arc::default();
         let reading = tokio::spawn(read(urls.to_vec(), Arc::clone(&received)));
         Self { received, reading }
     }
 
-    /// Ids of what was received until now.
+    /// The ids of the events received so far.
     pub fn ids(&self) -> BTreeSet<String> {
         self.received.lock().expect("nothing panics while it is held").ids.clone()
     }
 
-    /// Stops reading.
+    /// Stops reading, and returns what was received.
     pub fn stop(self) -> Received {
         self.reading.abort();
         std::mem::take(&mut self.received.lock().expect("nothing panics while it is held"))
@@ -62,7 +62,7 @@ impl Drop for Subscriber {
 }
 
 impl Received {
-    /// Executions whose events came in another order than that of their history.
+    /// Executions whose events arrived in an order other than that of their history.
     pub fn out_of_order(&self) -> Vec<String> {
         let mut last: BTreeMap<&str, u64> = BTreeMap::new();
         let mut wrong = Vec::new();

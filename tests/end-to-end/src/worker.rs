@@ -1,5 +1,5 @@
-//! A worker on the bare protocol, by stream or by unary calls: a session that outlives the connection,
-//! results sent until they are acknowledged.
+//! A worker on the bare protocol, by stream or by unary calls. Its session outlives a connection, and it sends
+//! each result until the server acknowledges it.
 
 mod calls;
 
@@ -22,28 +22,28 @@ use crate::connect;
 use crate::order::Fate;
 use crate::record::{Attempt, Entry, Writer};
 
-/// Tasks it works on at once.
+/// How many tasks the worker executes at once.
 const SLOTS: u32 = 16;
-/// How long its session lives without a message.
+/// How long the server keeps the session alive without a message from the worker.
 const SESSION_TTL: Duration = Duration::from_secs(3);
-/// A result without an answer is sent again after this time.
+/// The worker repeats a result that has not been answered within this time.
 const ACK_WITHIN: Duration = Duration::from_secs(10);
 
 pub struct Options {
-    /// Name for people.
+    /// The worker's name, for people to read.
     pub name: String,
-    /// Id of the session.
+    /// The id of the worker's session.
     pub session: String,
-    /// Where it writes what it does.
+    /// The file in which the worker records what it does.
     pub record: PathBuf,
     pub transport: Transport,
-    /// The types of tasks that it takes.
+    /// The types of tasks that the worker takes.
     pub task_types: Vec<String>,
-    /// Servers, tried in turn.
+    /// The servers, which the worker tries in turn.
     pub urls: Vec<String>,
 }
 
-/// How it talks to a server.
+/// How the worker talks to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Stream,
@@ -63,10 +63,10 @@ impl Transport {
     }
 }
 
-/// What it holds of a task that it has not got rid of.
+/// A task that the worker holds, until the server has answered its result.
 struct Held {
     attempt: Attempt,
-    /// Set when the work is done and its acknowledgement is missing.
+    /// Set once the work is done; the server has not acknowledged it yet.
     result: Option<Outcome>,
 }
 
@@ -74,10 +74,10 @@ struct Worker {
     options: Options,
     record: Writer,
     held: HashMap<Bytes, Held>,
-    /// Tokens whose work is done.
+    /// Sends the token and outcome of each task whose work is done.
     finished: mpsc::UnboundedSender<(Bytes, Outcome)>,
     done: mpsc::UnboundedReceiver<(Bytes, Outcome)>,
-    /// What calls with results were answered; a stream brings its own.
+    /// Sends the answers to unary calls that report results. A stream receives its answers itself.
     answered: mpsc::UnboundedSender<ResultAck>,
     answers: mpsc::UnboundedReceiver<ResultAck>,
 }
@@ -103,7 +103,7 @@ pub async fn run(options: Options) {
 }
 
 impl Worker {
-    /// One stream, until it breaks.
+    /// Serves over one stream, until the stream breaks.
     async fn serve_by_stream(&mut self, url: &str) -> Result<(), tonic::Status> {
         while let Ok((token, result)) = self.done.try_recv() {
             self.finish(&token, result);
@@ -138,7 +138,8 @@ impl Worker {
         }
     }
 
-    /// The first message: who it is, what it holds, what it has done in the meantime.
+    /// The first message of a stream: the worker's session, the tasks that it holds, and the results it has
+    /// produced in the meantime.
     fn opening(&self) -> StreamTasksRequest {
         let open = OpenSession {
             task_types: self.options.task_types.clone(),
@@ -157,7 +158,7 @@ impl Worker {
         StreamTasksRequest { open: Some(open), credit, results, ..StreamTasksRequest::default() }
     }
 
-    /// Takes what came. Answers how many slots became free.
+    /// Handles a message of the server. Returns how many slots became free.
     fn take(&mut self, message: StreamTasksResponse) -> u32 {
         let mut free = 0;
         if let Some(opened) = message.opened {
@@ -178,13 +179,13 @@ impl Worker {
         use ErrorReason::{OutcomeUnknown, StoreUnavailable, Unspecified};
         let reason = ack.reason();
         if matches!(reason, OutcomeUnknown | StoreUnavailable) {
-            // Sent again, after a pause.
+            // The result was not accepted for now: send it again after a pause.
             let again = self.held.get_mut(&ack.task_token).and_then(|held| held.result.take());
             if let Some(result) = again {
                 let (finished, token) = (self.finished.clone(), ack.task_token.clone());
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    // The receiver lives as long as the process.
+                    // Sending cannot fail: the receiver lives as long as the process.
                     let _ = finished.send((token, result));
                 });
             }
@@ -205,7 +206,7 @@ impl Worker {
         true
     }
 
-    /// Begins a task, unless it is at work on it.
+    /// Begins a task, unless the worker is executing it already. Returns whether it began.
     fn begin(&mut self, task: Task) -> bool {
         let attempt = Attempt::of(&task);
         let idempotency_key = task.idempotency_key.clone();
@@ -227,13 +228,14 @@ impl Worker {
                     Outcome::Completed(connect::json(&json!({"mark": mark, "by": worker})))
                 }
             };
-            // The receiver lives as long as the process.
+            // Sending cannot fail: the receiver lives as long as the process.
             let _ = finished.send((task.task_token, outcome));
         });
         true
     }
 
-    /// Notes a result and makes the message that reports it. None: the attempt was closed meanwhile.
+    /// Stores a result and makes the message that reports it. None if the attempt has been closed in the
+    /// meantime.
     fn finish(&mut self, token: &Bytes, result: Outcome) -> Option<TaskResult> {
         let held = self.held.get_mut(token)?;
         held.result = Some(result.clone());
@@ -241,17 +243,17 @@ impl Worker {
     }
 }
 
-/// What names one success among all that workers ever reported.
+/// The mark in an output. It identifies one success among all that workers ever reported.
 pub fn mark(output: Option<&Payload>) -> String {
     connect::value(output)["mark"].as_str().unwrap_or_default().to_owned()
 }
 
-/// The worker that made an output.
+/// The name of the worker that produced an output.
 pub fn maker(output: Option<&Payload>) -> String {
     connect::value(output)["by"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Most work is short; some of it lasts long enough to be recorded as started.
+/// How long a task takes. Most are short; some last long enough to be recorded as started.
 fn work() -> Duration {
     let random = Uuid::new_v4().as_u128();
     let lasts_long = random.is_multiple_of(25);

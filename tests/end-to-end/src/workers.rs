@@ -1,4 +1,4 @@
-//! Worker processes, killed and started again.
+//! Worker processes that a test kills and starts again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::process::Process;
 use crate::record::{self, Entry};
 use crate::worker::Transport;
 
-/// Some workers of the order workflow.
+/// A number of workers of the order workflow.
 #[derive(Debug)]
 pub struct Workers {
     folder: PathBuf,
@@ -21,8 +21,9 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts them, each with another server that it prefers and other types of tasks: with two servers
-    /// each order needs workers of both. Of four, two take their tasks by unary calls.
+    /// Starts `count` workers. They differ in the server that they prefer and in the types of tasks that they
+    /// take, so that with two servers each order needs workers at both. Of four workers, two take their tasks
+    /// by unary calls.
     pub fn start(folder: &Path, urls: &[String], count: usize) -> Self {
         let (folder, urls) = (folder.to_path_buf(), urls.to_vec());
         let mut workers = Self { folder, urls, running: Vec::new(), kills: 0 };
@@ -34,8 +35,10 @@ impl Workers {
         workers
     }
 
-    /// Kills one after the other, and starts it again: by turns as a new session, which leaves what
-    /// the old one held to its time to live, and as the same one, which says that it holds nothing.
+    /// Kills the next worker in turn, and starts it again. In the first round through all workers the new
+    /// process resumes the old session and reports that it holds no tasks. In the next round it opens a new
+    /// session, and the tasks of the old one stay assigned until that session expires. The rounds then
+    /// alternate.
     pub fn kill_next(&mut self) {
         let number = self.kills % self.running.len();
         let keeps_session = (self.kills / self.running.len()).is_multiple_of(2);
@@ -48,7 +51,7 @@ impl Workers {
         self.running[number] = (process, session);
     }
 
-    /// What each has written down, by name.
+    /// The record of each worker, by name.
     pub fn records(&self) -> BTreeMap<String, Vec<Entry>> {
         let all = 0..self.running.len();
         all.map(|number| (name(number), record::read(&self.record(number)))).collect()

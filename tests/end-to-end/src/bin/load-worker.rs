@@ -1,8 +1,7 @@
-//! A worker of the order workflow as a process of its own, to be killed.
+//! A worker of the order workflow that runs as a separate process, so that tests can kill it.
 //!
-//! `load-worker NAME SESSION FILE TRANSPORT TYPES URL…` writes what it does to FILE and takes tasks of
-//! TYPES, divided by commas, from the first URL that answers, by `stream` or by `unary` calls, until it
-//! is killed.
+//! `load-worker NAME SESSION FILE TRANSPORT TYPES URL…` takes tasks of TYPES (separated by commas) from the
+//! first URL that answers, over `stream` or `unary` calls, until it is killed. It records what it does in FILE.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! The worker by unary calls: one long poll at a time, and a call for each result.
+//! The worker over unary calls: it makes one long poll at a time, and one call for each result.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use tonic::transport::Channel;
 use super::{ACK_WITHIN, SESSION_TTL, SLOTS, Worker, duration, too_late};
 use crate::connect;
 
-/// How long a poll waits for a task. It renews the session for as long.
+/// How long a poll waits for a task. The poll also keeps the session alive while it waits.
 const POLL_WAIT: Duration = SESSION_TTL.saturating_sub(Duration::from_secs(1));
 
 type Client = WorkerServiceClient<Channel>;
 
 impl Worker {
-    /// Polls and reports, until a poll fails.
+    /// Polls for tasks and reports results until a poll fails.
     pub(super) async fn serve_by_calls(&mut self, url: &str) -> Result<(), Status> {
         let client = connect::workers(connect::channel(url));
         let mut polling = None;
@@ -70,7 +70,7 @@ async fn poll(mut client: Client, request: PollTasksRequest) -> Result<PollTasks
     Ok(answer.map_err(|_| too_late())??.into_inner())
 }
 
-/// Reports a result and passes the answer on, in the form in which a stream gives it.
+/// Reports a result, and passes the answer on in the form in which a stream would deliver it.
 async fn report(
     mut client: Client,
     TaskResult { task_token, result }: TaskResult,
@@ -96,10 +96,10 @@ async fn report(
             let name = format!("ERROR_REASON_{}", connect::reason(&status));
             ErrorReason::from_str_name(&name).unwrap_or(ErrorReason::Internal)
         }
-        // Whether it is recorded is unknown: it is sent again.
+        // The server may or may not have recorded the result, so the worker sends it again.
         Ok(Err(_)) | Err(_) => ErrorReason::OutcomeUnknown,
     };
     let ack = ResultAck { task_token: token, reason: reason.into(), ..ResultAck::default() };
-    // The receiver lives as long as the process.
+    // Sending cannot fail: the receiver lives as long as the process.
     let _ = answered.send(ack);
 }
