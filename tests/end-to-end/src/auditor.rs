@@ -30,7 +30,7 @@ pub struct Audited {
     /// The number of the latest delivery of each event, by event id.
     pub deliveries: BTreeMap<String, u32>,
     pub acknowledged: BTreeSet<String>,
-    /// How many came again because the consumer had connected again.
+    /// How many deliveries were repeats, caused by a reconnect of the consumer.
     pub repeated: usize,
     pub connections: usize,
     /// Violations that were found, one sentence each.

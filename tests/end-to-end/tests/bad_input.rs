@@ -1,5 +1,5 @@
-//! Everything that must be refused, sent to a server as it is shipped: a canonical code with a reason
-//! and the path of the field, and the server goes on.
+//! Sends everything that must be refused to the binary as it is shipped. Each refusal has a canonical code, a
+//! reason and the path of the field, and the server keeps working.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const ONE_STEP: &str = "name: one\nsteps:\n- {id: only, task: {type: work}}\n";
 const ONE_ATTEMPT: &str =
     "name: once\ndefaults: {retry: {max_attempts: 1}}\nsteps:\n- {id: only, task: {type: work}}\n";
 
-/// A server with a workflow of one step.
+/// A server with workflows of one step.
 struct Site {
     server: Server,
     channel: Channel,
@@ -71,7 +71,7 @@ impl Site {
         }
     }
 
-    /// The process is the one that was started, and it works.
+    /// Checks that the original server process is still running and that it executes a workflow.
     async fn goes_on(mut self) {
         assert!(self.server.process.is_alive(), "{}", self.server.process.log());
         let execution = self.begin("one").await;
@@ -175,7 +175,7 @@ async fn what_does_not_exist() {
     let refused = connect::failures(site.channel.clone()).get_failure(request).await;
     assert_refused(refused, Code::NotFound, "FAILURE_NOT_FOUND", &[]);
 
-    // A task type that no worker serves waits; it is not handed to others.
+    // A task whose type no worker serves waits; the server does not hand it to workers of other types.
     let (task_types, wait) = (vec!["other".into()], Some(Duration::from_millis(300).into()));
     let request = v1::PollTasksRequest { task_types, wait, ..Default::default() };
     let polled = connect::workers(site.channel.clone()).poll_tasks(request).await;
@@ -208,7 +208,7 @@ async fn what_is_too_large() {
     let outcome = site.outcome(&execution).await;
     assert_eq!(outcome.state(), v1::ExecutionState::Failed);
 
-    // Over what the transport takes at all.
+    // The message exceeds what the transport accepts.
     let mut request = start("one", "");
     let input = Some(connect::json(&json!("x".repeat(5 << 20))));
     request.execution = request.execution.map(|spec| v1::ExecutionSpec { input, ..spec });

@@ -1,5 +1,5 @@
-//! The command line against a server as it is shipped: what is wrong is told in a line with its field and
-//! reason, and with the exit code that the help promises.
+//! The command line against the binary as it is shipped. Each problem is reported in one line with its field
+//! and reason, and with the exit code that the help promises.
 
 use std::process::Output;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use recoup_end_to_end::server::{Folder, Server, free_port, recoup, recoup_once, 
 use recoup_sdk::{Client, TaskContext, TaskError, Worker};
 use serde_json::Value;
 
-/// Whatever is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(30);
 const NO_ID: &str = "0199aaaa-0000-7000-8000-000000000000";
 const WORKFLOW: &str = "
@@ -37,7 +37,7 @@ impl Site {
         recoup_once(&[arguments, &["--address", &address]].concat())
     }
 
-    /// Of a command that has nothing to complain of.
+    /// Runs a command that must succeed without complaint. Returns its output.
     #[track_caller]
     fn answer(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
@@ -64,7 +64,7 @@ fn told(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("text")
 }
 
-/// The error of a command that answers in JSON.
+/// The error in the output of a command that answers in JSON.
 #[track_caller]
 fn error(output: &Output) -> Value {
     assert_eq!(output.stdout, b"", "answers and errors are apart");
@@ -89,9 +89,9 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
     let huge = site.file("huge.yaml", &format!("name: two\n#{}", "x".repeat(6 << 20)));
     let payload = format!("@{large}");
 
-    // Arguments, exit code, reason and what the line says.
+    // Arguments, exit code, reason, and a part of the line that is printed.
     let cases: Vec<(Vec<&str>, i32, &str, &str)> = vec![
-        // An id that is none is wrong whatever is asked of it.
+        // A malformed id is an error of the input in every command.
         (vec!["show", "nope"], 2, "FIELD_INVALID", "execution_id: must be a UUID such as"),
         (vec!["show", ""], 2, "FIELD_INVALID", "execution_id: it is required"),
         (vec!["cancel", "nope"], 2, "FIELD_INVALID", "execution_id: must be a UUID such as"),
@@ -122,7 +122,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
         (vec!["workflow", "register", &broken], 2, "DEFINITION_INVALID", "steps[0].tsak: "),
         (vec!["workflow", "register", &large], 2, "DEFINITION_TOO_LARGE", "over 1 MiB"),
         (vec!["workflow", "register", &huge], 2, "", "the limit is 4194304"),
-        // Nothing has that name.
+        // The name or id is well-formed, but nothing has it.
         (vec!["show", NO_ID], 3, "EXECUTION_NOT_FOUND", NO_ID),
         (vec!["cancel", NO_ID], 3, "EXECUTION_NOT_FOUND", "no such execution"),
         (vec!["terminate", NO_ID, "--reason", "x"], 3, "EXECUTION_NOT_FOUND", "no such execution"),
@@ -138,7 +138,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
         (vec!["list", "--namespace", "nosuch"], 3, "NAMESPACE_NOT_FOUND", "`nosuch`"),
         (vec!["start", "two", "--namespace", "nosuch"], 3, "NAMESPACE_NOT_FOUND", "`nosuch`"),
         (vec!["failures", "tail", "--namespace", "nosuch"], 3, "NAMESPACE_NOT_FOUND", "`nosuch`"),
-        // Refused for how things stand.
+        // Refused because of the state that the object is in.
         (vec!["start", "two", "--key", "taken"], 1, "EXECUTION_KEY_TAKEN", "which is RUNNING"),
         (vec!["compensation", "retry", id], 1, "COMPENSATION_NOT_PARKED", "parked"),
         (vec!["namespace", "create", "default"], 1, "NAMESPACE_EXISTS", "`default`"),
@@ -163,7 +163,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
         }
     }
 
-    // Problems of a file are told with its name, line and column.
+    // Problems in a file are reported with its name, line and column.
     let output = site.run(&["workflow", "register", &broken]);
     let place = format!("error: {broken}:4:3: steps[0].tsak: ");
     assert!(told(&output).starts_with(&place), "{}", told(&output));
@@ -180,14 +180,14 @@ fn what_has_ended_is_named_as_everywhere() {
     let definition = site.file("two.yaml", WORKFLOW);
     assert_eq!(site.answer(&["workflow", "register", &definition]), "two v1 registered\n");
     let id = site.answer(&["start", "two"]);
-    // No worker has had anything: nothing is to be undone by a person.
+    // No worker has started a task, so an operator has nothing to undo.
     assert_eq!(site.answer(&["terminate", id.trim(), "--reason", "x"]), "TERMINATED\n");
     let output = site.run(&["cancel", id.trim()]);
     assert_eq!(output.status.code(), Some(1));
     let wanted = "error: the execution has ended as TERMINATED (EXECUTION_ENDED)\n";
     assert_eq!(told(&output), wanted);
 
-    // What has not ended is told with its id, to be asked for again.
+    // An execution that has not ended is reported with its id, so that the caller can ask for it again.
     let run = ["run", "two", "--wait", "10ms"];
     let output = site.run(&run);
     assert_eq!(output.status.code(), Some(5));
@@ -199,7 +199,8 @@ fn what_has_ended_is_named_as_everywhere() {
     let id = still["executionId"].as_str().expect("an id");
     assert_eq!(site.document(&["show", id])["execution"]["state"], "EXECUTION_STATE_RUNNING");
 
-    // An hour of another zone, behind the start and before it.
+    // The same instant, long before the start, written with two UTC offsets. The execution started after it,
+    // not before.
     let after = ["list", "--started-after", "2020-01-01T01:00:00+01:00"];
     assert!(site.answer(&after).contains(id));
     let before = ["list", "--started-before", "2020-01-01T00:00:00Z"];
@@ -266,7 +267,7 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
     let output = recoup_once(&["failures", "list", "--help"]);
     let help = String::from_utf8(output.stdout).expect("text");
     assert!(help.contains("compensation_parked"), "{help}");
-    // Help is an answer, and begins with what is the command's own.
+    // Help is printed as an answer, and the command's own options come first.
     let output = recoup_once(&["start", "--help"]);
     assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
     let help = String::from_utf8(output.stdout).expect("text");
@@ -358,7 +359,8 @@ fn a_retired_version_starts_nothing() {
     }
 }
 
-/// As docs/operating.md says: 2 for a setting that is wrong by itself, 1 for what may be right later.
+/// As docs/operating.md says: exit code 2 for a setting that is wrong in itself, 1 for a problem that may be
+/// gone at the next start.
 #[test]
 fn a_server_says_why_it_does_not_start() {
     let folder = Folder::new("cli-serve");
@@ -368,7 +370,7 @@ fn a_server_says_why_it_does_not_start() {
     let file = file.display().to_string();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().expect("it is bound").to_string();
-    /// Arguments, variables, exit code and what the line says.
+    /// Arguments, environment variables, exit code, and a part of the line that is printed.
     type Case<'a> = (Vec<&'a str>, Vec<(&'a str, &'a str)>, i32, &'a str);
     let cases: Vec<Case<'_>> = vec![
         (vec!["--listen", "nowhere"], vec![], 2, "--listen"),
@@ -378,7 +380,7 @@ fn a_server_says_why_it_does_not_start() {
         (vec!["--store", "nosuch"], vec![], 2, "nosuch"),
         (vec!["--store", "postgres"], vec![], 2, "needs --database-url"),
         (vec!["--store", "postgres", "--database-url", "nosuch://"], vec![], 2, "--database-url"),
-        // A database that is named is meant to be used.
+        // A database URL without `--store` means that the database is to be used, so it must be valid.
         (vec!["--database-url", "nosuch://"], vec![], 2, "--database-url"),
         (
             vec!["--store", "postgres"],
@@ -391,7 +393,7 @@ fn a_server_says_why_it_does_not_start() {
         (vec!["--log", "recoup=nosuch"], vec![], 2, "error: "),
         (vec![], vec![("RECOUP_LOG_FORMAT", "nosuch")], 2, "--log-format"),
         (vec!["--nosuch"], vec![], 2, "--nosuch"),
-        // What may be otherwise at the next start.
+        // Problems that may be gone at the next start.
         (vec!["--data-dir", &data, "--listen", &taken], vec![], 1, "cannot listen on"),
         (
             vec!["--listen", "127.0.0.1:0", "--data-dir", &file],
@@ -424,7 +426,7 @@ fn a_start_that_is_sent_again_is_answered_as_it_was() {
         site.server.restart();
     }
     let [own, plain, given] = &answers[0];
-    // False is left out, as everywhere in JSON.
+    // As everywhere in JSON, a field that is false is left out.
     assert_eq!((&own["started"], &plain["started"]), (&true.into(), &true.into()));
     assert_eq!((&given["executionId"], given.get("started")), (&own["executionId"], None));
     assert_eq!(answers[0], answers[1]);
@@ -444,7 +446,7 @@ fn a_log_in_a_file_has_no_colours() {
     assert!(!log.is_empty() && !log.contains('\u{1b}'), "{log:?}");
 }
 
-/// As somebody would who tries it out: from the definition to what a person must do.
+/// The path of somebody who tries the product, from the definition to what an operator must do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_way_of_an_execution() {
     let site = Site::start("cli-way");
@@ -473,7 +475,7 @@ steps:
     let listed = site.answer(&["workflow", "list"]);
     assert!(listed.contains("way") && listed.ends_with("to see\n"), "{listed:?}");
     assert_eq!(site.document(&["workflow", "show", "way"])["version"], 1);
-    // The definition is spelled as in a file, and is the same one when it is registered again.
+    // The definition is printed in the syntax of a file. Registering that text again gives the same version.
     let shown = site.answer(&["workflow", "show", "way"]);
     assert!(shown.starts_with("way v1\n") && shown.contains("max_attempts: 1\n"), "{shown}");
     let definition: Vec<_> = shown.lines().skip(2).collect();
@@ -588,9 +590,9 @@ fn the_demo_tells_its_story_and_ends_when_it_is_asked_to() {
         assert!(told(text), "{text}: {story:#?}");
     }
     let ends = |end: &str| story.iter().filter(|line| line.contains(end)).count();
-    // In the head and at the foot of each timeline.
+    // Each end stands twice: in the head and at the foot of a timeline.
     assert_eq!((ends("SUCCEEDED"), ends("FAILED")), (6, 4), "{story:#?}");
-    // What it tells to try can be tried, as it stands there.
+    // The command that the demo suggests works exactly as it is printed.
     let list = story.iter().find(|line| line.contains(" list --address "));
     let words: Vec<&str> = list.expect("it tells what to try").split_whitespace().collect();
     let listed = std::process::Command::new(words[0]).args(&words[1..]).output();

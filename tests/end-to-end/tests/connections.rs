@@ -1,5 +1,5 @@
-//! Connections that say nothing, half of what they should, or too much of it, and too many of them:
-//! other clients are served all the same.
+//! Clients that send nothing, an incomplete preface or too much, or that open too many connections. The server
+//! keeps serving all other clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
@@ -14,7 +14,7 @@ use recoup_end_to_end::server::{Folder, Server};
 use recoup_proto::v1;
 use tonic::transport::Channel;
 
-/// Whatever is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn list(channel: &Channel) -> Result<(), tonic::Status> {
@@ -22,10 +22,10 @@ async fn list(channel: &Channel) -> Result<(), tonic::Status> {
     connect::namespaces(channel.clone()).list_namespaces(request).await.map(drop)
 }
 
-/// Waits until a new client is served.
+/// Waits until the server serves a new client.
 async fn until_served(server: &Server) {
     let serving = async {
-        // A connection of its own each time: one that was refused is not tried again.
+        // Each attempt uses a connection of its own, because a refused connection is not retried.
         while list(&connect::channel(&server.url())).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -33,7 +33,7 @@ async fn until_served(server: &Server) {
     tokio::time::timeout(PATIENCE, serving).await.expect("a new client is served");
 }
 
-/// Waits until the log has a line.
+/// Waits until the log contains a line.
 async fn until_logged(server: &Server, line: &str) {
     let waiting = async {
         while !server.process.log().contains(line) {
@@ -56,7 +56,8 @@ async fn silent_connections_do_not_keep_others_out() {
     list(&early).await.expect("who was there first is served");
     for (number, connection) in silent.iter_mut().enumerate() {
         if number % 2 == 0 {
-            // Half a preface is as good as none. Some were refused already.
+            // Half a preface counts as none. Sending it may fail: the server has refused some connections
+            // already.
             let _ = connection.send(&PREFACE[..12]);
         }
     }
@@ -66,7 +67,7 @@ async fn silent_connections_do_not_keep_others_out() {
     until_logged(&server, "they sent no HTTP/2 preface in time").await;
     until_served(&server).await;
     assert!(server.process.is_alive());
-    // The limit of connections left files for the store.
+    // The limit on connections has left enough file descriptors for the store.
     let log = server.process.log();
     assert!(!log.contains("cannot be accepted"), "{log}");
 }
@@ -77,7 +78,7 @@ async fn only_connections_without_a_preface_are_closed() {
     let server = Server::embedded_with(folder.path(), &["--preface-timeout", "300ms"]);
     let mut idle = Raw::connect(server.address());
     idle.greet();
-    // Its settings, its answer to ours and the window of the connection.
+    // The server sends its settings, the acknowledgement of ours, and the window of the connection.
     let frames = (0..3).map(|_| idle.next(PATIENCE).expect("the server greets").kind);
     let mut frames: Vec<u8> = frames.collect();
     frames.sort_unstable();
@@ -85,7 +86,7 @@ async fn only_connections_without_a_preface_are_closed() {
     let mut half = Raw::connect(server.address());
     half.send(&PREFACE[..PREFACE.len() - 1]).expect("the server reads");
     half.until_closed(PATIENCE);
-    // It is older than the one that was closed.
+    // This connection is older than the one that was closed.
     assert!(idle.is_quiet(), "the idle connection was closed");
 }
 
@@ -128,7 +129,7 @@ async fn a_process_without_files_left_says_so_and_accepts_again_later() {
     until_served(&server).await;
     let process = server.process.id();
     let open = std::fs::read_dir(format!("/proc/{process}/fd")).expect("it is ours").count();
-    // Lowered while it runs: the number of connections does not follow.
+    // The limit is lowered while the server runs, so its limit on connections does not follow.
     let arguments = [format!("--pid={process}"), format!("--nofile={}:", open + 4)];
     let status = Command::new("prlimit").args(arguments).status();
     assert!(status.is_ok_and(|status| status.success()), "prlimit is part of every Debian");
@@ -153,7 +154,8 @@ fn the_limits_of_a_connection_are_in_the_settings_of_the_server() {
     }
 }
 
-/// A client that makes the server reset streams (CVE-2025-8671) keeps it busy for nothing.
+/// A client that makes the server reset stream after stream (CVE-2025-8671) keeps it busy without ever being
+/// served.
 #[test]
 fn a_client_that_breaks_stream_after_stream_is_cut() {
     let folder = Folder::new("broken-streams");
@@ -166,14 +168,14 @@ fn a_client_that_breaks_stream_after_stream_is_cut() {
         let stream = 2 * number + 1;
         let mut bytes = Vec::new();
         frame(&mut bytes, HEADERS, END_HEADERS, stream, &block);
-        // A window that overflows is an error of the stream alone.
+        // A window that overflows is an error of the stream only, not of the connection.
         frame(&mut bytes, WINDOW_UPDATE, 0, stream, &(u32::MAX >> 1).to_be_bytes());
         if connection.send(&bytes).is_err() {
             break;
         }
     }
     let mut kinds = Vec::new();
-    // A reset of the connection may overtake the frame that says why.
+    // The reset of the connection may arrive before the GOAWAY frame that gives the reason.
     while let Some(frame) = connection.next(PATIENCE) {
         kinds.push(frame.kind);
         if frame.kind == GOAWAY {
@@ -198,10 +200,10 @@ async fn headers_are_taken_up_to_their_limit() {
     }
 }
 
-/// Frames that nobody has read take memory beyond their bytes (RUSTSEC-2026-0258), so the transport ends
-/// connections that have some two thousand of them. A worker that says little and says it often is read
-/// fast enough; one that floods the server faster than it reads loses its
-/// connection, and nobody else does.
+/// Frames that the server has not read yet occupy more memory than their bytes (RUSTSEC-2026-0258), so the
+/// transport ends a connection on which some two thousand of them wait. The server reads fast enough for a
+/// worker that sends many small messages. A worker that sends faster than the server reads loses its
+/// connection, and other clients are unaffected.
 #[tokio::test]
 async fn a_thousand_tiny_frames_are_taken_and_a_flood_of_them_hurts_nobody_else() {
     let folder = Folder::new("tiny-frames");
@@ -215,11 +217,11 @@ async fn a_thousand_tiny_frames_are_taken_and_a_flood_of_them_hurts_nobody_else(
         let mut bytes = Vec::new();
         let block = headers(&server.address().to_string(), path);
         frame(&mut bytes, HEADERS, END_HEADERS, 1, &block);
-        // `open { session_id: "s" }`, a byte at a time.
+        // `open { session_id: "s" }`, one byte per frame.
         for byte in message(&[0x0a, 0x03, 0x22, 0x01, b's']) {
             frame(&mut bytes, DATA, 0, 1, &[byte]);
         }
-        // Signs of life: messages that are empty.
+        // Heartbeats: empty messages.
         for _ in 0..frames {
             frame(&mut bytes, DATA, 0, 1, &message(&[]));
         }

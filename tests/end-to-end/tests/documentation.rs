@@ -1,4 +1,4 @@
-//! What the documentation shows of the command line is what the binary prints.
+//! The command-line output in the documentation is what the binary prints.
 
 use std::path::Path;
 use std::process::Output;
@@ -11,7 +11,8 @@ const OPERATING: &str = include_str!("../../../docs/operating.md");
 const README: &str = include_str!("../../../README.md");
 const ORDER: &str = include_str!("../../../examples/order/order.yaml");
 
-/// Files that are wrong, each in the way that one line or more of "Common mistakes" tells.
+/// Invalid definitions. Together they produce every line of the section "Common mistakes"; some produce more
+/// than one.
 const MISTAKES: [&str; 16] = [
     "name: a\nsteps:\n  - id: pay\n    task: { type: x, start_to_close: 20 }\n",
     "name: a\nsteps:\n  - id: pay\n    type: x\n",
@@ -52,8 +53,8 @@ impl Site {
         recoup_once(&[arguments, &["--address", &self.server.url()]].concat())
     }
 
-    /// `recoup workflow validate` of a text: whether it is valid, and what is printed without the
-    /// name of the file.
+    /// Runs `recoup workflow validate` on a text. Returns whether it is valid, and the printed lines without
+    /// the name of the file.
     fn validate(&self, text: &str) -> (bool, Vec<String>) {
         let file = self.folder.path().join("file.yaml");
         std::fs::write(&file, text).expect("the folder can be written to");
@@ -70,14 +71,14 @@ fn name(path: &Path) -> &str {
     path.to_str().expect("the folder has a name of text")
 }
 
-/// The fenced blocks of a page in one language.
+/// The fenced code blocks of a page that are in one language.
 fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     let open = format!("```{language}\n");
     let parts = page.split(open.as_str()).skip(1);
     parts.filter_map(|part| part.split("```").next()).collect()
 }
 
-/// A block as a whole definition: some show a step alone.
+/// Turns a block into a complete definition, because some blocks show only a step.
 fn whole(block: &str) -> String {
     if block.starts_with("name:") {
         return block.to_owned();
@@ -85,7 +86,7 @@ fn whole(block: &str) -> String {
     format!("name: example\nsteps:\n{block}")
 }
 
-/// The second cell of each row below a heading, without its backticks.
+/// The second cell of each table row below a heading, without its backticks.
 fn told(page: &str, heading: &str) -> Vec<String> {
     let section = page.split(heading).nth(1).expect("the page has the heading");
     let rows = section.lines().filter(|line| line.starts_with("| `") || line.starts_with("| \""));
@@ -110,7 +111,7 @@ fn the_step_that_the_readme_shows_is_that_of_the_example() {
     let shown = blocks(README, "yaml").pop().expect("it shows one");
     let mut lines = ORDER.lines();
     for line in shown.lines().filter(|line| !line.trim().is_empty()) {
-        // In a list of the page it stands one column further to the right.
+        // The page shows the lines inside a list, indented by one more column than the file.
         let line = &line[1..];
         assert!(lines.any(|real| real == line), "`{line}` does not follow in order.yaml");
     }

@@ -1,5 +1,5 @@
-//! The failure feed against what the histories say: two servers on one Postgres under load, beside a
-//! transaction that is older than everything they write and ends when they are done.
+//! Compares the failure feed with the histories. Two servers run on one Postgres under load, while a
+//! transaction is open that is older than everything they write and that ends only after they are done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
-/// Executions of each of the twelve fates.
+/// How many executions there are of each of the twelve fates.
 const OF_EACH: usize = 40;
-/// Executions that the slow node starts.
+/// How many executions the slow node starts.
 const SLOW: usize = 3;
-/// Whatever is waited for comes by then, or never.
+/// How long the test waits before it fails.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Every kind that an execution may have by now.
+/// Every kind of event that the executions of this test produce.
 const KINDS: [FailureKind; 13] = [
     FailureKind::AttemptFailed,
     FailureKind::StepFailed,
@@ -54,12 +54,12 @@ async fn client(database: &Database) -> Client {
     client
 }
 
-/// A node of its own whose first commit hangs within COMMIT: history, index and feed rows are written,
-/// on a lane of its own and with the lowest numbers of all, and nobody sees them yet.
+/// A separate node whose first commit hangs inside COMMIT. Its history, index and feed rows are written, on a
+/// lane of its own and with the lowest numbers of all, but no other transaction can see them yet.
 struct SlowNode {
     engine: Engine,
     lane: i64,
-    /// Has what the commit waits for.
+    /// The connection that holds the lock for which the commit waits.
     brake: Client,
     starting: JoinSet<ExecutionId>,
 }
@@ -72,7 +72,7 @@ impl SlowNode {
         let brake = client(database).await;
         let row = brake.query_one("select id from recoup.node where address = 'slow'", &[]).await;
         let lane: i64 = row.expect("it has joined").get(0);
-        // Checked last of all, when everything else is done: within COMMIT.
+        // The trigger is deferred. Postgres runs it last, inside COMMIT, when everything else has been written.
         let trigger = format!(
             "create function recoup.brake() returns trigger language plpgsql as $$
             begin
@@ -90,7 +90,7 @@ impl SlowNode {
         slow
     }
 
-    /// Starts executions that fail as they start, and waits until the commit hangs.
+    /// Starts executions that fail in their first transition, and waits until the commit hangs.
     async fn begin(&mut self) {
         let (namespace, workflow) = (Namespace::from("default"), "broken".into());
         let plan = self.engine.plan(&namespace, &workflow, None).await.expect("the store answers");
@@ -124,7 +124,7 @@ impl SlowNode {
         }
     }
 
-    /// Whether its transaction is open, has an id, and waits.
+    /// Whether the node's transaction is open, has an id, and waits.
     async fn hangs(&self) -> bool {
         const WAITS: &str = "
             select from pg_stat_activity
@@ -133,7 +133,7 @@ impl SlowNode {
         self.brake.query(WAITS, &[]).await.expect("it answers").len() == 1
     }
 
-    /// Lets it commit. Returns what it started.
+    /// Lets the transaction commit. Returns the executions that it started.
     async fn release(&mut self) -> Vec<ExecutionId> {
         self.brake.batch_execute("select pg_advisory_unlock(7)").await.expect("it has the lock");
         let ended = tokio::time::timeout(PATIENCE, async {
@@ -147,8 +147,8 @@ impl SlowNode {
     }
 }
 
-/// What the feed must hold, and what it holds besides: sessions that were lost are events of no
-/// execution, so no history has them.
+/// The events that must be on the feed: those of the histories, and those of lost sessions. The latter belong
+/// to no execution, so no history contains them.
 struct Wanted {
     told: Told,
     sessions: BTreeSet<String>,
@@ -174,7 +174,8 @@ impl Wanted {
         self.ids().len() + self.sessions.len()
     }
 
-    /// The same events, those of each execution in the same order. Says what is not as it should be.
+    /// Checks that the same events were received, and those of each execution in the same order. Returns the
+    /// differences.
     fn compare(&self, received: &[FailureEvent]) -> Vec<String> {
         let mut wrong = Vec::new();
         let (lost, of_executions): (Vec<_>, Vec<_>) =
@@ -199,9 +200,10 @@ impl Wanted {
     }
 }
 
-/// Three ways to break the server were tried, and each was found: a cursor of one number for all lanes
-/// (36 events never came, the slow node's among them), pages that leave out a row (4), and a stream that
-/// takes a subscription over and forgets what the one before had (43 of the durable one).
+/// The test was verified by breaking the server in three ways, each of which it found: a cursor with one number
+/// for all lanes (36 events never arrived, among them those of the slow node), pages that leave out a row (4
+/// events), and a stream that takes over a subscription and forgets the outstanding events of the previous
+/// stream (43 events of the durable subscription).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_histories_tell() {
     let folder = Folder::new("feed");
@@ -212,7 +214,7 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
     let channels = urls.each_ref().map(|url| connect::channel(url));
     mishap::register(&channels[0]).await;
 
-    // A write transaction in another database: it holds back every horizon of the server.
+    // A write transaction in another database. It holds back every transaction horizon of the Postgres server.
     let other = client(&elsewhere).await;
     let open = "create table t (n int); begin; insert into t values (1)";
     other.batch_execute(open).await.expect("nobody else is there");
@@ -279,7 +281,7 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
     assert_eq!((audited.acknowledged.len(), outstanding), (wanted.total(), 0));
     assert!(audited.repeated > 0, "it never came back for anything");
 
-    // The test has shown what it says.
+    // The test produced every kind of event that it claims to cover.
     let kinds: BTreeSet<_> = received.events.iter().map(|event| event.kind()).collect();
     let missing: Vec<_> = KINDS.iter().filter(|kind| !kinds.contains(kind)).collect();
     assert!(missing.is_empty(), "none of {missing:?}");

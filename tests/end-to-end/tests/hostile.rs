@@ -1,5 +1,5 @@
-//! Clients and operators that do what they should not, against the process that they would meet:
-//! garbage, silence, a second server on the same folder, a task that hangs, a stop in the middle.
+//! Clients and operators that misbehave, against the real process: garbage, silence, a second server on the
+//! same folder, a task that hangs, a stop while work is in progress.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
-/// Whatever is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
 
@@ -30,7 +30,7 @@ steps:
 - {id: only, task: {type: work}}
 ";
 
-/// A worker that does what the test wants.
+/// A worker whose every message the test decides.
 struct Worker {
     requests: mpsc::Sender<v1::StreamTasksRequest>,
     responses: Streaming<v1::StreamTasksResponse>,
@@ -50,7 +50,7 @@ impl Worker {
         Self { requests, responses: opened.expect("it opens").into_inner() }
     }
 
-    /// Reads until something is found in a message.
+    /// Reads messages until `find` returns something for one of them.
     async fn until<T>(&mut self, mut find: impl FnMut(&v1::StreamTasksResponse) -> Option<T>) -> T {
         let reading = async {
             loop {
@@ -69,7 +69,7 @@ impl Worker {
         self.until(|message| message.tasks.first().cloned()).await
     }
 
-    /// Reports success; answers how that was acknowledged.
+    /// Reports success. Returns the reason in the server's acknowledgement.
     async fn complete(&mut self, task: &v1::Task) -> v1::ErrorReason {
         let result = Some(v1::task_result::Result::Completed(connect::json(&json!(7))));
         let results = vec![v1::TaskResult { task_token: task.task_token.clone(), result }];
@@ -103,7 +103,7 @@ async fn outcome(channel: &Channel, execution_id: &str) -> v1::Outcome {
     }
 }
 
-/// Waits until so many attempts have ended.
+/// Waits until this many attempts have ended.
 async fn until_lost(channel: &Channel, execution: &str, attempts: usize) {
     let waiting = async {
         loop {
@@ -119,7 +119,7 @@ async fn until_lost(channel: &Channel, execution: &str, attempts: usize) {
     tokio::time::timeout(PATIENCE, waiting).await.expect("the session ends");
 }
 
-/// Executions that fail, each with two events of 60 KiB on the feed.
+/// Runs executions that fail. Each puts two events of 60 KiB on the feed.
 async fn fail_some(channel: &Channel, count: usize) {
     let mut workers = connect::workers(channel.clone());
     for _ in 0..count {
@@ -143,7 +143,7 @@ fn garbage_on_the_port() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut endless_headers = preface.to_vec();
     endless_headers.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
-    // A frame of headers without an end, and no frame that goes on.
+    // A HEADERS frame without END_HEADERS, and no CONTINUATION frame after it.
     endless_headers.extend([0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]);
     let kinds: [&[u8]; 6] = [
         b"GET / HTTP/1.1\r\nhost: here\r\n\r\n",
@@ -153,18 +153,18 @@ fn garbage_on_the_port() {
         preface,
         &endless_headers,
     ];
-    // Half of the clients stay, half of them go.
+    // Half of the clients keep their connection open, the other half close it.
     let mut held = Vec::new();
     for number in 0..300 {
         let mut socket = TcpStream::connect(server.address()).expect("it listens");
-        // The server may have had enough before all is sent.
+        // The server may close the connection before everything is sent.
         let _ = socket.write_all(kinds[number % kinds.len()]);
         if number % 4 < 2 {
             held.push(socket);
         } else {
             let _ = socket.shutdown(Shutdown::Write);
             socket.set_read_timeout(Some(PATIENCE)).expect("it is longer than nothing");
-            // An answer or an end, but no hanging.
+            // The server must answer or close the connection, but not hang.
             let read = socket.read_to_end(&mut Vec::new());
             let hangs = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
             assert!(!read.is_err_and(|error| hangs(&error)), "the server holds on: {number}");
@@ -185,13 +185,14 @@ fn garbage_on_the_port() {
 async fn clients_that_never_read_their_streams() {
     const SILENT: usize = 8;
     const EXECUTIONS: usize = 900;
-    /// A page of 1 MiB as a message that waits, and one as bytes that are being written.
+    /// The memory that one reader may cost: a page of 1 MiB as a message that waits, and one as bytes that are
+    /// being written, with a margin.
     const PER_READER: u64 = 6 * MIB;
     let folder = Folder::new("silent");
     let mut server = Server::embedded(folder.path());
     let channel = connect::channel(&server.url());
     connect::register(channel.clone(), TALKATIVE).await;
-    // 105 MiB of events: all readers together have 1,700 MiB coming.
+    // The feed holds 105 MiB of events, so all readers together are owed 1,700 MiB.
     fail_some(&channel, EXECUTIONS / 2).await;
     let half = server.process.resident_bytes();
     fail_some(&channel, EXECUTIONS / 2).await;
@@ -202,12 +203,13 @@ async fn clients_that_never_read_their_streams() {
         let position = v1::FeedPosition::Beginning.into();
         let start = Some(v1::subscribe_failures_request::Start::Position(position));
         let request = v1::SubscribeFailuresRequest { start, ..Default::default() };
-        // A connection each: those who do not read hold up all calls of theirs.
+        // Each reader has a connection of its own, because a reader that does not read holds up all other calls
+        // on its connection.
         let own = connect::channel(&server.url());
         let subscribed = connect::failures(own).subscribe_failures(request).await;
         readers.push(subscribed.expect("it may").into_inner());
     }
-    // From the beginning: field 2 of SubscribeFailuresRequest, value 2.
+    // Start at the beginning: field 2 of SubscribeFailuresRequest with the value 2.
     let path = "/recoup.v1.FailureService/SubscribeFailures";
     let silent: Vec<Silent> =
         (0..SILENT).map(|_| Silent::call(server.address(), path, &[0x10, 0x02])).collect();
@@ -226,7 +228,7 @@ async fn clients_that_never_read_their_streams() {
     let bound = before + 2 * SILENT as u64 * PER_READER;
     assert!(peak < bound, "{before} bytes before, up to {peak} after");
 
-    // The one that does not even answer pings is cut off; the one that does may begin to read.
+    // A client that does not even answer pings is cut off. A client that does may still begin to read.
     let cut = silent
         .into_iter()
         .map(|silent| tokio::task::spawn_blocking(move || silent.was_cut(2 * PATIENCE)));
@@ -243,7 +245,7 @@ async fn clients_that_never_read_their_streams() {
                 let events = message.deliveries.into_iter().filter_map(|delivery| delivery.event);
                 ids.extend(events.map(|event| event.id));
             }
-            // Cut off for its silence, with a reason, to come again with its cursor.
+            // The server cuts off a silent reader with a reason, so that it can return with its cursor.
             Ok(None) => panic!("the stream ended without a reason"),
             Err(status) => {
                 println!("cut after {} of {} events: {status}", ids.len(), listed.len());
@@ -270,7 +272,7 @@ async fn a_second_server_on_the_same_folder_is_refused() {
     let said = second.log();
     assert!(said.contains(&data) && said.contains("another"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
-    // The first one has not noticed, and its end frees the folder.
+    // The first server is unaffected, and its end releases the folder.
     connect::register(connect::channel(&server.url()), TALKATIVE).await;
     server.kill();
     let third = recoup(&arguments, &log);
@@ -293,7 +295,7 @@ fn listening_elsewhere_than_on_loopback_is_refused() {
         assert!(last.contains(&listen) && last.contains("--insecure-listen"), "{said}");
     }
     assert!(!folder.path().join("data").exists(), "a server that may not listen left a database");
-    // Who develops is never asked: there is no address to choose.
+    // `recoup dev` has no option for the address.
     let output = recoup_once(&["dev", "--listen", "0.0.0.0:0"]);
     assert_eq!(output.status.code(), Some(2));
 }
@@ -325,7 +327,7 @@ async fn whoever_insists_may_listen_everywhere_and_is_warned() {
     }
 }
 
-/// A server on an address of its choice, with the URL that it says.
+/// Starts a server on a given address, and waits until it listens. Returns the URL that it prints.
 fn until_it_listens(folder: &Folder, listen: &str, more: &[&str]) -> (String, Process) {
     let data = folder.path().join("data").display().to_string();
     let arguments = [&["serve", "--listen", listen, "--data-dir", &data], more].concat();
@@ -365,7 +367,7 @@ steps:
     assert_eq!(end.1.reason(), v1::TaskCancellationReason::AttemptClosed);
     assert_eq!(worker.complete(&second).await, v1::ErrorReason::AttemptClosed);
 
-    // Who says nothing gets a minute.
+    // A definition that sets no start-to-close timeout gets the default of a minute.
     begin(&channel, "talkative").await;
     let default = worker.task().await;
     assert_eq!(default.start_to_close, Some(Duration::from_secs(60).into()));
@@ -401,14 +403,14 @@ async fn a_server_that_is_told_to_stop_drains() {
     assert!(opened.closed_task_tokens.is_empty(), "{opened:?}");
     assert_eq!(worker.complete(&tasks[1]).await, v1::ErrorReason::Unspecified);
     assert_eq!(outcome(&channel, &held_over).await.state(), v1::ExecutionState::Succeeded);
-    // The restart doubled nothing.
+    // The restart did not create a second attempt.
     let history = invariants::history(channel, &held_over).await;
     let attempts =
         history.iter().filter(|entry| matches!(entry.event, Some(Event::AttemptScheduled(_))));
     assert_eq!(attempts.count(), 1);
 }
 
-/// Some workers call their session by the name of their machine: it may be lost again and again.
+/// Some workers use the name of their machine as session id, so the same session can be lost repeatedly.
 #[tokio::test]
 async fn a_session_that_is_lost_twice_is_told_twice() {
     let folder = Folder::new("lost-twice");
@@ -431,7 +433,7 @@ steps:
         };
         let polled = connect::workers(channel.clone()).poll_tasks(request).await;
         let tasks = polled.expect("it polls").into_inner().tasks;
-        // Nothing is heard of the session until the attempt has ended for that.
+        // The session stays silent until the attempt has ended because of that.
         until_lost(&channel, &execution, attempt).await;
         assert_eq!(tasks.iter().map(|task| task.attempt).collect::<Vec<_>>(), [attempt as u32]);
     }

@@ -1,5 +1,5 @@
-//! The checks of the kill test can fail: each finds the one thing that is wrong with evidence that is
-//! otherwise in order.
+//! Shows that the checks of the kill test can fail: each finds the one violation in evidence that is otherwise
+//! correct.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +55,7 @@ fn event(sequence: u64, index: usize) -> v1::FailureEvent {
     }
 }
 
-/// An order that nobody ships: charge and reservation are undone.
+/// The evidence of an order that cannot be shipped: the charge and the reservation are undone.
 fn evidence() -> Evidence {
     let (refused, ended) = (v1::StepFailed::default(), v1::ExecutionState::Failed);
     let transitions = vec![
@@ -127,7 +127,7 @@ fn violations(break_it: impl FnOnce(&mut Evidence)) -> Vec<String> {
     violations.found().to_vec()
 }
 
-/// Takes away the first event of the history that is chosen.
+/// Removes the first event of the history that matches.
 fn without(evidence: &mut Evidence, chosen: impl Fn(&Event) -> bool) {
     let history = evidence.histories.get_mut(ID).expect("it is there");
     let found = history.iter().position(|entry| entry.event.as_ref().is_some_and(&chosen));
@@ -170,7 +170,7 @@ fn each_thing_that_is_wrong_is_found() {
             e.listed.insert(event(9, 0).id);
         }),
         ("out of order", |e| e.received.events.reverse()),
-        // Only a worker by unary calls may be missing from the history.
+        // Only a worker that uses unary calls may be missing from the history.
         ("was completed by w, not other", |e| by(e, "other")),
         ("was completed by w, not ", |e| by(e, "")),
     ];
@@ -189,7 +189,7 @@ fn twice(evidence: &mut Evidence, event: Event) {
     history.push(v1::HistoryEntry { sequence, index, event, ..Default::default() });
 }
 
-/// Names another worker in the first completion.
+/// Replaces the worker in the first completion.
 fn by(evidence: &mut Evidence, worker: &str) {
     let history = evidence.histories.get_mut(ID).expect("it is there");
     let done = history.iter_mut().find_map(|entry| match &mut entry.event {

@@ -1,8 +1,8 @@
-//! Faults on real processes under load, twenty of a kind in each run. When they are over everything
-//! must end, and histories, what the workers wrote down and what the subscriber received must agree.
+//! Faults on real processes under load, twenty of each kind in a run. After the faults every execution must
+//! end, and the histories, the workers' records and the events that the subscriber received must agree.
 //!
-//! Long, so ignored by default: `tests/steps/70-kill` runs them. `RECOUP_KILL_HITS` says how many
-//! faults strike in a run (20).
+//! The tests take long, so they are ignored by default: `tests/steps/70-kill` runs them. `RECOUP_KILL_HITS`
+//! sets the number of faults in a run (default 20).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,21 +21,21 @@ use recoup_test_postgres::Server as Postgres;
 use recoup_test_postgres::proxy::{Fault, Proxy};
 
 const CLIENTS: usize = 24;
-/// Of each kind of tasks one by stream and one by unary calls.
+/// For each set of task types, one worker by stream and one by unary calls.
 const WORKERS: usize = 4;
-/// Between two faults so many starts must have been acknowledged: each strikes under load.
+/// How many starts must be acknowledged between two faults, so that each fault strikes under load.
 const STARTS_BETWEEN: usize = 15;
-/// And so much time passed, for what was held up to go on.
+/// How much time must also pass between two faults, so that work which was held up can resume.
 const TIME_BETWEEN: Duration = Duration::from_millis(1500);
-/// Without a start in this time the service is not available any more.
+/// If fewer starts are acknowledged within this time, the service counts as unavailable.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
-/// A lease (6 s), a grace (5 s), the longest attempt (20 s), a few times over.
+/// A lease (6 s), a grace period (5 s) and the longest attempt (20 s), several times over.
 const END_WITHIN: Duration = Duration::from_secs(120);
 const FEED_WITHIN: Duration = Duration::from_secs(30);
-/// Of the starts, so many are sent again in the end.
+/// How many of the starts are repeated at the end.
 const SENT_AGAIN: usize = 300;
 
-/// Load on some servers.
+/// Load on one or more servers.
 struct Run {
     name: &'static str,
     urls: Vec<String>,
@@ -56,7 +56,7 @@ impl Run {
         Self { name, urls, load, workers, subscriber, hits: 0, began: Instant::now() }
     }
 
-    /// Waits until the next fault may strike. False: there were enough.
+    /// Waits until the next fault may strike. Returns false once there have been enough faults.
     async fn next_hit(&mut self) -> bool {
         if self.hits == hits() {
             self.until_started().await;
@@ -77,7 +77,7 @@ impl Run {
         }
     }
 
-    /// Lets everything end, and checks.
+    /// Waits until every execution has ended, and checks the invariants.
     async fn finish(self) {
         let faults_over = Instant::now();
         let channel = connect::channel(&self.urls[0]);
@@ -160,7 +160,8 @@ async fn killing_either_of_two_servers_on_postgres_loses_nothing() {
         if !run.next_hit().await {
             break;
         }
-        // By turns at once, and when the other has had its executions for some time.
+        // The killed server restarts at once, or only after the other one has had time to take over its
+        // executions; the test alternates between the two.
         servers[turn % 2].kill();
         if turn % 4 >= 2 {
             run.until_started().await;
@@ -226,7 +227,7 @@ async fn connections_to_postgres_cut_behind_commit_lose_nothing() {
     assert!(servers.iter_mut().all(|server| server.process.is_alive()));
 }
 
-/// The highest format of histories in the database.
+/// The newest format of any history row in the database.
 async fn newest_format(url: &str) -> i32 {
     let (client, connection) =
         tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("the database is there");
@@ -235,9 +236,9 @@ async fn newest_format(url: &str) -> i32 {
     row.expect("the query is valid").get(0)
 }
 
-/// Servers are replaced by those of a newer version and back, one after the other and under load, and the
-/// new formats are allowed in the end. Nothing is lost or refused meanwhile, and nothing that a server
-/// cannot read is put in quarantine: everything ends.
+/// Replaces servers under load, one after the other, by those of a newer version and back, and at the end
+/// allows the new formats. Nothing is lost or refused meanwhile. An execution that a server cannot read is not
+/// quarantined, and every execution ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: run by tests/steps/70-kill"]
 async fn servers_of_two_versions_on_one_database_lose_nothing() {
@@ -269,7 +270,7 @@ async fn servers_of_two_versions_on_one_database_lose_nothing() {
     run.until_started().await;
     run.until_started().await;
     assert!(newest_format(&url).await > 1, "now it is written");
-    // Too late to go back, but it does no harm.
+    // After the new formats are allowed, a rollback comes too late, but it does no harm.
     servers[1].roll_back();
     run.until_started().await;
     servers[1].update();

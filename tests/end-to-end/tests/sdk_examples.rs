@@ -1,4 +1,4 @@
-//! The examples of the Rust SDK, as their readers run them.
+//! The examples of the Rust SDK, run as a reader of the documentation runs them.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use recoup_end_to_end::server::{Folder, Server, connected, sdk_example};
 use recoup_sdk::{Client, TaskContext, TaskError, Worker};
 use serde_json::{Value, json};
 
-/// Whatever is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Site {
@@ -17,7 +17,8 @@ struct Site {
 }
 
 impl Site {
-    /// With workers of the order workflow, whose payment declines every order with a `d` in its name.
+    /// Starts a server and a worker of the order workflow. The worker declines the payment of every order whose
+    /// name contains a `d`.
     async fn start(name: &str) -> Self {
         let (folder, server, client) = connected(name).await;
         let done = |_: TaskContext, _: Value| async { Ok::<_, TaskError>(json!({})) };
@@ -45,7 +46,7 @@ impl Site {
         sdk_example(name, arguments, &self.server.url(), &log)
     }
 
-    /// What an example prints that ends by itself.
+    /// The lines printed by an example that ends by itself.
     fn printed(&self, name: &str, arguments: &[&str]) -> Vec<String> {
         let mut example = self.example(name, arguments);
         let mut lines = Vec::new();
@@ -76,7 +77,7 @@ async fn order_client_tells_how_its_order_ended() {
     let id = id.unwrap_or_else(|| panic!("{lines:?}"));
     let output: Value = serde_json::from_str(&lines[2]).expect("JSON");
     assert_eq!(output, json!({"order": "7", "parcel": "P-1", "receipt": "R-7"}));
-    // The order is known by its key: it is not sold twice.
+    // The client recognises the order by its key, so it is not started twice.
     let again = site.printed("order_client", &["7"]);
     let held = format!("the execution key is held by {id}, which is SUCCEEDED");
     assert_eq!(again[1..], [held]);
@@ -102,7 +103,7 @@ async fn failure_alert_goes_on_where_it_was_stopped() {
     let fail = |order: &'static str| {
         let lines = site.printed("order_client", &[order]);
         let id = lines[1].split(' ').nth(1).expect("an id").to_owned();
-        // The decline, the compensation that begins and ends, the end.
+        // The decline, the start and the end of the compensation, and the end of the execution.
         [
             format!("[know] STEP_FAILED: order {id} charge: payment.card_declined"),
             format!("[know] COMPENSATION_STARTED: order {id} charge: payment.card_declined"),
@@ -120,6 +121,6 @@ async fn failure_alert_goes_on_where_it_was_stopped() {
     while lines.last() != Some(&missed[3]) {
         lines.push(alert.line(PATIENCE).unwrap_or_else(|| panic!("{lines:?} {}", alert.log())));
     }
-    // What it printed last it may not have acknowledged.
+    // The first subscriber may not have acknowledged the last line that it printed.
     assert!(lines.len() <= 5 && lines.ends_with(&missed), "{lines:?}");
 }

@@ -1,5 +1,5 @@
-//! A failure subscriber of the Rust SDK against a server that is killed: it connects again by itself and
-//! goes on where it was.
+//! A failure subscriber of the Rust SDK against a server that is killed. The subscriber reconnects by itself
+//! and resumes where it was.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use recoup_end_to_end::server::{Folder, Server, connected};
 use recoup_sdk::proto::{FailureKind, Subscription};
 use recoup_sdk::{AckOutcome, Client, Delivery, Failures, TaskContext, TaskError, Worker};
 
-/// Whatever is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Each execution has three failed attempts, and an end: four events.
+/// Each execution has three failed attempts and an end: four events.
 const WORKFLOW: &str = "
 name: failing
 defaults: {retry: {constant: {interval: 1ms}, max_attempts: 3}}
@@ -41,7 +41,7 @@ impl Site {
         Self { server, client, _folder: folder }
     }
 
-    /// Executions that fail. Returns when they have, with their ids.
+    /// Runs executions that fail. Returns their ids once they have ended.
     async fn fail(&self, count: usize) -> Vec<String> {
         let mut ids = Vec::new();
         for _ in 0..count {
@@ -64,7 +64,7 @@ async fn next(failures: &mut Failures) -> Delivery {
     next.expect("it comes").expect("nothing is wrong")
 }
 
-/// Every execution has told everything, in its order, once.
+/// Checks that each execution's events were received completely, in order and once.
 fn assert_complete<'a>(received: impl IntoIterator<Item = &'a Delivery>, executions: &[String]) {
     let mut told: BTreeMap<&str, Vec<FailureKind>> = BTreeMap::new();
     for delivery in received {
@@ -81,14 +81,14 @@ async fn an_ephemeral_subscriber_goes_on_from_its_cursor() {
     let mut executions = site.fail(3).await;
     let mut failures = site.client.failures().from_beginning().subscribe().expect("it can work");
     let mut received = Vec::new();
-    // In the middle of an execution, and of what the stream has brought.
+    // Stops in the middle of an execution, and in the middle of a batch that the stream delivered.
     for _ in 0..5 {
         received.push(next(&mut failures).await);
     }
     let cursor = failures.cursor().to_owned();
     assert_eq!(cursor, received[4].cursor);
     site.crash();
-    // This happens while it is not connected.
+    // These executions fail while the subscriber is disconnected.
     executions.extend(site.fail(2).await);
     while received.len() < 14 {
         received.push(next(&mut failures).await);
@@ -100,7 +100,7 @@ async fn an_ephemeral_subscriber_goes_on_from_its_cursor() {
     }
     assert_complete(&received, &executions);
 
-    // Another life of the subscriber, with what it kept.
+    // A new subscriber that resumes from the cursor which the first one kept.
     let mut later = site.client.failures().after(cursor).subscribe().expect("it can work");
     for earlier in &received[5..] {
         assert_eq!(next(&mut later).await.event, earlier.event);
@@ -114,7 +114,7 @@ async fn who_reads_from_now_on_misses_nothing_after_the_first_answer() {
     let mut failures = site.client.failures().subscribe().expect("it can work");
     let standing = async {
         while failures.cursor().is_empty() {
-            // Nothing has happened since: the answer is a place alone.
+            // Nothing has happened since the subscription began, so the answer holds a cursor and no event.
             let wait = tokio::time::timeout(Duration::from_millis(20), failures.next()).await;
             assert!(wait.is_err(), "an event from before");
         }
@@ -134,7 +134,7 @@ async fn a_durable_subscriber_gets_what_it_did_not_acknowledge() {
     let mut site = Site::start("sdk-durable").await;
     let subscription = Subscription {
         name: "alerts".to_owned(),
-        // What is outstanding comes again after this at the latest.
+        // Outstanding events are redelivered after this time at the latest.
         ack_deadline: Some(Duration::from_secs(2).into()),
         ..Subscription::default()
     };
@@ -158,20 +158,21 @@ async fn a_durable_subscriber_gets_what_it_did_not_acknowledge() {
         let id = &delivery.event.id;
         assert!(acked.iter().all(|earlier| earlier.event.id != *id), "{id} was acknowledged");
         again += usize::from(*id == unacked.event.id);
-        // What came before the crash and was not read may be outstanding twice.
+        // An event that arrived before the crash but was not read may be outstanding twice. The first
+        // acknowledgement then may not be accepted.
         if delivery.ack().await.expect("it answers") == AckOutcome::Accepted {
             acked.push(delivery);
         }
     }
     assert!(again > 0, "what was not acknowledged came again");
-    // What was not acknowledged came again behind what had been read with it.
+    // Unacknowledged events came again after the later events of the same batch, so sort before comparing.
     acked.sort_by_key(|Delivery { event, .. }| {
         (event.history_sequence, event.kind() == FailureKind::ExecutionFailed)
     });
     assert_complete(&acked, &executions);
     let left = site.client.subscription("alerts").await.expect("it exists");
     assert_eq!(left.outstanding, 0, "{left:?}");
-    // A new life of the consumer begins behind all of it.
+    // A new consumer starts after everything that was acknowledged.
     drop(failures);
     let last = site.fail(1).await;
     let mut failures = site.client.failures().durable("alerts").subscribe().expect("it can work");

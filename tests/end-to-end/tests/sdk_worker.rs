@@ -1,5 +1,5 @@
-//! A worker of the Rust SDK against a server that is killed or told to stop, and one that is told to
-//! stop itself: what it holds it goes on with, and no attempt is lost or counted twice.
+//! A worker of the Rust SDK against a server that is killed or told to stop, and a worker that is itself told
+//! to stop. The worker continues the tasks that it holds, and no attempt is lost or counted twice.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use recoup_sdk::{Client, Error, TaskContext, TaskError, Transport, Worker};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-/// Whatever is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A task ends when the level of its worker has reached its input. An attempt that was counted twice,
-/// or whose worker was taken for lost, would be followed by another.
+/// A task ends once the level of its worker has reached the task's input. If an attempt were counted twice, or
+/// its worker were considered lost, another attempt would follow.
 const WORKFLOW: &str = "
 name: patient
 defaults: {retry: {constant: {interval: 10ms}, max_attempts: 3}}
@@ -41,7 +41,8 @@ impl Site {
         started.expect("it starts").execution_id
     }
 
-    /// Waits until the server knows that this worker has the task. It says so to who asks only.
+    /// Waits until the server knows that this worker holds the task. The server reports that only on request,
+    /// so this polls.
     async fn until_held(&self, execution: &str, worker: &str) {
         let holding = async {
             loop {
@@ -58,8 +59,9 @@ impl Site {
         tokio::time::timeout(PATIENCE, holding).await.expect("the worker says what it holds");
     }
 
-    /// Waits for the end: it succeeded, at its first and only attempt, which `worker` did. None: a bare
-    /// call reported it, perhaps before the server had heard who holds it.
+    /// Waits for the end, and checks that the execution succeeded at its first and only attempt, executed by
+    /// `worker`. With None the worker is not checked: a unary call reported the result, perhaps before the
+    /// server knew which worker held the task.
     async fn succeeded(&self, execution: &str, level: u64, worker: Option<&str>) {
         let ended = self.client.await_execution(execution, Some(PATIENCE)).await;
         let ended = ended.expect("it ends");
@@ -82,14 +84,14 @@ impl Site {
         assert_eq!((scheduled, completed, failed), (vec![1], vec![1], 0), "{execution}");
     }
 
-    /// No event says that anything went wrong.
+    /// Checks that there is no failure event.
     async fn had_no_failure(&self) {
         let events = self.client.failure_events(Default::default(), None).collect(10).await;
         assert_eq!(events.expect("they can be read"), []);
     }
 }
 
-/// A worker that runs in the background, and what its handlers were asked to do.
+/// A worker that runs in the background, and the tasks that its handlers were given.
 struct Hands {
     begun: mpsc::UnboundedReceiver<String>,
     level: watch::Sender<u64>,
@@ -119,13 +121,13 @@ impl Hands {
             .build()
             .expect("it can work");
         let serving = tokio::spawn(worker.run(async move {
-            // An error is the end of the test.
+            // The wait fails only when the test is over, so stopping is right then too.
             let _ = stopped.wait_for(|stop| *stop).await;
         }));
         Self { begun, level, stop, serving }
     }
 
-    /// The executions of the next tasks to begin.
+    /// The executions of the next `count` tasks that begin.
     async fn begins(&mut self, count: usize) -> Vec<String> {
         let mut begun = Vec::new();
         while begun.len() < count {
@@ -136,7 +138,7 @@ impl Hands {
         begun
     }
 
-    /// Nothing more began than what was waited for, and the worker ends as it should.
+    /// Stops the worker, and checks that it ends without an error and that no further task began.
     async fn end(mut self) {
         self.stop.send_replace(true);
         let ended = tokio::time::timeout(PATIENCE, self.serving).await;
@@ -153,11 +155,11 @@ async fn a_worker_outlives_a_killed_server(transport: Transport) {
         ids.push(site.begin(level).await);
     }
     assert_eq!(hands.begins(4).await, sorted(&ids));
-    // Another one would be glad to have them.
+    // A second worker is idle and would take the tasks if they were handed out again.
     let idle = Hands::start(&site.client, "idle", transport);
 
     site.server.kill();
-    // These two end while nobody is there to hear it.
+    // These two tasks end while the server is down.
     hands.level.send_replace(1);
     site.server.restart();
     let reported_by = (transport == Transport::Stream).then_some("first");
@@ -171,7 +173,7 @@ async fn a_worker_outlives_a_killed_server(transport: Transport) {
     for id in &ids[2..] {
         site.succeeded(id, 2, Some("first")).await;
     }
-    // Both are as good as new.
+    // Both workers still work as before.
     let last = site.begin(0).await;
     let ended = site.client.await_execution(&last, Some(PATIENCE)).await.expect("it ends");
     assert_eq!(ended.state(), ExecutionState::Succeeded);
@@ -194,11 +196,11 @@ async fn a_worker_by_unary_calls_outlives_a_killed_server() {
     a_worker_outlives_a_killed_server(Transport::Unary).await;
 }
 
-/// A result that waits for its server does not wait for the time that calls are repeated.
+/// A worker keeps sending a result until its server is back, even if the client does not retry calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_by_a_unary_call_waits_for_its_server() {
     let mut site = Site::start("sdk-unary-result").await;
-    // No call of this client is repeated.
+    // This client retries no call.
     let once = Client::builder(site.server.url()).retry_timeout(Duration::ZERO).connect().await;
     let mut hands = Hands::start(&once.expect("it listens"), "first", Transport::Unary);
     let id = site.begin(1).await;
@@ -220,7 +222,8 @@ async fn a_server_that_stops_lets_its_workers_go() {
 
     site.server.process.terminate();
     hands.level.send_replace(1);
-    // A handler that runs on does not hold the server up: its worker comes back with it.
+    // A handler that keeps running does not delay the server's exit: its worker brings the task back after the
+    // restart.
     let exit = site.server.process.exit(Duration::from_secs(10)).expect("it stops");
     assert_eq!(exit.code(), Some(0), "{}", site.server.process.log());
     site.server.restart();
@@ -241,7 +244,8 @@ async fn a_worker_that_stops_finishes_what_it_holds(transport: Transport) {
     leaving.stop.send_replace(true);
     let mut staying = Hands::start(&site.client, "staying", transport);
     let next = site.begin(0).await;
-    // It may have been on its way to the one that leaves: then it was given back, and not counted.
+    // The task may first have been handed to the worker that leaves. It was then given back, which does not
+    // count as an attempt.
     staying.begins(1).await;
     site.succeeded(&next, 0, Some("staying")).await;
     assert!(!leaving.serving.is_finished(), "it left with a task in its hands");
@@ -263,7 +267,7 @@ async fn a_worker_by_unary_calls_that_stops_finishes_what_it_holds() {
     a_worker_that_stops_finishes_what_it_holds(Transport::Unary).await;
 }
 
-/// A type that the service refuses costs neither the rest of the error nor its retries.
+/// If the service refuses an error's type, the rest of the error and its retries are preserved.
 async fn a_refused_error_is_told_in_another(transport: Transport) {
     let site = Site::start("sdk-refused").await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -272,7 +276,7 @@ async fn a_refused_error_is_told_in_another(transport: Transport) {
     };
     let worker = Worker::builder(site.client.clone()).transport(transport).task("wait", handler);
     let serving = tokio::spawn(worker.run(async move {
-        // An error is the end of the test.
+        // The wait fails only when the test is over, so stopping is right then too.
         let _ = stopped.await;
     }));
     let execution = site.begin(0).await;
@@ -313,7 +317,8 @@ fn sorted(ids: &[String]) -> Vec<String> {
     sorted
 }
 
-/// The compensation gets the output twice: as its input, and as what it undoes. Both together exceed a message.
+/// The compensation gets the output twice: as its input, and as the output of the step that it undoes. Both
+/// together exceed the limit of a message.
 const LARGE: &str = "
 name: large
 steps:

@@ -1,4 +1,4 @@
-//! A database that is away, or takes nothing: callers and health checks hear of it in time.
+//! A database that is unreachable or accepts no writes: callers and health checks learn of it in time.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
-/// What is waited for comes by then, or never.
+/// How long the tests wait before they fail.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn health(channel: &Channel, service: &str) -> Option<ServingStatus> {
@@ -48,7 +48,7 @@ async fn start(channel: &Channel, number: u64) -> Result<String, Status> {
     Ok(answer.expect("no call waits for the database for ever")?.into_inner().execution_id)
 }
 
-/// Refused for this reason, and told when to come again.
+/// Checks that the call was refused for one of these reasons, with a delay after which to retry.
 fn assert_comes_again(status: &Status, reasons: &[&str]) {
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
     assert!(reasons.contains(&connect::reason(status).as_str()), "{status:?}");

@@ -1,9 +1,10 @@
-//! Private Postgres servers for tests: each in a folder of its own, on a free port of 127.0.0.1, with
-//! fsync on. A server ends with the process that started it, however that ends, and takes its folder
-//! along.
+//! Private Postgres servers for tests. Each has a folder of its own, listens on a free port of 127.0.0.1 and
+//! runs with fsync on. A server ends together with the process that started it, however that ends, and its
+//! folder is removed.
 //!
-//! The binaries are those of `$RECOUP_TEST_POSTGRES_BIN`, or the newest below `/usr/lib/postgresql`.
-//! Postgres refuses to run as root: then it runs as `postgres`, or as `nobody`.
+//! The binaries are those of `$RECOUP_TEST_POSTGRES_BIN`, or the newest ones below `/usr/lib/postgresql`.
+//! Postgres refuses to run as root. Under root the server therefore runs as `postgres` or, if there is no such
+//! user, as `nobody`.
 //!
 //! # Map
 //!
@@ -26,13 +27,14 @@ use tokio_postgres::NoTls;
 
 /// How long a server may take to accept connections.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How often another port is tried, if somebody took the free one first.
+/// How many ports are tried in case another process takes the free port first.
 const PORTS_TRIED: usize = 5;
 
-/// Settings of the caller's shell that must not reach the server.
+/// Environment variables of the caller's shell that must not reach the server.
 const FOREIGN: [&str; 6] = ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGDATABASE", "PGOPTIONS"];
 
-/// The end of its input says that whoever started it is gone: then it stops the server.
+/// A script that stops the server when its standard input ends, which happens when the process that started it
+/// is gone.
 const WATCHDOG: &str = r#"
     trap '' INT TERM HUP
     folder=$1; shift
@@ -43,7 +45,7 @@ const WATCHDOG: &str = r#"
     rm -rf "$folder"
 "#;
 
-/// A running server. Dropping it stops it.
+/// A running server. It stops when this is dropped.
 #[derive(Debug)]
 pub struct Server {
     bin: PathBuf,
@@ -54,7 +56,7 @@ pub struct Server {
     watchdog: Child,
 }
 
-/// A database that nobody else uses.
+/// A database that no other test uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Database {
     pub name: String,
@@ -67,28 +69,29 @@ impl Database {
         format!("postgres://recoup@127.0.0.1:{}/{}", self.port, self.name)
     }
 
-    /// The same database through a proxy on another port, which does not know how encryption begins.
+    /// A connection string for the same database through a proxy on another port. It disables TLS, because the
+    /// proxy does not support the start of encryption.
     pub fn url_through(&self, port: u16) -> String {
         format!("postgres://recoup@127.0.0.1:{port}/{}?sslmode=disable", self.name)
     }
 }
 
 impl Server {
-    /// The one server of this process, started by its first user.
+    /// The server that all tests of this process share. The first caller starts it.
     ///
     /// # Panics
     ///
-    /// If it cannot be started: no test can go on without.
+    /// If the server cannot be started: no test can work without it.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Server> = OnceLock::new();
         SHARED.get_or_init(|| Self::start(&[]))
     }
 
-    /// A server of its own, with further settings of `postgresql.conf`.
+    /// Starts a separate server, with additional settings for `postgresql.conf`.
     ///
     /// # Panics
     ///
-    /// If it cannot be started.
+    /// If the server cannot be started.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let bin = binaries();
         let mut log = String::new();
@@ -116,7 +119,7 @@ impl Server {
         panic!("no Postgres server could be started:\n{log}");
     }
 
-    /// Where `pg_dump`, `psql` and the like are.
+    /// The folder that holds `pg_dump`, `psql` and the other client programs.
     pub fn bin(&self) -> &Path {
         &self.bin
     }
@@ -125,18 +128,19 @@ impl Server {
         self.port
     }
 
-    /// Ends the server as a crash would, with `pg_ctl stop -m immediate`, and starts it again on the
-    /// same port: it recovers from its log.
+    /// Ends the server as a crash would, with `pg_ctl stop -m immediate`, and starts it again on the same port.
+    /// The server then recovers from its write-ahead log.
     ///
     /// # Panics
     ///
-    /// If it cannot be stopped or started.
+    /// If the server cannot be stopped or started.
     pub fn crash(&mut self) {
         let data = self.folder.join("data");
         let mut stop = as_user(self.bin.join("pg_ctl"));
         stop.args(["stop", "--mode=immediate", "--silent", "--pgdata"]).arg(&data);
         succeed("pg_ctl", stop.output());
-        // The folder goes with the watchdog: the next one keeps it.
+        // The watchdog removes the folder when it ends normally. It is killed here, so that the next one keeps
+        // the folder.
         self.watchdog.kill().expect("our own child can be killed");
         self.watchdog.wait().expect("our own child can be waited for");
         self.watchdog = spawn(&self.bin, &self.folder, &data, self.port, &self.settings);
@@ -147,11 +151,11 @@ impl Server {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// Makes an empty database.
+    /// Creates an empty database.
     ///
     /// # Panics
     ///
-    /// If the server refuses.
+    /// If the server refuses to create it.
     pub async fn database(&self) -> Database {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let database = Database { name: format!("test_{number}"), port: self.port };
@@ -189,7 +193,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The end of its input.
+        // Ending its input tells the watchdog to stop the server.
         drop(self.watchdog.stdin.take());
         if let Err(error) = self.watchdog.wait() {
             eprintln!("the test server was not waited for: {error}");
@@ -205,7 +209,7 @@ fn spawn(
     settings: &[(String, String)],
 ) -> Child {
     let log = std::fs::File::create(folder.join("log")).expect("the folder is ours");
-    // The watchdog is ours, so that it can take the folder away.
+    // The watchdog runs as the test's own user, so that it can remove the folder.
     let postgres = as_user(bin.join("postgres"));
     let mut server = Command::new("sh");
     server.args(["-c", WATCHDOG, "watchdog"]).arg(folder);
@@ -247,7 +251,7 @@ fn binaries() -> PathBuf {
         .join("bin")
 }
 
-/// A program as the user that Postgres runs as.
+/// A command that runs a program as the user that Postgres runs as.
 fn as_user(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = match user() {
         None => Command::new(program),
@@ -264,7 +268,7 @@ fn as_user(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Whom root runs Postgres as: user and group.
+/// The user and group as which root runs Postgres. None if the tests do not run as root.
 fn user() -> Option<(u32, u32)> {
     static USER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *USER.get_or_init(|| {
@@ -282,8 +286,8 @@ fn user() -> Option<(u32, u32)> {
     })
 }
 
-/// Below the target directory, where the test binary is; or where temporary files go, if the user of
-/// the server cannot get there.
+/// Creates the server's folder: below the target directory, where the test binary is, or in the folder for
+/// temporary files if the user of the server cannot access that.
 fn make_folder() -> PathBuf {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let number = MADE.fetch_add(1, Ordering::Relaxed);

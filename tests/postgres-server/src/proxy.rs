@@ -1,5 +1,4 @@
-//! A proxy that knows enough of Postgres' protocol to cut a connection at a chosen moment of a
-//! commit.
+//! A proxy that understands enough of the Postgres protocol to cut a connection at a chosen moment of a commit.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,31 +10,31 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-/// What happens to the connection that commits next.
+/// What happens to the connection that sends the next COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Both sides are closed; the server never gets COMMIT.
+    /// Both sides are closed, and the server never receives COMMIT.
     CutBeforeCommit,
-    /// The server gets COMMIT and answers; both sides are closed before the client has the answer.
+    /// The server receives COMMIT and answers. Both sides are closed before the client receives the answer.
     CutBeforeAnswer,
-    /// The server gets half of a message in front of COMMIT; then nothing goes either way, and
-    /// nothing is closed.
+    /// The server receives half of a message that precedes COMMIT. After that nothing is relayed in either
+    /// direction, and nothing is closed.
     HalfOpen,
 }
 
-/// Between clients and a server. Dropping it leaves its connections as they are.
+/// A proxy between clients and servers. Dropping it leaves its connections open.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    /// Of the servers that connections are led to, one after the other and from the beginning again.
+    /// The ports of the servers to which connections are led, in turn.
     servers: Arc<Mutex<VecDeque<u16>>>,
     armed: Arc<Mutex<Option<Fault>>>,
-    /// So many connections are closed as soon as they come.
+    /// How many of the next connections are closed as soon as they arrive.
     refused: Arc<AtomicUsize>,
 }
 
 impl Proxy {
-    /// Listens on a free port of 127.0.0.1.
+    /// Starts a proxy on a free port of 127.0.0.1.
     ///
     /// # Panics
     ///
@@ -60,7 +59,7 @@ impl Proxy {
                     turns.rotate_left(1);
                     SocketAddr::from(([127, 0, 0, 1], *turns.back().expect("there is one")))
                 };
-                // A server that is down closes its clients' connections, and so does the proxy.
+                // If the server is down, the proxy closes the client's connection, as the server itself would.
                 let Ok(server) = TcpStream::connect(server).await else { continue };
                 for stream in [&client, &server] {
                     stream.set_nodelay(true).expect("TCP can");
@@ -75,40 +74,40 @@ impl Proxy {
         self.port
     }
 
-    /// From here on new connections are led to these servers in turn, beginning with the first. Those that
-    /// are open stay where they are.
+    /// Leads new connections to these servers in turn, starting with the first. Open connections stay with
+    /// their server.
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If the list is empty.
     pub fn lead_to(&self, server_ports: &[u16]) {
         assert!(!server_ports.is_empty(), "connections must lead somewhere");
         let mut servers = self.servers.lock().expect("nothing panics while it is held");
         *servers = server_ports.iter().copied().collect();
     }
 
-    /// Closes this many connections as soon as they come.
+    /// Closes the next `connections` connections as soon as they arrive.
     pub fn refuse(&self, connections: usize) {
         self.refused.store(connections, Ordering::SeqCst);
     }
 
-    /// How many of those have not come yet.
+    /// How many of the connections to refuse have not arrived yet.
     pub fn refuses(&self) -> usize {
         self.refused.load(Ordering::SeqCst)
     }
 
-    /// The fault strikes the next COMMIT of any connection.
+    /// Makes the fault strike at the next COMMIT on any connection.
     pub fn arm(&self, fault: Fault) {
         *self.armed.lock().expect("nothing panics while it is held") = Some(fault);
     }
 
-    /// Whether it has not struck yet.
+    /// Whether the armed fault has not struck yet.
     pub fn is_armed(&self) -> bool {
         self.armed.lock().expect("nothing panics while it is held").is_some()
     }
 }
 
-/// Relays both directions until one side ends or a fault strikes.
+/// Relays both directions until one side closes the connection or a fault strikes.
 async fn relay(client: TcpStream, server: TcpStream, armed: Arc<Mutex<Option<Fault>>>) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -142,7 +141,7 @@ async fn forward_until_stalled(
     armed: &Mutex<Option<Fault>>,
     commit_sent: mpsc::UnboundedSender<()>,
 ) -> Option<Sockets> {
-    // The first message has a length and no type.
+    // The first message has a length but no type.
     let length = client.read_u32().await.ok()?;
     let mut startup = vec![0; length as usize - 4];
     client.read_exact(&mut startup).await.ok()?;
@@ -161,7 +160,7 @@ async fn forward_until_stalled(
                     commit_name = Some(name.to_vec());
                 }
             }
-            // The portal's name, then the statement's.
+            // A Bind message names the portal first, and then the statement.
             b'B' if commit_name.is_some()
                 && body.split(|byte| *byte == 0).nth(1) == commit_name.as_deref() =>
             {
@@ -184,8 +183,9 @@ async fn forward_until_stalled(
     }
 }
 
-/// Ends when the server has answered a COMMIT whose answer must not arrive, or with either side; but
-/// never once the connection has stalled, for that would close it.
+/// Relays what the server sends. It ends when the server has answered a COMMIT whose answer must not arrive, or
+/// when either side closes. It never ends once the connection has stalled, because that would close the
+/// connection.
 async fn backward(
     mut server: OwnedReadHalf,
     mut client: OwnedWriteHalf,

@@ -1,13 +1,13 @@
-//! A few hundred seeds, the seeds that once found something, and the proof that it can fail.
+//! Runs a few hundred seeds and the seeds that once found a defect, and shows that the simulation can fail.
 
 use std::process::Command;
 
 use recoup_simulation::{Catalog, CrashPoints, Defect, Moment, Site, simulate};
 
 const SEEDS: u64 = 300;
-/// A defect has to be found within so many seeds.
+/// Each deliberate defect must be found within this many seeds.
 const SEEDS_FOR_DEFECTS: u64 = 300;
-/// Each showed a defect once that has been mended since.
+/// Seeds that each exposed a defect which has since been fixed.
 const REGRESSIONS: [u64; 70] = [
     1, 4, 5, 9, 18, 19, 50, 110, 155, 247, 423, 430, 445, 513, 545, 788, 1322, 1998, 2050, 2493,
     2660, 2975, 4500, 5_004_392, 5_006_903, 5_009_618, 9_001_191, 9_001_526, 9_001_980, 9_005_239,
@@ -32,7 +32,7 @@ fn what_is_promised_holds_for_every_seed() {
     }
     println!("{crash_points}");
     assert!(polite_stops > SEEDS / 4, "{polite_stops} servers and workers were told to stop");
-    // The rare ones are counted by the command, over more seeds.
+    // Rare sites are counted by the simulation's command, over more seeds.
     let hot = [
         Site::Commit,
         Site::StartKeyed,
@@ -64,7 +64,7 @@ fn every_defect_is_found() {
     for defect in Defect::ALL {
         let found = (1..=SEEDS_FOR_DEFECTS).find_map(|seed| {
             let violation = simulate(&catalog, seed, Some(defect), false).violation?;
-            // The seed alone finds nothing: it is the defect.
+            // Without the defect the seed finds nothing, so the violation comes from the defect.
             let alone = simulate(&catalog, seed, None, false).violation.is_none();
             alone.then_some((seed, violation.invariant))
         });
@@ -85,7 +85,7 @@ fn a_seed_gives_the_same_trace_in_any_process() {
     };
     let first = run();
     assert_eq!(first, run());
-    // And it is a hash of what happens: other seeds have another.
+    // The result is a hash of what happens, so different seeds give different hashes.
     let catalog = Catalog::new();
     let (one, two) = (simulate(&catalog, 7, None, false), simulate(&catalog, 8, None, false));
     assert_ne!(one.hash, two.hash);

@@ -1,11 +1,12 @@
-//! Runs a command beside a private server whose database has had the migrations of a folder, without
-//! the code that applies them: what must compile against the schema cannot be needed to make it.
+//! Runs a command beside a private Postgres server, after applying the migrations of a folder to its database.
+//! It does not use the store's code for that, because the store must compile against the schema before that
+//! code exists.
 //!
 //! ```text
 //! migrated FOLDER COMMAND [ARGUMENT]…
 //! ```
 //!
-//! The command finds the database in `DATABASE_URL`.
+//! The command finds the database through `DATABASE_URL`.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -35,7 +36,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// In the order of their names.
+/// Applies the migrations in the order of their file names.
 async fn migrate(database: &Database, folder: &Path) {
     let (client, connection) =
         tokio_postgres::connect(&database.url(), NoTls).await.expect("the server is ready");
