@@ -1,7 +1,7 @@
-//! Bytes that older binaries wrote, and that every later one must read. A file here is never changed:
-//! a change that makes one differ needs a new format.
+//! Rows in the bytes that older binaries wrote and that every later one must read. The golden files never
+//! change: a change to the code that would alter one needs a new format.
 //!
-//! `RECOUP_WRITE_GOLDEN=1` writes files that are missing; those that are there it leaves alone.
+//! `RECOUP_WRITE_GOLDEN=1` writes the files that are missing, and leaves existing ones alone.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,7 +31,8 @@ fn at(seconds: u64) -> Timestamp {
 
 macro_rules! kinds {
     ($($variant:ident $file:literal)+) => {
-        /// The file of an event. A kind without one does not compile.
+        /// The golden file of an event. The match is exhaustive, so an event kind without a file does not
+        /// compile.
         fn file(event: &Event) -> &'static str {
             match event {
                 $(Event::$variant { .. } => $file,)+
@@ -106,8 +107,8 @@ fn decision() -> Decision {
     }
 }
 
-/// Format 1: one event of every kind with everything set. Kinds that change get a second sample in
-/// the format that follows; those below stay.
+/// Format 1: one event of every kind, with every field set. A kind that changes gets a second sample in the
+/// next format; the samples below stay as they are.
 fn events() -> Vec<Event> {
     let path = || "lines[3].reserve".into();
     vec![
@@ -340,7 +341,8 @@ fn subscription() -> Subscription {
     }
 }
 
-/// The bytes of a golden file; `encoded` becomes the file if there is none and one is wanted.
+/// The bytes of a golden file. If the file is missing and writing is enabled, it is written with `encoded`
+/// first.
 fn golden(name: &str, encoded: &Bytes) -> Bytes {
     golden_of(1, name, encoded)
 }
@@ -387,7 +389,7 @@ fn every_event_of_format_1_is_read_and_written_as_ever() {
     }
 }
 
-/// Format 2: the kinds of events that have something new in it.
+/// Format 2: the event kinds that have new fields in it.
 fn terse_events() -> [(&'static str, Event); 5] {
     let Event::ExecutionStarted(started) = events().remove(0) else {
         panic!("a history begins with its start");

@@ -1,4 +1,4 @@
-//! The embedded store passes the suite of all stores.
+//! The embedded store passes the suite that every store must pass.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use recoup_store::sqlite::SqliteStore;
 use recoup_store::{NodeId, Store};
 use tempfile::TempDir;
 
-/// The folder goes when the case is over.
+/// A store in a folder that is removed at the end of the case.
 struct Embedded {
     store: Mutex<Option<SqliteStore>>,
     folder: TempDir,
@@ -43,7 +43,7 @@ impl Harness for Embedded {
 recoup_store::conformance!(Embedded::new());
 
 mod killed {
-    //! A process that is killed while it commits has answered for nothing that is not there.
+    //! A process that is killed during a commit has acknowledged nothing that is missing afterwards.
 
     use std::collections::BTreeSet;
     use std::io::{BufRead, BufReader, Write};
@@ -64,7 +64,7 @@ mod killed {
     };
     use uuid::Uuid;
 
-    /// Set in the process that is going to be killed: its folder, and the first number to write.
+    /// Environment variables of the process that will be killed: its folder, and the first number to write.
     const FOLDER: &str = "RECOUP_TEST_KILLED_FOLDER";
     const FIRST: &str = "RECOUP_TEST_KILLED_FIRST";
     const ROUNDS: u64 = 5;
@@ -82,7 +82,7 @@ mod killed {
         for round in 0..ROUNDS {
             let first = round * NUMBERS_PER_ROUND;
             let before = acknowledged.len();
-            // Another moment each time: early, and after the log has grown.
+            // Each round kills at another moment: early, and after the log has grown.
             acknowledged.extend(write_and_kill(folder.path(), first, 20 + 150 * round));
             assert!(acknowledged.len() > before, "nothing was acknowledged in round {round}");
             check(folder.path(), &acknowledged);
@@ -99,12 +99,12 @@ mod killed {
             .expect("this test runs itself");
         let output = BufReader::new(child.stdout.take().expect("it is a pipe"));
         let mut acknowledged = Vec::new();
-        // What is in the pipe when it dies was acknowledged too.
+        // Lines that are still in the pipe when the process dies were acknowledged too.
         for line in output.split(b'\n') {
             let line = line.expect("the pipe is read");
             let Some(number) = line.strip_prefix(b"acknowledged ") else { continue };
             let number = str::from_utf8(number).expect("a number");
-            // The last line may be cut off, or whole but without its end.
+            // The last line may be cut off. Only a number followed by the full stop is complete.
             if let Some(number) = number.strip_suffix('.') {
                 acknowledged.push(number.parse().expect("a number"));
             }
@@ -187,7 +187,7 @@ mod killed {
                     let settled = store.commit(node, &one).await.expect("commits");
                     assert_eq!(settled, [Settled::Won]);
                     let line = format!("acknowledged {number}.\n");
-                    // One write: lines of several writers do not mix.
+                    // Each line is written by one call, so that lines of several writers do not mix.
                     std::io::stdout().lock().write_all(line.as_bytes()).expect("the pipe");
                 }
             })
@@ -198,7 +198,7 @@ mod killed {
         }
     }
 
-    /// Everything that was acknowledged is there, and whatever is there is whole.
+    /// Checks that every acknowledged transition exists, and that every transition that exists is complete.
     fn check(folder: &Path, acknowledged: &BTreeSet<u64>) {
         let store = SqliteStore::open(folder).expect("it recovers");
         runtime().block_on(async {
@@ -210,7 +210,7 @@ mod killed {
             }
             let heads = store.heads(&ids).await.expect("heads");
             assert_eq!(heads.len(), acknowledged.len(), "acknowledged, without an index row");
-            // Events are there exactly where their transitions are.
+            // An event exists exactly if its transition does.
             let (mut cursor, mut events) = (store.feed_start().await.expect("a start"), 0);
             let mut missing: BTreeSet<_> = acknowledged.iter().map(|n| event_id(*n)).collect();
             loop {

@@ -1,4 +1,4 @@
-//! Answers that would be larger than a message.
+//! Answers that would exceed the size limit of a message.
 
 use recoup_proto::v1::{self, payload::Content};
 
@@ -7,7 +7,7 @@ use crate::server::{Server, TaskStream, completed, json, permanent, session};
 const MIB: usize = 1 << 20;
 const MESSAGE_BYTES_MAX: usize = 4 * MIB;
 
-/// JSON text of so many bytes.
+/// A JSON text of exactly this many bytes.
 fn text(bytes: usize) -> v1::Payload {
     json(&format!("\"{}\"", "x".repeat(bytes - 2)))
 }
@@ -69,7 +69,8 @@ steps:
 - {id: b, task: {type: t}}
 ";
 
-/// Begins an execution whose compensation gets the output twice: as its input and as what it undoes.
+/// Starts an execution whose compensation gets the output twice: as its input, and as the output of the step
+/// that it undoes.
 async fn undone(server: &Server, output: &v1::Payload) -> String {
     let id = server.begin("undone").await;
     let task = server.poll().await;

@@ -1,4 +1,5 @@
-//! Whatever comes in: a canonical code with a reason and a field path, no panic, nothing lost.
+//! Invalid input of every kind: the answer has a canonical code, a reason and a field path, nothing panics and
+//! nothing is lost.
 
 use recoup_proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,7 +44,7 @@ async fn definitions_that_cannot_work() {
     assert_refused(nothing, Code::InvalidArgument, "FIELD_INVALID", &["workflow"]);
 }
 
-/// The message of a refusal, which must be about this one field.
+/// Checks that a refusal is about this one field, and that its message names the unknown value.
 fn unknown_value<T: std::fmt::Debug>(refused: Result<T, tonic::Status>, reason: &str, field: &str) {
     let message = refused.as_ref().expect_err(field).message().to_owned();
     assert_refused(refused, Code::InvalidArgument, reason, &[field]);
@@ -175,7 +176,7 @@ async fn a_retired_workflow_starts_nothing() {
     request.execution = Some(v1::ExecutionSpec { workflow_version: Some(1), ..spec("order") });
     let refused = server.executions().start_execution(request).await;
     assert_refused(refused, Code::FailedPrecondition, "WORKFLOW_RETIRED", &[]);
-    // What runs goes on.
+    // Executions that are already running continue.
     let task = server.poll().await;
     server.complete(&task, "1").await.expect("it is open");
     assert_eq!(server.outcome(&id).await.state(), v1::ExecutionState::Succeeded);
@@ -194,7 +195,8 @@ async fn payloads_over_the_limit() {
     let field = ["execution.input"];
     assert_refused(refused, Code::InvalidArgument, "PAYLOAD_TOO_LARGE", &field);
 
-    // Done work is told, never dropped: the attempt fails with a type of its own.
+    // A result that is too large is reported, never dropped: the attempt fails with an error type for this
+    // case.
     let id = server.begin("order").await;
     let task = server.poll().await;
     let refused = server.complete(&task, &"1".repeat((2 << 20) + 1)).await;
@@ -258,7 +260,7 @@ async fn a_request_id_with_another_body() {
     assert_refused(taken, Code::AlreadyExists, "NAMESPACE_EXISTS", &[]);
 }
 
-/// Such a pattern would be accepted and silently find nothing.
+/// Without the refusal, such a pattern would silently match nothing.
 #[tokio::test]
 async fn patterns_of_error_types_that_no_error_can_have() {
     let server = Server::start().await;
@@ -332,7 +334,8 @@ async fn results_that_come_twice_too_late_or_with_garbage() {
     server.begin("order").await;
     let task = server.poll().await;
     server.complete(&task, "1").await.expect("it is open");
-    // The same result again is accepted or called closed; another one is not taken.
+    // The server accepts the same result again or calls the attempt closed. It never accepts a different
+    // result.
     let late = server.fail(&task, permanent("a.b")).await;
     assert_refused(late, Code::FailedPrecondition, "ATTEMPT_CLOSED", &[]);
 
@@ -362,7 +365,7 @@ async fn garbage_on_the_port() {
         socket.shutdown().await.expect("it is closed");
         let mut answer = Vec::new();
         let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
-        // An answer or an end, but no hanging.
+        // The server must answer or close the connection, but not hang.
         let _ = read.expect("the server lets go");
     }
     server.register(ORDER).await;

@@ -1,4 +1,4 @@
-//! What clients of other languages and general tools rely on: reflection, compression, trailers.
+//! Features that clients in other languages and general tools rely on: reflection, compression, trailers.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use tonic::{Code, Request};
 
 use crate::server::{ORDER, Server, TaskStream, completed, json, session, spec};
 
-/// What grpcurl and the like look up to show a refusal, beside our own services.
+/// The symbols that grpcurl and similar tools look up to display a refusal, and one of our own services.
 const SYMBOLS: [&str; 6] = [
     "recoup.v1.ExecutionService",
     "grpc.health.v1.Health",
@@ -22,7 +22,7 @@ const SYMBOLS: [&str; 6] = [
     "google.rpc.RetryInfo",
 ];
 
-/// Asks reflection of one version about a symbol or a file, and returns the file's descriptor.
+/// Asks one version of the reflection service about a symbol or a file, and returns the file's descriptor.
 macro_rules! describe {
     ($version:ident, $channel:expr, $request:ident($name:expr)) => {{
         use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
@@ -91,7 +91,7 @@ async fn whoever_sends_gzip_is_answered_in_gzip() {
     assert_eq!(encoding(&started), Some("gzip"));
     let execution_id = started.into_inner().execution_id;
     let request = v1::GetExecutionRequest { execution_id };
-    // To accept gzip is not to ask for it: some clients always do.
+    // Accepting gzip does not mean asking for it: some clients always announce that they accept it.
     let mut accepting = server.executions().accept_compressed(CompressionEncoding::Gzip);
     let got = accepting.get_execution(request.clone()).await.expect("it exists");
     assert_eq!(encoding(&got), None);
@@ -99,7 +99,7 @@ async fn whoever_sends_gzip_is_answered_in_gzip() {
     assert_eq!(encoding(&got), Some("gzip"));
 }
 
-/// 100 MiB of one letter are 100 KiB on the wire.
+/// A text of 100 MiB that repeats one letter takes 100 KiB on the wire.
 #[tokio::test]
 async fn a_message_is_bounded_after_it_is_decompressed() {
     let server = Server::start().await;
@@ -109,7 +109,8 @@ async fn a_message_is_bounded_after_it_is_decompressed() {
         let status = status.expect_err("it is over 4 MiB");
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     }
-    // Between the limit of a payload and that of a message it is an ordinary refusal.
+    // A payload over its own limit, in a message under the message limit, is refused like any other invalid
+    // input.
     let status = compressing(&server).start_execution(start_with(3 << 20)).await;
     assert_eq!(status.expect_err("it is over 2 MiB").code(), Code::InvalidArgument);
 }

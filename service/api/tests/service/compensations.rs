@@ -1,4 +1,4 @@
-//! What a person does about a compensation that is parked.
+//! The calls with which an operator deals with a parked compensation.
 
 use recoup_proto::v1;
 use recoup_proto::v1::history_entry::Event;
@@ -14,7 +14,7 @@ steps:
 - {id: pay, task: {type: pay}}
 ";
 
-/// Both bookings succeeded, the payment failed, and neither booking could be undone.
+/// Runs an execution in which both bookings succeed, the payment fails, and neither booking can be undone.
 async fn parked(server: &Server) -> String {
     server.register(TRIP).await;
     let id = server.begin("trip").await;

@@ -1,4 +1,4 @@
-//! Starting, watching and steering executions.
+//! Calls that start, watch and steer executions.
 
 use std::time::Duration;
 
@@ -84,7 +84,8 @@ async fn run_answers_before_the_callers_deadline_and_then_with_the_outcome() {
     assert_eq!(decision.verdict(), v1::RetryVerdict::Stop);
     assert_eq!(decision.reason(), v1::RetryReason::NonRetryable);
 
-    // The same request goes on with the same execution, and is OK however it ended.
+    // Repeating the request waits for the same execution. The call returns OK whatever the outcome of the
+    // execution.
     let again = server.executions().run_execution(body).await.expect("it ended").into_inner();
     assert_eq!((&again.execution_id, again.started), (&response.execution_id, true));
     let Some(Outcome::Ended(outcome)) = again.result else { panic!("{again:?}") };
@@ -102,7 +103,7 @@ async fn who_waits_for_an_end_is_answered_when_the_server_is_going_to_stop() {
     let run = v1::RunExecutionRequest { execution: Some(spec("order")), ..Default::default() };
     let mut executions = server.executions();
     let running = tokio::spawn(async move { executions.run_execution(run).await });
-    // The task says that it has started; the wait would go on for a minute.
+    // The task shows that the execution has started. Without the shutdown the call would wait for a minute.
     let task = server.poll().await;
     server.shutdown.send_replace(true);
     let answer = tokio::time::timeout(PATIENCE, running).await.expect("at once");
@@ -110,13 +111,13 @@ async fn who_waits_for_an_end_is_answered_when_the_server_is_going_to_stop() {
     assert!(matches!(answer.result, Some(Outcome::StillRunning(_))), "{answer:?}");
     assert_eq!(answer.execution_id, task.execution_id);
 
-    // Also who comes later, as long as the server answers.
+    // A call that arrives after the shutdown began is answered too, as long as the server answers at all.
     let request = v1::AwaitExecutionRequest { execution_id: answer.execution_id, wait: None };
     let mut executions = server.executions();
     let awaited = tokio::time::timeout(PATIENCE, executions.await_execution(request)).await;
     let awaited = awaited.expect("at once").expect("it is OK").into_inner();
     assert!(matches!(awaited.result, Some(Awaited::StillRunning(_))), "{awaited:?}");
-    // Results still come in.
+    // The server still accepts results.
     server.complete(&task, "1").await.expect("it is open");
 }
 
@@ -141,7 +142,7 @@ async fn a_key_is_taken_used_or_free() {
     let used = executions.start_execution(with(v1::OnRunning::UseExisting)).await;
     let used = used.expect("the holder is the answer").into_inner();
     assert_eq!((&used.execution_id, used.started), (&first.execution_id, false));
-    // A request that is sent again is answered as it was.
+    // A repeated request gets the same answer as the first time.
     let mut again = with(v1::OnRunning::UseExisting);
     again.request_id = "given".into();
     for _ in 0..2 {
@@ -297,7 +298,7 @@ async fn a_history_longer_than_one_look_into_the_store_is_told_to_its_end() {
     assert!(failed.into_iter().eq(1..=ATTEMPTS));
 }
 
-/// `(step, compensation, attempt, most attempts)` of the attempts that a history has scheduled.
+/// The attempts that a history has scheduled, as `(step, compensation, attempt, most attempts)`.
 async fn scheduled(server: &Server, id: &str) -> Vec<(String, bool, u32, u32)> {
     let request =
         v1::ListExecutionHistoryRequest { execution_id: id.to_owned(), ..Default::default() };

@@ -1,4 +1,4 @@
-//! The failure feed: ephemeral and durable readers.
+//! The failure feed, read by ephemeral readers and by consumers of a durable subscription.
 
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ async fn every_event_is_listed_and_found_by_its_id() {
     let found = server.failures().get_failure(v1::GetFailureRequest { id }).await;
     let found = found.expect("it exists").into_inner();
     assert_eq!(found.failure.as_ref(), Some(&second.failures[0]));
-    // Its cursor is one to read on from.
+    // The answer's cursor is one from which a reader can continue.
     let start = v1::pull_failures_request::Start::Cursor(found.cursor);
     let request = v1::PullFailuresRequest { start: Some(start), ..Default::default() };
     let pulled = server.failures().pull_failures(request).await.expect("a cursor").into_inner();
@@ -144,7 +144,7 @@ async fn a_durable_subscription_delivers_until_it_is_acknowledged() {
     let id = server.failed_execution().await;
     let first = pull(&server, "ops", PATIENCE).await;
     assert_eq!((first.len(), execution(&first[0]), first[0].delivery), (1, id.as_str(), 1));
-    // Unacknowledged, it comes again after its deadline; the token before is void.
+    // An unacknowledged event is redelivered after its deadline, and its previous token is then void.
     let again = pull(&server, "ops", PATIENCE).await;
     assert_eq!((execution(&again[0]), again[0].delivery), (id.as_str(), 2));
     assert_eq!(ack(&server, "ops", &first[0].ack_token).await, v1::ErrorReason::AckExpired);

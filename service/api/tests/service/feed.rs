@@ -1,5 +1,5 @@
-//! The feed at its limits: pages by bytes, streams by number, and what retention took, on every store.
-//! The events are written straight into the store: these tests are about readers.
+//! The feed at its limits, on every store: pages limited by bytes, streams limited in number, and gaps left by
+//! retention. The tests write events directly to the store, because they are about readers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ type Start = v1::subscribe_failures_request::Start;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A lane to write to, beside that of the server.
+/// A node with a lane of its own, to write to beside the server's lane.
 struct Writer {
     store: Arc<dyn Store>,
     node: NodeId,
@@ -34,7 +34,7 @@ impl Writer {
         Self { store, node }
     }
 
-    /// Writes events in one commit; they are found by their workers' names.
+    /// Writes events in one commit. The tests recognise them by their workers' names.
     async fn write(&self, events: impl IntoIterator<Item = FailureEvent>) {
         let feed = events.into_iter().map(row).collect();
         let batch = Batch { feed, ..Batch::default() };
@@ -86,7 +86,7 @@ async fn subscribe(server: &Server, start: Start) -> Result<Responses, Status> {
     Ok(server.failures().subscribe_failures(from(start)).await?.into_inner())
 }
 
-/// What the next message brings, keep-alives left out.
+/// The deliveries of the next message that is not a keep-alive.
 async fn message(responses: &mut Responses) -> Vec<v1::FailureDelivery> {
     loop {
         let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
@@ -113,7 +113,7 @@ fn workers(deliveries: &[v1::FailureDelivery]) -> Vec<&str> {
     workers.collect()
 }
 
-/// The gap that a delivery stands for.
+/// The gap that a delivery reports.
 fn gap(delivery: &v1::FailureDelivery) -> &v1::FeedGap {
     let event = delivery.event.as_ref().expect("always set");
     assert_eq!(event.kind(), v1::FailureKind::FeedGap);
@@ -143,12 +143,13 @@ async fn a_reader_is_sent_pages_by_bytes_and_one_event_at_least() {
             let deliveries = message(&mut responses).await;
             pages.push(workers(&deliveries).into_iter().map(str::to_owned).collect::<Vec<_>>());
         }
-        // Two fit exactly; the large one is over the limit alone, and comes alone.
+        // Two small events fit exactly. The large event exceeds the limit by itself, and is delivered alone.
         assert_eq!(pages, [&["a", "b"][..], &["c", "d"], &["large"], &["e", "f"]]);
     }
 }
 
-/// An older server neither skips nor misreads what a newer one wrote: the reader waits before it.
+/// An older server neither skips nor misreads an event that a newer one wrote: its readers stop before that
+/// event.
 #[tokio::test]
 async fn an_event_of_a_newer_server_stops_its_readers_before_it() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
@@ -164,13 +165,14 @@ async fn an_event_of_a_newer_server_stops_its_readers_before_it() {
     let newer = FeedRow { format: beyond, ..row(event("newer", now)) };
     let batch = Batch { feed: vec![newer.clone()], ..Batch::default() };
     writer.store.commit(writer.node, &batch).await.expect("commits");
-    // Once as the stream that was there goes on, and again from the cursor that it had reached.
+    // Both streams must stop: the one that is open, and a new one that starts from the cursor which the first
+    // had reached.
     let cursor = first[0].cursor.clone();
     let again = subscribe(&server, Start::Cursor(cursor)).await.expect("it streams");
     for mut responses in [read, again] {
         let refused = loop {
             match tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time") {
-                // Keep-alives.
+                // Keep-alives carry no deliveries.
                 Ok(Some(message)) => assert_eq!(message.deliveries, []),
                 Ok(None) => panic!("it ended without saying why"),
                 Err(status) => break status,
@@ -202,10 +204,10 @@ async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
         );
         assert_eq!(info.metadata.get("limit").map(String::as_str), Some("open feed streams"));
         assert!(details.retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
-        // For clients that retry by a service config.
+        // This header serves clients that retry according to a service config.
         assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
     }
-    // Who was refused took nothing over.
+    // The refused durable consumer did not take the subscription over.
     writer.write([event("a", writer.now().await)]).await;
     assert_eq!(workers(&message(&mut reader).await), ["a"]);
 
@@ -214,7 +216,7 @@ async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
         loop {
             match subscribe(&server, beginning()).await {
                 Ok(responses) => return responses,
-                // The server has not noticed yet.
+                // The server has not noticed yet that the other stream has ended.
                 Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
             }
         }
@@ -225,7 +227,7 @@ async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
     assert_eq!(refusal(Err::<(), _>(status)).1, "LIMIT_REACHED");
 }
 
-/// What a reader with a cursor from before finds on any store, when retention has taken three events.
+/// Checks what readers see, on any store, after retention has deleted three events that follow their cursor.
 async fn retention_is_told_of(store: Arc<dyn Store>) {
     let server = Server::on(store.clone(), |_| {}).await;
     let writer = Writer::new(store.clone()).await;
@@ -239,7 +241,8 @@ async fn retention_is_told_of(store: Arc<dyn Store>) {
     let cursor = first[0].cursor.clone();
     create(&server, "early", v1::subscription::Start::Cursor(cursor.clone())).await;
     drop(reader);
-    // A commit each: what is deleted is counted, not the commits.
+    // Each event is written in a commit of its own. The gap counts deleted events, however they were grouped
+    // into commits.
     for worker in ["old 1", "old 2", "old 3"] {
         writer.write([old(worker)]).await;
     }
@@ -279,7 +282,7 @@ async fn retention_is_told_of(store: Arc<dyn Store>) {
     assert!(acked.results.iter().all(|result| result.reason() == v1::ErrorReason::Unspecified));
     drop(late);
 
-    // From the first event that is kept the same are missing: they were between two that are kept.
+    // A reader that starts at the beginning misses the same events, because they lay between two that are kept.
     let mut reader = subscribe(&server, beginning()).await.expect("it streams");
     let all = message(&mut reader).await;
     assert_eq!(gap(&all[0]).events, 3);

@@ -1,4 +1,4 @@
-//! What servers of several versions owe each other.
+//! The rules by which servers of different versions share a store.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,7 +12,7 @@ use tonic_types::StatusExt;
 
 use crate::server::{ORDER, PATIENCE, Server, source, start};
 
-/// A server on a store that may hold rows up to these formats.
+/// A server on a store whose rows may be written up to these formats.
 async fn server(writable: Formats) -> Server {
     let clock = Arc::new(|| {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -41,7 +41,8 @@ async fn subscribe(server: &Server) -> Result<(), Status> {
 
 #[tokio::test]
 async fn what_the_store_may_not_hold_is_refused_until_an_operator_allows_it() {
-    // Before the first format, so that all there is needs more than what is allowed.
+    // Format 0 is older than the first one, so that every row of these kinds needs a newer format than is
+    // allowed.
     let server = server(Formats { definition: 0, subscription: 0, ..Formats::NEWEST }).await;
     let refused = server.workflows().register_workflow(source(ORDER)).await.expect_err("refused");
     assert_not_finalized(&refused, "definition");
@@ -77,7 +78,7 @@ async fn a_start_is_refused_until_its_history_may_be_written() {
 
     let finalized = server.admin().finalize_formats(v1::FinalizeFormatsRequest {}).await;
     finalized.expect("it answers");
-    // A server learns of it with the next renewal of its lease.
+    // The server learns that the format is allowed when it next renews its lease.
     let allowed = async {
         while let Err(refused) = server.executions().start_execution(keyed("a")).await {
             assert_not_finalized(&refused, "history");

@@ -1,4 +1,4 @@
-//! The services over a real engine and the in-memory store, through gRPC on a port of this machine.
+//! The services on a real engine and the in-memory store, called through gRPC on a port of this machine.
 
 mod answers;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! An execution that nobody goes on with: what is told of it, and how it is let go.
+//! A quarantined execution: what the API reports about it, and how an operator releases it.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ struct Case {
     lost: StoredTransition,
 }
 
-/// A server that has never seen the execution, whose second transition is gone.
+/// A server that has not loaded the execution yet, and an execution whose second transition is missing.
 async fn damaged() -> Case {
     let store = MemoryStore::with_system_clock();
     let first = Server::on(Arc::new(store.clone()), |_| {}).await;
@@ -35,7 +35,7 @@ async fn damaged() -> Case {
     first.complete(&task, "1").await.expect("it is open");
     let execution = ExecutionId(id.parse().expect("an id"));
     let lost = store.take_transition(execution, 2).expect("it was committed");
-    // Behind it comes another, so that it is missed.
+    // A third transition follows, so that the missing one leaves a gap.
     store.put_transition(execution, StoredTransition { sequence: 3, ..lost.clone() });
     let server = Server::on(Arc::new(store.clone()), |_| {}).await;
     Case { store, server, id, execution, lost }
@@ -93,7 +93,7 @@ async fn a_damaged_execution_is_told_of_and_steered_no_further() {
     assert_eq!(quarantine.reason(), v1::QuarantineReason::HistoryGap);
     assert_eq!(quarantine.detail, "transition 2 is missing, 3 follows");
     assert!(quarantine.quarantined_at.is_some() && quarantine.released_at.is_none());
-    // What can be read is told.
+    // The API still reports the fields that can be read.
     assert_eq!((info.workflow.as_str(), info.workflow_version), ("pair", 1));
     assert_eq!(info.state(), v1::ExecutionState::Running);
     assert!(info.input.is_some() && info.started_at.is_some());
@@ -145,7 +145,7 @@ async fn a_mended_execution_is_released_and_goes_on() {
     };
     let unknown = case.server.executions().release_execution(request).await;
     assert_eq!(refusal(unknown).1, "EXECUTION_NOT_FOUND");
-    // It was not mended, and is told of again.
+    // The cause was not fixed, so the execution is quarantined and reported again.
     quarantined_is_said(case.release("mended, I think", "first").await);
     assert_eq!(case.events().await.len(), 2);
 

@@ -1,4 +1,5 @@
-//! Request ids of mutations that belong to no execution: they outlive the server that answered first.
+//! Request ids of mutations that belong to no execution. They stay valid when the server that answered first is
+//! gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tonic::Code;
 
 use crate::server::{ORDER, Server, assert_refused, source};
 
-/// The server that had answered is gone when the second one starts; or it goes on beside it.
+/// Two servers on one store. The second answers repetitions of requests that the first has answered.
 async fn servers() -> [Server; 2] {
     let store = Arc::new(MemoryStore::with_system_clock());
     [Server::on(store.clone(), |_| {}).await, Server::on(store, |_| {}).await]
@@ -45,7 +46,7 @@ async fn a_namespace_is_created_once() {
     let next = v1::CreateNamespaceRequest { request_id: "id 2".into(), ..request };
     let refused = first.namespaces().create_namespace(next).await;
     assert_refused(refused, Code::AlreadyExists, "NAMESPACE_EXISTS", &[]);
-    // It used up no id.
+    // The refused request did not use up its id.
     let free = v1::CreateNamespaceRequest { request_id: "id 2".into(), ..namespace("free", "") };
     first.namespaces().create_namespace(free).await.expect("the id is free");
 }
@@ -85,12 +86,12 @@ async fn a_registration_answers_as_it_did() {
     assert_eq!(second.begin("order").await.len(), 36, "the repetition retired the third version");
     let refused = second.workflows().retire_workflow(retire(Some(3))).await;
     assert_refused(refused, code, reason, fields);
-    // Nor does another call with the id of a registration.
+    // The id of a registration cannot be used for another call either.
     let other = v1::RetireWorkflowRequest { request_id: "1".into(), ..retire(None) };
     assert_refused(second.workflows().retire_workflow(other).await, code, reason, fields);
 }
 
-/// The answer to a repetition does not depend on whether there would be room today.
+/// A repeated request gets its answer even if there would be no room for a new subscription.
 #[tokio::test]
 async fn the_last_subscription_that_has_room_is_answered_again() {
     let store = Arc::new(MemoryStore::with_system_clock());
@@ -129,7 +130,7 @@ async fn a_subscription_does_not_come_back() {
     assert_eq!(again.expect("it repeats").into_inner(), created);
     let refused = second.failures().create_subscription(subscription("c", 8)).await;
     assert_refused(refused, code, reason, fields);
-    // One that exists with the same settings, under another id.
+    // The subscription exists with the same settings, and the request id is new.
     let same = first.failures().create_subscription(subscription("same", 7)).await;
     assert_eq!(same.expect("the same settings").into_inner(), created);
 

@@ -1,4 +1,4 @@
-//! A server of its own for each test, and what tests ask of it.
+//! A separate server for each test, and helpers for the calls that tests make.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
-/// No test waits longer for anything.
+/// The longest time that a test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Server {
     pub address: std::net::SocketAddr,
     pub channel: Channel,
     pub shutdown: watch::Sender<bool>,
-    /// The services without a connection.
+    /// The services, for calls that need no connection.
     pub routes: Routes,
 }
 
@@ -38,7 +38,7 @@ impl Server {
         Self::on(Arc::new(MemoryStore::with_system_clock()), |_| {}).await
     }
 
-    /// On a store that others may use as well.
+    /// Starts a server on a store that other servers may share.
     pub async fn on(store: Arc<dyn Store>, set: impl FnOnce(&mut ApiOptions)) -> Self {
         let options = recoup_engine::Options::default();
         let engine = recoup_engine::driver::start(store, options).await.expect("the store is open");
@@ -96,7 +96,7 @@ impl Server {
         started.expect("it starts").into_inner().execution_id
     }
 
-    /// Waits for the end.
+    /// Waits for the end of an execution, and returns its outcome.
     pub async fn outcome(&self, execution_id: &str) -> v1::Outcome {
         use v1::await_execution_response::Result as Outcome;
         let execution_id = execution_id.to_owned();
@@ -110,7 +110,7 @@ impl Server {
         }
     }
 
-    /// Polls one task.
+    /// Polls one task, and fails if there is none.
     pub async fn poll(&self) -> v1::Task {
         let poll = self.workers().poll_tasks(v1::PollTasksRequest::default()).await;
         poll.expect("it polls").into_inner().tasks.pop().expect("a task waits")
@@ -134,7 +134,7 @@ impl Server {
         Ok(self.workers().fail_task(request).await?.into_inner())
     }
 
-    /// Fails one execution of `order` for good, and returns its id.
+    /// Runs an execution of `order` that fails permanently, and returns its id.
     pub async fn failed_execution(&self) -> String {
         let id = self.begin("order").await;
         let task = self.poll().await;
@@ -144,11 +144,11 @@ impl Server {
     }
 }
 
-/// A stream of a worker.
+/// A worker's stream of tasks.
 pub struct TaskStream {
     pub requests: mpsc::Sender<v1::StreamTasksRequest>,
     pub responses: Streaming<v1::StreamTasksResponse>,
-    /// What came beside what was asked for.
+    /// Tasks and acknowledgements that arrived while the test waited for something else.
     tasks: VecDeque<v1::Task>,
     acks: VecDeque<v1::ResultAck>,
 }
@@ -168,7 +168,7 @@ impl TaskStream {
         next.expect("in time")?.ok_or_else(|| Status::unknown("the stream ended"))
     }
 
-    /// The next response that has what is asked for.
+    /// Reads responses until `wanted` finds something in one, and returns that.
     pub async fn until<T>(
         &mut self,
         mut wanted: impl FnMut(&v1::StreamTasksResponse) -> Option<T>,
@@ -206,7 +206,7 @@ impl TaskStream {
         self.until(|_| Some(())).await;
     }
 
-    /// Tasks that came and were not asked for yet.
+    /// How many tasks have arrived that the test has not taken yet.
     pub fn tasks_left(&self) -> usize {
         self.tasks.len()
     }
@@ -254,7 +254,7 @@ pub fn permanent(error_type: &str) -> v1::Error {
     v1::Error { r#type: error_type.into(), non_retryable: Some(true), ..Default::default() }
 }
 
-/// Code, reason and the fields that are named.
+/// The code and reason of a refusal, and the fields that it names.
 #[track_caller]
 pub fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String, Vec<String>) {
     let status = result.expect_err("it is refused");

@@ -1,5 +1,5 @@
-//! What sessions hold: polls that list it, tasks that are given back, answers that nobody reads,
-//! heartbeats that say something; and the limits of all that at their edges.
+//! The tasks that a session holds: polls that list them, tasks that are given back, answers that are never
+//! read, and heartbeats with details. Also the limits of all these, at their edges.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tonic::{Code, Response, Status};
 
 use crate::server::{ORDER, PATIENCE, Server, TaskStream, assert_refused, json, session};
 
-/// A poll of session `s` that answers at once.
+/// A poll of session `s` that returns at once.
 fn poll(held: Option<&[&v1::Task]>) -> v1::PollTasksRequest {
     let tokens = |held: &[&v1::Task]| held.iter().map(|task| task.task_token.clone()).collect();
     v1::PollTasksRequest {
@@ -41,7 +41,7 @@ async fn a_poll_that_lists_nothing_holds_nothing_and_one_that_does_not_say_may()
     let task = polled(&server, long(poll(None))).await.remove(0);
     assert_eq!(polled(&server, poll(None)).await, []);
     assert_eq!(polled(&server, poll(Some(&[&task]))).await, []);
-    // No time was given to it: a list speaks at once.
+    // The list takes effect at once: the session is not given time to report the task in a later poll.
     let again = polled(&server, long(poll(Some(&[])))).await.remove(0);
     assert_eq!((again.task_token, again.attempt), (task.task_token, 1));
 }
@@ -70,7 +70,7 @@ async fn one_poll_at_a_time_says_what_a_session_holds() {
     server.register(ORDER).await;
     let mut workers = server.workers();
     let first = tokio::spawn(async move { workers.poll_tasks(long(poll(Some(&[])))).await });
-    // The two come in either order: it is the earlier one that ends.
+    // The server may receive the polls in either order. It ends the one that came first.
     let mut workers = server.workers();
     let second = tokio::spawn(async move { workers.poll_tasks(long(poll(Some(&[])))).await });
     let (mut first, mut second) = (first, second);
@@ -164,13 +164,13 @@ async fn a_stream_gives_back_only_what_it_has() {
     );
 }
 
-/// Without a session nothing but start-to-close would bring the task back, in a minute.
+/// There is no session, so only the start-to-close timeout of a minute would bring the task back.
 #[tokio::test]
 async fn an_answer_that_goes_nowhere_takes_no_task_with_it() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
-    // A message without content, in its frame.
+    // The frame of an empty message.
     let request = http::Request::post("/recoup.v1.WorkerService/PollTasks")
         .header("content-type", "application/grpc")
         .body("\0\0\0\0\0".to_owned())
@@ -185,7 +185,7 @@ async fn an_answer_that_goes_nowhere_takes_no_task_with_it() {
     assert_eq!(tasks.iter().map(|task| task.attempt).collect::<Vec<_>>(), [1]);
 }
 
-/// What its heartbeats said last, of the only attempt.
+/// The details of the latest heartbeat of the execution's only attempt.
 async fn details(server: &Server, execution_id: &str) -> Option<v1::Payload> {
     let request = v1::GetExecutionRequest { execution_id: execution_id.into() };
     let answer = server.executions().get_execution(request).await.expect("it is there");
@@ -209,10 +209,11 @@ async fn what_heartbeats_say_is_told_up_to_its_limit() {
     }
     let refused = server.workers().heartbeat_task(beat(of_size(4_097))).await;
     assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID", &["details"]);
-    // Of a stream, too much is left out; the session is there to see that it was read.
+    // On a stream, details that are too large are left out. The result in the next message shows that the
+    // heartbeats were read.
     let beat = |details| v1::TaskHeartbeat { task_token: token(&task), details };
     let heartbeats = vec![beat(Some(json("7"))), beat(of_size(4_097))];
-    // A result that is refused is answered behind what came before it.
+    // A refused result is acknowledged after everything that was sent before it.
     let results = vec![v1::TaskResult { task_token: vec![9].into(), result: None }];
     for request in [
         v1::StreamTasksRequest { heartbeats, ..Default::default() },

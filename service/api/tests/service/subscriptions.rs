@@ -1,4 +1,4 @@
-//! A durable subscription that changes hands.
+//! A durable subscription that one consumer takes over from another.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ fn reference() -> v1::SubscriptionRef {
     v1::SubscriptionRef { name: "ops".into(), ..Default::default() }
 }
 
-/// A deadline that no test lives to see: what comes again comes for another reason.
+/// Creates a subscription whose deadline is longer than any test, so that it is never the cause of a
+/// redelivery.
 async fn create(server: &Server) {
     let subscription = v1::Subscription {
         name: "ops".into(),
@@ -45,7 +46,7 @@ async fn delivered(responses: &mut Responses, count: usize) -> Vec<v1::FailureDe
     all
 }
 
-/// Reads on until the stream ends, and says why it did.
+/// Reads until the stream ends, and returns the code and the reason of the end.
 async fn end(mut responses: Responses) -> (Code, String) {
     loop {
         let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
@@ -89,8 +90,8 @@ async fn a_consumer_that_connects_again_gets_at_once_what_it_had_not_acknowledge
 
         let mut second = subscribe(&server, consumer).await.expect("it has come back");
         assert_eq!(end(first).await, (Code::Aborted, "SUBSCRIPTION_TAKEN".into()));
-        // Each execution has two events: the second of the first is alone, those of the other wait for
-        // each other.
+        // Each execution has two events. Of the first execution only the second event is unacknowledged. Of the
+        // other execution both are, and the second is held back until the first is acknowledged.
         let again = delivered(&mut second, 2).await;
         let expected = [&had[1], &had[2]]
             .map(|delivery| numbered(std::slice::from_ref(delivery))[0].0.clone());
@@ -121,7 +122,7 @@ async fn who_comes_after_the_consumer_has_left_gets_what_it_left() {
         loop {
             match subscribe(&server, "two").await {
                 Ok(responses) => return responses,
-                // The server has not noticed yet that the other has left.
+                // The server has not noticed yet that the first consumer has left.
                 Err(status) => assert_eq!(status.code(), Code::FailedPrecondition),
             }
         }
@@ -148,7 +149,7 @@ async fn what_was_pulled_keeps_its_deadline_when_a_stream_opens() {
         delivery.event.as_ref().map(|event| event.execution_id.clone()).unwrap_or_default()
     };
     let of_pulled = execution(&pulled.deliveries[0]);
-    // The event behind the one that was pulled waits for it.
+    // The next event of the same execution waits until the pulled one is acknowledged.
     let streamed = delivered(&mut stream, 2).await;
     assert!(streamed.iter().all(|delivery| execution(delivery) != of_pulled));
     assert!(streamed.iter().all(|delivery| delivery.delivery == 1));

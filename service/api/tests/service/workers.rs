@@ -1,4 +1,4 @@
-//! Workers: streams with credit, acknowledgements and sessions; polls.
+//! Workers by stream, with credit, acknowledgements and sessions, and workers that poll.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn a_stream_hands_out_as_much_as_there_is_credit() {
     assert_eq!(opened.session_id, "s1");
     let first = stream.task().await;
     let second = stream.task().await;
-    // No credit is left: a result is acknowledged without another task.
+    // The worker has no credit left, so its results are acknowledged and no other task follows.
     stream.send(vec![completed(&first, json("1")), completed(&second, json("2"))]).await;
     let acks = [stream.ack().await, stream.ack().await];
     assert_eq!(stream.tasks_left(), 0);
@@ -47,7 +47,7 @@ async fn a_session_goes_on_over_a_new_stream() {
     let mut next = TaskStream::open(&server, again, 1).await;
     let opened = next.until(|response| response.opened.clone()).await;
     assert_eq!(opened.closed_task_tokens, [vec![9]], "garbage is nothing that goes on");
-    // The one before it ends, and says why.
+    // The previous stream ends and gives the reason.
     let ended = loop {
         if let Err(status) = stream.next().await {
             break status;
@@ -97,7 +97,7 @@ async fn a_server_that_stops_says_so_and_ends_idle_streams() {
     let task = stream.task().await;
     server.shutdown.send_replace(true);
     stream.until(|response| response.draining.then_some(())).await;
-    // What is held is still taken.
+    // The draining server still accepts the results of tasks that the worker holds.
     stream.send(vec![completed(&task, json("1"))]).await;
     assert_eq!(stream.ack().await.reason(), v1::ErrorReason::Unspecified);
     let end = tokio::time::timeout(PATIENCE, stream.responses.message()).await.expect("in time");
@@ -127,7 +127,7 @@ async fn a_poll_waits_no_longer_than_asked_and_loses_nothing() {
     let request = v1::PollTasksRequest { wait, ..Default::default() };
     let empty = server.workers().poll_tasks(request.clone()).await.expect("it answers");
     assert_eq!(empty.into_inner().tasks, []);
-    // A poll whose caller has gone takes no task with it.
+    // A poll whose caller has gone away takes no task with it.
     let mut workers = server.workers();
     let gone =
         tokio::spawn(async move { workers.poll_tasks(v1::PollTasksRequest::default()).await });
@@ -153,12 +153,12 @@ async fn a_worker_that_never_reads_does_not_stop_the_others() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let silent = TaskStream::open(&server, session("silent"), 10_000).await;
-    // Heartbeats for tasks that do not exist: each wants an answer that nobody reads.
+    // Heartbeats for tasks that do not exist. Each calls for an answer, which the worker never reads.
     let garbage = vec![7_u8; 40];
     let beats = vec![v1::TaskHeartbeat { task_token: garbage.into(), details: None }; 10_000];
     for _ in 0..50 {
         let request = v1::StreamTasksRequest { heartbeats: beats.clone(), ..Default::default() };
-        // In the end the stream takes no more: that is the point.
+        // The test wants the stream to fill up, so a send that fails is no error.
         if silent.requests.try_send(request).is_err() {
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! What every store promises, and the comparison with the model.
+//! The suite that every store passes, and the comparison with the model.
 
 use std::sync::{Arc, Mutex};
 
@@ -35,7 +35,7 @@ impl Harness for Postgres {
 
 recoup_store::conformance!(Postgres::default());
 
-/// Other orders of operations than the one that every store is compared with.
+/// Compares with the model in further orders of operations, beside the one that every store is tested with.
 #[tokio::test]
 async fn agrees_with_the_model_in_other_orders() {
     for seed in 2..=5 {

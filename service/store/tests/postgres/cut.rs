@@ -1,5 +1,5 @@
-//! The connection is lost around COMMIT, in each way that there is, under a stream of batches. The
-//! caller sends the same batch again, as the contract says, and nothing is lost or doubled.
+//! Loses the connection around COMMIT, in every possible way, under a stream of batches. The caller sends the
+//! same batch again, as the contract of the store requires, and nothing is lost or doubled.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use recoup_test_postgres::proxy::{Fault, Proxy};
 
 const BATCHES: usize = 45;
 const STARTS: usize = 4;
-/// Longer than a commit takes, shorter than the server's own patience with silent transactions: so
-/// the old process is still there when the batch is sent again.
+/// Longer than a commit takes, but shorter than the time after which Postgres ends a silent transaction. The
+/// old server process therefore still exists when the batch is sent again.
 const COMMIT_TIMEOUT: Duration = Duration::from_millis(700);
 
 struct Stream {
@@ -28,7 +28,7 @@ struct Stream {
     store: PostgresStore,
     proxy: Proxy,
     node: NodeId,
-    /// What every history must hold in the end.
+    /// The transitions that each history must hold at the end.
     written: BTreeMap<ExecutionId, Vec<TransitionId>>,
     events: Vec<String>,
     unknown: usize,
@@ -47,7 +47,7 @@ impl Stream {
         Self { world, store, proxy, node, written, events, unknown: 0 }
     }
 
-    /// A batch with everything that may belong to transitions.
+    /// A batch with every kind of row that may belong to a transition.
     async fn batch(&mut self, number: usize) -> Batch {
         let world = &self.world;
         let mut batch = Batch::default();
@@ -78,7 +78,7 @@ impl Stream {
         self.events.extend(transition.feed.iter().map(|event| event.id.clone()));
     }
 
-    /// Sends until there is an answer.
+    /// Sends the batch until there is a definite answer.
     async fn commit(&mut self, batch: &Batch) {
         let settled = loop {
             match self.store.commit(self.node, batch).await {
@@ -115,7 +115,7 @@ impl Stream {
         KeyedStart { transition, key: key.into(), on_running, on_ended: OnEnded::Allow }
     }
 
-    /// Every history holds each transition once, and what belongs to it is there once.
+    /// Checks that every history holds each transition once, and that the rows which belong to it exist once.
     async fn check(&self) {
         let ids: Vec<ExecutionId> = self.written.keys().copied().collect();
         let histories = self.store.load(self.node, &ids).await.expect("loads");
@@ -153,7 +153,7 @@ async fn connections_cut_around_commit_lose_and_double_nothing() {
     let mut struck = 0;
     for number in 0..BATCHES {
         let batch = stream.batch(number).await;
-        // Every second batch goes through.
+        // Every second batch is committed without a fault.
         if number % 2 == 1 {
             stream.proxy.arm(faults[number / 2 % faults.len()]);
             struck += 1;
@@ -175,7 +175,8 @@ async fn connections_cut_around_commit_lose_and_double_nothing() {
     assert!(counts.written_again > 0, "no batch was written by the second send");
     assert!(counts.found_committed > 0, "no transition was settled by its id");
     assert!(counts.backends_terminated > 0, "no old server process had to be ended");
-    // What follows in the overflow table shows that its rows went with the transitions.
+    // Only the tasks of the last batch are left, which shows that overflow rows are written together with their
+    // transitions.
     let depth = stream.store.overflow_depth().await.expect("counts");
     let left: u64 = depth.iter().map(|(_, count)| count).sum();
     assert_eq!(left, STARTS as u64, "tasks of the last batch alone");
@@ -212,7 +213,7 @@ async fn a_keyed_start_that_was_cut_is_settled_as_it_was() {
     stream.check().await;
 }
 
-/// The caller is dropped in the middle of a commit: the lane notices, and the next commit of the same
+/// The caller drops the commit before it is answered. The lane notices that, and the next commit of the same
 /// batch settles it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_whose_caller_gave_up_is_settled_by_the_next() {

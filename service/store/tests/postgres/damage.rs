@@ -1,4 +1,4 @@
-//! Rows that something other than the store has changed.
+//! Rows that were changed by something other than the store.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A reader of the feed beside writers, and beside transactions that are older than what it reads.
+//! A reader of the feed beside writers, and beside transactions that are older than the events it reads.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,13 +43,13 @@ async fn slower_older_transactions_hide_nothing_and_hold_up_nothing() {
     let slow_lane = world.node().await;
     let lanes = [world.node().await, world.node().await];
 
-    // A write transaction in another database: it holds back every horizon of the server.
+    // A write transaction in another database. It holds back every transaction horizon of the Postgres server.
     let other = client(&elsewhere).await;
     other
         .batch_execute("create table t (n int); begin; insert into t values (1)")
         .await
         .expect("ok");
-    // The commit of a lane that takes its time: its events have the lowest numbers of all.
+    // A lane whose commit takes long. Its events have the lowest numbers of all.
     let slow = client(&database).await;
     slow.batch_execute("set search_path = recoup; begin").await.expect("ok");
     const SLOW: &str = "
@@ -69,7 +69,7 @@ async fn slower_older_transactions_hide_nothing_and_hold_up_nothing() {
             let (mut seen, mut cursor, mut doubled) = (BTreeSet::new(), start, 0);
             let mut before_the_slow_one = 0;
             loop {
-                // Asked before the page is read, so that the last page has seen everything.
+                // Read the flag before the page, so that the last page is read after everything was written.
                 let is_last = written.load(Ordering::SeqCst);
                 let page = store.read_feed(&cursor, PageLimit::events(7)).await.expect("reads");
                 let is_full = page.events.len() == 7;

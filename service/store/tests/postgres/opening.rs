@@ -1,4 +1,4 @@
-//! What happens when a store is opened: what it refuses, and that several may come at once.
+//! Opening a store: when it is refused, and that several servers may do it at the same time.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -104,8 +104,8 @@ async fn a_server_that_cannot_be_reached_or_understood_is_an_error() {
     }
 }
 
-/// Cursors of the database that was dumped are refused by the one that the dump was restored to, and
-/// so are cached states: the lease says so.
+/// After a dump is restored into another database, that database refuses cursors of the old one. Its lease has
+/// another timeline, which tells servers to drop the states that they have cached.
 #[tokio::test]
 async fn a_restored_dump_is_another_life() {
     let server = Server::shared();
@@ -146,7 +146,7 @@ async fn a_restored_dump_is_another_life() {
     assert!(after.now().await.expect("answers") > lease.now);
 }
 
-/// The connection flaps while a server starts.
+/// The connection comes and goes while a server starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_comes_and_goes_is_waited_for() {
     let database = Server::shared().database().await;
@@ -161,7 +161,7 @@ async fn a_database_that_comes_and_goes_is_waited_for() {
     proxy.refuse(usize::MAX);
     let gone = until_available(Duration::ZERO, open).await.expect_err("it is away");
     assert!(matches!(gone, Error::Unavailable(_)), "{gone:?}");
-    // What no waiting mends is told at once.
+    // An error that waiting cannot resolve is returned at once.
     let mut attempts = 0;
     let refused = until_available(Duration::from_secs(600), async || {
         attempts += 1;

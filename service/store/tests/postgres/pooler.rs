@@ -1,5 +1,5 @@
-//! A pooler between the store and the server, which hands out server connections from transaction to
-//! transaction. It is the part of PgBouncer that matters here.
+//! A connection pooler between the store and the server, which gives each transaction any free server
+//! connection. In this respect it behaves like PgBouncer in transaction mode.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 
-/// Types of messages after which the server answers with ReadyForQuery: Query and Sync.
+/// The types of messages after which the server answers with ReadyForQuery: Query and Sync.
 const ASKS: [u8; 2] = *b"QS";
 
-/// The connections to the server, of which each transaction takes the next that is free.
+/// The connections to the server. Each transaction of a client uses the next one in turn.
 struct Pool {
     servers: Vec<Mutex<TcpStream>>,
-    /// What the server says to a client that comes in, until it is ready.
+    /// The messages with which the server greets a new client, up to ReadyForQuery.
     greeting: Vec<u8>,
 }
 
@@ -29,7 +29,7 @@ async fn message(from: &mut TcpStream) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// The first message has no type.
+/// Reads the first message of a connection, which has no type.
 async fn startup(from: &mut TcpStream) -> Option<Vec<u8>> {
     let length = from.read_u32().await.ok()?;
     let mut message = length.to_be_bytes().to_vec();
@@ -38,7 +38,7 @@ async fn startup(from: &mut TcpStream) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// Passes on what the server says until it is ready; its state of the transaction.
+/// Relays the server's messages up to ReadyForQuery. Returns the transaction status that it reports.
 async fn answer(server: &mut TcpStream, client: &mut (impl AsyncWrite + Unpin)) -> Option<u8> {
     loop {
         let message = message(server).await?;
@@ -49,7 +49,7 @@ async fn answer(server: &mut TcpStream, client: &mut (impl AsyncWrite + Unpin)) 
     }
 }
 
-/// One client: between transactions it has no server.
+/// Serves one client. Between transactions the client has no server connection.
 async fn serve(mut client: TcpStream, pool: Arc<Pool>, mut turn: usize) -> Option<()> {
     startup(&mut client).await?;
     client.write_all(&pool.greeting).await.ok()?;
@@ -70,7 +70,7 @@ async fn serve(mut client: TcpStream, pool: Arc<Pool>, mut turn: usize) -> Optio
     }
 }
 
-/// Listens on a free port, with so many connections to the server.
+/// Starts a pooler on a free port, with this many connections to the server.
 async fn pooler(database: &Database, connections: usize) -> u16 {
     let mut pool = Pool { servers: Vec::new(), greeting: Vec::new() };
     for _ in 0..connections {
@@ -97,7 +97,7 @@ async fn pooler(database: &Database, connections: usize) -> u16 {
     port
 }
 
-/// With one connection to the server, clients share it; with two, each client changes between them.
+/// With one server connection the clients share it. With two, each client switches between them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_that_is_not_in_session_mode_is_refused() {
     let database = Server::shared().database().await;

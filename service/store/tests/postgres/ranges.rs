@@ -1,4 +1,4 @@
-//! Ranges of histories are replaced under load, with executions in them that must stay.
+//! Replaces ranges of the history table under load, while they contain executions that must be kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +25,16 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
-    /// Ends at once, in a namespace that keeps it for a moment: what ranges are dropped for.
+    /// Ends at once, in the namespace `brief`, whose retention is short. These executions are the reason to
+    /// replace a range.
     Forgotten,
-    /// Ends at once, in a namespace that keeps it.
+    /// Ends at once, in the namespace `default`, whose retention is longer than the test.
     Recent,
-    /// Ends with a parked compensation, in the same namespace.
+    /// Ends with a parked compensation, in `brief`.
     Parked,
-    /// Ends at once, in the same namespace, and is in quarantine.
+    /// Ends at once, in `brief`, and is quarantined.
     Quarantined,
-    /// Goes on to the end of the test.
+    /// Stays open until the end of the test.
     Open,
 }
 
@@ -41,9 +42,9 @@ struct Load {
     world: World,
     store: PostgresStore,
     node: NodeId,
-    /// Tells its ids from the other's.
+    /// Distinguishes the ids of this load from those of the other one.
     number: u8,
-    /// The store's clock at the latest id.
+    /// The store's time when the latest id was made.
     now: Timestamp,
     kept: BTreeMap<ExecutionId, (Fate, Vec<TransitionId>)>,
     forgotten: Vec<ExecutionId>,
@@ -52,7 +53,7 @@ struct Load {
 }
 
 impl Load {
-    /// With an id of now.
+    /// A new id with the store's current time.
     async fn id(&mut self) -> ExecutionId {
         self.made += 1;
         self.now = self.store.now().await.expect("answers");
@@ -75,7 +76,7 @@ impl Load {
         IndexRow { namespace, ended_at, ..self.world.in_state(state, compensation) }
     }
 
-    /// Starts some, ends some, and adds to all that are open.
+    /// Starts some executions, ends some, and adds a transition to all that are open.
     async fn round(&mut self) {
         let mut batch = Batch::default();
         let open = self.kept.iter().filter(|(_, (fate, _))| *fate == Fate::Open);
@@ -209,7 +210,7 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
     for fate in [Fate::Forgotten, Fate::Recent, Fate::Parked, Fate::Quarantined, Fate::Open] {
         assert!(fates.get(&fate).is_some_and(|count| *count > 0), "none {fate:?}: {fates:?}");
     }
-    // Beyond it, a commit would be given up.
+    // The store gives up a commit that takes longer than this.
     assert!(stall_us_max < 2_000_000, "a commit stalled for {stall_us_max} µs");
 
     let client = client(&database).await;
@@ -217,17 +218,17 @@ async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
     assert_eq!(default.expect("counts").get::<_, i64>(0), 0, "rows outside of all ranges");
 }
 
-/// A range whose copy is made, and waits for a reader until it may take the range's place.
+/// A range whose copy is complete, and cannot take the range's place until a reader is done.
 struct Copied {
     database: Database,
     store: PostgresStore,
     world: World,
     node: NodeId,
-    /// Ended hours ago, with a parked compensation.
+    /// An execution that ended hours ago with a parked compensation.
     parked: ExecutionId,
     namespace: &'static str,
     reader: Client,
-    /// Whether more was due, of each call until the range was replaced.
+    /// Whether more was due, for each call of `expire` until the range was replaced.
     replacing: JoinHandle<Vec<bool>>,
 }
 
@@ -251,12 +252,12 @@ impl Copied {
         store.create_namespace(&"brief".into(), "", HOUR, None).await.expect("is new");
         let world = World::open(Arc::new(store.clone())).await;
         let node = world.node().await;
-        // Of the first range, which no empty one comes before.
+        // The ids lie in the first range, so that no empty range comes before theirs.
         let first = first_range(&database).await;
         let (parked, forgotten) =
             (ExecutionId::new(first, [1; 10]), ExecutionId::new(first, [2; 10]));
         let reader = client(&database).await;
-        // Holds up the exchange, and nobody else.
+        // This lock holds up only the exchange of the range with its copy.
         const READ: &str = "begin; lock table only recoup.history in access share mode";
         reader.batch_execute(READ).await.expect("locks");
         let replacing = tokio::spawn(replace_one(store.clone(), first + WIDTH * 2));
@@ -288,7 +289,7 @@ impl Copied {
         }
     }
 
-    /// The compensation is retried, and is done.
+    /// The compensation is retried and succeeds.
     async fn compensate(&self) {
         let steps = [(2, CompensationState::Running), (3, CompensationState::Done)];
         for (sequence, compensation) in steps {
@@ -306,7 +307,7 @@ impl Copied {
     }
 }
 
-/// When the oldest range begins.
+/// The start of the oldest range.
 async fn first_range(database: &Database) -> Timestamp {
     const FIRST: &str = "
         select substr(min(inhrelid::regclass::name::text), length('history_') + 1)::int8
@@ -318,7 +319,7 @@ async fn first_range(database: &Database) -> Timestamp {
     Timestamp::from_micros(millis * 1000)
 }
 
-/// From the time on at which the range is old: before, what is in it is deleted row by row.
+/// Calls `expire` only once the range is old. Before that, `expire` would delete its rows one by one.
 async fn replace_one(store: PostgresStore, old_at: Timestamp) -> Vec<bool> {
     while store.now().await.expect("answers") < old_at {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -342,7 +343,7 @@ async fn what_is_compensated_while_its_range_is_copied_is_kept_whole() {
     assert_eq!(sequences, [1, 2, 3]);
 }
 
-/// Its rows are in the copy, and no count says so.
+/// The rows of the expired execution are in the copy, but are not counted for its range.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expires_while_its_range_is_copied_keeps_no_range() {
     let mut copied = Copied::of("brief").await;
@@ -362,8 +363,8 @@ async fn what_expires_while_its_range_is_copied_keeps_no_range() {
     }
 }
 
-/// Each try holds up commits for a moment: as long as somebody reads, they are not made one after the
-/// other.
+/// Each attempt to replace a range blocks commits for a moment. While a reader holds the table, the attempts
+/// are therefore not repeated at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_range_that_stays_in_use_is_left_for_later() {
     let mut copied = Copied::of("default").await;

@@ -1,5 +1,5 @@
-//! Request ids of the registry where the database is somewhere else: the connection is lost around
-//! COMMIT, several servers use one database, and a day passes.
+//! Request ids of the registry's mutations, in cases that only a remote database has: the connection is lost
+//! around COMMIT, several servers share the database, and a day passes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use recoup_test_postgres::Server;
 use recoup_test_postgres::proxy::{Fault, Proxy};
 use tokio_postgres::NoTls;
 
-/// Shorter than the server's own patience with silent transactions: so the old process is still there
-/// when the call is repeated.
+/// Shorter than the time after which Postgres ends a silent transaction. The old server process therefore still
+/// exists when the call is repeated.
 const COMMIT_TIMEOUT: Duration = Duration::from_millis(700);
 
 fn request(id: &str, digest: u64) -> RegistryRequest {
@@ -32,7 +32,7 @@ fn version(name: &str) -> NewVersion {
     }
 }
 
-/// Calls until there is an answer; says how often there was none.
+/// Repeats the call until there is a definite answer. Also returns how many calls had an unknown outcome.
 async fn settle<T>(mut call: impl AsyncFnMut() -> Result<T>) -> (T, usize) {
     let mut unknown = 0;
     loop {
@@ -44,8 +44,8 @@ async fn settle<T>(mut call: impl AsyncFnMut() -> Result<T>) -> (T, usize) {
     }
 }
 
-/// The same call is repeated with its request id, and did once what it does, whichever of the two it
-/// was.
+/// The call is repeated with its request id. It takes effect exactly once, whichever of the two calls was
+/// committed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mutation_that_was_cut_is_found_by_its_request_id() {
     let database = Server::shared().database().await;
@@ -105,8 +105,8 @@ async fn a_mutation_that_was_cut_is_found_by_its_request_id() {
     }
 }
 
-/// Callers of two servers, half of them of each: one creates, and all get its answer, without an error
-/// of the database's.
+/// Twelve callers use two servers, half of them each. One call creates the row, and all callers get its answer;
+/// none gets an error of the database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_answer_alike() {
     let database = Server::shared().database().await;
@@ -121,7 +121,7 @@ async fn two_servers_answer_alike() {
                 let store = servers[caller % 2].clone();
                 tokio::spawn(async move {
                     let new = version(&format!("w{}", round % 5));
-                    // Every second round is of another operation, with locks of its own.
+                    // Every second round uses another operation, which takes other locks.
                     let request = request(&format!("r{round}"), 1);
                     if round % 2 == 0 {
                         let (row, is_new) = store.register(&new, Some(&request)).await?;

@@ -1,5 +1,5 @@
-//! Two drivers open connections, at different times. They must not end up with two servers, nor with one
-//! that cannot be written to.
+//! The store's two drivers open connections at different times. They must not reach two different servers, nor
+//! one that cannot be written to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn histories(database: &Database) -> i64 {
 }
 
 fn options() -> Options {
-    // How long a connection is tried.
+    // How long the store tries to open a connection.
     Options { connect_timeout: Duration::from_secs(2), ..Options::default() }
 }
 
@@ -45,15 +45,15 @@ async fn two_drivers_do_not_reach_two_servers() {
     store.commit(node, &start()).await.expect("the lane is with the first server");
     assert_eq!(histories(&database).await, 1);
 
-    // A fresh handle has no idle connections to the first server.
+    // A new handle has no idle connections to the first server.
     let fresh = PostgresStore::connect(&url, options()).await.expect("opens");
     proxy.lead_to(&[other.port, database.port]);
     let refused = fresh.now().await.expect_err("its pool and its lane reach different servers");
     assert!(matches!(&refused, Error::Unavailable(_)), "{refused:?}");
     assert!(refused.to_string().contains("two servers"), "{refused}");
 
-    // Now both of them reach the other server: what was joined with the first is not known there, and the
-    // lane does not stay behind alone.
+    // Now both drivers reach the other server. The node joined the first server and is unknown to this one, and
+    // its lane must not stay connected to the first server alone.
     proxy.lead_to(&[other.port]);
     fresh.now().await.expect("both drivers reach the other server");
     store.suspect_idle();
@@ -70,14 +70,14 @@ async fn a_standby_is_refused_until_it_is_promoted() {
     let store = PostgresStore::connect(&database.url(), options()).await.expect("opens");
     let lease = store.join("test:1", LONG).await.expect("joins");
 
-    // A server that follows nobody, but would if it could.
+    // Restarts the server as a standby that follows no other server.
     let signal = "copy (select) to program 'touch standby.signal'";
     client(&database).await.batch_execute(signal).await.expect("the folder is the server's");
     server.crash();
     let refused = PostgresStore::connect(&database.url(), options()).await;
     assert!(matches!(&refused, Err(Error::Unavailable(_))), "{refused:?}");
     assert!(format!("{refused:?}").contains("standby"), "{refused:?}");
-    // The first call may find its connection broken; the next one opens another.
+    // The first call may fail because its connection is broken. The second call opens a new one.
     let mut refused = store.now().await.expect_err("it is a standby");
     if !refused.to_string().contains("standby") {
         refused = store.now().await.expect_err("it is a standby");

@@ -1,4 +1,4 @@
-//! Statements that take long: nobody but who asked waits for them, and not for ever.
+//! Statements that take long. Only their caller waits for them, and not without a limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio_postgres::{Client, NoTls};
 
 /// Longer than any test waits.
 const LONG: Duration = Duration::from_secs(120);
-/// Beyond it, what should happen is held not to happen.
+/// An event that has not happened after this time counts as not happening.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn client(database: &Database) -> Client {
@@ -21,7 +21,7 @@ async fn client(database: &Database) -> Client {
     client
 }
 
-/// Nobody else reads the index of executions as long as this client lives.
+/// Takes a lock with which no other transaction can read the index of executions while this client lives.
 async fn lock_executions(database: &Database) -> Client {
     let locker = client(database).await;
     const LOCK: &str = "begin; lock table recoup.execution in access exclusive mode";
@@ -29,7 +29,7 @@ async fn lock_executions(database: &Database) -> Client {
     locker
 }
 
-/// Until so many statements wait for that lock.
+/// Waits until exactly this many statements wait for that lock.
 async fn waiting(database: &Database, count: i64) {
     const WAITING: &str = "
         select count(*) from pg_locks
@@ -44,7 +44,7 @@ async fn waiting(database: &Database, count: i64) {
     watched.unwrap_or_else(|_| panic!("{count} statements never waited"));
 }
 
-/// With one connection for everything but commits and the lease.
+/// Options with a pool of one connection, for everything except commits and the lease.
 fn narrow() -> Options {
     Options { pool_size: 1, lock_timeout: LONG, ..Options::default() }
 }
@@ -65,7 +65,7 @@ async fn a_caller_that_goes_leaves_no_connection_busy_behind() {
 
     let answer = tokio::time::timeout(PATIENCE, store.now()).await;
     answer.expect("the next caller does not wait behind it").expect("answers");
-    // Nor does the server go on with it.
+    // The server has stopped executing the statement as well.
     waiting(&database, 0).await;
 }
 
@@ -106,14 +106,15 @@ async fn a_statement_without_an_answer_is_given_up() {
     assert!(matches!(listed, Err(Error::Unavailable(_))), "{listed:?}");
     drop(locker);
     let listed = tokio::time::timeout(PATIENCE, async {
-        // Until the server has noticed that the lock's holder is gone.
+        // Retries until the server has noticed that the lock's holder is gone.
         while store.list(&all, None, 10).await.is_err() {}
     });
     listed.await.expect("the connection was replaced");
 }
 
-/// Answers of a pipeline come in while they are read. What follows an error fails only because the
-/// transaction is broken: taken for the reason, it would hide that one transition is to be refused.
+/// The answers to a pipeline arrive while they are read. The statements after a failed one fail only because
+/// the transaction is broken. If one of these errors were taken for the cause, the store would not see that it
+/// must refuse one transition.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_is_refused_is_refused_however_answers_come_in() {
     let database = Server::shared().database().await;
