@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the stubs of recoup.v1 in `generated/`, which holds nothing else and is not committed.
-# PYTHON: an interpreter with grpcio-tools. Default: python3.
+# Generates the Python stubs of recoup.v1 in `generated/`. That folder holds nothing else and is not committed.
+# Set PYTHON to an interpreter that has grpcio-tools. The default is python3.
 set -euo pipefail
 cd "$(dirname "$0")"
 protos=../../proto

@@ -12,9 +12,10 @@ from typing import Any
 class Compensation:
     """What a compensator undoes."""
 
-    #: False: nobody knows whether the step took effect. Ask whoever made it, under the idempotency key.
+    #: False if it is unknown whether the step took effect. Then ask the service that the step called, using the
+    #: idempotency key.
     completed: bool
-    #: What the step returned. None where its outcome is unknown.
+    #: The output of the step. None if its outcome is unknown.
     step_output: Any
 
 
@@ -22,13 +23,13 @@ class Compensation:
 class TaskContext:
     """What a handler knows besides its input."""
 
-    #: Which attempt this is, from 1.
+    #: The number of this attempt, starting at 1.
     attempt: int
-    #: Equal for all attempts that must take effect once: hand it on to whoever you call.
+    #: The same for all attempts that together must take effect once. Pass it on to the services that you call.
     idempotency_key: str
-    #: Set when the task should stop. For a while, what it then returns or raises still counts.
+    #: Set when the task should stop. For a while after that, the handler's result or error still counts.
     cancelled: threading.Event
-    #: Set when the task undoes a step.
+    #: Set if the task undoes a step.
     compensation: Compensation | None = None
 
     @property
@@ -67,7 +68,7 @@ def reserve(context: TaskContext, order: Any) -> Any:
 def charge(context: TaskContext, order: Any) -> Any:
     """Takes the payment, from a provider with moods: the order's `scenario` chooses one."""
     if order["amount"] <= 0:
-        # No retry mends this, whatever a policy says.
+        # No retry can fix this, whatever the retry policy says.
         raise TaskFailed("payment.amount_invalid", f"{order['amount']} cannot be charged", non_retryable=True)
     match order.get("scenario"):
         case "transient" if context.attempt <= 2:
@@ -75,7 +76,7 @@ def charge(context: TaskContext, order: Any) -> Any:
         case "rate_limited" if context.attempt == 1:
             raise TaskFailed("payment.rate_limited", "slow down", retry_after_s=0.7)
         case "declined":
-            # The worker says what happened. Whether it is tried again is the workflow's decision.
+            # The worker reports what happened. The workflow decides whether to retry.
             raise TaskFailed("payment.card_declined", "insufficient funds", details={"code": 51})
         case "hang":
             _hang(context)
@@ -102,7 +103,7 @@ def refund(context: TaskContext, order: Any) -> Any:
     undone = context.compensation
     if undone is not None and undone.completed:
         return {"refunded": undone.step_output["receipt"]}
-    # A real one would look the charge up under the key that it was made with.
+    # A real refund would look the charge up under the key with which it was made.
     return {"looked_up": context.undone_key}
 
 

@@ -26,7 +26,7 @@ from recoup.v1 import failure_service_pb2, failure_service_pb2_grpc
 log = logging.getLogger("subscriber")
 
 CALL_LIMIT_S = 10.0
-#: Refused now and perhaps not later: the consumer before this one has not quite gone.
+#: Reasons for a refusal that may go away: here, the previous consumer is not quite gone yet.
 PASSING_REASONS = frozenset({"SUBSCRIPTION_IN_USE"})
 
 
@@ -65,7 +65,7 @@ class Subscriber:
                     backoff.reset()
                     for delivery in response.deliveries:
                         self._take(delivery)
-                    # Keep-alives have one too: what the filter hides is behind us.
+                    # Keep-alives also carry a cursor. It is past the events that the filter leaves out.
                     self._cursor = response.cursor
                 log.warning("the stream ended; opening it again")
             except grpc.RpcError as error:
@@ -163,7 +163,7 @@ def main() -> int:
             finally:
                 ended.set()
 
-        # A thread reads, so that a signal finds this one free to end it.
+        # The stream is read in another thread, so that this one is free to handle the signal that ends it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         reader = threading.Thread(target=read)

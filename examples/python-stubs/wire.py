@@ -13,15 +13,15 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-# Generated modules import each other as `recoup.v1.…`: their folder has to be on the path.
+# The generated modules import each other as `recoup.v1.…`, so their folder must be on the path.
 sys.path.insert(0, str(Path(__file__).parent / "generated"))
 
 from recoup.v1 import failure_service_pb2, failure_service_pb2_grpc, payload_pb2  # noqa: E402
 
-#: Longest time that reading one payload may take.
+#: How long reading one payload may take, in seconds.
 READ_LIMIT_S = 10.0
 
-#: What a later call may answer better. Everything else the server says for good.
+#: Codes for which a later call may succeed. With any other code the refusal is final.
 PASSING_CODES = frozenset({
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -36,9 +36,9 @@ PASSING_CODES = frozenset({
 def connect(address: str) -> grpc.Channel:
     """Opens a channel without TLS to `HOST:PORT`. It connects, and connects again, by itself."""
     options = [
-        # The server sends batches of up to 4 MiB, and a little around them.
+        # The server sends batches of up to 4 MiB, plus some overhead.
         ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-        # A connection that was lost without a word is noticed.
+        # Keepalive pings detect a connection that was lost silently.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),

@@ -37,19 +37,20 @@ from recoup.v1 import (
 
 log = logging.getLogger("worker")
 
-#: Longest time that a poll waits for tasks, so about the longest time that an idle worker takes to stop.
+#: How long a poll waits for tasks, in seconds. An idle worker takes about this long to stop.
 POLL_WAIT_S = 5.0
-#: Longest time without an answer until a call is given up and sent again.
+#: How long a call may go without an answer before the worker gives it up and repeats it, in seconds.
 CALL_LIMIT_S = 10.0
-#: Longest time that a result is sent again and again while the server is away.
+#: How long the worker repeats a result while the server is unreachable, in seconds.
 REPORT_LIMIT_S = 300.0
-#: Causes of an error that are reported, and characters of each text. The server takes 20 causes and 64 KiB in all.
+#: The most causes of an error that are reported, and the most characters of each text. The server accepts 20
+#: causes and 64 KiB in all.
 CAUSES_MAX = 10
 TEXT_MAX = 4_000
 TYPE_MAX = 255
-#: What the server reads of one message, in bytes.
+#: The largest message that the server reads, in bytes.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-#: Refusals of a result that leave its attempt open.
+#: Reasons for which a result is refused while its attempt stays open.
 DEFECTS = frozenset({"FIELD_INVALID", "PAYLOAD_INVALID"})
 
 
@@ -74,7 +75,7 @@ class Worker:
         self._slots = slots
         self._session_ttl_s = session_ttl_s
         self._session_id = str(uuid.uuid4())
-        # What it works on: per task token a flag, set when the task should stop.
+        # The tasks that the worker holds: for each task token, an event that is set when the task should stop.
         self._held: dict[bytes, threading.Event] = {}
         self._held_changed = threading.Condition()
 
@@ -110,7 +111,7 @@ class Worker:
         """How many more tasks can start. When there is none, waits a moment for one."""
         with self._held_changed:
             if len(self._held) >= self._slots:
-                # Not for ever: `stop` wants to be looked at.
+                # Wait with a timeout, so that the caller can check `stop`.
                 self._held_changed.wait(timeout=1.0)
             return self._slots - len(self._held)
 
@@ -126,7 +127,8 @@ class Worker:
             session_id=self._session_id,
             session_ttl=to_duration(self._session_ttl_s),
             worker=f"python-stubs@{socket.gethostname()}",
-            # All of them, as there is one poll at a time: what was lost on its way comes again.
+            # List all tasks that the worker holds. Only one poll runs at a time, so the server hands out again
+            # every task that was lost on its way here.
             held=worker_service_pb2.HeldTasks(task_tokens=held),
         )
         return self._stub.PollTasks(request, timeout=POLL_WAIT_S + CALL_LIMIT_S)
@@ -149,8 +151,9 @@ class Worker:
                 context = TaskContext(task.attempt, task.idempotency_key, cancelled, undone)
                 output = to_payload(self._handlers[task.type](context, self._read(task.input)))
             except BaseException as error:
-                # Whatever a handler raises is the attempt's error, SystemExit too: a task that is dropped without
-                # a word would come again at once, for ever. No KeyboardInterrupt comes here, in a thread.
+                # Whatever a handler raises becomes the error of the attempt, SystemExit included. If the task
+                # were dropped without a report, the server would hand it out again at once, forever.
+                # KeyboardInterrupt is never raised in this thread.
                 self._fail(task, to_error(error))
             else:
                 self._complete(task, output)
@@ -170,7 +173,7 @@ class Worker:
             if self._report(self._stub.CompleteTask, request) is not None:
                 _print_line(task, event="completed")
         except Refused as refused:
-            # The same output would be refused again.
+            # The server would refuse the same output again.
             error = error_pb2.Error(
                 type=refused.error_type, message=str(refused), source="python-stubs", non_retryable=True
             )
@@ -180,7 +183,8 @@ class Worker:
         try:
             self._fail_once(task, error)
         except Refused as refused:
-            # Without what may be wrong with it, but with what it said, about retries too.
+            # Report a plain error without the part that was refused. It keeps the original message and what the
+            # error said about retries.
             plain = error_pb2.Error(
                 type="python.result_refused",
                 message=f"`{error.type[:TYPE_MAX]}`: {error.message} [{refused}]",
@@ -210,7 +214,7 @@ class Worker:
         Raises Refused when the attempt is still open and wants another result.
         """
         if request.ByteSize() > MESSAGE_BYTES_MAX:
-            # Not even read by the server.
+            # The server would not even read a message of this size.
             raise Refused("recoup.payload_too_large", f"the result has {request.ByteSize()} bytes")
         backoff = Backoff()
         give_up_at = time.monotonic() + REPORT_LIMIT_S
@@ -222,8 +226,8 @@ class Worker:
                 if reason in DEFECTS:
                     raise Refused("python.result_refused", f"{reason}: {error.details()}") from error
                 if error.code() not in PASSING_CODES or time.monotonic() > give_up_at:
-                    # Mostly ATTEMPT_CLOSED: a timeout or somebody else was faster. Or it was too large, which the
-                    # server has made an error of.
+                    # The reason is mostly ATTEMPT_CLOSED: a timeout or another result came first. Or the result
+                    # was too large, and the server has turned it into an error.
                     log.warning("a result was refused: %s %s", reason, error.details())
                     return None
                 log.warning("result: %s; sending it again", error.details())
@@ -243,7 +247,7 @@ class Worker:
             except grpc.RpcError as error:
                 if error.code() in PASSING_CODES:
                     continue
-                # ATTEMPT_CLOSED: nobody waits for the result any more.
+                # ATTEMPT_CLOSED: the server no longer accepts a result for this attempt.
                 cancelled.set()
                 return
             if answer.cancel_requested:
@@ -268,11 +272,12 @@ def to_error(exception: BaseException) -> error_pb2.Error:
     """An exception and its causes as Recoup's error. What is no TaskFailed gets the type `python.<class>`."""
     try:
         error = _link(exception, 0)
-        # The end tells most, and the causes are in it.
+        # The end of a stack trace says most, and it includes the causes.
         error.stack_trace = _text("".join(traceback.format_exception(exception))[-TEXT_MAX:])
         return error
     except Exception as defect:
-        # It has details that are no JSON, or cannot even say what it is: an error all the same.
+        # The details are not JSON, or the exception fails when it is asked for its message. Report an error all
+        # the same.
         message = f"a {type(exception).__name__} that cannot be reported as it is: {type(defect).__name__}"
         return error_pb2.Error(type="python.error_invalid", message=_text(message), source="python-stubs")
 
@@ -320,7 +325,7 @@ def _print_line(task: worker_service_pb2.Task, **what: str) -> None:
         "attempt": task.attempt,
         "idempotency_key": task.idempotency_key,
     }
-    # One write: several tasks print at the same time.
+    # Print with a single write, because several tasks print at the same time.
     print(json.dumps(line) + "\n", end="", flush=True)
 
 

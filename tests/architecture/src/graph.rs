@@ -1,12 +1,13 @@
-//! Which crate may use which: the arrows inside the workspace, and everything behind core.
+//! Which crate may use which: the dependencies between the crates of the workspace, and all direct and indirect
+//! dependencies of core.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-/// The crates that make the product, and which of the others each may use in its normal and build
-/// dependencies. Members that are not listed live under `tests/` or `examples/`: they may use any
-/// crate and no listed crate may use them.
+/// The crates that make up the product, each with the other listed crates that it may use in its normal and
+/// build dependencies. Members that are not listed live under `tests/` or `examples/`: they may use any crate,
+/// and no listed crate may use them.
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "recoup-server",
@@ -29,15 +30,15 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 const CORE: &str = "recoup-core";
 
-/// What core may name in its manifest.
+/// The crates that core's manifest may name as dependencies.
 const CORE_USES: &[&str] = &["bytes", "cel", "serde", "serde_json", "thiserror", "uuid"];
 
-/// What core's tests may use besides.
+/// Further crates that core's tests may use.
 const CORE_TESTS_USE: &[&str] = &["divan", "insta", "proptest", "serde_json"];
 
-/// What may not stand behind core at any depth: run times, I/O, clocks, randomness. A trailing `*`
-/// stands for any rest of the name. `getrandom` is not on the list: features are united over the
-/// workspace, and other crates ask `uuid`, which core uses for the type alone, for random ids.
+/// The crates that core may not depend on, directly or indirectly: async runtimes, I/O, clocks, randomness. A
+/// trailing `*` matches any rest of the name. `getrandom` is not listed: Cargo unites features over the
+/// workspace, and other crates ask for random ids from `uuid`, which core uses only for the type.
 const NEVER_BEHIND_CORE: &[&str] = &[
     "async-*",
     "chrono",
@@ -76,7 +77,7 @@ struct Package {
 #[derive(Debug, Deserialize)]
 struct Dependency {
     name: String,
-    /// None for a normal dependency, else `dev` or `build`.
+    /// None for a normal dependency, otherwise `dev` or `build`.
     kind: Option<String>,
 }
 
@@ -103,7 +104,7 @@ struct EdgeKind {
 }
 
 impl Metadata {
-    /// Reads the output of `cargo metadata --format-version 1`, with its resolve graph.
+    /// Parses the output of `cargo metadata --format-version 1`, including its resolve graph.
     pub fn parse(json: &str) -> Result<Metadata, serde_json::Error> {
         serde_json::from_str(json)
     }
@@ -119,7 +120,7 @@ impl Dependency {
     }
 }
 
-/// Arrows between workspace crates that the design does not have, and members it does not know.
+/// Dependencies between workspace crates that the design does not allow, and members that it does not list.
 pub fn wrong_arrows(metadata: &Metadata) -> Vec<String> {
     let members: BTreeSet<&str> = metadata.members().map(|package| package.name.as_str()).collect();
     let mut findings = Vec::new();
@@ -165,8 +166,8 @@ pub fn unexpected_core_uses(metadata: &Metadata) -> Vec<String> {
     findings
 }
 
-/// Crates behind core, at any depth of normal dependencies, that may not be there: each with the
-/// path that leads to it.
+/// Normal dependencies of core, direct or indirect, that it may not have. Each comes with the path that leads
+/// to it.
 pub fn forbidden_behind_core(metadata: &Metadata) -> Vec<String> {
     let names: BTreeMap<&str, &str> = metadata
         .packages
@@ -216,8 +217,8 @@ mod tests {
 
     use super::*;
 
-    /// A workspace that keeps every rule; `extra` are further dependencies as (of, on, kind), of
-    /// members or of other crates.
+    /// A workspace that keeps every rule. `extra` adds dependencies as (of, on, kind), between members or with
+    /// other crates.
     fn metadata(extra: &[(&str, &str, Option<&str>)]) -> Metadata {
         let mut edges: Vec<(&str, &str, Option<&str>)> = Vec::new();
         for (name, allowed) in ARROWS {

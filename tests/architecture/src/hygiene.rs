@@ -1,8 +1,9 @@
-//! Traces of the machine a file was written on: its folders, and package sources only it knows.
+//! Traces of the machine on which a file was written: its folders, and package sources that only this machine
+//! can reach.
 
 use crate::tree::File;
 
-/// Top folders that exist on somebody's machine and mean nothing to a reader.
+/// Top-level folders that exist on one person's machine and mean nothing to other readers.
 const PRIVATE_FOLDERS: &[&str] = &["root", "work", "Users"];
 
 /// Settings that point a package client at another registry.
@@ -17,17 +18,17 @@ const REDIRECTIONS: &[&str] = &[
     "GOPROXY=",
 ];
 
-/// Files of such settings.
+/// Files that hold such settings.
 const CLIENT_SETTINGS: &[&str] = &[".npmrc", ".yarnrc", "pip.conf", ".cargo/config.toml"];
 
-/// Where lock files may say that a package comes from.
+/// The sources from which lock files may take a package.
 const PUBLIC_SOURCES: &[&str] =
     &["registry+https://github.com/rust-lang/crates.io-index", "https://registry.npmjs.org/"];
 
-/// This file has to name what it looks for.
+/// This file is exempt, because it has to name what it looks for.
 const THIS_FILE: &str = "tests/architecture/src/hygiene.rs";
 
-/// Absolute paths into folders of one person or one machine.
+/// Absolute paths into folders that belong to one person or one machine.
 pub fn private_paths(files: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
     for (file, number, line) in lines(files) {
@@ -38,7 +39,7 @@ pub fn private_paths(files: &[File]) -> Vec<String> {
     findings
 }
 
-/// Package sources other than the public ones: in lock files, settings and commands.
+/// Package sources other than the public ones, in lock files, settings and commands.
 pub fn private_registries(files: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
     for file in files {
@@ -66,11 +67,12 @@ fn lines(files: &[File]) -> impl Iterator<Item = (&File, usize, &str)> {
     files.flat_map(|file| file.text.lines().enumerate().map(move |(at, line)| (file, at + 1, line)))
 }
 
-/// The first private path of a line: a slash that begins a path, one of the folders, and more.
+/// The first private path in a line: a slash that begins a path, one of the private folders, and something
+/// after it.
 fn private_path(line: &str) -> Option<&str> {
     line.match_indices('/').map(|(at, _)| at).find_map(|at| {
         let before = line[..at].chars().next_back();
-        // Behind a name, a dot or another slash it is the middle of a path or of an address.
+        // After a name, a dot or another slash, this slash is in the middle of a path or an address.
         if before.is_some_and(|before| before.is_alphanumeric() || "._-~/)}>".contains(before)) {
             return None;
         }
@@ -84,7 +86,7 @@ fn private_path(line: &str) -> Option<&str> {
     })
 }
 
-/// What a line of a lock file says about the origin of a package.
+/// The source that a line of a lock file gives for a package.
 fn locked_source<'a>(file: &File, line: &'a str) -> Option<&'a str> {
     let key = match file.path.rsplit('/').next()? {
         "Cargo.lock" => "source = \"",

@@ -1,7 +1,7 @@
-//! What must never appear in this repository, as checks.
+//! Checks that keep certain things out of this repository.
 //!
-//! Each check is a pure function from what it looks at to its findings, one line each, so that its
-//! own tests can show it a bad example. `tests/workspace.rs` applies all of them to this repository.
+//! Each check is a pure function from its input to its findings, one line each, so that its own tests can give
+//! it a bad example. `tests/workspace.rs` applies all checks to this repository.
 //!
 //! # Map
 //!
@@ -9,9 +9,9 @@
 //! | --- | --- |
 //! | `tree` | nothing: it reads the files that the checks look at |
 //! | `graph` | which crates use which, and the dependencies of core |
-//! | `modules` | circles between the modules of a crate |
+//! | `modules` | cycles between the modules of a crate |
 //! | `maps` | that the root of each crate says what its modules hold |
-//! | `sources` | the length of files, the words core may use, where generated code stands |
+//! | `sources` | the length of files, the words core may use, where generated code is kept |
 //! | `prose` | words that pages and comments avoid |
 //! | `reasons` | the pages of error reasons |
 //! | `links` | links between Markdown files |

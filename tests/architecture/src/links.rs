@@ -1,11 +1,11 @@
-//! Links between the Markdown files of the repository: the file exists, and so does the heading.
+//! Links between the Markdown files of the repository: the linked file exists, and so does the heading.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::tree::File;
 
-/// Links that lead nowhere. Addresses outside the repository are not looked at: they cannot be
-/// checked without a network.
+/// Links that lead nowhere. Addresses outside the repository are skipped, because checking them would need a
+/// network.
 pub fn broken(files: &[File]) -> Vec<String> {
     let mut places: BTreeMap<&str, Option<&File>> = BTreeMap::new();
     for file in files {
@@ -31,7 +31,7 @@ pub fn broken(files: &[File]) -> Vec<String> {
                 None => false,
                 Some(_) if heading.is_empty() => true,
                 Some(Some(to)) if to.extension() == "md" => headings(&to.text).contains(heading),
-                // Line numbers and the like in files that are no Markdown.
+                // In a file that is not Markdown the fragment is a line number or the like, and is not checked.
                 Some(_) => true,
             };
             if !exists {
@@ -42,7 +42,7 @@ pub fn broken(files: &[File]) -> Vec<String> {
     findings
 }
 
-/// The path that `target` means in the file `from`; none if it leaves the repository.
+/// The path to which `target` leads from the file `from`. None if it leaves the repository.
 fn join(from: &str, target: &str) -> Option<String> {
     let mut folders: Vec<&str> = if target.starts_with('/') {
         Vec::new()
@@ -62,7 +62,7 @@ fn join(from: &str, target: &str) -> Option<String> {
     Some(folders.join("/"))
 }
 
-/// The lines that are text, with their numbers: no fenced code.
+/// The lines that are prose, with their numbers. Fenced code is skipped.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut fence: Option<&str> = None;
     text.lines().enumerate().filter_map(move |(at, line)| {
@@ -78,7 +78,8 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Where the links of a text lead, each with its line: `[text](target)` and `[name]: target`.
+/// The targets of the links in a text, each with its line number. Two forms count: `[text](target)` and
+/// `[name]: target`.
 fn targets(text: &str) -> Vec<(usize, String)> {
     let mut targets = Vec::new();
     for (number, line) in prose(text) {
@@ -98,7 +99,7 @@ fn targets(text: &str) -> Vec<(usize, String)> {
     targets
 }
 
-/// A line without what stands between backticks.
+/// A line without the parts between backticks.
 fn without_code(line: &str) -> String {
     if line.matches('`').count() % 2 == 1 {
         return line.to_owned();
@@ -106,7 +107,7 @@ fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("``")
 }
 
-/// The anchors of a file's headings, as code hosts make them.
+/// The anchors of a file's headings, in the form that code hosts generate.
 fn headings(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     for (_, line) in prose(text) {

@@ -1,10 +1,10 @@
-//! Maps: the root of each crate says in a table what each of its modules holds.
+//! Checks the maps: the root of each crate lists its modules in a table that says what each of them holds.
 
 use std::collections::BTreeSet;
 
 use crate::tree::File;
 
-/// Modules that the map in the root of their crate leaves out, and lines of a map without a module.
+/// Modules that the map of their crate leaves out, and lines of a map that name no module.
 pub fn incomplete(files: &[File]) -> Vec<String> {
     let is_root =
         |file: &&File| file.path.ends_with("/src/lib.rs") || file.path.ends_with("/src/main.rs");
@@ -23,7 +23,7 @@ pub fn incomplete(files: &[File]) -> Vec<String> {
     findings
 }
 
-/// The modules of a root, those for tests alone left out.
+/// The modules that a crate root declares, without those that exist only for tests.
 fn declared(text: &str) -> BTreeSet<&str> {
     let mut lines = Vec::new();
     let mut is_test = false;
@@ -36,7 +36,7 @@ fn declared(text: &str) -> BTreeSet<&str> {
     lines.into_iter().collect()
 }
 
-/// The first cells of the table in the comments of a root.
+/// The first cells of the table in the comments of a crate root.
 fn mapped(text: &str) -> BTreeSet<&str> {
     let is_row = |line: &&str| line.starts_with("// | `") || line.starts_with("//! | `");
     let lines = text.lines().filter(is_row);

@@ -1,8 +1,9 @@
-//! Circles between the modules of a crate: files that use each other cannot be read one after the other.
+//! Finds cycles between the modules of a crate. Files that use each other cannot be read one after the other.
 //!
-//! A file uses the modules that its paths name, through `crate`, `self`, `super` or a module of its own.
-//! To declare a module (`mod`) or to hand its names on (`pub use`) is no use: a file that only does that is a
-//! map. A name that was handed on counts as the module that has it. Tests may use whatever they test.
+//! A file uses the modules that its paths name, through `crate`, `self`, `super` or a module that it declares.
+//! Declaring a module (`mod`) and re-exporting names (`pub use`) do not count as use: a file that only does
+//! that is a map. A re-exported name counts as belonging to the module that defines it. Tests may use whatever
+//! they test.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::iter::Peekable;
@@ -11,12 +12,12 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 use crate::tree::File;
 
-/// A module of a crate by its path: empty is the root.
+/// A module of a crate, by its path. The empty path is the root.
 type Module = Vec<String>;
 
-/// Modules of the crate in a folder that are in a circle, with the shortest way round from each circle's
-/// first. `excepted` are the modules `crate folder: module` that may be in one; an exception that is not
-/// needed any more is a finding as well.
+/// The modules of each crate that are in a cycle, each cycle with the shortest path around it, starting at its
+/// first module. `excepted` lists the modules, as `crate folder: module`, that may be in a cycle. An exception
+/// that is no longer needed is a finding as well.
 pub fn circles(files: &[File], excepted: &[&str]) -> Vec<String> {
     let mut findings = Vec::new();
     let mut needed = BTreeSet::new();
@@ -44,7 +45,7 @@ fn name(module: &Module) -> String {
     if module.is_empty() { "(root)".to_owned() } else { module.join("::") }
 }
 
-/// The files of each crate, by its folder. Tests and binaries beside a library are left out.
+/// The files of each crate, by its folder. Tests, and binaries beside a library, are left out.
 fn crates(files: &[File]) -> BTreeMap<String, Vec<&File>> {
     let roots = files.iter().filter_map(|file| {
         let folder = file.path.strip_suffix("/src/lib.rs");
@@ -92,7 +93,7 @@ fn uses(folder: &str, sources: &[&File]) -> BTreeMap<Module, BTreeSet<Module>> {
         let tokens = tokens.unwrap_or_else(|error| panic!("{} is not Rust: {error}", file.path));
         paths.declare(&tokens);
         paths.walk(tokens, 0);
-        // A crate with a library and a binary has two roots: they are looked at as one.
+        // A crate with a library and a binary has two roots, which are treated as one.
         let entry: &mut Paths = found.entry(own).or_default();
         entry.used.extend(paths.used);
         entry.handed_on.extend(paths.handed_on);
@@ -105,10 +106,10 @@ fn uses(folder: &str, sources: &[&File]) -> BTreeMap<Module, BTreeSet<Module>> {
     used.collect()
 }
 
-/// The module that has what a path names.
+/// The module that defines what a path names.
 fn owner(found: &BTreeMap<Module, Paths>, path: &Module) -> Module {
     let mut path = path.clone();
-    // A name is handed on a few times at most; a circle of such names is none that compiles.
+    // A name is re-exported a few times at most. Code in which re-exports form a cycle does not compile.
     for _ in 0..16 {
         let length = (0..=path.len()).rev().find(|length| found.contains_key(&path[..*length]));
         let length = length.unwrap_or_default();
@@ -124,7 +125,7 @@ fn owner(found: &BTreeMap<Module, Paths>, path: &Module) -> Module {
     path
 }
 
-/// The shortest way from a module over those that it uses back to itself.
+/// The shortest path from a module through the modules that it uses back to itself.
 fn way_round<'a>(
     uses: &'a BTreeMap<Module, BTreeSet<Module>>,
     start: &'a Module,
@@ -153,14 +154,14 @@ fn way_round<'a>(
     None
 }
 
-/// What the paths of one file name.
+/// The names and paths that one file declares, uses and re-exports.
 #[derive(Default)]
 struct Paths {
     own: Module,
-    /// Modules that the file declares.
+    /// The modules that the file declares.
     declared: BTreeSet<String>,
     used: BTreeSet<Module>,
-    /// Names that it hands on, and what they are.
+    /// The names that the file re-exports, and the paths that they stand for.
     handed_on: BTreeMap<String, Module>,
 }
 
@@ -179,7 +180,7 @@ impl Paths {
         }
     }
 
-    /// `depth` is how many modules within the file the tokens stand in.
+    /// Collects the paths in `tokens`. `depth` is the number of inline modules around them.
     fn walk(&mut self, tokens: TokenStream, depth: usize) {
         let mut tokens = tokens.into_iter().peekable();
         let (mut is_public, mut follows_path) = (false, false);
@@ -192,7 +193,7 @@ impl Paths {
                     }
                 }
                 TokenTree::Punct(mark) => {
-                    // Behind `::` or `.` is the middle of a path, or a field.
+                    // After `::` or `.` comes the middle of a path, or a field.
                     follows_path = mark.as_char() == '.' || mark.as_char() == ':';
                     if mark.as_char() == ':' && !is_double(&tokens) && !after_path {
                         follows_path = false;
@@ -260,7 +261,7 @@ impl Paths {
         }
     }
 
-    /// The path from the root of the crate. None: it leads to another crate, or to this file.
+    /// The path from the crate root. None if it leads to another crate or stays in this file.
     fn resolve(&self, path: Vec<String>, depth: usize) -> Option<Module> {
         let mut own = self.own.clone();
         let mut parts = path.into_iter().peekable();
@@ -288,7 +289,7 @@ impl Paths {
     }
 }
 
-/// The paths of a tree of `use`, each with the name that it brings. `*` brings none.
+/// The paths of a `use` tree, each with the name that it introduces. `*` introduces none.
 fn branches(tokens: &mut Tokens, stem: &mut Vec<String>, found: &mut Vec<(Vec<String>, String)>) {
     let length = stem.len();
     let mut is_open = false;
@@ -340,7 +341,7 @@ fn is_ident(token: &TokenTree, word: &str) -> bool {
     matches!(token, TokenTree::Ident(ident) if ident == word)
 }
 
-/// Whether the next mark is the second of `::`.
+/// Whether the next token is the second colon of `::`.
 fn is_double(tokens: &Tokens) -> bool {
     matches!(tokens.clone().next(), Some(TokenTree::Punct(mark)) if mark.as_char() == ':')
 }
@@ -352,16 +353,16 @@ fn starts_with_colons(tokens: &Tokens) -> bool {
     is_colon() && is_colon()
 }
 
-/// Takes an attribute. True if it is `#[cfg(test)]`.
+/// Consumes an attribute. Returns true if it is `#[cfg(test)]`.
 fn is_for_tests(tokens: &mut Tokens) -> bool {
     let is_group = |token: &TokenTree| matches!(token, TokenTree::Group(_));
-    // `#![…]` is about the whole file.
+    // `#![…]` applies to the whole file.
     tokens.next_if(|token| matches!(token, TokenTree::Punct(mark) if mark.as_char() == '!'));
     let attribute = tokens.next_if(is_group).map(|token| token.to_string().replace(' ', ""));
     attribute.as_deref() == Some("[cfg(test)]")
 }
 
-/// Takes an item to its end: a semicolon or a body.
+/// Consumes the rest of an item, up to its semicolon or body.
 fn skip_item(tokens: &mut Tokens) {
     for token in tokens {
         match token {

@@ -1,6 +1,7 @@
-//! Pages of error reasons, `docs/errors/<REASON>.md`: one for every value of the enum and no other, with
-//! the code that the enum's comment gives, named by the index, and naming every RPC whose comment names
-//! the reason. That comment and mapping agree is for a test of the API.
+//! Checks the pages of the error reasons, `docs/errors/<REASON>.md`. Each value of the enum has one page, and
+//! there are no other pages. A page gives the code from the enum's comment, is listed in the index, and names
+//! every RPC whose comment names the reason. A test of the API checks that the enum's comment agrees with the
+//! code.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ const PROTO: &str = "proto/recoup/v1/";
 const PAGES: &str = "docs/errors/";
 const INDEX: &str = "docs/errors/README.md";
 
-/// What is missing, superfluous or out of step.
+/// Pages and entries that are missing, superfluous or out of step.
 pub fn undocumented(files: &[File]) -> Vec<String> {
     let text = |path: &str| {
         files.iter().find(|file| file.path == path).map_or("", |file| file.text.as_str())
@@ -64,7 +65,7 @@ pub fn undocumented(files: &[File]) -> Vec<String> {
     findings
 }
 
-/// Reasons and their codes: the first word of each value's comment. The value zero is none.
+/// The reasons with their codes: the first word of each value's comment. The value zero is not a reason.
 fn codes(text: &str) -> BTreeMap<String, String> {
     let mut codes = BTreeMap::new();
     let mut comment: Vec<&str> = Vec::new();
@@ -85,7 +86,7 @@ fn codes(text: &str) -> BTreeMap<String, String> {
     codes
 }
 
-/// The RPCs of a file, each with the reasons that its comment lists behind `Errors`.
+/// The RPCs of a file, each with the reasons that its comment lists after `Errors`.
 fn rpcs(text: &str) -> Vec<(String, Vec<String>)> {
     let mut rpcs = Vec::new();
     let mut comment = String::new();

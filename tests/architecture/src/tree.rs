@@ -1,15 +1,15 @@
-//! The files of the repository, as the checks see them.
+//! Reads the files of the repository for the checks.
 
 use std::io;
 use std::path::Path;
 
-/// Folders that hold what tools make, wherever they are.
+/// Folders that hold the output of tools. They are skipped wherever they are.
 const SKIPPED: &[&str] = &[".git", ".tests", "__pycache__", "node_modules", "target"];
 
 /// One text file.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// From the root of the repository, with `/` between the folders.
+    /// The path from the root of the repository, with `/` between folders.
     pub path: String,
     pub text: String,
 }
@@ -19,25 +19,25 @@ impl File {
         File { path: path.to_owned(), text: text.to_owned() }
     }
 
-    /// What follows the last dot of the name; empty if it has none.
+    /// The part of the name after its last dot. Empty if there is no dot.
     pub fn extension(&self) -> &str {
         let name = self.path.rsplit('/').next().unwrap_or(&self.path);
         name.rsplit_once('.').map_or("", |(_, extension)| extension)
     }
 
-    /// Whether it stands below a folder for generated code.
+    /// Whether the file is in a folder for generated code, at any depth.
     pub fn is_generated(&self) -> bool {
         let mut folders = self.path.split('/').rev().skip(1);
         folders.any(|folder| folder == "gen" || folder == "generated")
     }
 }
 
-/// Every text file below `root` in the order of the paths, without the folders of tools. Files that
-/// are not UTF-8 are left out.
+/// Reads every text file below `root`, ordered by path. The folders of tools and files that are not UTF-8 are
+/// left out.
 ///
 /// # Errors
 ///
-/// When a folder or a file cannot be read.
+/// If a folder or a file cannot be read.
 pub fn read(root: &Path) -> io::Result<Vec<File>> {
     let mut files = Vec::new();
     visit(root, "", &mut files)?;

@@ -7,7 +7,8 @@ use recoup_architecture::graph::{self, Metadata};
 use recoup_architecture::tree::{self, File};
 use recoup_architecture::{hygiene, links, maps, modules, prose, reasons, sources};
 
-/// Modules that were in circles before they were looked for. Each is to be removed; none may be added.
+/// Modules that were in cycles before this check existed. They are to be removed from the list; none may be
+/// added.
 const IN_CIRCLES: &[&str] = &[
     "tests/simulation: (root)",
     "tests/simulation: calls",
@@ -28,8 +29,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// `--locked` keeps the test from changing what it looks at. Where every crate is already at hand,
-/// as after any build, cargo asks no network for this.
+/// `--locked` keeps the test from changing the lock file that it examines. Where every crate has been
+/// downloaded, as after any build, cargo needs no network for this.
 fn metadata() -> Metadata {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked"])

@@ -15,19 +15,19 @@
 //! | `process` | processes that end with their test |
 //! | `binary` | finding and building the binary and the examples |
 //! | `connect` | connections by generated clients |
-//! | `raw` | HTTP/2 frames by hand |
+//! | `raw` | HTTP/2 frames written by hand |
 //! | `silent` | a client that never reads |
-//! | `order` | the workflow that runs under load, and what may become of an order |
+//! | `order` | the workflow that runs under load, and the fates of its orders |
 //! | `load` | clients that start orders |
 //! | `worker` | a worker on the bare protocol |
 //! | `workers` | worker processes, killed and started again |
-//! | `record` | what the workers write down |
+//! | `record` | the records that workers keep |
 //! | `mishap` | executions that fail in every way there is |
 //! | `subscriber` | a reader of the feed that keeps its cursor |
 //! | `auditor` | a consumer of a durable subscription |
-//! | `fold` | what must be on the feed, from the histories alone |
-//! | `invariants` | what must be true when the faults are over |
-//! | `refusal` | why a call was refused, as clients read it |
+//! | `fold` | derives the events of the feed from the histories alone |
+//! | `invariants` | the checks after the faults |
+//! | `refusal` | the code, reason and fields of a refused call |
 
 pub mod auditor;
 mod binary;
