@@ -1,6 +1,6 @@
 //! Runs a command beside a private Postgres server, after applying the migrations of a folder to its database.
-//! It does not use the store's code for that, because the store must compile against the schema before that
-//! code exists.
+//! It does not use the store's code for that, because compiling that code requires a database that has the
+//! schema already.
 //!
 //! ```text
 //! migrated FOLDER COMMAND [ARGUMENT]…
