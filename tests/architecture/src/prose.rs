@@ -70,7 +70,8 @@ fn without_quoted(line: &str) -> String {
 
 /// Whether a text has a word, or several in a row, that no other letter touches.
 fn has(text: &str, word: &str) -> bool {
-    let is_part = |letter: Option<char>| letter.is_some_and(|one| one.is_alphanumeric() || one == '_');
+    let is_part =
+        |letter: Option<char>| letter.is_some_and(|one| one.is_alphanumeric() || one == '_');
     text.match_indices(word).any(|(at, _)| {
         !is_part(text[..at].chars().next_back()) && !is_part(text[at + word.len()..].chars().next())
     })

@@ -95,7 +95,11 @@ impl Decider<'_> {
             let is_bare = worker.is_empty() && session.is_empty();
             // The same session with another time means that its worker has moved to another node. The start
             // is then recorded again, because this transition makes that node the owner.
-            if !is_bare && started.session == session && started.at == at {
+            // A hand-over is the same as the recorded start only if it names the same worker: a task that the
+            // session gave back at that moment is not handed out by it.
+            let is_hand_over = matches!(basis, StartBasis::HandOver { .. });
+            let is_same = started.session == session && started.at == at;
+            if !is_bare && is_same && (!is_hand_over || started.worker == worker) {
                 return Ok(());
             }
             let may_replace = match basis {

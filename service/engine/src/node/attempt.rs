@@ -65,8 +65,9 @@ pub(super) enum DispatchState {
     /// A worker has been chosen, and the start is being written to the history.
     Starting {
         worker: WorkerKey,
-        /// The start time that the history will record.
-        at: Timestamp,
+        /// The start that the history will record. No other start of the attempt is equal to it: one that was
+        /// recorded at the same moment names another worker.
+        start: Started,
     },
     Handed(Handed),
     /// Any node may claim it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, StartBasis, TaskId};
 use recoup_core::error::{TaskError, builtin};
+use recoup_core::execution::Started;
 use recoup_core::time::Timestamp;
 
 use super::Node;
@@ -40,11 +41,12 @@ impl<R> Node<R> {
         worker.credit -= 1;
         let unsent = attempt.unsent;
         if at_most_once || attempt.claimed || is_uncertain || unsent.is_some() {
-            attempt.dispatch = DispatchState::Starting { worker: key, at: now };
+            let (session, worker) = (id_of(worker.session.as_ref()), worker.name.clone());
+            let start = Started { worker: worker.clone(), session: session.clone(), at: now };
+            attempt.dispatch = DispatchState::Starting { worker: key, start };
             attempt.acting = true;
-            let session = id_of(worker.session.as_ref());
-            let (task, worker) = (task.clone(), worker.name.clone());
-            let (execution, basis) = (task.execution, StartBasis::HandOver { unsent });
+            let (task, basis) = (task.clone(), StartBasis::HandOver { unsent });
+            let execution = task.execution;
             let command = Command::RecordStart { task, worker, session, at: now, basis };
             return self.submit(execution, command, None, None);
         }
@@ -262,7 +264,7 @@ impl<R> Node<R> {
     /// A start has been decided. If it was refused, the attempt stays where it was. If a worker reported the
     /// attempt in the same transition, the attempt is with that worker.
     pub(super) fn after_start(&mut self, command: &Command, refused: bool) {
-        let Command::RecordStart { task, at, .. } = command else {
+        let Command::RecordStart { task, worker, session, at, .. } = command else {
             return;
         };
         let is_bare = is_bare_start(command) && !refused;
@@ -279,7 +281,9 @@ impl<R> Node<R> {
         };
         match &mut attempt.dispatch {
             // Otherwise the attempt would be with its worker by now.
-            DispatchState::Starting { worker: key, at: of } if of == at => {
+            DispatchState::Starting { worker: key, start }
+                if start.at == *at && start.worker == *worker && start.session == *session =>
+            {
                 let key = *key;
                 attempt.dispatch = match self.sessions.holder(task) {
                     Some(holder) => {

@@ -125,8 +125,14 @@ impl Reconciler<'_> {
                 attempt.claimed = true;
                 (Some(DispatchState::Scheduled), Then::Enqueue)
             }
-            (DispatchState::Starting { worker, at }, Some(by), _) if committed && by.at == *at => {
+            (DispatchState::Starting { worker, start }, Some(by), _)
+                if committed && by == start =>
+            {
                 (None, Then::FinishStart(*worker))
+            }
+            // The hand-over was refused in the same transition that recorded a different start.
+            (DispatchState::Starting { .. }, Some(by), _) if committed && !evidence.acting => {
+                (Some(self.with_its_worker(by)), Then::Nothing)
             }
             (DispatchState::Scheduled | DispatchState::Queued { .. }, Some(by), _)
                 if attempt.unsent == Some(by.at) && !was_acting =>

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use recoup_core::command::TaskId;
+use recoup_core::definition::Delivery;
+use recoup_core::error::builtin;
 use recoup_core::id::ExecutionId;
 use recoup_engine::node::io::Input;
 use recoup_engine::options::Options;
 use recoup_store::{IdleCredit, Nodes, Overflow, OverflowTask, Peers, QueueName};
 
-use crate::fixture::world::{World, poll, ready, stream};
+use crate::fixture::world::{World, order, poll, ready, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -84,4 +86,47 @@ fn what_its_owner_hands_to_a_worker_without_a_session_is_not_handed_out_by_a_cla
     world.put_all(1, claimed);
     world.pass(SECOND);
     assert_eq!(world.handed(1, claims), [], "{execution} is with the owner's worker");
+}
+
+/// A worker gives a task that is delivered at most once back at a node that has claimed it and does not know
+/// yet that the worker has it. At the same moment it asks that node for tasks.
+fn give_back_at_the_moment_of_a_hand_over(released_first: bool) {
+    let mut order = order();
+    let task = order.steps.0[0].kind.task_mut().expect("it is a task");
+    task.delivery = Delivery::AtMostOnce;
+    let mut world = World::with_order(2, &order);
+    // Node 0 does not learn that the other one has a worker.
+    world.machines[0].hold_back = &["publish"];
+    let execution = start_overflowed(&mut world, 0);
+    // Node 1 claims the task for a worker that has left when the answer arrives.
+    world.machines[1].hold_back = &["claim"];
+    let left = world.attach(1, poll("default", "left", None));
+    world.pass(Duration::from_millis(200));
+    world.put(1, Input::Detach { worker: left });
+    world.machines[1].hold_back = &[];
+    let claimed = std::mem::take(&mut world.machines[1].late);
+    assert_eq!(claimed.len(), 1, "{claimed:?}");
+    world.put_all(1, claimed);
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    world.go_on(Duration::from_millis(1));
+    // The worker gives the task back at node 1, and takes tasks there from then on.
+    let (session, reply, worker) = ("s".to_owned(), 1_001, 2_001);
+    let release = Input::Release { task: task.clone(), session, reply };
+    let attach = Input::Attach { worker, offer: poll("default", "s", None) };
+    world.put_all(1, if released_first { vec![release, attach] } else { vec![attach, release] });
+    assert!(!world.handed(1, worker).contains(&task), "it is delivered at most once");
+    let state = world.snapshot(1, execution).state;
+    let error = state.task(&task.path).and_then(|task| task.last_error.clone());
+    assert_eq!(error.map(|error| error.error_type), Some(builtin::CANCELLED.to_owned()));
+}
+
+#[test]
+fn a_task_given_back_just_before_a_hand_over_is_not_handed_out() {
+    give_back_at_the_moment_of_a_hand_over(true);
+}
+
+#[test]
+fn a_task_given_back_just_after_a_hand_over_is_not_handed_out() {
+    give_back_at_the_moment_of_a_hand_over(false);
 }
