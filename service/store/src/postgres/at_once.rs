@@ -9,15 +9,17 @@
 
 use std::sync::LazyLock;
 
-use super::commit::{BEGIN, COMMIT, going_on};
+use uuid::Uuid;
+
 use super::error::Failure;
 use super::lane::Held;
 use super::numbers::Numbers;
 use super::rows::{INSERTS, Quarantines, Reminders, Rows};
 use super::session::{Call, Parameters};
+use super::transaction::{BEGIN, COMMIT};
 use crate::contract::{Batch, Settled};
 
-/// Like [`super::commit::FENCE`], but also fails if one of these executions is in quarantine, if one was and
+/// Like [`super::transaction::FENCE`], but also fails if one of these executions is in quarantine, if one was and
 /// our numbers are not greater than the number of its quarantine event, or if one of the executions that may be
 /// gone is gone. Which of these it was is found out later, row by row. The check reads a table that is usually
 /// empty.
@@ -108,10 +110,17 @@ pub(super) async fn commit_at_once(
 }
 
 /// The executions of the batch that retention may have deleted.
-fn may_be_gone(batch: &Batch) -> Vec<uuid::Uuid> {
+fn may_be_gone(batch: &Batch) -> Vec<Uuid> {
     let transitions = batch.transitions.iter();
     let old = transitions.filter(|transition| transition.sequence > 1 && transition.may_be_gone);
     old.map(|transition| transition.execution.0).collect()
+}
+
+/// The executions that may be in quarantine. An execution cannot be put there before it exists, so starts are
+/// left out.
+pub(super) fn going_on(batch: &Batch) -> Vec<Uuid> {
+    let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
+    going_on.map(|transition| transition.execution.0).collect()
 }
 
 #[cfg(test)]

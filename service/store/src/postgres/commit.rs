@@ -10,27 +10,20 @@ use recoup_core::id::{ExecutionId, TransitionId};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::at_once::commit_at_once;
+use super::at_once::{commit_at_once, going_on};
 use super::error::{ErrorClass, Failure};
 use super::lane::Held;
 use super::numbers::Numbers;
 use super::rows::{Events, Reminders, Requests, Rows};
 use super::savepoint::{Attempted, bisect};
 use super::session::{Call, LaneSession};
+use super::transaction::{begin, end};
 use super::{Inner, PostgresStore, quarantine};
 use crate::contract::{
     Batch, KeySettled, KeyedStart, NodeId, Result, Settled, Transition, Transitions,
 };
 use crate::settle::{self, Found, TakenRequest};
 
-pub(super) const BEGIN: &str = "begin isolation level read committed";
-/// Divides by zero, and so fails the transaction, if the node's lease was closed. A node that closes the lease
-/// waits for the transactions that have passed this fence. After that their rows are visible, and no later
-/// transaction passes. Renewing the lease does not wait for them.
-pub(super) const FENCE: &str = "
-    select 1 / count(*)
-    from (select from node where id = $1 and closed_at is null for key share) as held";
-pub(super) const COMMIT: &str = "commit";
 /// How many times a transaction that meets a deadlock is sent before the error is returned to the caller.
 pub(super) const SENT_MAX: usize = 8;
 
@@ -119,39 +112,6 @@ impl Inner {
                     return Ok(settled);
                 }
             }
-        }
-    }
-}
-
-/// The executions that may be in quarantine. An execution cannot be put there before it exists, so starts are
-/// left out.
-pub(super) fn going_on(batch: &Batch) -> Vec<Uuid> {
-    let going_on = batch.transitions.iter().filter(|transition| transition.sequence > 1);
-    going_on.map(|transition| transition.execution.0).collect()
-}
-
-/// Begins a transaction and passes the fence.
-pub(super) async fn begin(session: &mut LaneSession, node: NodeId) -> Result<(), Failure> {
-    let calls: [Call<'_>; 2] = [(BEGIN, vec![]), (FENCE, vec![&node.0])];
-    session.pipeline(&calls).await?;
-    Ok(())
-}
-
-/// Commits or rolls back the transaction, depending on the outcome of its work. A rollback fails only if the
-/// connection is lost, and then the transaction is lost with it.
-pub(super) async fn end<T>(
-    session: &mut LaneSession,
-    outcome: Result<T, Failure>,
-) -> Result<T, Failure> {
-    match outcome {
-        Ok(value) => {
-            session.query(COMMIT, &[]).await?;
-            Ok(value)
-        }
-        Err(failure @ Failure::Lost(_)) => Err(failure),
-        Err(failure) => {
-            session.run("rollback").await?;
-            Err(failure)
         }
     }
 }

@@ -9,15 +9,14 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::Inner;
-use super::commit::{
-    SENT_MAX, begin, claim_requests, end, read_places, release_requests, rounds, vanished,
-};
+use super::commit::{SENT_MAX, claim_requests, read_places, release_requests, rounds, vanished};
 use super::error::{ErrorClass, Failure};
 use super::lane::Held;
 use super::numbers::Numbers;
 use super::rows::Rows;
 use super::savepoint::{Attempted, bisect};
 use super::session::LaneSession;
+use super::transaction::{begin, end};
 use crate::contract::{Error, Holder, KeySettled, KeyedStart, Named, NodeId, Transition};
 use crate::settle::{self, Found};
 

@@ -37,6 +37,7 @@ mod session;
 mod subscriptions;
 mod target;
 mod tls;
+mod transaction;
 mod value;
 mod workflows;
 
