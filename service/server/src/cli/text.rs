@@ -9,6 +9,9 @@ const PAYLOAD_CHARS_MAX: usize = 300;
 /// The longest error message in a line that has other contents too, in characters.
 const MESSAGE_CHARS_MAX: usize = 200;
 
+/// Text is not broken into lines that are shorter than this, in characters.
+const COLUMN_MIN: usize = 24;
+
 /// The meaning of a text, which determines its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
@@ -20,20 +23,52 @@ pub enum Paint {
     Bad,
 }
 
-/// Whether colours are used.
+/// Whether colours are used, and how wide lines may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
     colours: bool,
+    /// In characters. None if the output is not a terminal: then no line is broken.
+    width: Option<usize>,
 }
 
 impl Style {
     #[cfg(test)]
-    pub const PLAIN: Self = Self { colours: false };
+    pub const PLAIN: Self = Self { colours: false, width: None };
 
     /// Uses colours on a terminal, unless NO_COLOR is set and not empty.
     pub fn detect(is_terminal: bool) -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { colours: !refused && is_terminal }
+        let size = is_terminal.then(|| rustix::termios::tcgetwinsize(std::io::stdout()));
+        let width = size.and_then(Result::ok).map(|size| usize::from(size.ws_col));
+        // A terminal that does not know its size says 0.
+        Self { colours: !refused && is_terminal, width: width.filter(|width| *width > 0) }
+    }
+
+    #[cfg(test)]
+    pub fn with_width(self, width: usize) -> Self {
+        Self { width: Some(width), ..self }
+    }
+
+    /// The text in lines that fit into a column which begins after `before` characters. One line if the width is
+    /// unknown, or if too little of it is left. A word that is longer than a line is not broken.
+    pub fn wrapped(self, text: &str, before: usize) -> Vec<String> {
+        let room = self.width.map(|width| width.saturating_sub(before));
+        let Some(room) = room.filter(|room| *room >= COLUMN_MIN) else {
+            return vec![text.to_owned()];
+        };
+        let mut lines = Vec::new();
+        let mut line = String::new();
+        for word in text.split(' ') {
+            let long = line.chars().count() + 1 + word.chars().count() > room;
+            if long && !line.is_empty() {
+                lines.push(std::mem::take(&mut line));
+            } else if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        lines.push(line);
+        lines
     }
 
     pub fn has_colours(self) -> bool {

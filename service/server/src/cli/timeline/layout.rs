@@ -77,25 +77,47 @@ fn align(lines: &[Line], style: Style) -> Vec<String> {
                 aligned.push(style.paint(Paint::Bold, &format!("  {title}")));
             }
             Line::Row(row) => {
-                let mut text = format!(
-                    "  {}  {} {}  {}  {}  {}",
+                let head = format!(
+                    "  {}  {} {}  {}  {}  ",
                     style.paint(Paint::Dim, &format!("{:>offset$}", row.offset)),
                     style.paint(row.paint, &row.symbol.to_string()),
                     style.paint(row.paint, &format!("{:<subject$}", row.subject)),
                     format_args!("{:<attempt$}", row.attempt),
                     style.paint(Paint::Dim, &format!("{:>took$}", row.took)),
-                    row.text,
                 );
-                if !row.decision.is_empty() {
-                    let arrow = if row.text.is_empty() { "" } else { " " };
-                    text.push_str(&format!(
-                        "{arrow}{}",
-                        style.paint(Paint::Dim, &format!("→ {}", row.decision))
-                    ));
+                // Two spaces between columns, and one after the symbol.
+                let before = 2 + offset + 2 + 1 + 1 + subject + 2 + attempt + 2 + took + 2;
+                for (at, text) in texts(row, before, style).into_iter().enumerate() {
+                    let line = match at {
+                        0 => format!("{head}{text}"),
+                        _ => format!("{:before$}{text}", ""),
+                    };
+                    aligned.push(line.trim_end().to_owned());
                 }
-                aligned.push(text.trim_end().to_owned());
             }
         }
     }
     aligned
+}
+
+/// The last column: the text and the decision, on one line if both fit.
+fn texts(row: &Row, before: usize, style: Style) -> Vec<String> {
+    let decision = match row.decision.is_empty() {
+        true => String::new(),
+        false => format!("→ {}", row.decision),
+    };
+    let both = format!("{} {decision}", row.text);
+    let fits = style.wrapped(both.trim(), before).len() == 1;
+    let dim = |decision: &String| style.paint(Paint::Dim, decision);
+    if fits && !row.text.is_empty() && !decision.is_empty() {
+        return vec![format!("{} {}", row.text, dim(&decision))];
+    }
+    let mut texts = Vec::new();
+    if !row.text.is_empty() || decision.is_empty() {
+        texts.extend(style.wrapped(&row.text, before));
+    }
+    if !decision.is_empty() {
+        texts.extend(style.wrapped(&decision, before).iter().map(dim));
+    }
+    texts
 }

@@ -38,3 +38,22 @@ fn columns_are_as_wide_as_their_widest_cell() {
     ];
     assert_eq!(lines(&facts, Style::PLAIN), expected);
 }
+
+#[test]
+fn long_lines_are_broken_at_the_width_of_the_terminal() {
+    let started = v1::ExecutionStarted {
+        workflow: "import-the-orders-of-all-shops-every-night-at-two".to_owned(),
+        workflow_version: 12,
+        ..Default::default()
+    };
+    let limit = Some(3 * 3_600 * 1_000_000_000);
+    let facts = [Fact::Moment(moment(Some(0), What::Started { event: &started, limit }))];
+    let whole = "  +0.000s  ● started      import-the-orders-of-all-shops-every-night-at-two v12, at most 3h00m";
+    assert_eq!(lines(&facts, Style::PLAIN), [whole]);
+    let broken = [
+        "  +0.000s  ● started      import-the-orders-of-all-shops-every-night-at-two v12,",
+        "                          at most 3h00m",
+    ];
+    assert_eq!(lines(&facts, Style::PLAIN.with_width(82)), broken);
+    assert_eq!(lines(&facts, Style::PLAIN.with_width(30)), [whole], "no room for a column");
+}
