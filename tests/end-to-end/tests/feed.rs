@@ -129,7 +129,8 @@ impl SlowNode {
         const WAITS: &str = "
             select from pg_stat_activity
             where datname = current_database() and backend_xid is not null
-                and wait_event_type = 'Lock' and wait_event = 'advisory' and query = 'commit'";
+                and wait_event_type = 'Lock' and wait_event = 'advisory'
+                and (query = 'commit' or query like 'with part%')";
         self.brake.query(WAITS, &[]).await.expect("it answers").len() == 1
     }
 

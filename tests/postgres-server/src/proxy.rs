@@ -1,6 +1,6 @@
 //! A proxy that understands enough of the Postgres protocol to cut a connection at a chosen moment of a commit.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-/// What happens to the connection that sends the next COMMIT.
+/// What happens to the connection that sends the next commit: COMMIT, or the one statement that writes a whole
+/// batch and is a transaction of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Both sides are closed, and the server never receives COMMIT.
@@ -20,6 +21,22 @@ pub enum Fault {
     /// The server receives half of a message that precedes COMMIT. After that nothing is relayed in either
     /// direction, and nothing is closed.
     HalfOpen,
+    /// The server receives everything but the Sync message at the end: it has run the commit, keeps its locks and
+    /// waits. After that nothing is relayed in either direction, and nothing is closed.
+    HalfOpenBeforeSync,
+}
+
+/// How the server's answer to COMMIT begins, and that to a statement that writes a whole batch.
+const COMMITTED: &[u8] = b"COMMIT";
+const WRITTEN: &[u8] = b"SELECT";
+
+/// How the answer to a statement begins, if the statement commits.
+fn answer_to(sql: &[u8]) -> Option<&'static [u8]> {
+    match sql {
+        b"commit" => Some(COMMITTED),
+        sql if sql.starts_with(b"with part") => Some(WRITTEN),
+        _ => None,
+    }
 }
 
 /// A proxy between clients and servers. Dropping it leaves its connections open.
@@ -123,7 +140,7 @@ async fn forward(
     client: OwnedReadHalf,
     server: OwnedWriteHalf,
     armed: &Mutex<Option<Fault>>,
-    commit_sent: mpsc::UnboundedSender<()>,
+    commit_sent: mpsc::UnboundedSender<&'static [u8]>,
     is_stalled: &AtomicBool,
 ) {
     if let Some(sockets) = forward_until_stalled(client, server, armed, commit_sent).await {
@@ -139,7 +156,7 @@ async fn forward_until_stalled(
     mut client: OwnedReadHalf,
     mut server: OwnedWriteHalf,
     armed: &Mutex<Option<Fault>>,
-    commit_sent: mpsc::UnboundedSender<()>,
+    commit_sent: mpsc::UnboundedSender<&'static [u8]>,
 ) -> Option<Sockets> {
     // The first message has a length but no type.
     let length = client.read_u32().await.ok()?;
@@ -148,7 +165,8 @@ async fn forward_until_stalled(
     server.write_u32(length).await.ok()?;
     server.write_all(&startup).await.ok()?;
 
-    let mut commit_name: Option<Vec<u8>> = None;
+    let mut commits: HashMap<Vec<u8>, &'static [u8]> = HashMap::new();
+    let mut stalls_at_sync = false;
     loop {
         let message = read_message(&mut client).await?;
         let body = &message[5..];
@@ -156,27 +174,32 @@ async fn forward_until_stalled(
             b'P' => {
                 let mut strings = body.split(|byte| *byte == 0);
                 let name = strings.next().unwrap_or_default();
-                if strings.next() == Some(b"commit") {
-                    commit_name = Some(name.to_vec());
+                if let Some(answer) = strings.next().and_then(answer_to) {
+                    commits.insert(name.to_vec(), answer);
                 }
             }
             // A Bind message names the portal first, and then the statement.
-            b'B' if commit_name.is_some()
-                && body.split(|byte| *byte == 0).nth(1) == commit_name.as_deref() =>
-            {
+            b'B' => {
+                let statement = body.split(|byte| *byte == 0).nth(1).unwrap_or_default();
+                let Some(answer) = commits.get(statement) else {
+                    server.write_all(&message).await.ok()?;
+                    continue;
+                };
                 let fault = armed.lock().expect("nothing panics while it is held").take();
                 match fault {
                     None => {}
                     Some(Fault::CutBeforeCommit) => return None,
                     Some(Fault::CutBeforeAnswer) => {
-                        commit_sent.send(()).ok()?;
+                        commit_sent.send(answer).ok()?;
                     }
                     Some(Fault::HalfOpen) => {
                         server.write_all(&message[..message.len() / 2]).await.ok()?;
                         return Some((client, server));
                     }
+                    Some(Fault::HalfOpenBeforeSync) => stalls_at_sync = true,
                 }
             }
+            b'S' if stalls_at_sync => return Some((client, server)),
             _ => {}
         }
         server.write_all(&message).await.ok()?;
@@ -189,15 +212,16 @@ async fn forward_until_stalled(
 async fn backward(
     mut server: OwnedReadHalf,
     mut client: OwnedWriteHalf,
-    mut commit_expected: mpsc::UnboundedReceiver<()>,
+    mut commit_expected: mpsc::UnboundedReceiver<&'static [u8]>,
     is_stalled: &AtomicBool,
 ) {
+    let mut expected = None;
     while let Some(message) = read_message(&mut server).await {
         if is_stalled.load(Ordering::SeqCst) {
             break;
         }
-        let is_answer = message[0] == b'C' && message[5..].starts_with(b"COMMIT");
-        if is_answer && commit_expected.try_recv().is_ok() {
+        expected = expected.or_else(|| commit_expected.try_recv().ok());
+        if message[0] == b'C' && expected.is_some_and(|answer| message[5..].starts_with(answer)) {
             return;
         }
         if client.write_all(&message).await.is_err() {

@@ -141,6 +141,6 @@ mod tests {
 
         let foreign = Connection::open_in_memory().expect("in memory");
         foreign.execute_batch("create table other (id integer)").expect("a table");
-        assert!(refused(foreign).contains("something else"));
+        assert!(refused(foreign).contains("another application"));
     }
 }
