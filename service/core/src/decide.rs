@@ -16,8 +16,8 @@
 //! | any, compensation or `finally` | wake after the cleanup deadline | due compensations are PARKED, and the end |
 //! | any but ended | terminate | TERMINATED: compensations due are PARKED, nothing else runs |
 //! | ended, compensation RUNNING again | terminate | compensations due are PARKED; the end state does not change |
-//! | PARKED | retry compensation | compensation RUNNING again, whether or not the execution has ended |
-//! | PARKED | skip compensation | DONE, when it was the last one parked |
+//! | any, compensation PARKED | retry compensation | compensation RUNNING again, whether or not the execution has ended |
+//! | any, compensation PARKED | skip compensation | compensation DONE, when it was the last one parked |
 //! | ended | anything else | rejected |
 //!
 //! How an execution ends: FAILED, TIMED_OUT and CANCELLED follow from the reason why the run stopped.

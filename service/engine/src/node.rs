@@ -19,6 +19,8 @@
 //! | `worker`, `sessions`, `workers` | workers, sessions, and the attempts that they hold |
 //! | `notices` | notices to sessions: that tasks they hold should stop, or are closed |
 //! | `trade`, `offers` | which tasks go to other nodes, and the idle workers that nodes publish |
+//! | `io` | the inputs and outputs of a node |
+//! | `timers` | when the node must check what |
 //! | `effects` | work for the driver: outputs, and tasks on their way to workers |
 //! | `quarantine` | executions that do not proceed until an operator releases them |
 //! | `patience` | callers that wait for a store that does not respond |

@@ -6,6 +6,9 @@
 //! them. All other attempts stay where they were. They cannot be judged by the state alone: an attempt's
 //! start may be on record although the attempt is waiting again here, or is with a different worker by now.
 //!
+//! "Scheduled" in the first column also covers an attempt that is due and about to be queued. An attempt that
+//! becomes due is put into its queue next.
+//!
 //! For an attempt that this node already knows, the first row that matches applies:
 //!
 //! | the attempt is | the history says | and | then the attempt is |
@@ -13,12 +16,13 @@
 //! | with no worker | anything | a worker of this node holds it | with that worker |
 //! | with a worker, in grace | anything | its row is claimed here, it is delivered at least once and no worker can still have it | due |
 //! | starting | started by that hand-over | this node committed the state | handed over |
-//! | due, queued | started by the hand-over that never left | the node had no command about it pending | where it was |
-//! | due, queued | started | this node committed a start | where it was; a stopping node records it as held by no worker |
+//! | starting | started by another hand-over | this node committed the state and has no command about it pending | with the worker on record |
+//! | scheduled, queued | started by the hand-over that never left | the node had no command about it pending | where it was |
+//! | scheduled, queued | started | this node committed a start | where it was; a stopping node records it as held by no worker |
 //! | overflowed | started | this node committed a start | due: its row may have been removed with the start |
-//! | in grace | started without a session | the state was read | with that worker, by its own clocks |
+//! | in grace | started without a session | the state was read | with the worker on record, limited by the attempt's own clocks |
 //! | with a worker that has no session | started by a session | the state was read | in grace |
-//! | due, queued, overflowed | started | | with its worker: another node has handed it out |
+//! | scheduled, queued, overflowed | started | | with the worker on record: another node has handed it out |
 //! | anything | anything | | where it was |
 //!
 //! For an attempt that is new to this node:
@@ -29,11 +33,12 @@
 //! | yes | anything | | with that worker |
 //! | no | anything | this very commit scheduled it, or it is claimed here and no worker can still have it | due |
 //! | no | not started | | in grace |
-//! | no | started | | with its worker |
+//! | no | started | | with the worker on record |
 //!
-//! "With its worker" depends on whether the recorded worker has a session. With a session, the attempt is in
-//! grace, because the worker will reconnect and list the attempt. Without one, the attempt is handed over,
-//! and the clocks that began at its start limit it.
+//! "With that worker" is the worker of this node that holds the attempt: the attempt is handed over. "With the
+//! worker on record" depends on whether the worker that the history names has a session. With a session, the
+//! attempt is in grace, because the worker will reconnect and list the attempt. Without one, the attempt is
+//! handed over, and the clocks that began at its start limit it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,11 +1,13 @@
 //! Commits a batch on the assumption that nothing stands in its way.
 //!
-//! Most batches only add rows and change the index. Such a batch is sent as one statement, which is a
+//! Most batches only add rows and update execution rows. Such a batch is sent as one statement, which is a
 //! transaction of its own: the database answers once instead of six times, and takes one snapshot. The inserts
 //! are parts of a `with`, each of which runs to completion. They do not see each other's rows and do not need
-//! to. Writes that must see what another writer did meanwhile, such as deleting overflow rows that may have
-//! been added, cannot be part of this statement. A batch that has them is sent as a transaction of several
-//! statements.
+//! to. If the fence or a part fails, the whole statement is rolled back.
+//!
+//! A batch that deletes overflow rows is sent as a transaction of several statements instead, because a delete
+//! must see the rows that another writer has added meanwhile. So is a batch with quarantines or reminders,
+//! because such batches are rare.
 
 use std::sync::LazyLock;
 

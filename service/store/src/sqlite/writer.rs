@@ -5,8 +5,9 @@
 //! | succeeds, or finds its answer before it writes | the next one goes into the same transaction |
 //! | is refused by a constraint | everything is rolled back and run again with savepoints: only the culprit is refused |
 //! | meets a full disk or another failure of the machine | everything is rolled back and answered with that error |
+//! | has succeeded, but the commit fails with an I/O error | everything is answered with [`Error::OutcomeUnknown`]: the commit may have taken effect |
 //!
-//! A savepoint is set for each piece of work and for each transition in it.
+//! The first run sets no savepoints. The second run sets one for each piece of work and for each transition in it.
 
 use std::thread::JoinHandle;
 
