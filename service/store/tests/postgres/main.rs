@@ -5,6 +5,7 @@ mod cut;
 mod damage;
 mod feed;
 mod opening;
+mod order;
 mod pooler;
 mod ranges;
 mod requests;
