@@ -277,6 +277,15 @@ impl World<'_> {
         self.put(machine, Mail::Stop);
     }
 
+    /// Inputs that the node gets before everything that has already arrived.
+    pub fn put_first(&mut self, machine: usize, inputs: Vec<Input<ReplyId>>) {
+        for input in inputs.into_iter().rev() {
+            self.machines[machine].mailbox.push_front(Mail::Input(input));
+        }
+        let now = self.now();
+        self.plan_step(machine, now);
+    }
+
     fn put(&mut self, machine: usize, mail: Mail) {
         self.machines[machine].mailbox.push_back(mail);
         let at = self.now() + self.random.millis(0, 2);
@@ -349,7 +358,9 @@ impl World<'_> {
         let more = !place.mailbox.is_empty();
         let at = next.map(|next| place.clock.when(next, now));
         place.node = Some(node);
-        if quiet && self.leave_if_stopped(machine, id) {
+        let has_given_back =
+            matches!(place.mailbox.front(), Some(Mail::Input(Input::Detach { .. })));
+        if quiet && !has_given_back && self.leave_if_stopped(machine, id) {
             return;
         }
         if more {

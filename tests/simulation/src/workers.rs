@@ -513,14 +513,18 @@ impl World<'_> {
     /// Returns tasks that did not reach the worker to the node. The driver, which finds that the link is
     /// gone, detaches the worker first; otherwise the node would hand the same tasks to it again and again.
     fn give_back(&mut self, machine: usize, key: WorkerKey, gone: bool, tasks: Vec<HandedTask>) {
-        let life = Some(self.machines[machine].life);
-        if gone {
-            let request = Request::Input(Box::new(Input::Detach { worker: key }));
-            self.after(Duration::ZERO, Event::Deliver { machine, life, request });
-        }
-        for handed in tasks {
+        let undelivered = tasks.into_iter().map(|handed| {
             let HandedTask { id: task, handed_at, .. } = handed;
-            let request = Request::Input(Box::new(Input::Undelivered { task, handed_at }));
+            Input::Undelivered { task, handed_at }
+        });
+        if gone {
+            // The driver does so at once, before it takes in anything else.
+            let inputs = std::iter::once(Input::Detach { worker: key }).chain(undelivered);
+            return self.put_first(machine, inputs.collect());
+        }
+        let life = Some(self.machines[machine].life);
+        for input in undelivered {
+            let request = Request::Input(Box::new(input));
             self.after(Duration::ZERO, Event::Deliver { machine, life, request });
         }
     }
