@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::prose::{outside_code, without_code};
 use crate::tree::File;
 
 /// Links that lead nowhere. Addresses outside the repository are skipped, because checking them would need a
@@ -62,27 +63,11 @@ fn join(from: &str, target: &str) -> Option<String> {
     Some(folders.join("/"))
 }
 
-/// The lines that are prose, with their numbers. Fenced code is skipped.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let mut fence: Option<&str> = None;
-    text.lines().enumerate().filter_map(move |(at, line)| {
-        let start = line.trim_start();
-        let mark = ["```", "~~~"].into_iter().find(|mark| start.starts_with(mark));
-        match (fence, mark) {
-            (None, Some(mark)) => fence = Some(mark),
-            (Some(open), Some(mark)) if open == mark => fence = None,
-            (None, None) => return Some((at + 1, line)),
-            _ => {}
-        }
-        None
-    })
-}
-
 /// The targets of the links in a text, each with its line number. Two forms count: `[text](target)` and
 /// `[name]: target`.
 fn targets(text: &str) -> Vec<(usize, String)> {
     let mut targets = Vec::new();
-    for (number, line) in prose(text) {
+    for (number, line) in outside_code(text) {
         let line = without_code(line);
         for (at, mark) in line.match_indices("](") {
             let rest = &line[at + mark.len()..];
@@ -99,18 +84,10 @@ fn targets(text: &str) -> Vec<(usize, String)> {
     targets
 }
 
-/// A line without the parts between backticks.
-fn without_code(line: &str) -> String {
-    if line.matches('`').count() % 2 == 1 {
-        return line.to_owned();
-    }
-    line.split('`').step_by(2).collect::<Vec<_>>().join("``")
-}
-
 /// The anchors of a file's headings, in the form that code hosts generate.
 fn headings(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
-    for (_, line) in prose(text) {
+    for (_, line) in outside_code(text) {
         let title = line.trim_start_matches('#');
         if title.len() == line.len() || !title.starts_with(' ') {
             continue;

@@ -34,36 +34,51 @@ pub fn avoided(files: &[File]) -> Vec<String> {
     findings
 }
 
-/// The lines for readers, without code, in lower case.
+/// The lines of a page or of comments, with their numbers, in lower case and without what is quoted.
 fn prose(file: &File) -> Vec<(usize, String)> {
-    let lines = file.text.lines().enumerate().map(|(index, line)| (index + 1, line));
+    let comments = || {
+        let lines = file.text.lines().enumerate().map(|(index, line)| (index + 1, line));
+        lines.filter(|(_, line)| line.trim_start().starts_with("//"))
+    };
+    let plain = |(number, line): (usize, &str)| (number, without_quoted(line));
     match file.extension() {
-        "md" => {
-            let mut in_code = false;
-            let outside = lines.filter(|(_, line)| {
-                let is_fence = line.trim_start().starts_with("```");
-                in_code ^= is_fence;
-                !in_code && !is_fence
-            });
-            outside.map(|(number, line)| (number, without_quoted(line))).collect()
-        }
-        "rs" | "proto" => {
-            let comments = lines.filter(|(_, line)| line.trim_start().starts_with("//"));
-            comments.map(|(number, line)| (number, without_quoted(line))).collect()
-        }
+        "md" => outside_code(&file.text).map(plain).collect(),
+        "rs" | "proto" => comments().map(plain).collect(),
         _ => Vec::new(),
     }
 }
 
-/// Leaves out what stands between backquotes or quotation marks, where both are on the line.
-fn without_quoted(line: &str) -> String {
-    let mut text = line.to_lowercase();
-    for mark in ['`', '"'] {
-        while let Some((before, rest)) = text.split_once(mark)
-            && let Some((_, after)) = rest.split_once(mark)
-        {
-            text = format!("{before} {after}");
+/// The lines of a Markdown text, with their numbers, without fenced code.
+pub fn outside_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut fence: Option<&str> = None;
+    text.lines().enumerate().filter_map(move |(at, line)| {
+        let start = line.trim_start();
+        let mark = ["```", "~~~"].into_iter().find(|mark| start.starts_with(mark));
+        match (fence, mark) {
+            (None, Some(mark)) => fence = Some(mark),
+            (Some(open), Some(mark)) if open == mark => fence = None,
+            (None, None) => return Some((at + 1, line)),
+            _ => {}
         }
+        None
+    })
+}
+
+/// A line without the parts between backticks.
+pub fn without_code(line: &str) -> String {
+    if line.matches('`').count() % 2 == 1 {
+        return line.to_owned();
+    }
+    line.split('`').step_by(2).collect::<Vec<_>>().join("``")
+}
+
+/// Leaves out what stands between backticks or quotation marks, where both are on the line.
+fn without_quoted(line: &str) -> String {
+    let mut text = without_code(line).to_lowercase();
+    while let Some((before, rest)) = text.split_once('"')
+        && let Some((_, after)) = rest.split_once('"')
+    {
+        text = format!("{before} {after}");
     }
     text
 }

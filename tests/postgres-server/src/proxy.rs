@@ -181,22 +181,20 @@ async fn forward_until_stalled(
             // A Bind message names the portal first, and then the statement.
             b'B' => {
                 let statement = body.split(|byte| *byte == 0).nth(1).unwrap_or_default();
-                let Some(answer) = commits.get(statement) else {
-                    server.write_all(&message).await.ok()?;
-                    continue;
-                };
-                let fault = armed.lock().expect("nothing panics while it is held").take();
-                match fault {
-                    None => {}
-                    Some(Fault::CutBeforeCommit) => return None,
-                    Some(Fault::CutBeforeAnswer) => {
-                        commit_sent.send(answer).ok()?;
+                if let Some(answer) = commits.get(statement) {
+                    let fault = armed.lock().expect("nothing panics while it is held").take();
+                    match fault {
+                        None => {}
+                        Some(Fault::CutBeforeCommit) => return None,
+                        Some(Fault::CutBeforeAnswer) => {
+                            commit_sent.send(answer).ok()?;
+                        }
+                        Some(Fault::HalfOpen) => {
+                            server.write_all(&message[..message.len() / 2]).await.ok()?;
+                            return Some((client, server));
+                        }
+                        Some(Fault::HalfOpenBeforeSync) => stalls_at_sync = true,
                     }
-                    Some(Fault::HalfOpen) => {
-                        server.write_all(&message[..message.len() / 2]).await.ok()?;
-                        return Some((client, server));
-                    }
-                    Some(Fault::HalfOpenBeforeSync) => stalls_at_sync = true,
                 }
             }
             b'S' if stalls_at_sync => return Some((client, server)),

@@ -14,6 +14,7 @@ use super::batch::{Draft, Entry};
 use super::flight::{Divisible, Flight};
 use super::slot::Pending;
 use crate::clock::Tick;
+use crate::options::Options;
 
 pub(super) struct Committer<R> {
     batch: Option<Flight<Entry<R>, Batch>>,
@@ -144,8 +145,9 @@ impl<R> Committer<R> {
         self.batch.as_ref().is_none_or(Flight::is_first_try)
     }
 
-    pub fn take_draft(&mut self) -> Option<Draft<R>> {
-        self.draft.take()
+    /// What has been decided for the next batch so far.
+    pub fn take_draft(&mut self, options: &Options) -> Draft<R> {
+        self.draft.take().unwrap_or_else(|| Draft::new(options))
     }
 
     /// Keeps a draft until the batch under way is settled.

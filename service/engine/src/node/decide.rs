@@ -17,7 +17,7 @@ use recoup_store::{FeedRow, Reminder, StartRequest, TaskKey, Transition};
 
 use super::Node;
 use super::attempt::DOUBT;
-use super::batch::{Draft, Entry, Failures, Judged, answer, touched};
+use super::batch::{Entry, Failures, Judged, answer, touched};
 use super::io::{Output, Refusal};
 use super::resident::Committed;
 use super::slot::{Pending, Slot};
@@ -47,7 +47,7 @@ impl<R> Node<R> {
         if self.node_id().is_none() || !is_needed || !self.committer.may_draft() {
             return;
         }
-        let mut draft = self.committer.take_draft().unwrap_or_else(|| Draft::new(&self.options));
+        let mut draft = self.committer.take_draft(&self.options);
         // On the feed, the event of a lost session comes before the attempts that fail because of it. So no
         // transition is decided while such an event has to wait for the next batch.
         let is_said = self.committer.add_events(&mut draft);
@@ -70,7 +70,7 @@ impl<R> Node<R> {
         let Some(node) = self.node_id() else {
             return;
         };
-        let mut draft = self.committer.take_draft().unwrap_or_else(|| Draft::new(&self.options));
+        let mut draft = self.committer.take_draft(&self.options);
         // This includes executions whose damage was found just now: the batch contains no transition of theirs.
         self.committer.add_quarantines(&mut draft);
         while draft.has_room_for_reminder()

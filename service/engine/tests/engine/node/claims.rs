@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use recoup_core::command::TaskId;
-use recoup_core::definition::Delivery;
 use recoup_core::error::builtin;
 use recoup_core::id::ExecutionId;
 use recoup_engine::node::io::Input;
 use recoup_engine::options::Options;
-use recoup_store::{IdleCredit, Nodes, Overflow, OverflowTask, Peers, QueueName};
+use recoup_store::{IdleCredit, Overflow, OverflowTask, Peers, QueueName};
 
-use crate::fixture::world::{World, order, poll, ready, stream};
+use crate::fixture::world::{World, poll, ready, stream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -71,8 +70,7 @@ fn what_another_node_has_handed_out_is_not_put_where_any_node_finds_it() {
 fn what_its_owner_hands_to_a_worker_without_a_session_is_not_handed_out_by_a_claim_under_way() {
     let mut world = World::new(3);
     let execution = start_overflowed(&mut world, 2);
-    let gone = world.machines[2].node.node_id().expect("it lives");
-    ready(world.store.leave(gone)).expect("the model does not fail");
+    world.leave(2);
     world.machines.pop();
     world.machines[1].hold_back = &["adopt", "claim", "publish"];
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
@@ -91,10 +89,7 @@ fn what_its_owner_hands_to_a_worker_without_a_session_is_not_handed_out_by_a_cla
 /// A worker gives a task that is delivered at most once back at a node that has claimed it and does not know
 /// yet that the worker has it. At the same moment it asks that node for tasks.
 fn give_back_at_the_moment_of_a_hand_over(released_first: bool) {
-    let mut order = order();
-    let task = order.steps.0[0].kind.task_mut().expect("it is a task");
-    task.delivery = Delivery::AtMostOnce;
-    let mut world = World::with_order(2, &order);
+    let mut world = World::delivered_at_most_once(2);
     // Node 0 does not learn that the other one has a worker.
     world.machines[0].hold_back = &["publish"];
     let execution = start_overflowed(&mut world, 0);
@@ -103,10 +98,7 @@ fn give_back_at_the_moment_of_a_hand_over(released_first: bool) {
     let left = world.attach(1, poll("default", "left", None));
     world.pass(Duration::from_millis(200));
     world.put(1, Input::Detach { worker: left });
-    world.machines[1].hold_back = &[];
-    let claimed = std::mem::take(&mut world.machines[1].late);
-    assert_eq!(claimed.len(), 1, "{claimed:?}");
-    world.put_all(1, claimed);
+    world.deliver_the_late_answer(1);
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
     world.go_on(Duration::from_millis(1));

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, StartBasis, TaskId};
-use recoup_core::definition::Delivery;
 use recoup_core::error::{TaskError, builtin};
 use recoup_core::retry::Schedule;
 use recoup_core::time::Timestamp;
 use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerMessage};
 use recoup_engine::options::Options;
-use recoup_store::{Executions, NodeId, Nodes, Retention};
+use recoup_store::{Executions, NodeId, Retention};
 
 use crate::fixture::world::{Reply, World, order, poll, ready, session, stream};
 
@@ -18,14 +17,6 @@ const SECOND: Duration = Duration::from_secs(1);
 fn submit(command: Command) -> impl FnOnce(Reply) -> Input<Reply> {
     let execution = command.task().map(|task| task.execution).expect("it is about a task");
     move |reply| Input::Submit { execution, command, request: None, reply }
-}
-
-/// Two nodes, and an order whose task is delivered at most once.
-fn delivered_at_most_once() -> World {
-    let mut order = order();
-    let task = order.steps.0[0].kind.task_mut().expect("it is a task");
-    task.delivery = Delivery::AtMostOnce;
-    World::with_order(2, &order)
 }
 
 fn cancel(world: &mut World, machine: usize, task: &TaskId) {
@@ -43,11 +34,6 @@ fn pass_alive(world: &mut World, machine: usize, id: &str, time: Duration) {
         world.put(machine, Input::Touch { session: session("default", id) });
         world.pass(SECOND.min(until.since(world.now())));
     }
-}
-
-fn leave(world: &mut World, machine: usize) {
-    let node = world.machines[machine].node.node_id().expect("it lives");
-    ready(world.store.leave(node)).expect("the model does not fail");
 }
 
 #[test]
@@ -128,7 +114,7 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
         basis: StartBasis::Held,
     });
     assert!(matches!(world.ask(0, started), Some(Ok(_))));
-    leave(&mut world, 0);
+    world.leave(0);
     world.machines.remove(0);
     let other = world.attach(0, stream("default", "t", &[]));
     pass_alive(&mut world, 0, "t", 3 * SECOND);
@@ -139,15 +125,12 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
 
 #[test]
 fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_queue() {
-    let mut world = delivered_at_most_once();
+    let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     world.machines[0].hold_back = &["commit"];
     let worker = world.attach(0, poll("default", "s", None));
     world.put(0, Input::Detach { worker });
-    world.machines[0].hold_back = &[];
-    let started = std::mem::take(&mut world.machines[0].late);
-    assert_eq!(started.len(), 1, "its start is under way: {started:?}");
-    world.put_all(0, started);
+    world.deliver_the_late_answer(0);
     let other = world.attach(1, stream("default", "t", &[]));
     pass_alive(&mut world, 1, "t", 8 * SECOND);
     let state = world.snapshot(0, execution).state;
@@ -168,12 +151,9 @@ fn what_is_given_back_while_its_start_is_written_is_not_taken_to_be_with_who_gav
     world.machines[1].hold_back = &["commit"];
     world.machines[1].node.stop();
     world.put(1, Input::Undelivered { task: task.clone(), handed_at });
-    world.machines[1].hold_back = &[];
-    let started = std::mem::take(&mut world.machines[1].late);
-    assert_eq!(started.len(), 1, "its start is under way: {started:?}");
-    world.put_all(1, started);
+    world.deliver_the_late_answer(1);
     assert!(world.machines[1].node.is_quiet());
-    leave(&mut world, 1);
+    world.leave(1);
     world.machines.pop();
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
@@ -194,7 +174,7 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
     assert!(matches!(world.ask(0, failed), Some(Ok(_))));
     // As far as this life knows, no worker has the next attempt. The lease ends before the batch is committed.
     world.machines[0].hold_back = &["commit"];
-    leave(&mut world, 0);
+    world.leave(0);
     let command = Command::TerminateExecution { reason: String::new(), unstarted: Vec::new() };
     let submitted = Input::Submit { execution, command, request: None, reply: 0 };
     world.put(0, submitted);
@@ -234,7 +214,7 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
     let until = world.now() + 60 * SECOND;
     world.put(1, Input::Await { execution, until, reply: 1000 });
     // Another node becomes the owner, and waits for a worker that may have the task.
-    leave(&mut world, 0);
+    world.leave(0);
     world.machines[0].is_dead = true;
     world.pass(10 * SECOND);
 
@@ -259,7 +239,7 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
 
 #[test]
 fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it() {
-    let mut world = delivered_at_most_once();
+    let mut world = World::delivered_at_most_once(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
@@ -275,7 +255,7 @@ fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it(
 #[test]
 fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_has_known_of_them()
 {
-    let mut world = delivered_at_most_once();
+    let mut world = World::delivered_at_most_once(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
@@ -316,11 +296,11 @@ fn what_has_waited_for_long_at_a_node_alone_goes_out_without_a_recorded_start() 
 
 #[test]
 fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
-    let mut world = delivered_at_most_once();
+    let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, first).remove(0);
-    leave(&mut world, 0);
+    world.leave(0);
     world.machines[0].is_dead = true;
     pass_alive(&mut world, 1, "t", 2 * SECOND);
     // The history names the first session.
@@ -361,7 +341,7 @@ fn what_a_worker_without_a_session_has_stays_with_it_when_its_execution_comes_ba
     world.put(0, Input::Await { execution, until, reply: 1000 });
     world.pass(SECOND);
     assert_eq!(world.handed(1, bare).len(), 1, "it goes where an idle worker is");
-    leave(&mut world, 1);
+    world.leave(1);
     world.machines[1].is_dead = true;
     let other = world.attach(0, stream("default", "t", &[]));
     pass_alive(&mut world, 0, "t", Options::default().reconnect_grace + 10 * SECOND);
@@ -392,21 +372,18 @@ fn an_execution_that_ended_elsewhere_and_that_retention_took_does_not_come_back(
 
 #[test]
 fn what_is_delivered_at_most_once_and_never_left_is_on_record_with_the_worker_that_gets_it() {
-    let mut world = delivered_at_most_once();
+    let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     world.machines[0].hold_back = &["commit"];
     let gone = world.attach(0, stream("default", "s", &[]));
     world.put(0, Input::Detach { worker: gone });
-    world.machines[0].hold_back = &[];
-    let started = std::mem::take(&mut world.machines[0].late);
-    assert_eq!(started.len(), 1, "its start is under way: {started:?}");
-    world.put_all(0, started);
+    world.deliver_the_late_answer(0);
     let worker = world.attach(0, stream("default", "t", &[]));
     let task = world.handed(0, worker).remove(0);
     let state = world.snapshot(0, execution).state;
     assert_eq!(state.started(&task).map(|started| &*started.session), Some("t"));
     // After its owner is gone, that worker keeps the task and no other worker gets it.
-    leave(&mut world, 0);
+    world.leave(0);
     let other = world.attach(1, stream("default", "s", &[]));
     world.attach(1, Offer { credit: 0, ..stream("default", "t", &[&task]) });
     pass_alive(&mut world, 1, "t", 2 * SECOND);
@@ -501,7 +478,7 @@ fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
     assert!(world.ask(0, submit(failed)).is_none());
     // Another node continues from there, and dies before this node learns of it.
     cancel(&mut world, 1, &task);
-    leave(&mut world, 1);
+    world.leave(1);
     world.machines[1].is_dead = true;
     world.pass(Options::default().adopt_interval);
     world.machines[0].hold_back = &[];
@@ -514,12 +491,12 @@ fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
 
 #[test]
 fn a_node_that_no_worker_can_reach_any_more_gives_nobody_up() {
-    let mut world = delivered_at_most_once();
+    let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     assert_eq!(world.handed(0, holder).len(), 1);
     // The node adopts the other node's execution, and then it stops accepting connections.
-    leave(&mut world, 0);
+    world.leave(0);
     world.machines.remove(0);
     world.pass(2 * SECOND);
     assert!(world.machines[0].calls.contains(&"load"));
@@ -549,7 +526,7 @@ fn a_node_that_no_worker_can_reach_any_more_adopts_nothing() {
     let mut world = World::new(2);
     world.start(0, "default");
     world.put(1, Input::Close);
-    leave(&mut world, 0);
+    world.leave(0);
     world.machines.remove(0);
     let before = world.machines[0].calls.iter().filter(|call| **call == "adopt").count();
     world.pass(20 * SECOND);
