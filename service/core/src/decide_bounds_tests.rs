@@ -72,7 +72,7 @@ fn count(rig: &Rig, kind: impl Fn(&Event) -> bool) -> usize {
 }
 
 #[test]
-fn a_termination_closes_ten_thousand_attempts_in_parts() {
+fn termination_of_ten_thousand_attempts_takes_several_transitions() {
     let mut rig = wide(MANY, |_| {});
     assert_eq!(rig.state().open_attempt_count(), MANY);
     rig.submit(terminate("stop")).expect("it runs");
@@ -100,7 +100,7 @@ fn a_termination_closes_ten_thousand_attempts_in_parts() {
 }
 
 #[test]
-fn what_was_left_in_the_middle_comes_before_other_commands() {
+fn resume_continues_unfinished_work_one_transition_at_a_time() {
     let mut rig = wide(2_000, |_| {});
     rig.submit(terminate("stop")).expect("it runs");
     let open = rig.state().open_attempt_count();
@@ -131,7 +131,7 @@ fn a_termination_that_fits_is_one_transition() {
 }
 
 #[test]
-fn a_run_with_many_attempts_that_is_cancelled_is_undone_page_by_page() {
+fn cancelled_run_with_many_attempts_is_compensated_page_by_page() {
     const COUNT: usize = 2_500;
     let mut rig = wide(COUNT, |workflow| workflow.cleanup_timeout = Some(100 * SECOND));
     rig.submit(Command::CancelExecution { reason: "enough".into() }).expect("it runs");
@@ -207,7 +207,7 @@ fn request(id: &str) -> RequestId {
 /// Which commands a full history accepts: those that end something, however long it is. Each of the others
 /// is also tried just below the limit, where it is accepted.
 #[test]
-fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
+fn full_history_rejects_growth_but_accepts_commands_that_end_something() {
     const LIMIT: usize = HISTORY_EVENTS_MAX;
     let is_too_long = |error: &TaskError| error.error_type == builtin::HISTORY_TOO_LONG;
     let refused = Err(Rejection::HistoryFull { events_max: LIMIT });
@@ -300,7 +300,7 @@ fn a_full_history_refuses_what_makes_it_longer_and_takes_what_ends_something() {
 }
 
 #[test]
-fn the_first_start_of_an_attempt_is_recorded_in_a_full_history_too() {
+fn first_start_of_an_attempt_is_recorded_even_if_the_history_is_full() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
     let task = rig.open();
     set_events(&mut rig, HISTORY_EVENTS_MAX);
@@ -324,7 +324,7 @@ fn bytes_of_each(rig: &mut Rig, command: Command) -> Vec<usize> {
 }
 
 #[test]
-fn a_termination_with_a_long_reason_is_cut_by_bytes() {
+fn termination_with_a_long_reason_is_split_into_transitions_by_bytes() {
     const COUNT: usize = 900;
     const REASON: usize = 16 * 1024;
     let mut rig = wide(COUNT, |_| {});
@@ -339,7 +339,7 @@ fn a_termination_with_a_long_reason_is_cut_by_bytes() {
 }
 
 #[test]
-fn results_that_are_decided_together_are_cut_by_bytes() {
+fn transition_takes_no_more_results_once_its_byte_limit_is_reached() {
     const OUTPUT: usize = 1024 * 1024;
     let mut rig = wide(10, |_| {});
     let tasks: Vec<_> =
@@ -360,7 +360,7 @@ fn results_that_are_decided_together_are_cut_by_bytes() {
 }
 
 #[test]
-fn the_limit_of_a_history_refuses_the_next_step_but_no_clean_up() {
+fn history_limit_stops_the_next_step_but_not_the_cleanup() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
     set_events(&mut rig, HISTORY_EVENTS_MAX - 1);
     rig.complete("a");
@@ -380,7 +380,7 @@ fn the_limit_of_a_history_refuses_the_next_step_but_no_clean_up() {
 }
 
 #[test]
-fn of_each_step_the_task_that_began_first_times_out_first() {
+fn schedule_to_close_times_out_open_steps_in_the_order_they_began() {
     let timeout = |workflow: &mut Workflow| {
         for step in &mut workflow.steps.0 {
             let task = step.kind.task_mut().expect("it is a task");
@@ -400,7 +400,7 @@ fn of_each_step_the_task_that_began_first_times_out_first() {
 }
 
 #[test]
-fn a_step_inside_of_another_one_counts_in_the_scope_that_its_path_names() {
+fn nested_step_is_counted_in_the_scope_that_its_path_names() {
     let rig = Rig::new(&workflow(vec![step("lines", 1)]));
     let begins = |path: &str| {
         let path = StepPath::from(path);
@@ -445,7 +445,7 @@ fn a_step_inside_of_another_one_counts_in_the_scope_that_its_path_names() {
 }
 
 #[test]
-fn a_step_that_is_tried_again_keeps_its_entry_in_the_ledger() {
+fn step_that_runs_again_keeps_one_ledger_entry_with_its_latest_outcome() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     rig.complete("a");
     rig.lose();

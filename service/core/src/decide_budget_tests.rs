@@ -6,7 +6,7 @@ use crate::limits::{EXPRESSION_READ_BYTES_MAX, PAYLOAD_BYTES_MAX};
 const SKIPPED: usize = 10;
 
 #[test]
-fn a_decision_that_parses_much_is_made_in_parts() {
+fn decision_over_the_parse_budget_is_split_into_several_transitions() {
     let skipped = |n| Step { when: Some("size(input) == 0".into()), ..step(&format!("s{n}"), 1) };
     let steps = (0..SKIPPED).map(skipped).chain([step("last", 1)]);
     let plan = Plan::compile(&workflow(steps.collect()), 1).expect("it compiles");
@@ -41,7 +41,7 @@ fn a_decision_that_parses_much_is_made_in_parts() {
 }
 
 #[test]
-fn a_decision_that_was_left_in_the_middle_takes_a_cancel() {
+fn execution_with_an_unfinished_decision_can_be_cancelled() {
     let skipped = |n| Step { when: Some("size(input) == 0".into()), ..step(&format!("s{n}"), 1) };
     let mut rig = Rig::of(
         &workflow((0..SKIPPED).map(skipped).collect()),

@@ -65,7 +65,7 @@ fn command(rig: &mut Rig, one: Move) -> Option<Command> {
 
 proptest! {
     #[test]
-    fn whatever_happens_the_invariants_hold(moves in moves(), ignore in any::<bool>()) {
+    fn invariants_hold_for_any_sequence_of_commands(moves in moves(), ignore in any::<bool>()) {
         let mut workflow = workflow(vec![step("a", 2), step("b", 3), step("c", 1)]);
         if ignore {
             workflow.steps.0[1].on_error = OnError::Ignore;

@@ -118,7 +118,7 @@ fn an_error_is_retried_by_policy_and_every_decision_is_recorded() {
 }
 
 #[test]
-fn what_completed_is_undone_in_reverse_order() {
+fn completed_steps_are_compensated_in_reverse_order() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1), step("c", 1)]));
     rig.complete("a");
     rig.complete("b");
@@ -138,7 +138,7 @@ fn what_completed_is_undone_in_reverse_order() {
 }
 
 #[test]
-fn an_unknown_outcome_is_undone_too_unless_the_step_opts_out() {
+fn step_with_unknown_outcome_is_compensated_unless_it_opts_out() {
     for only_completed in [false, true] {
         let mut charge = step("charge", 1);
         if let Some(compensate) = &mut charge.compensate {
@@ -158,14 +158,14 @@ fn an_unknown_outcome_is_undone_too_unless_the_step_opts_out() {
 }
 
 #[test]
-fn an_error_that_a_worker_reported_is_a_known_outcome() {
+fn step_that_failed_with_a_reported_error_is_not_compensated() {
     let mut rig = Rig::new(&workflow(vec![step("charge", 1)]));
     rig.fail("charge", declined());
     assert_eq!(rig.ended(), (State::Failed, CompensationState::None));
 }
 
 #[test]
-fn unknown_once_is_unknown_whatever_the_last_attempt_says() {
+fn step_with_a_lost_attempt_is_compensated_even_if_a_later_one_fails() {
     let mut rig = Rig::new(&workflow(vec![step("charge", 2)]));
     rig.lose();
     rig.fail("charge", final_error());
@@ -173,7 +173,7 @@ fn unknown_once_is_unknown_whatever_the_last_attempt_says() {
 }
 
 #[test]
-fn a_compensation_that_fails_parks_and_the_others_go_on() {
+fn failed_compensation_is_parked_while_others_run_and_can_be_retried() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1), step("c", 1)]));
     rig.complete("a");
     rig.complete("b");
@@ -211,7 +211,7 @@ fn a_parked_compensation_can_be_skipped() {
 }
 
 #[test]
-fn a_tolerated_error_leaves_a_warning_unless_allowed() {
+fn tolerated_error_ends_in_warning_unless_the_step_allows_it() {
     for (allow_warning, ended) in [(false, State::Warning), (true, State::Succeeded)] {
         let tolerant = Step { on_error: OnError::Ignore, allow_warning, ..step("a", 1) };
         let mut rig = Rig::new(&workflow(vec![tolerant, step("b", 1)]));
@@ -224,7 +224,7 @@ fn a_tolerated_error_leaves_a_warning_unless_allowed() {
 }
 
 #[test]
-fn finally_runs_once_after_every_end_but_a_termination() {
+fn finally_runs_once_after_every_end_except_termination() {
     type Script = fn(&mut Rig);
     let table: [(&str, Script, State, bool); 5] = [
         ("success", |rig| rig.complete("a"), State::Succeeded, true),
@@ -275,7 +275,7 @@ fn finally_runs_once_after_every_end_but_a_termination() {
 }
 
 #[test]
-fn a_finally_that_fails_makes_a_success_a_warning_and_a_failure_stays_what_it_was() {
+fn failed_finally_turns_success_into_warning_and_leaves_failure_unchanged() {
     for fails in [false, true] {
         let mut workflow = workflow(vec![step("a", 1)]);
         workflow.finally = Block(vec![finally("tidy")]);
@@ -297,7 +297,7 @@ fn a_finally_that_fails_makes_a_success_a_warning_and_a_failure_stays_what_it_wa
 }
 
 #[test]
-fn a_cancel_waits_for_the_live_attempt_and_a_success_in_the_grace_counts() {
+fn cancel_waits_for_the_live_attempt_and_compensates_it_if_it_succeeds() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     rig.complete("a");
     let cancel = Command::CancelExecution { reason: "stop".into() };
@@ -312,7 +312,7 @@ fn a_cancel_waits_for_the_live_attempt_and_a_success_in_the_grace_counts() {
 }
 
 #[test]
-fn an_attempt_that_outlives_the_grace_is_unknown() {
+fn attempt_still_open_after_the_cancel_grace_has_an_unknown_outcome() {
     let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
     rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
     let task = rig.open();
@@ -325,7 +325,7 @@ fn an_attempt_that_outlives_the_grace_is_unknown() {
 }
 
 #[test]
-fn a_cancel_between_attempts_ends_at_once_and_one_that_nobody_had_is_withdrawn() {
+fn cancelled_execution_ends_once_no_worker_holds_an_attempt() {
     let mut rig = Rig::new(&workflow(vec![step("a", 5)]));
     rig.fail("a", declined());
     rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
@@ -341,7 +341,7 @@ fn a_cancel_between_attempts_ends_at_once_and_one_that_nobody_had_is_withdrawn()
 }
 
 #[test]
-fn a_cancel_does_not_withdraw_what_a_worker_has_by_a_clock_that_is_ahead() {
+fn cancel_waits_for_an_attempt_started_before_its_scheduled_time() {
     let started = |rig: &Rig| {
         let (task, at) = (rig.open(), rig.now + SECOND);
         let basis = StartBasis::Held;
@@ -376,7 +376,7 @@ fn terminate(reason: &str) -> Command {
 }
 
 #[test]
-fn a_termination_parks_nothing_of_what_nobody_had() {
+fn termination_parks_no_compensation_for_an_attempt_no_worker_received() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     let unstarted = vec![rig.open()];
     let command = Command::TerminateExecution { reason: "stop".into(), unstarted };
@@ -397,7 +397,7 @@ fn a_termination_parks_nothing_of_what_nobody_had() {
 }
 
 #[test]
-fn a_termination_parks_what_was_due() {
+fn termination_parks_all_compensations_that_are_due() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     rig.complete("a");
     rig.submit(terminate("stop")).expect("it runs");
@@ -414,7 +414,7 @@ fn a_termination_parks_what_was_due() {
 }
 
 #[test]
-fn a_compensation_that_runs_again_after_the_end_can_be_stopped() {
+fn compensation_retried_after_the_end_can_be_stopped_by_a_termination() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1), step("c", 1)]));
     rig.complete("a");
     rig.complete("b");
@@ -447,7 +447,7 @@ fn a_compensation_that_runs_again_after_the_end_can_be_stopped() {
 }
 
 #[test]
-fn the_cleanup_timeout_parks_what_is_left() {
+fn cleanup_timeout_parks_the_remaining_compensations() {
     let mut workflow = workflow(vec![step("a", 1), step("b", 1), step("c", 1)]);
     workflow.cleanup_timeout = Some(5 * SECOND);
     workflow.finally = Block(vec![finally("tidy")]);
@@ -461,7 +461,7 @@ fn the_cleanup_timeout_parks_what_is_left() {
 }
 
 #[test]
-fn every_clock_of_an_attempt_takes_the_failure_path() {
+fn timed_out_attempt_fails_and_is_retried_except_for_schedule_to_start() {
     for (timeout, possibly_started, error_type, retried) in [
         (AttemptTimeout::StartToClose, true, builtin::START_TO_CLOSE, true),
         (AttemptTimeout::Heartbeat, true, builtin::HEARTBEAT, true),
@@ -496,7 +496,7 @@ fn schedule_to_close_spans_all_attempts() {
 }
 
 #[test]
-fn an_attempt_delivered_at_most_once_that_is_lost_is_never_tried_again() {
+fn at_most_once_attempt_is_handed_over_once_and_never_retried_if_lost() {
     let mut once = step("a", 5);
     let task = once.kind.task_mut().expect("it is a task");
     task.delivery = Delivery::AtMostOnce;
@@ -533,7 +533,7 @@ fn an_attempt_delivered_at_most_once_that_is_lost_is_never_tried_again() {
 }
 
 #[test]
-fn an_expression_that_fails_at_run_time_takes_the_ordinary_path() {
+fn expression_error_at_run_time_fails_the_execution_and_compensates() {
     let mut bad = step("b", 3);
     bad.when = Some("steps.a.output.missing > 1".into());
     let mut rig = Rig::new(&workflow(vec![step("a", 1), bad]));
@@ -545,7 +545,7 @@ fn an_expression_that_fails_at_run_time_takes_the_ordinary_path() {
 }
 
 #[test]
-fn a_step_is_skipped_where_its_condition_is_false() {
+fn step_is_skipped_if_its_condition_is_false() {
     let mut skipped = step("a", 1);
     skipped.when = Some("input.amount > 100".into());
     let mut rig = Rig::new(&workflow(vec![skipped, step("b", 1)]));
@@ -555,7 +555,7 @@ fn a_step_is_skipped_where_its_condition_is_false() {
 }
 
 #[test]
-fn a_thousand_tolerated_failures_in_a_row_are_no_deep_recursion() {
+fn thousand_tolerated_failures_in_a_row_do_not_recurse_deeply() {
     let steps = (0..1000).map(|n| Step {
         on_error: OnError::Ignore,
         when: Some("input.missing == 1".into()),
@@ -570,7 +570,7 @@ fn a_thousand_tolerated_failures_in_a_row_are_no_deep_recursion() {
 }
 
 #[test]
-fn a_request_id_is_honoured_once_and_refused_with_another_body() {
+fn repeated_request_id_has_no_effect_and_is_rejected_with_another_body() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1)]));
     let cancel = || Command::CancelExecution { reason: "stop".into() };
     let request = |digest| RequestId { id: "r".into(), digest };
@@ -583,7 +583,7 @@ fn a_request_id_is_honoured_once_and_refused_with_another_body() {
 }
 
 #[test]
-fn a_token_of_another_attempt_is_told_apart() {
+fn result_for_a_closed_future_or_foreign_attempt_is_rejected() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
     let first = rig.open();
     rig.fail("a", declined());
@@ -597,7 +597,7 @@ fn a_token_of_another_attempt_is_told_apart() {
 }
 
 #[test]
-fn a_report_that_comes_twice_is_accepted_and_changes_nothing() {
+fn repeated_error_report_is_accepted_and_changes_nothing() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3)]));
     let report = |task: &TaskId, error: TaskError| Command::FailTask {
         task: task.clone(),
@@ -623,7 +623,7 @@ fn a_report_that_comes_twice_is_accepted_and_changes_nothing() {
 }
 
 #[test]
-fn a_compensation_that_was_completed_otherwise_is_closed() {
+fn completed_compensation_rejects_a_different_result() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 1)]));
     rig.complete("a");
     rig.fail("b", final_error());
@@ -639,7 +639,7 @@ fn a_compensation_that_was_completed_otherwise_is_closed() {
 }
 
 #[test]
-fn a_late_result_of_an_earlier_run_is_closed_though_the_later_one_has_the_same() {
+fn result_of_an_earlier_run_is_rejected_even_if_the_current_run_has_the_same() {
     let mut rig = Rig::new(&workflow(vec![step("a", 1), step("b", 3)]));
     let a = rig.open();
     rig.complete("a");
@@ -666,7 +666,7 @@ fn a_late_result_of_an_earlier_run_is_closed_though_the_later_one_has_the_same()
 }
 
 #[test]
-fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
+fn error_report_is_rejected_even_if_the_previous_attempt_had_the_same_error() {
     let mut rig = Rig::new(&workflow(vec![step("a", 3), step("b", 3)]));
     let busy = || TaskError::new("bank.busy", "later");
     let report = |task| Command::FailTask { task, error: busy(), worker: "w".into() };
@@ -684,7 +684,7 @@ fn the_error_of_an_attempt_is_not_that_of_the_one_before() {
 mod properties;
 
 #[test]
-fn a_terse_history_says_nothing_twice() {
+fn terse_history_repeats_neither_payloads_nor_first_attempts() {
     let plan = Plan::compile(&workflow(vec![step("a", 3), step("b", 3)]), 1).expect("valid");
     let now = Timestamp::from_micros(1_000_000);
     let input = Payload::json("{\"amount\":5}");

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_pattern_takes_whole_segments_from_the_left() {
+    fn error_type_pattern_matches_whole_segments_from_the_left() {
         for (pattern, error_type, taken) in [
             ("payment", "payment", true),
             ("payment", "payment.card_declined", true),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_cause_that_set_the_flag_decides() {
+    fn outermost_error_that_sets_non_retryable_decides() {
         let root = TaskError { non_retryable: Some(true), ..TaskError::new("a", "") };
         let wrapped = TaskError { cause: Some(Box::new(root)), ..TaskError::new("b", "") };
         assert!(wrapped.is_non_retryable());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_built_in_type_carries_its_flag_whoever_reports_it() {
+    fn built_in_error_type_keeps_its_retryability_when_a_worker_reports_it() {
         for error_type in builtin::ALL {
             let reported = TaskError::new(*error_type, "by a worker");
             let own = TaskError::builtin(error_type, "by the service");

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_pattern_covers_whole_segments_below() {
+    fn namespace_pattern_with_star_covers_whole_segments_below_it() {
         for (pattern, namespace, covered) in [
             ("a.b", "a.b", true),
             ("a.b", "a.b.c", false),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_a_later_millisecond_sort_behind() {
+    fn execution_ids_sort_by_the_millisecond_of_their_creation() {
         let earlier = ExecutionId::new(Timestamp::from_micros(1_000_000), [0xff; 10]);
         let later = ExecutionId::new(Timestamp::from_micros(1_001_000), [0; 10]);
         assert!(earlier < later);

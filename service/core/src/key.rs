@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_both_policies() {
+    fn key_verdict_follows_from_the_holders_state_and_both_policies() {
         use CompensationState as C;
         use KeyVerdict::{Reject, Take, UseExisting};
         let holder = |state, compensation| Some((state, compensation));

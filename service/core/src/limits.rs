@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_text_with_nul_is_copied() {
+    fn clean_replaces_nul_and_copies_only_text_that_has_one() {
         assert!(matches!(clean("ünchanged"), Cow::Borrowed("ünchanged")));
         assert_eq!(clean("a\0b\0"), "a\u{fffd}b\u{fffd}");
     }

@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_path_gives_back_the_segments_that_it_was_made_of(made in segments()) {
+        fn step_path_round_trips_its_segments(made in segments()) {
             let of = |(step, key): &(String, Option<String>)| -> (String, Option<ItemKey>) {
                 (step.clone(), key.as_deref().map(ItemKey::from))
             };
@@ -157,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_is_the_one_form_of_its_path(text in r"[a-c.\[\]%/0-9A]{0,12}") {
+        fn text_that_parses_as_a_step_path_is_its_canonical_form(text in r"[a-c.\[\]%/0-9A]{0,12}") {
             let path = StepPath::from(text);
             if let Some(segments) = path.segments() {
                 prop_assert_eq!(StepPath::of_segments(segments), path);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pattern_of_a_path_names_no_item() {
+    fn step_path_pattern_omits_item_keys() {
         for (path, pattern) in [
             ("charge", "charge"),
             ("lines[3].reserve", "lines[].reserve"),

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_found_by_its_name() {
+    fn quarantine_reason_is_found_by_its_name() {
         for reason in QuarantineReason::ALL {
             assert_eq!(QuarantineReason::from_name(reason.name()), Some(reason));
         }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_is_cut_between_letters_and_free_of_nul() {
+    fn quarantine_detail_is_cut_at_a_character_boundary_and_free_of_nul() {
         let long = "é".repeat(DETAIL_BYTES_MAX);
         let reason = QuarantineReason::StoreRefused;
         let cut = Quarantine::new(reason, &format!("x{long}"), Timestamp::default()).detail;

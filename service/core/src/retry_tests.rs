@@ -76,7 +76,7 @@ type Change = fn(&mut Situation<'static>);
 type Row = (&'static str, RetryPolicy, TaskError, Change, Option<u128>, Reason);
 
 #[test]
-fn each_question_of_the_list_decides() {
+fn each_question_of_the_retry_table_decides() {
     let plain = TaskError::new("app.broken", "");
     let base = RetryPolicy { schedule: constant(10), ..RetryPolicy::default() };
     let of_type = |error_type: &str| TaskError::new(error_type, "");
@@ -400,7 +400,7 @@ fn each_question_of_the_list_decides() {
 }
 
 #[test]
-fn match_on_says_which_error_of_the_chain_is_asked() {
+fn match_on_selects_which_error_of_the_chain_is_matched() {
     let error = caused("outer", &["middle", "root"]);
     let builtin_root = caused("outer", &[builtin::WORKER_LOST]);
     for (match_on, pattern, error, matches) in [
@@ -434,7 +434,7 @@ fn match_on_says_which_error_of_the_chain_is_asked() {
 }
 
 #[test]
-fn the_first_rule_that_matches_decides_and_counts_for_itself() {
+fn first_matching_rule_decides_and_counts_its_own_retries() {
     let growing = |initial| {
         Some(Schedule::Exponential {
             initial_interval: seconds(initial),
@@ -522,7 +522,7 @@ fn schedules_grow_up_to_their_bounds() {
 }
 
 #[test]
-fn jitter_spreads_to_both_sides_and_never_before_what_an_error_asked_for() {
+fn jitter_goes_both_ways_but_never_below_the_delay_an_error_asked_for() {
     let policy = |jitter| RetryPolicy { schedule: constant(10), jitter, ..RetryPolicy::default() };
     let plain = TaskError::new("a", "");
     let wish = TaskError { next_retry_delay: Some(seconds(10)), ..plain.clone() };
@@ -686,7 +686,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn whatever_is_asked_the_answer_keeps_all_bounds(
+    fn retry_decision_always_respects_every_limit(
         policy in policies(),
         error in errors(),
         circumstances in circumstances(),
@@ -724,7 +724,7 @@ proptest! {
     }
 
     #[test]
-    fn what_must_stop_always_stops(
+    fn ending_execution_or_non_retryable_error_is_never_retried(
         policy in policies(),
         error in errors(),
         circumstances in circumstances(),
@@ -737,7 +737,7 @@ proptest! {
     }
 
     #[test]
-    fn a_policy_ends_after_its_attempts(policy in policies(), random in 0.0..1.0_f64) {
+    fn policy_never_allows_more_than_its_max_attempts(policy in policies(), random in 0.0..1.0_f64) {
         let error = TaskError::new("a.b", "");
         let Some(max) = policy.max_attempts() else {
             return Ok(());
@@ -761,7 +761,7 @@ proptest! {
 }
 
 #[test]
-fn the_delays_that_are_told_end_with_attempts_or_time() {
+fn listed_delays_end_when_attempts_or_time_run_out() {
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     let delays = |limits, within| {
         let policy = RetryPolicy { limits, ..RetryPolicy::default() };

@@ -42,7 +42,7 @@ fn events(list: &[(&str, u32)]) -> Vec<(String, u32)> {
 }
 
 #[test]
-fn each_event_comes_once_and_again_after_its_deadline() {
+fn event_is_delivered_once_and_redelivered_only_after_its_deadline() {
     let mut subscription = with(&["a1", "b1"]);
     assert_eq!(fetch(&mut subscription, 0), events(&[("a1", 1), ("b1", 1)]));
     assert_eq!(fetch(&mut subscription, 29), []);
@@ -52,7 +52,7 @@ fn each_event_comes_once_and_again_after_its_deadline() {
 }
 
 #[test]
-fn an_ack_counts_for_the_last_delivery_only_and_twice() {
+fn ack_is_accepted_for_the_latest_delivery_only_and_may_be_repeated() {
     let mut subscription = with(&["a1"]);
     fetch(&mut subscription, 0);
     fetch(&mut subscription, 30);
@@ -64,7 +64,7 @@ fn an_ack_counts_for_the_last_delivery_only_and_twice() {
 }
 
 #[test]
-fn an_ack_after_the_deadline_counts_until_the_next_delivery() {
+fn ack_is_accepted_until_the_event_is_redelivered() {
     let mut subscription = with(&["a1"]);
     fetch(&mut subscription, 0);
     assert_eq!(subscription.ack("a1", 1), Acked::Accepted);
@@ -72,7 +72,7 @@ fn an_ack_after_the_deadline_counts_until_the_next_delivery() {
 }
 
 #[test]
-fn what_is_given_back_comes_after_its_delay_and_holds_up_its_execution_alone() {
+fn nacked_event_is_redelivered_after_its_delay_and_delays_only_its_execution() {
     let mut subscription = with(&["a1", "a2", "b1"]);
     fetch(&mut subscription, 0);
     let delay = Duration::from_secs(10);
@@ -92,14 +92,14 @@ fn what_is_given_back_comes_after_its_delay_and_holds_up_its_execution_alone() {
 }
 
 #[test]
-fn a_limit_never_lets_a_later_event_of_an_execution_overtake() {
+fn fetch_limit_never_reorders_events_of_one_execution() {
     let mut subscription = with(&["a1", "a2", "b1"]);
     assert_eq!(subscription.fetch(at(0), entries(1), STREAM)[0].event, "a1");
     assert_eq!(fetch(&mut subscription, 1), events(&[("a2", 1), ("b1", 1)]));
 }
 
 #[test]
-fn readers_beside_each_other_never_hold_two_events_of_one_execution() {
+fn concurrent_readers_never_hold_two_events_of_one_execution() {
     let mut subscription = with(&["a1", "a2", "b1"]);
     let first = subscription.fetch(at(0), entries(1), Reader::Pull);
     assert_eq!(first[0].event, "a1");
@@ -111,7 +111,7 @@ fn readers_beside_each_other_never_hold_two_events_of_one_execution() {
 }
 
 #[test]
-fn the_window_is_what_is_outstanding() {
+fn window_limits_the_outstanding_events() {
     let mut subscription = with(&["a1", "b1"]);
     subscription.window = 3;
     assert_eq!(subscription.room(), 1);
@@ -124,7 +124,7 @@ fn the_window_is_what_is_outstanding() {
 }
 
 #[test]
-fn the_watermark_follows_when_everything_is_acknowledged() {
+fn watermark_advances_once_everything_is_acknowledged() {
     let mut subscription = with(&["a1"]);
     fetch(&mut subscription, 0);
     assert_eq!(subscription.watermark, "c0");
@@ -153,7 +153,7 @@ fn one_consumer_reads_at_a_time() {
 }
 
 #[test]
-fn a_consumer_that_comes_back_under_its_name_takes_over() {
+fn reconnecting_consumer_takes_over_from_its_earlier_stream() {
     for name in ["one", ""] {
         let mut subscription = with(&[]);
         let first = subscription.open(name, at(0), LEASE).expect("nobody reads");
@@ -164,7 +164,7 @@ fn a_consumer_that_comes_back_under_its_name_takes_over() {
 }
 
 #[test]
-fn what_a_stream_had_is_due_at_once_for_the_next_one() {
+fn events_held_by_a_stream_are_due_at_once_for_the_next_one() {
     let mut subscription = with(&["a1", "a2", "b1", "b2", "c1", "d1"]);
     let first = subscription.open("one", at(0), LEASE).expect("nobody reads");
     let pulled = subscription.fetch(at(0), entries(1), Reader::Pull);
@@ -195,7 +195,7 @@ fn what_a_stream_had_is_due_at_once_for_the_next_one() {
 }
 
 #[test]
-fn a_token_outlives_its_stream_until_the_event_is_delivered_again() {
+fn ack_token_outlives_its_stream_until_the_event_is_redelivered() {
     let mut subscription = with(&["a1", "b1"]);
     subscription.open("one", at(0), LEASE).expect("nobody reads");
     fetch(&mut subscription, 0);
@@ -219,7 +219,7 @@ fn events_of_one_execution_keep_their_order_when_another_stream_takes_over() {
 }
 
 #[test]
-fn a_fetch_takes_no_more_bytes_than_asked_for_but_one_entry_at_least() {
+fn fetch_respects_its_byte_limit_but_returns_at_least_one_entry() {
     let mut subscription = with(&["a1", "b1", "c1"]);
     let mut fetch = |bytes| {
         let limit = FetchLimit { entries: 100, bytes };
@@ -233,7 +233,7 @@ fn a_fetch_takes_no_more_bytes_than_asked_for_but_one_entry_at_least() {
 }
 
 #[test]
-fn a_filter_takes_what_all_its_parts_take() {
+fn filter_requires_all_its_parts_to_match_except_for_feed_gaps() {
     let filter = Filter {
         namespace: "shop.*".into(),
         workflows: vec!["order".into()],

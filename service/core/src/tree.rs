@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expression_sees_earlier_steps_of_its_scope_and_of_those_around_it() {
+    fn expression_sees_earlier_steps_of_its_own_and_enclosing_scopes() {
         use Sight::{Hidden, Later, Visible};
         let tree = tree();
         let sight = |from: &str, of: &str| {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_path_of_a_step_in_its_place_resolves() {
+    fn path_resolves_only_if_every_segment_is_in_its_place() {
         let tree = tree();
         for wrong in [
             "",
@@ -298,7 +298,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_node_is_found_by_its_path_and_the_path_by_the_node(
+        fn path_and_tree_node_are_found_from_each_other(
             tree in trees(),
             keys in proptest::collection::vec(any::<String>(), 30),
         ) {

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expression_ends_at_its_own_brace() {
+    fn expression_ends_at_its_matching_brace() {
         use Piece::{Expression as E, Text as T};
         for (text, pieces) in [
             ("", vec![]),

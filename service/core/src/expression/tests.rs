@@ -135,7 +135,7 @@ fn problems(source: &str) -> Vec<Problem> {
 }
 
 #[test]
-fn what_is_read_is_bounded_and_only_what_is_named_is_read() {
+fn rendering_parses_only_the_payloads_it_names_up_to_a_byte_limit() {
     let large = format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX - 2));
     let mut execution = execution(&large);
     let completed = || NodeState::Completed { output: Payload::json(large.clone()) };
@@ -188,7 +188,7 @@ fn a_template_mixes_values_text_and_literals() {
 }
 
 #[test]
-fn expressions_give_what_cel_says() {
+fn expressions_evaluate_as_cel_specifies() {
     for (source, expected) in [
         ("input.items.map(i, i.price)", "[3,4]"),
         ("input.items.filter(i, i.price > 3).map(i, i.sku)", r#"["b"]"#),
@@ -227,7 +227,7 @@ fn expressions_give_what_cel_says() {
 }
 
 #[test]
-fn payloads_that_nothing_looks_into_pass_untouched() {
+fn payloads_that_are_only_passed_on_are_not_parsed_or_changed() {
     let execution = execution(" {not json ");
     let parsed = Cell::new(0);
     let variables = Variables { execution: &execution, error: None, parsed: &parsed };
@@ -241,7 +241,7 @@ fn payloads_that_nothing_looks_into_pass_untouched() {
 }
 
 #[test]
-fn what_fails_at_run_time_is_an_expression_error() {
+fn run_time_failures_are_non_retryable_expression_errors() {
     for (source, message) in [
         ("input.missing", "no such key: missing"),
         ("input.n / 0", "division by zero"),
@@ -272,7 +272,7 @@ fn what_fails_at_run_time_is_an_expression_error() {
 }
 
 #[test]
-fn a_condition_gives_a_boolean_or_an_error() {
+fn condition_must_evaluate_to_a_boolean() {
     let execution = execution(INPUT);
     let parsed = Cell::new(0);
     let variables = Variables { execution: &execution, error: None, parsed: &parsed };
@@ -291,7 +291,7 @@ fn a_condition_gives_a_boolean_or_an_error() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_when_it_is_compiled() {
+fn invalid_expressions_are_rejected_at_compile_time() {
     use Problem as P;
     for (source, problem) in [
         ("inputs.a", P::UnknownVariable("inputs".into())),
@@ -335,7 +335,7 @@ fn what_cannot_work_is_refused_when_it_is_compiled() {
 }
 
 #[test]
-fn templates_tell_all_their_problems() {
+fn template_compilation_reports_all_problems() {
     let errors = compile(r#"{"a": "${x}", "b": "${ y } ${", "${z}": 1, "c": "${input}"}"#);
     let errors = errors.expect_err("nothing of it works");
     let problems: Vec<_> = errors.into_iter().map(|error| error.problem).collect();
@@ -436,7 +436,7 @@ fn no_source_overflows_the_stack() {
 }
 
 #[test]
-fn ordinary_expressions_are_not_too_deep() {
+fn only_deeply_nested_expressions_are_rejected_as_too_deep() {
     let clauses = ["input.order.customer.country == 'DE'"; 60].join(" || ");
     assert!(problems(&clauses).is_empty());
     let sum = ["input.a.b"; 25].join(" + ");
@@ -449,7 +449,7 @@ fn ordinary_expressions_are_not_too_deep() {
 }
 
 #[test]
-fn costly_expressions_end_in_an_error() {
+fn evaluation_that_takes_too_much_work_is_an_error() {
     let list = |length: usize| format!("[{}]", vec!["1"; length].join(","));
     let big = format!(r#"{{"l": {}, "s": "{}"}}"#, list(5_000), "x".repeat(1_000_000));
     for source in [
@@ -475,7 +475,7 @@ fn costly_expressions_end_in_an_error() {
 }
 
 #[test]
-fn a_result_above_the_limit_of_payloads_is_refused() {
+fn result_above_the_payload_limit_is_rejected() {
     let text = |length: usize| format!(r#"{{"s": "{}"}}"#, "x".repeat(length));
     let limit = PAYLOAD_BYTES_MAX;
     assert_eq!(render_on(&text(limit - 2), r#""${input.s}""#).expect("it fits").size(), limit);
@@ -649,7 +649,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn nothing_panics_and_everything_repeats(source in prop_oneof![source(), well_formed()]) {
+    fn rendering_never_panics_and_is_deterministic(source in prop_oneof![source(), well_formed()]) {
         let json = serde_json::Value::from(format!("${{{source}}}")).to_string();
         if let Ok(template) = compile(&json) {
             let execution = execution(INPUT);
@@ -663,13 +663,13 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_cut_without_panic(text in "[${}'\"\\\\a/\n]{0,24}") {
+    fn compiling_any_text_never_panics(text in "[${}'\"\\\\a/\n]{0,24}") {
         let json = serde_json::Value::from(text).to_string();
         let _compiled = compile(&json);
     }
 
     #[test]
-    fn text_without_expressions_stays_as_it_is(text in "[^$]{0,40}") {
+    fn text_without_expressions_is_unchanged(text in "[^$]{0,40}") {
         let json = serde_json::json!([text, "${1}"]).to_string();
         let expected = serde_json::json!([text, 1]).to_string();
         prop_assert_eq!(render(&json), Ok(Payload::json(expected)));

@@ -73,7 +73,7 @@ fn issues(change: &Change) -> Vec<(String, IssueCode)> {
 /// Each change stands for a definition that was accepted before a rule existed, or while the rule was more
 /// lenient.
 #[test]
-fn a_definition_that_was_accepted_is_held_to_no_rule_when_it_is_loaded() {
+fn accepted_definition_still_loads_after_rules_became_stricter() {
     let long = format!("'{}' != input.a", "x".repeat(CEL_SOURCE_BYTES_MAX));
     let nested = "[1].all(a, [1].all(b, [1].all(c, [1].all(d, a + b + c + d == 4))))";
     let when = |source: &str| {
@@ -119,7 +119,7 @@ fn a_definition_that_was_accepted_is_held_to_no_rule_when_it_is_loaded() {
 }
 
 #[test]
-fn what_is_unset_is_the_workflows_then_the_built_in_value() {
+fn unset_field_takes_the_workflow_default_then_the_built_in_one() {
     let mut definition = workflow(&["a", "b"], &["c"]);
     definition.defaults.queue = Some("slow".into());
     definition.defaults.timeouts.heartbeat = seconds(5);
@@ -153,7 +153,7 @@ fn what_is_unset_is_the_workflows_then_the_built_in_value() {
 }
 
 #[test]
-fn steps_read_what_comes_before_and_handlers_read_everything() {
+fn step_sees_earlier_steps_and_handlers_see_all_steps_and_the_error() {
     let mut definition = workflow(&["a", "b"], &["c", "d"]);
     definition.steps.0[0].compensate =
         compensate(Some(r#"["${steps.a.output}", "${steps.b.output}", "${error}"]"#));
@@ -195,7 +195,7 @@ fn steps_read_what_comes_before_and_handlers_read_everything() {
 }
 
 #[test]
-fn every_check_names_its_field() {
+fn every_validation_issue_names_its_field() {
     use IssueCode as C;
     let id = |id: &'static str| change(move |definition| definition.steps.0[1].id = id.into());
     let timeouts =
@@ -305,7 +305,7 @@ fn every_check_names_its_field() {
 }
 
 #[test]
-fn policies_that_cannot_work_are_refused() {
+fn retry_policies_that_cannot_work_are_rejected() {
     let exponential = |initial, backoff_coefficient, max| Schedule::Exponential {
         initial_interval: Duration::from_secs(initial),
         backoff_coefficient,
@@ -399,7 +399,7 @@ fn policies_that_cannot_work_are_refused() {
 }
 
 #[test]
-fn all_issues_are_told_in_order() {
+fn all_issues_are_reported_in_order() {
     let change = change(|definition| {
         definition.name = "?".into();
         definition.finally.0[0].when = Some("x && y".into());
