@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_belongs_to_its_subscription_alone() {
+    fn ack_token_is_valid_for_its_own_subscription_only() {
         let token = AckToken { delivery: 3, event: "execution-7-0".into() };
         let text = token.encode(42);
         assert_eq!(AckToken::decode(&text, 42), Some(token));

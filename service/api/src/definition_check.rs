@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_issue_of_a_file_has_its_place() {
+    fn every_issue_of_a_definition_file_has_its_line() {
         let checked = checked(
             "name: a\nsteps:\n- id: s\n  when: 'inputt.x'\n  task: {type: t}\n  retry:\n    max_attempts: 0\n",
         );
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_one_issue_with_its_place() {
+    fn unknown_field_is_an_issue_with_its_line_and_column() {
         let checked = checked("name: a\nstepz: []\n");
         assert!(checked.read.is_none());
         assert_eq!((checked.issues[0].line, checked.issues[0].column), (2, 1));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn schedules_are_those_of_policy_and_rules() {
+    fn retry_schedules_list_the_delays_of_policies_and_rules() {
         let checked = checked(
             "name: a\nsteps:\n- id: s\n  task: {type: t}\n  retry:\n    exponential: {initial_interval: 1s}\n    max_attempts: 4\n    rules:\n    - {error_types: [x], constant: {interval: 5s}, max_attempts: 2}\n- id: u\n  task: {type: t}\n  compensate: {task: {type: v}}\n",
         );

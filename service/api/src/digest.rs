@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_values_never_change() {
+    fn digests_of_known_inputs_never_change() {
         let digests = [of(b""), of(b"recoup"), of(b"12345678"), of(b"123456789")];
         assert_eq!(digests, EXPECTED);
     }
@@ -48,7 +48,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_byte_and_the_length_count() {
+    fn digest_depends_on_every_byte_and_the_length() {
         let base = vec![7_u8; 41];
         let hash = of(&base);
         for index in 0..base.len() {

@@ -94,7 +94,7 @@ fn place(delivery: &v1::FailureDelivery) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_servers_deliver_and_acknowledge_at_once_and_nothing_is_lost_or_comes_twice() {
+async fn two_concurrent_servers_deliver_every_event_once_and_in_order() {
     let servers = Servers::start(EXECUTIONS).await;
     let total = EXECUTIONS * EVENTS;
     let seen: Arc<Mutex<BTreeMap<(usize, usize), u32>>> = Arc::default();
@@ -150,7 +150,7 @@ async fn two_servers_deliver_and_acknowledge_at_once_and_nothing_is_lost_or_come
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acknowledgement_beside_a_new_delivery_is_taken_or_expired_never_both() {
+async fn ack_racing_with_redelivery_is_either_accepted_or_expired() {
     const ROUNDS: usize = 60;
     let servers = Servers::start((2 * ROUNDS).div_ceil(EVENTS)).await;
     let name = &servers.name;

@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_moves_behind_an_event_and_never_back() {
+    fn cursor_advances_past_an_event_and_never_goes_back() {
         let mut cursor = Cursor {
             incarnation: uuid::Uuid::nil(),
             floor: NodeId(1),
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_cut_by_bytes() {
+    fn deliveries_are_split_into_messages_by_bytes() {
         let sized = |bytes| Sized { delivery: v1::FailureDelivery::default(), bytes };
         let cut = chunks(vec![sized(1), sized(BATCH_BYTES_MAX), sized(BATCH_BYTES_MAX), sized(1)]);
         let lengths: Vec<_> = cut.iter().map(Vec::len).collect();

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_field_is_named() {
+    fn invalid_mutation_names_the_bad_field() {
         let whole = || given("cancel", None, "why");
         let long = |bytes: usize| "x".repeat(bytes + 1);
         let reason = |text: String| Reason::Required(text);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_request_id_a_mutation_has_no_identity() {
+    fn mutation_without_a_request_id_has_no_digest() {
         let anonymous = Given { request_id: String::new(), ..given("cancel", None, "why") };
         assert_eq!(Mutation::read(anonymous).expect("valid").request, None);
         let digest = || panic!("nothing is digested");

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_gives_its_position_back_to_the_same_filter_only() {
+    fn page_token_is_valid_only_for_the_filter_it_was_issued_for() {
         let page = Page::read(0, "", 7).expect("the first page");
         assert_eq!((page.size, page.after.is_none()), (SIZE, true));
         let token = page.token(b"position");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_full_by_entries_or_bytes_but_holds_one_entry_of_any_size() {
+    fn page_is_limited_by_entries_and_bytes_but_takes_one_entry_of_any_size() {
         let page = Page::read(3, "", 7).expect("the first page");
         assert!(!page.is_full(0, BATCH_BYTES_MAX * 2));
         assert!(!page.is_full(2, BATCH_BYTES_MAX));
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused() {
+    fn invalid_page_token_or_size_is_rejected() {
         let token = Page::read(0, "", 7).expect("the first page").token(b"position");
         let cut = &token[..token.len() - 1];
         for wrong in ["x", "AAAA", "not base64!", cut, &"A".repeat(5_000)] {

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_codes_are_those_that_the_proto_file_documents() {
+    fn status_codes_match_those_documented_in_the_proto_file() {
         let proto = include_str!("../../../proto/recoup/v1/error_reason.proto");
         let mut seen = 0;
         for reason in every_reason() {
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_carries_reason_fields_and_metadata() {
+    fn status_carries_its_reason_domain_and_field_violations() {
         let error = Error::invalid("execution.workflow", "it is required");
         let status = Status::from(error);
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_key_names_its_holder() {
+    fn error_for_a_taken_key_names_the_execution_that_holds_it() {
         let execution = ExecutionId(Uuid::from_u128(5));
         let state = recoup_core::execution::State::Running;
         let status = Status::from(Error::from(Refusal::KeyHeld { execution, state }));
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn overload_says_when_to_come_again() {
+    fn overload_status_carries_a_retry_delay() {
         let retry_after = Duration::from_millis(250);
         let status = Status::from(Error::from(Refusal::Overloaded { retry_after }));
         assert_eq!(status.code(), Code::ResourceExhausted);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_that_may_pass_says_when_to_come_again() {
+    fn only_retryable_refusals_carry_a_pushback_and_it_is_rounded_up() {
         let status = Status::from(Error::required("name"));
         assert!(status.metadata().get(PUSHBACK).is_none());
         // Rounded up, because a client that retries a moment too early is refused again.
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_does_not_break_the_transport() {
+    fn status_with_long_texts_is_cut_to_fit_the_transport() {
         let error = Error::invalid("ä".repeat(5_000), "ö".repeat(5_000));
         let status =
             Status::from(Error { violations: vec![error.violations[0].clone(); 1_000], ..error });

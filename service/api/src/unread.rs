@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_answers_that_are_not_read_are_refused_beyond_the_bound() {
+    async fn large_answers_are_refused_once_too_many_bytes_are_unread() {
         const BYTES: usize = 4 << 20;
         let unread = Unread::default();
         let mut answers = Vec::new();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_count_until_the_transport_drops_them() {
+    async fn answer_bytes_count_as_unread_until_the_transport_drops_them() {
         let unread = Unread::default();
         let mut response = answer(&unread, 1_000).await;
         let data = first(&mut response).await.into_data().expect("it is data");

@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_retry_says_when_and_a_stop_does_not() {
+    fn decision_has_a_next_attempt_time_only_if_it_retries() {
         let next_at = Timestamp::from_micros(2_000_000);
         let verdict = Verdict::Retry { delay: Duration::from_secs(1), next_at };
         let decision =

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_definition_comes_back_as_it_was_given() {
+    fn definition_round_trips_unchanged() {
         let given = parsed(
             r"
 name: order
@@ -269,7 +269,7 @@ finally:
     }
 
     #[test]
-    fn what_core_cannot_hold_is_an_issue_with_its_path() {
+    fn values_that_core_cannot_represent_are_issues_with_their_path() {
         let mut given = parsed("name: a\nsteps:\n- {id: s, task: {type: t}}\n");
         given.timeout = Some(proto::Duration { seconds: -1, nanos: 0 });
         given.steps.push(v1::Step::default());
@@ -283,7 +283,7 @@ finally:
     }
 
     #[test]
-    fn an_enum_value_that_is_unknown_is_an_issue_of_its_own_kind() {
+    fn unknown_enum_value_is_reported_with_its_own_issue_code() {
         let mut given =
             parsed("name: a\nsteps:\n- {id: s, task: {type: t}, compensate: {task: {type: u}}}\n");
         let rules = vec![v1::RetryRule { match_on: 96, ..v1::RetryRule::default() }];

@@ -42,7 +42,7 @@ mod tests {
     use crate::convert::execution;
 
     #[test]
-    fn an_unknown_value_is_told_from_a_missing_one() {
+    fn unknown_and_unspecified_enum_values_have_different_errors() {
         let own = known::<OnEnded>(99, "execution.on_ended").expect_err("99 is unknown");
         assert_eq!(own.violations[0].field, "execution.on_ended");
         assert_eq!(own.violations[0].message, "99 is not a value that this server knows");

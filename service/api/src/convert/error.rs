@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_comes_back_whole() {
+    fn error_round_trips_unchanged() {
         let mut error = nested(3);
         error.message = "declined".into();
         error.non_retryable = Some(false);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_at_their_edge() {
+    fn error_is_rejected_above_20_levels_or_error_bytes_max() {
         assert!(from_proto(nested(20), "error").is_ok());
         let error = from_proto(nested(21), "error").expect_err("too deep");
         assert_eq!(error.reason, ErrorReason::ErrorTooLarge);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_types_of_the_service_are_its_own_but_for_what_workers_find_out() {
+    fn reserved_error_types_are_rejected_except_those_workers_may_report() {
         for (error_type, accepted) in [
             ("payment.card-declined_2", true),
             ("recoup.no_such_task", true),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_keeps_its_type_in_the_text_and_is_small() {
+    fn replacement_for_an_oversized_error_is_small_and_names_its_type() {
         let error = too_large("payment.declined", &"ü".repeat(100_000));
         assert_eq!(error.error_type, builtin::PAYLOAD_TOO_LARGE);
         assert!(error.message.contains("payment.declined: ü"));

@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_of_a_compensation_says_so() {
+    fn event_of_a_compensation_is_marked_as_such() {
         let path = StepPath::from("charge/compensate");
         let event = Event::StepFailed { path, error: TaskError::new("a", "b") };
         let entry = to_proto(7, Timestamp::from_micros(1), &[event], None).next();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_schedules_its_first_attempt_is_told_as_ever() {
+    fn step_start_with_its_first_attempt_is_shown_as_two_history_entries() {
         let (path, at) = (StepPath::from("charge"), Timestamp::from_micros(5));
         let skipped = Event::StepSkipped { path: StepPath::from("other") };
         let told = |began: &[Event]| {

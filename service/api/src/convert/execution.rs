@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_state_has_its_name_on_both_sides() {
+    fn every_state_has_the_same_name_in_core_and_proto() {
         for own in State::ALL {
             assert_eq!(state_from(state(own)), Some(own));
             assert_eq!(state(own).as_str_name(), format!("EXECUTION_STATE_{own}"));
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_only_a_newer_server_knows_are_unspecified() {
+    fn values_known_only_to_a_newer_server_are_reported_as_unspecified() {
         let unknown = || "HIBERNATING".to_owned();
         let row = |quarantine| Listed {
             execution: ExecutionId(uuid::Uuid::nil()),
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn unset_policies_are_the_defaults_of_core() {
+    fn unset_key_policies_use_the_defaults_of_core() {
         assert_eq!(on_running(v1::OnRunning::Unspecified), None);
         assert_eq!(OnRunning::default(), OnRunning::Reject);
         assert_eq!(on_ended(v1::OnEnded::Unspecified), None);

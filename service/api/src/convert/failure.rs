@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_names_what_is_wrong_with_it() {
+    fn invalid_failure_filter_names_the_wrong_field() {
         let wrong = |filter: v1::FailureFilter| {
             let error = filter_from(Some(filter), "filter").expect_err("it is wrong");
             error.violations[0].field.clone()

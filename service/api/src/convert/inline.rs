@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_is_as_small_as_is_reckoned() {
+    fn reference_is_no_larger_than_estimated() {
         let mut own = text(10_000);
         own.content_type = "x".repeat(255);
         own.metadata.insert("key".into(), "v".repeat(1_024));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_names_content_and_annotations() {
+    fn payload_id_identifies_content_and_annotations() {
         let own = text(11);
         let id = PayloadId::of(PLACE, &own);
         let read = PayloadId::decode(&id.encode()).expect("its own id");
@@ -278,14 +278,14 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_no_payload_id() {
+    fn garbage_does_not_decode_as_a_payload_id() {
         for text in ["", "AQ", "%%%", &"A".repeat(100)] {
             assert_eq!(PayloadId::decode(text), None, "{text}");
         }
     }
 
     #[test]
-    fn an_error_without_room_keeps_its_type_and_says_that_it_is_abridged() {
+    fn error_without_room_keeps_its_type_and_is_marked_as_abridged() {
         let cause = TaskError { non_retryable: Some(true), ..TaskError::new("bank.refused", "51") };
         let own = TaskError {
             details: Some(text(10_000)),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_room_says_that_it_is_cut() {
+    fn text_without_room_is_cut_and_refers_to_the_history() {
         let own = "x".repeat(1_000);
         let cut = Inline::new(0, None).text(&own);
         assert!(cut.contains("the history has the whole") && cut.len() <= least_of_text(&own));

@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_compensation_is_named_by_its_step() {
+    fn step_ref_of_a_compensation_names_the_step_it_undoes() {
         let reference = step_ref(&StepPath::from("charge/compensate"));
         assert_eq!((reference.step_path.as_str(), reference.compensation), ("charge", true));
         let reference = step_ref(&StepPath::from("charge"));

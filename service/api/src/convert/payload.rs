@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_comes_back_as_it_was_sent() {
+    fn every_form_of_payload_round_trips_unchanged() {
         let mut annotated = json("{}");
         annotated.metadata.insert("key".into(), "blue".into());
         for payload in [
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_json_to_core_with_or_without_its_media_type() {
+    fn json_payload_is_the_same_with_or_without_its_media_type() {
         let typed = v1::Payload { content_type: "application/json".into(), ..json("1") };
         for payload in [typed, json("1")] {
             assert_eq!(from_proto(payload, "input").expect("small"), Payload::json("1"));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_json_is_refused_with_the_place() {
+    fn invalid_json_is_rejected_with_the_byte_offset() {
         for (text, offset) in [
             ("", 0),
             ("{\"a\":", 5),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_two_mebibytes_to_the_byte() {
+    fn payload_is_accepted_up_to_payload_bytes_max_and_no_further() {
         let exactly = from_proto(json(&"1".repeat(PAYLOAD_BYTES_MAX)), "execution.input");
         assert!(exactly.is_ok());
         let over = from_proto(json(&"1".repeat(PAYLOAD_BYTES_MAX + 1)), "execution.input");

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_is_checked_and_has_a_default() {
+    fn namespace_is_validated_and_has_a_default() {
         assert_eq!(namespace("", "namespace").expect("the default").as_str(), "default");
         for good in ["a", "company.team-1", "a.b.c.d.e.f.g.h"] {
             assert_eq!(namespace(good, "namespace").expect(good).as_str(), good);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_covers_one_namespace_those_below_it_or_all() {
+    fn namespace_pattern_accepts_a_star_only_as_its_last_segment() {
         for good in ["a", "a.*", "a.b.*", "*"] {
             assert_eq!(namespace_pattern(good, "f").expect(good), good);
         }

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_duration_is_told_in_its_own_unit() {
+    fn duration_out_of_range_is_reported_in_readable_units() {
         for (millis, expected) in [
             (0, "0s"),
             (1_500, "1.5s"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn times_come_back_also_those_before_1970() {
+    fn timestamps_round_trip_including_those_before_1970() {
         for micros in [0, 1, -1, -1_000_001, 1_800_000_000_123_456] {
             let at = Timestamp::from_micros(micros);
             assert_eq!(timestamp_from(&timestamp(at)), at);

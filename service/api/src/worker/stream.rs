@@ -495,7 +495,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_response_is_bounded_by_bytes_and_items_but_takes_one_of_any_size() {
+    fn response_is_limited_by_bytes_and_items_but_takes_one_item_of_any_size() {
         let mut out = Outgoing::default();
         assert!(out.is_empty() && out.has_room(BATCH_BYTES_MAX * 2));
         out.task(v1::Task::default(), BATCH_BYTES_MAX - 10);
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_sent_again_is_told_as_the_protocol_says() {
+    fn result_must_be_resent_after_overload_shutdown_or_unknown_outcome() {
         assert!(is_again(ack_reason(ErrorReason::Overloaded)));
         assert!(is_again(ack_reason(ErrorReason::ShuttingDown)));
         assert!(is_again(ack_reason(ErrorReason::OutcomeUnknown)));

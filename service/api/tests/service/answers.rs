@@ -34,7 +34,7 @@ async fn get(server: &Server, execution_id: &str) -> v1::ExecutionInfo {
 }
 
 #[tokio::test]
-async fn an_execution_whose_outputs_exceed_a_message_is_read_with_references() {
+async fn execution_too_large_for_a_message_is_returned_with_output_references() {
     let server = Server::start().await;
     server
         .register(
@@ -85,7 +85,7 @@ async fn undone(server: &Server, output: &v1::Payload) -> String {
 }
 
 #[tokio::test]
-async fn a_task_that_exceeds_a_message_refers_to_the_output_that_it_undoes() {
+async fn oversized_compensation_task_references_the_output_of_the_step_it_undoes() {
     let server = Server::start().await;
     server.register(UNDONE).await;
     for (bytes, referred) in [(MIB, false), (2 * MIB, true)] {
@@ -113,7 +113,7 @@ async fn a_task_that_exceeds_a_message_refers_to_the_output_that_it_undoes() {
 }
 
 #[tokio::test]
-async fn errors_that_exceed_a_message_are_abridged_and_whole_in_the_history() {
+async fn errors_too_large_for_a_message_are_abridged_but_whole_in_the_history() {
     const STEPS: usize = 80;
     let server = Server::start().await;
     let step = |n| format!("- {{id: s{n}, task: {{type: t}}, on_error: IGNORE}}\n");

@@ -13,7 +13,7 @@ use crate::server::{
 const NO_ID: &str = "0199aaaa-0000-7000-8000-000000000000";
 
 #[tokio::test]
-async fn definitions_that_cannot_work() {
+async fn invalid_definitions_are_rejected_with_reason_and_field() {
     let server = Server::start().await;
     let step = "steps:\n- id: s\n  task: {type: t}\n";
     for (text, reason, field) in [
@@ -52,7 +52,7 @@ fn unknown_value<T: std::fmt::Debug>(refused: Result<T, tonic::Status>, reason: 
 }
 
 #[tokio::test]
-async fn enum_values_that_the_server_does_not_know_are_never_taken_for_the_default() {
+async fn unknown_enum_values_are_rejected_instead_of_defaulted() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let task = v1::TaskStep { r#type: "t".into(), ..Default::default() };
@@ -114,7 +114,7 @@ async fn enum_values_that_the_server_does_not_know_are_never_taken_for_the_defau
 }
 
 #[tokio::test]
-async fn names_and_ids_that_do_not_exist() {
+async fn unknown_names_and_ids_are_not_found() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let mut executions = server.executions();
@@ -162,7 +162,7 @@ async fn names_and_ids_that_do_not_exist() {
 }
 
 #[tokio::test]
-async fn a_retired_workflow_starts_nothing() {
+async fn retired_workflow_starts_no_execution_until_registered_again() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let id = server.begin("order").await;
@@ -185,7 +185,7 @@ async fn a_retired_workflow_starts_nothing() {
 }
 
 #[tokio::test]
-async fn payloads_over_the_limit() {
+async fn oversized_input_is_rejected_and_oversized_result_fails_the_execution() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let input = Some(json(&"1".repeat((2 << 20) + 1)));
@@ -217,7 +217,7 @@ async fn payloads_over_the_limit() {
 }
 
 #[tokio::test]
-async fn a_request_id_with_another_body() {
+async fn request_id_reused_with_another_body_is_rejected() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let mut executions = server.executions();
@@ -262,7 +262,7 @@ async fn a_request_id_with_another_body() {
 
 /// Without the refusal, such a pattern would silently match nothing.
 #[tokio::test]
-async fn patterns_of_error_types_that_no_error_can_have() {
+async fn error_type_patterns_that_cannot_match_are_rejected() {
     let server = Server::start().await;
     for pattern in ["a b", "a..b", "*.a", "a*", "a\0", "recoup.nosuch", &"a".repeat(256)] {
         let filter = v1::ExecutionFilter { error_type: pattern.into(), ..Default::default() };
@@ -283,7 +283,7 @@ async fn patterns_of_error_types_that_no_error_can_have() {
 }
 
 #[tokio::test]
-async fn page_tokens_of_others() {
+async fn page_token_of_another_query_is_rejected() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -310,7 +310,7 @@ async fn page_tokens_of_others() {
 }
 
 #[tokio::test]
-async fn cursors_of_others() {
+async fn cursor_of_another_store_is_rejected() {
     let (server, other) = (Server::start().await, Server::start().await);
     let cursor = |cursor: &str| {
         let start = v1::pull_failures_request::Start::Cursor(cursor.into());
@@ -328,7 +328,7 @@ async fn cursors_of_others() {
 }
 
 #[tokio::test]
-async fn results_that_come_twice_too_late_or_with_garbage() {
+async fn late_results_and_garbage_task_tokens_are_rejected() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -356,7 +356,7 @@ async fn results_that_come_twice_too_late_or_with_garbage() {
 }
 
 #[tokio::test]
-async fn garbage_on_the_port() {
+async fn garbage_on_the_port_neither_hangs_nor_breaks_the_server() {
     let server = Server::start().await;
     let uri = server.address;
     for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 4096][..], b"PRI * HTTP/2.0\r\n"] {
@@ -372,7 +372,7 @@ async fn garbage_on_the_port() {
 }
 
 #[tokio::test]
-async fn text_that_is_not_json_is_refused_where_it_comes_in() {
+async fn invalid_json_in_inputs_results_and_error_details_is_rejected() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let input = Some(json("{\"a\": nope}"));

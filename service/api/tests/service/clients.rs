@@ -48,7 +48,7 @@ macro_rules! describe {
 }
 
 #[tokio::test]
-async fn reflection_knows_the_details_of_errors_in_both_of_its_versions() {
+async fn both_reflection_versions_describe_the_error_detail_types() {
     let server = Server::start().await;
     for symbol in SYMBOLS {
         let own = describe!(v1, server.channel.clone(), FileContainingSymbol(symbol));
@@ -83,7 +83,7 @@ fn encoding<T>(response: &tonic::Response<T>) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn whoever_sends_gzip_is_answered_in_gzip() {
+async fn only_clients_that_send_gzip_are_answered_in_gzip() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let started = compressing(&server).start_execution(start_with(1 << 20)).await;
@@ -101,7 +101,7 @@ async fn whoever_sends_gzip_is_answered_in_gzip() {
 
 /// A text of 100 MiB that repeats one letter takes 100 KiB on the wire.
 #[tokio::test]
-async fn a_message_is_bounded_after_it_is_decompressed() {
+async fn message_size_is_limited_after_decompression() {
     let server = Server::start().await;
     server.register(ORDER).await;
     for bytes in [5 << 20, 63 << 20] {
@@ -116,7 +116,7 @@ async fn a_message_is_bounded_after_it_is_decompressed() {
 }
 
 #[tokio::test]
-async fn a_result_is_refused_in_the_same_words_by_both_transports() {
+async fn stream_and_unary_call_reject_a_result_with_the_same_message() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let mut told = Vec::new();
@@ -168,7 +168,7 @@ fn definition(input: &str, on_error: v1::OnError) -> v1::WorkflowDefinition {
 }
 
 #[tokio::test]
-async fn a_definition_is_new_only_when_it_means_something_else() {
+async fn definition_gets_a_new_version_only_if_its_meaning_changes() {
     let server = Server::start().await;
     let register = async |definition: v1::WorkflowDefinition| {
         let workflow = Some(Workflow::Definition(definition));

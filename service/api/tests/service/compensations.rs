@@ -43,7 +43,7 @@ async fn history(server: &Server, execution_id: &str) -> Vec<Event> {
 }
 
 #[tokio::test]
-async fn a_parked_compensation_is_tried_again_or_skipped_and_the_history_says_why() {
+async fn parked_compensation_is_retried_or_skipped_and_the_history_records_why() {
     let server = Server::start().await;
     let id = parked(&server).await;
     let mut executions = server.executions();

@@ -10,7 +10,7 @@ use crate::server::{
 };
 
 #[tokio::test]
-async fn an_execution_runs_from_start_to_end_and_its_history_says_how() {
+async fn execution_runs_from_start_to_end_and_its_history_can_be_paged() {
     let server = Server::start().await;
     server
         .register("name: pair\nsteps:\n- {id: a, task: {type: t}}\n- {id: b, task: {type: u, input: {n: '${steps.a.output}'}}}\n")
@@ -64,7 +64,7 @@ async fn an_execution_runs_from_start_to_end_and_its_history_says_how() {
 }
 
 #[tokio::test]
-async fn run_answers_before_the_callers_deadline_and_then_with_the_outcome() {
+async fn run_answers_before_the_deadline_and_a_repeat_gets_the_outcome() {
     use v1::run_execution_response::Result as Outcome;
     let server = Server::start().await;
     server.register(ORDER).await;
@@ -95,7 +95,7 @@ async fn run_answers_before_the_callers_deadline_and_then_with_the_outcome() {
 }
 
 #[tokio::test]
-async fn who_waits_for_an_end_is_answered_when_the_server_is_going_to_stop() {
+async fn run_and_await_calls_are_answered_when_the_server_shuts_down() {
     use v1::await_execution_response::Result as Awaited;
     use v1::run_execution_response::Result as Outcome;
     let server = Server::start().await;
@@ -122,7 +122,7 @@ async fn who_waits_for_an_end_is_answered_when_the_server_is_going_to_stop() {
 }
 
 #[tokio::test]
-async fn a_key_is_taken_used_or_free() {
+async fn start_with_a_held_key_is_rejected_or_returns_the_holder_by_policy() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let with = |on_running: v1::OnRunning| v1::StartExecutionRequest {
@@ -163,7 +163,7 @@ async fn a_key_is_taken_used_or_free() {
 }
 
 #[tokio::test]
-async fn an_end_is_final() {
+async fn terminated_execution_rejects_cancel_and_compensation_retry() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let execution_id = server.begin("order").await;
@@ -193,7 +193,7 @@ async fn an_end_is_final() {
 }
 
 #[tokio::test]
-async fn a_list_is_filtered_also_by_what_the_store_does_not_know() {
+async fn list_filters_by_namespace_error_type_and_state() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let failed = server.failed_execution().await;
@@ -223,7 +223,7 @@ async fn a_list_is_filtered_also_by_what_the_store_does_not_know() {
 }
 
 #[tokio::test]
-async fn a_definition_is_validated_with_its_waits_and_comes_back() {
+async fn validation_reports_retry_delays_and_the_definition_reads_back_unchanged() {
     let server = Server::start().await;
     let text = "name: slow\nsteps:\n- id: s\n  task: {type: t}\n  retry: {constant: {interval: 3s}, max_attempts: 3}\n";
     let source = v1::DefinitionSource { text: text.into(), ..Default::default() };
@@ -245,7 +245,7 @@ async fn a_definition_is_validated_with_its_waits_and_comes_back() {
 }
 
 #[tokio::test]
-async fn health_and_reflection_are_served() {
+async fn health_reports_not_serving_once_the_server_shuts_down() {
     let server = Server::start().await;
     let mut health = tonic_health::pb::health_client::HealthClient::new(server.channel.clone());
     let request = tonic_health::pb::HealthCheckRequest::default();
@@ -263,7 +263,7 @@ async fn health_and_reflection_are_served() {
 }
 
 #[tokio::test]
-async fn a_history_longer_than_one_look_into_the_store_is_told_to_its_end() {
+async fn long_history_is_listed_to_its_end_over_several_store_reads() {
     const ATTEMPTS: u32 = 230;
     let server = Server::start().await;
     let retry = format!("retry: {{constant: {{interval: 1ms}}, max_attempts: {ATTEMPTS}}}");
@@ -315,7 +315,7 @@ async fn scheduled(server: &Server, id: &str) -> Vec<(String, bool, u32, u32)> {
 }
 
 #[tokio::test]
-async fn a_history_says_how_many_attempts_the_policies_allow() {
+async fn history_records_the_attempt_limit_of_each_step() {
     let server = Server::start().await;
     let text = "
 name: limits

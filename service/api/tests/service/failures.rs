@@ -65,7 +65,7 @@ fn execution(delivery: &v1::FailureDelivery) -> &str {
 }
 
 #[tokio::test]
-async fn an_ephemeral_reader_follows_its_cursor() {
+async fn ephemeral_reader_starts_from_now_a_cursor_or_the_beginning() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let mut now = subscribe(&server, v1::SubscribeFailuresRequest::default()).await;
@@ -102,7 +102,7 @@ async fn an_ephemeral_reader_follows_its_cursor() {
 }
 
 #[tokio::test]
-async fn every_event_is_listed_and_found_by_its_id() {
+async fn failure_events_can_be_listed_and_read_by_id() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let execution_id = server.failed_execution().await;
@@ -126,7 +126,7 @@ async fn every_event_is_listed_and_found_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_durable_subscription_delivers_until_it_is_acknowledged() {
+async fn durable_subscription_redelivers_until_the_event_is_acknowledged() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let kinds = vec![v1::FailureKind::ExecutionFailed.into()];
@@ -168,7 +168,7 @@ async fn a_durable_subscription_delivers_until_it_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_stream_has_one_consumer_a_window_and_an_end() {
+async fn subscription_stream_has_one_consumer_a_window_and_ends_on_deletion() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let wanted = v1::Subscription { name: "ops".into(), window: 1, ..Default::default() };
@@ -219,7 +219,7 @@ async fn a_stream_has_one_consumer_a_window_and_an_end() {
 }
 
 #[tokio::test]
-async fn a_large_output_is_a_reference_that_can_be_read() {
+async fn large_output_in_an_event_is_a_reference_that_can_be_read() {
     let server = Server::start().await;
     server
         .register("name: big\nsteps:\n- {id: a, task: {type: t}}\n- {id: b, task: {type: u}}\n")
@@ -251,7 +251,7 @@ async fn a_large_output_is_a_reference_that_can_be_read() {
 }
 
 #[tokio::test]
-async fn a_reader_that_never_reads_holds_up_nobody() {
+async fn reader_that_never_reads_does_not_hold_up_others() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let _silent = subscribe(&server, v1::SubscribeFailuresRequest::default()).await;

@@ -121,7 +121,7 @@ fn gap(delivery: &v1::FailureDelivery) -> &v1::FeedGap {
 }
 
 #[tokio::test]
-async fn a_reader_is_sent_pages_by_bytes_and_one_event_at_least() {
+async fn reader_gets_pages_limited_by_bytes_with_at_least_one_event() {
     const WORKERS: [&str; 7] = ["a", "b", "c", "d", "large", "e", "f"];
     let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
     let writer = Writer::new(store.clone()).await;
@@ -151,7 +151,7 @@ async fn a_reader_is_sent_pages_by_bytes_and_one_event_at_least() {
 /// An older server neither skips nor misreads an event that a newer one wrote: its readers stop before that
 /// event.
 #[tokio::test]
-async fn an_event_of_a_newer_server_stops_its_readers_before_it() {
+async fn event_in_a_newer_format_stops_readers_before_it() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
     let writer = Writer::new(store.clone()).await;
     let server = Server::on(store, |_| {}).await;
@@ -187,7 +187,7 @@ async fn an_event_of_a_newer_server_stops_its_readers_before_it() {
 }
 
 #[tokio::test]
-async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
+async fn stream_over_the_limit_is_refused_until_another_one_ends() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::with_system_clock());
     let writer = Writer::new(store.clone()).await;
     let server = Server::on(store, |options| options.feed_streams_max = 2).await;
@@ -228,7 +228,7 @@ async fn a_stream_more_than_there_may_be_is_refused_until_one_ends() {
 }
 
 /// Checks what readers see, on any store, after retention has deleted three events that follow their cursor.
-async fn retention_is_told_of(store: Arc<dyn Store>) {
+async fn assert_retention_leaves_a_gap(store: Arc<dyn Store>) {
     let server = Server::on(store.clone(), |_| {}).await;
     let writer = Writer::new(store.clone()).await;
     let old = |worker: &str| event(worker, Timestamp::from_micros(1_000_000));
@@ -290,19 +290,20 @@ async fn retention_is_told_of(store: Arc<dyn Store>) {
 }
 
 #[tokio::test]
-async fn a_cursor_behind_retention_gives_a_gap_with_its_count_in_memory() {
-    retention_is_told_of(Arc::new(MemoryStore::with_system_clock())).await;
+async fn events_deleted_by_retention_are_reported_as_a_gap_in_memory() {
+    assert_retention_leaves_a_gap(Arc::new(MemoryStore::with_system_clock())).await;
 }
 
 #[tokio::test]
-async fn a_cursor_behind_retention_gives_a_gap_with_its_count_on_sqlite() {
+async fn events_deleted_by_retention_are_reported_as_a_gap_on_sqlite() {
     let folder = tempfile::tempdir().expect("a folder");
-    retention_is_told_of(Arc::new(SqliteStore::open(folder.path()).expect("it is empty"))).await;
+    assert_retention_leaves_a_gap(Arc::new(SqliteStore::open(folder.path()).expect("it is empty")))
+        .await;
 }
 
 #[tokio::test]
-async fn a_cursor_behind_retention_gives_a_gap_with_its_count_on_postgres() {
+async fn events_deleted_by_retention_are_reported_as_a_gap_on_postgres() {
     let database = recoup_test_postgres::Server::shared().database().await;
     let store = PostgresStore::connect(&database.url(), Default::default()).await;
-    retention_is_told_of(Arc::new(store.expect("connects"))).await;
+    assert_retention_leaves_a_gap(Arc::new(store.expect("connects"))).await;
 }

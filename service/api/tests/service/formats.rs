@@ -40,7 +40,7 @@ async fn subscribe(server: &Server) -> Result<(), Status> {
 }
 
 #[tokio::test]
-async fn what_the_store_may_not_hold_is_refused_until_an_operator_allows_it() {
+async fn unfinalized_formats_are_refused_until_an_operator_finalizes_them() {
     // Format 0 is older than the first one, so that every row of these kinds needs a newer format than is
     // allowed.
     let server = server(Formats { definition: 0, subscription: 0, ..Formats::NEWEST }).await;
@@ -63,7 +63,7 @@ async fn what_the_store_may_not_hold_is_refused_until_an_operator_allows_it() {
 }
 
 #[tokio::test]
-async fn a_start_is_refused_until_its_history_may_be_written() {
+async fn start_is_refused_until_the_history_format_is_finalized() {
     let server = server(Formats { history: 0, ..Formats::NEWEST }).await;
     server.register(ORDER).await;
     let keyed = |key: &str| {

@@ -79,13 +79,13 @@ impl Case {
     }
 }
 
-fn quarantined_is_said<T: std::fmt::Debug>(result: Result<T, Status>) {
+fn assert_quarantined<T: std::fmt::Debug>(result: Result<T, Status>) {
     let (code, reason, _) = refusal(result);
     assert_eq!((code, reason.as_str()), (Code::FailedPrecondition, "EXECUTION_QUARANTINED"));
 }
 
 #[tokio::test]
-async fn a_damaged_execution_is_told_of_and_steered_no_further() {
+async fn damaged_execution_is_quarantined_and_rejects_cancel_and_await() {
     let case = damaged().await;
     let info = case.info().await;
     assert!(info.quarantined);
@@ -100,10 +100,10 @@ async fn a_damaged_execution_is_told_of_and_steered_no_further() {
 
     let (mut executions, execution_id) = (case.server.executions(), case.id.clone());
     let cancel = v1::CancelExecutionRequest { execution_id, ..Default::default() };
-    quarantined_is_said(executions.cancel_execution(cancel).await);
+    assert_quarantined(executions.cancel_execution(cancel).await);
     let execution_id = case.id.clone();
     let wait = v1::AwaitExecutionRequest { execution_id, ..Default::default() };
-    quarantined_is_said(executions.await_execution(wait).await);
+    assert_quarantined(executions.await_execution(wait).await);
 
     let listed = case.quarantined().await;
     assert_eq!(listed.len(), 1);
@@ -116,7 +116,7 @@ async fn a_damaged_execution_is_told_of_and_steered_no_further() {
 }
 
 #[tokio::test]
-async fn a_history_is_told_up_to_what_can_not_be_read() {
+async fn history_is_listed_up_to_the_first_unreadable_transition() {
     let case = damaged().await;
     let data = bytes::Bytes::from_static(b"\xff\xff");
     let garbled = StoredTransition { data, ..case.lost.clone() };
@@ -128,11 +128,11 @@ async fn a_history_is_told_up_to_what_can_not_be_read() {
     };
     let page = list(String::new()).await.expect("the first can be read").into_inner();
     assert!(page.entries.iter().all(|entry| entry.sequence == 1) && !page.entries.is_empty());
-    quarantined_is_said(list(page.next_page_token).await);
+    assert_quarantined(list(page.next_page_token).await);
 }
 
 #[tokio::test]
-async fn a_mended_execution_is_released_and_goes_on() {
+async fn repaired_execution_can_be_released_and_completes() {
     let case = damaged().await;
     let unread = refusal(case.release("mended", "").await).1;
     assert_eq!(unread, "EXECUTION_NOT_QUARANTINED", "nobody has looked at it yet");
@@ -146,7 +146,7 @@ async fn a_mended_execution_is_released_and_goes_on() {
     let unknown = case.server.executions().release_execution(request).await;
     assert_eq!(refusal(unknown).1, "EXECUTION_NOT_FOUND");
     // The cause was not fixed, so the execution is quarantined and reported again.
-    quarantined_is_said(case.release("mended, I think", "first").await);
+    assert_quarantined(case.release("mended, I think", "first").await);
     assert_eq!(case.events().await.len(), 2);
 
     case.store.take_transition(case.execution, 3).expect("it was put there");

@@ -31,7 +31,7 @@ fn namespace(name: &str, description: &str) -> v1::CreateNamespaceRequest {
 }
 
 #[tokio::test]
-async fn a_namespace_is_created_once() {
+async fn repeated_namespace_creation_returns_the_first_answer() {
     let [first, second] = servers().await;
     let request = namespace("team", "ours");
     let created = first.namespaces().create_namespace(request.clone()).await.expect("it is new");
@@ -52,7 +52,7 @@ async fn a_namespace_is_created_once() {
 }
 
 #[tokio::test]
-async fn a_registration_answers_as_it_did() {
+async fn repeated_registration_or_retirement_returns_the_first_answer() {
     let [first, second] = servers().await;
     let registration = |text: &str, id: &str| v1::RegisterWorkflowRequest {
         request_id: id.into(),
@@ -93,7 +93,7 @@ async fn a_registration_answers_as_it_did() {
 
 /// A repeated request gets its answer even if there would be no room for a new subscription.
 #[tokio::test]
-async fn the_last_subscription_that_has_room_is_answered_again() {
+async fn repeated_creation_at_the_subscription_limit_returns_the_first_answer() {
     let store = Arc::new(MemoryStore::with_system_clock());
     for number in 1..1000 {
         let (name, state) = (format!("s{number}"), Bytes::new());
@@ -117,7 +117,7 @@ fn subscription(id: &str, window: u32) -> v1::CreateSubscriptionRequest {
 }
 
 #[tokio::test]
-async fn a_subscription_does_not_come_back() {
+async fn deleted_subscription_is_not_recreated_by_a_repeated_request() {
     let [first, second] = servers().await;
     let delete = |id: &str| v1::DeleteSubscriptionRequest {
         subscription: Some(v1::SubscriptionRef { name: "ops".into(), ..Default::default() }),
@@ -149,7 +149,7 @@ async fn a_subscription_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn an_operator_resumes_retention_once() {
+async fn resume_retention_reports_the_pause_only_once() {
     let store = Arc::new(MemoryStore::with_system_clock());
     let server = Server::on(store.clone(), |_| {}).await;
     store.pause_retention().await.expect("the model pauses");

@@ -34,7 +34,7 @@ fn token(task: &v1::Task) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_poll_that_lists_nothing_holds_nothing_and_one_that_does_not_say_may() {
+async fn empty_held_list_returns_the_tasks_and_a_missing_one_keeps_them() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -47,7 +47,7 @@ async fn a_poll_that_lists_nothing_holds_nothing_and_one_that_does_not_say_may()
 }
 
 #[tokio::test]
-async fn a_poll_that_waits_longer_than_its_session_lives_keeps_it() {
+async fn poll_that_waits_longer_than_the_session_ttl_keeps_the_session() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let id = server.begin("order").await;
@@ -65,7 +65,7 @@ async fn a_poll_that_waits_longer_than_its_session_lives_keeps_it() {
 }
 
 #[tokio::test]
-async fn one_poll_at_a_time_says_what_a_session_holds() {
+async fn newer_poll_of_a_session_supersedes_the_older_one() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let mut workers = server.workers();
@@ -85,7 +85,7 @@ async fn one_poll_at_a_time_says_what_a_session_holds() {
 }
 
 #[tokio::test]
-async fn equal_ids_in_two_namespaces_are_two_sessions() {
+async fn sessions_with_the_same_id_in_two_namespaces_are_separate() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let team = v1::Namespace { name: "team".into(), ..Default::default() };
@@ -101,7 +101,7 @@ async fn equal_ids_in_two_namespaces_are_two_sessions() {
 }
 
 #[tokio::test]
-async fn the_last_poll_of_a_worker_takes_nothing_and_leaves_nothing_behind() {
+async fn draining_poll_takes_no_task_and_returns_those_it_does_not_list() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -124,7 +124,7 @@ async fn release(
 }
 
 #[tokio::test]
-async fn a_task_is_given_back_by_whom_it_was_handed_to_and_then_it_is_over() {
+async fn only_the_session_that_holds_a_task_can_release_it() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -148,7 +148,7 @@ async fn a_task_is_given_back_by_whom_it_was_handed_to_and_then_it_is_over() {
 }
 
 #[tokio::test]
-async fn a_stream_gives_back_only_what_it_has() {
+async fn stream_cannot_release_a_task_of_another_session() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -166,7 +166,7 @@ async fn a_stream_gives_back_only_what_it_has() {
 
 /// There is no session, so only the start-to-close timeout of a minute would bring the task back.
 #[tokio::test]
-async fn an_answer_that_goes_nowhere_takes_no_task_with_it() {
+async fn task_in_an_undelivered_answer_is_handed_out_again() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -194,7 +194,7 @@ async fn details(server: &Server, execution_id: &str) -> Option<v1::Payload> {
 }
 
 #[tokio::test]
-async fn what_heartbeats_say_is_told_up_to_its_limit() {
+async fn heartbeat_details_are_kept_up_to_4096_bytes() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let id = server.begin("order").await;
@@ -227,7 +227,7 @@ async fn what_heartbeats_say_is_told_up_to_its_limit() {
 }
 
 #[tokio::test]
-async fn a_session_lives_from_a_second_to_ten_minutes() {
+async fn session_ttl_must_be_between_one_second_and_ten_minutes() {
     let server = Server::start().await;
     let cases = [(999, false), (1_000, true), (600_000, true), (600_001, false)];
     for (index, (millis, is_good)) in cases.into_iter().enumerate() {
@@ -250,7 +250,7 @@ async fn a_session_lives_from_a_second_to_ten_minutes() {
 }
 
 #[tokio::test]
-async fn ten_thousand_tokens_are_held_and_no_more() {
+async fn session_may_report_at_most_ten_thousand_held_tokens() {
     let server = Server::start().await;
     let garbage = |count: usize| vec![Bytes::from_static(&[9]); count];
     let list = |count| v1::PollTasksRequest {
@@ -270,7 +270,7 @@ async fn ten_thousand_tokens_are_held_and_no_more() {
 }
 
 #[tokio::test]
-async fn ten_thousand_tasks_are_asked_for_and_no_more() {
+async fn stream_may_request_ten_thousand_tasks_and_a_poll_one_thousand() {
     let server = Server::start().await;
     let over = TaskStream::open(&server, session("a"), 10_001).await.next().await;
     assert_refused(over, Code::InvalidArgument, "FIELD_INVALID", &["credit"]);

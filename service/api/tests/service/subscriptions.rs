@@ -77,7 +77,7 @@ async fn ack(server: &Server, delivery: &v1::FailureDelivery) -> v1::ErrorReason
 }
 
 #[tokio::test]
-async fn a_consumer_that_connects_again_gets_at_once_what_it_had_not_acknowledged() {
+async fn reconnecting_consumer_gets_its_unacknowledged_events_at_once() {
     for consumer in ["", "pager"] {
         let server = Server::start().await;
         server.register(ORDER).await;
@@ -108,7 +108,7 @@ async fn a_consumer_that_connects_again_gets_at_once_what_it_had_not_acknowledge
 }
 
 #[tokio::test]
-async fn who_comes_after_the_consumer_has_left_gets_what_it_left() {
+async fn next_consumer_gets_the_events_that_its_predecessor_left() {
     let server = Server::start().await;
     server.register(ORDER).await;
     create(&server).await;
@@ -133,7 +133,7 @@ async fn who_comes_after_the_consumer_has_left_gets_what_it_left() {
 }
 
 #[tokio::test]
-async fn what_was_pulled_keeps_its_deadline_when_a_stream_opens() {
+async fn pulled_event_keeps_its_deadline_when_a_stream_opens() {
     let server = Server::start().await;
     server.register(ORDER).await;
     create(&server).await;

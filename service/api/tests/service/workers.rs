@@ -10,7 +10,7 @@ use crate::server::{
 };
 
 #[tokio::test]
-async fn a_stream_hands_out_as_much_as_there_is_credit() {
+async fn stream_hands_out_no_more_tasks_than_it_has_credit() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let ids =
@@ -36,7 +36,7 @@ async fn a_stream_hands_out_as_much_as_there_is_credit() {
 }
 
 #[tokio::test]
-async fn a_session_goes_on_over_a_new_stream() {
+async fn session_continues_on_a_new_stream() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let id = server.begin("order").await;
@@ -60,7 +60,7 @@ async fn a_session_goes_on_over_a_new_stream() {
 }
 
 #[tokio::test]
-async fn what_a_new_stream_does_not_hold_is_handed_out_again_uncounted() {
+async fn task_not_held_by_the_new_stream_is_redelivered_as_the_same_attempt() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -72,7 +72,7 @@ async fn what_a_new_stream_does_not_hold_is_handed_out_again_uncounted() {
 }
 
 #[tokio::test]
-async fn a_stream_that_opens_no_session_or_two_is_refused() {
+async fn stream_without_a_valid_session_or_with_two_is_rejected() {
     let server = Server::start().await;
     let unnamed = TaskStream::open(&server, v1::OpenSession::default(), 1).await.next().await;
     let (code, reason, fields) = refusal(unnamed);
@@ -89,7 +89,7 @@ async fn a_stream_that_opens_no_session_or_two_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_says_so_and_ends_idle_streams() {
+async fn stopping_server_announces_draining_and_ends_idle_streams() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let id = server.begin("order").await;
@@ -106,7 +106,7 @@ async fn a_server_that_stops_says_so_and_ends_idle_streams() {
 }
 
 #[tokio::test]
-async fn a_task_that_is_given_back_is_handed_out_again_uncounted() {
+async fn released_task_is_handed_out_again_as_the_same_attempt() {
     let server = Server::start().await;
     server.register(ORDER).await;
     server.begin("order").await;
@@ -120,7 +120,7 @@ async fn a_task_that_is_given_back_is_handed_out_again_uncounted() {
 }
 
 #[tokio::test]
-async fn a_poll_waits_no_longer_than_asked_and_loses_nothing() {
+async fn poll_waits_no_longer_than_asked_and_an_abandoned_one_takes_no_task() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let wait = Some(Duration::from_millis(50).into());
@@ -149,7 +149,7 @@ async fn a_poll_waits_no_longer_than_asked_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_that_never_reads_does_not_stop_the_others() {
+async fn worker_that_never_reads_does_not_block_other_workers() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let silent = TaskStream::open(&server, session("silent"), 10_000).await;
