@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn one_peer_leaves_room_for_others() {
+    fn one_peer_cannot_take_all_connections() {
         let gate = Arc::new(Gate::new(3, 2));
         let first = gate.admit(v4(1)).expect("there is room");
         let _second = gate.admit(v4(1)).expect("there is room");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_peer_and_a_mapped_address_is_that_of_ipv4() {
+    fn ipv6_network_is_one_peer_and_a_mapped_address_counts_as_ipv4() {
         let peer = |text: &str| Peer::of(text.parse().expect("an address"));
         assert_eq!(peer("2001:db8:0:1::1"), peer("2001:db8:0:1:ffff::2"));
         assert_ne!(peer("2001:db8:0:1::1"), peer("2001:db8:0:2::1"));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_is_logged_once_in_a_while() {
+    async fn flood_of_refusals_is_logged_once_per_interval() {
         let mut seldom = Seldom::default();
         assert_eq!(seldom.count(), Some(1));
         assert!((0..1000).all(|_| seldom.count().is_none()));

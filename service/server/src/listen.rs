@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn open_files_lower_the_number_of_connections() {
+    fn open_file_limit_lowers_the_number_of_connections() {
         let limits = ConnectionLimits { connections_max: 1000, ..ConnectionLimits::DEFAULT };
         assert_eq!(limits.resolve(None), (1000, 500));
         assert_eq!(limits.resolve(Some(65_536)), (1000, 500));

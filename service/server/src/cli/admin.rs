@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn older_servers_and_what_is_left_to_do_are_named() {
+    fn formats_output_names_older_servers_or_the_next_step() {
         let both = [node("new:7430", 2), node("old:7430", 1)];
         let older = "The server at old:7430 is older: it reads up to history 1.";
         assert_eq!(told(&all(1), &all(1), &both), [older]);

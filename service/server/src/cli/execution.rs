@@ -459,7 +459,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_input_is_json_and_keeps_its_text() {
+    fn input_must_be_json_and_keeps_its_text() {
         assert_eq!(input("{\"n\": 1.10}").expect("JSON"), "{\"n\": 1.10}");
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "[18446744073709551615]").expect("it can be written");
@@ -472,14 +472,14 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_as_people_write_them() {
+    fn duration_argument_needs_units_and_may_not_be_negative() {
         assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
         parse_duration("90").expect_err("no unit");
         parse_duration("-1s").expect_err("negative");
     }
 
     #[test]
-    fn times_are_those_of_rfc_3339() {
+    fn time_argument_must_be_rfc_3339() {
         let time = parse_time("2026-09-21T16:13:20+02:00").expect("a time");
         assert_eq!((time.seconds, time.nanos), (1_790_000_000, 0));
         parse_time("2026-09-21").expect_err("a day");

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_those_of_the_help() {
+    fn exit_codes_match_the_help_text() {
         let still = Error::StillRunning {
             execution_id: "e1".to_owned(),
             state: ExecutionState::Compensating,
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_is_refused_with_its_reason_before_it_is_sent() {
+    fn payload_refused_before_sending_reports_its_reason() {
         let failed = Failed::from(Error::PayloadTooLarge { size: 3 << 20 });
         assert_eq!(failed.exit, Exit::Usage);
         assert_eq!(failed.document()["error"]["reason"], "PAYLOAD_TOO_LARGE");
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn one_problem_is_one_line() {
+    fn single_problem_is_printed_on_one_line() {
         let failed = wrong("id: it is required", &[("id", "it is required")]);
         assert_eq!(failed.lines(), ["error: id: it is required (DEFINITION_INVALID)"]);
         let failed = wrong("1:1: too large", &[("", "1:1: too large")]);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_of_a_file_are_where_editors_find_them() {
+    fn problems_in_a_file_are_printed_with_file_line_and_column() {
         let file = Path::new("order.yaml");
         let one = wrong("a: 4:21: unknown", &[("a", "4:21: unknown")]).in_file(file);
         assert_eq!(one.lines(), ["error: order.yaml:4:21: a: unknown (DEFINITION_INVALID)"]);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_heard_in_a_command_line_that_is_wrong() {
+    fn json_output_is_honoured_even_if_the_command_line_is_invalid() {
         let wants = |line: &str| wants_json(line.split(' ').map(str::to_owned));
         assert!(wants("recoup list --nosuch -o json"));
         assert!(wants("recoup list --output=json --nosuch"));

@@ -422,7 +422,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_named_as_in_the_documentation() {
+    fn failure_kinds_have_their_documented_names() {
         assert_eq!(parse_kind("step_failed"), Ok(FailureKind::StepFailed));
         assert_eq!(parse_kind("Compensation_Parked"), Ok(FailureKind::CompensationParked));
         let known = (1..).map_while(|number| FailureKind::try_from(number).ok());
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_taken_effect_is_not_called_completed() {
+    fn step_with_unknown_outcome_is_not_printed_as_completed() {
         let step = |path: &str, outcome: StepOutcome| CompletedStep {
             step_path: path.to_owned(),
             outcome: outcome.into(),
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_event_is_about_is_told() {
+    fn listed_event_names_its_subject() {
         let told = |kind: FailureKind, event: FailureEvent| {
             let event = FailureEvent { kind: kind.into(), id: "id-1".to_owned(), ..event };
             let line = listed_line(&event, Style::PLAIN);
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_told_as_its_flags() {
+    fn filter_is_printed_as_its_flags() {
         let mut filter = FailureFilter::default();
         assert_eq!(filter_text(&filter), "");
         filter.workflows = vec!["order".to_owned()];
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line() {
+    fn event_is_printed_on_one_line() {
         let mut event = FailureEvent {
             workflow: "order".to_owned(),
             execution_key: "order-7".to_owned(),

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_short() {
+    fn durations_are_printed_in_short_form() {
         const SECOND: i128 = 1_000_000_000;
         for (nanos, expected) in [
             (-5, "0ms"),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_stays_in_its_line() {
+    fn errors_and_payloads_are_shortened_to_one_line() {
         let error = v1::Error {
             r#type: "a.b".to_owned(),
             message: "one\ntwo\u{1b}[31m".to_owned(),
@@ -273,14 +273,14 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
+    fn table_columns_are_aligned() {
         let rows = [vec!["é".to_owned(), "x".to_owned()], vec!["long".to_owned(), String::new()]];
         let lines = table(&["A", "B"], &rows, Style::PLAIN);
         assert_eq!(lines, ["A     B", "é     x", "long"]);
     }
 
     #[test]
-    fn times_are_utc_with_milliseconds() {
+    fn times_are_printed_in_utc_with_milliseconds() {
         let time = Timestamp { seconds: 1_790_000_000, nanos: 123_456_789 };
         assert_eq!(timestamp(&time), "2026-09-21T14:13:20.123Z");
     }

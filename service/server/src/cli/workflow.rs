@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_issue_is_where_editors_find_it() {
+    fn issue_is_printed_with_file_line_and_column() {
         let mut issue = DefinitionIssue {
             field_path: "steps[1].when".to_owned(),
             line: 12,
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_tells_its_waits_and_those_of_its_rules() {
+    fn schedule_lists_the_delays_of_its_policy_and_rules() {
         let seconds = |seconds| recoup_proto::Duration { seconds, nanos: 0 };
         let rule = RetryRule { error_types: vec!["a.b".to_owned()], ..RetryRule::default() };
         let schedule = StepRetrySchedule {

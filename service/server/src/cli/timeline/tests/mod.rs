@@ -124,7 +124,7 @@ fn reads(execution: &ExecutionInfo, events: Vec<(i64, Event)>, expected: &str) {
 }
 
 #[test]
-fn a_failure_that_was_compensated() {
+fn timeline_shows_a_compensated_failure() {
     let mut execution = execution(ExecutionState::Failed);
     execution.ended_at = at(3_420);
     execution.set_compensation_state(CompensationState::Done);
@@ -199,7 +199,7 @@ fn a_failure_that_was_compensated() {
 }
 
 #[test]
-fn one_that_runs_and_says_how_far_it_is() {
+fn timeline_shows_heartbeat_details_of_running_attempts() {
     let mut execution = execution(ExecutionState::Running);
     let running = |path: &str, details: Option<v1::Payload>| {
         let mut running = PendingAttempt {
@@ -230,7 +230,7 @@ fn one_that_runs_and_says_how_far_it_is() {
 }
 
 #[test]
-fn one_that_waits() {
+fn timeline_shows_until_when_a_retry_waits() {
     let mut execution = execution(ExecutionState::Running);
     let mut waiting = PendingAttempt {
         step_path: "charge".to_owned(),
@@ -267,7 +267,7 @@ fn one_that_waits() {
 }
 
 #[test]
-fn one_that_a_person_must_look_at() {
+fn timeline_shows_the_commands_for_a_parked_compensation() {
     let mut execution = execution(ExecutionState::Cancelled);
     execution.ended_at = at(90_000);
     execution.set_compensation_state(CompensationState::Parked);
@@ -312,7 +312,7 @@ fn one_that_a_person_must_look_at() {
 }
 
 #[test]
-fn what_a_person_does_after_the_end_stands_apart() {
+fn compensation_retried_after_the_end_has_its_own_section() {
     let mut execution = execution(ExecutionState::Failed);
     execution.ended_at = at(100);
     execution.set_compensation_state(CompensationState::Done);
@@ -387,7 +387,7 @@ fn what_a_person_does_after_the_end_stands_apart() {
 }
 
 #[test]
-fn an_output_that_cannot_be_made_has_a_line() {
+fn output_expression_error_has_its_own_line() {
     let execution = execution(ExecutionState::Compensating);
     let stopped = |step: &str| {
         let mut stopped = v1::RunStopped {
@@ -413,7 +413,7 @@ fn an_output_that_cannot_be_made_has_a_line() {
 }
 
 #[test]
-fn each_of_a_few_parked_steps_has_its_commands() {
+fn first_three_parked_steps_are_listed_with_their_commands() {
     let mut execution = execution(ExecutionState::Failed);
     let parked = |step: &str| {
         let mut parked = CompensationInfo { step_path: step.to_owned(), ..Default::default() };
@@ -433,7 +433,7 @@ fn each_of_a_few_parked_steps_has_its_commands() {
 }
 
 #[test]
-fn a_quarantine_is_told_with_what_to_do() {
+fn timeline_shows_a_quarantine_and_its_release() {
     let mut quarantine = v1::QuarantineInfo {
         detail: "transition 2 is missing, 3 follows".to_owned(),
         quarantined_at: at(0),

@@ -16,7 +16,7 @@ fn attempts(execution: &ExecutionInfo, events: Vec<(i64, Event)>) -> Vec<(i128, 
 }
 
 #[test]
-fn attempts_are_limited_as_the_history_says() {
+fn attempt_limits_are_taken_from_the_history() {
     let unlimited = Event::AttemptScheduled(v1::AttemptScheduled {
         step: step("unlimited", false),
         attempt: 2,
@@ -45,7 +45,7 @@ fn attempts_are_limited_as_the_history_says() {
 }
 
 #[test]
-fn the_hand_over_is_the_beginning_of_an_attempt() {
+fn attempt_is_timed_from_its_hand_over() {
     let handed = Event::AttemptStarted(v1::AttemptStarted {
         step: step("charge", false),
         attempt: 1,
@@ -63,7 +63,7 @@ fn the_hand_over_is_the_beginning_of_an_attempt() {
 }
 
 #[test]
-fn a_retried_compensation_has_no_limit_until_it_is_known_again() {
+fn retried_compensation_shows_no_attempt_limit() {
     let retried = Event::CompensationRetried(v1::CompensationRetried {
         step_path: "reserve".to_owned(),
         ..v1::CompensationRetried::default()
@@ -83,7 +83,7 @@ fn a_retried_compensation_has_no_limit_until_it_is_known_again() {
 }
 
 #[test]
-fn a_failed_step_is_told_once() {
+fn step_failure_is_omitted_if_its_attempt_already_shows_it() {
     let failure = |path: &str| {
         let error = error("a.b", "");
         Event::StepFailed(v1::StepFailed { step: step(path, false), error })

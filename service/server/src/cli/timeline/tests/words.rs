@@ -5,7 +5,7 @@ use super::super::words::attempt_text;
 use super::*;
 
 #[test]
-fn the_end_that_stopped_an_attempt_is_named() {
+fn stopped_attempt_names_how_the_execution_ended() {
     let told = |error_type| {
         let error = error(error_type, "");
         decision_text(&stop(RetryReason::Cancelled), "", error.as_ref())
@@ -16,7 +16,7 @@ fn the_end_that_stopped_an_attempt_is_named() {
 }
 
 #[test]
-fn every_reason_to_stop_is_told() {
+fn every_stop_reason_has_its_own_text() {
     let mut seen = HashSet::new();
     for reason in 1..=11 {
         let reason = RetryReason::try_from(reason).expect("a reason to stop");
@@ -27,13 +27,13 @@ fn every_reason_to_stop_is_told() {
 }
 
 #[test]
-fn an_attempt_without_a_limit_has_none_told() {
+fn attempt_without_a_limit_shows_only_its_number() {
     assert_eq!(attempt_text(Attempt { number: 2, max: Some(3) }), "2 of 3");
     assert_eq!(attempt_text(Attempt { number: 2, max: None }), "2");
 }
 
 #[test]
-fn text_of_others_stays_in_its_line() {
+fn multi_line_reason_is_printed_on_one_line() {
     let cancel = v1::CancelRequested { reason: "one\ntwo".to_owned() };
     let words = super::super::words::words(&super::super::model::What::CancelRequested(&cancel));
     assert_eq!(words.text, "one two");
