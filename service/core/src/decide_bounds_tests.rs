@@ -56,7 +56,7 @@ fn followed_by(
 }
 
 /// Wakes the execution until no work is due, and returns the number of transitions.
-fn go_on(rig: &mut Rig) -> usize {
+fn wake_until_idle(rig: &mut Rig) -> usize {
     let mut transitions = 0;
     while next_wake(rig.state(), &rig.plan).is_some_and(|at| at <= rig.now) {
         // Continue from the folded state, as any other node would.
@@ -85,7 +85,7 @@ fn termination_of_ten_thousand_attempts_takes_several_transitions() {
     let answer = rig.submit(result(middle.expect("most are open")));
     assert!(matches!(answer, Ok(()) | Err(Rejection::AttemptClosed)));
 
-    let parts = go_on(&mut rig);
+    let parts = wake_until_idle(&mut rig);
     assert!((PARTS - 5..=PARTS + 5).contains(&parts), "{parts}");
     assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
     let ends = |event: &Event| matches!(event, Event::ExecutionEnded { .. });
@@ -95,7 +95,7 @@ fn termination_of_ten_thousand_attempts_takes_several_transitions() {
     assert_eq!(rig.state().error.as_ref().map(|error| &*error.message), Some("stop"));
     assert_eq!(rig.state().compensations().len(), MANY, "each may have taken effect");
     let started = |kind: &&FailureKind| **kind == FailureKind::CompensationStarted;
-    assert_eq!(rig.kinds.iter().filter(started).count(), 1, "it is one compensation");
+    assert_eq!(rig.kinds.iter().filter(started).count(), 1, "compensation starts once");
     assert!(rig.state().termination.is_none());
 }
 
@@ -107,7 +107,7 @@ fn resume_continues_unfinished_work_one_transition_at_a_time() {
     assert!(open > 900);
     let mut decider = Decider::new(rig.state.take(), &rig.plan, rig.now, 42);
     decider.resume();
-    assert!(decider.is_spent(), "one part is a transition");
+    assert!(decider.is_spent(), "one part fills a transition");
     let state = decider.finish().state.expect("it runs");
     assert!(state.open_attempt_count() < open && !state.state.is_ended());
 
@@ -119,7 +119,7 @@ fn resume_continues_unfinished_work_one_transition_at_a_time() {
     }
     settled.events.clear();
     settled.resume();
-    assert!(settled.finish().events.is_empty(), "nothing is left to go on with");
+    assert!(settled.finish().events.is_empty(), "no unfinished work is left");
 }
 
 #[test]
@@ -135,9 +135,9 @@ fn cancelled_run_with_many_attempts_is_compensated_page_by_page() {
     const COUNT: usize = 2_500;
     let mut rig = wide(COUNT, |workflow| workflow.cleanup_timeout = Some(100 * SECOND));
     rig.submit(Command::CancelExecution { reason: "enough".into() }).expect("it runs");
-    assert_eq!(go_on(&mut rig), 0, "live attempts have their grace");
+    assert_eq!(wake_until_idle(&mut rig), 0, "live attempts have a grace period");
     rig.now = rig.now + 10 * SECOND;
-    assert!(go_on(&mut rig) >= COUNT / TRANSITION_EVENTS_MAX);
+    assert!(wake_until_idle(&mut rig) >= COUNT / TRANSITION_EVENTS_MAX);
     assert_eq!(rig.state().phase, Phase::Compensation);
     assert_eq!(rig.state().compensations().len(), COMPENSATIONS_LISTED_MAX);
     // In reverse order, across the boundary between two lists.
@@ -147,7 +147,7 @@ fn cancelled_run_with_many_attempts_is_compensated_page_by_page() {
     assert_eq!(rig.state().compensations().len(), 2 * COMPENSATIONS_LISTED_MAX);
     // Once the cleanup has timed out, the remaining compensations do not run.
     rig.now = rig.now + 100 * SECOND;
-    assert!(go_on(&mut rig) >= COUNT / TRANSITION_EVENTS_MAX);
+    assert!(wake_until_idle(&mut rig) >= COUNT / TRANSITION_EVENTS_MAX);
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Parked));
     assert_eq!(rig.state().compensations().len(), COUNT);
     let done = COMPENSATIONS_LISTED_MAX + 2;
@@ -157,7 +157,7 @@ fn cancelled_run_with_many_attempts_is_compensated_page_by_page() {
     let retry = Command::RetryCompensation { step: None, reason: String::new() };
     rig.submit(retry).expect("they are parked");
     rig.submit(terminate("no more")).expect("compensations run again");
-    go_on(&mut rig);
+    wake_until_idle(&mut rig);
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::Parked));
 }
 
@@ -213,8 +213,8 @@ fn full_history_rejects_growth_but_accepts_commands_that_end_something() {
     let refused = Err(Rejection::HistoryFull { events_max: LIMIT });
     type Asked = fn(&TaskId) -> Command;
     let grows: [(&str, Asked); 3] = [
-        ("another session says that it holds it", |task| start_of(task, "s2", StartBasis::Held)),
-        ("another session gives it back", |task| start_of(task, "s2", StartBasis::GivenBack)),
+        ("another session claims the attempt", |task| start_of(task, "s2", StartBasis::Held)),
+        ("another session releases it", |task| start_of(task, "s2", StartBasis::GivenBack)),
         ("a heartbeat at another node", |task| {
             let (task, worker, session) = (task.clone(), String::new(), String::new());
             let at = Timestamp::from_micros(6_000_000);
@@ -225,7 +225,7 @@ fn full_history_rejects_growth_but_accepts_commands_that_end_something() {
         for (events, expected) in [(LIMIT - 1, Ok(())), (LIMIT, refused.clone())] {
             let (mut rig, task) = under_way(events);
             let recorded = start_of(&task, "s1", StartBasis::Held);
-            rig.submit(recorded).expect("what changes nothing is no growth");
+            rig.submit(recorded).expect("a repeated start does not grow the history");
             assert_eq!(rig.submit(command(&task)), expected, "{name}, at {events}");
         }
     }
@@ -236,7 +236,7 @@ fn full_history_rejects_growth_but_accepts_commands_that_end_something() {
         set_events(&mut rig, events);
         assert_eq!(rig.submit_as(cancel("x"), Some(&request("r2"))), expected, "at {events}");
         let again = rig.submit_as(cancel("x"), Some(&request("r1")));
-        again.expect("a request that is known has its answer");
+        again.expect("a known request id is answered");
         rig.submit(cancel("x")).expect("without a request id nothing is recorded");
     }
     let limit = HISTORY_EVENTS_CLEANUP_MAX;
@@ -266,7 +266,7 @@ fn full_history_rejects_growth_but_accepts_commands_that_end_something() {
             worker: "w".into(),
         }),
         ("a lost worker", |task| Command::LoseWorker { task: task.clone(), worker: "w".into() }),
-        ("a hand-over, which is no more possible", |task| {
+        ("a hand-over that is no longer possible", |task| {
             start_of(task, "s2", StartBasis::HandOver { unsent: None })
         }),
         ("a hand-over after one that never left", |task| {
@@ -291,7 +291,7 @@ fn full_history_rejects_growth_but_accepts_commands_that_end_something() {
     let (mut rig, task) = under_way(LIMIT);
     rig.submit(cancel("x")).expect("it runs");
     rig.now = rig.now + 100 * SECOND;
-    rig.submit(Command::Wake).expect("the grace is over");
+    rig.submit(Command::Wake).expect("the grace period is over");
     assert!(rig.state().open_attempts().all(|open| open.path != task.path));
     let skip = Command::SkipCompensation { step: "a".into(), reason: "by hand".into() };
     let mut rig = parked(limit);
@@ -305,12 +305,12 @@ fn first_start_of_an_attempt_is_recorded_even_if_the_history_is_full() {
     let task = rig.open();
     set_events(&mut rig, HISTORY_EVENTS_MAX);
     let started = rig.submit(start_of(&task, "s1", StartBasis::HandOver { unsent: None }));
-    assert_eq!(started, Ok(()), "there is one for each attempt");
+    assert_eq!(started, Ok(()), "each attempt may record one start");
     assert_eq!(rig.state().started(&task).map(|by| &*by.session), Some("s1"));
 }
 
 /// Submits a command and wakes the execution until nothing is due. Returns the bytes of each transition.
-fn bytes_of_each(rig: &mut Rig, command: Command) -> Vec<usize> {
+fn bytes_per_transition(rig: &mut Rig, command: Command) -> Vec<usize> {
     let mut bytes = Vec::new();
     let mut next = Some(command);
     while let Some(command) = next.take() {
@@ -328,7 +328,7 @@ fn termination_with_a_long_reason_is_split_into_transitions_by_bytes() {
     const COUNT: usize = 900;
     const REASON: usize = 16 * 1024;
     let mut rig = wide(COUNT, |_| {});
-    let bytes = bytes_of_each(&mut rig, terminate(&"x".repeat(REASON)));
+    let bytes = bytes_per_transition(&mut rig, terminate(&"x".repeat(REASON)));
     assert_eq!(rig.ended(), (State::Terminated, CompensationState::Parked));
     // The event that reaches the limit is still included, together with the events that belong to it.
     let most = TRANSITION_BYTES_MAX + 3 * 2 * REASON;
@@ -356,7 +356,7 @@ fn transition_takes_no_more_results_once_its_byte_limit_is_reached() {
         decider.decide(result, None).expect("it is open");
         decided += 1;
     }
-    assert_eq!(decided, TRANSITION_BYTES_MAX / OUTPUT, "the rest belongs into the next transition");
+    assert_eq!(decided, TRANSITION_BYTES_MAX / OUTPUT, "the rest belongs to the next transition");
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn history_limit_stops_the_next_step_but_not_the_cleanup() {
     rig.fail("b", final_error());
     set_events(&mut rig, HISTORY_EVENTS_CLEANUP_MAX);
     rig.fail("a/compensate", declined());
-    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked), "it ends all the same");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked), "the execution still ends");
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn decision_over_the_parse_budget_is_split_into_several_transitions() {
         if next_wake(&next, &plan).is_none() {
             break next;
         }
-        assert_eq!(next_wake(&next, &plan), Some(now), "it wants to go on at once");
+        assert_eq!(next_wake(&next, &plan), Some(now), "the rest is due at once");
         (state, command) = (Some(next), Command::Wake);
     };
     assert_eq!(transitions, (SKIPPED * PAYLOAD_BYTES_MAX).div_ceil(EXPRESSION_READ_BYTES_MAX));
@@ -47,7 +47,7 @@ fn execution_with_an_unfinished_decision_can_be_cancelled() {
         &workflow((0..SKIPPED).map(skipped).collect()),
         Payload::json(format!("\"{}\"", "x".repeat(PAYLOAD_BYTES_MAX - 2))),
     );
-    assert!(rig.state().open_attempts().next().is_none(), "it is in the middle");
+    assert!(rig.state().open_attempts().next().is_none(), "the decision is unfinished");
     rig.submit(Command::CancelExecution { reason: "enough".into() }).expect("it is open");
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::None));
 }

@@ -101,7 +101,7 @@ proptest! {
         let settled = [CompensationState::None, CompensationState::Done, CompensationState::Parked];
         prop_assert!(settled.contains(&compensation));
         let ends = rig.events.iter().filter(|e| matches!(e, Event::ExecutionEnded { .. })).count();
-        prop_assert_eq!(ends, 1, "one end");
+        prop_assert_eq!(ends, 1, "it ends exactly once");
         let started = rig.started();
         prop_assert!(started.iter().filter(|path| *path == "tidy").count() <= 1);
         if state == State::Terminated {

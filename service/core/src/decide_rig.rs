@@ -111,7 +111,10 @@ impl Rig {
         // The last consequence of a command may exceed the limits a little, and may consist of two large
         // payloads.
         assert!(events.len() < TRANSITION_EVENTS_MAX + 10 && bytes < 2 * TRANSITION_BYTES_MAX);
-        assert!(is_spent || !can_advance(&state), "what follows was decided with it");
+        assert!(
+            is_spent || !can_advance(&state),
+            "all consequences are decided in the same transition"
+        );
         self.kinds.extend(failure_events(&state, &self.plan, &events).iter().map(|e| e.kind));
         self.terse = terse.filter(|_| is_small && !is_spent).map(|(terse, told)| {
             let terse = terse.expect("it was started");
@@ -120,7 +123,7 @@ impl Rig {
                 format: terse.format,
                 ..(*state).clone()
             };
-            assert_eq!(terse, as_terse, "a terse history says the same");
+            assert_eq!(terse, as_terse, "a terse history folds to the same state");
             assert_eq!(told, verdicts);
             terse
         });
@@ -220,7 +223,7 @@ fn assert_attempts_named(before: Option<&Execution>, after: &Execution, events: 
         open.map(|open| (state.task_id(&open), open.attempt.clone())).collect()
     };
     let before = before.map(open).unwrap_or_default();
-    assert_eq!(before, open(after), "an attempt has changed that no event names");
+    assert_eq!(before, open(after), "an attempt changed but no event names it");
     for path in &named {
         let listed = after.open_attempts().find(|open| open.path == **path);
         assert_eq!(after.open_attempt_of(path), listed);

@@ -91,7 +91,7 @@ fn steps_run_in_order_and_the_last_output_is_the_result() {
     rig.complete("b");
     assert_eq!(rig.ended(), (State::Succeeded, CompensationState::None));
     assert_eq!(rig.state().output, Some(Payload::json("\"b\"")));
-    assert!(rig.kinds.is_empty(), "a success is nothing for the failure feed");
+    assert!(rig.kinds.is_empty(), "a success writes no failure events");
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn failed_compensation_is_parked_while_others_run_and_can_be_retried() {
     let retry = Command::RetryCompensation { step: Some("b".into()), reason };
     rig.submit(retry.clone()).expect("it is parked");
     let says = |event: &Event| matches!(event, Event::CompensationRetried { reason, .. } if reason == "the bank is back");
-    assert!(rig.events.iter().any(says), "the history keeps why");
+    assert!(rig.events.iter().any(says), "the history keeps the reason");
     assert_eq!(rig.open().attempt, 2);
     assert!(rig.state().is_active(), "an ended execution is compensating again");
     rig.complete("b/compensate");
@@ -302,7 +302,7 @@ fn cancel_waits_for_the_live_attempt_and_compensates_it_if_it_succeeds() {
     rig.complete("a");
     let cancel = Command::CancelExecution { reason: "stop".into() };
     rig.submit(cancel.clone()).expect("it runs");
-    rig.submit(cancel).expect("once more changes nothing");
+    rig.submit(cancel).expect("a repeated cancel changes nothing");
     assert_eq!(rig.state().state, State::Cancelling);
     rig.complete("b");
     rig.complete("b/compensate");
@@ -336,7 +336,7 @@ fn cancelled_execution_ends_once_no_worker_holds_an_attempt() {
     let withdraw = Command::WithdrawTask { task };
     assert_eq!(rig.submit(withdraw.clone()), Err(Rejection::NothingDue));
     rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
-    rig.submit(withdraw).expect("the run ends");
+    rig.submit(withdraw).expect("the run is ending");
     assert_eq!(rig.ended(), (State::Cancelled, CompensationState::None));
 }
 
@@ -352,7 +352,7 @@ fn cancel_waits_for_an_attempt_started_before_its_scheduled_time() {
     let start = started(&rig);
     rig.submit(start).expect("the attempt is open");
     let open = rig.state().open_attempts().next().map(|open| open.attempt.scheduled_at);
-    assert!(open.is_some_and(|at| at > rig.now), "its time has not come by this clock");
+    assert!(open.is_some_and(|at| at > rig.now), "this clock has not reached its scheduled time");
     rig.submit(Command::CancelExecution { reason: "stop".into() }).expect("it runs");
     assert_eq!(rig.state().state, State::Cancelling);
     rig.complete("a");
@@ -429,7 +429,7 @@ fn compensation_retried_after_the_end_can_be_stopped_by_a_termination() {
     rig.submit(retry()).expect("both are parked");
     assert_eq!(rig.ended(), (State::Failed, CompensationState::Running));
     let cancel = Command::CancelExecution { reason: "wait".into() };
-    assert_eq!(rig.submit(cancel), ended, "a cancel is for what has not ended");
+    assert_eq!(rig.submit(cancel), ended, "an ended execution cannot be cancelled");
     let (at, running) = (rig.events.len(), rig.open());
     rig.submit(terminate("it pays twice")).expect("a compensation runs");
     assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked), "it stays FAILED");
@@ -511,8 +511,8 @@ fn at_most_once_attempt_is_handed_over_once_and_never_retried_if_lost() {
         basis,
     };
     let hand_over = |unsent| StartBasis::HandOver { unsent };
-    rig.submit(record("s", at, hand_over(None))).expect("nobody has it");
-    rig.submit(record("s", at, hand_over(None))).expect("the same once more changes nothing");
+    rig.submit(record("s", at, hand_over(None))).expect("no worker has it");
+    rig.submit(record("s", at, hand_over(None))).expect("a repeated hand-over changes nothing");
     let later = at + SECOND;
     let refused = Err(Rejection::AttemptClosed);
     assert_eq!(rig.submit(record("t", at, StartBasis::Held)), refused);
@@ -523,7 +523,7 @@ fn at_most_once_attempt_is_handed_over_once_and_never_retried_if_lost() {
     // The attempt may be handed over to another session if its owner knows that the first hand-over never
     // left.
     rig.submit(record("t", later, hand_over(Some(at)))).expect("no worker has it");
-    rig.submit(record("t", later + SECOND, StartBasis::Held)).expect("its worker says so");
+    rig.submit(record("t", later + SECOND, StartBasis::Held)).expect("its worker holds it");
     assert_eq!(rig.submit(record("s", later, StartBasis::Held)), refused);
     rig.lose();
     let error = rig.state().stop.as_ref().map(|stop| &stop.error);
@@ -563,7 +563,7 @@ fn thousand_tolerated_failures_in_a_row_do_not_recurse_deeply() {
     });
     let mut rig = Rig::new(&workflow(steps.collect()));
     while !rig.state().state.is_ended() {
-        assert_eq!(next_wake(rig.state(), &rig.plan), Some(rig.now), "it goes on at once");
+        assert_eq!(next_wake(rig.state(), &rig.plan), Some(rig.now), "the rest is due at once");
         rig.wake();
     }
     assert_eq!(rig.ended().0, State::Warning);
@@ -608,18 +608,18 @@ fn repeated_error_report_is_accepted_and_changes_nothing() {
     let first = rig.open();
     rig.submit(report(&first, busy.clone())).expect("it is open");
     let events = rig.events.len();
-    rig.submit(report(&first, busy.clone())).expect("its answer was lost");
+    rig.submit(report(&first, busy.clone())).expect("a repeated report is accepted");
     assert_eq!(rig.events.len(), events, "the second attempt waits as before");
     let other = rig.submit(report(&first, TaskError::new("bank.closed", "")));
-    assert_eq!(other, Err(Rejection::AttemptClosed), "another error is no repetition");
+    assert_eq!(other, Err(Rejection::AttemptClosed), "a different error is not a repetition");
 
     let second = rig.open();
     rig.submit(report(&second, declined())).expect("it is open");
     let events = rig.events.len();
-    rig.submit(report(&second, declined())).expect("its answer was lost");
+    rig.submit(report(&second, declined())).expect("a repeated report is accepted");
     assert_eq!(rig.events.len(), events);
     let stale = rig.submit(report(&first, busy));
-    assert_eq!(stale, Err(Rejection::AttemptClosed), "two attempts are gone since");
+    assert_eq!(stale, Err(Rejection::AttemptClosed), "two attempts have closed since");
 }
 
 #[test]
@@ -634,7 +634,7 @@ fn completed_compensation_rejects_a_different_result() {
         output: Payload::json(output),
         worker: "another".into(),
     };
-    assert_eq!(rig.submit(report("\"a/compensate\"")), Ok(()), "the same result once more");
+    assert_eq!(rig.submit(report("\"a/compensate\"")), Ok(()), "the same result again");
     assert_eq!(rig.submit(report("\"other\"")), Err(Rejection::AttemptClosed));
 }
 
@@ -654,14 +654,14 @@ fn result_of_an_earlier_run_is_rejected_even_if_the_current_run_has_the_same() {
         output: Payload::json("\"a\""),
         worker: "w".into(),
     };
-    assert_eq!(rig.submit(complete(2)), Ok(()), "the same result once more");
+    assert_eq!(rig.submit(complete(2)), Ok(()), "the same result again");
     assert_eq!(rig.submit(complete(1)), Err(Rejection::AttemptClosed));
     let fail = |run| Command::FailTask {
         task: TaskId { run, ..b.clone() },
         error: declined(),
         worker: "w".into(),
     };
-    assert_eq!(rig.submit(fail(2)), Ok(()), "the same error once more");
+    assert_eq!(rig.submit(fail(2)), Ok(()), "the same error again");
     assert_eq!(rig.submit(fail(1)), Err(Rejection::AttemptClosed));
 }
 

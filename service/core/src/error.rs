@@ -194,7 +194,7 @@ mod tests {
                 TaskError { cause: Some(Box::new(reported.clone())), ..TaskError::new("a", "") };
             assert_eq!(wrapped.is_non_retryable(), reported.is_non_retryable(), "{error_type}");
             let denied = TaskError { non_retryable: Some(false), ..reported };
-            assert!(!denied.is_non_retryable(), "its author says so: {error_type}");
+            assert!(!denied.is_non_retryable(), "the flag overrides the type: {error_type}");
         }
         assert!(TaskError::new(builtin::INPUT_INVALID, "").is_non_retryable());
     }

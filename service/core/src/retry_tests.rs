@@ -157,7 +157,7 @@ fn each_question_of_the_retry_table_decides() {
         ("listed", never(&["app"]), plain.clone(), nothing, None, Reason::NonRetryableType),
         ("star", never(&["*"]), plain.clone(), nothing, None, Reason::NonRetryableType),
         (
-            "star is no built-in",
+            "star does not match built-ins",
             never(&["*"]),
             of_type(builtin::WORKER_LOST),
             nothing,
@@ -177,7 +177,7 @@ fn each_question_of_the_retry_table_decides() {
         ("allowed", only(&["app"]), plain.clone(), nothing, Some(10_000), Reason::Policy),
         ("not allowed", only(&["net"]), plain.clone(), nothing, None, Reason::NotOnAllowList),
         (
-            "not allowed, though a rule takes it",
+            "not allowed even if a rule matches",
             RetryPolicy { rules: vec![rule(&["app"])], ..only(&["net"]) },
             plain.clone(),
             nothing,
@@ -185,7 +185,7 @@ fn each_question_of_the_retry_table_decides() {
             Reason::NotOnAllowList,
         ),
         (
-            "built-in ones are not asked",
+            "built-ins skip the allow list",
             only(&["net"]),
             of_type(builtin::HEARTBEAT),
             nothing,
@@ -255,7 +255,7 @@ fn each_question_of_the_retry_table_decides() {
             Reason::AttemptsExhausted,
         ),
         (
-            "one is no retry",
+            "one attempt allows no retry",
             limited(Some(1), None),
             plain.clone(),
             nothing,
@@ -263,7 +263,7 @@ fn each_question_of_the_retry_table_decides() {
             Reason::AttemptsExhausted,
         ),
         (
-            "five when nothing is said",
+            "five by default",
             base.clone(),
             plain.clone(),
             |s| s.attempt = 5,
@@ -328,7 +328,7 @@ fn each_question_of_the_retry_table_decides() {
             Reason::RuleDurationExhausted,
         ),
         (
-            "the policy's limits hold beside the rule's",
+            "the policy's limits hold as well as the rule's",
             with_rule(rule(&["app"])),
             plain.clone(),
             |s| s.attempt = 5,
@@ -336,9 +336,9 @@ fn each_question_of_the_retry_table_decides() {
             Reason::AttemptsExhausted,
         ),
         // Question 8.
-        ("the error's wish", base.clone(), wish(seconds(7)), nothing, Some(7_700), Reason::Policy),
+        ("the error's delay", base.clone(), wish(seconds(7)), nothing, Some(7_700), Reason::Policy),
         (
-            "the cause's wish",
+            "the cause's delay",
             base.clone(),
             TaskError { cause: Some(Box::new(wish(seconds(7)))), ..plain.clone() },
             nothing,
@@ -346,14 +346,14 @@ fn each_question_of_the_retry_table_decides() {
             Reason::Policy,
         ),
         (
-            "the wish is bounded",
+            "the error's delay is bounded",
             base.clone(),
             wish(Duration::MAX),
             nothing,
             Some(DELAY_MAX.as_millis()),
             Reason::Policy,
         ),
-        ("at once", base.clone(), wish(Duration::ZERO), nothing, Some(0), Reason::Policy),
+        ("zero delay", base.clone(), wish(Duration::ZERO), nothing, Some(0), Reason::Policy),
         // Question 9.
         (
             "deadline",
@@ -694,7 +694,7 @@ proptest! {
     ) {
         let situation = circumstances.situation(&error);
         let decision = decide(&policy, &situation, random);
-        prop_assert_eq!(decide(&policy, &situation, random), decision, "it repeats");
+        prop_assert_eq!(decide(&policy, &situation, random), decision, "the decision is deterministic");
 
         let rule = decision.rule.map(|index| &policy.rules[index as usize]);
         if let Some(rule) = rule {
@@ -779,5 +779,5 @@ fn listed_delays_end_when_attempts_or_time_run_out() {
     assert_eq!((all.len(), is_cut), (DELAYS_MAX, false));
     let (first, is_cut) = delays(attempts(102), None);
     assert_eq!((first, is_cut), (all, true));
-    assert!(delays(time(1_000_000), None).1, "as long as there is time");
+    assert!(delays(time(1_000_000), None).1, "there is time for more delays than are listed");
 }

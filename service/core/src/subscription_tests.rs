@@ -83,7 +83,7 @@ fn nacked_event_is_redelivered_after_its_delay_and_delays_only_its_execution() {
     // A later event of the same execution waits as well.
     subscription.admit(vec![candidate("a3", b'a'.into())], "c2".into(), at(3));
     assert_eq!(fetch(&mut subscription, 4), []);
-    assert_eq!(subscription.next_due(), Some(at(11)), "what waits behind a1 is not due");
+    assert_eq!(subscription.next_due(), Some(at(11)), "events waiting for a1 are not due");
     assert_eq!(fetch(&mut subscription, 11), events(&[("a1", 2)]));
     assert_eq!(subscription.ack("a1", 2), Acked::Accepted);
     assert_eq!(fetch(&mut subscription, 12), events(&[("a2", 2)]));
@@ -138,7 +138,7 @@ fn watermark_advances_once_everything_is_acknowledged() {
 #[test]
 fn one_consumer_reads_at_a_time() {
     let mut subscription = with(&[]);
-    let first = subscription.open("one", at(0), LEASE).expect("nobody reads");
+    let first = subscription.open("one", at(0), LEASE).expect("no consumer is reading");
     assert_eq!(subscription.open("two", at(1), LEASE), Err(InUse));
     assert_eq!(subscription.open("", at(1), LEASE), Err(InUse));
     assert_eq!(subscription.renew(first, at(10), LEASE), Ok(()));
@@ -156,7 +156,7 @@ fn one_consumer_reads_at_a_time() {
 fn reconnecting_consumer_takes_over_from_its_earlier_stream() {
     for name in ["one", ""] {
         let mut subscription = with(&[]);
-        let first = subscription.open(name, at(0), LEASE).expect("nobody reads");
+        let first = subscription.open(name, at(0), LEASE).expect("no consumer is reading");
         assert!(subscription.open(name, at(1), LEASE).is_ok());
         assert_eq!(subscription.renew(first, at(2), LEASE), Err(Taken));
         assert_eq!(subscription.open("two", at(2), LEASE), Err(InUse));
@@ -166,18 +166,18 @@ fn reconnecting_consumer_takes_over_from_its_earlier_stream() {
 #[test]
 fn events_held_by_a_stream_are_due_at_once_for_the_next_one() {
     let mut subscription = with(&["a1", "a2", "b1", "b2", "c1", "d1"]);
-    let first = subscription.open("one", at(0), LEASE).expect("nobody reads");
+    let first = subscription.open("one", at(0), LEASE).expect("no consumer is reading");
     let pulled = subscription.fetch(at(0), entries(1), Reader::Pull);
     assert_eq!(pulled[0].event, "a1");
     let reader = Reader::Stream { epoch: first };
     let streamed = subscription.fetch(at(1), entries(100), reader);
     let streamed: Vec<_> = streamed.iter().map(|delivery| delivery.event.as_str()).collect();
-    assert_eq!(streamed, ["b1", "b2", "c1", "d1"], "a2 waits: the one before it is with another");
+    assert_eq!(streamed, ["b1", "b2", "c1", "d1"], "a2 waits: a1 is held by the pull");
     assert_eq!(subscription.next_due(), Some(at(30)));
     subscription.nack("c1", 1, at(1), Duration::from_secs(10));
     subscription.ack("d1", 1);
 
-    let second = subscription.open("one", at(2), LEASE).expect("it has come back");
+    let second = subscription.open("one", at(2), LEASE).expect("the consumer reconnects");
     let reader = Reader::Stream { epoch: second };
     assert_eq!(subscription.next_due(), Some(at(2)));
     let again = subscription.fetch(at(2), entries(100), reader);
@@ -197,10 +197,14 @@ fn events_held_by_a_stream_are_due_at_once_for_the_next_one() {
 #[test]
 fn ack_token_outlives_its_stream_until_the_event_is_redelivered() {
     let mut subscription = with(&["a1", "b1"]);
-    subscription.open("one", at(0), LEASE).expect("nobody reads");
+    subscription.open("one", at(0), LEASE).expect("no consumer is reading");
     fetch(&mut subscription, 0);
-    subscription.open("one", at(1), LEASE).expect("it has come back");
-    assert_eq!(subscription.ack("a1", 1), Acked::Accepted, "it was done, only told late");
+    subscription.open("one", at(1), LEASE).expect("the consumer reconnects");
+    assert_eq!(
+        subscription.ack("a1", 1),
+        Acked::Accepted,
+        "it was processed, only the ack is late"
+    );
     assert_eq!(fetch(&mut subscription, 1), events(&[("b1", 2)]));
     assert_eq!(subscription.ack("b1", 1), Acked::Expired);
     assert_eq!(subscription.ack("b1", 2), Acked::Accepted);
@@ -209,9 +213,9 @@ fn ack_token_outlives_its_stream_until_the_event_is_redelivered() {
 #[test]
 fn events_of_one_execution_keep_their_order_when_another_stream_takes_over() {
     let mut subscription = with(&["a1", "a2", "b1"]);
-    let first = subscription.open("", at(0), LEASE).expect("nobody reads");
+    let first = subscription.open("", at(0), LEASE).expect("no consumer is reading");
     subscription.fetch(at(0), entries(2), Reader::Stream { epoch: first });
-    subscription.open("", at(1), LEASE).expect("it has come back");
+    subscription.open("", at(1), LEASE).expect("the consumer reconnects");
     // a2 is delivered again once a1 has been acknowledged.
     assert_eq!(fetch(&mut subscription, 1), events(&[("a1", 2), ("b1", 1)]));
     subscription.ack("a1", 2);
@@ -251,6 +255,6 @@ fn filter_requires_all_its_parts_to_match_except_for_feed_gaps() {
     assert!(takes("other", "", FailureKind::FeedGap, ""));
 
     let unknown = |filter: &Filter| filter.takes("shop.eu", "order", None, "payment.declined");
-    assert!(!unknown(&filter), "it is none of the kinds that are wanted");
-    assert!(unknown(&Filter { kinds: vec![], ..filter }), "all kinds are wanted");
+    assert!(!unknown(&filter), "an unknown kind is none of the listed kinds");
+    assert!(unknown(&Filter { kinds: vec![], ..filter }), "without a list, any kind matches");
 }

@@ -147,7 +147,11 @@ fn rendering_parses_only_the_payloads_it_names_up_to_a_byte_limit() {
         (rendered.map(|payload| payload.data.len()), parsed.get())
     };
     assert_eq!(render("\"${1 + 1}\""), (Ok(1), 0));
-    assert_eq!(render("\"${steps.charge.output}\""), (Ok(PAYLOAD_BYTES_MAX), 0), "handed on");
+    assert_eq!(
+        render("\"${steps.charge.output}\""),
+        (Ok(PAYLOAD_BYTES_MAX), 0),
+        "passed on without parsing"
+    );
     let all = ["input", "steps.charge.output", "steps.skipped.output", "steps.ignored.output"];
     let sum = |names: &[&str]| {
         let sizes: Vec<_> = names.iter().map(|name| format!("size({name})")).collect();
@@ -282,7 +286,7 @@ fn condition_must_evaluate_to_a_boolean() {
     };
     assert_eq!(evaluate("input.n > 1"), Ok(true));
     assert_eq!(evaluate("steps.charge.output.id == 'x'"), Ok(false));
-    let error = evaluate("input.n").expect_err("a number is no condition");
+    let error = evaluate("input.n").expect_err("a number is not a condition");
     assert!(
         error.message.contains("a condition must be a boolean, but this is of type int"),
         "{}",
@@ -337,13 +341,13 @@ fn invalid_expressions_are_rejected_at_compile_time() {
 #[test]
 fn template_compilation_reports_all_problems() {
     let errors = compile(r#"{"a": "${x}", "b": "${ y } ${", "${z}": 1, "c": "${input}"}"#);
-    let errors = errors.expect_err("nothing of it works");
+    let errors = errors.expect_err("every part is invalid");
     let problems: Vec<_> = errors.into_iter().map(|error| error.problem).collect();
     assert_eq!(
         problems,
         [Problem::ExpressionInName, Problem::UnknownVariable("x".into()), Problem::Unterminated,]
     );
-    let errors = compile("{a: 1}").expect_err("YAML is no JSON");
+    let errors = compile("{a: 1}").expect_err("YAML is not JSON");
     assert!(matches!(errors[0].problem, Problem::NotJson(_)));
 }
 
@@ -432,7 +436,7 @@ fn no_source_overflows_the_stack() {
     };
     let thread = std::thread::Builder::new().stack_size(1024 * 1024).spawn(sources);
     let evaluated = thread.expect("a thread starts").join().expect("nothing panics");
-    assert!(evaluated > 40, "only {evaluated} were not refused");
+    assert!(evaluated > 40, "only {evaluated} sources were accepted");
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn accepted_definition_still_loads_after_rules_became_stricter() {
     for (at, change) in changes.iter().enumerate() {
         let mut definition = workflow(&["a", "b"], &["c"]);
         change(&mut definition);
-        let refused = Plan::compile(&definition, 1).expect_err("registration refuses it");
+        let refused = Plan::compile(&definition, 1).expect_err("registration rejects it");
         let plan = Plan::of_accepted(&definition, 1);
         let plan = plan.unwrap_or_else(|issues| panic!("change {at} {refused:?}: {issues:?}"));
         let mut steps = plan.children(ScopeId::STEPS);
@@ -135,16 +135,20 @@ fn unset_field_takes_the_workflow_default_then_the_built_in_one() {
         },
         ..task(&mut definition, 1).clone()
     };
-    let plan = Plan::compile(&definition, 7).expect("it is right");
+    let plan = Plan::compile(&definition, 7).expect("the definition is valid");
     assert_eq!((plan.version, plan.timeout), (7, None));
     assert_eq!((plan.cleanup_timeout, plan.cancel_grace), (seconds(3600), CANCEL_GRACE));
     let task = |path: &str| plan.task(&path.into()).expect(path);
     assert_eq!((task("a").queue.as_str(), task("b").queue.as_str()), ("slow", "fast"));
     assert_eq!((task("a").heartbeat, task("b").heartbeat), (seconds(5), seconds(3)));
     assert_eq!(task("a").start_to_close, START_TO_CLOSE);
-    assert_eq!(task("b").start_to_close, Duration::from_secs(20), "bounded by all attempts");
+    assert_eq!(task("b").start_to_close, Duration::from_secs(20), "bounded by schedule-to-close");
     assert_eq!(task("a").retry.max_attempts(), Some(2));
-    assert_eq!(task("b").retry.max_attempts(), Some(5), "a policy replaces another whole");
+    assert_eq!(
+        task("b").retry.max_attempts(),
+        Some(5),
+        "a step's policy replaces the default as a whole"
+    );
     assert_eq!(task("a/compensate").retry.max_attempts(), Some(2));
     assert_eq!(task("a/compensate").task_type, "undo");
     assert!(plan.is_finally(&"c".into()) && !plan.is_finally(&"b".into()));
