@@ -52,7 +52,7 @@ impl Servers {
         let request = v1::CreateSubscriptionRequest { subscription, ..Default::default() };
         subscriptions::create(&one, request).await.expect("it is new");
 
-        let node = store.join("writer", Duration::from_secs(60)).await.expect("it may").node;
+        let node = store.join("writer", Duration::from_secs(60)).await.expect("it may join").node;
         let feed = (0..EVENTS).flat_map(|event| {
             let now = one.engine.now();
             (0..executions).map(move |execution| row(execution, event, now))
@@ -89,7 +89,7 @@ fn row(execution: usize, event: usize, at: Timestamp) -> FeedRow {
 /// The numbers of the execution and the event, which [`row`] has put into the session id.
 fn place(delivery: &v1::FailureDelivery) -> (usize, usize) {
     let event = delivery.event.as_ref().expect("always set");
-    let (execution, number) = event.session_id.split_once('.').expect("the tests' own");
+    let (execution, number) = event.session_id.split_once('.').expect("a session id made by `row`");
     (execution.parse().expect("a number"), number.parse().expect("a number"))
 }
 
@@ -123,7 +123,7 @@ async fn two_concurrent_servers_deliver_every_event_once_and_in_order() {
                     for reasons in [said.0, said.1] {
                         assert_eq!(reasons.expect("it exists"), [ErrorReason::Unspecified]);
                     }
-                    done.send(place).expect("the test waits for all");
+                    done.send(place).expect("the test receives every event");
                 }
             }
         });
@@ -131,14 +131,14 @@ async fn two_concurrent_servers_deliver_every_event_once_and_in_order() {
     let mut order: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for _ in 0..total {
         let next = tokio::time::timeout(PATIENCE, acknowledged.recv()).await.expect("in time");
-        let (execution, number) = next.expect("the readers read on");
+        let (execution, number) = next.expect("the readers are still running");
         order.entry(execution).or_default().push(number);
     }
     readers.shutdown().await;
     let seen = std::mem::take(&mut *seen.lock().expect("no test panics while it is held"));
-    assert_eq!(seen.len(), total, "nothing is lost");
+    assert_eq!(seen.len(), total, "no event is lost");
     let doubled: Vec<_> = seen.iter().filter(|(_, count)| **count != 1).collect();
-    assert_eq!(doubled, [], "nothing comes twice");
+    assert_eq!(doubled, [], "no event is delivered twice");
     let in_order: Vec<usize> = (0..EVENTS).collect();
     assert!(order.values().all(|numbers| *numbers == in_order), "{order:?}");
     let (_, state) = load(&servers.one, &servers.name).await.expect("it exists");
@@ -155,14 +155,16 @@ async fn ack_racing_with_redelivery_is_either_accepted_or_expired() {
     let servers = Servers::start((2 * ROUNDS).div_ceil(EVENTS)).await;
     let name = &servers.name;
     let (mut accepted, mut expired, mut gone) = (0, 0, BTreeSet::new());
-    let mut epoch = open(&servers.one, name, "pager").await.expect("nobody reads");
+    let mut epoch = open(&servers.one, name, "pager").await.expect("no consumer is reading");
     for round in 0..ROUNDS {
-        let had = fetch(&servers.one, name, Reader::Stream { epoch }, 1).await.expect("its own");
+        let had = fetch(&servers.one, name, Reader::Stream { epoch }, 1)
+            .await
+            .expect("the stream is current");
         let had = &had.deliveries.first().expect("enough for all rounds").delivery;
         assert!(!gone.contains(&place(had)), "{:?} was acknowledged", place(had));
         // The consumer reconnects through the other server, and this server learns only later that its own
         // stream has been taken over.
-        epoch = open(&servers.two, name, "pager").await.expect("it has come back");
+        epoch = open(&servers.two, name, "pager").await.expect("the consumer reconnects");
         let stale = fetch(&servers.one, name, Reader::Stream { epoch: epoch - 1 }, 1).await;
         let stale = stale.err().map(|error| error.reason);
         assert_eq!(stale, Some(ErrorReason::SubscriptionTaken));
@@ -171,7 +173,7 @@ async fn ack_racing_with_redelivery_is_either_accepted_or_expired() {
             ack(&servers.one, name, &tokens),
             fetch(&servers.two, name, Reader::Stream { epoch }, 1),
         );
-        let again = &again.expect("its own").deliveries;
+        let again = &again.expect("the stream is current").deliveries;
         let again = &again.first().expect("enough for all rounds").delivery;
         let came_again = again.event.as_ref().map(|event| &event.id)
             == had.event.as_ref().map(|event| &event.id);

@@ -133,7 +133,7 @@ mod tests {
     fn mutation_without_a_request_id_has_no_digest() {
         let anonymous = Given { request_id: String::new(), ..given("cancel", None, "why") };
         assert_eq!(Mutation::read(anonymous).expect("valid").request, None);
-        let digest = || panic!("nothing is digested");
+        let digest = || panic!("no digest is needed without a request id");
         assert!(
             registry_request("default".into(), String::new(), digest).expect("valid").is_none()
         );

@@ -412,7 +412,7 @@ mod tests {
         let status = Status::from(Error::from(Refusal::Overloaded { retry_after }));
         assert_eq!(status.code(), Code::ResourceExhausted);
         let details = status.get_error_details();
-        let retry = details.retry_info().expect("it is load");
+        let retry = details.retry_info().expect("overload is retryable");
         assert_eq!(retry.retry_delay, Some(retry_after));
         assert_eq!(
             status.metadata().get(PUSHBACK).map(|value| value.as_bytes()),

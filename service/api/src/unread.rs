@@ -216,7 +216,7 @@ mod tests {
 
     async fn first(response: &mut http::Response<Body>) -> Frame<Bytes> {
         let frame = poll_fn(|context| Pin::new(response.body_mut()).poll_frame(context)).await;
-        frame.expect("there is one").expect("it is no error")
+        frame.expect("there is one").expect("it is not an error")
     }
 
     #[tokio::test]
@@ -234,7 +234,8 @@ mod tests {
         let mut refused = 0;
         for answer in &mut answers {
             if let Err(trailers) = first(answer).await.into_data() {
-                let trailers = trailers.into_trailers().expect("it is one or the other");
+                let trailers =
+                    trailers.into_trailers().expect("a frame is either data or trailers");
                 assert_eq!(trailers["grpc-status"], "8");
                 assert!(trailers.contains_key("grpc-retry-pushback-ms"));
                 assert!(answer.body().is_end_stream());
@@ -245,7 +246,7 @@ mod tests {
         drop(answers);
         assert_eq!(unread.0.load(Ordering::Relaxed), 0);
         let frame = first(&mut answer(&unread, BYTES).await).await;
-        assert!(frame.is_data(), "what was read makes room");
+        assert!(frame.is_data(), "dropped answers make room");
     }
 
     #[tokio::test]

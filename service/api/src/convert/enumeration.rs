@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(states(&[failed, failed]).expect("it is known"), [State::Failed; 2]);
         let unknown = states(&[failed, -1]).expect_err("-1 is unknown");
         assert_eq!(unknown.message, "filter.states[1]: -1 is not a value that this server knows");
-        let unspecified = states(&[0]).expect_err("0 is no state");
+        let unspecified = states(&[0]).expect_err("0 is not a state");
         assert_eq!(unspecified.message, Error::required("filter.states[0]").message);
     }
 }

@@ -217,7 +217,7 @@ mod tests {
             .map(|step| step.output.clone().and_then(|output| output.content).expect("an output"))
             .collect();
         assert!(matches!(contents[0], Content::Json(_)));
-        assert!(matches!(contents[2], Content::Json(_)), "what fits is inline");
+        assert!(matches!(contents[2], Content::Json(_)), "payloads that fit are inline");
         let Content::Reference(reference) = &contents[1] else { panic!("{:?}", contents[1]) };
         assert_eq!(reference.size_bytes, 2_000);
         let id = PayloadId::decode(&reference.payload_id).expect("own id");

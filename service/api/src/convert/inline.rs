@@ -249,7 +249,7 @@ mod tests {
         let small = text(REFERENCE_BYTES / 2);
         assert!(!is_reference(&exactly.payload(&small)), "a reference would be larger");
         assert!(is_reference(&Inline::new(more - 1, Some(PLACE)).payload(&own)));
-        assert!(!is_reference(&Inline::new(0, None).payload(&own)), "it stands nowhere else");
+        assert!(!is_reference(&Inline::new(0, None).payload(&own)), "there is nothing to refer to");
     }
 
     #[test]
@@ -298,13 +298,16 @@ mod tests {
         assert!(abridged.abridged);
         assert_eq!(abridged.r#type, "payment.declined");
         assert_eq!(abridged.message, "ü".repeat(EXCERPT_BYTES_MAX / 2));
-        assert_eq!(abridged.non_retryable, Some(true), "also where a cause said so");
+        assert_eq!(abridged.non_retryable, Some(true), "a cause set the flag");
         assert!(prost::Message::encoded_len(&abridged) <= least_of_error(&own));
         let more = whole(&own) - least_of_error(&own);
         let mut room = Inline::new(more, Some(PLACE));
         let told = room.error(&own);
         assert!(!told.abridged);
-        assert!(told.details.as_ref().is_some_and(is_reference), "the texts come first");
+        assert!(
+            told.details.as_ref().is_some_and(is_reference),
+            "texts take the room before details"
+        );
         assert_eq!(told.message, own.message);
         assert!(prost::Message::encoded_len(&told) <= whole(&own));
     }

@@ -52,7 +52,7 @@ async fn execution_too_large_for_a_message_is_returned_with_output_references() 
     let outcome = server.outcome(&id).await;
     assert_eq!(outcome.output.as_ref(), Some(&outputs[2]), "never a reference");
     let info = get(&server, &id).await;
-    assert_eq!(info.output.as_ref(), Some(&outputs[2]), "what fits is inline");
+    assert_eq!(info.output.as_ref(), Some(&outputs[2]), "payloads that fit are inline");
     let steps: Vec<_> = info.completed_steps.iter().map(|step| &step.output).collect();
     assert_eq!(steps.len(), 3);
     for (step, output) in steps.into_iter().zip(&outputs) {
@@ -131,7 +131,7 @@ async fn errors_too_large_for_a_message_are_abridged_but_whole_in_the_history() 
         let errors = warnings.iter().map(|warning| warning.error.as_ref().expect("an error"));
         let whole = errors.clone().filter(|error| !error.abridged);
         assert!(whole.clone().all(|error| error.message == message));
-        assert!((50..STEPS).contains(&whole.count()), "what fits is whole");
+        assert!((50..STEPS).contains(&whole.count()), "errors that fit are whole");
         let mut abridged = errors.filter(|error| error.abridged);
         assert!(abridged.all(|error| error.r#type == "a.b" && error.non_retryable()));
     };

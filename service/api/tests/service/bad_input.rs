@@ -75,15 +75,15 @@ async fn unknown_enum_values_are_rejected_instead_of_defaulted() {
         let workflow = Some(Workflow::Definition(definition));
         let request = v1::RegisterWorkflowRequest { workflow, ..Default::default() };
         let refused = server.workflows().register_workflow(request).await;
-        unknown_value(refused, "DEFINITION_INVALID", field);
+        assert_unknown_value(refused, "DEFINITION_INVALID", field);
     }
     let mut request = source(ORDER);
     let Some(v1::register_workflow_request::Workflow::Source(text)) = &mut request.workflow else {
-        panic!("a source is asked for");
+        panic!("`source` sets the text of a definition");
     };
     text.format = 99;
     let refused = server.workflows().register_workflow(request).await;
-    unknown_value(refused, "FIELD_INVALID", "source.format");
+    assert_unknown_value(refused, "FIELD_INVALID", "source.format");
 
     for (field, spec) in [
         ("execution.on_running", v1::ExecutionSpec { on_running: 99, ..spec("order") }),
@@ -91,7 +91,7 @@ async fn unknown_enum_values_are_rejected_instead_of_defaulted() {
     ] {
         let request = v1::StartExecutionRequest { execution: Some(spec), ..Default::default() };
         let refused = server.executions().start_execution(request).await;
-        unknown_value(refused, "FIELD_INVALID", field);
+        assert_unknown_value(refused, "FIELD_INVALID", field);
     }
     for (field, filter) in [
         ("filter.states[0]", v1::ExecutionFilter { states: vec![99], ..Default::default() }),
@@ -102,15 +102,19 @@ async fn unknown_enum_values_are_rejected_instead_of_defaulted() {
     ] {
         let request = v1::ListExecutionsRequest { filter: Some(filter), ..Default::default() };
         let refused = server.executions().list_executions(request).await;
-        unknown_value(refused, "FIELD_INVALID", field);
+        assert_unknown_value(refused, "FIELD_INVALID", field);
     }
     let filter = Some(v1::FailureFilter { kinds: vec![99], ..Default::default() });
     let request = v1::ListFailuresRequest { filter, ..Default::default() };
     let refused = server.failures().list_failures(request).await;
-    unknown_value(refused, "FIELD_INVALID", "filter.kinds[0]");
+    assert_unknown_value(refused, "FIELD_INVALID", "filter.kinds[0]");
     let start = Some(v1::pull_failures_request::Start::Position(99));
     let request = v1::PullFailuresRequest { start, ..Default::default() };
-    unknown_value(server.failures().pull_failures(request).await, "FIELD_INVALID", "position");
+    assert_unknown_value(
+        server.failures().pull_failures(request).await,
+        "FIELD_INVALID",
+        "position",
+    );
 }
 
 #[tokio::test]
@@ -203,7 +207,7 @@ async fn oversized_input_is_rejected_and_oversized_result_fails_the_execution() 
     assert_refused(refused, Code::InvalidArgument, "PAYLOAD_TOO_LARGE", &["output"]);
     let outcome = server.outcome(&id).await;
     assert_eq!(outcome.state(), v1::ExecutionState::Failed);
-    assert_eq!(outcome.error.expect("why").r#type, "recoup.payload_too_large");
+    assert_eq!(outcome.error.expect("an error is set").r#type, "recoup.payload_too_large");
 
     let id = server.begin("order").await;
     let task = server.poll().await;
@@ -211,7 +215,7 @@ async fn oversized_input_is_rejected_and_oversized_result_fails_the_execution() 
     let error = v1::Error { r#type: "big.bang".into(), stack_trace, ..Default::default() };
     let refused = server.fail(&task, error).await;
     assert_refused(refused, Code::InvalidArgument, "ERROR_TOO_LARGE", &["error"]);
-    let error = server.outcome(&id).await.error.expect("why");
+    let error = server.outcome(&id).await.error.expect("an error is set");
     assert_eq!(error.r#type, "recoup.payload_too_large");
     assert!(error.message.contains("big.bang"), "{}", error.message);
 }
@@ -321,10 +325,11 @@ async fn cursor_of_another_store_is_rejected() {
     assert_refused(refused, Code::InvalidArgument, "CURSOR_INVALID", &["cursor"]);
     let wait = Some(std::time::Duration::ZERO.into());
     let request = v1::PullFailuresRequest { wait, ..Default::default() };
-    let foreign = other.failures().pull_failures(request).await.expect("now").into_inner().cursor;
+    let foreign =
+        other.failures().pull_failures(request).await.expect("a pull from now").into_inner().cursor;
     let refused = server.failures().pull_failures(cursor(&foreign)).await;
     assert_refused(refused, Code::FailedPrecondition, "CURSOR_FOREIGN", &["cursor"]);
-    other.failures().pull_failures(cursor(&foreign)).await.expect("its own");
+    other.failures().pull_failures(cursor(&foreign)).await.expect("the cursor is its own");
 }
 
 #[tokio::test]
@@ -348,7 +353,7 @@ async fn late_results_and_garbage_task_tokens_are_rejected() {
     stream.send(results).await;
     let mut reasons = Vec::new();
     while reasons.len() < 2 {
-        let response = stream.next().await.expect("the stream goes on");
+        let response = stream.next().await.expect("the stream is open");
         reasons.extend(response.acks.iter().map(v1::ResultAck::reason));
     }
     assert!(reasons.contains(&v1::ErrorReason::TaskTokenInvalid), "{reasons:?}");
@@ -366,7 +371,7 @@ async fn garbage_on_the_port_neither_hangs_nor_breaks_the_server() {
         let mut answer = Vec::new();
         let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
         // The server must answer or close the connection, but not hang.
-        let _ = read.expect("the server lets go");
+        let _ = read.expect("the server answers or closes the connection");
     }
     server.register(ORDER).await;
 }

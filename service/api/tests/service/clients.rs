@@ -180,8 +180,12 @@ async fn definition_gets_a_new_version_only_if_its_meaning_changes() {
     let first = r#"{"a": "${input.a}", "b": {"c": 1, "d": [1, 2]}}"#;
     let again = r#"{ "b":{"d":[1,2], "c":1},  "a":"${input.a}" }"#;
     assert_eq!(register(definition(first, OnError::Unspecified)).await, 1);
-    assert_eq!(register(definition(again, OnError::Unspecified)).await, 1, "keys have no order");
-    assert_eq!(register(definition(first, OnError::Fail)).await, 1, "it says what holds anyway");
+    assert_eq!(
+        register(definition(again, OnError::Unspecified)).await,
+        1,
+        "the order of keys does not matter"
+    );
+    assert_eq!(register(definition(first, OnError::Fail)).await, 1, "FAIL is the default");
     let as_file = "
 name: written
 output: {b: {c: 1, d: [1, 2]}, a: '${input.a}'}
@@ -190,12 +194,17 @@ steps:
   task: {type: payment.charge, input: {b: {c: 1, d: [1, 2]}, a: '${input.a}'}}
   compensate: {task: {type: payment.charge, input: {b: {c: 1, d: [1, 2]}, a: '${input.a}'}}}
 ";
-    assert_eq!(server.register(as_file).await, 1, "a file says the same");
+    assert_eq!(server.register(as_file).await, 1, "the file means the same");
     let request = v1::GetWorkflowRequest { name: "written".into(), ..Default::default() };
     let read = server.workflows().get_workflow(request).await.expect("it is registered");
-    let read = read.into_inner().workflow.expect("it is there").definition.expect("it is whole");
-    assert_eq!(register(read).await, 1, "what was read may be registered");
+    let read =
+        read.into_inner().workflow.expect("it is there").definition.expect("the definition is set");
+    assert_eq!(register(read).await, 1, "a definition that is read back is the same version");
     let other = r#"{"a": "${input.a}", "b": {"c": 1, "d": [2, 1]}}"#;
-    assert_eq!(register(definition(other, OnError::Unspecified)).await, 2, "lists have an order");
+    assert_eq!(
+        register(definition(other, OnError::Unspecified)).await,
+        2,
+        "the order of lists matters"
+    );
     assert_eq!(register(definition(other, OnError::Ignore)).await, 3);
 }

@@ -91,7 +91,7 @@ async fn run_answers_before_the_deadline_and_a_repeat_gets_the_outcome() {
     let Some(Outcome::Ended(outcome)) = again.result else { panic!("{again:?}") };
     assert_eq!(outcome.state(), v1::ExecutionState::Failed);
     assert_eq!(outcome.failed_step, "charge");
-    assert_eq!(outcome.error.expect("why").r#type, "payment.declined");
+    assert_eq!(outcome.error.expect("an error is set").r#type, "payment.declined");
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn run_and_await_calls_are_answered_when_the_server_shuts_down() {
     // The task shows that the execution has started. Without the shutdown the call would wait for a minute.
     let task = server.poll().await;
     server.shutdown.send_replace(true);
-    let answer = tokio::time::timeout(PATIENCE, running).await.expect("at once");
+    let answer = tokio::time::timeout(PATIENCE, running).await.expect("answered at once");
     let answer = answer.expect("no panic").expect("it is OK").into_inner();
     assert!(matches!(answer.result, Some(Outcome::StillRunning(_))), "{answer:?}");
     assert_eq!(answer.execution_id, task.execution_id);
@@ -115,7 +115,7 @@ async fn run_and_await_calls_are_answered_when_the_server_shuts_down() {
     let request = v1::AwaitExecutionRequest { execution_id: answer.execution_id, wait: None };
     let mut executions = server.executions();
     let awaited = tokio::time::timeout(PATIENCE, executions.await_execution(request)).await;
-    let awaited = awaited.expect("at once").expect("it is OK").into_inner();
+    let awaited = awaited.expect("answered at once").expect("it is OK").into_inner();
     assert!(matches!(awaited.result, Some(Awaited::StillRunning(_))), "{awaited:?}");
     // The server still accepts results.
     server.complete(&task, "1").await.expect("it is open");
@@ -140,7 +140,7 @@ async fn start_with_a_held_key_is_rejected_or_returns_the_holder_by_policy() {
     let taken = executions.start_execution(with(v1::OnRunning::Reject)).await;
     assert_refused(taken, Code::AlreadyExists, "EXECUTION_KEY_TAKEN", &[]);
     let used = executions.start_execution(with(v1::OnRunning::UseExisting)).await;
-    let used = used.expect("the holder is the answer").into_inner();
+    let used = used.expect("the holder is returned").into_inner();
     assert_eq!((&used.execution_id, used.started), (&first.execution_id, false));
     // A repeated request gets the same answer as the first time.
     let mut again = with(v1::OnRunning::UseExisting);
@@ -236,7 +236,7 @@ async fn validation_reports_retry_delays_and_the_definition_reads_back_unchanged
     assert_eq!(waits, [3, 3]);
 
     assert_eq!(server.register(text).await, 1);
-    assert_eq!(server.register(text).await, 1, "an equal definition makes no version");
+    assert_eq!(server.register(text).await, 1, "an equal definition gets no new version");
     assert_eq!(server.register(&text.replace("3s", "4s")).await, 2);
     let request =
         v1::GetWorkflowRequest { name: "slow".into(), version: Some(1), ..Default::default() };
@@ -252,14 +252,14 @@ async fn health_reports_not_serving_once_the_server_shuts_down() {
     let mut watch = health.watch(request).await.expect("it is served").into_inner();
     let serving = i32::from(tonic_health::ServingStatus::Serving as u8);
     loop {
-        let next = watch.message().await.expect("the stream goes on").expect("a status");
+        let next = watch.message().await.expect("the stream is open").expect("a status");
         if next.status == serving {
             break;
         }
     }
     server.shutdown.send_replace(true);
-    let next = watch.message().await.expect("the stream goes on").expect("a status");
-    assert_ne!(next.status, serving, "a server that stops takes no new work");
+    let next = watch.message().await.expect("the stream is open").expect("a status");
+    assert_ne!(next.status, serving, "a stopping server takes no new work");
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ async fn subscribe(server: &Server, request: v1::SubscribeFailuresRequest) -> Re
 
 async fn next(responses: &mut Responses) -> v1::SubscribeFailuresResponse {
     let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
-    next.expect("the stream goes on").expect("the stream goes on")
+    next.expect("the stream is open").expect("the stream is open")
 }
 
 async fn delivered(responses: &mut Responses, count: usize) -> Vec<v1::FailureDelivery> {
@@ -69,13 +69,13 @@ async fn ephemeral_reader_starts_from_now_a_cursor_or_the_beginning() {
     let server = Server::start().await;
     server.register(ORDER).await;
     let mut now = subscribe(&server, v1::SubscribeFailuresRequest::default()).await;
-    assert!(!next(&mut now).await.cursor.is_empty(), "the first says where it stands");
+    assert!(!next(&mut now).await.cursor.is_empty(), "the first message has a cursor");
     let first = server.failed_execution().await;
     let live = delivered(&mut now, 2).await;
     assert_eq!(kinds(&live), [v1::FailureKind::StepFailed, v1::FailureKind::ExecutionFailed]);
     assert!(live.iter().all(|delivery| execution(delivery) == first));
     let event = live[0].event.as_ref().expect("an event");
-    assert_eq!(event.error.as_ref().expect("why").r#type, "payment.declined");
+    assert_eq!(event.error.as_ref().expect("an error is set").r#type, "payment.declined");
     assert_eq!((event.step_path.as_str(), event.attempt, event.max_attempts), ("charge", 1, 5));
 
     let start = v1::subscribe_failures_request::Start::Cursor(live[0].cursor.clone());
@@ -156,11 +156,11 @@ async fn durable_subscription_redelivers_until_the_event_is_acknowledged() {
     assert_eq!(third[0].delivery, 3);
     for _ in 0..2 {
         let reason = ack(&server, "ops", &third[0].ack_token).await;
-        assert_eq!(reason, v1::ErrorReason::Unspecified, "acknowledging twice is once");
+        assert_eq!(reason, v1::ErrorReason::Unspecified, "a repeated ack is accepted");
     }
     assert_eq!(ack(&server, "ops", "garbage").await, v1::ErrorReason::AckTokenInvalid);
     let empty = pull(&server, "ops", Duration::from_millis(1_500)).await;
-    assert_eq!(empty, [], "what is acknowledged never comes again");
+    assert_eq!(empty, [], "an acknowledged event is never redelivered");
 
     create(&server, v1::Subscription { name: "other".into(), ..Default::default() }).await;
     let foreign = ack(&server, "other", &third[0].ack_token).await;
@@ -192,7 +192,7 @@ async fn subscription_stream_has_one_consumer_a_window_and_ends_on_deletion() {
 
     server.failed_execution().await;
     let first = delivered(&mut stream, 1).await;
-    assert_eq!(kinds(&first), [v1::FailureKind::StepFailed], "the window takes one");
+    assert_eq!(kinds(&first), [v1::FailureKind::StepFailed], "the window has room for one");
     assert_eq!(ack(&server, "ops", &first[0].ack_token).await, v1::ErrorReason::Unspecified);
     let second = delivered(&mut stream, 1).await;
     assert_eq!(kinds(&second), [v1::FailureKind::ExecutionFailed]);
@@ -210,7 +210,7 @@ async fn subscription_stream_has_one_consumer_a_window_and_ends_on_deletion() {
     let ended = loop {
         match tokio::time::timeout(PATIENCE, stream.message()).await.expect("in time") {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("the stream ended without a word"),
+            Ok(None) => panic!("the stream ended without a status"),
             Err(status) => break status,
         }
     };

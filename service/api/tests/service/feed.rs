@@ -90,7 +90,7 @@ async fn subscribe(server: &Server, start: Start) -> Result<Responses, Status> {
 async fn message(responses: &mut Responses) -> Vec<v1::FailureDelivery> {
     loop {
         let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
-        let message = next.expect("the stream goes on").expect("the stream goes on");
+        let message = next.expect("the stream is open").expect("the stream is open");
         if !message.deliveries.is_empty() {
             return message.deliveries;
         }
@@ -174,7 +174,7 @@ async fn event_in_a_newer_format_stops_readers_before_it() {
             match tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time") {
                 // Keep-alives carry no deliveries.
                 Ok(Some(message)) => assert_eq!(message.deliveries, []),
-                Ok(None) => panic!("it ended without saying why"),
+                Ok(None) => panic!("it ended without a status"),
                 Err(status) => break status,
             }
         };
@@ -193,9 +193,9 @@ async fn stream_over_the_limit_is_refused_until_another_one_ends() {
     let server = Server::on(store, |options| options.feed_streams_max = 2).await;
     create(&server, "ops", from_beginning()).await;
     let mut reader = subscribe(&server, durable("ops")).await.expect("the first");
-    let second = subscribe(&server, beginning()).await.expect("the last that there may be");
+    let second = subscribe(&server, beginning()).await.expect("the last one within the limit");
     for start in [beginning(), durable("ops")] {
-        let status = subscribe(&server, start).await.expect_err("one too many");
+        let status = subscribe(&server, start).await.expect_err("over the limit");
         let details = status.get_error_details();
         let info = details.error_info().expect("always there");
         assert_eq!(
@@ -223,7 +223,7 @@ async fn stream_over_the_limit_is_refused_until_another_one_ends() {
     };
     let mut again = tokio::time::timeout(PATIENCE, again).await.expect("there is room again");
     assert_eq!(workers(&message(&mut again).await), ["a"]);
-    let status = subscribe(&server, beginning()).await.expect_err("one too many");
+    let status = subscribe(&server, beginning()).await.expect_err("over the limit");
     assert_eq!(refusal(Err::<(), _>(status)).1, "LIMIT_REACHED");
 }
 
@@ -251,26 +251,26 @@ async fn assert_retention_leaves_a_gap(store: Arc<dyn Store>) {
 
     let mut reader = subscribe(&server, Start::Cursor(cursor.clone())).await.expect("it streams");
     let told = message(&mut reader).await;
-    assert_eq!(told.len(), 2, "the gap, and what is left");
+    assert_eq!(told.len(), 2, "the gap and the remaining event");
     let missing = gap(&told[0]);
     assert_eq!((missing.events, missing.from_cursor.as_str()), (3, cursor.as_str()));
-    assert_eq!(told[0].cursor, cursor, "who breaks off behind the gap is told again");
+    assert_eq!(told[0].cursor, cursor, "a reader that stops at the gap gets it again");
     assert_eq!(workers(&told[1..]), ["last"]);
     let mut behind =
         subscribe(&server, Start::Cursor(told[1].cursor.clone())).await.expect("it streams");
     writer.write([event("new", now)]).await;
-    assert_eq!(workers(&message(&mut behind).await), ["new"], "it is said once");
+    assert_eq!(workers(&message(&mut behind).await), ["new"], "the gap is reported once");
 
     let pull = v1::PullFailuresRequest {
         start: Some(v1::pull_failures_request::Start::Cursor(cursor.clone())),
         ..Default::default()
     };
-    let pulled = server.failures().pull_failures(pull).await.expect("it is its own cursor");
+    let pulled = server.failures().pull_failures(pull).await.expect("the cursor is valid");
     let pulled = pulled.into_inner().deliveries;
     assert_eq!(gap(&pulled[0]).events, 3);
     assert_eq!(workers(&pulled[1..]), ["last", "new"]);
 
-    let mut late = subscribe(&server, durable("early")).await.expect("nobody reads");
+    let mut late = subscribe(&server, durable("early")).await.expect("no consumer is reading");
     let delivered = message(&mut late).await;
     assert_eq!(gap(&delivered[0]).events, 3);
     assert_eq!(workers(&delivered[1..]), ["last", "new"]);

@@ -135,7 +135,7 @@ async fn history_is_listed_up_to_the_first_unreadable_transition() {
 async fn repaired_execution_can_be_released_and_completes() {
     let case = damaged().await;
     let unread = refusal(case.release("mended", "").await).1;
-    assert_eq!(unread, "EXECUTION_NOT_QUARANTINED", "nobody has looked at it yet");
+    assert_eq!(unread, "EXECUTION_NOT_QUARANTINED", "no server has loaded it yet");
     assert!(case.info().await.quarantined);
     assert_eq!(refusal(case.release("", "").await).2, ["reason"]);
     let request = v1::ReleaseExecutionRequest {
@@ -149,17 +149,18 @@ async fn repaired_execution_can_be_released_and_completes() {
     assert_quarantined(case.release("mended, I think", "first").await);
     assert_eq!(case.events().await.len(), 2);
 
-    case.store.take_transition(case.execution, 3).expect("it was put there");
+    case.store.take_transition(case.execution, 3).expect("the test put it there");
     case.store.put_transition(case.execution, case.lost.clone());
     for _ in 0..2 {
-        let released = case.release("put it back", "r").await.expect("it is whole");
+        let released =
+            case.release("put it back", "r").await.expect("its history is complete again");
         assert_eq!(released.state(), v1::ExecutionState::Running);
     }
     assert_eq!(refusal(case.release("another body", "r").await).1, "REQUEST_ID_REUSED");
     assert_eq!(refusal(case.release("once more", "s").await).1, "EXECUTION_NOT_QUARANTINED");
     let info = case.info().await;
     assert!(!info.quarantined);
-    let past = info.quarantine.expect("it is remembered");
+    let past = info.quarantine.expect("the past quarantine is kept");
     assert_eq!(past.release_reason, "put it back");
     assert!(past.released_at.is_some());
     assert_eq!(case.quarantined().await, []);

@@ -60,14 +60,18 @@ async fn repeated_registration_or_retirement_returns_the_first_answer() {
     };
     let changed = ORDER.replace("charge", "take");
     let broken = registration("name: 7x\nsteps: 1\n", "1");
-    first.workflows().register_workflow(broken).await.expect_err("it is no definition");
+    first.workflows().register_workflow(broken).await.expect_err("it is not a definition");
     let one = first.workflows().register_workflow(registration(ORDER, "1")).await;
-    let one = one.expect("a refused call uses up no id").into_inner();
+    let one = one.expect("a rejected call does not use up its request id").into_inner();
     assert_eq!((one.version, one.created), (1, true));
     let two = first.workflows().register_workflow(registration(&changed, "2")).await;
-    assert_eq!(two.expect("it is good").into_inner().version, 2);
+    assert_eq!(two.expect("the definition is valid").into_inner().version, 2);
     let again = second.workflows().register_workflow(registration(ORDER, "1")).await;
-    assert_eq!(again.expect("it repeats").into_inner(), one, "another version followed");
+    assert_eq!(
+        again.expect("it repeats").into_inner(),
+        one,
+        "the first answer, not the latest version"
+    );
     let refused = second.workflows().register_workflow(registration(&changed, "1")).await;
     let (code, reason, fields) = REUSED;
     assert_refused(refused, code, reason, fields);
@@ -80,7 +84,7 @@ async fn repeated_registration_or_retirement_returns_the_first_answer() {
     };
     let retired = first.workflows().retire_workflow(retire(None)).await.expect("it is there");
     let three = first.workflows().register_workflow(registration(ORDER, "3")).await;
-    assert_eq!(three.expect("it is good").into_inner().version, 3);
+    assert_eq!(three.expect("the definition is valid").into_inner().version, 3);
     let again = second.workflows().retire_workflow(retire(None)).await.expect("it repeats");
     assert_eq!(again.into_inner(), retired.into_inner());
     assert_eq!(second.begin("order").await.len(), 36, "the repetition retired the third version");
@@ -145,18 +149,22 @@ async fn deleted_subscription_is_not_recreated_by_a_repeated_request() {
     second.failures().delete_subscription(delete("d")).await.expect("it repeats");
     let refused = second.failures().delete_subscription(delete("c 2")).await;
     assert_refused(refused, code, reason, fields);
-    second.failures().delete_subscription(delete("d 2")).await.expect("the next one is there");
+    second
+        .failures()
+        .delete_subscription(delete("d 2"))
+        .await
+        .expect("the new subscription exists");
 }
 
 #[tokio::test]
 async fn resume_retention_reports_the_pause_only_once() {
     let store = Arc::new(MemoryStore::with_system_clock());
     let server = Server::on(store.clone(), |_| {}).await;
-    store.pause_retention().await.expect("the model pauses");
+    store.pause_retention().await.expect("the store pauses retention");
     let resume = async || {
         let answer = server.namespaces().resume_retention(v1::ResumeRetentionRequest {}).await;
         answer.expect("it answers").into_inner().paused_at
     };
-    assert!(resume().await.is_some(), "since when it was paused");
-    assert_eq!(resume().await, None, "it was not paused any more");
+    assert!(resume().await.is_some(), "it was paused");
+    assert_eq!(resume().await, None, "it is no longer paused");
 }

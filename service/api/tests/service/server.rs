@@ -174,7 +174,7 @@ impl TaskStream {
         mut wanted: impl FnMut(&v1::StreamTasksResponse) -> Option<T>,
     ) -> T {
         loop {
-            let response = self.next().await.expect("the stream goes on");
+            let response = self.next().await.expect("the stream is open");
             let found = wanted(&response);
             self.tasks.extend(response.tasks);
             self.acks.extend(response.acks);

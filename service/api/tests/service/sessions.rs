@@ -59,7 +59,7 @@ async fn poll_that_waits_longer_than_the_session_ttl_keeps_the_session() {
     assert_eq!(polled(&server, second).await, []);
     let request = v1::GetExecutionRequest { execution_id: id };
     let execution = server.executions().get_execution(request).await.expect("it is there");
-    let pending = execution.into_inner().execution.expect("it is told").pending_attempts;
+    let pending = execution.into_inner().execution.expect("the execution is set").pending_attempts;
     assert_eq!((pending[0].attempt, pending[0].session_id.as_str()), (1, "s"));
     server.complete(&task, "1").await.expect("the attempt is open");
 }
@@ -97,7 +97,7 @@ async fn sessions_with_the_same_id_in_two_namespaces_are_separate() {
     let mut theirs = TaskStream::open(&server, theirs, 1).await;
     theirs.until(|response| response.opened.clone()).await;
     server.begin("order").await;
-    assert_eq!(ours.task().await.attempt, 1, "no other stream has taken its place");
+    assert_eq!(ours.task().await.attempt, 1, "the other session did not supersede it");
 }
 
 #[tokio::test]
@@ -108,10 +108,10 @@ async fn draining_poll_takes_no_task_and_returns_those_it_does_not_list() {
     let task = polled(&server, long(poll(None))).await.remove(0);
     server.begin("order").await;
     let last = v1::PollTasksRequest { draining: true, ..long(poll(Some(&[]))) };
-    assert_eq!(polled(&server, last).await, [], "at once, though a task waits");
+    assert_eq!(polled(&server, last).await, [], "answered at once although a task waits");
     let mut left = vec![token(&server.poll().await), token(&server.poll().await)];
     left.retain(|left| *left == task.task_token);
-    assert_eq!(left.len(), 1, "what was on its way is there for others");
+    assert_eq!(left.len(), 1, "the released task is available to others");
 }
 
 async fn release(
@@ -189,7 +189,7 @@ async fn task_in_an_undelivered_answer_is_handed_out_again() {
 async fn details(server: &Server, execution_id: &str) -> Option<v1::Payload> {
     let request = v1::GetExecutionRequest { execution_id: execution_id.into() };
     let answer = server.executions().get_execution(request).await.expect("it is there");
-    let execution = answer.into_inner().execution.expect("it is told");
+    let execution = answer.into_inner().execution.expect("the execution is set");
     execution.pending_attempts[0].heartbeat_details.clone()
 }
 
@@ -257,13 +257,14 @@ async fn session_may_report_at_most_ten_thousand_held_tokens() {
         held: Some(v1::HeldTasks { task_tokens: garbage(count) }),
         ..poll(None)
     };
-    let full = server.workers().poll_tasks(list(10_000)).await.expect("they may be so many");
-    assert_eq!(full.into_inner().cancellations.len(), 10_000, "none of them is one");
+    let full =
+        server.workers().poll_tasks(list(10_000)).await.expect("the count is within the limit");
+    assert_eq!(full.into_inner().cancellations.len(), 10_000, "none of the tokens is valid");
     let over = server.workers().poll_tasks(list(10_001)).await;
     assert_refused(over, Code::InvalidArgument, "FIELD_INVALID", &["held.task_tokens"]);
     let open = |count| v1::OpenSession { held_task_tokens: garbage(count), ..session("t") };
     let full = TaskStream::open(&server, open(10_000), 0).await.next().await;
-    let opened = full.expect("they may be so many").opened.expect("it is the first");
+    let opened = full.expect("the count is within the limit").opened.expect("it is the first");
     assert_eq!(opened.closed_task_tokens.len(), 10_000);
     let over = TaskStream::open(&server, open(10_001), 0).await.next().await;
     assert_refused(over, Code::InvalidArgument, "FIELD_INVALID", &["open.held_task_tokens"]);
@@ -275,7 +276,7 @@ async fn stream_may_request_ten_thousand_tasks_and_a_poll_one_thousand() {
     let over = TaskStream::open(&server, session("a"), 10_001).await.next().await;
     assert_refused(over, Code::InvalidArgument, "FIELD_INVALID", &["credit"]);
     let mut full = TaskStream::open(&server, session("b"), 10_000).await;
-    full.next().await.expect("they may be so many");
+    full.next().await.expect("the count is within the limit");
     let more = v1::StreamTasksRequest { credit: 1, ..Default::default() };
     full.requests.send(more).await.expect("the stream is open");
     assert_refused(full.next().await, Code::InvalidArgument, "FIELD_INVALID", &["credit"]);

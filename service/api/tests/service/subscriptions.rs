@@ -40,7 +40,7 @@ async fn delivered(responses: &mut Responses, count: usize) -> Vec<v1::FailureDe
     let mut all = Vec::new();
     while all.len() < count {
         let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
-        let message = next.expect("the stream goes on").expect("the stream goes on");
+        let message = next.expect("the stream is open").expect("the stream is open");
         all.extend(message.deliveries);
     }
     all
@@ -51,8 +51,10 @@ async fn end(mut responses: Responses) -> (Code, String) {
     loop {
         let next = tokio::time::timeout(PATIENCE, responses.message()).await.expect("in time");
         match next {
-            Ok(Some(message)) => assert_eq!(message.deliveries, [], "it is no longer its own"),
-            Ok(None) => panic!("the stream ended without a word"),
+            Ok(Some(message)) => {
+                assert_eq!(message.deliveries, [], "the stream has lost the subscription")
+            }
+            Ok(None) => panic!("the stream ended without a status"),
             Err(status) => {
                 let (code, reason, _) = refusal(Err::<(), _>(status));
                 return (code, reason);
@@ -82,13 +84,13 @@ async fn reconnecting_consumer_gets_its_unacknowledged_events_at_once() {
         let server = Server::start().await;
         server.register(ORDER).await;
         create(&server).await;
-        let mut first = subscribe(&server, consumer).await.expect("nobody reads");
+        let mut first = subscribe(&server, consumer).await.expect("no consumer is reading");
         server.failed_execution().await;
         server.failed_execution().await;
         let had = delivered(&mut first, 4).await;
         assert_eq!(ack(&server, &had[0]).await, v1::ErrorReason::Unspecified);
 
-        let mut second = subscribe(&server, consumer).await.expect("it has come back");
+        let mut second = subscribe(&server, consumer).await.expect("the consumer reconnects");
         assert_eq!(end(first).await, (Code::Aborted, "SUBSCRIPTION_TAKEN".into()));
         // Each execution has two events. Of the first execution only the second event is unacknowledged. Of the
         // other execution both are, and the second is held back until the first is acknowledged.
@@ -97,7 +99,11 @@ async fn reconnecting_consumer_gets_its_unacknowledged_events_at_once() {
             .map(|delivery| numbered(std::slice::from_ref(delivery))[0].0.clone());
         assert_eq!(numbered(&again), expected.map(|event| (event, 2)));
         assert_eq!(ack(&server, &had[1]).await, v1::ErrorReason::AckExpired);
-        assert_eq!(ack(&server, &had[3]).await, v1::ErrorReason::Unspecified, "not sent again yet");
+        assert_eq!(
+            ack(&server, &had[3]).await,
+            v1::ErrorReason::Unspecified,
+            "it was not redelivered yet"
+        );
         for delivery in &again {
             assert_eq!(ack(&server, delivery).await, v1::ErrorReason::Unspecified);
         }
@@ -112,7 +118,7 @@ async fn next_consumer_gets_the_events_that_its_predecessor_left() {
     let server = Server::start().await;
     server.register(ORDER).await;
     create(&server).await;
-    let mut first = subscribe(&server, "one").await.expect("nobody reads");
+    let mut first = subscribe(&server, "one").await.expect("no consumer is reading");
     server.failed_execution().await;
     let had = delivered(&mut first, 2).await;
     let refused = subscribe(&server, "two").await.map(drop);
@@ -142,9 +148,14 @@ async fn pulled_event_keeps_its_deadline_when_a_stream_opens() {
     let start = v1::pull_failures_request::Start::Subscription(reference());
     let request =
         v1::PullFailuresRequest { start: Some(start), max_events: 1, ..Default::default() };
-    let pulled = server.failures().pull_failures(request).await.expect("nobody reads").into_inner();
+    let pulled = server
+        .failures()
+        .pull_failures(request)
+        .await
+        .expect("no consumer is reading")
+        .into_inner();
     assert_eq!(pulled.deliveries.len(), 1);
-    let mut stream = subscribe(&server, "").await.expect("nobody streams");
+    let mut stream = subscribe(&server, "").await.expect("no consumer is streaming");
     let execution = |delivery: &v1::FailureDelivery| {
         delivery.event.as_ref().map(|event| event.execution_id.clone()).unwrap_or_default()
     };

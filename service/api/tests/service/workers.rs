@@ -46,7 +46,7 @@ async fn session_continues_on_a_new_stream() {
     let again = v1::OpenSession { held_task_tokens, ..session("s1") };
     let mut next = TaskStream::open(&server, again, 1).await;
     let opened = next.until(|response| response.opened.clone()).await;
-    assert_eq!(opened.closed_task_tokens, [vec![9]], "garbage is nothing that goes on");
+    assert_eq!(opened.closed_task_tokens, [vec![9]], "a garbage token is reported as closed");
     // The previous stream ends and gives the reason.
     let ended = loop {
         if let Err(status) = stream.next().await {
