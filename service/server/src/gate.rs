@@ -172,9 +172,9 @@ mod tests {
         let gate = Arc::new(Gate::new(3, 2));
         let first = gate.admit(v4(1)).expect("there is room");
         let _second = gate.admit(v4(1)).expect("there is room");
-        assert!(gate.admit(v4(1)).is_none(), "the peer has two");
+        assert!(gate.admit(v4(1)).is_none(), "the peer has reached its limit");
         let _other = gate.admit(v4(2)).expect("there is room for others");
-        assert!(gate.admit(v4(3)).is_none(), "three are open");
+        assert!(gate.admit(v4(3)).is_none(), "all three are in use");
         drop(first);
         let _again = gate.admit(v4(1)).expect("a closed connection frees its place");
     }

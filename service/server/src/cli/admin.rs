@@ -126,6 +126,6 @@ mod tests {
         let second = Formats { history: 2, ..all(1) };
         let left = told(&all(1), &second, &both[..1]);
         assert!(left[0].starts_with("`recoup admin finalize` allows"), "{left:?}");
-        assert_eq!(told(&second, &second, &both[..1]), [""; 0], "it is done");
+        assert_eq!(told(&second, &second, &both[..1]), [""; 0], "it is finalized");
     }
 }

@@ -465,7 +465,7 @@ mod tests {
         std::fs::write(file.path(), "[18446744073709551615]").expect("it can be written");
         let argument = format!("@{}", file.path().display());
         assert_eq!(input(&argument).expect("JSON"), "[18446744073709551615]");
-        let refused = input("{").expect_err("no JSON");
+        let refused = input("{").expect_err("not JSON");
         assert_eq!(refused.exit, Exit::Usage);
         assert!(format!("{refused:?}").contains("reason: PayloadInvalid"), "{refused:?}");
         assert_eq!(input("@/nonexistent").expect_err("no file").exit, Exit::Usage);
@@ -482,7 +482,7 @@ mod tests {
     fn time_argument_must_be_rfc_3339() {
         let time = parse_time("2026-09-21T16:13:20+02:00").expect("a time");
         assert_eq!((time.seconds, time.nanos), (1_790_000_000, 0));
-        parse_time("2026-09-21").expect_err("a day");
-        parse_time("yesterday").expect_err("no time");
+        parse_time("2026-09-21").expect_err("a date without a time");
+        parse_time("yesterday").expect_err("not a time");
     }
 }

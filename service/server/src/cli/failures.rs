@@ -428,8 +428,8 @@ mod tests {
         let known = (1..).map_while(|number| FailureKind::try_from(number).ok());
         assert_eq!(known.map(kind_name).collect::<Vec<_>>(), KINDS);
         assert_eq!(kind_name(FailureKind::StepFailed), "step_failed");
-        parse_kind("unspecified").expect_err("it is none");
-        parse_kind("x").expect_err("it is none");
+        parse_kind("unspecified").expect_err("not a failure kind");
+        parse_kind("x").expect_err("not a failure kind");
     }
 
     #[test]

@@ -117,7 +117,7 @@ fn execution(state: ExecutionState) -> ExecutionInfo {
 }
 
 #[track_caller]
-fn reads(execution: &ExecutionInfo, events: Vec<(i64, Event)>, expected: &str) {
+fn assert_renders(execution: &ExecutionInfo, events: Vec<(i64, Event)>, expected: &str) {
     let lines = render(execution, &history(events), Style::PLAIN);
     let text = lines.join("\n");
     assert_eq!(text.trim(), expected.trim(), "\n--- is\n{text}\n--- should be\n{expected}");
@@ -174,7 +174,7 @@ fn timeline_shows_a_compensated_failure() {
             }),
         ),
     ];
-    reads(
+    assert_renders(
         &execution,
         events,
         "
@@ -214,7 +214,7 @@ fn timeline_shows_heartbeat_details_of_running_attempts() {
     };
     execution.pending_attempts =
         vec![running("pack", json("{\"done\":7,\n\"of\":9}")), running("ship", None)];
-    reads(
+    assert_renders(
         &execution,
         vec![(0, started())],
         "
@@ -251,7 +251,7 @@ fn timeline_shows_until_when_a_retry_waits() {
         failed.set_outcome(AttemptOutcome::Unknown);
     }
     let events = vec![(0, started()), (0, scheduled("charge", false, 1, 0)), (1_500, lost)];
-    reads(
+    assert_renders(
         &execution,
         events,
         "
@@ -290,7 +290,7 @@ fn timeline_shows_the_commands_for_a_parked_compensation() {
             }),
         ),
     ];
-    reads(
+    assert_renders(
         &execution,
         events,
         "
@@ -357,7 +357,7 @@ fn compensation_retried_after_the_end_has_its_own_section() {
         (420, over(CompensationState::Done)),
     ];
     let short = format!("{}…", "x".repeat(200));
-    reads(
+    assert_renders(
         &execution,
         events,
         &format!(
@@ -398,7 +398,7 @@ fn output_expression_error_has_its_own_line() {
         stopped.set_cause(StopCause::Failed);
         Event::RunStopped(stopped)
     };
-    reads(
+    assert_renders(
         &execution,
         vec![(0, started()), (5, stopped("charge")), (5, stopped(""))],
         "
@@ -445,7 +445,7 @@ fn timeline_shows_a_quarantine_and_its_release() {
         quarantine: Some(quarantine),
         ..execution(ExecutionState::Running)
     };
-    reads(
+    assert_renders(
         &execution,
         vec![(0, started())],
         "
@@ -463,7 +463,7 @@ fn timeline_shows_a_quarantine_and_its_release() {
     let quarantine = execution.quarantine.as_mut().expect("it was set");
     quarantine.released_at = at(60_000);
     quarantine.release_reason = "put it back".to_owned();
-    reads(
+    assert_renders(
         &execution,
         vec![(0, started())],
         "

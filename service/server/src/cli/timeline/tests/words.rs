@@ -22,7 +22,7 @@ fn every_stop_reason_has_its_own_text() {
         let reason = RetryReason::try_from(reason).expect("a reason to stop");
         let text = decision_text(&stop(reason), "", None);
         assert!(!text.contains("no reason given"), "{reason:?}");
-        assert!(seen.insert(text), "{reason:?} is told like another");
+        assert!(seen.insert(text), "{reason:?} has the same text as another reason");
     }
 }
 
