@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_may_be_right_is_left_alone_and_one_that_is_behind_goes_forward() {
+    fn store_time_moves_forward_only_if_it_is_certainly_late() {
         let mut clock = StoreClock::new(at(5_000), tick(100));
         assert_eq!(clock.now(tick(1_100)).time, at(6_000));
         // Asked 300 ms ago, and granted at some moment since.
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_back_makes_store_time_slower_until_the_database_has_caught_up() {
+    fn store_time_slows_after_a_step_back_until_the_database_catches_up() {
         let mut clock = StoreClock::new(at(100_000), tick(0));
         let corrected = clock.correct(read(at(41_600), at(0), ms(0)), tick(1_600));
         assert_eq!(corrected.forward, ms(0));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn store_time_is_never_behind_what_another_life_has_reached() {
+    fn store_time_is_at_least_what_another_node_has_reached() {
         let mut clock = StoreClock::new(at(10_000), tick(0));
         let hour = ms(3_600_000);
         let corrected = clock.correct(read(at(10_000), at(10_000) + hour, ms(5)), tick(0));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_no_run_of_clocks_explains_is_a_step() {
+    fn only_differences_that_drift_cannot_explain_count_as_steps() {
         let start = at(10_000_000);
         let minute = Duration::from_secs(60);
         let step = |reading: Reading, passed: Duration| {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_that_begins_takes_the_lead_of_those_before_for_no_step() {
+    fn new_node_does_not_mistake_the_lead_of_earlier_nodes_for_a_step() {
         // Two hours forward and back again, which the lives of that time have recorded.
         let mut clock = StoreClock::new(at(100_000), tick(0));
         let first =
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn store_time_is_not_behind_what_was_read() {
+    fn store_time_is_at_least_the_latest_time_read() {
         let mut clock = StoreClock::new(at(10_000), tick(0));
         clock.read([at(9_000), at(12_000)].into_iter(), tick(1_000));
         assert_eq!(clock.now(tick(1_000)).time, at(12_000));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_time_becomes_a_tick_and_back_by_how_far_away_it_is() {
+    fn stored_times_convert_to_ticks_and_back_by_distance_from_now() {
         let now = Now { tick: tick(500), time: at(90_000) };
         assert_eq!(now.tick_of(at(89_700)), tick(200));
         assert_eq!(now.tick_of(at(80_000)), Tick(-9_500_000), "before the process began");

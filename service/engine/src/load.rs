@@ -421,7 +421,7 @@ mod tests {
     use crate::Refusal;
 
     #[test]
-    fn that_the_store_is_unavailable_is_said_once() {
+    fn refusal_says_only_once_that_the_store_is_unavailable() {
         let told = |error| Refusal::Unavailable(unavailable(error)).to_string();
         let away = recoup_store::Error::Unavailable("it is away".to_owned());
         assert_eq!(told(away), "the store is unavailable: it is away");

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_gives_its_task_back_and_nothing_else_does() {
+    fn token_decodes_to_its_task_and_other_bytes_are_malformed() {
         let task = TaskId {
             execution: ExecutionId(Uuid::from_u128(7)),
             run: 2,

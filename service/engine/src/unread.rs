@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn executions_without_a_server_that_reads_them_are_told_of_now_and_then() {
+    async fn executions_that_no_server_can_read_are_reported_once_per_interval() {
         let older = MemoryStore::with_system_clock();
         let newer = older.reading(Formats { history: 2, ..Formats::FIRST });
         let older = older.reading(Formats::FIRST);

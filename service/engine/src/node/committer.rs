@@ -295,13 +295,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_nothing_that_is_under_way_is_ignored() {
+    fn answer_without_a_call_in_flight_is_ignored() {
         let answer = answered::<(), Batch, _>(&mut None, Ok(vec![()]), Tick::default(), RETRY);
         assert!(matches!(answer, Answered::Nothing));
     }
 
     #[test]
-    fn a_call_that_failed_is_kept_to_be_sent_again() {
+    fn failed_call_is_kept_for_a_retry() {
         let mut flight = under_way();
         let failed = Err::<Vec<()>, _>(Error::OutcomeUnknown("it broke".to_owned()));
         let answer = answered(&mut flight, failed, Tick::default(), RETRY);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_whose_parts_are_all_settled_is_over() {
+    fn call_whose_parts_are_all_settled_is_finished() {
         let mut flight = under_way();
         let answer = answered(&mut flight, Ok(vec![()]), Tick::default(), RETRY);
         assert!(matches!(answer, Answered::Settled { .. }));

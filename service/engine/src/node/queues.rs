@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_go_out_by_priority_and_then_as_they_came() {
+    fn tasks_are_handed_out_by_priority_then_in_order_of_arrival() {
         let mut queues = Queues::default();
         queues.open(&name()).workers.push_back(1);
         for (path, priority) in [("first", 0), ("urgent", 5), ("second", 0)] {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_take_more_get_tasks_in_turn() {
+    fn workers_with_free_capacity_get_tasks_in_turn() {
         let mut queues = Queues::default();
         queues.open(&name()).workers.extend([1, 2, 3]);
         for path in ["a", "b", "c"] {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_queue_has_too_much_of_is_taken_from_its_end() {
+    fn excess_tasks_are_taken_from_the_end_of_a_queue() {
         let mut queues = Queues::default();
         for path in ["a", "b", "c"] {
             queues.insert(&name(), "send", 0, task(path));

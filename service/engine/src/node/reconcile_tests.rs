@@ -192,7 +192,7 @@ impl Known {
 }
 
 #[test]
-fn a_known_attempt_is_where_the_first_row_that_fits_says() {
+fn known_attempt_follows_the_first_matching_row_of_the_table() {
     use History::{NotStarted, Started, StartedLongAgo};
     let free = |known: Known| Known { claimed: true, ..known };
     let held = |known: Known| Known { held: true, ..known };
@@ -245,7 +245,7 @@ fn a_known_attempt_is_where_the_first_row_that_fits_says() {
 }
 
 #[test]
-fn an_attempt_that_is_new_here_is_where_the_first_row_that_fits_says() {
+fn new_attempt_follows_the_first_matching_row_of_the_table() {
     use History::{NotStarted, Started, StartedLongAgo};
     let plan = plan(Delivery::AtLeastOnce);
     let name = "w".to_owned();

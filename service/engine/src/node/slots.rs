@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn each_doubtful_execution_is_asked_about_before_any_is_asked_about_again() {
+    fn executions_in_doubt_are_checked_in_turn() {
         let mut slots = Slots::<()>::default();
         for number in 1..=5 {
             slots.open(id(number));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_so_many_executions_until_the_bytes_are_used_up() {
+    fn room_is_the_remaining_number_of_executions_and_zero_without_bytes_left() {
         let mut slots = Slots::<()>::default();
         slots.open(id(1));
         slots.open(id(1));

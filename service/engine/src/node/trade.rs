@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_into_the_overflow_is_set_up_once() {
+    fn claiming_is_set_up_only_once_until_the_lease_ends() {
         let mut trade = Trade::default();
         assert!(trade.begin_claiming());
         assert!(!trade.begin_claiming(), "one is set up already");

@@ -20,7 +20,9 @@ use recoup_store::memory::MemoryStore;
 use recoup_store::{NodeId, PageLimit, Store};
 
 use crate::fixture::definition::{order_of, retried, undone};
-use crate::fixture::driven::{Hands, complete, engine, next_task, plan, spec, store_with, worker};
+use crate::fixture::driven::{
+    TestWorker, complete, engine, next_task, plan, spec, store_with, worker,
+};
 
 fn step(id: &str) -> Step {
     undone(retried(id, Duration::from_millis(1)))
@@ -52,7 +54,7 @@ impl Rig {
         StartSpec { request, ..spec }
     }
 
-    async fn worker(&self) -> Hands {
+    async fn worker(&self) -> TestWorker {
         worker(&self.engine).await
     }
 }
@@ -86,7 +88,7 @@ async fn an_execution_of_two_steps_succeeds_with_the_output_of_the_last() {
 }
 
 #[tokio::test]
-async fn a_decision_that_does_not_fit_into_a_transition_goes_on_in_the_next_one() {
+async fn decision_that_exceeds_a_transition_continues_in_the_next() {
     let mut rig = Rig::new().await;
     let ignored = |n| Step {
         when: Some("input.missing == 1".into()),
@@ -127,7 +129,7 @@ impl tracing::Subscriber for SpanNames {
 }
 
 #[tokio::test]
-async fn every_call_of_the_store_has_a_span_of_its_name() {
+async fn store_calls_have_spans_of_their_names() {
     let names = Arc::new(SpanNames(Default::default()));
     // The runtime of the test has one thread, so the engine's tasks run on it.
     let _guard = tracing::subscriber::set_default(names.clone());
@@ -146,7 +148,7 @@ async fn every_call_of_the_store_has_a_span_of_its_name() {
 }
 
 #[tokio::test]
-async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
+async fn failed_step_is_retried_then_completed_steps_are_compensated() {
     let mut rig = Rig::new().await;
     let mut worker = rig.worker().await;
     let spec = rig.spec(None, None);
@@ -190,7 +192,7 @@ async fn a_failed_step_is_retried_then_what_was_done_is_undone() {
 }
 
 #[tokio::test]
-async fn a_second_result_of_an_attempt_is_stale_and_the_same_one_is_not() {
+async fn repeated_result_is_accepted_and_a_different_one_is_rejected() {
     let mut rig = Rig::new().await;
     let mut worker = rig.worker().await;
     let spec = rig.spec(None, None);
@@ -209,7 +211,7 @@ async fn a_second_result_of_an_attempt_is_stale_and_the_same_one_is_not() {
 }
 
 #[tokio::test]
-async fn request_ids_and_keys_name_one_execution() {
+async fn request_ids_and_keys_identify_one_execution() {
     let mut rig = Rig::new().await;
     let (one, two, three) = (
         rig.spec(None, Some(("r", 1))),
@@ -239,27 +241,27 @@ async fn request_ids_and_keys_name_one_execution() {
 
 /// Otherwise an operator would have to act for a step that no worker ever began.
 #[tokio::test]
-async fn a_termination_parks_nothing_of_what_no_worker_has_had() {
+async fn termination_parks_compensations_only_of_steps_that_a_worker_received() {
     let mut rig = Rig::new().await;
     let terminate = || Command::TerminateExecution { reason: "x".into(), unstarted: Vec::new() };
     let spec = rig.spec(None, None);
-    let nobodys = spec.start.id;
+    let never_handed_out = spec.start.id;
     rig.engine.start(spec).await.expect("it starts");
-    let ended = rig.engine.command(nobodys, terminate(), None).await.expect("it runs");
+    let ended = rig.engine.command(never_handed_out, terminate(), None).await.expect("it runs");
     assert_eq!((ended.state, ended.compensation), (State::Terminated, CompensationState::None));
 
     let mut worker = rig.worker().await;
     let spec = rig.spec(None, None);
-    let somebodys = spec.start.id;
+    let handed_out = spec.start.id;
     rig.engine.start(spec).await.expect("it starts");
     // A task that was taken back is not handed out, however early it is in the queue.
-    assert_eq!(next_task(&mut worker).await.id.execution, somebodys);
-    let ended = rig.engine.command(somebodys, terminate(), None).await.expect("it runs");
+    assert_eq!(next_task(&mut worker).await.id.execution, handed_out);
+    let ended = rig.engine.command(handed_out, terminate(), None).await.expect("it runs");
     assert_eq!((ended.state, ended.compensation), (State::Terminated, CompensationState::Parked));
 }
 
 #[tokio::test]
-async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
+async fn task_without_a_local_worker_is_handed_out_by_a_node_that_has_one() {
     let mut rig = Rig::new().await;
     let store = rig.engine.store().clone();
     let other = recoup_engine::driver::start(store.clone(), Options::default());
@@ -278,7 +280,7 @@ async fn a_task_without_a_worker_here_is_handed_out_by_a_node_that_has_one() {
 /// The poll has ended, and the engine has not been told yet. Nothing else would bring the task back before
 /// its start-to-close timeout.
 #[tokio::test]
-async fn what_a_link_does_not_take_any_more_goes_to_another() {
+async fn task_for_a_closed_link_goes_to_another_worker() {
     let mut rig = Rig::new().await;
     let mut gone = rig.worker().await;
     gone.link.messages.close();
@@ -291,7 +293,7 @@ async fn what_a_link_does_not_take_any_more_goes_to_another() {
 }
 
 #[tokio::test]
-async fn a_heartbeat_at_another_node_is_kept_there_with_what_it_says() {
+async fn heartbeat_at_another_node_is_kept_there_with_its_details() {
     let mut rig = Rig::new().await;
     let mut worker = rig.worker().await;
     let spec = rig.spec(None, None);

@@ -23,7 +23,9 @@ use recoup_store::{
 };
 
 use crate::fixture::definition::{order_of, step};
-use crate::fixture::driven::{self, Hands, engine, hasty, next_task, plan, spec, start, worker};
+use crate::fixture::driven::{
+    self, TestWorker, engine, next_task, plan, short_intervals, spec, start, worker,
+};
 
 fn order() -> Workflow {
     order_of(vec![step("reserve"), step("charge")])
@@ -38,7 +40,7 @@ fn complete(task: &HandedTask) -> Command {
 }
 
 /// Completes every task until the execution has ended.
-async fn to_its_end(engine: &Engine, worker: &mut Hands, id: ExecutionId) -> State {
+async fn run_to_the_end(engine: &Engine, worker: &mut TestWorker, id: ExecutionId) -> State {
     loop {
         let task = next_task(worker).await;
         let reported = engine.report(task.id.execution, complete(&task)).await;
@@ -77,13 +79,13 @@ async fn sequence(store: &MemoryStore, id: ExecutionId) -> u64 {
     store.heads(&[id]).await.expect("heads")[0].sequence
 }
 
-fn mended() -> Release {
+fn release() -> Release {
     Release { reason: "mended".into(), request: None }
 }
 
 /// An execution whose second transition was lost while no node had it in memory, and that transition.
 async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransition) {
-    let engine = engine(store, hasty()).await;
+    let engine = engine(store, short_intervals()).await;
     let mut worker = worker(&engine).await;
     let id = start(&engine, number).await;
     let task = next_task(&mut worker).await;
@@ -97,12 +99,12 @@ async fn damaged(store: &MemoryStore, number: u8) -> (ExecutionId, StoredTransit
 }
 
 #[tokio::test]
-async fn a_history_with_a_gap_quarantines_its_execution_alone() {
+async fn history_with_a_gap_quarantines_only_its_execution() {
     let store = store().await;
     let (id, lost) = damaged(&store, 1).await;
 
     // The next node adopts it and finds the gap on its own.
-    let engine = engine(&store, hasty()).await;
+    let engine = engine(&store, short_intervals()).await;
     let mut worker = worker(&engine).await;
     let mut written = engine.feed_written();
     let sound = start(&engine, 2).await;
@@ -116,7 +118,7 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     assert_eq!(partial.state.expect("one transition folds").sequence, 1);
     let quarantine = partial.listed.quarantine.expect("it is in quarantine");
     assert_eq!(quarantine.detail, "transition 2 is missing, 3 follows");
-    assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
+    assert_eq!(run_to_the_end(&engine, &mut worker, sound).await, State::Succeeded);
 
     let told = events(&store, id).await;
     assert_eq!(told.len(), 1, "{told:?}");
@@ -129,33 +131,33 @@ async fn a_history_with_a_gap_quarantines_its_execution_alone() {
     engine.stop().await;
 
     // A later node finds the quarantine, not the gap.
-    let engine = driven::engine(&store, hasty()).await;
+    let engine = driven::engine(&store, short_intervals()).await;
     assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryGap);
     assert_eq!(sequence(&store, id).await, 3);
     assert_eq!(events(&store, id).await.len(), 1);
 
     // The cause has not been fixed, so it is quarantined again and a new event is written.
-    let released = engine.release_quarantine(id, mended()).await.expect_err("the gap is there");
+    let released = engine.release_quarantine(id, release()).await.expect_err("the gap is there");
     assert_eq!(reason(&released), QuarantineReason::HistoryGap);
     assert_eq!(events(&store, id).await.len(), 2);
 
     store.take_transition(id, 3).expect("it was put there");
     store.put_transition(id, lost);
-    let state = engine.release_quarantine(id, mended()).await.expect("it is whole");
+    let state = engine.release_quarantine(id, release()).await.expect("it is whole");
     assert_eq!((state.state, state.sequence), (State::Running, 2));
     let snapshot = engine.snapshot(id).await.expect("it goes on");
     let quarantine = snapshot.quarantine.expect("it is remembered");
     assert_eq!(quarantine.released.expect("it was released").reason, "mended");
     let mut worker = driven::worker(&engine).await;
-    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
-    let again = engine.release_quarantine(id, mended()).await.expect_err("nothing is in force");
+    assert_eq!(run_to_the_end(&engine, &mut worker, id).await, State::Succeeded);
+    let again = engine.release_quarantine(id, release()).await.expect_err("nothing is in force");
     assert_eq!(again, Refusal::NotQuarantined);
 }
 
 #[tokio::test]
-async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
+async fn unreadable_workflow_does_not_block_other_executions() {
     let store = store().await;
-    let engine = engine(&store, hasty()).await;
+    let engine = engine(&store, short_intervals()).await;
     let sound = start(&engine, 1).await;
     let mut started = Vec::new();
     for (version, format) in [(2, FIRST), (3, Row::Definition.newest() + 1)] {
@@ -175,9 +177,9 @@ async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
     engine.stop().await;
 
     // All three are adopted, and read in one call.
-    let engine = driven::engine(&store, hasty()).await;
+    let engine = driven::engine(&store, short_intervals()).await;
     let mut worker = worker(&engine).await;
-    assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
+    assert_eq!(run_to_the_end(&engine, &mut worker, sound).await, State::Succeeded);
     assert_eq!(refused(&engine, started[0]).await, QuarantineReason::WorkflowUnreadable);
     assert_eq!(events(&store, started[0]).await.len(), 1);
     assert!(matches!(engine.snapshot(started[1]).await, Err(Refusal::TooNew(_))));
@@ -185,9 +187,9 @@ async fn a_workflow_that_can_not_be_read_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn a_history_that_does_not_fold_is_quarantined_and_one_of_a_newer_binary_is_left_alone() {
+async fn unreadable_history_is_quarantined_unless_a_newer_binary_wrote_it() {
     let store = store().await;
-    let engine = engine(&store, hasty()).await;
+    let engine = engine(&store, short_intervals()).await;
     let (garbled, newer) = (start(&engine, 1).await, start(&engine, 2).await);
     engine.stop().await;
     let spoil = |id, format, data: &'static [u8]| {
@@ -199,7 +201,7 @@ async fn a_history_that_does_not_fold_is_quarantined_and_one_of_a_newer_binary_i
     spoil(garbled, FIRST, b"\xff\xff\xff");
     spoil(newer, Row::History.newest() + 1, b"");
 
-    let engine = driven::engine(&store, hasty()).await;
+    let engine = driven::engine(&store, short_intervals()).await;
     assert_eq!(refused(&engine, garbled).await, QuarantineReason::HistoryUnreadable);
     let told = events(&store, garbled).await;
     let subject = told[0].subject.as_ref().expect("an event of an execution");
@@ -217,9 +219,9 @@ async fn a_history_that_does_not_fold_is_quarantined_and_one_of_a_newer_binary_i
 }
 
 #[tokio::test]
-async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
+async fn row_that_decodes_with_a_wrong_checksum_quarantines_its_execution() {
     let store = store().await;
-    let engine = engine(&store, hasty()).await;
+    let engine = engine(&store, short_intervals()).await;
     let (id, sound) = (start(&engine, 1).await, start(&engine, 2).await);
     engine.stop().await;
     let whole = store.take_transition(id, 1).expect("it was started");
@@ -231,7 +233,7 @@ async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     folds.expect("only the checksum tells that it is damaged");
     store.put_transition(id, changed);
 
-    let engine = driven::engine(&store, hasty()).await;
+    let engine = driven::engine(&store, short_intervals()).await;
     assert_eq!(refused(&engine, id).await, QuarantineReason::HistoryUnreadable);
     let told = events(&store, id).await;
     let error = told[0].error.as_ref().expect("it says why");
@@ -240,37 +242,37 @@ async fn a_row_with_a_changed_byte_that_still_folds_is_not_believed() {
     // With its own bytes back, it is released and runs to its end; so does the other execution.
     store.take_transition(id, 1).expect("it was put there");
     store.put_transition(id, whole);
-    engine.release_quarantine(id, mended()).await.expect("it is sound");
+    engine.release_quarantine(id, release()).await.expect("it is sound");
     let mut worker = worker(&engine).await;
-    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
+    assert_eq!(run_to_the_end(&engine, &mut worker, id).await, State::Succeeded);
     assert!(engine.snapshot(sound).await.is_ok());
 }
 
 /// As if a binary with different rules had accepted it.
 #[tokio::test]
-async fn a_version_that_would_not_be_accepted_today_is_followed_to_the_end() {
+async fn execution_completes_on_a_version_that_would_be_rejected_today() {
     let store = store().await;
     let mut workflow = order();
     workflow.steps.0[0].allow_warning = true;
     Plan::compile(&workflow, 2).expect_err("it may not warn without being ignored");
     let version = NewVersion::new(Namespace::from("default"), [2; 32], &workflow);
     let (version, _) = store.register(&version, None).await.expect("the model registers");
-    let engine = engine(&store, hasty()).await;
+    let engine = engine(&store, short_intervals()).await;
     let id = start(&engine, 1).await;
     let followed = engine.snapshot(id).await.expect("it is sound");
     assert_eq!(followed.plan.version, version.version);
     engine.stop().await;
 
-    let engine = driven::engine(&store, hasty()).await;
+    let engine = driven::engine(&store, short_intervals()).await;
     let mut worker = worker(&engine).await;
-    assert_eq!(to_its_end(&engine, &mut worker, id).await, State::Succeeded);
+    assert_eq!(run_to_the_end(&engine, &mut worker, id).await, State::Succeeded);
 }
 
 /// A defect that is there until it is fixed.
 static DEFECT: AtomicBool = AtomicBool::new(true);
 
 #[tokio::test]
-async fn a_decision_that_panics_kills_no_node_after_the_other() {
+async fn panicking_decision_quarantines_its_execution_and_no_node_dies() {
     let store = store().await;
     let defective = || Options {
         panics: Some(|command| {
@@ -278,7 +280,7 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
                 if task.path.as_str() == "charge" && task.execution.0.as_bytes()[15] == 7);
             mine && DEFECT.load(Ordering::SeqCst)
         }),
-        ..hasty()
+        ..short_intervals()
     };
     let engine = engine(&store, defective()).await;
     let mut worker = worker(&engine).await;
@@ -294,7 +296,7 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     assert_eq!(quarantine.detail, "a defect of a test");
     // The node survives, and its other executions proceed.
     let sound = start(&engine, 8).await;
-    assert_eq!(to_its_end(&engine, &mut worker, sound).await, State::Succeeded);
+    assert_eq!(run_to_the_end(&engine, &mut worker, sound).await, State::Succeeded);
     assert_eq!(events(&store, id).await.len(), 1);
     let before = sequence(&store, id).await;
     engine.stop().await;
@@ -307,7 +309,7 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
     assert_eq!((sequence(&store, id).await, events(&store, id).await.len()), (before, 1));
 
     // Released while the defect is still there, it is handed out again and panics again.
-    engine.release_quarantine(id, mended()).await.expect("its history is sound");
+    engine.release_quarantine(id, release()).await.expect("its history is sound");
     let charge = next_task(&mut worker).await;
     assert_eq!((charge.id.execution, charge.id.attempt), (id, 1), "the same attempt");
     engine.report(id, complete(&charge)).await.expect_err("it panics again");
@@ -315,18 +317,18 @@ async fn a_decision_that_panics_kills_no_node_after_the_other() {
 
     // A worker without a session has it until its timeouts expire, so its report counts now.
     DEFECT.store(false, Ordering::SeqCst);
-    engine.release_quarantine(id, mended()).await.expect("its history is sound");
+    engine.release_quarantine(id, release()).await.expect("its history is sound");
     engine.report(id, complete(&charge)).await.expect("it is decided now");
     let ended = engine.await_end(id, Duration::ZERO).await.expect("it is known");
     assert_eq!(ended.state, State::Succeeded);
 }
 
 #[tokio::test]
-async fn a_start_that_panics_is_refused_and_leaves_nothing() {
+async fn panicking_start_is_refused_and_writes_nothing() {
     let store = store().await;
     let panics: Option<fn(&Command) -> bool> =
         Some(|command| matches!(command, Command::StartExecution(_)));
-    let engine = engine(&store, Options { panics, ..hasty() }).await;
+    let engine = engine(&store, Options { panics, ..short_intervals() }).await;
     let spec = spec(&engine, 1, plan(&engine).await);
     let id = spec.start.id;
     assert_eq!(engine.start(spec).await.err(), Some(Refusal::Failed));
@@ -335,16 +337,16 @@ async fn a_start_that_panics_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_owner_gives_up_what_another_node_has_quarantined() {
+async fn owner_gives_up_an_execution_that_another_node_has_quarantined() {
     let store = store().await;
-    let owner = engine(&store, hasty()).await;
-    let mut hands = worker(&owner).await;
+    let owner = engine(&store, short_intervals()).await;
+    let mut holder = worker(&owner).await;
     let id = start(&owner, 1).await;
-    let task = next_task(&mut hands).await;
+    let task = next_task(&mut holder).await;
 
     let panics: Option<fn(&Command) -> bool> =
         Some(|command| matches!(command, Command::CancelExecution { .. }));
-    let other = engine(&store, Options { panics, ..hasty() }).await;
+    let other = engine(&store, Options { panics, ..short_intervals() }).await;
     assert_eq!(refused(&other, id).await, QuarantineReason::DecisionPanicked);
 
     // The old owner believes in a sound state, and still decides nothing.
@@ -354,9 +356,9 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
     assert_eq!(events(&store, id).await.len(), 1);
 
     // The other node has released it and owns it now. A result that the worker reports to the old owner still counts.
-    other.release_quarantine(id, mended()).await.expect("its history is sound");
+    other.release_quarantine(id, release()).await.expect("its history is sound");
     owner.report(id, complete(&task)).await.expect("the result is taken");
-    let charge = next_task(&mut hands).await;
+    let charge = next_task(&mut holder).await;
     assert_eq!(charge.id.path.as_str(), "charge");
     owner.report(id, complete(&charge)).await.expect("the result is taken");
     let ended = owner.await_end(id, Duration::ZERO).await.expect("it is known");
@@ -367,9 +369,9 @@ async fn an_owner_gives_up_what_another_node_has_quarantined() {
 
 /// The index row says that this binary cannot read the execution, so its history is not read.
 #[tokio::test]
-async fn an_execution_in_a_newer_format_is_refused_without_looking_into_its_history() {
+async fn execution_in_a_newer_format_is_refused_without_reading_its_history() {
     let store = store().await;
-    let engine = engine(&store, hasty()).await;
+    let engine = engine(&store, short_intervals()).await;
     let newer = start(&engine, 1).await;
     engine.stop().await;
     // To this binary, the history that the newer binary wrote would look damaged.
@@ -395,7 +397,7 @@ async fn an_execution_in_a_newer_format_is_refused_without_looking_into_its_hist
     let garbled = StoredTransition { data: Bytes::from_static(b"\xff"), ..first };
     store.put_transition(newer, garbled.sealed(newer));
 
-    let engine = driven::engine(&store, hasty()).await;
+    let engine = driven::engine(&store, short_intervals()).await;
     let cancel = Command::CancelExecution { reason: "enough".into() };
     let refused = engine.command(newer, cancel, None).await.expect_err("it can not be read");
     assert!(matches!(refused, Refusal::TooNew(_)), "{refused:?}");

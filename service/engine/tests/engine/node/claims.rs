@@ -35,7 +35,7 @@ fn start_overflowed(world: &mut World, machine: usize) -> ExecutionId {
 }
 
 #[test]
-fn what_another_node_has_handed_out_is_not_put_where_any_node_finds_it() {
+fn task_handed_out_by_another_node_is_not_put_into_the_overflow() {
     let mut world = World::new(2);
     world.machines[0].hold_back = &["publish"];
     world.machines[1].hold_back = &["claim"];
@@ -67,7 +67,7 @@ fn what_another_node_has_handed_out_is_not_put_where_any_node_finds_it() {
 }
 
 #[test]
-fn what_its_owner_hands_to_a_worker_without_a_session_is_not_handed_out_by_a_claim_under_way() {
+fn pending_claim_does_not_hand_out_a_task_that_a_sessionless_worker_has() {
     let mut world = World::new(3);
     let execution = start_overflowed(&mut world, 2);
     world.leave(2);
@@ -101,7 +101,7 @@ fn give_back_at_the_moment_of_a_hand_over(released_first: bool) {
     world.deliver_the_late_answer(1);
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
-    world.go_on(Duration::from_millis(1));
+    world.advance(Duration::from_millis(1));
     // The worker gives the task back at node 1, and takes tasks there from then on.
     let (session, reply, worker) = ("s".to_owned(), 1_001, 2_001);
     let release = Input::Release { task: task.clone(), session, reply };
@@ -114,11 +114,11 @@ fn give_back_at_the_moment_of_a_hand_over(released_first: bool) {
 }
 
 #[test]
-fn a_task_given_back_just_before_a_hand_over_is_not_handed_out() {
+fn at_most_once_task_released_just_before_a_hand_over_is_not_handed_out() {
     give_back_at_the_moment_of_a_hand_over(true);
 }
 
 #[test]
-fn a_task_given_back_just_after_a_hand_over_is_not_handed_out() {
+fn at_most_once_task_released_just_after_a_hand_over_is_not_handed_out() {
     give_back_at_the_moment_of_a_hand_over(false);
 }

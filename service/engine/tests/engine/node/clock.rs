@@ -20,7 +20,7 @@ fn pass_alive(world: &mut World, machine: usize, seconds: u32) {
 }
 
 #[test]
-fn after_a_step_back_tasks_are_handed_out_as_before() {
+fn tasks_are_handed_out_as_usual_after_the_clock_is_set_back() {
     for step in [60 * SECOND, HOUR] {
         let mut world = World::new(1);
         let mut offer = stream("default", "s", &[]);
@@ -53,7 +53,7 @@ fn after_a_step_back_tasks_are_handed_out_as_before() {
 }
 
 #[test]
-fn a_new_life_goes_on_where_the_last_one_was_though_the_clock_is_behind() {
+fn new_node_continues_store_time_after_the_clock_was_set_back() {
     let mut world = World::new(1);
     world.pass(10 * SECOND);
     world.start(0, "default");
@@ -75,7 +75,7 @@ fn a_new_life_goes_on_where_the_last_one_was_though_the_clock_is_behind() {
 }
 
 #[test]
-fn a_step_forward_strikes_no_attempt_no_session_and_no_lease() {
+fn setting_the_clock_forward_ends_no_attempt_session_or_lease() {
     let mut world = World::new(2);
     let worker = world.attach(0, stream("default", "s", &[]));
     let execution = world.start(0, "default");
@@ -88,7 +88,7 @@ fn a_step_forward_strikes_no_attempt_no_session_and_no_lease() {
     assert!(world.at(0).time >= world.now(), "store time has followed");
     assert_eq!([0, 1].map(|machine| world.machines[machine].node.node_id()), lives);
     assert_eq!(world.snapshot(0, execution).live.len(), 1, "it is still with its worker");
-    let told = world.told(0, worker);
+    let told = world.messages_to(0, worker);
     let is_over = |message: &WorkerMessage| {
         matches!(message, WorkerMessage::Detached | WorkerMessage::Closed(_))
     };
@@ -96,7 +96,7 @@ fn a_step_forward_strikes_no_attempt_no_session_and_no_lease() {
 }
 
 #[test]
-fn a_lease_that_is_not_renewed_is_closed_and_one_that_is_renewed_is_not() {
+fn lease_is_closed_only_if_it_is_not_renewed() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
     world.pass(60 * SECOND);

@@ -38,7 +38,7 @@ fn cancel(world: &mut World, task: &TaskId) {
 }
 
 #[test]
-fn a_task_that_waits_again_is_handed_out_at_once_after_another_transition() {
+fn released_task_is_handed_out_at_once_after_an_unrelated_transition() {
     let mut world = World::new(1);
     let task = given_back(&mut world);
     cancel(&mut world, &task);
@@ -47,7 +47,7 @@ fn a_task_that_waits_again_is_handed_out_at_once_after_another_transition() {
 }
 
 #[test]
-fn a_second_hand_over_goes_on_record_after_another_transition() {
+fn second_hand_over_is_recorded_after_an_unrelated_transition() {
     let mut world = World::new(1);
     let task = given_back(&mut world);
     let other = world.attach(0, stream("default", "t", &[]));
@@ -58,7 +58,7 @@ fn a_second_hand_over_goes_on_record_after_another_transition() {
 }
 
 #[test]
-fn what_is_decided_while_a_batch_is_under_way_goes_as_soon_as_the_store_has_answered() {
+fn batch_drafted_during_a_commit_is_sent_before_callers_are_answered() {
     let mut world = World::new(1);
     world.machines[0].hold_back = &["commit"];
     world.start_later(0, "default");

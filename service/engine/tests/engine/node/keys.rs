@@ -7,7 +7,7 @@ use recoup_store::KeySettled;
 use crate::fixture::world::World;
 
 #[test]
-fn a_key_that_a_newer_servers_execution_holds_refuses_the_start_and_names_that_execution() {
+fn start_is_refused_and_names_the_holder_if_its_key_is_held_in_a_newer_format() {
     let mut world = World::new(1);
     world.machines[0].hold_back = &["start_keyed"];
     let refused = world.start_keyed_later(0, "order-7", "1");

@@ -38,7 +38,7 @@ fn complete(world: &mut World, task: &TaskId) {
 
 /// The notices that a poll or stream has received.
 fn notices(world: &mut World, worker: u64) -> Vec<(TaskId, Notice)> {
-    let told = world.told(0, worker).into_iter().filter_map(|message| match message {
+    let told = world.messages_to(0, worker).into_iter().filter_map(|message| match message {
         WorkerMessage::CancelRequested(task) => Some((task, Notice::CancelRequested)),
         WorkerMessage::Closed(task) => Some((task, Notice::Closed)),
         _ => None,
@@ -47,7 +47,7 @@ fn notices(world: &mut World, worker: u64) -> Vec<(TaskId, Notice)> {
 }
 
 #[test]
-fn a_cancel_wakes_the_poll_that_holds_the_task_and_the_next_poll_waits() {
+fn cancel_wakes_only_the_first_poll_that_lists_the_task() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     let waiting = world.attach(0, poll("default", "s", Some(&[&task])));
@@ -61,7 +61,7 @@ fn a_cancel_wakes_the_poll_that_holds_the_task_and_the_next_poll_waits() {
 }
 
 #[test]
-fn a_cancel_that_meets_no_poll_is_told_to_the_next_one() {
+fn cancel_without_an_open_poll_is_delivered_to_the_next_poll() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     cancel(&mut world, &task);
@@ -70,7 +70,7 @@ fn a_cancel_that_meets_no_poll_is_told_to_the_next_one() {
 }
 
 #[test]
-fn a_notice_in_an_answer_that_was_lost_is_told_again() {
+fn undelivered_notice_is_sent_again_to_the_next_poll() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     let first = world.attach(0, poll("default", "s", Some(&[&task])));
@@ -84,7 +84,7 @@ fn a_notice_in_an_answer_that_was_lost_is_told_again() {
 }
 
 #[test]
-fn a_stream_that_reconnects_hears_again_that_a_task_should_stop() {
+fn reconnecting_stream_receives_the_cancel_notice_again() {
     let mut world = World::new(1);
     world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
@@ -97,7 +97,7 @@ fn a_stream_that_reconnects_hears_again_that_a_task_should_stop() {
 }
 
 #[test]
-fn a_poll_that_lists_a_task_whose_result_is_recorded_waits() {
+fn poll_that_lists_a_completed_task_waits_without_a_notice() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     complete(&mut world, &task);
@@ -111,7 +111,7 @@ fn a_poll_that_lists_a_task_whose_result_is_recorded_waits() {
 }
 
 #[test]
-fn a_stream_that_lists_a_task_whose_result_is_recorded_hears_that_it_is_closed() {
+fn stream_that_lists_a_completed_task_is_notified_that_it_is_closed() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     complete(&mut world, &task);
@@ -120,7 +120,7 @@ fn a_stream_that_lists_a_task_whose_result_is_recorded_hears_that_it_is_closed()
 }
 
 #[test]
-fn an_attempt_that_timed_out_is_told_to_the_poll_that_holds_it() {
+fn poll_is_notified_when_an_attempt_that_it_lists_times_out() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "watched");
     let worker = world.attach(0, poll("default", "s", Some(&[&task])));
@@ -129,7 +129,7 @@ fn an_attempt_that_timed_out_is_told_to_the_poll_that_holds_it() {
 }
 
 #[test]
-fn polls_that_list_a_task_are_no_heartbeats_of_it() {
+fn listing_a_task_in_a_poll_is_not_a_heartbeat() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "watched");
     for _ in 0..3 {
@@ -144,7 +144,7 @@ fn polls_that_list_a_task_are_no_heartbeats_of_it() {
 }
 
 #[test]
-fn a_heartbeat_keeps_a_task_that_polls_list() {
+fn heartbeats_keep_a_task_that_polls_list_from_timing_out() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "watched");
     for _ in 0..4 {
@@ -158,7 +158,7 @@ fn a_heartbeat_keeps_a_task_that_polls_list() {
 }
 
 #[test]
-fn a_stream_that_reconnects_with_a_task_is_no_heartbeat_of_it() {
+fn reconnecting_a_stream_with_a_task_is_not_a_heartbeat() {
     let mut world = World::new(1);
     world.start_of(0, "default", "watched");
     let first = world.attach(0, stream("default", "s", &[]));
@@ -170,7 +170,7 @@ fn a_stream_that_reconnects_with_a_task_is_no_heartbeat_of_it() {
 }
 
 #[test]
-fn tasks_of_a_worker_that_is_between_two_polls_stay_here() {
+fn queued_task_waits_on_its_node_for_a_worker_between_two_polls() {
     for id in ["s", ""] {
         let mut world = World::new(1);
         let offer = || poll("default", id, None);
@@ -186,7 +186,7 @@ fn tasks_of_a_worker_that_is_between_two_polls_stay_here() {
 }
 
 #[test]
-fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
+fn failure_report_is_answered_with_the_retry_decision() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "order");
     let failed = Command::FailTask {
@@ -207,7 +207,7 @@ fn a_failed_task_is_answered_with_the_decision_about_the_next_attempt() {
 }
 
 #[test]
-fn a_node_that_has_missed_what_another_did_does_not_call_a_task_closed() {
+fn node_with_stale_state_does_not_report_a_newer_attempt_as_closed() {
     let mut world = World::new(2);
     let first = handed_to_a_poll(&mut world, "order");
     // This node does not learn that the execution has changed.

@@ -39,7 +39,7 @@ fn complete(world: &mut World, machine: usize, task: TaskId) {
 }
 
 #[test]
-fn a_node_alone_keeps_tasks_that_no_worker_takes() {
+fn lone_node_keeps_tasks_that_no_worker_takes() {
     let mut world = World::new(1);
     world.start(0, "default");
     world.pass(60 * SECOND);
@@ -49,7 +49,7 @@ fn a_node_alone_keeps_tasks_that_no_worker_takes() {
 }
 
 #[test]
-fn a_task_goes_to_the_node_whose_worker_takes_its_type_in_less_than_300_ms() {
+fn task_reaches_a_node_whose_worker_takes_its_type_within_300_ms() {
     let mut world = World::new(2);
     // It polls the right queue for the wrong task type.
     let wrong = world.attach(0, of_types(stream("default", "w", &[]), &["refund"]));
@@ -64,7 +64,7 @@ fn a_task_goes_to_the_node_whose_worker_takes_its_type_in_less_than_300_ms() {
 }
 
 #[test]
-fn a_worker_that_comes_later_to_another_node_gets_what_waits() {
+fn worker_that_attaches_later_to_another_node_gets_the_queued_task() {
     let mut world = World::new(2);
     world.start(0, "default");
     world.pass(5 * SECOND);
@@ -86,7 +86,7 @@ fn no_more_tasks_go_to_another_node_than_its_workers_take() {
 }
 
 #[test]
-fn a_stream_of_tasks_goes_to_another_node_as_fast_as_its_few_workers_take_them() {
+fn tasks_move_to_another_node_as_fast_as_its_workers_take_them() {
     let mut world = World::new(2);
     let worker = world.attach(1, with_credit(stream("default", "s", &[]), 4));
     world.pass(2 * SECOND);
@@ -106,7 +106,7 @@ fn a_stream_of_tasks_goes_to_another_node_as_fast_as_its_few_workers_take_them()
 }
 
 #[test]
-fn a_session_that_has_gone_silent_with_nothing_in_hand_is_not_waited_for() {
+fn task_does_not_wait_for_a_silent_session_that_holds_nothing() {
     let mut world = World::new(2);
     let gone = world.attach(0, poll("default", "gone", None));
     let other = world.attach(1, stream("default", "o", &[]));
@@ -118,7 +118,7 @@ fn a_session_that_has_gone_silent_with_nothing_in_hand_is_not_waited_for() {
 }
 
 #[test]
-fn a_task_whose_workers_here_are_busy_waits_a_while_before_it_goes_elsewhere() {
+fn task_waits_for_busy_local_workers_before_it_goes_to_another_node() {
     let mut world = World::new(2);
     let busy = world.attach(0, stream("default", "b", &[]));
     world.start(0, "default");
@@ -133,7 +133,7 @@ fn a_task_whose_workers_here_are_busy_waits_a_while_before_it_goes_elsewhere() {
 }
 
 #[test]
-fn a_worker_that_is_between_two_polls_is_waited_for() {
+fn task_waits_for_a_worker_between_two_polls() {
     for id in ["s", ""] {
         let mut world = World::new(2);
         world.attach(1, stream("default", "other", &[]));
@@ -152,7 +152,7 @@ fn a_worker_that_is_between_two_polls_is_waited_for() {
 }
 
 #[test]
-fn a_session_that_drains_is_not_waited_for() {
+fn task_does_not_wait_for_a_draining_session() {
     let mut world = World::new(2);
     let draining = world.attach(0, stream("default", "d", &[]));
     let other = world.attach(1, stream("default", "o", &[]));
@@ -188,7 +188,7 @@ fn a_node_claims_only_tasks_that_its_idle_workers_take() {
 }
 
 #[test]
-fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
+fn task_that_timed_out_in_the_queue_is_not_handed_out_by_a_pending_claim() {
     let mut order = order();
     let task = order.steps.0[0].kind.task_mut().expect("it is a task");
     task.timeouts.schedule_to_start = Some(3 * SECOND);
@@ -236,7 +236,7 @@ fn what_has_waited_too_long_goes_out_with_no_claim_that_was_under_way() {
 }
 
 #[test]
-fn a_claimed_task_whose_worker_is_taken_meanwhile_waits_for_the_next_one() {
+fn claimed_task_waits_for_the_next_credit_if_its_worker_took_another_task() {
     let mut world = World::new(2);
     let worker = world.attach(1, stream("default", "s", &[]));
     world.pass(SECOND);

@@ -37,7 +37,7 @@ fn pass_alive(world: &mut World, machine: usize, id: &str, time: Duration) {
 }
 
 #[test]
-fn what_a_worker_has_stays_with_it_when_another_node_takes_a_command() {
+fn task_stays_with_its_worker_when_another_node_takes_a_command() {
     let mut world = World::new(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -51,14 +51,14 @@ fn what_a_worker_has_stays_with_it_when_another_node_takes_a_command() {
         pass_alive(&mut world, 0, "s", SECOND);
     }
     assert_eq!(world.handed(1, other), [], "the first worker is still at it");
-    let told = world.told(0, holder);
+    let told = world.messages_to(0, holder);
     let is_told = told.iter().any(|message| matches!(message, WorkerMessage::CancelRequested(_)));
     assert!(is_told, "{told:?}");
     assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
 }
 
 #[test]
-fn what_a_worker_brings_along_stays_with_it_although_the_grace_is_long_over() {
+fn worker_that_moves_keeps_its_task_long_after_the_grace_period() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -77,7 +77,7 @@ fn what_a_worker_brings_along_stays_with_it_although_the_grace_is_long_over() {
 }
 
 #[test]
-fn what_was_not_on_its_way_when_the_lease_was_lost_stays() {
+fn task_is_not_handed_out_if_the_lease_is_lost_right_after_its_commit() {
     let mut world = World::new(1);
     world.machines[0].hold_back = &["commit"];
     let worker = world.attach(0, stream("default", "s", &[]));
@@ -94,7 +94,7 @@ fn what_was_not_on_its_way_when_the_lease_was_lost_stays() {
 }
 
 #[test]
-fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
+fn attempt_started_before_it_was_due_waits_for_its_worker_at_a_new_owner() {
     let mut world = World::new(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -124,7 +124,7 @@ fn what_was_handed_out_early_by_a_clock_ahead_waits_for_its_worker() {
 }
 
 #[test]
-fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_queue() {
+fn undelivered_at_most_once_attempt_fails_and_another_node_gets_the_next() {
     let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     world.machines[0].hold_back = &["commit"];
@@ -142,7 +142,7 @@ fn what_is_delivered_at_most_once_and_never_left_fails_where_nobody_serves_its_q
 }
 
 #[test]
-fn what_is_given_back_while_its_start_is_written_is_not_taken_to_be_with_who_gave_it_back() {
+fn task_undelivered_while_its_start_is_committed_is_redelivered() {
     let mut world = World::new(2);
     world.start(1, "default");
     let bare = world.attach(1, poll("default", "", None));
@@ -161,7 +161,7 @@ fn what_is_given_back_while_its_start_is_written_is_not_taken_to_be_with_who_gav
 }
 
 #[test]
-fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
+fn late_decision_of_the_old_owner_loses_to_a_hand_over_by_the_new_one() {
     let mut definition = order();
     let retry = definition.steps.0[0].retry.as_mut().expect("it has one");
     retry.schedule = Some(Schedule::Constant { interval: 5 * SECOND });
@@ -196,7 +196,7 @@ fn what_an_owner_still_decides_loses_against_a_hand_over_by_the_next_one() {
 }
 
 #[test]
-fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker() {
+fn task_handed_out_during_a_pending_claim_goes_to_no_second_worker() {
     fn claims(world: &mut World) -> Vec<Input<Reply>> {
         let late = std::mem::take(&mut world.machines[1].late);
         late.into_iter().filter(|input| matches!(input, Input::Claimed(..))).collect()
@@ -238,7 +238,7 @@ fn what_its_owner_hands_out_while_a_claim_is_under_way_goes_to_no_second_worker(
 }
 
 #[test]
-fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it() {
+fn release_by_a_session_that_does_not_hold_the_task_is_ignored() {
     let mut world = World::delivered_at_most_once(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -253,8 +253,7 @@ fn what_another_session_has_by_now_is_not_given_back_at_a_node_that_has_read_it(
 }
 
 #[test]
-fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_has_known_of_them()
-{
+fn node_that_takes_over_by_a_command_waits_for_workers_it_has_long_known() {
     let mut world = World::delivered_at_most_once(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -270,7 +269,7 @@ fn a_node_that_becomes_the_owner_by_a_command_waits_for_workers_however_long_it_
 }
 
 #[test]
-fn what_has_waited_for_long_goes_to_no_second_worker_when_another_node_has_become_the_owner() {
+fn long_queued_task_is_not_handed_out_by_its_former_owner() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
     let state = world.snapshot(0, execution).state;
@@ -285,7 +284,7 @@ fn what_has_waited_for_long_goes_to_no_second_worker_when_another_node_has_becom
 }
 
 #[test]
-fn what_has_waited_for_long_at_a_node_alone_goes_out_without_a_recorded_start() {
+fn lone_node_hands_out_a_long_queued_task_without_recording_its_start() {
     let mut world = World::new(1);
     let execution = world.start(0, "default");
     world.pass(4 * Options::default().reconnect_grace);
@@ -295,7 +294,7 @@ fn what_has_waited_for_long_at_a_node_alone_goes_out_without_a_recorded_start() 
 }
 
 #[test]
-fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
+fn start_that_the_history_rejects_is_not_retried_in_a_loop() {
     let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
@@ -310,7 +309,7 @@ fn a_start_that_the_history_refuses_is_not_recorded_again_and_again() {
 }
 
 #[test]
-fn what_becomes_due_just_after_another_node_has_become_the_owner_goes_to_one_worker() {
+fn attempt_due_just_after_a_change_of_owner_goes_to_one_worker() {
     let mut world = World::new(2);
     world.start(0, "default");
     let first = world.attach(0, stream("default", "s", &[]));
@@ -331,7 +330,7 @@ fn what_becomes_due_just_after_another_node_has_become_the_owner_goes_to_one_wor
 }
 
 #[test]
-fn what_a_worker_without_a_session_has_stays_with_it_when_its_execution_comes_back() {
+fn sessionless_worker_keeps_its_task_when_a_former_owner_takes_over_again() {
     let mut world = World::new(2);
     let bare = world.attach(1, poll("default", "", None));
     world.pass(2 * SECOND);
@@ -350,7 +349,7 @@ fn what_a_worker_without_a_session_has_stays_with_it_when_its_execution_comes_ba
 }
 
 #[test]
-fn an_execution_that_ended_elsewhere_and_that_retention_took_does_not_come_back() {
+fn expired_execution_that_ended_elsewhere_is_not_recreated_by_its_old_owner() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
     // The owner does not learn that another node takes over.
@@ -371,7 +370,7 @@ fn an_execution_that_ended_elsewhere_and_that_retention_took_does_not_come_back(
 }
 
 #[test]
-fn what_is_delivered_at_most_once_and_never_left_is_on_record_with_the_worker_that_gets_it() {
+fn undelivered_at_most_once_task_is_recorded_with_the_worker_that_gets_it() {
     let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     world.machines[0].hold_back = &["commit"];
@@ -392,7 +391,7 @@ fn what_is_delivered_at_most_once_and_never_left_is_on_record_with_the_worker_th
 }
 
 #[test]
-fn a_heartbeat_without_a_session_is_not_taken_for_the_task_that_comes_back_with_it() {
+fn heartbeat_and_release_that_arrive_together_are_both_accepted() {
     let mut world = World::new(2);
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -413,7 +412,7 @@ fn a_heartbeat_without_a_session_is_not_taken_for_the_task_that_comes_back_with_
 }
 
 #[test]
-fn what_a_worker_without_a_session_has_just_got_stays_with_it_when_another_node_takes_a_command() {
+fn sessionless_worker_keeps_its_new_task_when_another_node_takes_a_command() {
     let mut world = World::new(2);
     world.start(0, "default");
     let bare = world.attach(0, poll("default", "", None));
@@ -430,7 +429,7 @@ fn what_a_worker_without_a_session_has_just_got_stays_with_it_when_another_node_
 
 /// A worker without a session has got a task, and the node has lost its lease before the start was recorded.
 /// The new life has not read anything yet.
-fn forgotten() -> (World, TaskId, Timestamp) {
+fn lease_lost_after_a_hand_over() -> (World, TaskId, Timestamp) {
     let mut world = World::new(1);
     world.start(0, "default");
     let bare = world.attach(0, poll("default", "", None));
@@ -443,7 +442,7 @@ fn forgotten() -> (World, TaskId, Timestamp) {
 }
 
 /// The tasks that a second worker gets once executions are read again.
-fn goes_on(mut world: World) -> Vec<TaskId> {
+fn second_workers_tasks(mut world: World) -> Vec<TaskId> {
     world.machines[0].hold_back = &[];
     let late = std::mem::take(&mut world.machines[0].late);
     world.put_all(0, late);
@@ -453,20 +452,20 @@ fn goes_on(mut world: World) -> Vec<TaskId> {
 }
 
 #[test]
-fn what_a_worker_without_a_session_has_just_got_stays_with_it_when_the_lease_is_lost() {
-    let (world, ..) = forgotten();
-    assert_eq!(goes_on(world), [], "its time is not up");
+fn sessionless_worker_keeps_its_new_task_when_the_lease_is_lost() {
+    let (world, ..) = lease_lost_after_a_hand_over();
+    assert_eq!(second_workers_tasks(world), [], "its time is not up");
 }
 
 #[test]
-fn what_never_reached_a_worker_without_a_session_goes_to_another_one_after_the_lease_was_lost() {
-    let (mut world, task, handed_at) = forgotten();
+fn undelivered_task_of_a_sessionless_worker_is_redelivered_after_lease_loss() {
+    let (mut world, task, handed_at) = lease_lost_after_a_hand_over();
     world.put(0, Input::Undelivered { task: task.clone(), handed_at });
-    assert_eq!(goes_on(world), [task]);
+    assert_eq!(second_workers_tasks(world), [task]);
 }
 
 #[test]
-fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
+fn execution_adopted_while_its_last_commit_is_pending_is_read_again() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
     let worker = world.attach(0, stream("default", "s", &[]));
@@ -490,7 +489,7 @@ fn what_is_adopted_while_its_last_commit_is_under_way_is_read_once_more() {
 }
 
 #[test]
-fn a_node_that_no_worker_can_reach_any_more_gives_nobody_up() {
+fn node_closed_to_workers_fails_no_attempt_of_an_adopted_execution() {
     let mut world = World::delivered_at_most_once(2);
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -509,7 +508,7 @@ fn a_node_that_no_worker_can_reach_any_more_gives_nobody_up() {
 }
 
 #[test]
-fn a_session_that_has_no_way_back_to_a_closed_server_is_not_given_up() {
+fn node_closed_to_workers_reports_no_session_as_lost() {
     let mut world = World::new(1);
     let execution = world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
@@ -517,12 +516,12 @@ fn a_session_that_has_no_way_back_to_a_closed_server_is_not_given_up() {
     world.put(0, Input::Close);
     world.put(0, Input::Detach { worker: holder });
     world.pass(9 * SECOND);
-    assert_eq!(world.fed(), 0, "no worker is said to be lost");
+    assert_eq!(world.feed_length(), 0, "no worker is said to be lost");
     assert_eq!(world.snapshot(0, execution).live.len(), 1);
 }
 
 #[test]
-fn a_node_that_no_worker_can_reach_any_more_adopts_nothing() {
+fn node_closed_to_workers_adopts_nothing() {
     let mut world = World::new(2);
     world.start(0, "default");
     world.put(1, Input::Close);

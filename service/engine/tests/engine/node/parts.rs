@@ -34,7 +34,7 @@ fn executions(batch: &Batch) -> Vec<ExecutionId> {
 }
 
 #[test]
-fn a_batch_that_is_too_much_for_the_store_is_settled_in_order_in_parts() {
+fn oversized_batch_is_settled_in_parts_and_in_order() {
     for written_anyway in [false, true] {
         let mut world = World::new(1);
         let ids = gathered(&mut world, 41);
@@ -114,7 +114,7 @@ fn failure_events_count_towards_the_bytes_of_a_batch() {
 }
 
 #[test]
-fn starts_with_keys_are_cut_by_bytes() {
+fn keyed_starts_are_split_at_the_byte_limit() {
     const MAX: usize = 64 << 10;
     let mut world = World::with(1, Options { batch_bytes_max: MAX, ..Options::default() });
     world.machines[0].hold_back = &["start_keyed"];
@@ -146,7 +146,7 @@ fn is_cut_at(max: usize, events: &[usize]) -> bool {
 }
 
 #[test]
-fn a_flush_decides_so_many_events_and_leaves_the_rest_to_the_next_one() {
+fn flush_stops_at_the_event_limit_and_leaves_the_rest_to_the_next() {
     const MAX: usize = 7;
     let options = Options { batch_events_max: MAX, ..Options::default() };
     let mut world = World::with(1, options);
@@ -166,7 +166,7 @@ fn a_flush_decides_so_many_events_and_leaves_the_rest_to_the_next_one() {
 }
 
 #[test]
-fn starts_with_keys_are_cut_by_events() {
+fn keyed_starts_are_split_at_the_event_limit() {
     const MAX: usize = 7;
     let options = Options { batch_events_max: MAX, ..Options::default() };
     let mut world = World::with(1, options);

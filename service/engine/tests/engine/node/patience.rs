@@ -21,7 +21,7 @@ fn refusal(world: &mut World, reply: Reply) -> Refusal {
 }
 
 #[test]
-fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_their_calls() {
+fn calls_during_a_hanging_commit_end_as_unknown_or_unavailable() {
     let mut world = World::new(1);
     let offer = Offer { credit: 10, ..stream("default", "s", &[]) };
     let worker = world.attach(0, offer);
@@ -80,7 +80,7 @@ fn callers_are_told_in_time_that_the_store_takes_nothing_and_what_became_of_thei
 }
 
 #[test]
-fn behind_a_batch_that_came_to_nothing_no_change_is_decided() {
+fn no_change_is_decided_after_a_batch_with_an_unknown_outcome() {
     let mut world = World::new(1);
     world.machines[0].hold_back = &["commit"];
     world.start_later(0, "default");
@@ -101,7 +101,7 @@ fn behind_a_batch_that_came_to_nothing_no_change_is_decided() {
 }
 
 #[test]
-fn readers_are_told_in_time_that_the_store_does_not_answer() {
+fn reads_end_as_unavailable_if_the_store_does_not_answer_in_time() {
     let mut world = World::new(2);
     let execution = world.start(1, "default");
     world.machines[0].hold_back = &["load"];
@@ -117,7 +117,7 @@ fn readers_are_told_in_time_that_the_store_does_not_answer() {
 }
 
 #[test]
-fn readers_wait_for_the_transition_under_way_but_not_for_ever() {
+fn reads_wait_for_a_pending_commit_but_only_for_a_limited_time() {
     let mut world = World::new(1);
     let worker = world.attach(0, stream("default", "s", &[]));
     let execution = world.start(0, "default");

@@ -11,7 +11,7 @@ use recoup_engine::node::io::{Answer, Input};
 use recoup_engine::{Options, Refusal};
 use recoup_store::Executions;
 
-use crate::fixture::world::{Reply, Rough, World, order, ready};
+use crate::fixture::world::{QuarantineFault, Reply, World, order, ready};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -39,14 +39,14 @@ fn refused(world: &mut World) -> Vec<Reply> {
 /// The number of commits with a quarantine, and of events on the feed.
 fn written(world: &World) -> (usize, usize) {
     let batches = world.machines[0].batches.iter();
-    (batches.filter(|batch| !batch.quarantined.is_empty()).count(), world.fed())
+    (batches.filter(|batch| !batch.quarantined.is_empty()).count(), world.feed_length())
 }
 
 #[test]
-fn nobody_is_refused_before_the_quarantine_is_durable() {
+fn callers_are_refused_only_after_the_quarantine_is_durable() {
     let mut world = panicking();
     let id = world.start(0, "default");
-    world.machines[0].rough = Some(Rough::Unknown);
+    world.machines[0].quarantine_fault = Some(QuarantineFault::Unknown);
     cancel(&mut world, id, 101);
     // It is written, but the node does not know. Callers that ask now wait as well.
     cancel(&mut world, id, 102);
@@ -65,10 +65,10 @@ fn nobody_is_refused_before_the_quarantine_is_durable() {
 }
 
 #[test]
-fn a_quarantine_outlives_the_lease_under_which_it_was_found() {
+fn quarantine_is_committed_under_the_next_lease_if_its_own_is_lost() {
     let mut world = panicking();
     let id = world.start(0, "default");
-    world.machines[0].rough = Some(Rough::LeaseLost);
+    world.machines[0].quarantine_fault = Some(QuarantineFault::LeaseLost);
     cancel(&mut world, id, 101);
     world.pass(SECOND);
     assert_eq!(refused(&mut world), [101]);
@@ -82,7 +82,7 @@ fn a_quarantine_outlives_the_lease_under_which_it_was_found() {
 }
 
 #[test]
-fn a_result_that_the_store_refuses_spares_what_was_decided_with_it() {
+fn refused_result_does_not_affect_commands_decided_with_it() {
     let timeout = Some(SECOND / 10);
     let mut world = World::with_order(1, &Workflow { timeout, ..order() });
     let id = world.start(0, "default");
@@ -94,7 +94,7 @@ fn a_result_that_the_store_refuses_spares_what_was_decided_with_it() {
         Input::Submit { execution: id, command, request: None, reply }
     };
     // The timeout expires and two results arrive before anything is decided.
-    world.go_on(SECOND / 5);
+    world.advance(SECOND / 5);
     let now = world.at(0);
     world.machines[0].node.tick(now);
     world.put_all(0, vec![result(101, "\"poison\""), result(102, "\"sound\"")]);

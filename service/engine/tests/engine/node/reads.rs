@@ -37,7 +37,7 @@ fn complete(world: &mut World, worker: WorkerKey, steps: usize) {
 }
 
 #[test]
-fn a_node_that_knows_an_execution_reads_only_what_came_after() {
+fn node_that_knows_an_execution_reads_only_later_transitions() {
     let (mut world, worker) = two_nodes();
     let id = world.start(0, "default");
     complete(&mut world, worker, 20);
@@ -54,7 +54,7 @@ fn a_node_that_knows_an_execution_reads_only_what_came_after() {
 }
 
 #[test]
-fn a_node_that_has_missed_much_reads_the_whole_execution() {
+fn node_that_missed_many_transitions_reads_the_same_state_as_the_owner() {
     let (mut world, worker) = two_nodes();
     let id = world.start(0, "default");
     watch(&mut world, id);
@@ -64,7 +64,7 @@ fn a_node_that_has_missed_much_reads_the_whole_execution() {
 
 /// To find out what is wrong with a history, the node reads all of it.
 #[test]
-fn what_does_not_follow_from_what_is_known_is_read_as_a_whole() {
+fn gap_after_the_known_state_is_reported_with_the_missing_transition() {
     let (mut world, worker) = two_nodes();
     let id = world.start(0, "default");
     complete(&mut world, worker, 3);

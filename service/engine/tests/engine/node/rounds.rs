@@ -21,7 +21,7 @@ fn calls(world: &mut World, time: Duration) -> Vec<(&'static str, usize)> {
 }
 
 #[test]
-fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
+fn late_answers_of_a_lost_lease_start_no_extra_rounds_and_end_no_lease() {
     let mut world = World::new(2);
     let execution = world.start(0, "default");
     // The attempt was handed to a poll without a session, so the store is asked about it. A worker waits for
@@ -58,7 +58,7 @@ fn answers_to_a_life_that_is_over_begin_no_second_round_and_end_no_life() {
 }
 
 #[test]
-fn what_an_earlier_life_could_not_commit_is_committed_in_this_one() {
+fn batch_pending_when_the_lease_is_lost_is_committed_under_the_next_lease() {
     let mut world = World::new(1);
     world.machines[0].hold_back = &["commit"];
     let execution = world.start_later(0, "default");
@@ -73,7 +73,7 @@ fn what_an_earlier_life_could_not_commit_is_committed_in_this_one() {
 }
 
 #[test]
-fn what_an_earlier_life_has_read_is_read_again() {
+fn state_read_under_a_lost_lease_is_read_again_under_the_next() {
     let mut world = World::new(2);
     let execution = world.start(1, "default");
     world.machines[0].hold_back = &["load"];
@@ -95,7 +95,7 @@ fn what_an_earlier_life_has_read_is_read_again() {
 }
 
 #[test]
-fn a_round_of_heads_goes_by_what_is_in_doubt() {
+fn head_queries_cover_the_executions_in_doubt() {
     let mut world = World::new(2);
     // The other node has a worker with credit for all of them, which is gone before that node claims any.
     let mut offer = stream("default", "gone", &[]);
@@ -134,7 +134,7 @@ fn a_round_of_heads_goes_by_what_is_in_doubt() {
 }
 
 #[test]
-fn a_task_is_asked_about_once_its_worker_has_been_silent_for_a_second() {
+fn head_is_queried_in_every_round_once_a_worker_is_silent_for_a_second() {
     let mut world = World::new(1);
     world.start(0, "default");
     let worker = world.attach(0, poll("default", "s", None));
@@ -152,7 +152,7 @@ fn a_task_is_asked_about_once_its_worker_has_been_silent_for_a_second() {
 }
 
 #[test]
-fn more_executions_than_one_question_holds_are_asked_about_in_turn() {
+fn executions_beyond_the_limit_of_a_head_query_are_queried_in_turn() {
     let mut world = World::new(2);
     let ids: BTreeSet<_> = (0..2_500).map(|_| world.start(0, "default")).collect();
     let until = world.now() + 60 * SECOND;
@@ -170,7 +170,7 @@ fn more_executions_than_one_question_holds_are_asked_about_in_turn() {
 
 /// The answer to a claim that an earlier life asked for is used all the same.
 #[test]
-fn what_an_earlier_life_has_claimed_is_handed_out() {
+fn task_claimed_under_a_lost_lease_is_handed_out() {
     let mut world = World::new(2);
     // Node 1 gives the task away for a worker of node 0, which is gone before node 0 has claimed it.
     let first = world.attach(0, stream("default", "first", &[]));

@@ -29,7 +29,7 @@ fn release(world: &mut World, machine: usize, task: &TaskId, session: &str) {
 }
 
 #[test]
-fn what_a_poll_does_not_list_is_handed_out_again_at_once_and_uncounted() {
+fn task_missing_from_a_poll_is_redelivered_at_once_as_the_same_attempt() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     // No time has passed: the empty list alone is enough.
@@ -38,7 +38,7 @@ fn what_a_poll_does_not_list_is_handed_out_again_at_once_and_uncounted() {
 }
 
 #[test]
-fn what_a_worker_loses_again_and_again_counts_as_lost() {
+fn attempt_missing_from_eleven_polls_fails_as_worker_lost() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     for _ in 0..10 {
@@ -53,7 +53,7 @@ fn what_a_worker_loses_again_and_again_counts_as_lost() {
 }
 
 #[test]
-fn what_a_poll_lists_goes_on() {
+fn task_that_a_poll_lists_is_not_handed_out_again() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     let worker = world.attach(0, poll("default", "s", Some(&[&task])));
@@ -63,7 +63,7 @@ fn what_a_poll_lists_goes_on() {
 }
 
 #[test]
-fn polls_that_do_not_say_what_they_hold_go_on_side_by_side() {
+fn polls_without_a_list_of_held_tasks_can_run_side_by_side() {
     let mut world = World::new(1);
     let (one, two) = (poll("default", "s", None), poll("default", "s", None));
     let (one, two) = (world.attach(0, one), world.attach(0, two));
@@ -78,11 +78,11 @@ fn polls_that_do_not_say_what_they_hold_go_on_side_by_side() {
 }
 
 #[test]
-fn who_says_what_a_session_holds_ends_its_other_polls() {
+fn poll_that_lists_held_tasks_supersedes_other_polls_of_its_session() {
     let mut world = World::new(1);
     let first = world.attach(0, poll("default", "s", Some(&[])));
     let second = world.attach(0, poll("default", "s", Some(&[])));
-    let told = world.told(0, first);
+    let told = world.messages_to(0, first);
     assert!(matches!(told[..], [WorkerMessage::Superseded]), "{told:?}");
     world.start(0, "default");
     assert_eq!(world.handed(0, first), [], "nobody may be there to read it");
@@ -90,13 +90,13 @@ fn who_says_what_a_session_holds_ends_its_other_polls() {
     // A second stream of the session supersedes the first.
     let third = world.attach(0, stream("default", "s", &[]));
     let fourth = world.attach(0, stream("default", "s", &[]));
-    let told = world.told(0, third);
+    let told = world.messages_to(0, third);
     assert!(matches!(told.last(), Some(WorkerMessage::Superseded)), "{told:?}");
     assert_eq!(world.handed(0, fourth).len(), 1, "the task was with none of them");
 }
 
 #[test]
-fn a_poll_is_life_for_as_long_as_it_waits_and_at_its_end() {
+fn poll_keeps_its_session_alive_while_it_waits_and_renews_it_at_its_end() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     let worker = world.attach(0, poll("default", "s", Some(&[&task])));
@@ -143,7 +143,7 @@ fn a_result_renews_the_session_of_its_task() {
 }
 
 #[test]
-fn equal_ids_in_two_namespaces_are_two_sessions() {
+fn equal_session_ids_in_two_namespaces_are_two_sessions() {
     let mut world = World::new(1);
     let ours = handed_to_a_poll(&mut world);
     world.start(0, "team");
@@ -162,7 +162,7 @@ fn equal_ids_in_two_namespaces_are_two_sessions() {
 }
 
 #[test]
-fn sessions_of_one_id_that_end_together_are_told_of_one_by_one() {
+fn sessions_with_equal_ids_that_end_together_are_reported_separately() {
     let mut world = World::new(1);
     handed_to_a_poll(&mut world);
     world.start(0, "team");
@@ -175,7 +175,7 @@ fn sessions_of_one_id_that_end_together_are_told_of_one_by_one() {
 }
 
 #[test]
-fn sessions_that_are_lost_are_named_before_their_attempts_fail_in_any_number_of_batches() {
+fn lost_sessions_are_reported_before_their_attempts_fail_across_batches() {
     let mut world = World::with(1, Options { batch_transitions_max: 1, ..Options::default() });
     for id in ["s", "t", "u"] {
         world.start(0, "default");
@@ -193,7 +193,7 @@ fn sessions_that_are_lost_are_named_before_their_attempts_fail_in_any_number_of_
 }
 
 #[test]
-fn a_released_task_goes_to_another_once_and_uncounted() {
+fn task_released_by_its_holder_is_redelivered_once_as_the_same_attempt() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     release(&mut world, 0, &task, "another");
@@ -210,7 +210,7 @@ fn a_released_task_goes_to_another_once_and_uncounted() {
 }
 
 #[test]
-fn a_worker_without_a_session_gives_back_by_the_token_alone() {
+fn sessionless_worker_releases_a_task_by_its_token_alone() {
     let mut world = World::new(1);
     world.start(0, "default");
     let bare = world.attach(0, poll("default", "", None));
@@ -235,7 +235,7 @@ fn stop_politely(world: &mut World) {
 }
 
 #[test]
-fn what_nobody_has_at_a_stop_is_not_taken_to_be_with_who_gave_it_back() {
+fn task_released_before_shutdown_is_not_left_with_its_last_worker() {
     let mut world = World::new(2);
     world.start(1, "default");
     let bare = world.attach(1, poll("default", "", None));
@@ -250,7 +250,7 @@ fn what_nobody_has_at_a_stop_is_not_taken_to_be_with_who_gave_it_back() {
 }
 
 #[test]
-fn what_nobody_has_at_a_stop_goes_out_again_where_its_last_worker_was_known() {
+fn task_released_before_shutdown_is_redelivered_where_its_worker_was_known() {
     let mut world = World::new(2);
     let execution = world.start(1, "default");
     let bare = world.attach(1, poll("default", "", None));
@@ -268,7 +268,7 @@ fn what_nobody_has_at_a_stop_goes_out_again_where_its_last_worker_was_known() {
 }
 
 #[test]
-fn what_nobody_has_at_a_stop_is_with_nobody_in_the_overflow_too() {
+fn overflowed_task_released_before_shutdown_is_not_left_with_its_worker() {
     let mut world = World::with(2, Options { queue_max: 0, ..Options::default() });
     let bare = world.attach(1, poll("default", "", None));
     let execution = world.start(1, "default");
@@ -290,7 +290,7 @@ fn what_nobody_has_at_a_stop_is_with_nobody_in_the_overflow_too() {
 }
 
 #[test]
-fn a_task_is_given_back_at_any_node() {
+fn task_can_be_released_at_any_node() {
     let mut world = World::new(2);
     let task = handed_to_a_poll(&mut world);
     release(&mut world, 1, &task, "s");
@@ -301,7 +301,7 @@ fn a_task_is_given_back_at_any_node() {
 }
 
 #[test]
-fn what_another_session_has_by_now_is_not_given_back_at_another_node() {
+fn release_at_another_node_is_ignored_once_another_session_holds_the_task() {
     let mut world = World::new(2);
     let task = handed_to_a_poll(&mut world);
     release(&mut world, 0, &task, "s");
@@ -319,7 +319,7 @@ fn what_another_session_has_by_now_is_not_given_back_at_another_node() {
 }
 
 #[test]
-fn a_hand_over_that_never_left_is_made_again_and_a_later_one_stays() {
+fn undelivered_hand_over_is_repeated_and_a_later_one_is_kept() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     let handed_at = world.now();
@@ -334,7 +334,7 @@ fn a_hand_over_that_never_left_is_made_again_and_a_later_one_stays() {
 }
 
 #[test]
-fn the_last_that_a_heartbeat_said_is_kept_for_its_hand_over() {
+fn latest_heartbeat_details_are_kept_until_the_next_hand_over() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     let said = [None, Some("10"), Some("20"), None];
@@ -357,7 +357,7 @@ fn the_last_that_a_heartbeat_said_is_kept_for_its_hand_over() {
 }
 
 #[test]
-fn a_result_that_the_store_refuses_leaves_its_attempt_to_its_clocks() {
+fn attempt_whose_result_is_refused_stays_open_until_its_session_ends() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world);
     let execution = task.execution;
@@ -373,7 +373,7 @@ fn a_result_that_the_store_refuses_leaves_its_attempt_to_its_clocks() {
 }
 
 #[test]
-fn a_session_whose_worker_has_just_turned_to_another_node_is_not_lost() {
+fn session_whose_worker_just_moved_to_another_node_is_not_lost() {
     let mut world = World::new(2);
     let task = handed_to_a_poll(&mut world);
     // Long enough that the other node takes the task over just before the session ends here.
@@ -390,7 +390,7 @@ fn a_session_whose_worker_has_just_turned_to_another_node_is_not_lost() {
 }
 
 #[test]
-fn nodes_that_lose_a_session_at_the_same_time_both_tell_of_it() {
+fn nodes_that_lose_the_same_session_both_report_it() {
     let mut world = World::new(2);
     let mut tasks = Vec::new();
     for machine in 0..2 {

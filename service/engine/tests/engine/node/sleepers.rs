@@ -51,7 +51,7 @@ fn in_memory(world: &World, machine: usize) -> usize {
 /// Without a worker, an attempt that becomes due goes into a queue. Nothing is written then, so the reminder
 /// of its execution would stay as it was.
 #[test]
-fn sleepers_whose_time_writes_nothing_do_not_keep_others_asleep() {
+fn due_executions_all_wake_even_if_waking_writes_nothing() {
     let mut world = World::with(1, sleeping_after(SECOND / 2));
     fail_once(&mut world, 0, 2_100);
     assert_eq!(in_memory(&world, 0), 0, "all of them sleep");
@@ -64,7 +64,7 @@ fn sleepers_whose_time_writes_nothing_do_not_keep_others_asleep() {
 }
 
 #[test]
-fn sleepers_leave_memory_after_they_were_adopted_or_read() {
+fn sleeping_executions_leave_memory_again_after_being_adopted_or_read() {
     let mut world = World::with(1, sleeping_after(SECOND / 50));
     fail_once(&mut world, 0, 50);
     leave(&mut world);
