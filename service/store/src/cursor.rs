@@ -125,14 +125,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_comes_back_from_its_text(cursor in cursors()) {
+        fn cursor_round_trips_through_its_text(cursor in cursors()) {
             let text = cursor.encode();
             prop_assert!(text.len() <= TEXT_MAX);
             prop_assert_eq!(Cursor::decode(&text).expect("own text"), cursor);
         }
 
         #[test]
-        fn garbage_is_malformed_or_the_one_text_of_a_cursor(bytes in any::<Vec<u8>>()) {
+        fn garbage_is_malformed_or_the_only_text_of_a_cursor(bytes in any::<Vec<u8>>()) {
             let text = URL_SAFE_NO_PAD.encode(&bytes);
             if let Ok(cursor) = Cursor::decode(&text) {
                 prop_assert_eq!(cursor.encode(), text);
@@ -151,13 +151,13 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_without_a_panic(text in ".*") {
+        fn decoding_any_text_never_panics(text in ".*") {
             let _ = Cursor::decode(&text);
         }
     }
 
     #[test]
-    fn what_is_no_cursor_is_called_malformed() {
+    fn text_that_is_not_a_cursor_is_malformed() {
         let cursor = Cursor {
             incarnation: Uuid::nil(),
             floor: NodeId(1),

@@ -211,7 +211,7 @@ mod tests {
     /// Goes through the rules from the last to the first. Each step keeps all earlier findings and adds one,
     /// which must decide the verdict.
     #[test]
-    fn the_first_thing_that_stands_in_the_way_decides() {
+    fn first_rule_that_applies_decides_the_verdict() {
         let next = transition(2);
         let mut found = Found::default();
         assert_eq!(verdict(&next, &found), None, "nothing stands in its way");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flawed_transition_is_refused_by_its_flaw() {
+    fn flawed_transition_is_refused_with_its_flaw() {
         let ended = Some(Timestamp::default());
         let rows = [
             (transition(1), None),
@@ -284,7 +284,7 @@ mod tests {
 
     /// Goes from the last rule to the first, as for a transition.
     #[test]
-    fn a_start_with_a_key_is_decided_by_its_place_then_its_request_then_its_key() {
+    fn keyed_start_is_decided_by_sequence_then_request_id_then_key() {
         let one = start(OnRunning::Reject, OnEnded::Allow);
         let mut found = Found::default();
         assert_eq!(key_verdict(&one, &found, None), None, "the key is free");
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_the_key_decides_by_its_state() {
+    fn state_of_the_key_holder_decides_a_keyed_start() {
         let used = KeySettled::UseExisting { execution: HELD };
         let too_new = KeySettled::TooNew { execution: HELD };
         let rejected = |state| KeySettled::Rejected { execution: HELD, state };

@@ -373,7 +373,7 @@ fn unhex(text: &str) -> Bytes {
 }
 
 #[test]
-fn every_event_of_format_1_is_read_and_written_as_ever() {
+fn events_of_format_1_match_their_golden_files() {
     let events = events();
     let files: Vec<_> = events.iter().map(file).collect();
     assert_eq!(files, FILES, "one sample of every kind");
@@ -414,7 +414,7 @@ fn terse_events() -> [(&'static str, Event); 5] {
 }
 
 #[test]
-fn every_event_of_format_2_is_read_and_written_as_ever() {
+fn events_of_format_2_match_their_golden_files() {
     for (name, event) in terse_events() {
         let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
         assert_eq!(encoded.format, 2, "{name}");
@@ -426,7 +426,7 @@ fn every_event_of_format_2_is_read_and_written_as_ever() {
 }
 
 #[test]
-fn a_failure_event_of_format_1_is_read_and_written_as_ever() {
+fn failure_event_of_format_1_matches_its_golden_file() {
     let event = failure_event();
     let encoded = format::encode_failure_event(&event);
     assert_eq!(encoded.format, 1);
@@ -436,7 +436,7 @@ fn a_failure_event_of_format_1_is_read_and_written_as_ever() {
 }
 
 #[test]
-fn a_definition_of_format_1_is_read_and_written_as_ever() {
+fn definition_of_format_1_matches_its_golden_file() {
     let workflow = workflow();
     let encoded = format::encode_workflow(&workflow);
     assert_eq!(encoded.format, 1);
@@ -446,7 +446,7 @@ fn a_definition_of_format_1_is_read_and_written_as_ever() {
 }
 
 #[test]
-fn a_subscription_of_format_1_is_read_and_written_as_ever() {
+fn subscription_of_format_1_matches_its_golden_file() {
     let subscription = subscription();
     let encoded = format::encode_subscription(&subscription);
     assert_eq!(encoded.format, 1);
@@ -456,7 +456,7 @@ fn a_subscription_of_format_1_is_read_and_written_as_ever() {
 }
 
 #[test]
-fn answers_of_the_registry_of_format_1_are_read_and_written_as_ever() {
+fn registry_answers_of_format_1_match_their_golden_files() {
     let namespace = NamespaceRow {
         name: "company.team".into(),
         description: "ours".into(),

@@ -72,10 +72,10 @@ mod killed {
     const WRITERS: u64 = 8;
 
     #[test]
-    fn what_was_acknowledged_is_there() {
+    fn acknowledged_commits_survive_a_kill() {
         if let Some(folder) = std::env::var_os(FOLDER) {
             let first = std::env::var(FIRST).expect("set beside the folder");
-            return write_for_ever(Path::new(&folder), first.parse().expect("a number"));
+            return write_until_killed(Path::new(&folder), first.parse().expect("a number"));
         }
         let folder = tempfile::tempdir().expect("a folder");
         let mut acknowledged = BTreeSet::new();
@@ -91,7 +91,7 @@ mod killed {
 
     fn write_and_kill(folder: &Path, first: u64, until: u64) -> Vec<u64> {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "killed::what_was_acknowledged_is_there", "--nocapture"])
+            .args(["--exact", "killed::acknowledged_commits_survive_a_kill", "--nocapture"])
             .env(FOLDER, folder)
             .env(FIRST, first.to_string())
             .stdout(Stdio::piped())
@@ -174,7 +174,7 @@ mod killed {
         }
     }
 
-    fn write_for_ever(folder: &Path, first: u64) {
+    fn write_until_killed(folder: &Path, first: u64) {
         let runtime = runtime();
         let store = SqliteStore::open(folder).expect("the one before is dead");
         let join = store.join("test:1", Duration::from_secs(600));

@@ -7,7 +7,7 @@ use recoup_core::id::ExecutionId;
 use super::world::{World, batch};
 use crate::contract::*;
 
-pub async fn append_and_load_in_order(world: World) {
+pub async fn appended_transitions_are_loaded_in_order(world: World) {
     let node = world.node().await;
     let (one, other) = (world.id(), world.id());
     let mut written = vec![world.start(one)];
@@ -39,7 +39,7 @@ pub async fn append_and_load_in_order(world: World) {
     assert_eq!(histories[1].transitions.len(), 1);
 }
 
-pub async fn what_is_loaded_is_cut_by_bytes(world: World) {
+pub async fn load_stops_at_the_byte_limit_after_a_whole_history(world: World) {
     let node = world.node().await;
     let sized = |transition, bytes: usize| Transition { data: vec![7; bytes].into(), ..transition };
     let mut ids = Vec::new();
@@ -66,7 +66,7 @@ pub async fn what_is_loaded_is_cut_by_bytes(world: World) {
     assert_eq!(load(&[world.id()], 1_000).await, []);
 }
 
-pub async fn what_is_known_of_a_history_is_not_read_again(world: World) {
+pub async fn load_returns_only_transitions_after_the_known_ones(world: World) {
     let node = world.node().await;
     let sized = |transition, bytes: usize| Transition { data: vec![7; bytes].into(), ..transition };
     let (long, short) = (world.id(), world.id());
@@ -101,7 +101,7 @@ pub async fn what_is_known_of_a_history_is_not_read_again(world: World) {
     assert_eq!(load(&[(long, 3), (long, 3)], 2_000).await.first(), Some(&(long, vec![4])));
 }
 
-pub async fn the_same_batch_again_is_settled_once(world: World) {
+pub async fn repeated_batch_takes_effect_once(world: World) {
     let node = world.node().await;
     let id = world.id();
     let task = world.task(id, "charge");
@@ -130,7 +130,7 @@ pub async fn the_same_batch_again_is_settled_once(world: World) {
     assert_eq!(history.transitions.len(), 1);
 }
 
-pub async fn an_old_batch_again_changes_nothing_that_came_after(world: World) {
+pub async fn repeated_old_batch_does_not_undo_later_transitions(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let id = world.id();
     let first = batch([world.start(id)]);
@@ -143,7 +143,7 @@ pub async fn an_old_batch_again_changes_nothing_that_came_after(world: World) {
     assert_eq!((head.sequence, head.state, head.owner), (2, State::Failed.into(), Some(other)));
 }
 
-pub async fn an_empty_batch_is_nothing(world: World) {
+pub async fn empty_batch_is_answered_with_nothing(world: World) {
     let node = world.node().await;
     assert_eq!(world.store.commit(node, &Batch::default()).await.expect("commits"), []);
     assert_eq!(world.store.start_keyed(node, &[]).await.expect("commits"), []);
@@ -151,7 +151,7 @@ pub async fn an_empty_batch_is_nothing(world: World) {
     assert_eq!(world.store.heads(&[]).await.expect("heads"), []);
 }
 
-pub async fn a_request_id_starts_once(world: World) {
+pub async fn request_id_starts_one_execution_per_namespace(world: World) {
     let node = world.node().await;
     let (first, second, elsewhere) = (world.id(), world.id(), world.id());
     let start = |id, digest| Transition {
@@ -181,7 +181,7 @@ pub async fn a_request_id_starts_once(world: World) {
     assert_eq!(world.store.started_by(&"other".into(), "q").await.expect("asks"), None);
 }
 
-pub async fn two_starts_of_one_batch_may_share_a_request_id(world: World) {
+pub async fn one_of_two_starts_that_share_a_request_id_in_a_batch_wins(world: World) {
     let node = world.node().await;
     let (one, other) = (world.id(), world.id());
     let start = |id| Transition { request: Some(world.request("r", 1)), ..world.start(id) };
@@ -213,7 +213,7 @@ pub async fn a_duplicate_event_refuses_only_its_transition(world: World) {
     assert_eq!(world.feed_ids().await, ["taken", "mine"]);
 }
 
-pub async fn a_start_without_an_index_row_is_refused_alone(world: World) {
+pub async fn only_the_start_without_an_index_row_is_refused(world: World) {
     let node = world.node().await;
     let (culprit, innocent) = (world.id(), world.id());
     let settled = world.commit(node, [world.next(culprit, 1), world.start(innocent)]).await;
@@ -222,7 +222,7 @@ pub async fn a_start_without_an_index_row_is_refused_alone(world: World) {
     assert_eq!(world.load(node, culprit).await, None);
 }
 
-pub async fn an_end_time_that_does_not_fit_its_state_is_refused_alone(world: World) {
+pub async fn only_the_transition_with_an_inconsistent_end_time_is_refused(world: World) {
     let node = world.node().await;
     let running = world.index();
     let ended = world.in_state(State::Failed, CompensationState::None);
@@ -243,7 +243,7 @@ pub async fn an_end_time_that_does_not_fit_its_state_is_refused_alone(world: Wor
     }
 }
 
-pub async fn events_of_no_execution(world: World) {
+pub async fn events_without_an_execution_are_written_once_even_if_transitions_lose(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let id = world.id();
     world.won(node, [world.start(id)]).await;
@@ -264,7 +264,7 @@ pub async fn events_of_no_execution(world: World) {
     assert_eq!(feed[0].row, world.free_event("session"));
 }
 
-pub async fn a_batch_of_two_thousand(world: World) {
+pub async fn batch_of_two_thousand_transitions_is_settled_one_by_one(world: World) {
     let node = world.node().await;
     let ids: Vec<_> = (0..2000).map(|_| world.id()).collect();
     let starts = ids.iter().map(|id| Transition {
@@ -291,7 +291,7 @@ pub async fn a_batch_of_two_thousand(world: World) {
     assert_eq!(world.feed_ids().await.len(), 2000);
 }
 
-pub async fn a_payload_of_two_mebibytes(world: World) {
+pub async fn payload_of_two_mebibytes_round_trips(world: World) {
     let node = world.node().await;
     let id = world.id();
     // Contains every byte value, and cannot be compressed to almost nothing.

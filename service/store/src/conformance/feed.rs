@@ -24,7 +24,7 @@ fn in_order(events: &[Positioned]) -> bool {
     events.is_sorted_by(|one, next| one.position < next.position)
 }
 
-pub async fn pages_of_one_make_the_whole(world: World) {
+pub async fn feed_is_the_same_in_pages_of_any_size(world: World) {
     let nodes = [world.node().await, world.node().await, world.node().await];
     let mut written = Vec::new();
     for round in 0..20 {
@@ -53,7 +53,7 @@ pub async fn pages_of_one_make_the_whole(world: World) {
     assert_eq!((past_the_end.events.len(), past_the_end.cursor), (0, end));
 }
 
-pub async fn pages_end_by_their_bytes_and_skip_nothing(world: World) {
+pub async fn pages_end_at_the_byte_limit_and_skip_nothing(world: World) {
     let nodes = [world.node().await, world.node().await];
     // Two lanes in turn, with sizes that do not divide the limit, and with one event that exceeds the limit
     // alone.
@@ -98,7 +98,7 @@ pub async fn events_of_a_transition_keep_their_order(world: World) {
     assert_eq!(world.feed_ids().await, names);
 }
 
-pub async fn an_execution_that_changes_lanes_never_overtakes_itself(world: World) {
+pub async fn events_of_an_execution_keep_their_order_across_lanes(world: World) {
     let nodes = [world.node().await, world.node().await];
     let id = world.id();
     let mut written = Vec::new();
@@ -125,7 +125,7 @@ pub async fn an_execution_that_changes_lanes_never_overtakes_itself(world: World
 
 /// The clock of one node is fast, or the clock of the other was set back. The second node follows because it
 /// loads the execution.
-pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn Harness) {
+pub async fn lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn Harness) {
     let nodes = [world.node().await, world.node().await];
     let ahead = world.now + Duration::from_secs(3600);
     harness.set_lane(nodes[0], ahead.as_micros()).await;
@@ -146,7 +146,7 @@ pub async fn a_lane_that_is_ahead_is_not_overtaken(world: World, harness: &dyn H
 
 /// A node that already knows the transition with the highest number reads only what comes after it, and must
 /// still follow that number.
-pub async fn a_lane_follows_what_is_known_as_well_as_what_is_read(
+pub async fn lane_follows_known_transitions_as_well_as_those_it_reads(
     world: World,
     harness: &dyn Harness,
 ) {
@@ -171,7 +171,10 @@ pub async fn a_lane_follows_what_is_known_as_well_as_what_is_read(
 
 /// A batch that was in flight when its node lost its lease is sent again in the next life, without loading
 /// again what the last life knew.
-pub async fn a_life_goes_on_behind_the_one_before(world: World, harness: &dyn Harness) {
+pub async fn batch_resent_under_the_next_lease_follows_the_events_of_the_last(
+    world: World,
+    harness: &dyn Harness,
+) {
     let before = world.node().await;
     let ahead = world.now + Duration::from_secs(3600);
     harness.set_lane(before, ahead.as_micros()).await;
@@ -192,7 +195,7 @@ pub async fn a_life_goes_on_behind_the_one_before(world: World, harness: &dyn Ha
     assert_eq!(world.feed_ids().await, ["1", "2"]);
 }
 
-pub async fn start_and_end(world: World) {
+pub async fn cursors_from_the_start_and_the_end_read_the_events_after_them(world: World) {
     let (start, end) = (world.store.feed_start().await, world.store.feed_end().await);
     let (start, end) = (start.expect("start"), end.expect("end"));
     let node = world.node().await;
@@ -209,7 +212,7 @@ pub async fn start_and_end(world: World) {
     assert_eq!(world.feed_ids().await, ["first", "second", "third"]);
 }
 
-pub async fn lanes_come_and_go(world: World) {
+pub async fn reader_sees_every_event_once_while_lanes_open_and_close(world: World) {
     let mut cursor = world.store.feed_start().await.expect("start");
     let steady = world.node().await;
     let mut expected = Vec::new();
@@ -243,7 +246,7 @@ fn size(writer: usize, round: usize) -> usize {
     1 + (round * 7 + writer * 13) % 50
 }
 
-pub async fn a_reader_beside_writers_misses_nothing(world: World) {
+pub async fn reader_concurrent_with_writers_misses_nothing(world: World) {
     let world = Arc::new(world);
     let mut cursor = world.store.feed_start().await.expect("start");
     let mut writers = Vec::new();
@@ -288,7 +291,7 @@ pub async fn a_cursor_of_another_store_is_refused(world: World) {
     assert!(matches!(page, Err(Error::ForeignCursor)), "{page:?}");
 }
 
-pub async fn retention_leaves_a_gap(world: World) {
+pub async fn retention_of_unread_events_is_reported_as_a_gap(world: World) {
     let node = world.node().await;
     let mut early = world.store.feed_start().await.expect("start");
     let old = |name: &str| FeedRow { at: Timestamp::from_micros(1), ..world.free_event(name) };
@@ -317,7 +320,7 @@ pub async fn retention_leaves_a_gap(world: World) {
     assert_eq!(world.store.failure("old 1").await.expect("asks"), None);
 }
 
-pub async fn a_gap_with_nothing_behind_it_is_said_once(world: World) {
+pub async fn gap_without_later_events_is_reported_once(world: World) {
     let nodes = [world.node().await, world.node().await];
     let early = world.store.feed_start().await.expect("start");
     for node in nodes {
@@ -339,7 +342,7 @@ pub async fn a_gap_with_nothing_behind_it_is_said_once(world: World) {
     }
 }
 
-pub async fn a_failure_by_its_id(world: World) {
+pub async fn failure_event_is_found_by_its_id(world: World) {
     let node = world.node().await;
     write(&world, node, &["one", "other"]).await;
     let found = world.store.failure("other").await.expect("asks").expect("there");
@@ -347,7 +350,7 @@ pub async fn a_failure_by_its_id(world: World) {
     assert_eq!(world.store.failure("another").await.expect("asks"), None);
 }
 
-pub async fn failures_by_every_filter(world: World) {
+pub async fn failure_events_are_listed_by_every_filter(world: World) {
     let node = world.node().await;
     let (one, other) = (world.id(), world.id());
     for namespace in ["shop", "shop.eu", "shopping"] {
@@ -421,7 +424,7 @@ pub async fn failures_by_every_filter(world: World) {
     assert!(ids(&found).contains(&"payments".to_owned()));
 }
 
-pub async fn failures_in_pages(world: World) {
+pub async fn failure_events_are_listed_in_pages(world: World) {
     let nodes = [world.node().await, world.node().await];
     for round in 0..15 {
         for node in nodes {

@@ -9,7 +9,7 @@ use crate::format::Formats;
 
 const LONG: Duration = Duration::from_secs(3600);
 
-pub async fn only_an_operator_raises_the_formats_that_may_be_written(
+pub async fn only_finalizing_raises_the_formats_that_may_be_written(
     world: World,
     harness: &impl Harness,
 ) {
@@ -54,7 +54,7 @@ async fn join(store: &dyn Store) -> NodeId {
     store.join("test:1", LONG).await.expect("joins").node
 }
 
-pub async fn what_a_binary_cannot_read_is_left_to_those_that_can(
+pub async fn execution_that_a_binary_cannot_read_is_left_to_newer_ones(
     world: World,
     harness: &impl Harness,
 ) {

@@ -34,7 +34,7 @@ async fn started(world: &World, request_id: &str) -> Option<(ExecutionId, u64)> 
     world.store.started_by(&NAMESPACE.into(), request_id).await.expect("asks")
 }
 
-pub async fn the_table_of_policies(world: World) {
+pub async fn every_key_policy_decides_on_every_state_of_the_holder(world: World) {
     use CompensationState as C;
     let (node, other) = (world.node().await, world.node().await);
     let standings = State::ALL.map(|state| (state, C::None)).into_iter().chain([
@@ -82,7 +82,7 @@ pub async fn the_table_of_policies(world: World) {
     assert!(verdicts.iter().all(|count| *count > 0), "every verdict was asked for: {verdicts:?}");
 }
 
-pub async fn the_same_keyed_start_again_is_settled_once(world: World) {
+pub async fn repeated_keyed_start_takes_effect_once(world: World) {
     let node = world.node().await;
     let id = world.id();
     let mut keyed = with_request(start(&world, id, "k"), world.request("r", 3));
@@ -96,7 +96,7 @@ pub async fn the_same_keyed_start_again_is_settled_once(world: World) {
     assert_eq!(world.load(node, id).await.expect("there").transitions.len(), 1);
 }
 
-pub async fn a_rejected_start_uses_up_nothing(world: World) {
+pub async fn rejected_start_does_not_use_up_its_request_id(world: World) {
     let node = world.node().await;
     let (first, second, third) = (world.id(), world.id(), world.id());
     assert_eq!(settle(&world, node, &start(&world, first, "k")).await, KeySettled::Won);
@@ -114,7 +114,7 @@ pub async fn a_rejected_start_uses_up_nothing(world: World) {
     assert_eq!(started(&world, "r").await, Some((third, 1)));
 }
 
-pub async fn using_the_existing_settles_the_request_id(world: World) {
+pub async fn use_existing_binds_the_request_id_to_the_holder(world: World) {
     let node = world.node().await;
     let (first, second) = (world.id(), world.id());
     assert_eq!(settle(&world, node, &start(&world, first, "k")).await, KeySettled::Won);
@@ -138,7 +138,7 @@ pub async fn using_the_existing_settles_the_request_id(world: World) {
     assert_eq!(world.load(node, second).await, None);
 }
 
-pub async fn keyed_starts_share_request_ids_with_others(world: World) {
+pub async fn keyed_and_other_starts_share_request_ids(world: World) {
     let node = world.node().await;
     let (plain, keyed, late) = (world.id(), world.id(), world.id());
     let request = Some(world.request("plain", 1));
@@ -161,7 +161,7 @@ pub async fn keyed_starts_share_request_ids_with_others(world: World) {
     assert_eq!(world.load(node, late).await, None);
 }
 
-pub async fn a_refused_start_uses_up_nothing(world: World) {
+pub async fn refused_start_uses_up_neither_key_nor_request_id(world: World) {
     let node = world.node().await;
     let (first, culprit, innocent) = (world.id(), world.id(), world.id());
     let event = vec![world.event("taken", first)];
@@ -177,7 +177,7 @@ pub async fn a_refused_start_uses_up_nothing(world: World) {
     assert_eq!(world.load(node, culprit).await, None);
 }
 
-pub async fn a_key_belongs_to_its_namespace(world: World) {
+pub async fn keys_of_different_namespaces_are_independent(world: World) {
     let node = world.node().await;
     world.store.create_namespace(&"other".into(), "", LONG, None).await.expect("creates");
     let (here, there) = (world.id(), world.id());
@@ -191,7 +191,7 @@ pub async fn a_key_belongs_to_its_namespace(world: World) {
     assert_eq!(other, Some(there));
 }
 
-pub async fn starts_that_race_for_a_key(world: World) {
+pub async fn one_of_two_starts_that_race_for_a_key_wins(world: World) {
     let nodes = [world.node().await, world.node().await];
     for round in 0..20 {
         let keys: Vec<_> = (0..10).map(|key| format!("{round}.{key}")).collect();

@@ -8,7 +8,7 @@ use recoup_core::key::{OnEnded, OnRunning};
 use super::world::{LONG, SHORT, World, batch, idle};
 use crate::contract::*;
 
-pub async fn every_life_has_a_greater_id(world: World) {
+pub async fn every_node_gets_a_greater_id_than_the_one_before(world: World) {
     let mut last = NodeId(0);
     for _ in 0..5 {
         let lease = world.store.join("test:1", LONG).await.expect("joins");
@@ -20,7 +20,7 @@ pub async fn every_life_has_a_greater_id(world: World) {
     }
 }
 
-pub async fn a_lease_is_renewed(world: World) {
+pub async fn lease_can_be_renewed_and_an_unknown_one_is_lost(world: World) {
     let lease = world.store.join("test:1", SHORT).await.expect("joins");
     let renewed = world.store.renew(lease.node, LONG, world.now).await.expect("renews");
     assert_eq!(renewed.node, lease.node);
@@ -32,7 +32,7 @@ pub async fn a_lease_is_renewed(world: World) {
 
 /// The store keeps the time that nodes have reached separately, because the database's clock may be earlier
 /// than that.
-pub async fn later_lives_learn_how_far_time_has_got(world: World) {
+pub async fn later_nodes_learn_the_time_that_earlier_nodes_reached(world: World) {
     let (store, hour) = (&world.store, Duration::from_secs(3600));
     let one = store.join("test:1", LONG).await.expect("joins");
     assert!(one.reached <= one.now, "nobody has been further: {one:?}");
@@ -49,7 +49,7 @@ pub async fn later_lives_learn_how_far_time_has_got(world: World) {
     assert_eq!(renewed.reached, ahead, "its life may be over");
 }
 
-pub async fn who_leaves_is_closed(world: World) {
+pub async fn node_that_leaves_is_closed_and_its_executions_can_be_adopted(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let id = world.begun(one, world.index()).await;
     assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "its owner lives");
@@ -65,7 +65,7 @@ pub async fn who_leaves_is_closed(world: World) {
     assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "it has an owner");
 }
 
-pub async fn a_lease_is_closed_when_its_count_stands_still(world: World) {
+pub async fn lease_is_closed_if_its_renewal_count_stands_still(world: World) {
     let store = &world.store;
     let one = store.join("test:1", SHORT).await.expect("joins").node;
     let (other, third) = (world.node().await, world.node().await);
@@ -98,7 +98,7 @@ pub async fn a_lease_is_closed_when_its_count_stands_still(world: World) {
     assert_eq!(world.head(id).await.expect("there").sequence, 1);
 }
 
-pub async fn a_closed_node_writes_nothing(world: World) {
+pub async fn closed_node_writes_nothing(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let id = world.begun(node, world.index()).await;
     let task = world.task(id, "s");
@@ -138,7 +138,7 @@ pub async fn a_closed_node_writes_nothing(world: World) {
     assert_eq!(claimed, [task]);
 }
 
-pub async fn adopted_are_only_the_active_ones(world: World) {
+pub async fn only_active_executions_are_adopted(world: World) {
     use CompensationState as C;
     let (node, other) = (world.node().await, world.node().await);
     let mut expected = Vec::new();
@@ -159,7 +159,7 @@ pub async fn adopted_are_only_the_active_ones(world: World) {
     assert_eq!(adopted, expected);
 }
 
-pub async fn adopt_in_portions(world: World) {
+pub async fn adopt_returns_at_most_the_requested_number(world: World) {
     let (node, one, other) = (world.node().await, world.node().await, world.node().await);
     let mut ids = Vec::new();
     for _ in 0..7 {

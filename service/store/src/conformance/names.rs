@@ -31,7 +31,7 @@ fn strange(world: &World) -> IndexRow {
     }
 }
 
-pub async fn an_execution_in_an_unknown_state_is_listed_beside_others(world: World) {
+pub async fn execution_in_an_unknown_state_is_listed_with_the_others(world: World) {
     let node = world.node().await;
     let mut rows = Vec::new();
     for index in [world.index(), strange(&world), world.index()] {
@@ -73,7 +73,7 @@ pub async fn an_execution_in_an_unknown_state_is_left_to_newer_binaries(world: W
     assert_eq!(due.iter().map(|due| due.execution).collect::<Vec<_>>(), [plain]);
 }
 
-pub async fn a_key_of_an_execution_in_an_unknown_state_is_not_decided_on(world: World) {
+pub async fn keyed_start_is_too_new_if_the_holder_is_in_an_unknown_state(world: World) {
     let node = world.node().await;
     let start = |id: ExecutionId, index: IndexRow| KeyedStart {
         transition: Transition {
@@ -101,7 +101,7 @@ pub async fn a_key_of_an_execution_in_an_unknown_state_is_not_decided_on(world: 
     assert_eq!(world.load(node, late).await, None);
 }
 
-pub async fn retention_keeps_what_it_has_no_name_for(world: World) {
+pub async fn retention_keeps_executions_in_unknown_states(world: World) {
     let node = world.node().await;
     let ended = |state: Named<State>, compensation: Named<CompensationState>| IndexRow {
         state,
@@ -124,7 +124,7 @@ pub async fn retention_keeps_what_it_has_no_name_for(world: World) {
     }
 }
 
-pub async fn an_event_of_an_unknown_kind_is_read_beside_others(world: World) {
+pub async fn event_of_an_unknown_kind_is_read_with_the_others(world: World) {
     let node = world.node().await;
     let strange = FeedRow { kind: unknown(), ..world.free_event("strange") };
     let feed = vec![world.free_event("before"), strange.clone(), world.free_event("after")];

@@ -55,7 +55,7 @@ pub async fn no_task_is_claimed_twice(world: World) {
     assert_eq!(world.store.claim(one, &[], 9, LONG, world.now).await.expect("claims"), []);
 }
 
-pub async fn claims_go_by_priority_then_age(world: World) {
+pub async fn tasks_are_claimed_by_priority_then_age(world: World) {
     let node = world.node().await;
     let id = world.id();
     let task = |path: &str, priority, available: i64| OverflowTask {
@@ -75,7 +75,7 @@ pub async fn claims_go_by_priority_then_age(world: World) {
     assert_eq!(paths(&claim(&world, node, 9, LONG).await), ["middle", "young", "low"]);
 }
 
-pub async fn claims_that_race_share_no_task(world: World) {
+pub async fn racing_claims_never_share_a_task(world: World) {
     let nodes = [world.node().await, world.node().await, world.node().await];
     let id = world.id();
     let tasks: Vec<_> = (0..300).map(|i| world.task(id, &format!("s{i}"))).collect();
@@ -106,7 +106,7 @@ pub async fn claims_that_race_share_no_task(world: World) {
     assert_eq!(claimed.len(), 300);
 }
 
-pub async fn a_claim_that_ran_out_is_given_again(world: World) {
+pub async fn task_can_be_claimed_again_once_its_claim_has_expired(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let task = world.task(world.id(), "s");
     world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
@@ -118,7 +118,7 @@ pub async fn a_claim_that_ran_out_is_given_again(world: World) {
     assert_eq!(claim_at(&world, one, 1, LONG, until).await, []);
 }
 
-pub async fn withdrawn_and_ended_tasks_are_gone(world: World) {
+pub async fn withdrawn_and_ended_tasks_are_removed(world: World) {
     let node = world.node().await;
     let id = world.id();
     let tasks = ["kept", "withdrawn", "ended", "claimed"].map(|path| world.task(id, path));
@@ -136,7 +136,7 @@ pub async fn withdrawn_and_ended_tasks_are_gone(world: World) {
     assert_eq!(paths(&claim(&world, node, 9, LONG).await), ["kept"]);
 }
 
-pub async fn a_task_that_is_there_stays_as_it_is(world: World) {
+pub async fn overflowing_a_task_again_does_not_change_its_row(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let task = world.task(world.id(), "s");
     world.store.overflow(one, std::slice::from_ref(&task)).await.expect("overflows");
@@ -163,7 +163,7 @@ pub async fn tasks_of_an_execution_that_another_node_owns_are_left_out(world: Wo
     assert_eq!(left_out, []);
 }
 
-pub async fn what_the_next_owner_has_handed_out_is_not_there_afterwards(world: World) {
+pub async fn task_handed_out_by_the_next_owner_does_not_stay_in_the_overflow(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     for round in 0..200 {
         let id = world.begun(one, world.index()).await;
@@ -182,7 +182,7 @@ pub async fn what_the_next_owner_has_handed_out_is_not_there_afterwards(world: W
     }
 }
 
-pub async fn workers_get_only_the_types_that_they_take_and_no_more_than_their_credit(world: World) {
+pub async fn claims_respect_the_task_types_and_the_credit_of_workers(world: World) {
     let node = world.node().await;
     let id = world.id();
     let task = |path: &str, task_type: &str, priority| OverflowTask {
@@ -213,7 +213,7 @@ pub async fn workers_get_only_the_types_that_they_take_and_no_more_than_their_cr
     assert_eq!(claim(&world, node, 3, LONG).await.len(), 3);
 }
 
-pub async fn nodes_see_what_others_have_published_of_their_workers(world: World) {
+pub async fn nodes_see_the_idle_credit_that_others_have_published(world: World) {
     let store = &world.store;
     let (one, other) = (world.node().await, world.node().await);
     let idle =

@@ -9,7 +9,7 @@ use recoup_core::id::ExecutionId;
 use super::world::{World, batch};
 use crate::contract::*;
 
-pub async fn a_lost_place_writes_nothing(world: World) {
+pub async fn lost_transition_writes_nothing(world: World) {
     let (owner, late) = (world.node().await, world.node().await);
     let id = world.id();
     let task = world.task(id, "charge");
@@ -42,7 +42,7 @@ pub async fn a_lost_place_writes_nothing(world: World) {
     assert_eq!(depth, [(task.queue.clone(), 1)]);
 }
 
-pub async fn a_mixed_batch_is_answered_in_its_order(world: World) {
+pub async fn verdicts_of_a_mixed_batch_are_in_its_order(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let ids: Vec<_> = (0..5).map(|_| world.id()).collect();
     let settled = world.start(ids[1]);
@@ -62,7 +62,7 @@ pub async fn a_mixed_batch_is_answered_in_its_order(world: World) {
 }
 
 /// Two nodes commit to the same executions in different orders at the same time.
-pub async fn writers_that_race_share_no_place(world: World) {
+pub async fn racing_writers_never_both_win_a_sequence(world: World) {
     let nodes = [world.node().await, world.node().await];
     let ids: Vec<_> = (0..40).map(|_| world.id()).collect();
     let world = Arc::new(world);

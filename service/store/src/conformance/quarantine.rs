@@ -46,7 +46,7 @@ async fn in_force(world: &World, node: NodeId, execution: ExecutionId) -> Option
     in_force
 }
 
-pub async fn a_quarantine_is_written_with_its_event_once(world: World) {
+pub async fn quarantine_is_written_once_with_its_event(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let (id, beside, unknown) = (world.id(), world.id(), world.id());
     world.won(node, [world.start(id)]).await;
@@ -76,7 +76,7 @@ pub async fn a_quarantine_is_written_with_its_event_once(world: World) {
     assert_eq!(world.store.indexed(unknown).await.expect("asks"), None);
 }
 
-pub async fn a_closed_node_quarantines_nothing(world: World) {
+pub async fn closed_node_quarantines_nothing(world: World) {
     let (node, closed) = (world.node().await, world.node().await);
     let id = world.begun(node, world.index()).await;
     world.store.leave(closed).await.expect("leaves");
@@ -112,7 +112,7 @@ pub async fn nothing_is_committed_for_a_quarantined_execution(world: World) {
     world.won(node, [next]).await;
 }
 
-pub async fn who_releases_an_execution_owns_it(world: World) {
+pub async fn node_that_releases_an_execution_owns_it(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let id = world.begun(node, world.index()).await;
     let not_found = |released: Result<()>| assert!(matches!(released, Err(Error::NotFound)));
@@ -136,7 +136,7 @@ pub async fn who_releases_an_execution_owns_it(world: World) {
     not_found(release(node, because("once more", Some(("s", 1)))).await);
 }
 
-pub async fn a_released_execution_is_quarantined_again(world: World) {
+pub async fn released_execution_can_be_quarantined_again(world: World) {
     let node = world.node().await;
     let id = world.begun(node, world.index()).await;
     let (first, second) = (found(&world, id, 1), found(&world, id, 2));
@@ -155,7 +155,7 @@ pub async fn a_released_execution_is_quarantined_again(world: World) {
     assert!(in_force(&world, node, id).await.is_some(), "the second was not its affair");
 }
 
-pub async fn no_node_is_reminded_of_what_is_quarantined(world: World) {
+pub async fn quarantined_execution_is_not_due(world: World) {
     let node = world.node().await;
     let index = IndexRow { wake_at: Some(world.now), ..world.index() };
     let (id, free) = (world.begun(node, index.clone()).await, world.begun(node, index).await);
@@ -171,7 +171,7 @@ pub async fn no_node_is_reminded_of_what_is_quarantined(world: World) {
     assert_eq!(due, [id, free]);
 }
 
-pub async fn quarantined_executions_are_listed(world: World) {
+pub async fn list_marks_and_filters_quarantined_executions(world: World) {
     let node = world.node().await;
     let (id, free) = (world.begun(node, world.index()).await, world.id());
     world.won(node, [world.start(free)]).await;
@@ -187,7 +187,7 @@ pub async fn quarantined_executions_are_listed(world: World) {
     assert_eq!(list(filter).await, []);
 }
 
-pub async fn retention_keeps_what_is_quarantined(world: World) {
+pub async fn retention_keeps_quarantined_executions(world: World) {
     let node = world.node().await;
     let long_ago = Timestamp::from_micros(1_000_000);
     let ended = IndexRow {
@@ -209,7 +209,7 @@ pub async fn retention_keeps_what_is_quarantined(world: World) {
     assert!(matches!(released, Err(Error::NotFound)), "its row is gone as well");
 }
 
-pub async fn a_later_event_is_behind_that_of_the_quarantine(world: World) {
+pub async fn later_event_follows_that_of_the_quarantine(world: World) {
     let (ahead, behind) = (world.node().await, world.node().await);
     let id = world.begun(behind, world.index()).await;
     // As many numbers as a lane assigns in a while.
@@ -229,7 +229,7 @@ pub async fn a_later_event_is_behind_that_of_the_quarantine(world: World) {
 
 /// A quarantine takes no place in the history, so a node that has not seen it loses no race that would make it
 /// load the execution. The events must be in order all the same.
-pub async fn events_beside_a_quarantine_keep_their_order_without_a_load(
+pub async fn events_around_a_quarantine_keep_their_order_without_a_load(
     world: World,
     harness: &dyn Harness,
 ) {

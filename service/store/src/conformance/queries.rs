@@ -15,7 +15,7 @@ async fn list(world: &World, filter: ListFilter) -> Vec<ExecutionId> {
     listed.into_iter().map(|listed| listed.execution).collect()
 }
 
-pub async fn an_index_row_comes_back_as_it_was(world: World) {
+pub async fn index_row_round_trips(world: World) {
     let node = world.node().await;
     let full = IndexRow {
         format: 1,
@@ -54,7 +54,7 @@ pub async fn an_index_row_comes_back_as_it_was(world: World) {
     assert_eq!(listed, expected);
 }
 
-pub async fn the_index_follows_transitions_that_carry_a_row(world: World) {
+pub async fn index_row_changes_only_with_transitions_that_carry_one(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let id = world.begun(one, world.index()).await;
     world.won(other, [world.next(id, 2)]).await;
@@ -70,7 +70,7 @@ pub async fn the_index_follows_transitions_that_carry_a_row(world: World) {
     assert_eq!(listed, [Listed { execution: id, index: failed, quarantine: None }]);
 }
 
-pub async fn a_history_is_read_in_pages_from_anywhere(world: World) {
+pub async fn history_is_read_in_pages_from_any_sequence(world: World) {
     let node = world.node().await;
     let other = world.begun(node, world.index()).await;
     let id = world.begun(node, world.index()).await;
@@ -92,7 +92,7 @@ pub async fn a_history_is_read_in_pages_from_anywhere(world: World) {
     assert_eq!(world.store.history(other, 0, 100).await.expect("it reads").len(), 1);
 }
 
-pub async fn heads_of_many(world: World) {
+pub async fn heads_give_the_last_sequence_of_every_existing_execution(world: World) {
     let node = world.node().await;
     let mut asked = Vec::new();
     for length in 1..=5 {
@@ -110,7 +110,7 @@ pub async fn heads_of_many(world: World) {
     assert_eq!(heads, expected);
 }
 
-pub async fn due_executions_of_the_node(world: World) {
+pub async fn due_executions_of_a_node_are_read_in_the_order_of_their_times(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let waiting =
         |seconds: u32| IndexRow { wake_at: Some(world.now + SECOND * seconds), ..world.index() };
@@ -158,7 +158,7 @@ pub async fn due_executions_are_read_in_pages(world: World) {
     assert_eq!(found, expected);
 }
 
-pub async fn a_reminder_is_set_without_a_transition_by_the_owner_alone(world: World) {
+pub async fn reminder_is_set_by_the_owner_alone_and_without_a_transition(world: World) {
     let (node, other) = (world.node().await, world.node().await);
     let at = world.now + SECOND * 10;
     let index = IndexRow { wake_at: Some(at), ..world.index() };
@@ -190,7 +190,7 @@ pub async fn a_reminder_is_set_without_a_transition_by_the_owner_alone(world: Wo
     assert_eq!(due.iter().map(|due| due.execution).collect::<Vec<_>>(), [kept, set]);
 }
 
-pub async fn list_takes_every_filter(world: World) {
+pub async fn list_applies_every_filter(world: World) {
     let node = world.node().await;
     world.store.create_namespace(&"team".into(), "", LONG, None).await.expect("creates");
     let plain = world.begun(node, world.index()).await;
@@ -240,7 +240,7 @@ pub async fn list_takes_every_filter(world: World) {
     assert_eq!(list(&world, filter).await, [declined]);
 }
 
-pub async fn list_takes_prefixes_literally(world: World) {
+pub async fn list_matches_prefixes_literally(world: World) {
     let node = world.node().await;
     let mut ids = Vec::new();
     for key in ["a%b", "axb", "a_b", "a\\b", "A%b"] {
@@ -259,7 +259,7 @@ pub async fn list_takes_prefixes_literally(world: World) {
     }
 }
 
-pub async fn list_in_pages(world: World) {
+pub async fn executions_are_listed_in_pages_newest_id_first(world: World) {
     let node = world.node().await;
     // Written in an order that is not the order of their ids.
     let mut ids: Vec<_> = (0..23).map(|i| execution_id(world.now, (i * 7) % 23)).collect();

@@ -19,7 +19,7 @@ pub(super) fn version(name: &str, definition: &'static str) -> NewVersion {
     }
 }
 
-pub async fn namespaces(world: World) {
+pub async fn namespaces_are_unique_and_listed_in_the_order_of_bytes(world: World) {
     let store = &world.store;
     let default = store.namespace(&"default".into()).await.expect("asks").expect("always there");
     assert_eq!(default.name.as_str(), "default");
@@ -55,7 +55,7 @@ pub async fn namespaces(world: World) {
     assert_eq!(seen, ["B", "a", "a-b", "a.b", "default", "z"], "in the order of bytes");
 }
 
-pub async fn versions_are_immutable_and_equal_ones_are_one(world: World) {
+pub async fn only_a_definition_that_differs_from_the_latest_gets_a_new_version(world: World) {
     let store = &world.store;
     let (one, new) = store.register(&version("w", "one"), None).await.expect("registers");
     assert_eq!((one.version, new, one.retired_at), (1, true, None));
@@ -91,7 +91,7 @@ pub async fn versions_are_immutable_and_equal_ones_are_one(world: World) {
     assert_eq!(versions(Some(2), 2).await, [one]);
 }
 
-pub async fn retired_versions_are_passed_over(world: World) {
+pub async fn retired_version_is_never_the_latest(world: World) {
     let store = &world.store;
     let (namespace, name) = ("default".into(), "w".into());
     for definition in ["one", "two", "three"] {
@@ -130,7 +130,7 @@ pub async fn retired_versions_are_passed_over(world: World) {
     assert_eq!((five.version, new), (5, true));
 }
 
-pub async fn workflows_in_pages(world: World) {
+pub async fn workflows_are_listed_in_pages(world: World) {
     let store = &world.store;
     store.create_namespace(&"other".into(), "", LONG, None).await.expect("creates");
     for name in ["d", "b", "a", "c"] {
@@ -151,7 +151,7 @@ pub async fn workflows_in_pages(world: World) {
     assert_eq!(page(Some("d")).await, []);
 }
 
-pub async fn subscriptions_are_compared_and_set(world: World) {
+pub async fn subscription_is_updated_only_if_it_has_not_changed_since(world: World) {
     let store = &world.store;
     let namespace = "default".into();
     let state = Bytes::from_static(b"\x00\xffbegin");
@@ -199,7 +199,7 @@ pub async fn subscriptions_are_compared_and_set(world: World) {
     assert_eq!(won, 1);
 }
 
-pub async fn subscriptions_in_pages(world: World) {
+pub async fn subscriptions_are_listed_in_pages(world: World) {
     let store = &world.store;
     store.create_namespace(&"other".into(), "", LONG, None).await.expect("creates");
     for name in ["d", "b", "a", "c"] {
@@ -216,7 +216,7 @@ pub async fn subscriptions_in_pages(world: World) {
     assert!(page(Some("d")).await.is_empty());
 }
 
-pub async fn the_clock_goes_on(world: World) {
+pub async fn clock_of_the_store_advances(world: World) {
     let lease = world.store.join("test:1", LONG).await.expect("joins");
     assert!(lease.now >= world.now, "leases are in the store's time");
     super::world::eventually("the clock", || async {

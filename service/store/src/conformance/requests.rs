@@ -51,7 +51,7 @@ async fn retire(
     world.store.retire(&NAMESPACE.into(), &name.into(), number, Some(request)).await
 }
 
-pub async fn a_namespace_is_created_once(world: World) {
+pub async fn repeated_creation_of_a_namespace_gets_the_first_answer(world: World) {
     let store = &world.store;
     let of_none = RegistryRequest { namespace: "".into(), ..request("n", 7) };
     let day = Duration::from_secs(24 * 3600);
@@ -71,7 +71,7 @@ pub async fn a_namespace_is_created_once(world: World) {
     assert_eq!((version.version, new), (1, true));
 }
 
-pub async fn a_registration_answers_as_it_did(world: World) {
+pub async fn repeated_registration_gets_the_first_answer(world: World) {
     let store = &world.store;
     let register = async |definition: &'static str, id: &str| {
         store.register(&version("w", definition), Some(&request(id, 1))).await.expect("registers")
@@ -100,7 +100,7 @@ pub async fn a_registration_answers_as_it_did(world: World) {
     assert_eq!(two.and_then(|version| version.retired_at), Some(of_all), "the latest of all");
 }
 
-pub async fn a_subscription_does_not_come_back(world: World) {
+pub async fn repeated_calls_neither_recreate_nor_delete_a_subscription(world: World) {
     let first = create(&world, "s", &STATE, &request("c", 1)).await.expect("creates");
     let moved = SubscriptionRow { state: Bytes::from_static(b"moved"), ..first.clone() };
     world.store.update_subscription(&moved).await.expect("updates");
@@ -116,7 +116,7 @@ pub async fn a_subscription_does_not_come_back(world: World) {
     assert_eq!(there(&world, "s").await, Some(next), "the repetition deleted the next one");
 }
 
-pub async fn an_accepted_subscription_is_the_answer(world: World) {
+pub async fn accepted_subscription_becomes_the_answer_to_its_request_id(world: World) {
     let store = &world.store;
     let row = create(&world, "s", &STATE, &request("c", 1)).await.expect("creates");
     let moved = SubscriptionRow { state: Bytes::from_static(b"moved"), ..row.clone() };
@@ -135,7 +135,7 @@ pub async fn an_accepted_subscription_is_the_answer(world: World) {
     assert_eq!(accept(&moved, "c", 1).await.expect("again"), row);
 }
 
-pub async fn an_id_with_another_body_is_refused(world: World) {
+pub async fn request_id_with_another_operation_or_body_is_refused(world: World) {
     let store = &world.store;
     let namespace = Namespace::from(NAMESPACE);
     store.register(&version("w", "one"), Some(&request("register", 1))).await.expect("registers");
@@ -176,7 +176,7 @@ pub async fn an_id_with_another_body_is_refused(world: World) {
     assert!(there(&world, "s").await.is_some() && there(&world, "u").await.is_none());
 }
 
-pub async fn a_refused_call_uses_up_no_id(world: World) {
+pub async fn refused_call_does_not_use_up_its_request_id(world: World) {
     let store = &world.store;
     store.create_namespace(&"taken".into(), "", LONG, None).await.expect("creates");
     create(&world, "taken", &STATE, &request("taken", 1)).await.expect("creates");
@@ -202,7 +202,7 @@ pub async fn a_refused_call_uses_up_no_id(world: World) {
 }
 
 /// Several identical calls at once: one has the effect, and all get the same answer.
-pub async fn calls_that_race_answer_alike(world: World) {
+pub async fn racing_calls_with_one_request_id_have_one_effect(world: World) {
     const CALLERS: usize = 8;
     for round in 0..5 {
         let name = format!("s{round}");
@@ -251,7 +251,7 @@ pub async fn calls_that_race_answer_alike(world: World) {
 }
 
 /// Retention deletes request ids that are older than a day, and this one is not.
-pub async fn an_id_of_today_stays(world: World) {
+pub async fn retention_keeps_a_request_id_of_today(world: World) {
     create(&world, "s", &STATE, &request("c", 1)).await.expect("creates");
     assert_eq!(world.store.expire(Timestamp::MAX, 10).await.expect("expires"), Expired::default());
     let operation = RegistryOperation::CreateSubscription;

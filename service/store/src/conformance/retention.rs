@@ -30,7 +30,7 @@ async fn is_there(world: &World, node: NodeId, execution: ExecutionId) -> bool {
     loaded
 }
 
-pub async fn what_ended_long_ago_goes(world: World) {
+pub async fn execution_that_ended_long_ago_expires(world: World) {
     let node = world.node().await;
     let mut gone = Vec::new();
     for state in State::ALL.into_iter().filter(|state| state.is_ended()) {
@@ -59,7 +59,7 @@ pub async fn what_ended_long_ago_goes(world: World) {
     );
 }
 
-pub async fn what_has_gone_is_not_gone_on_with(world: World) {
+pub async fn expired_execution_cannot_be_continued(world: World) {
     let node = world.node().await;
     let gone = world.begun(node, ended(&world, long_ago())).await;
     world.won(node, [world.next(gone, 2)]).await;
@@ -84,7 +84,7 @@ pub async fn what_has_gone_is_not_gone_on_with(world: World) {
     assert_eq!(world.feed_ids().await, [""; 0]);
 }
 
-pub async fn what_is_open_parked_or_recent_stays(world: World) {
+pub async fn open_parked_and_recent_executions_do_not_expire(world: World) {
     use CompensationState as C;
     let node = world.node().await;
     let old = ended(&world, long_ago());
@@ -115,7 +115,7 @@ pub async fn what_is_open_parked_or_recent_stays(world: World) {
     assert!(world.store.started_by(&NAMESPACE.into(), "0").await.expect("asks").is_some());
 }
 
-pub async fn retention_is_the_namespaces_own(world: World) {
+pub async fn every_namespace_has_its_own_retention(world: World) {
     let node = world.node().await;
     for (name, retention) in [("brief", HOUR), ("long", HOUR * 24 * 365 * 100)] {
         world.store.create_namespace(&name.into(), "", retention, None).await.expect("creates");
@@ -148,7 +148,7 @@ pub async fn retention_is_the_namespaces_own(world: World) {
     }
 }
 
-pub async fn keys_that_name_expired_executions_go(world: World) {
+pub async fn keys_that_name_expired_executions_are_removed(world: World) {
     let node = world.node().await;
     let start = |id, key: &str, index: IndexRow| KeyedStart {
         transition: Transition {
@@ -180,7 +180,7 @@ pub async fn keys_that_name_expired_executions_go(world: World) {
     assert_eq!(settled, [KeySettled::Won], "nobody ever had the key, as far as one can tell");
 }
 
-pub async fn in_portions(world: World) {
+pub async fn expire_deletes_at_most_the_requested_number(world: World) {
     let node = world.node().await;
     let mut gone = Vec::new();
     for i in 0..7 {
@@ -207,7 +207,7 @@ pub async fn in_portions(world: World) {
     assert!(world.store.heads(&gone).await.expect("heads").is_empty());
 }
 
-pub async fn nothing_goes_while_retention_is_paused(world: World) {
+pub async fn nothing_expires_while_retention_is_paused(world: World) {
     let (store, node) = (&world.store, world.node().await);
     let id = world.begun(node, ended(&world, long_ago())).await;
     assert_eq!(store.resume_retention().await.expect("resumes"), None, "it was not paused");
@@ -224,7 +224,7 @@ pub async fn nothing_goes_while_retention_is_paused(world: World) {
 
 /// The caller may know the time better than the database's clock does. Nothing is deleted before both agree
 /// that it is due.
-pub async fn what_goes_is_old_by_the_time_that_is_given(world: World) {
+pub async fn execution_expires_only_by_the_time_that_the_caller_gives(world: World) {
     let (store, node) = (&world.store, world.node().await);
     let id = world.begun(node, ended(&world, long_ago())).await;
     let just_ended = long_ago() + HOUR;

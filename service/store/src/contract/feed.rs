@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_ends_at_whichever_limit_comes_first_and_has_one_event_at_least() {
+    fn page_ends_at_the_first_limit_but_one_event_may_exceed_the_byte_limit() {
         let page = |events, bytes, sizes: &[usize]| {
             PageLimit { events, bytes }.takes(sizes.iter().copied())
         };

@@ -123,7 +123,7 @@ names!(FailureKind {
 mod tests {
     use super::*;
 
-    fn there_and_back<T: Name + std::fmt::Debug>() {
+    fn check_round_trip<T: Name + std::fmt::Debug>() {
         for value in T::VALUES {
             assert_eq!(Named::<T>::of(value.name()), *value);
         }
@@ -132,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn a_value_has_one_name_and_an_unknown_name_is_kept() {
-        there_and_back::<State>();
-        there_and_back::<Phase>();
-        there_and_back::<CompensationState>();
-        there_and_back::<FailureKind>();
+    fn names_round_trip_and_unknown_names_are_kept() {
+        check_round_trip::<State>();
+        check_round_trip::<Phase>();
+        check_round_trip::<CompensationState>();
+        check_round_trip::<FailureKind>();
     }
 }

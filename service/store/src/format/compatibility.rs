@@ -102,7 +102,7 @@ fn is_known(
 }
 
 #[test]
-fn what_is_stamped_with_a_format_has_nothing_in_it_that_the_format_does_not_know() {
+fn rows_contain_only_what_their_format_defines() {
     let known = descriptors();
     let mut runner = TestRunner::new(ProptestConfig::with_cases(64));
     let everything = (
@@ -129,7 +129,7 @@ fn what_is_stamped_with_a_format_has_nothing_in_it_that_the_format_does_not_know
 }
 
 #[test]
-fn the_newest_descriptors_are_those_of_the_messages() {
+fn newest_descriptors_match_the_messages() {
     for (row, _, current) in CURRENT {
         let newest = path(row, row.newest());
         if std::env::var_os("RECOUP_WRITE_FORMATS").is_some() {
@@ -151,7 +151,7 @@ fn the_newest_descriptors_are_those_of_the_messages() {
 
 /// A later format only adds: everything in the format before it stays unchanged.
 #[test]
-fn a_format_keeps_everything_of_the_one_before() {
+fn every_format_keeps_everything_of_the_one_before_it() {
     let known = descriptors();
     for row in Row::ALL {
         for format in FIRST + 1..=row.newest() {
@@ -210,7 +210,7 @@ impl RawName for Kind {
 /// Checks that the test above can find what it looks for: a field, an enum value and a oneof member that the
 /// descriptors do not know.
 #[test]
-fn something_unknown_is_found() {
+fn unknown_fields_enum_values_and_oneof_members_are_detected() {
     let known = descriptors();
     let check = |message: wire::Transition, more: &[u8]| {
         let mut data = message.encode_to_vec();

@@ -113,7 +113,7 @@ mod tests {
     use crate::format::{FIRST, Row, decode_registry_answer, encode_registry_answer};
 
     #[test]
-    fn an_answer_that_says_nothing_is_refused() {
+    fn empty_answer_or_newer_format_is_refused() {
         let decoded = decode_registry_answer(FIRST, &Vec::new().into());
         assert!(matches!(decoded, Err(Error::Malformed(_))), "{decoded:?}");
         let encoded = encode_registry_answer(&RegistryAnswer::SubscriptionDeleted);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_format_that_is_too_large_is_refused() {
+    fn format_number_beyond_16_bits_is_refused() {
         let row = wire::SubscriptionCreated {
             namespace: "default".into(),
             format: 65_536,

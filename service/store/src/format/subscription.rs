@@ -141,7 +141,7 @@ mod tests {
     use crate::format::{Encoded, Row, decode_subscription, encode_subscription};
 
     #[test]
-    fn a_subscription_comes_back() {
+    fn subscription_round_trips_and_a_newer_format_is_refused() {
         let filter = Filter {
             namespace: "a.*".into(),
             workflows: vec!["order".into()],

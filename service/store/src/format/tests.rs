@@ -23,7 +23,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_kind_of_event_comes_back(
+    fn every_kind_of_event_round_trips(
         decided_at in strategy::timestamp(),
         events in strategy::events_of_each_kind(),
     ) {
@@ -34,31 +34,31 @@ proptest! {
     }
 
     #[test]
-    fn a_definition_comes_back(workflow in strategy::workflow()) {
+    fn definition_round_trips(workflow in strategy::workflow()) {
         let Encoded { format, data } = encode_workflow(&workflow);
         prop_assert_eq!(decode_workflow(format, &data).expect("own bytes"), workflow);
     }
 
     #[test]
-    fn a_failure_event_comes_back(event in strategy::failure_event()) {
+    fn failure_event_round_trips(event in strategy::failure_event()) {
         let Encoded { format, data } = encode_failure_event(&event);
         prop_assert_eq!(decode_failure_event(format, &data).expect("own bytes"), event);
     }
 
     #[test]
-    fn a_subscription_comes_back(subscription in strategy::subscription()) {
+    fn subscription_round_trips(subscription in strategy::subscription()) {
         let Encoded { format, data } = encode_subscription(&subscription);
         prop_assert_eq!(decode_subscription(format, &data).expect("own bytes"), subscription);
     }
 
     #[test]
-    fn an_answer_of_the_registry_comes_back(answer in strategy::registry_answer()) {
+    fn registry_answer_round_trips(answer in strategy::registry_answer()) {
         let Encoded { format, data } = encode_registry_answer(&answer);
         prop_assert_eq!(decode_registry_answer(format, &data).expect("own bytes"), answer);
     }
 
     #[test]
-    fn damaged_bytes_are_an_error_or_something_else_but_never_a_panic(
+    fn decoding_damaged_bytes_never_panics(
         events in vec(strategy::event(), 1..4),
         at in any::<prop::sample::Index>(),
         byte: u8,
@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_never_a_panic(data in vec(any::<u8>(), 0..200)) {
+    fn decoding_garbage_never_panics(data in vec(any::<u8>(), 0..200)) {
         let data = Bytes::from(data);
         let _ = decode_transition(NEWEST, &data);
         let _ = decode_workflow(NEWEST, &data);
@@ -84,7 +84,7 @@ proptest! {
 /// The strategies above are useful only if they leave no kind out. Each strategy must give another kind, and
 /// there must be as many as the format knows.
 #[test]
-fn the_strategies_cover_every_kind() {
+fn strategies_cover_every_kind_of_event_and_step() {
     fn kinds<T: std::fmt::Debug>(strategies: Vec<BoxedStrategy<T>>) -> usize {
         let mut runner = proptest::test_runner::TestRunner::deterministic();
         let mut kinds: Vec<Discriminant<T>> = Vec::new();
@@ -108,7 +108,7 @@ fn the_strategies_cover_every_kind() {
 }
 
 #[test]
-fn a_row_that_is_not_what_was_written_is_damaged() {
+fn row_that_differs_from_what_was_written_is_damaged() {
     let execution = ExecutionId(uuid::Uuid::from_u128(1));
     let Encoded { format, data } = encode_transition(
         AT,
@@ -145,7 +145,7 @@ fn a_row_that_is_not_what_was_written_is_damaged() {
 /// Rows that are already stored have this checksum. Another polynomial, or another order of the columns, would
 /// make all of them look damaged.
 #[test]
-fn the_checksum_of_a_row_stays_what_it_is() {
+fn checksum_of_a_row_never_changes() {
     let execution = ExecutionId(uuid::Uuid::from_u128(0x0123_4567_89ab_cdef));
     let transition_id = TransitionId(uuid::Uuid::from_u128(0xfedc_ba98_7654_3210));
     assert_eq!(checksum(execution, 3, transition_id, 1, b"data"), 0x962f_d216);
@@ -170,7 +170,7 @@ fn an_event_of_an_unknown_kind_is_an_error() {
 }
 
 #[test]
-fn missing_parts_and_unknown_numbers_are_errors() {
+fn missing_fields_and_unknown_enum_values_are_errors() {
     use wire::event::Kind;
     let path = || "charge".to_owned();
     let cases = [
@@ -209,7 +209,7 @@ fn missing_parts_and_unknown_numbers_are_errors() {
 }
 
 #[test]
-fn only_terse_histories_leave_payloads_out() {
+fn references_to_payloads_need_the_terse_format() {
     let events = [
         Event::StepStarted {
             path: "charge".into(),
@@ -241,7 +241,7 @@ fn payloads_are_slices_of_the_row() {
 }
 
 #[test]
-fn what_a_step_writes_is_small() {
+fn events_of_a_step_take_at_most_45_bytes_and_24_in_the_terse_format() {
     let path = recoup_core::id::StepPath::from("charge");
     let input = PayloadSource::Inline(Payload::null());
     let events = [
@@ -265,7 +265,7 @@ fn nested(depth: usize) -> TaskError {
 }
 
 #[test]
-fn causes_are_bounded_both_ways() {
+fn error_chains_are_bounded_when_written_and_when_read() {
     let ended = |error| Event::ExecutionEnded { state: State::Failed, error: Some(error) };
     use recoup_core::execution::State;
 

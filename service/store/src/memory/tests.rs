@@ -19,9 +19,9 @@ const TTL: Duration = Duration::from_secs(10);
 
 /// A clock that stands still until the test moves it.
 #[derive(Clone, Default)]
-struct Hands(Arc<AtomicI64>);
+struct ManualClock(Arc<AtomicI64>);
 
-impl Hands {
+impl ManualClock {
     fn at(micros: i64) -> Self {
         Self(Arc::new(AtomicI64::new(micros)))
     }
@@ -31,8 +31,8 @@ impl Hands {
     }
 
     fn clock(&self) -> Clock {
-        let hands = self.0.clone();
-        Arc::new(move || Timestamp::from_micros(hands.load(Ordering::SeqCst)))
+        let time = self.0.clone();
+        Arc::new(move || Timestamp::from_micros(time.load(Ordering::SeqCst)))
     }
 }
 
@@ -112,7 +112,7 @@ async fn read_on(store: &MemoryStore, cursor: &mut Cursor) -> Vec<String> {
 /// The events that a reader sees if it reads once while A's transaction is open and B's is committed, and once
 /// again after A's commit.
 async fn seen_around_an_open_transaction(options: Options) -> Vec<String> {
-    let store = MemoryStore::with_options(Hands::at(1000).clock(), options);
+    let store = MemoryStore::with_options(ManualClock::at(1000).clock(), options);
     let (a, b) = (join(&store).await, join(&store).await);
     let open = store.begin_commit(a, &batch([transition(id(1), 1, "a1")])).expect("begins");
     let two = batch([transition(id(2), 1, "b1"), transition(id(3), 1, "b2")]);
@@ -127,13 +127,13 @@ async fn seen_around_an_open_transaction(options: Options) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_transaction_that_was_open_is_seen_when_it_is_done() {
+async fn events_of_an_open_transaction_are_read_once_it_commits() {
     let seen = seen_around_an_open_transaction(Options::default()).await;
     assert_eq!(seen, ["b1", "b2", "a1"]);
 }
 
 #[tokio::test]
-async fn the_mutant_with_a_scalar_cursor_skips_it() {
+async fn mutant_with_a_scalar_cursor_skips_events_of_an_open_transaction() {
     let options = Options { mutant_scalar_cursor: true, ..Options::default() };
     let seen = seen_around_an_open_transaction(options).await;
     assert_eq!(seen, ["b1", "b2"]);
@@ -141,7 +141,7 @@ async fn the_mutant_with_a_scalar_cursor_skips_it() {
 
 #[tokio::test]
 async fn two_transactions_of_one_node_finish_in_any_order() {
-    let store = MemoryStore::new(Hands::at(1000).clock());
+    let store = MemoryStore::new(ManualClock::at(1000).clock());
     let a = join(&store).await;
     let first = store.begin_commit(a, &batch([transition(id(1), 1, "first")])).expect("begins");
     let second = store.begin_commit(a, &batch([transition(id(2), 1, "second")])).expect("begins");
@@ -153,8 +153,8 @@ async fn two_transactions_of_one_node_finish_in_any_order() {
 }
 
 #[tokio::test]
-async fn who_finishes_first_wins_and_an_abort_leaves_nothing() {
-    let store = MemoryStore::new(Hands::at(1000).clock());
+async fn first_transaction_to_finish_wins_and_an_aborted_one_writes_nothing() {
+    let store = MemoryStore::new(ManualClock::at(1000).clock());
     let (a, b) = (join(&store).await, join(&store).await);
     let of_a = store.begin_commit(a, &batch([transition(id(1), 1, "a")])).expect("begins");
     let of_b = store.begin_commit(b, &batch([transition(id(1), 1, "b")])).expect("begins");
@@ -168,9 +168,9 @@ async fn who_finishes_first_wins_and_an_abort_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn the_mutant_writes_events_of_losers() {
+async fn mutant_writes_events_of_lost_transitions() {
     let options = Options { mutant_companions_for_losers: true, ..Options::default() };
-    let store = MemoryStore::with_options(Hands::at(1000).clock(), options);
+    let store = MemoryStore::with_options(ManualClock::at(1000).clock(), options);
     let (a, b) = (join(&store).await, join(&store).await);
     store.commit(a, &batch([transition(id(1), 1, "won")])).await.expect("commits");
     store.commit(b, &batch([transition(id(1), 1, "lost")])).await.expect("commits");
@@ -179,14 +179,14 @@ async fn the_mutant_writes_events_of_losers() {
 }
 
 #[tokio::test]
-async fn closing_a_lease_rolls_back_what_is_open() {
-    let hands = Hands::at(1000);
-    let store = MemoryStore::new(hands.clock());
+async fn closing_a_lease_rolls_back_its_open_transactions() {
+    let time = ManualClock::at(1000);
+    let store = MemoryStore::new(time.clock());
     let (a, b) = (join(&store).await, join(&store).await);
     store.commit(a, &batch([transition(id(1), 1, "a1")])).await.expect("commits");
     let open = store.begin_commit(a, &batch([transition(id(1), 2, "a2")])).expect("begins");
 
-    hands.set(1000 + 11_000_000);
+    time.set(1000 + 11_000_000);
     let late = store.commit(a, &batch([transition(id(2), 1, "late")])).await;
     assert_eq!(late.expect("silent, not closed"), [Settled::Won]);
     let seen = store.leases(b, &[]).await.expect("asks");
@@ -198,8 +198,8 @@ async fn closing_a_lease_rolls_back_what_is_open() {
 }
 
 #[tokio::test]
-async fn a_closed_lane_that_is_read_leaves_the_cursor() {
-    let store = MemoryStore::new(Hands::at(1000).clock());
+async fn closed_lane_that_was_read_is_removed_from_the_cursor() {
+    let store = MemoryStore::new(ManualClock::at(1000).clock());
     let a = join(&store).await;
     store.commit(a, &batch([transition(id(1), 1, "a")])).await.expect("commits");
     let mut cursor = store.feed_start().await.expect("start");
@@ -214,12 +214,12 @@ async fn a_closed_lane_that_is_read_leaves_the_cursor() {
 }
 
 #[tokio::test]
-async fn an_execution_that_changes_lanes_does_not_overtake_itself_when_the_clock_goes_back() {
-    let hands = Hands::at(9_000_000);
-    let store = MemoryStore::new(hands.clock());
+async fn events_keep_their_order_across_lanes_when_the_clock_goes_back() {
+    let time = ManualClock::at(9_000_000);
+    let store = MemoryStore::new(time.clock());
     let (a, b) = (join(&store).await, join(&store).await);
     store.commit(a, &batch([transition(id(1), 1, "1")])).await.expect("commits");
-    hands.set(1000);
+    time.set(1000);
     store.load(b, &[id(1)]).await.expect("loads");
     store.commit(b, &batch([transition(id(1), 2, "2")])).await.expect("commits");
     let mut cursor = store.feed_start().await.expect("start");
@@ -227,9 +227,9 @@ async fn an_execution_that_changes_lanes_does_not_overtake_itself_when_the_clock
 }
 
 #[tokio::test]
-async fn a_request_id_is_free_again_after_its_day() {
-    let hands = Hands::at(0);
-    let store = MemoryStore::new(hands.clock());
+async fn start_request_id_can_be_used_again_after_a_day() {
+    let time = ManualClock::at(0);
+    let store = MemoryStore::new(time.clock());
     let a = join(&store).await;
     let start = |number, name| {
         let namespace = "default".into();
@@ -238,9 +238,9 @@ async fn a_request_id_is_free_again_after_its_day() {
     };
     assert_eq!(store.commit(a, &start(1, "1")).await.expect("commits"), [Settled::Won]);
     let taken = Settled::RequestTaken { execution: id(1), digest: 1, started: true };
-    hands.set(24 * 3600 * 1_000_000 - 1);
+    time.set(24 * 3600 * 1_000_000 - 1);
     assert_eq!(store.commit(a, &start(2, "2")).await.expect("commits"), [taken]);
-    hands.set(24 * 3600 * 1_000_000);
+    time.set(24 * 3600 * 1_000_000);
     assert_eq!(store.started_by(&"default".into(), "r").await.expect("asks"), None);
     assert_eq!(store.commit(a, &start(3, "3")).await.expect("commits"), [Settled::Won]);
     let started = store.started_by(&"default".into(), "r").await.expect("asks");
@@ -248,10 +248,10 @@ async fn a_request_id_is_free_again_after_its_day() {
 }
 
 #[tokio::test]
-async fn a_request_id_of_the_registry_is_free_again_after_its_day() {
+async fn registry_request_id_can_be_used_again_after_a_day() {
     let day = 24 * 3600 * 1_000_000;
-    let hands = Hands::at(0);
-    let store = MemoryStore::new(hands.clock());
+    let time = ManualClock::at(0);
+    let store = MemoryStore::new(time.clock());
     let create = async |name: &str, request_id: &str, digest| {
         let request_id = request_id.to_owned();
         let request = RegistryRequest { namespace: "".into(), request_id, digest };
@@ -259,17 +259,17 @@ async fn a_request_id_of_the_registry_is_free_again_after_its_day() {
     };
     create("a", "r", 1).await.expect("creates");
     create("b", "s", 1).await.expect("creates");
-    hands.set(day - 1);
+    time.set(day - 1);
     create("a", "r", 1).await.expect("again");
     let reused = create("c", "r", 2).await;
     assert!(matches!(reused, Err(Error::RequestIdReused)), "{reused:?}");
     assert_eq!(store.expire(Timestamp::MAX, 10).await.expect("expires").registry_requests, 0);
-    hands.set(day);
+    time.set(day);
     let taken = create("a", "r", 1).await;
     assert!(matches!(taken, Err(Error::AlreadyExists)), "{taken:?}");
     create("c", "r", 2).await.expect("the id is free");
     create("d", "t", 1).await.expect("creates");
-    hands.set(2 * day);
+    time.set(2 * day);
     for more in [true, false] {
         let expired = store.expire(Timestamp::MAX, 2).await.expect("expires");
         assert_eq!((expired.registry_requests, expired.more), (if more { 2 } else { 1 }, more));
@@ -330,14 +330,14 @@ mod conformance {
 
     #[tokio::test]
     #[should_panic(expected = "assertion")]
-    async fn the_suite_notices_what_losers_write() {
+    async fn suite_detects_events_of_lost_transitions() {
         let world = crate::conformance::World::open(Mutant.fresh().await).await;
-        crate::conformance::places::a_lost_place_writes_nothing(world).await;
+        crate::conformance::places::lost_transition_writes_nothing(world).await;
     }
 
     #[tokio::test]
     #[should_panic(expected = "the store (left) and the model (right) differ")]
-    async fn the_comparison_notices_what_losers_write() {
+    async fn comparison_detects_events_of_lost_transitions() {
         crate::conformance::differential::compare(&Mutant, 1).await;
     }
 }

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_come_behind_those_of_others() {
+    fn parameters_are_numbered_after_those_of_other_statements() {
         assert_eq!(behind("select $1::int8[], $12", 0), ("select $1::int8[], $12".into(), 12));
         assert_eq!(behind("select $1::int8[], $12", 4), ("select $5::int8[], $16".into(), 12));
     }

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_divides_ids_by_their_time() {
+    fn range_bounds_divide_ids_by_their_time() {
         let before = ExecutionId::new(Timestamp::from_micros(59_999_000), [0xff; 10]).0;
         let after = ExecutionId::new(Timestamp::from_micros(60_000_000), [0; 10]).0;
         assert!(before < bound(60_000) && bound(60_000) < after);

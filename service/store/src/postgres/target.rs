@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_say_the_same_to_both_drivers() {
+    fn both_forms_of_connection_strings_configure_both_drivers_alike() {
         let url = "postgresql://us%40er:pass%3Aword@db.example:5433/da%20ta\
                    ?sslmode=require&options=-c%20geqo%3Doff&application_name=other";
         let pairs = r"host=db.example port = 5433 user=us@er password='pass:word' dbname='da ta'
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_and_an_address_are_hosts() {
+    fn socket_path_and_ip_address_are_accepted_as_hosts() {
         for text in ["postgres://me@%2Frun%2Fpg/", "host=/run/pg user=me sslmode=verify-full"] {
             let Target { config, options, .. } = target(text);
             assert_eq!(config.get_hosts(), [Host::Unix("/run/pg".into())]);
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_carried_to_both_drivers_is_refused_by_its_name() {
+    fn unsupported_or_malformed_parameter_is_named_in_the_refusal() {
         let has = |text: &str, word: &str| {
             let told = refused(text);
             assert!(told.contains(word), "{text}: {told}");

@@ -308,7 +308,7 @@ mod tests {
     /// Each `sslmode` means the same for both drivers, against a server with a certificate for its address,
     /// with one for another host, with one of an unknown authority, and with none.
     #[tokio::test]
-    async fn both_drivers_encrypt_and_verify_as_they_are_told() {
+    async fn both_drivers_encrypt_and_verify_as_sslmode_says() {
         let (known, unknown) = (Authority::new(), Authority::new());
         let [right, other] = [known.sign("127.0.0.1"), known.sign("db.example")];
         let servers = [("right", Some(right)), ("other host", Some(other)), ("plain", None)];

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_known_as_one() {
+    fn full_disk_is_recognised_and_unavailable() {
         let connection = Connection::open_in_memory().expect("it opens");
         connection.execute_batch("create table t (v)").expect("there is room");
         connection.pragma_update(None, "max_page_count", 3).expect("it is a setting");

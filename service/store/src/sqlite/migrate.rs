@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn again_changes_nothing() {
+    fn migrating_again_changes_nothing() {
         let mut connection = fresh();
         migrate(&mut connection, Timestamp::from_micros(9)).expect("the same schema");
         let version: i64 =
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_newer_edited_or_not_ours_is_refused() {
+    fn incompatible_edited_or_foreign_schema_is_refused() {
         let later = "
             insert into migration
             select max(version) + 1, 'later', 'x', max(version) + ?1, 0 from migration";

@@ -82,7 +82,7 @@ async fn feed(store: &SqliteStore, after: &Cursor) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_second_opener_is_refused_until_the_first_is_gone() {
+async fn folder_cannot_be_opened_again_until_every_handle_is_dropped() {
     let folder = folder();
     let first = open(folder.path());
     let clone = first.clone();
@@ -94,7 +94,7 @@ async fn a_second_opener_is_refused_until_the_first_is_gone() {
 }
 
 #[tokio::test]
-async fn the_folder_is_made_for_its_owner_alone() {
+async fn folder_and_files_are_accessible_to_their_owner_alone() {
     let parent = folder();
     let path = parent.path().join("a/b");
     let store = open(&path);
@@ -108,7 +108,7 @@ async fn the_folder_is_made_for_its_owner_alone() {
 }
 
 #[tokio::test]
-async fn what_was_written_is_there_after_the_next_start() {
+async fn committed_rows_survive_a_restart() {
     let folder = folder();
     let store = open(folder.path());
     let before = join(&store).await;
@@ -136,7 +136,7 @@ async fn what_was_written_is_there_after_the_next_start() {
 
 /// The clock stands still, and shows an earlier time after the restart. Numbers and times grow regardless.
 #[tokio::test]
-async fn numbers_grow_whatever_the_clock_says() {
+async fn feed_numbers_grow_even_if_the_clock_stops_or_goes_back() {
     let folder = folder();
     let standing = |micros| -> Clock { Arc::new(move || Timestamp::from_micros(micros)) };
     let mut numbers = Vec::new();
@@ -156,7 +156,7 @@ async fn numbers_grow_whatever_the_clock_says() {
 }
 
 #[tokio::test]
-async fn a_restored_copy_is_another_incarnation() {
+async fn restored_or_copied_database_is_another_incarnation() {
     let (folder, backup) = (folder(), folder());
     let database = |at: &Path| at.join("recoup.db");
     drop(open(folder.path()));
@@ -203,7 +203,7 @@ async fn the_writer_syncs_every_commit() {
 
 /// Limits what a lone execution writes. Each commit writes every page that it changes as a whole.
 #[tokio::test]
-async fn a_commit_alone_writes_little() {
+async fn lone_start_writes_less_than_16_kb_to_the_log() {
     let folder = folder();
     let store = open(folder.path());
     let node = join(&store).await;
@@ -223,7 +223,7 @@ async fn a_commit_alone_writes_little() {
 /// A statement that may write several rows first puts them into a temporary table, and keeps a copy of each
 /// page that it changes. This would take a third of a commit's time.
 #[tokio::test]
-async fn an_ordinary_commit_needs_no_tables_of_its_own() {
+async fn ordinary_commit_uses_no_temporary_tables() {
     let folder = folder();
     let store = open(folder.path());
     let steps = |sql: &'static str| {
@@ -246,7 +246,7 @@ async fn an_ordinary_commit_needs_no_tables_of_its_own() {
 
 /// Work that queues up together is committed together, and each caller gets its own answer.
 #[tokio::test]
-async fn many_callers_share_transactions() {
+async fn concurrent_callers_each_get_their_own_verdict() {
     let folder = folder();
     let store = open(folder.path());
     let node = join(&store).await;
@@ -268,7 +268,7 @@ async fn many_callers_share_transactions() {
 
 /// Exercises the second, careful run: a constraint that no check anticipated fails in the middle of a group.
 #[tokio::test]
-async fn a_constraint_refuses_only_its_part() {
+async fn constraint_violation_refuses_only_the_offending_write() {
     let folder = folder();
     let store = open(folder.path());
     let node = join(&store).await;
@@ -329,7 +329,7 @@ async fn a_constraint_refuses_only_its_part() {
 
 /// A full disk makes every write fail and roll back. Once there is space again, writes succeed.
 #[tokio::test]
-async fn a_full_disk_is_unavailable_and_passes() {
+async fn full_disk_is_unavailable_until_there_is_space_again() {
     let folder = folder();
     let store = open(folder.path());
     let node = join(&store).await;
@@ -350,7 +350,7 @@ async fn a_full_disk_is_unavailable_and_passes() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_free_again_after_its_day() {
+async fn start_request_id_can_be_used_again_after_a_day() {
     let folder = folder();
     let time = Arc::new(Mutex::new(Timestamp::from_micros(1_000_000)));
     let clock: Clock = {
@@ -384,7 +384,7 @@ async fn a_request_id_is_free_again_after_its_day() {
 }
 
 #[tokio::test]
-async fn a_request_id_of_the_registry_is_free_again_after_its_day_and_not_after_a_restart() {
+async fn registry_request_id_survives_a_restart_and_can_be_used_again_after_a_day() {
     let folder = folder();
     let time = Arc::new(Mutex::new(Timestamp::from_micros(1_000_000)));
     let set = |now: Timestamp| *time.lock().expect("nothing panics") = now;
@@ -422,7 +422,7 @@ async fn a_request_id_of_the_registry_is_free_again_after_its_day_and_not_after_
 
 /// The row comes from a call that only a newer server knows, so its request id belongs to another operation.
 #[tokio::test]
-async fn a_request_of_an_unknown_operation_is_no_answer_to_another() {
+async fn request_id_of_an_unknown_operation_is_refused_for_every_other() {
     let folder = folder();
     let store = open(folder.path());
     let insert = |write: &mut Write<'_>| {
@@ -441,7 +441,7 @@ async fn a_request_of_an_unknown_operation_is_no_answer_to_another() {
 
 /// The path that every successful execution takes must not write more than it has to.
 #[tokio::test]
-async fn indexes_answer_what_they_are_for() {
+async fn queries_use_their_index_and_need_no_sorting() {
     let folder = folder();
     let store = open(folder.path());
     let plan = |sql: &'static str| {

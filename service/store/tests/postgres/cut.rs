@@ -156,7 +156,7 @@ impl Stream {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_cut_around_commit_lose_and_double_nothing() {
+async fn connections_cut_around_commit_lose_and_duplicate_nothing() {
     let mut stream = Stream::open().await;
     let faults = [
         Fault::CutBeforeCommit,
@@ -200,7 +200,7 @@ async fn connections_cut_around_commit_lose_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_keyed_start_that_was_cut_is_settled_as_it_was() {
+async fn keyed_start_that_was_cut_around_commit_gets_the_usual_verdict() {
     let mut stream = Stream::open().await;
     for fault in [Fault::CutBeforeCommit, Fault::CutBeforeAnswer, Fault::HalfOpen] {
         let key = format!("{fault:?}");
@@ -232,7 +232,7 @@ async fn a_keyed_start_that_was_cut_is_settled_as_it_was() {
 /// The caller drops the commit before it is answered. The lane notices that, and the next commit of the same
 /// batch settles it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_whose_caller_gave_up_is_settled_by_the_next() {
+async fn abandoned_commit_is_settled_when_its_batch_is_sent_again() {
     let mut stream = Stream::open().await;
     let batch = stream.batch(0, false).await;
     stream.commit(&batch).await;

@@ -34,7 +34,7 @@ async fn write(store: PostgresStore, world: Arc<World>, node: NodeId) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slower_older_transactions_hide_nothing_and_hold_up_nothing() {
+async fn slow_older_transactions_neither_hide_events_nor_delay_readers() {
     let server = Server::shared();
     let (database, elsewhere) = (server.database().await, server.database().await);
     let store =

@@ -32,7 +32,7 @@ async fn refused(database: &Database, because: &str) {
 }
 
 #[tokio::test]
-async fn a_server_that_may_lose_what_it_acknowledged_is_refused() {
+async fn server_with_unsafe_durability_settings_is_refused() {
     let careless = Server::start(&[("fsync", "off")]);
     let database = careless.database().await;
     refused(&database, "fsync is off").await;
@@ -49,7 +49,7 @@ async fn a_server_that_may_lose_what_it_acknowledged_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stores_that_open_at_once_migrate_once() {
+async fn stores_that_open_concurrently_migrate_once() {
     let database = Server::shared().database().await;
     let stores = join_all((0..6).map(|_| connect(&database))).await;
     let mut incarnations = Vec::new();
@@ -67,7 +67,7 @@ async fn stores_that_open_at_once_migrate_once() {
 }
 
 #[tokio::test]
-async fn a_changed_or_newer_migration_is_refused() {
+async fn changed_or_incompatible_newer_migration_is_refused() {
     let database = Server::shared().database().await;
     connect(&database).await.expect("a new database takes the schema");
     connect(&database).await.expect("and is opened again");
@@ -90,7 +90,7 @@ async fn a_changed_or_newer_migration_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_reached_or_understood_is_an_error() {
+async fn unreachable_server_or_malformed_connection_string_is_an_error() {
     let nowhere = "postgres://recoup@127.0.0.1:1/test";
     let unreachable = PostgresStore::connect(nowhere, Options::default()).await;
     assert!(matches!(unreachable, Err(Error::Unavailable(_))), "{unreachable:?}");
@@ -107,7 +107,7 @@ async fn a_server_that_cannot_be_reached_or_understood_is_an_error() {
 /// After a dump is restored into another database, that database refuses cursors of the old one. Its lease has
 /// another timeline, which tells servers to drop the states that they have cached.
 #[tokio::test]
-async fn a_restored_dump_is_another_life() {
+async fn restored_dump_has_another_timeline_and_refuses_old_cursors() {
     let server = Server::shared();
     let (old, new) = (server.database().await, server.database().await);
     let before = connect(&old).await.expect("opens");
@@ -148,7 +148,7 @@ async fn a_restored_dump_is_another_life() {
 
 /// The connection comes and goes while a server starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_comes_and_goes_is_waited_for() {
+async fn opening_waits_for_an_unavailable_database() {
     let database = Server::shared().database().await;
     let proxy = Proxy::start(database.port).await;
     let url = database.url_through(proxy.port());

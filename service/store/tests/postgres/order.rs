@@ -29,7 +29,7 @@ const NOTE: &str = "
         for each statement execute function recoup.note()";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_statement_locks_rows_in_the_order_of_several_statements() {
+async fn single_statement_commit_writes_tables_in_the_multi_statement_order() {
     let database = Server::shared().database().await;
     let store = PostgresStore::connect(&database.url(), Options::default()).await;
     let world = World::open(Arc::new(store.expect("connects"))).await;

@@ -137,7 +137,7 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_range_is_replaced_under_load_and_nothing_is_lost() {
+async fn ranges_are_replaced_under_load_without_losing_transitions() {
     let database = Server::shared().database().await;
     let options = Options { partition_width: WIDTH, partitions_ahead: 4, ..Options::default() };
     let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
@@ -267,7 +267,7 @@ impl Copied {
         this.world.won(node, [Transition { index, ..this.world.start(parked) }]).await;
         let index = this.ended("brief", CompensationState::None);
         this.world.won(node, [Transition { index, ..this.world.start(forgotten) }]).await;
-        this.eventually_waits().await;
+        this.until_the_exchange_waits().await;
         this
     }
 
@@ -277,7 +277,7 @@ impl Copied {
         Some(IndexRow { namespace: namespace.into(), ended_at, ..row })
     }
 
-    async fn eventually_waits(&self) {
+    async fn until_the_exchange_waits(&self) {
         const WAITS: &str = "
             select from pg_locks where relation = 'recoup.history'::regclass
                 and mode = 'AccessExclusiveLock' and not granted";
@@ -333,7 +333,7 @@ async fn replace_one(store: PostgresStore, old_at: Timestamp) -> Vec<bool> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_compensated_while_its_range_is_copied_is_kept_whole() {
+async fn execution_compensated_while_its_range_is_copied_is_kept_whole() {
     let mut copied = Copied::of("default").await;
     copied.compensate().await;
     copied.exchanged().await;
@@ -345,7 +345,7 @@ async fn what_is_compensated_while_its_range_is_copied_is_kept_whole() {
 
 /// The rows of the expired execution are in the copy, but are not counted for its range.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_expires_while_its_range_is_copied_keeps_no_range() {
+async fn execution_that_expires_while_its_range_is_copied_is_deleted_in_the_end() {
     let mut copied = Copied::of("brief").await;
     copied.compensate().await;
     let other = copied.database.url();
@@ -366,7 +366,7 @@ async fn what_expires_while_its_range_is_copied_keeps_no_range() {
 /// Each attempt to replace a range blocks commits for a moment. While a reader holds the table, the attempts
 /// are therefore not repeated at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_range_that_stays_in_use_is_left_for_later() {
+async fn range_that_a_reader_holds_is_replaced_later() {
     let mut copied = Copied::of("default").await;
     let observer = client(&copied.database).await;
     const COPY: &str = r"select from pg_class where relname like 'history\_%\_next'";

@@ -47,7 +47,7 @@ async fn settle<T>(mut call: impl AsyncFnMut() -> Result<T>) -> (T, usize) {
 /// The call is repeated with its request id. It takes effect exactly once, whichever of the two calls was
 /// committed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mutation_that_was_cut_is_found_by_its_request_id() {
+async fn mutation_repeated_after_a_cut_connection_takes_effect_once() {
     let database = Server::shared().database().await;
     let proxy = Proxy::start(database.port).await;
     let options = Options { commit_timeout: COMMIT_TIMEOUT, ..Options::default() };
@@ -108,7 +108,7 @@ async fn a_mutation_that_was_cut_is_found_by_its_request_id() {
 /// Twelve callers use two servers, half of them each. One call creates the row, and all callers get its answer;
 /// none gets an error of the database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_servers_answer_alike() {
+async fn identical_calls_to_two_servers_get_the_same_answer() {
     let database = Server::shared().database().await;
     let mut servers = Vec::new();
     for _ in 0..2 {
@@ -148,7 +148,7 @@ async fn two_servers_answer_alike() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_free_again_after_its_day() {
+async fn registry_request_id_can_be_used_again_after_a_day() {
     let database = Server::shared().database().await;
     let store = PostgresStore::connect(&database.url(), Options::default()).await.expect("opens");
     let (client, connection) =

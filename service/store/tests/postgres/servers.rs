@@ -31,7 +31,7 @@ fn options() -> Options {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_drivers_do_not_reach_two_servers() {
+async fn drivers_that_reach_two_different_servers_are_refused() {
     let (first, second) = (Server::start(&[]), Server::start(&[]));
     let (database, other) = (first.database().await, second.database().await);
     assert_eq!(database.name, other.name, "they differ in nothing but the server");

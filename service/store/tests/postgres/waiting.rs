@@ -50,7 +50,7 @@ fn narrow() -> Options {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_that_goes_leaves_no_connection_busy_behind() {
+async fn abandoned_call_frees_its_connection_and_stops_its_statement() {
     let database = Server::shared().database().await;
     let store = PostgresStore::connect(&database.url(), narrow()).await.expect("connects");
     let _locker = lock_executions(&database).await;
@@ -70,7 +70,7 @@ async fn a_caller_that_goes_leaves_no_connection_busy_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_wait_for_does_not_cost_the_lease() {
+async fn lease_is_renewed_while_the_pool_is_exhausted() {
     let database = Server::shared().database().await;
     let options = Options { connect_timeout: Duration::from_secs(2), ..narrow() };
     let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
@@ -95,7 +95,7 @@ async fn what_others_wait_for_does_not_cost_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_statement_without_an_answer_is_given_up() {
+async fn unanswered_statement_times_out_and_its_connection_is_replaced() {
     let database = Server::shared().database().await;
     let options = Options { answer_timeout: Duration::from_millis(500), ..narrow() };
     let store = PostgresStore::connect(&database.url(), options).await.expect("connects");
@@ -116,7 +116,7 @@ async fn a_statement_without_an_answer_is_given_up() {
 /// the transaction is broken. If one of these errors were taken for the cause, the store would not see that it
 /// must refuse one transition.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn what_is_refused_is_refused_however_answers_come_in() {
+async fn refused_transition_is_found_however_pipelined_answers_arrive() {
     let database = Server::shared().database().await;
     let store =
         PostgresStore::connect(&database.url(), Options::default()).await.expect("connects");
