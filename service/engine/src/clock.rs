@@ -290,7 +290,7 @@ mod tests {
         let first =
             Reading { renewed_before: Some(at(99_000)), ..read(at(100_000), at(7_300_000), ms(0)) };
         assert_eq!(clock.correct(first, tick(0)).step, None);
-        assert_eq!(clock.now(tick(0)).time, at(7_300_000), "it goes on from there");
+        assert_eq!(clock.now(tick(0)).time, at(7_300_000), "store time continues from there");
         // A life that is under way sees another life go forward.
         let seen = clock.correct(read(at(101_000), at(20_000_000), ms(0)), tick(1_000));
         assert!(matches!(seen.step, Some(Step::Forward(_))), "{seen:?}");
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(clock.now(tick(1_000)).time, at(12_000));
         assert_eq!(clock.ahead, ms(1_000));
         clock.read([at(12_000)].into_iter(), tick(2_600));
-        assert_eq!(clock.now(tick(2_600)).time, at(13_500), "it is worked off");
+        assert_eq!(clock.now(tick(2_600)).time, at(13_500), "the lead shrinks");
         assert_eq!(clock.ahead, ms(900));
         // It does not count as a step of the database's clock.
         let corrected = clock.correct(read(at(12_600), at(0), ms(0)), tick(2_600));

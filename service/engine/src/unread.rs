@@ -102,7 +102,7 @@ mod tests {
         newer.leave(node).await.expect("leaves");
         assert_eq!(unread.tell(&older, now).await, 0, "it was asked just now");
         assert_eq!(unread.tell(&older, now + INTERVAL).await, 1);
-        assert_eq!(unread.tell(&older, now + INTERVAL).await, 0, "it was told just now");
-        assert_eq!(unread.tell(&older, now + 2 * INTERVAL).await, 1, "and is told again");
+        assert_eq!(unread.tell(&older, now + INTERVAL).await, 0, "it was reported just now");
+        assert_eq!(unread.tell(&older, now + 2 * INTERVAL).await, 1, "it is reported again");
     }
 }

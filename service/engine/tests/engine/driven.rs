@@ -80,7 +80,11 @@ async fn an_execution_of_two_steps_succeeds_with_the_output_of_the_last() {
             Event::StepCompleted { worker, .. } => Some(worker.as_str()),
             _ => None,
         });
-        assert_eq!(workers.collect::<Vec<_>>(), ["w"], "a call without a name is its holder's");
+        assert_eq!(
+            workers.collect::<Vec<_>>(),
+            ["w"],
+            "a report without a worker's name counts for the holder"
+        );
     }
     let ended = rig.engine.await_end(id, Duration::from_secs(10)).await.expect("it is known");
     assert_eq!(ended.state, State::Succeeded);
@@ -220,7 +224,11 @@ async fn request_ids_and_keys_identify_one_execution() {
     );
     let first = rig.engine.start(one).await.expect("it starts").outcome.execution;
     let again = rig.engine.start(two).await.expect("the same request");
-    assert_eq!((again.outcome.execution, again.is_own), (first, true), "it was sent twice");
+    assert_eq!(
+        (again.outcome.execution, again.is_own),
+        (first, true),
+        "the repeated request gets the first answer"
+    );
     assert_eq!(rig.engine.start(three).await.err(), Some(Refusal::RequestIdReused));
 
     let (one, two) = (rig.spec(Some("k"), None), rig.spec(Some("k"), None));
@@ -277,7 +285,7 @@ async fn task_without_a_local_worker_is_handed_out_by_a_node_that_has_one() {
     assert!(store.overflow_depth().await.expect("it is read").is_empty());
 }
 
-/// The poll has ended, and the engine has not been told yet. Nothing else would bring the task back before
+/// The poll has ended, and the engine does not know yet. Nothing else would bring the task back before
 /// its start-to-close timeout.
 #[tokio::test]
 async fn task_for_a_closed_link_goes_to_another_worker() {

@@ -80,7 +80,7 @@ async fn sequence(store: &MemoryStore, id: ExecutionId) -> u64 {
 }
 
 fn release() -> Release {
-    Release { reason: "mended".into(), request: None }
+    Release { reason: "fixed".into(), request: None }
 }
 
 /// An execution whose second transition was lost while no node had it in memory, and that transition.
@@ -145,9 +145,9 @@ async fn history_with_a_gap_quarantines_only_its_execution() {
     store.put_transition(id, lost);
     let state = engine.release_quarantine(id, release()).await.expect("it is whole");
     assert_eq!((state.state, state.sequence), (State::Running, 2));
-    let snapshot = engine.snapshot(id).await.expect("it goes on");
+    let snapshot = engine.snapshot(id).await.expect("it is out of quarantine");
     let quarantine = snapshot.quarantine.expect("it is remembered");
-    assert_eq!(quarantine.released.expect("it was released").reason, "mended");
+    assert_eq!(quarantine.released.expect("it was released").reason, "fixed");
     let mut worker = driven::worker(&engine).await;
     assert_eq!(run_to_the_end(&engine, &mut worker, id).await, State::Succeeded);
     let again = engine.release_quarantine(id, release()).await.expect_err("nothing is in force");
@@ -205,7 +205,11 @@ async fn unreadable_history_is_quarantined_unless_a_newer_binary_wrote_it() {
     assert_eq!(refused(&engine, garbled).await, QuarantineReason::HistoryUnreadable);
     let told = events(&store, garbled).await;
     let subject = told[0].subject.as_ref().expect("an event of an execution");
-    assert_eq!(subject.workflow.as_str(), "order", "from the index: no transition folds");
+    assert_eq!(
+        subject.workflow.as_str(),
+        "order",
+        "from the index, because no transition can be decoded"
+    );
 
     // A newer binary wrote it. It is not damaged, and it is left to nodes that can read it.
     let cancel = Command::CancelExecution { reason: "enough".into() };
@@ -215,7 +219,7 @@ async fn unreadable_history_is_quarantined_unless_a_newer_binary_wrote_it() {
     assert_eq!(events(&store, newer).await, []);
     assert_eq!(store.indexed(newer).await.expect("asks").expect("there").quarantine, None);
     let head = store.heads(&[newer]).await.expect("heads").remove(0);
-    assert_eq!(head.owner, None, "nobody has adopted it");
+    assert_eq!(head.owner, None, "no node has adopted it");
 }
 
 #[tokio::test]
@@ -230,7 +234,7 @@ async fn row_that_decodes_with_a_wrong_checksum_quarantines_its_execution() {
     data[input + 8] = b'2';
     let changed = StoredTransition { data: data.into(), ..whole.clone() };
     let folds = format::decode_transition(changed.format, &changed.data);
-    folds.expect("only the checksum tells that it is damaged");
+    folds.expect("only the checksum shows the damage");
     store.put_transition(id, changed);
 
     let engine = driven::engine(&store, short_intervals()).await;

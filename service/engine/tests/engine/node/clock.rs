@@ -32,7 +32,7 @@ fn tasks_are_handed_out_as_usual_after_the_clock_is_set_back() {
         world.set_clock(world.now() - step);
         // Long enough for a renewal to show what the database's clock says now.
         pass_alive(&mut world, 0, 5);
-        assert!(world.at(0).time >= before + 4 * SECOND, "store time goes on");
+        assert!(world.at(0).time >= before + 4 * SECOND, "store time advances");
         world.start(0, "default");
         assert_eq!(world.handed(0, worker).len(), 1, "a start is handed out at once");
         // An attempt that is scheduled for later waits about as long as it would have without the step.
@@ -62,16 +62,16 @@ fn new_node_continues_store_time_after_the_clock_was_set_back() {
     world.machines[0].is_dead = true;
     world.set_clock(world.now() - HOUR);
     let next = world.boot();
-    assert!(world.at(next).time + 3 * SECOND > reached, "the last renewal is no longer ago");
+    assert!(world.at(next).time + 3 * SECOND > reached, "the last renewal was less than 3 s ago");
     let mut offer = stream("default", "s", &[]);
     offer.credit = 10;
     let worker = world.attach(next, offer);
     // It takes the length of a lease to see that the other node is gone.
     pass_alive(&mut world, next, 15);
     let handed = world.handed(next, worker);
-    assert_eq!(handed.len(), 1, "what the other left behind");
+    assert_eq!(handed.len(), 1, "the task of the dead node");
     world.start(next, "default");
-    assert_eq!(world.handed(next, worker).len(), 1, "what is new");
+    assert_eq!(world.handed(next, worker).len(), 1, "the new task");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn setting_the_clock_forward_ends_no_attempt_session_or_lease() {
     // Longer than any attempt may take.
     world.set_clock(world.now() + 24 * HOUR);
     pass_alive(&mut world, 0, 20);
-    assert!(world.at(0).time >= world.now(), "store time has followed");
+    assert!(world.at(0).time >= world.now(), "store time has caught up");
     assert_eq!([0, 1].map(|machine| world.machines[machine].node.node_id()), lives);
     assert_eq!(world.snapshot(0, execution).live.len(), 1, "it is still with its worker");
     let told = world.messages_to(0, worker);

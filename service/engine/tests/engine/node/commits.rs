@@ -71,7 +71,7 @@ fn batch_drafted_during_a_commit_is_sent_before_callers_are_answered() {
         panic!("the store waits");
     };
     assert_eq!(batch.transitions.len(), 2);
-    assert!(node.output().is_none(), "the caller of the first is answered after that");
+    assert!(node.output().is_none(), "the first caller is answered only after that");
     node.flush(now);
     assert!(matches!(node.output(), Some(Output::Reply { answer: Ok(_), .. })));
 }

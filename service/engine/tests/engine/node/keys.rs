@@ -21,5 +21,5 @@ fn start_is_refused_and_names_the_holder_if_its_key_is_held_in_a_newer_format() 
         Err(Refusal::TooNew(reason)) => assert!(reason.contains(&holder.to_string()), "{reason}"),
         other => panic!("the start is not refused: {other:?}"),
     }
-    assert!(world.machines[0].node.is_quiet(), "nothing of {refused} is left");
+    assert!(world.machines[0].node.is_quiet(), "nothing of {refused} is pending");
 }

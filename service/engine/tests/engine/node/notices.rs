@@ -57,7 +57,7 @@ fn cancel_wakes_only_the_first_poll_that_lists_the_task() {
     world.put(0, Input::Detach { worker: waiting });
     let next = world.attach(0, poll("default", "s", Some(&[&task])));
     world.pass(2 * SECOND);
-    assert_eq!(notices(&mut world, next), [], "it was told once");
+    assert_eq!(notices(&mut world, next), [], "the notice is sent once");
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn failure_report_is_answered_with_the_retry_decision() {
     let Answer::Recorded { decision, .. } = submit(&mut world, &task, failed) else {
         panic!("the repeated report is accepted");
     };
-    assert_eq!(decision, None, "an earlier call has recorded it");
+    assert_eq!(decision, None, "the earlier call recorded the failure");
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn no_more_tasks_go_to_another_node_than_its_workers_take() {
     for _ in 0..10 {
         world.start(0, "default");
     }
-    assert_eq!(depth(&world), 3, "at once, and no more");
+    assert_eq!(depth(&world), 3, "three at once, and no more");
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn task_that_timed_out_in_the_queue_is_not_handed_out_by_a_pending_claim() {
     }
     assert_eq!(world.snapshot(0, execution).state.sequence, 2);
     world.pass(SECOND / 2);
-    assert_eq!(depth(&world), 1, "it is there again");
+    assert_eq!(depth(&world), 1, "it is in the overflow again");
 
     // The task's schedule-to-start timeout expires while a commit and a claim are under way.
     world.machines[0].hold_back = &["commit", "claim"];
@@ -249,7 +249,7 @@ fn claimed_task_waits_for_the_next_credit_if_its_worker_took_another_task() {
     // The claimed execution is read only now, when no worker can take the task.
     world.machines[1].hold_back = &[];
     let late = std::mem::take(&mut world.machines[1].late);
-    assert_eq!(late.len(), 1, "the claim: {late:?}");
+    assert_eq!(late.len(), 1, "only the read for the claim was held back: {late:?}");
     world.put_all(1, late);
     assert_eq!(world.handed(1, worker), []);
     world.put(1, Input::Credit { worker, tasks: 1 });

@@ -42,7 +42,7 @@ fn task_stays_with_its_worker_when_another_node_takes_a_command() {
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
-    // Its start goes on record.
+    // Its start is recorded.
     pass_alive(&mut world, 0, "s", 2 * SECOND);
     let other = world.attach(1, stream("default", "t", &[]));
     cancel(&mut world, 1, &task);
@@ -50,7 +50,7 @@ fn task_stays_with_its_worker_when_another_node_takes_a_command() {
         world.put(1, Input::Touch { session: session("default", "t") });
         pass_alive(&mut world, 0, "s", SECOND);
     }
-    assert_eq!(world.handed(1, other), [], "the first worker is still at it");
+    assert_eq!(world.handed(1, other), [], "the first worker still has the task");
     let told = world.messages_to(0, holder);
     let is_told = told.iter().any(|message| matches!(message, WorkerMessage::CancelRequested(_)));
     assert!(is_told, "{told:?}");
@@ -90,7 +90,7 @@ fn task_is_not_handed_out_if_the_lease_is_lost_right_after_its_commit() {
     inputs.push(Input::Renewed(before, Err(recoup_store::Error::LeaseLost)));
     world.put_all(0, inputs);
     assert_ne!(world.machines[0].node.node_id(), Some(before));
-    assert_eq!(world.handed(0, worker), [], "the new life has not read it yet");
+    assert_eq!(world.handed(0, worker), [], "the execution is not read under the new lease yet");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn attempt_started_before_it_was_due_waits_for_its_worker_at_a_new_owner() {
     world.machines.remove(0);
     let other = world.attach(0, stream("default", "t", &[]));
     pass_alive(&mut world, 0, "t", 3 * SECOND);
-    assert_eq!(world.handed(0, other), [], "within the grace");
+    assert_eq!(world.handed(0, other), [], "within the grace period");
     pass_alive(&mut world, 0, "t", Options::default().reconnect_grace);
     assert_eq!(world.handed(0, other), [task]);
 }
@@ -157,7 +157,7 @@ fn task_undelivered_while_its_start_is_committed_is_redelivered() {
     world.machines.pop();
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
-    assert_eq!(world.handed(0, other), [task], "long before its time is up");
+    assert_eq!(world.handed(0, other), [task], "long before its timeout");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn late_decision_of_the_old_owner_loses_to_a_hand_over_by_the_new_one() {
     let command = Command::TerminateExecution { reason: String::new(), unstarted: Vec::new() };
     let submitted = Input::Submit { execution, command, request: None, reply: 0 };
     world.put(0, submitted);
-    assert_eq!(world.machines[0].late.len(), 1, "it is on its way");
+    assert_eq!(world.machines[0].late.len(), 1, "the batch is on its way to the store");
     let other = world.attach(1, stream("default", "t", &[]));
     pass_alive(&mut world, 1, "t", 6 * SECOND);
     assert_eq!(world.handed(1, other).len(), 1);
@@ -249,7 +249,7 @@ fn release_by_a_session_that_does_not_hold_the_task_is_ignored() {
     let released = task.clone();
     let answer = world.ask(1, |reply| Input::Release { task: released, session, reply });
     assert!(matches!(answer, Some(Ok(Answer::Released))), "{answer:?}");
-    assert_eq!(world.snapshot(0, execution).live.len(), 1, "the other has it still");
+    assert_eq!(world.snapshot(0, execution).live.len(), 1, "the other session still has it");
 }
 
 #[test]
@@ -339,12 +339,12 @@ fn sessionless_worker_keeps_its_task_when_a_former_owner_takes_over_again() {
     let until = world.now() + 60 * SECOND;
     world.put(0, Input::Await { execution, until, reply: 1000 });
     world.pass(SECOND);
-    assert_eq!(world.handed(1, bare).len(), 1, "it goes where an idle worker is");
+    assert_eq!(world.handed(1, bare).len(), 1, "the task goes to the node with an idle worker");
     world.leave(1);
     world.machines[1].is_dead = true;
     let other = world.attach(0, stream("default", "t", &[]));
     pass_alive(&mut world, 0, "t", Options::default().reconnect_grace + 10 * SECOND);
-    assert_eq!(world.handed(0, other), [], "its time is not up");
+    assert_eq!(world.handed(0, other), [], "its timeout has not expired");
     assert_eq!(world.snapshot(0, execution).live.len(), 1);
 }
 
@@ -396,7 +396,7 @@ fn heartbeat_and_release_that_arrive_together_are_both_accepted() {
     world.start(0, "default");
     let holder = world.attach(0, stream("default", "s", &[]));
     let task = world.handed(0, holder).remove(0);
-    // Its start goes on record.
+    // Its start is recorded.
     pass_alive(&mut world, 0, "s", 2 * SECOND);
     world.machines[1].hold_back = &["load"];
     world.put(1, Input::Heartbeat { task: task.clone(), details: None, reply: 1_001 });
@@ -422,7 +422,7 @@ fn sessionless_worker_keeps_its_new_task_when_another_node_takes_a_command() {
     let other = world.attach(1, stream("default", "t", &[]));
     // Shorter than the grace period of the cancelled run.
     pass_alive(&mut world, 1, "t", Options::default().reconnect_grace + 3 * SECOND);
-    assert_eq!(world.handed(1, other), [], "its time is not up");
+    assert_eq!(world.handed(1, other), [], "its timeout has not expired");
     let state = world.snapshot(0, task.execution).state;
     assert!(state.open_attempts().any(|open| state.task_id(&open) == task), "{state:?}");
 }
@@ -454,7 +454,7 @@ fn second_workers_tasks(mut world: World) -> Vec<TaskId> {
 #[test]
 fn sessionless_worker_keeps_its_new_task_when_the_lease_is_lost() {
     let (world, ..) = lease_lost_after_a_hand_over();
-    assert_eq!(second_workers_tasks(world), [], "its time is not up");
+    assert_eq!(second_workers_tasks(world), [], "its timeout has not expired");
 }
 
 #[test]
@@ -503,7 +503,7 @@ fn node_closed_to_workers_fails_no_attempt_of_an_adopted_execution() {
     world.pass(3 * Options::default().reconnect_grace);
     let state = world.snapshot(0, execution).state;
     let task = state.task(&"charge".into()).expect("it has begun");
-    assert_eq!(task.last_error, None, "its worker may be there");
+    assert_eq!(task.last_error, None, "its worker may still be running");
     assert!(task.open.is_some());
 }
 
@@ -516,7 +516,7 @@ fn node_closed_to_workers_reports_no_session_as_lost() {
     world.put(0, Input::Close);
     world.put(0, Input::Detach { worker: holder });
     world.pass(9 * SECOND);
-    assert_eq!(world.feed_length(), 0, "no worker is said to be lost");
+    assert_eq!(world.feed_length(), 0, "no worker is reported as lost");
     assert_eq!(world.snapshot(0, execution).live.len(), 1);
 }
 

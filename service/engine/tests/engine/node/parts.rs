@@ -14,7 +14,7 @@ use crate::fixture::world::{World, ready, stream};
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Starts that are decided in one batch, which has not been sent to the store yet.
-fn gathered(world: &mut World, count: usize) -> Vec<ExecutionId> {
+fn starts_in_an_unsent_batch(world: &mut World, count: usize) -> Vec<ExecutionId> {
     world.machines[0].hold_back = &["commit"];
     let first = world.start_later(0, "default");
     let rest = (1..count).map(|_| world.start_later(0, "default"));
@@ -37,14 +37,14 @@ fn executions(batch: &Batch) -> Vec<ExecutionId> {
 fn oversized_batch_is_settled_in_parts_and_in_order() {
     for written_anyway in [false, true] {
         let mut world = World::new(1);
-        let ids = gathered(&mut world, 41);
+        let ids = starts_in_an_unsent_batch(&mut world, 41);
         world.machines[0].overwhelmed_by = Some(8);
         world.machines[0].written_anyway = written_anyway;
         answer_the_first(&mut world);
         world.pass(MINUTE);
 
         let batches = std::mem::take(&mut world.machines[0].batches);
-        assert_eq!(executions(&batches[0]), ids[1..], "all of them at once");
+        assert_eq!(executions(&batches[0]), ids[1..], "the first try sends all of them");
         let mut settled = Vec::new();
         for batch in &batches {
             let executions = executions(batch);
@@ -57,7 +57,7 @@ fn oversized_batch_is_settled_in_parts_and_in_order() {
         }
         assert_eq!(settled[..40], ids[1..], "each is settled once, in order");
         let largest = batches.iter().skip(1).map(|batch| batch.transitions.len()).max();
-        assert_eq!(largest, Some(20), "a success does not bring the whole batch back");
+        assert_eq!(largest, Some(20), "after a success the batch does not return to its full size");
         // They are sent with the same transition ids, so a row that an earlier try wrote is recognised and not lost.
         let histories = ready(world.store.load(NodeId(0), &ids[1..])).expect("the model loads");
         assert_eq!(histories.len(), 40);
@@ -105,12 +105,12 @@ fn failure_events_count_towards_the_bytes_of_a_batch() {
     answer_the_first(&mut world);
     let batches = &world.machines[0].batches;
     let failed: usize = batches.iter().map(|batch| batch.transitions.len()).sum();
-    assert_eq!(failed, 39, "all but the first, which went alone");
+    assert_eq!(failed, 39, "all but the first, which was committed alone");
     for batch in batches {
         let bytes = bytes_before_the_last(batch);
         assert!(bytes < MAX, "{bytes} bytes and another transition in one batch");
     }
-    assert!(batches.len() > 1, "not one transition a batch either: {}", batches.len());
+    assert!(batches.len() > 1, "the transitions were not split: {} batch", batches.len());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn keyed_starts_are_split_at_the_byte_limit() {
         let bytes: usize = before_the_last.map(|start| start.transition.data.len()).sum();
         assert!(bytes < MAX, "{bytes} bytes and another start in one call");
     }
-    assert!(calls.len() < 20, "not one start a call either: {}", calls.len());
+    assert!(calls.len() < 20, "every call has only one start: {}", calls.len());
 }
 
 /// The number of events in each of these transitions.
@@ -150,7 +150,7 @@ fn flush_stops_at_the_event_limit_and_leaves_the_rest_to_the_next() {
     const MAX: usize = 7;
     let options = Options { batch_events_max: MAX, ..Options::default() };
     let mut world = World::with(1, options);
-    let ids = gathered(&mut world, 16);
+    let ids = starts_in_an_unsent_batch(&mut world, 16);
     answer_the_first(&mut world);
     let batches = &world.machines[0].batches;
     let (last, full) = batches.split_last().expect("there are many");
@@ -161,7 +161,7 @@ fn flush_stops_at_the_event_limit_and_leaves_the_rest_to_the_next() {
     }
     assert!(!last.transitions.is_empty());
     let all: Vec<_> = batches.iter().flat_map(|batch| executions(batch)).collect();
-    assert_eq!(all, ids[1..], "in the order in which they came");
+    assert_eq!(all, ids[1..], "in order of arrival");
     assert_eq!(world.machines[0].replies.len(), ids.len(), "every start is answered");
 }
 

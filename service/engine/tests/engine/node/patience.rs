@@ -53,7 +53,7 @@ fn calls_during_a_hanging_commit_end_as_unknown_or_unavailable() {
     assert_eq!(starts.len(), 2);
     for reply in starts.into_iter().chain([1_001]) {
         let refused = refusal(&mut world, reply);
-        assert_eq!(refused, Refusal::OutcomeUnknown, "it is under way, or goes next");
+        assert_eq!(refused, Refusal::OutcomeUnknown, "its batch is being committed, or is next");
     }
     for reply in [1_002, 1_003] {
         let refused = refusal(&mut world, reply);
@@ -131,7 +131,7 @@ fn reads_wait_for_a_pending_commit_but_only_for_a_limited_time() {
     let answer = world.ask(0, beat);
     assert!(
         matches!(answer, Some(Ok(Answer::Beat { cancel_requested: false }))),
-        "nothing is told before it is committed: {answer:?}"
+        "a cancel is reported only once it is committed: {answer:?}"
     );
     assert!(!world.machines[0].replies.contains_key(&1_001), "it waits for the commit");
     let answers = std::mem::take(&mut world.machines[0].late);

@@ -72,7 +72,7 @@ fn quarantine_is_committed_under_the_next_lease_if_its_own_is_lost() {
     cancel(&mut world, id, 101);
     world.pass(SECOND);
     assert_eq!(refused(&mut world), [101]);
-    assert_eq!(written(&world), (2, 1), "the new life has sent it");
+    assert_eq!(written(&world), (2, 1), "it was sent again under the next lease");
     let head = ready(world.store.heads(&[id])).expect("heads").remove(0);
     assert_eq!((head.sequence, head.quarantined), (1, true));
     // The new life adopts it once, and leaves it alone.
@@ -99,7 +99,7 @@ fn refused_result_does_not_affect_commands_decided_with_it() {
     world.machines[0].node.tick(now);
     world.put_all(0, vec![result(101, "\"poison\""), result(102, "\"sound\"")]);
     let head = ready(world.store.heads(&[id])).expect("heads").remove(0);
-    assert!(!head.quarantined, "the timeout is sound");
+    assert!(!head.quarantined, "the timeout is committed without the refused result");
     let mut replies = std::mem::take(&mut world.machines[0].replies);
     let reason = "poison".to_owned();
     assert!(matches!(replies.remove(&101), Some(Err(Refusal::Refused(of))) if of == reason));
@@ -108,6 +108,6 @@ fn refused_result_does_not_affect_commands_decided_with_it() {
     assert_eq!(
         listed.index.state,
         State::TimedOut,
-        "a success within the grace of a run that timed out"
+        "a result within the grace period does not undo the timeout"
     );
 }

@@ -42,13 +42,13 @@ fn node_that_knows_an_execution_reads_only_later_transitions() {
     let id = world.start(0, "default");
     complete(&mut world, worker, 20);
     watch(&mut world, id);
-    assert_eq!(world.machines[1].rows_read, [21], "all of it");
+    assert_eq!(world.machines[1].rows_read, [21], "the whole history");
     complete(&mut world, worker, 5);
     let read = world.snapshot(1, id).state;
     assert_eq!(world.machines[1].rows_read, [21, 5]);
-    assert_eq!(read, world.snapshot(0, id).state, "as its owner has it");
+    assert_eq!(read, world.snapshot(0, id).state, "the state that its owner has");
     let again = world.snapshot(1, id).state;
-    assert_eq!(world.machines[1].rows_read, [21, 5, 0], "nothing has come since");
+    assert_eq!(world.machines[1].rows_read, [21, 5, 0], "no transition has been added since");
     assert_eq!(again, read);
     assert_eq!(world.machines[0].rows_read, [0; 0], "its owner reads nothing");
 }

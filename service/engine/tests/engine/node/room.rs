@@ -26,7 +26,7 @@ fn starts_are_refused_when_the_executions_in_memory_take_too_many_bytes() {
         }
     };
     assert!(matches!(refused, Refusal::Overloaded { .. }), "{refused:?}");
-    assert!((1..=4).contains(&started), "{started} of a mebibyte each");
+    assert!((1..=4).contains(&started), "{started} executions of a mebibyte each were started");
     // Executions that have ended leave memory, and their bytes are free again.
     for task in world.handed(0, worker) {
         let (execution, output) = (task.execution, Payload::null());

@@ -54,7 +54,7 @@ fn late_answers_of_a_lost_lease_start_no_extra_rounds_and_end_no_lease() {
         assert!(after.abs_diff(*before) <= 2, "{name}: {before} times, then {after}");
     }
     let live = world.snapshot(0, execution).live;
-    assert_eq!(live.len(), 1, "its time is not up");
+    assert_eq!(live.len(), 1, "its timeout has not expired");
 }
 
 #[test]
@@ -142,7 +142,10 @@ fn head_is_queried_in_every_round_once_a_worker_is_silent_for_a_second() {
     let holder = world.attach(0, poll("default", "s", Some(&[&task])));
     world.pass(5 * SECOND);
     let asked = world.machines[0].heads.len();
-    assert!((1..=4).contains(&asked), "its worker waits in a poll here: now and then, not {asked}");
+    assert!(
+        (1..=4).contains(&asked),
+        "its worker waits in a poll here, so few queries are due, not {asked}"
+    );
     world.put(0, Input::Detach { worker: holder });
     world.pass(Duration::from_millis(900));
     world.machines[0].heads.clear();
@@ -168,7 +171,7 @@ fn executions_beyond_the_limit_of_a_head_query_are_queried_in_turn() {
     assert_eq!(asked, ids);
 }
 
-/// The answer to a claim that an earlier life asked for is used all the same.
+/// The answer to a claim that an earlier life asked for is still used.
 #[test]
 fn task_claimed_under_a_lost_lease_is_handed_out() {
     let mut world = World::new(2);

@@ -46,7 +46,7 @@ fn attempt_missing_from_eleven_polls_fails_as_worker_lost() {
         assert_eq!(world.handed(0, worker), std::slice::from_ref(&task));
     }
     let worker = world.attach(0, poll("default", "s", Some(&[])));
-    assert_eq!(world.handed(0, worker), [], "the next attempt has a time of its own");
+    assert_eq!(world.handed(0, worker), [], "the next attempt is not due yet");
     let state = world.snapshot(0, task.execution).state;
     let lost = state.task(&task.path).and_then(|task| task.last_error.as_ref());
     assert_eq!(lost.map(|error| error.error_type.as_str()), Some("recoup.worker_lost"));
@@ -74,7 +74,7 @@ fn polls_without_a_list_of_held_tasks_can_run_side_by_side() {
     assert_ne!(first, second);
     let third = world.attach(0, poll("default", "s", None));
     world.pass(2 * SECOND);
-    assert_eq!(world.handed(0, third), [], "what the others have is theirs");
+    assert_eq!(world.handed(0, third), [], "tasks of the other polls are not handed out again");
 }
 
 #[test]
@@ -85,14 +85,18 @@ fn poll_that_lists_held_tasks_supersedes_other_polls_of_its_session() {
     let told = world.messages_to(0, first);
     assert!(matches!(told[..], [WorkerMessage::Superseded]), "{told:?}");
     world.start(0, "default");
-    assert_eq!(world.handed(0, first), [], "nobody may be there to read it");
+    assert_eq!(world.handed(0, first), [], "a superseded poll gets no task");
     assert_eq!(world.handed(0, second).len(), 1);
     // A second stream of the session supersedes the first.
     let third = world.attach(0, stream("default", "s", &[]));
     let fourth = world.attach(0, stream("default", "s", &[]));
     let told = world.messages_to(0, third);
     assert!(matches!(told.last(), Some(WorkerMessage::Superseded)), "{told:?}");
-    assert_eq!(world.handed(0, fourth).len(), 1, "the task was with none of them");
+    assert_eq!(
+        world.handed(0, fourth).len(),
+        1,
+        "no stream lists the task, so it is handed out again"
+    );
 }
 
 #[test]
@@ -101,7 +105,11 @@ fn poll_keeps_its_session_alive_while_it_waits_and_renews_it_at_its_end() {
     let task = handed_to_a_poll(&mut world);
     let worker = world.attach(0, poll("default", "s", Some(&[&task])));
     world.pass(10 * SECOND);
-    assert_eq!(world.snapshot(0, task.execution).live.len(), 1, "its time to live is 3 s");
+    assert_eq!(
+        world.snapshot(0, task.execution).live.len(),
+        1,
+        "the waiting poll keeps the session alive for longer than 3 s"
+    );
     world.put(0, Input::Detach { worker });
     world.pass(Duration::from_millis(2_900));
     assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
@@ -150,7 +158,11 @@ fn equal_session_ids_in_two_namespaces_are_two_sessions() {
     let worker = world.attach(0, poll("team", "s", Some(&[])));
     let theirs = world.handed(0, worker).remove(0);
     assert_ne!(ours.execution, theirs.execution);
-    assert_eq!(world.snapshot(0, ours.execution).live.len(), 1, "the other does not list it");
+    assert_eq!(
+        world.snapshot(0, ours.execution).live.len(),
+        1,
+        "the empty list of the other session does not affect it"
+    );
     for _ in 0..4 {
         world.put(0, Input::Touch { session: session("team", "s") });
         world.pass(SECOND);
@@ -199,7 +211,7 @@ fn task_released_by_its_holder_is_redelivered_once_as_the_same_attempt() {
     release(&mut world, 0, &task, "another");
     release(&mut world, 0, &task, "");
     let other = world.attach(0, stream("default", "t", &[]));
-    assert_eq!(world.handed(0, other), [], "only who has it can give it back");
+    assert_eq!(world.handed(0, other), [], "only its holder can release a task");
     release(&mut world, 0, &task, "s");
     assert_eq!(world.handed(0, other), std::slice::from_ref(&task));
     // The same call arrives again, late.
@@ -224,8 +236,8 @@ fn sessionless_worker_releases_a_task_by_its_token_alone() {
     assert_eq!(answer.expect("at once").err(), Some(closed));
 }
 
-/// The second node stops: it finishes its work, gives its lease back and is gone.
-fn stop_politely(world: &mut World) {
+/// Shuts the second node down: it finishes its work, gives its lease back and is removed.
+fn shut_down_second_node(world: &mut World) {
     let node = world.machines[1].node.node_id().expect("it lives");
     world.machines[1].node.stop();
     world.put(1, Input::Touch { session: session("default", "s") });
@@ -240,13 +252,13 @@ fn task_released_before_shutdown_is_not_left_with_its_last_worker() {
     world.start(1, "default");
     let bare = world.attach(1, poll("default", "", None));
     let task = world.handed(1, bare).remove(0);
-    // Its start goes on record.
+    // Its start is recorded.
     world.pass(2 * SECOND);
     release(&mut world, 1, &task, "");
-    stop_politely(&mut world);
+    shut_down_second_node(&mut world);
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
-    assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");
+    assert_eq!(world.handed(0, other), [task], "the same attempt, long before its timeout");
 }
 
 #[test]
@@ -255,16 +267,16 @@ fn task_released_before_shutdown_is_redelivered_where_its_worker_was_known() {
     let execution = world.start(1, "default");
     let bare = world.attach(1, poll("default", "", None));
     let task = world.handed(1, bare).remove(0);
-    // Its start goes on record, and another node reads it because a caller waits there.
+    // Its start is recorded, and another node reads it because a caller waits there.
     world.pass(2 * SECOND);
     let until = world.now() + 60 * SECOND;
     world.put(0, Input::Await { execution, until, reply: 1000 });
     world.pass(SECOND);
     release(&mut world, 1, &task, "");
-    stop_politely(&mut world);
+    shut_down_second_node(&mut world);
     let other = world.attach(0, poll("default", "t", None));
     world.pass(Options::default().reconnect_grace + 3 * SECOND);
-    assert_eq!(world.handed(0, other), [task], "the same attempt, long before its time is up");
+    assert_eq!(world.handed(0, other), [task], "the same attempt, long before its timeout");
 }
 
 #[test]
@@ -273,19 +285,19 @@ fn overflowed_task_released_before_shutdown_is_not_left_with_its_worker() {
     let bare = world.attach(1, poll("default", "", None));
     let execution = world.start(1, "default");
     let task = world.handed(1, bare).remove(0);
-    // Its start goes on record.
+    // Its start is recorded.
     world.pass(2 * SECOND);
     release(&mut world, 1, &task, "");
     world.pass(2 * SECOND);
     let depth = ready(world.store.overflow_depth()).expect("the model answers");
     assert_eq!(depth.into_iter().map(|(_, tasks)| tasks).sum::<u64>(), 1);
-    stop_politely(&mut world);
+    shut_down_second_node(&mut world);
     let state = world.snapshot(0, execution).state;
     let open = state.task(&task.path).and_then(|task| task.open.as_ref()).expect("it is open");
     let started = open.started.as_ref().expect("it was handed out once");
     assert_ne!(
         started.session, "",
-        "a start without a session would be waited for until its time is up"
+        "a start without a session would block the task until its timeout"
     );
 }
 
@@ -307,7 +319,7 @@ fn release_at_another_node_is_ignored_once_another_session_holds_the_task() {
     release(&mut world, 0, &task, "s");
     let other = world.attach(0, stream("default", "t", &[]));
     assert_eq!(world.handed(0, other), std::slice::from_ref(&task));
-    // Its start goes on record.
+    // Its start is recorded.
     world.pass(2 * SECOND);
     release(&mut world, 1, &task, "s");
     let third = world.attach(1, poll("default", "u", Some(&[])));

@@ -72,14 +72,14 @@ fn sleeping_executions_leave_memory_again_after_being_adopted_or_read() {
     let other = world.add(options);
     world.pass(SECOND / 10);
     assert_eq!(in_memory(&world, other), 0, "all of them sleep again");
-    assert_eq!(world.machines[other].batches.len(), 0, "their reminders stand as they were");
+    assert_eq!(world.machines[other].batches.len(), 0, "their reminders are unchanged");
     let node = world.machines[other].node.node_id().expect("it lives");
     let until = world.now() + 60 * SECOND;
     let due = ready(world.store.due(node, until, None, 100)).expect("the model answers");
     assert_eq!(due.len(), 50, "it owns them");
 
     world.snapshot(other, due[0].execution);
-    assert_eq!(in_memory(&world, other), 0, "one that was read sleeps again");
+    assert_eq!(in_memory(&world, other), 0, "an execution that was read sleeps again");
     world.start(other, "default");
 
     let offer = Offer { credit: 100, ..stream("default", "s", &[]) };
