@@ -147,7 +147,7 @@ macro_rules! conformance {
             retention: keys_that_name_expired_executions_are_removed;
             retention: expire_deletes_at_most_the_requested_number;
             retention: nothing_expires_while_retention_is_paused;
-            retention: execution_expires_only_by_the_time_that_the_caller_gives;
+            retention: execution_does_not_expire_before_it_is_due_by_the_callers_time;
         }
 
         $crate::conformance_lanes! { $harness;

@@ -214,7 +214,7 @@ mod tests {
     fn first_rule_that_applies_decides_the_verdict() {
         let next = transition(2);
         let mut found = Found::default();
-        assert_eq!(verdict(&next, &found), None, "nothing stands in its way");
+        assert_eq!(verdict(&next, &found), None, "no rule applies");
         found.event = Some("e".into());
         assert_eq!(refused(verdict(&next, &found)), "there is a failure event e already");
         found.gap = true;

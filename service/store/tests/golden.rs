@@ -421,7 +421,7 @@ fn events_of_format_2_match_their_golden_files() {
         let golden = golden_of(2, name, &encoded.data);
         let decoded = format::decode_transition(2, &golden).expect(name);
         assert_eq!(decoded.events, [event], "{name}");
-        assert_eq!(encoded.data, golden, "{name}: what is written has changed");
+        assert_eq!(encoded.data, golden, "{name}: the encoding has changed");
     }
 }
 

@@ -113,7 +113,7 @@ mod killed {
             }
         }
         let ended = child.wait().expect("it ends");
-        assert_eq!(ended.signal(), Some(9), "it ended by itself: {ended}");
+        assert_eq!(ended.signal(), Some(9), "the process was not killed: {ended}");
         acknowledged
     }
 
@@ -194,7 +194,7 @@ mod killed {
         });
         let writers: Vec<_> = writers.collect();
         for writer in writers {
-            runtime.block_on(writer).expect("it goes on until it is killed");
+            runtime.block_on(writer).expect("it runs until it is killed");
         }
     }
 
@@ -204,12 +204,12 @@ mod killed {
         runtime().block_on(async {
             let ids: Vec<_> = acknowledged.iter().map(|number| execution(*number)).collect();
             let histories = store.load(NodeId(0), &ids).await.expect("loads");
-            assert_eq!(histories.len(), acknowledged.len(), "acknowledged, and not there");
+            assert_eq!(histories.len(), acknowledged.len(), "acknowledged but missing");
             for (number, history) in acknowledged.iter().zip(histories) {
                 assert_eq!(history.transitions[0].data, data(*number));
             }
             let heads = store.heads(&ids).await.expect("heads");
-            assert_eq!(heads.len(), acknowledged.len(), "acknowledged, without an index row");
+            assert_eq!(heads.len(), acknowledged.len(), "acknowledged without an index row");
             // An event exists exactly if its transition does.
             let (mut cursor, mut events) = (store.feed_start().await.expect("a start"), 0);
             let mut missing: BTreeSet<_> = acknowledged.iter().map(|n| event_id(*n)).collect();
@@ -231,7 +231,7 @@ mod killed {
                     break;
                 }
             }
-            assert!(missing.is_empty(), "acknowledged, without their events: {missing:?}");
+            assert!(missing.is_empty(), "acknowledged without their events: {missing:?}");
             assert!(events >= acknowledged.len());
         });
     }

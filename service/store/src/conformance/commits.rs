@@ -52,17 +52,20 @@ pub async fn load_stops_at_the_byte_limit_after_a_whole_history(world: World) {
     let load = async |asked: &[ExecutionId], bytes| {
         let asked: Vec<_> = asked.iter().copied().map(Wanted::whole).collect();
         let histories = world.store.load_within(node, &asked, bytes).await.expect("loads");
-        assert!(histories.iter().all(|history| history.transitions.len() == 2), "whole ones");
+        assert!(
+            histories.iter().all(|history| history.transitions.len() == 2),
+            "histories are loaded whole"
+        );
         let mut found: Vec<_> = histories.into_iter().map(|history| history.execution).collect();
         found.sort();
         found
     };
-    assert_eq!(load(&ids, 100).await, ids[..1], "one at least");
+    assert_eq!(load(&ids, 100).await, ids[..1], "at least one history");
     assert_eq!(load(&ids, 1_400).await, ids[..2], "the limit itself fits");
     assert_eq!(load(&ids, 1_399).await, ids[..1]);
     assert_eq!(load(&ids[1..], 1_000).await, ids[1..]);
     assert_eq!(load(&ids, usize::MAX).await, ids);
-    assert_eq!(load(&[world.id(), ids[0]], 0).await, ids[..1], "one that exists");
+    assert_eq!(load(&[world.id(), ids[0]], 0).await, ids[..1], "at least one history that exists");
     assert_eq!(load(&[world.id()], 1_000).await, []);
 }
 
@@ -95,9 +98,13 @@ pub async fn load_returns_only_transitions_after_the_known_ones(world: World) {
     assert_eq!(load(&both, 39).await, expected[..1]);
     for after in [4, 5, u64::MAX] {
         let nothing = [(long, vec![]), (short, vec![])];
-        assert_eq!(load(&[(long, after), (short, after)], 0).await, nothing, "they are there");
+        assert_eq!(
+            load(&[(long, after), (short, after)], 0).await,
+            nothing,
+            "the executions exist"
+        );
     }
-    assert_eq!(load(&[(world.id(), 3)], 2_000).await, [], "one that is not there");
+    assert_eq!(load(&[(world.id(), 3)], 2_000).await, [], "the execution does not exist");
     assert_eq!(load(&[(long, 3), (long, 3)], 2_000).await.first(), Some(&(long, vec![4])));
 }
 
@@ -305,8 +312,8 @@ pub async fn payload_of_two_mebibytes_round_trips(world: World) {
     let event = FeedRow { data: bytes(2), ..world.event("large", id) };
     world.won(node, [Transition { data: bytes(1), feed: vec![event], ..world.start(id) }]).await;
     let history = world.load(node, id).await.expect("there");
-    assert!(history.transitions[0].data == bytes(1), "the transition came back otherwise");
-    assert!(world.feed().await[0].row.data == bytes(2), "the event came back otherwise");
+    assert!(history.transitions[0].data == bytes(1), "the transition has changed");
+    assert!(world.feed().await[0].row.data == bytes(2), "the event has changed");
 }
 
 pub async fn a_nul_is_kept_or_refused(world: World) {

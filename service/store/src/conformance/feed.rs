@@ -154,18 +154,18 @@ pub async fn lane_follows_known_transitions_as_well_as_those_it_reads(
     let ahead = world.now + Duration::from_secs(3600);
     harness.set_lane(fast, ahead.as_micros()).await;
     let execution = world.id();
-    let told = |sequence, name: &str| Transition {
+    let with_event = |sequence, name: &str| Transition {
         index: Some(world.index()),
         feed: vec![world.event(name, execution)],
         ..world.next(execution, sequence)
     };
-    world.won(fast, [told(1, "1")]).await;
+    world.won(fast, [with_event(1, "1")]).await;
     for after in [1, 2] {
         let wanted = Wanted { execution, after };
         let read = world.store.load_within(behind, &[wanted], usize::MAX).await.expect("loads");
         assert_eq!(read.first().map(|history| history.transitions.len()), Some(0));
     }
-    world.won(behind, [told(2, "2")]).await;
+    world.won(behind, [with_event(2, "2")]).await;
     assert_eq!(world.feed_ids().await, ["1", "2"]);
 }
 
@@ -235,7 +235,7 @@ pub async fn reader_sees_every_event_once_while_lanes_open_and_close(world: Worl
     seen.extend(ids(&rest));
     seen.sort();
     expected.sort();
-    assert_eq!(seen, expected, "everything once");
+    assert_eq!(seen, expected, "every event once");
     let last = world.node().await;
     write(&world, last, &["new"]).await;
     assert_eq!(ids(&world.read_on(&end, 2).await.0), ["new"]);
@@ -310,13 +310,17 @@ pub async fn retention_of_unread_events_is_reported_as_a_gap(world: World) {
     assert_eq!(expired.events, 3);
     let (events, end, gap) = world.read_on(&early, 10).await;
     assert_eq!(ids(&events), ["new"]);
-    assert!(gap.is_some(), "two events were taken away unread");
-    assert_eq!(world.read_on(&end, 10).await.2, None, "said once");
+    assert!(gap.is_some(), "two events were deleted before they were read");
+    assert_eq!(world.read_on(&end, 10).await.2, None, "the gap is reported once");
     let (events, _, gap) = world.read_on(&current, 10).await;
-    assert_eq!((events.len(), gap), (0, None), "it had read them");
+    assert_eq!((events.len(), gap), (0, None), "this reader had read them");
     let start = world.store.feed_start().await.expect("start");
     let (events, _, gap) = world.read_on(&start, 10).await;
-    assert_eq!((ids(&events), gap), (vec!["new".to_owned()], None), "it begins behind them");
+    assert_eq!(
+        (ids(&events), gap),
+        (vec!["new".to_owned()], None),
+        "a new reader begins after them"
+    );
     assert_eq!(world.store.failure("old 1").await.expect("asks"), None);
 }
 
@@ -332,9 +336,9 @@ pub async fn gap_without_later_events_is_reported_once(world: World) {
     assert_eq!(world.store.expire(Timestamp::MAX, 100).await.expect("expires").events, 2);
     let (events, end, gap) = world.read_on(&early, 10).await;
     assert_eq!((events.len(), gap.is_some()), (0, true));
-    assert_eq!(world.read_on(&end, 10).await.2, None, "said once");
+    assert_eq!(world.read_on(&end, 10).await.2, None, "the gap is reported once");
     let start = world.store.feed_start().await.expect("start");
-    assert_eq!(world.read_on(&start, 10).await.2, None, "it begins behind them");
+    assert_eq!(world.read_on(&start, 10).await.2, None, "a new reader begins after them");
     write(&world, nodes[0], &["new"]).await;
     for cursor in [end, start] {
         let (events, _, gap) = world.read_on(&cursor, 10).await;

@@ -19,11 +19,7 @@ pub async fn only_finalizing_raises_the_formats_that_may_be_written(
     let newer =
         harness.reading(Formats { history: history + 2, definition: definition + 1, ..newest });
     let nothing = world.store.finalize().await.expect("answers");
-    assert_eq!(
-        nothing,
-        StoreFormats { writable: newest, nodes: vec![] },
-        "no node says what it reads"
-    );
+    assert_eq!(nothing, StoreFormats { writable: newest, nodes: vec![] }, "no node has joined");
 
     let first = newer.join("new:1", LONG).await.expect("joins");
     let second = older.join("old:1", LONG).await.expect("joins");
@@ -83,7 +79,7 @@ pub async fn execution_that_a_binary_cannot_read_is_left_to_newer_ones(
     assert_eq!(newer.unread().await.expect("counts"), 0, "its owner reads it");
     newer.leave(gone).await.expect("leaves");
     let old = join(&*older).await;
-    assert_eq!(older.unread().await.expect("counts"), 1, "nobody reads it any more");
+    assert_eq!(older.unread().await.expect("counts"), 1, "no live node reads it");
     assert_eq!(older.adopt(old, 10).await.expect("adopts"), [plain]);
     assert_eq!(older.adopt(old, 10).await.expect("adopts"), []);
     assert_eq!(world.head(grown).await.expect("there").owner, None);
@@ -95,7 +91,7 @@ pub async fn execution_that_a_binary_cannot_read_is_left_to_newer_ones(
     assert_eq!(claim(&*older, old).await, [plain]);
 
     let new = join(&*newer).await;
-    assert_eq!(older.unread().await.expect("counts"), 0, "a node has come that reads it");
+    assert_eq!(older.unread().await.expect("counts"), 0, "a node that reads it has joined");
     assert_eq!(newer.adopt(new, 10).await.expect("adopts"), [grown]);
     assert_eq!(claim(&*newer, new).await, [grown]);
     let due = async |store: &dyn Store| {
@@ -103,5 +99,5 @@ pub async fn execution_that_a_binary_cannot_read_is_left_to_newer_ones(
         due.iter().map(|due| due.execution).collect::<Vec<_>>()
     };
     assert_eq!(due(&*newer).await, [grown]);
-    assert_eq!(due(&*older).await, [], "not to be woken by what cannot read it");
+    assert_eq!(due(&*older).await, [], "a binary that cannot read it must not wake it");
 }

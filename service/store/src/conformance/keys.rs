@@ -52,7 +52,7 @@ pub async fn every_key_policy_decides_on_every_state_of_the_holder(world: World)
                 let case = format!("{state:?} {compensation:?} {on_running:?} {on_ended:?}");
                 let (first, second) = (world.id(), world.id());
                 let won = settle(&world, node, &start(&world, first, &case)).await;
-                assert_eq!(won, KeySettled::Won, "a free key: {case}");
+                assert_eq!(won, KeySettled::Won, "the key is free: {case}");
                 let index =
                     IndexRow { key: Some(case.clone()), ..world.in_state(state, compensation) };
                 world.won(node, [Transition { index: Some(index), ..world.next(first, 2) }]).await;
@@ -79,7 +79,7 @@ pub async fn every_key_policy_decides_on_every_state_of_the_holder(world: World)
             }
         }
     }
-    assert!(verdicts.iter().all(|count| *count > 0), "every verdict was asked for: {verdicts:?}");
+    assert!(verdicts.iter().all(|count| *count > 0), "every verdict occurs: {verdicts:?}");
 }
 
 pub async fn repeated_keyed_start_takes_effect_once(world: World) {
@@ -209,7 +209,7 @@ pub async fn one_of_two_starts_that_race_for_a_key_wins(world: World) {
         let (one, mut other) = (one.await.expect("ends"), other.await.expect("ends"));
         other.reverse();
         for (i, key) in keys.iter().enumerate() {
-            let holds = holder(&world, key).await.expect("somebody holds it");
+            let holds = holder(&world, key).await.expect("one of the starts holds it");
             let rejected = KeySettled::Rejected { execution: holds, state: State::Running };
             let expected = if holds == ids[0][i] {
                 [KeySettled::Won, rejected]

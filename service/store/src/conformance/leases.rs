@@ -1,4 +1,4 @@
-//! Lives of nodes, and the adoption of executions that they leave behind.
+//! Leases of nodes, and the adoption of executions whose node has left.
 
 use std::time::Duration;
 
@@ -35,24 +35,24 @@ pub async fn lease_can_be_renewed_and_an_unknown_one_is_lost(world: World) {
 pub async fn later_nodes_learn_the_time_that_earlier_nodes_reached(world: World) {
     let (store, hour) = (&world.store, Duration::from_secs(3600));
     let one = store.join("test:1", LONG).await.expect("joins");
-    assert!(one.reached <= one.now, "nobody has been further: {one:?}");
+    assert!(one.reached <= one.now, "no node has reached a later time: {one:?}");
     let ahead = world.now + hour;
     let renewed = store.renew(one.node, LONG, ahead).await.expect("renews");
     assert_eq!(renewed.reached, ahead);
-    assert!(renewed.now < ahead, "the database's clock is its own");
+    assert!(renewed.now < ahead, "the database's clock does not follow");
     let again = store.renew(one.node, LONG, world.now).await.expect("renews");
     assert_eq!(again.reached, ahead, "it never goes back");
     let other = store.join("test:2", LONG).await.expect("joins");
     assert_eq!((other.reached, other.renewed_before), (ahead, Some(again.now)));
     store.leave(one.node).await.expect("leaves");
     let renewed = store.renew(other.node, LONG, world.now).await.expect("renews");
-    assert_eq!(renewed.reached, ahead, "its life may be over");
+    assert_eq!(renewed.reached, ahead, "even though the node that reached it has left");
 }
 
 pub async fn node_that_leaves_is_closed_and_its_executions_can_be_adopted(world: World) {
     let (one, other) = (world.node().await, world.node().await);
     let id = world.begun(one, world.index()).await;
-    assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "its owner lives");
+    assert_eq!(world.store.adopt(other, 10).await.expect("adopts"), [], "its owner is alive");
     world.store.leave(one).await.expect("leaves");
     world.store.leave(one).await.expect("once more changes nothing");
     assert_eq!(world.head(id).await.expect("there").owner, None);
@@ -74,7 +74,7 @@ pub async fn lease_is_closed_if_its_renewal_count_stands_still(world: World) {
     let open = store.leases(other, &[]).await.expect("asks");
     let mut nodes: Vec<_> = open.iter().map(|lease| lease.node).collect();
     nodes.sort();
-    assert_eq!(nodes, [one, third], "all but its own");
+    assert_eq!(nodes, [one, third], "every lease but its own");
     let seen = of(&open).expect("it is open");
     assert_eq!(seen.ttl, SHORT);
 

@@ -20,7 +20,7 @@ fn unknown<T>() -> Named<T> {
 
 /// An index row in which no name is known. Its format is newer than what this binary reads, because a new name
 /// needs a new format.
-fn strange(world: &World) -> IndexRow {
+fn row_of_a_newer_binary(world: &World) -> IndexRow {
     IndexRow {
         format: Formats::NEWEST.history + 1,
         state: unknown(),
@@ -34,7 +34,7 @@ fn strange(world: &World) -> IndexRow {
 pub async fn execution_in_an_unknown_state_is_listed_with_the_others(world: World) {
     let node = world.node().await;
     let mut rows = Vec::new();
-    for index in [world.index(), strange(&world), world.index()] {
+    for index in [world.index(), row_of_a_newer_binary(&world), world.index()] {
         let execution = world.begun(node, index.clone()).await;
         rows.push(Listed { execution, index, quarantine: None });
     }
@@ -51,14 +51,18 @@ pub async fn execution_in_an_unknown_state_is_listed_with_the_others(world: Worl
     assert_eq!(world.store.list(&ListFilter::default(), None, 10).await.expect("lists"), rows);
     let known = ListFilter { states: State::ALL.to_vec(), ..ListFilter::default() };
     rows.remove(1);
-    assert_eq!(world.store.list(&known, None, 10).await.expect("lists"), rows, "none of these");
+    assert_eq!(
+        world.store.list(&known, None, 10).await.expect("lists"),
+        rows,
+        "an unknown state matches no filter"
+    );
 }
 
 pub async fn an_execution_in_an_unknown_state_is_left_to_newer_binaries(world: World) {
     let gone = world.node().await;
     let plain = IndexRow { wake_at: Some(world.now), ..world.index() };
     let (plain, strange) =
-        (world.begun(gone, plain).await, world.begun(gone, strange(&world)).await);
+        (world.begun(gone, plain).await, world.begun(gone, row_of_a_newer_binary(&world)).await);
     let tasks = [plain, strange].map(|id| world.task(id, "a"));
     world.store.overflow(gone, &tasks).await.expect("overflows");
     world.store.leave(gone).await.expect("leaves");
@@ -86,7 +90,7 @@ pub async fn keyed_start_is_too_new_if_the_holder_is_in_an_unknown_state(world: 
         on_ended: OnEnded::UseExisting,
     };
     let (holder, late) = (world.id(), world.id());
-    let first = start(holder, strange(&world));
+    let first = start(holder, row_of_a_newer_binary(&world));
     let settled = world.store.start_keyed(node, &[first]).await.expect("settles");
     assert_eq!(settled, [KeySettled::Won]);
     for _ in 0..2 {
@@ -144,7 +148,11 @@ pub async fn event_of_an_unknown_kind_is_read_with_the_others(world: World) {
         ids(&world.store.list_failures(&filter, None, 10).await.expect("lists"))
     };
     assert_eq!(list(&[]).await, ["after", "strange", "before"]);
-    assert_eq!(list(FailureKind::VALUES).await, ["after", "before"], "it is none of these");
+    assert_eq!(
+        list(FailureKind::VALUES).await,
+        ["after", "before"],
+        "an unknown kind matches no filter"
+    );
 }
 
 pub async fn a_quarantine_for_an_unknown_reason_is_in_force(world: World) {
@@ -160,7 +168,7 @@ pub async fn a_quarantine_for_an_unknown_reason_is_in_force(world: World) {
     let batch = Batch { quarantined: vec![new], ..Batch::default() };
     world.store.commit(node, &batch).await.expect("commits");
     let histories = world.store.load(node, &[plain, marked]).await.expect("loads");
-    assert_eq!(histories.len(), 2, "one does not fail the other");
+    assert_eq!(histories.len(), 2, "an unknown reason does not fail the load");
     let listed = world.store.list(&ListFilter::default(), None, 10).await.expect("lists");
     let marks = listed.into_iter().map(|listed| listed.quarantine).collect::<Vec<_>>();
     assert_eq!(marks, [Some(quarantine), None]);

@@ -203,7 +203,7 @@ pub async fn claims_respect_the_task_types_and_the_credit_of_workers(world: Worl
     };
     let some = [of_types(&["charge", "refund"], 1), of_types(&["ship"], 5)];
     let claimed = world.store.claim(node, &some, 9, LONG, world.now).await.expect("claims");
-    assert_eq!(paths(&claimed), ["ship", "charge"], "one of the first two is all that they take");
+    assert_eq!(paths(&claimed), ["ship", "charge"], "the first workers have credit for one task");
     let none = [of_types(&["ship"], 5), of_types(&["refund"], 0)];
     assert_eq!(world.store.claim(node, &none, 9, LONG, world.now).await.expect("claims"), []);
     // A task that two groups of workers take is still one task.
@@ -228,5 +228,5 @@ pub async fn nodes_see_the_idle_credit_that_others_have_published(world: World) 
     assert_eq!(seen.idle, idle[1..]);
     store.leave(one).await.expect("leaves");
     let seen = store.publish_idle(other, &[]).await.expect("publishes");
-    assert_eq!(seen, Peers::default(), "it ended with the lease");
+    assert_eq!(seen, Peers::default(), "published credit ends with the lease");
 }

@@ -102,7 +102,7 @@ pub async fn racing_writers_never_both_win_a_sequence(world: World) {
             assert!(before.is_none(), "two winners at {sequence} of {execution}");
         }
     }
-    assert_eq!(winners.len(), 400, "somebody wins every place");
+    assert_eq!(winners.len(), 400, "every sequence has a winner");
     for history in world.store.load(nodes[0], &ids).await.expect("loads") {
         for stored in &history.transitions {
             let winner = &winners[&(history.execution, stored.sequence)];

@@ -31,7 +31,7 @@ async fn put(world: &World, node: NodeId, quarantined: Vec<NewQuarantine>) {
     assert_eq!(world.store.commit(node, &batch).await.expect("commits"), []);
 }
 
-fn because(reason: &str, request: Option<(&str, u64)>) -> Release {
+fn release_for(reason: &str, request: Option<(&str, u64)>) -> Release {
     let request = request.map(|(id, digest)| (id.to_owned(), digest));
     Release { reason: reason.into(), request }
 }
@@ -70,7 +70,7 @@ pub async fn quarantine_is_written_once_with_its_event(world: World) {
     feed.sort();
     let mut expected = vec![first.event.id.clone(), "free".into()];
     expected.sort();
-    assert_eq!(feed, expected, "an event for each that was written, and no other");
+    assert_eq!(feed, expected, "one event of the quarantine, and the free one");
     let event = world.store.failure(&first.event.id).await.expect("asks").expect("there");
     assert_eq!(event.row, first.event);
     assert_eq!(world.store.indexed(unknown).await.expect("asks"), None);
@@ -108,7 +108,7 @@ pub async fn nothing_is_committed_for_a_quarantined_execution(world: World) {
     assert_eq!(settled, [Settled::Won, Settled::Won]);
     assert_eq!(world.commit(node, [world.start(id)]).await, [Settled::Lost]);
 
-    world.store.release_quarantine(node, id, &because("mended", None)).await.expect("releases");
+    world.store.release_quarantine(node, id, &release_for("fixed", None)).await.expect("releases");
     world.won(node, [next]).await;
 }
 
@@ -118,22 +118,26 @@ pub async fn node_that_releases_an_execution_owns_it(world: World) {
     let not_found = |released: Result<()>| assert!(matches!(released, Err(Error::NotFound)));
     let release =
         async |node, release: Release| world.store.release_quarantine(node, id, &release).await;
-    not_found(release(other, because("why not", Some(("r", 1)))).await);
+    not_found(release(other, release_for("why not", Some(("r", 1)))).await);
     put(&world, node, vec![found(&world, id, 1)]).await;
     not_found(world.store.release_quarantine(other, world.id(), &Release::default()).await);
 
-    release(other, because("mended", Some(("r", u64::MAX)))).await.expect("releases");
+    release(other, release_for("fixed", Some(("r", u64::MAX)))).await.expect("releases");
     assert_eq!(in_force(&world, node, id).await, None);
     assert_eq!(world.head(id).await.expect("there").owner, Some(other));
     let row = world.load(node, id).await.expect("there").quarantine.expect("it stays");
-    assert_eq!(row.released.expect("it was").reason, "mended");
+    assert_eq!(row.released.expect("it was").reason, "fixed");
 
     // Three requests: the same one again, another with the same id, and another with a new id.
-    release(node, because("mended", Some(("r", u64::MAX)))).await.expect("it was");
-    assert_eq!(world.head(id).await.expect("there").owner, Some(other), "nothing happened");
-    let conflict = release(node, because("mended", Some(("r", 2)))).await;
+    release(node, release_for("fixed", Some(("r", u64::MAX)))).await.expect("it was");
+    assert_eq!(
+        world.head(id).await.expect("there").owner,
+        Some(other),
+        "the repeated request has no effect"
+    );
+    let conflict = release(node, release_for("fixed", Some(("r", 2)))).await;
     assert!(matches!(conflict, Err(Error::RequestIdReused)), "{conflict:?}");
-    not_found(release(node, because("once more", Some(("s", 1)))).await);
+    not_found(release(node, release_for("once more", Some(("s", 1)))).await);
 }
 
 pub async fn released_execution_can_be_quarantined_again(world: World) {
@@ -141,7 +145,7 @@ pub async fn released_execution_can_be_quarantined_again(world: World) {
     let id = world.begun(node, world.index()).await;
     let (first, second) = (found(&world, id, 1), found(&world, id, 2));
     put(&world, node, vec![first.clone()]).await;
-    let release = because("mended", Some(("r", 1)));
+    let release = release_for("fixed", Some(("r", 1)));
     world.store.release_quarantine(node, id, &release).await.expect("releases");
     // The first quarantine is sent again after an unknown outcome. It is over already.
     put(&world, node, vec![first.clone()]).await;
@@ -152,7 +156,10 @@ pub async fn released_execution_can_be_quarantined_again(world: World) {
     assert_eq!(world.feed_ids().await, [first.event.id, second.event.id]);
     // The request that released the first quarantine is sent again.
     world.store.release_quarantine(node, id, &release).await.expect("it did");
-    assert!(in_force(&world, node, id).await.is_some(), "the second was not its affair");
+    assert!(
+        in_force(&world, node, id).await.is_some(),
+        "the repeated request does not release the second quarantine"
+    );
 }
 
 pub async fn quarantined_execution_is_not_due(world: World) {
@@ -165,7 +172,7 @@ pub async fn quarantined_execution_is_not_due(world: World) {
         due.into_iter().map(|due| due.execution).collect::<Vec<_>>()
     };
     assert_eq!(due().await, [free]);
-    world.store.release_quarantine(node, id, &because("mended", None)).await.expect("releases");
+    world.store.release_quarantine(node, id, &release_for("fixed", None)).await.expect("releases");
     let mut due = due().await;
     due.sort();
     assert_eq!(due, [id, free]);
@@ -183,7 +190,7 @@ pub async fn list_marks_and_filters_quarantined_executions(world: World) {
     assert_eq!(marks, [(free, None), (id, Some(new.quarantine))]);
     let filter = ListFilter { quarantined: true, ..ListFilter::default() };
     assert_eq!(list(filter.clone()).await, all[1..]);
-    world.store.release_quarantine(node, id, &because("mended", None)).await.expect("releases");
+    world.store.release_quarantine(node, id, &release_for("fixed", None)).await.expect("releases");
     assert_eq!(list(filter).await, []);
 }
 
@@ -202,7 +209,11 @@ pub async fn retention_keeps_quarantined_executions(world: World) {
     assert_eq!(world.load(node, gone).await, None);
     assert!(in_force(&world, node, id).await.is_some());
 
-    world.store.release_quarantine(node, id, &because("let it go", None)).await.expect("releases");
+    world
+        .store
+        .release_quarantine(node, id, &release_for("let it go", None))
+        .await
+        .expect("releases");
     assert_eq!(world.store.expire(Timestamp::MAX, 10).await.expect("expires").executions, 1);
     assert_eq!(world.load(node, id).await, None);
     let released = world.store.release_quarantine(node, id, &Release::default()).await;
@@ -216,7 +227,11 @@ pub async fn later_event_follows_that_of_the_quarantine(world: World) {
     let many = (0..1500).map(|i| world.free_event(&format!("{i}"))).collect();
     let batch = Batch { feed: many, quarantined: vec![found(&world, id, 1)], ..Batch::default() };
     world.store.commit(ahead, &batch).await.expect("commits");
-    world.store.release_quarantine(behind, id, &because("mended", None)).await.expect("releases");
+    world
+        .store
+        .release_quarantine(behind, id, &release_for("fixed", None))
+        .await
+        .expect("releases");
     world.load(behind, id).await.expect("there");
     world
         .won(behind, [Transition { feed: vec![world.event("next", id)], ..world.next(id, 2) }])
@@ -244,10 +259,14 @@ pub async fn events_around_a_quarantine_keep_their_order_without_a_load(
     go_ahead(1).await;
     world.won(ahead, [Transition { feed: written("start"), ..world.start(id) }]).await;
     put(&world, behind, vec![found(&world, id, 1)]).await;
-    world.store.release_quarantine(ahead, id, &because("mended", None)).await.expect("releases");
+    world.store.release_quarantine(ahead, id, &release_for("fixed", None)).await.expect("releases");
     go_ahead(2).await;
     put(&world, ahead, vec![found(&world, id, 2)]).await;
-    world.store.release_quarantine(behind, id, &because("mended", None)).await.expect("releases");
+    world
+        .store
+        .release_quarantine(behind, id, &release_for("fixed", None))
+        .await
+        .expect("releases");
     world.won(behind, [Transition { feed: written("next"), ..world.next(id, 2) }]).await;
 
     let [first, second] = [1, 2].map(|seconds| found(&world, id, seconds).event.id);

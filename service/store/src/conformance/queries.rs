@@ -87,8 +87,8 @@ pub async fn history_is_read_in_pages_from_any_sequence(world: World) {
         assert_eq!(read(after, 100).await, []);
     }
     assert_eq!(read(0, 0).await, []);
-    let nobody = execution_id(world.now, 4711);
-    assert_eq!(world.store.history(nobody, 0, 100).await.expect("it reads"), []);
+    let unknown = execution_id(world.now, 4711);
+    assert_eq!(world.store.history(unknown, 0, 100).await.expect("it reads"), []);
     assert_eq!(world.store.history(other, 0, 100).await.expect("it reads").len(), 1);
 }
 
@@ -125,13 +125,13 @@ pub async fn due_executions_of_a_node_are_read_in_the_order_of_their_times(world
         due.into_iter().map(|due| due.execution).collect::<Vec<_>>()
     };
     assert_eq!(due(9, 10).await, []);
-    assert_eq!(due(10, 10).await, [early], "the moment itself is due");
+    assert_eq!(due(10, 10).await, [early], "an execution is due at its exact time");
     assert_eq!(due(60, 10).await, [early, middle, late]);
     assert_eq!(due(60, 2).await, [early, middle]);
     world.won(node, [Transition { index: Some(world.index()), ..world.next(early, 2) }]).await;
     assert_eq!(due(60, 10).await, [middle, late]);
     world.won(other, [Transition { index: Some(waiting(20)), ..world.next(middle, 2) }]).await;
-    assert_eq!(due(60, 10).await, [late], "it has changed hands");
+    assert_eq!(due(60, 10).await, [late], "another node owns it now");
 }
 
 pub async fn due_executions_are_read_in_pages(world: World) {

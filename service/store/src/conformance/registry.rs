@@ -23,7 +23,7 @@ pub async fn namespaces_are_unique_and_listed_in_the_order_of_bytes(world: World
     let store = &world.store;
     let default = store.namespace(&"default".into()).await.expect("asks").expect("always there");
     assert_eq!(default.name.as_str(), "default");
-    assert_eq!(default.retention, RETENTION_DEFAULT, "as the migrations say it");
+    assert_eq!(default.retention, RETENTION_DEFAULT, "the value that the migrations set");
     let day = Duration::from_secs(24 * 3600);
     let made = store.create_namespace(&"a.b".into(), "ours", day, None).await.expect("creates");
     assert_eq!(
@@ -118,7 +118,7 @@ pub async fn retired_version_is_never_the_latest(world: World) {
 
     let of_all = retire(None).await.expect("retires all");
     let last = store.workflow(&namespace, &name, Some(4)).await.expect("asks").expect("there");
-    assert_eq!(last.retired_at, Some(of_all), "of the latest");
+    assert_eq!(last.retired_at, Some(of_all), "the retirement time of the latest version");
     assert_eq!(latest().await, None);
     for missing in [Some(9), Some(0)] {
         let missing = retire(missing).await;
@@ -218,7 +218,7 @@ pub async fn subscriptions_are_listed_in_pages(world: World) {
 
 pub async fn clock_of_the_store_advances(world: World) {
     let lease = world.store.join("test:1", LONG).await.expect("joins");
-    assert!(lease.now >= world.now, "leases are in the store's time");
+    assert!(lease.now >= world.now, "leases use the store's clock");
     super::world::eventually("the clock", || async {
         let now = world.store.now().await.expect("asks");
         (now > lease.now).then_some(())

@@ -38,7 +38,7 @@ async fn delete(world: &World, name: &str, request: &RegistryRequest) -> Result<
     world.store.delete_subscription(&NAMESPACE.into(), name, Some(request)).await
 }
 
-async fn there(world: &World, name: &str) -> Option<SubscriptionRow> {
+async fn stored(world: &World, name: &str) -> Option<SubscriptionRow> {
     world.store.subscription(&NAMESPACE.into(), name).await.expect("asks")
 }
 
@@ -82,11 +82,11 @@ pub async fn repeated_registration_gets_the_first_answer(world: World) {
     assert_eq!((same.0.version, same.1), (1, false));
     let second = register("two", "2").await;
     assert_eq!((second.0.version, second.1), (2, true));
-    assert_eq!(register("one", "1").await, first, "another version followed");
-    assert_eq!(register("one", "same").await, same, "another version followed");
+    assert_eq!(register("one", "1").await, first, "although another version followed");
+    assert_eq!(register("one", "same").await, same, "although another version followed");
 
     let retired_at = retire(&world, "w", Some(1), &request("r", 1)).await.expect("retires");
-    assert_eq!(register("one", "1").await, first, "it was retired since");
+    assert_eq!(register("one", "1").await, first, "although it was retired since");
     retire(&world, "w", None, &request("all", 1)).await.expect("retires");
     let again = retire(&world, "w", Some(1), &request("r", 1)).await.expect("again");
     assert_eq!(again, retired_at);
@@ -97,7 +97,11 @@ pub async fn repeated_registration_gets_the_first_answer(world: World) {
     let latest = store.workflow(&NAMESPACE.into(), &"w".into(), None).await.expect("asks");
     assert_eq!(latest, Some(third.0));
     let two = store.workflow(&NAMESPACE.into(), &"w".into(), Some(2)).await.expect("asks");
-    assert_eq!(two.and_then(|version| version.retired_at), Some(of_all), "the latest of all");
+    assert_eq!(
+        two.and_then(|version| version.retired_at),
+        Some(of_all),
+        "the answer is the retirement time of the latest version"
+    );
 }
 
 pub async fn repeated_calls_neither_recreate_nor_delete_a_subscription(world: World) {
@@ -108,12 +112,12 @@ pub async fn repeated_calls_neither_recreate_nor_delete_a_subscription(world: Wo
 
     delete(&world, "s", &request("d", 1)).await.expect("deletes");
     assert_eq!(create(&world, "s", &STATE, &request("c", 1)).await.expect("again"), first);
-    assert_eq!(there(&world, "s").await, None, "the repetition made it anew");
+    assert_eq!(stored(&world, "s").await, None, "the repeated call created it again");
     delete(&world, "s", &request("d", 1)).await.expect("again");
 
     let next = create(&world, "s", &STATE, &request("c 2", 1)).await.expect("creates");
     delete(&world, "s", &request("d", 1)).await.expect("again");
-    assert_eq!(there(&world, "s").await, Some(next), "the repetition deleted the next one");
+    assert_eq!(stored(&world, "s").await, Some(next), "the repeated call deleted the next one");
 }
 
 pub async fn accepted_subscription_becomes_the_answer_to_its_request_id(world: World) {
@@ -124,12 +128,12 @@ pub async fn accepted_subscription_becomes_the_answer_to_its_request_id(world: W
         store.accept_subscription(row, &request(id, digest)).await
     };
     assert_eq!(accept(&moved, "a", 1).await.expect("accepts"), moved);
-    assert_eq!(accept(&row, "a", 1).await.expect("again"), moved, "as it was first");
-    assert_eq!(there(&world, "s").await, Some(row.clone()), "nothing is written to it");
+    assert_eq!(accept(&row, "a", 1).await.expect("again"), moved, "the first answer");
+    assert_eq!(stored(&world, "s").await, Some(row.clone()), "accepting does not change the row");
     assert!(is_reused(accept(&row, "a", 2).await));
     delete(&world, "s", &request("d", 1)).await.expect("deletes");
     assert_eq!(create(&world, "s", &STATE, &request("a", 1)).await.expect("again"), moved);
-    assert_eq!(there(&world, "s").await, None);
+    assert_eq!(stored(&world, "s").await, None);
     // In the other order: accepting a subscription does not overwrite the answer to the request that created
     // it.
     assert_eq!(accept(&moved, "c", 1).await.expect("again"), row);
@@ -173,7 +177,7 @@ pub async fn request_id_with_another_operation_or_body_is_refused(world: World) 
     // None of the refused calls had an effect, and none of the answered ones had it twice.
     assert_eq!(store.namespace(&"n".into()).await.expect("asks"), None);
     assert_eq!(store.list_workflows(&namespace, None, 9).await.expect("lists").len(), 1);
-    assert!(there(&world, "s").await.is_some() && there(&world, "u").await.is_none());
+    assert!(stored(&world, "s").await.is_some() && stored(&world, "u").await.is_none());
 }
 
 pub async fn refused_call_does_not_use_up_its_request_id(world: World) {
@@ -221,7 +225,7 @@ pub async fn racing_calls_with_one_request_id_have_one_effect(world: World) {
         for call in calls {
             rows.push(call.await.expect("the call ends").expect("one creates, the others find it"));
         }
-        assert_eq!(there(&world, &name).await, Some(rows[0].clone()));
+        assert_eq!(stored(&world, &name).await, Some(rows[0].clone()));
         rows.dedup();
         assert_eq!(rows.len(), 1, "{rows:?}");
     }

@@ -23,10 +23,10 @@ fn long_ago() -> Timestamp {
 
 async fn is_there(world: &World, node: NodeId, execution: ExecutionId) -> bool {
     let loaded = world.load(node, execution).await.is_some();
-    assert_eq!(world.head(execution).await.is_some(), loaded, "{execution}: half gone");
+    assert_eq!(world.head(execution).await.is_some(), loaded, "{execution}: only partly deleted");
     let listed = world.store.list(&ListFilter::default(), None, 100).await.expect("lists");
     let listed = listed.iter().any(|listed| listed.execution == execution);
-    assert_eq!(listed, loaded, "{execution}: half gone");
+    assert_eq!(listed, loaded, "{execution}: only partly deleted");
     loaded
 }
 
@@ -50,7 +50,7 @@ pub async fn execution_that_ended_long_ago_expires(world: World) {
     assert_eq!((expired.executions, expired.events), (gone.len() as u64, 1));
     assert_eq!((expired.start_requests, expired.more), (0, false));
     for id in gone {
-        assert!(!is_there(&world, node, id).await, "{id} stayed");
+        assert!(!is_there(&world, node, id).await, "{id} was not deleted");
     }
     assert_eq!(world.feed_ids().await, ["new"]);
     assert_eq!(
@@ -63,7 +63,7 @@ pub async fn expired_execution_cannot_be_continued(world: World) {
     let node = world.node().await;
     let gone = world.begun(node, ended(&world, long_ago())).await;
     world.won(node, [world.next(gone, 2)]).await;
-    // A row that its owner does not know of any more.
+    // A row that its owner no longer knows about.
     let task = world.task(gone, "charge");
     world.store.overflow(node, std::slice::from_ref(&task)).await.expect("overflows");
     let kept = world.begun(node, world.index()).await;
@@ -78,7 +78,7 @@ pub async fn expired_execution_cannot_be_continued(world: World) {
         let beside = world.head(kept).await.expect("there").sequence + 1;
         let answers = world.commit(node, [late, world.next(kept, beside)]).await;
         assert_eq!(answers, [Settled::Lost, Settled::Won]);
-        assert!(!is_there(&world, node, gone).await, "half of it is back");
+        assert!(!is_there(&world, node, gone).await, "part of it is back");
         assert_eq!(world.store.history(gone, 0, 10).await.expect("reads"), []);
     }
     assert_eq!(world.feed_ids().await, [""; 0]);
@@ -173,11 +173,11 @@ pub async fn keys_that_name_expired_executions_are_removed(world: World) {
 
     assert_eq!(world.store.expire(Timestamp::MAX, 1000).await.expect("expires").executions, 2);
     assert_eq!(holder("alone").await, None);
-    assert_eq!(holder("passed on").await, Some(successor), "it names another by now");
+    assert_eq!(holder("passed on").await, Some(successor), "the key names another execution now");
     let next = world.id();
     let rejecting = KeyedStart { on_ended: OnEnded::Reject, ..start(next, "alone", world.index()) };
     let settled = world.store.start_keyed(node, &[rejecting]).await.expect("settles");
-    assert_eq!(settled, [KeySettled::Won], "nobody ever had the key, as far as one can tell");
+    assert_eq!(settled, [KeySettled::Won], "the key is free, as if it had never been used");
 }
 
 pub async fn expire_deletes_at_most_the_requested_number(world: World) {
@@ -198,7 +198,7 @@ pub async fn expire_deletes_at_most_the_requested_number(world: World) {
         executions += expired.executions;
         events += expired.events;
         calls += 1;
-        assert!(calls < 10, "it never ends");
+        assert!(calls < 10, "more portions than there can be");
         if !expired.more {
             break;
         }
@@ -224,7 +224,7 @@ pub async fn nothing_expires_while_retention_is_paused(world: World) {
 
 /// The caller may know the time better than the database's clock does. Nothing is deleted before both agree
 /// that it is due.
-pub async fn execution_expires_only_by_the_time_that_the_caller_gives(world: World) {
+pub async fn execution_does_not_expire_before_it_is_due_by_the_callers_time(world: World) {
     let (store, node) = (&world.store, world.node().await);
     let id = world.begun(node, ended(&world, long_ago())).await;
     let just_ended = long_ago() + HOUR;

@@ -91,7 +91,7 @@ fn strategies_cover_every_kind_of_event_and_step() {
         for strategy in strategies {
             let tree = strategy.new_tree(&mut runner).expect("no filter");
             let kind = discriminant(&proptest::strategy::ValueTree::current(&tree));
-            assert!(!kinds.contains(&kind), "a kind is there twice");
+            assert!(!kinds.contains(&kind), "a kind occurs twice");
             kinds.push(kind);
         }
         kinds.len()
@@ -131,7 +131,7 @@ fn row_that_differs_from_what_was_written_is_damaged() {
     }
     let transition_id = TransitionId(uuid::Uuid::from_u128(3));
     assert!(damaged(&StoredTransition { transition_id, ..row.clone() }));
-    assert!(damaged(&StoredTransition { sequence: 8, ..row.clone() }), "in another place");
+    assert!(damaged(&StoredTransition { sequence: 8, ..row.clone() }), "at another sequence");
     let elsewhere = ExecutionId(uuid::Uuid::from_u128(4));
     assert_eq!(row.decode(elsewhere), Err(Error::Damaged), "in another history");
     // A damaged format number is reported as damage, and not as the format of a newer binary. An intact newer

@@ -120,7 +120,7 @@ async fn seen_around_an_open_transaction(options: Options) -> Vec<String> {
 
     let mut cursor = store.feed_start().await.expect("start");
     let mut seen = read_on(&store, &mut cursor).await;
-    assert_eq!(seen, ["b1", "b2"], "an open transaction hides only itself");
+    assert_eq!(seen, ["b1", "b2"], "an open transaction hides only its own events");
     store.finish(open).expect("commits");
     seen.extend(read_on(&store, &mut cursor).await);
     seen

@@ -224,8 +224,11 @@ mod tests {
         let writer = client(&database).await;
         let update = writer.batch_execute("update recoup.namespace set description = 'written'");
         // This would never complete if the migration kept its place in the queue.
-        tokio::time::timeout(LONG, update).await.expect("it is held up").expect("it is written");
-        assert!(!migrating.is_finished(), "the reader still stands in its way");
+        tokio::time::timeout(LONG, update)
+            .await
+            .expect("the migration blocks the update")
+            .expect("it is written");
+        assert!(!migrating.is_finished(), "the reader still blocks the migration");
 
         reader.batch_execute("commit").await.expect("ends");
         migrating.await.expect("no panic").expect("it has its lock at last");

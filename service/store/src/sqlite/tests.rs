@@ -88,7 +88,10 @@ async fn folder_cannot_be_opened_again_until_every_handle_is_dropped() {
     let clone = first.clone();
     assert!(matches!(SqliteStore::open(folder.path()), Err(Error::InUse)));
     drop(first);
-    assert!(matches!(SqliteStore::open(folder.path()), Err(Error::InUse)), "a clone has it");
+    assert!(
+        matches!(SqliteStore::open(folder.path()), Err(Error::InUse)),
+        "a clone still has it open"
+    );
     drop(clone);
     open(folder.path());
 }
@@ -117,12 +120,12 @@ async fn committed_rows_survive_a_restart() {
     let unread = store.feed_start().await.expect("a start");
     drop(store);
     let log = std::fs::metadata(folder.path().join("recoup.db-wal"));
-    assert!(log.is_err(), "the log was copied into the database");
+    assert!(log.is_err(), "the log is still there after the store was closed");
 
     let store = open(folder.path());
     let history = store.load(before, &[execution(1)]).await.expect("loads").pop().expect("there");
     assert_eq!(history.transitions.len(), 1);
-    assert_eq!(history.owner, None, "the life before ended with its process");
+    assert_eq!(history.owner, None, "the earlier lease ended with its process");
     assert!(matches!(store.renew(before, LONG, Timestamp::default()).await, Err(Error::LeaseLost)));
     let after = join(&store).await;
     assert!(after > before);
@@ -244,7 +247,7 @@ async fn ordinary_commit_uses_no_temporary_tables() {
     }
 }
 
-/// Work that queues up together is committed together, and each caller gets its own answer.
+/// Writes that queue up together may share a transaction, but each caller gets its own answer.
 #[tokio::test]
 async fn concurrent_callers_each_get_their_own_verdict() {
     let folder = folder();
@@ -379,7 +382,7 @@ async fn start_request_id_can_be_used_again_after_a_day() {
     assert_eq!(
         store.expire(Timestamp::MAX, 10).await.expect("expires").start_requests,
         0,
-        "it is new"
+        "the request id is new"
     );
 }
 

@@ -40,7 +40,7 @@ async fn server_with_unsafe_durability_settings_is_refused() {
     assert!(tables.is_empty(), "it was refused, but has the schema");
 
     let options = Options { allow_unsafe_durability: true, ..Options::default() };
-    PostgresStore::connect(&database.url(), options).await.expect("it was told to");
+    PostgresStore::connect(&database.url(), options).await.expect("unsafe durability is allowed");
 
     let database = Server::shared().database().await;
     let name = &database.name;
@@ -63,7 +63,11 @@ async fn stores_that_open_concurrently_migrate_once() {
     assert_eq!(rows[0].get::<_, i64>(0), rows[0].get::<_, i64>(1));
     let ranges = "select count(*) from pg_inherits where inhparent = 'recoup.history'::regclass";
     let rows = sql(&database, ranges).await;
-    assert_eq!(rows[0].get::<_, i64>(0), 1 + 4, "the default, this day, and three ahead");
+    assert_eq!(
+        rows[0].get::<_, i64>(0),
+        1 + 4,
+        "the default range, the current one, and three ahead"
+    );
 }
 
 #[tokio::test]
@@ -155,7 +159,7 @@ async fn opening_waits_for_an_unavailable_database() {
     proxy.refuse(3);
     let open = async || PostgresStore::connect(&url, Options::default()).await;
     let store = until_available(Duration::from_secs(600), open).await.expect("it comes");
-    assert_eq!(proxy.refuses(), 0, "it tried again");
+    assert_eq!(proxy.refuses(), 0, "every refused connection was retried");
     store.now().await.expect("it answers");
 
     proxy.refuse(usize::MAX);

@@ -357,7 +357,7 @@ async fn execution_that_expires_while_its_range_is_copied_is_deleted_in_the_end(
     let rows = format!("select from recoup.history where execution_id = '{}'", copied.parked.0);
     let began = Instant::now();
     while !observer.query(&rows, &[]).await.expect("asks").is_empty() {
-        assert!(began.elapsed() < GIVE_UP_AFTER, "rows of what retention took are kept for good");
+        assert!(began.elapsed() < GIVE_UP_AFTER, "rows of an expired execution are never deleted");
         copied.store.expire(Timestamp::MAX, 100).await.expect("expires");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -372,11 +372,11 @@ async fn range_that_a_reader_holds_is_replaced_later() {
     const COPY: &str = r"select from pg_class where relname like 'history\_%\_next'";
     let began = Instant::now();
     while !observer.query(COPY, &[]).await.expect("asks").is_empty() {
-        assert!(began.elapsed() < GIVE_UP_AFTER, "it is tried for good");
+        assert!(began.elapsed() < GIVE_UP_AFTER, "the replacement never stops trying");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let more = copied.exchanged().await;
-    assert!(more.len() > 1, "it was replaced in spite of the reader");
+    assert!(more.len() > 1, "the range was replaced despite the reader");
     assert_eq!(more.first(), Some(&false));
     assert_eq!(more.last(), Some(&true));
 }

@@ -179,7 +179,7 @@ async fn registry_request_id_can_be_used_again_after_a_day() {
     assert!(!is_new);
     register("c", "t", 1).await.expect("registers");
     let expired = store.expire(Timestamp::MAX, 10).await.expect("expires");
-    assert_eq!((expired.registry_requests, expired.more), (1, false), "`s` is new again");
+    assert_eq!((expired.registry_requests, expired.more), (1, false), "`s` was recorded anew");
     pass("1 day").await;
     for more in [true, false] {
         let expired = store.expire(Timestamp::MAX, 1).await.expect("expires");

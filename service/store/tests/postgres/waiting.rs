@@ -25,7 +25,7 @@ async fn client(database: &Database) -> Client {
 async fn lock_executions(database: &Database) -> Client {
     let locker = client(database).await;
     const LOCK: &str = "begin; lock table recoup.execution in access exclusive mode";
-    locker.batch_execute(LOCK).await.expect("nobody uses it");
+    locker.batch_execute(LOCK).await.expect("no transaction uses the table");
     locker
 }
 
@@ -61,10 +61,10 @@ async fn abandoned_call_frees_its_connection_and_stops_its_statement() {
     });
     waiting(&database, 1).await;
     listing.abort();
-    assert!(listing.await.expect_err("it waits still").is_cancelled());
+    assert!(listing.await.expect_err("it is still waiting").is_cancelled());
 
     let answer = tokio::time::timeout(PATIENCE, store.now()).await;
-    answer.expect("the next caller does not wait behind it").expect("answers");
+    answer.expect("the next caller does not wait for the abandoned statement").expect("answers");
     // The server has stopped executing the statement as well.
     waiting(&database, 0).await;
 }

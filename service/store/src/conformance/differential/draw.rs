@@ -476,7 +476,7 @@ impl Draw {
 
     fn release(&mut self) -> Op {
         let request = (!self.one_in(4)).then(|| (String::from("release"), self.below(2)));
-        let release = Release { reason: format!("mended {}", self.below(9)), request };
+        let release = Release { reason: format!("fixed {}", self.below(9)), request };
         let id = match self.quarantined.clone() {
             last if !last.is_empty() && !self.one_in(4) => self.pick(&last),
             _ => self.known(),
