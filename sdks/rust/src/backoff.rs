@@ -59,7 +59,7 @@ mod tests {
         Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(10) };
 
     #[test]
-    fn doubles_up_to_its_bound() {
+    fn the_delay_doubles_up_to_the_maximum() {
         let waits: Vec<u64> = [1, 2, 3, 7, 8, 9, 1_000, u32::MAX]
             .into_iter()
             .map(|retry| BACKOFF.delay(retry, 1.0).as_millis() as u64)
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_the_upper_half() {
+    fn jitter_takes_at_most_half_of_the_delay() {
         assert_eq!(BACKOFF.delay(1, 0.0), Duration::from_millis(50));
         assert_eq!(BACKOFF.delay(1, 0.5), Duration::from_millis(75));
         for retry in 1..20 {
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_as_long_as_the_service_asks() {
+    fn waits_at_least_as_long_as_the_service_asks() {
         let asked = Duration::from_secs(60);
         assert_eq!(BACKOFF.next(1, Some(asked)), asked);
         assert!(BACKOFF.next(8, Some(Duration::from_millis(1))) >= Duration::from_secs(5));

@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_address_is_host_and_port_or_a_url() {
+    async fn addresses_must_be_host_and_port_or_an_http_url() {
         let wrong =
             ["", "localhost", "[::1]", "::1:7430", "https://127.0.0.1:7430", "http://a b", "a:b"];
         for address in wrong {
@@ -291,20 +291,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_listening_is_unavailable() {
+    async fn without_a_listener_calls_fail_as_unavailable() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("it is bound"));
         drop(listener);
-        let error = Client::connect(address.clone()).await.err().expect("nobody listens");
+        let error = Client::connect(address.clone()).await.err().expect("no server listens");
         assert!(error.is_transient(), "{error:?}");
 
         let client = Client::builder(address).retry_timeout(Duration::ZERO).connect_lazy();
-        let error = client.expect("an address").execution("x").await.expect_err("nobody listens");
+        let error =
+            client.expect("an address").execution("x").await.expect_err("no server listens");
         assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     }
 
     #[tokio::test]
-    async fn what_the_transport_would_refuse_is_not_sent() {
+    async fn a_message_over_the_transport_limit_is_not_sent() {
         let client = Client::builder("http://127.0.0.1:1").connect_lazy().expect("an address");
         let error = client.register_workflow("x".repeat(5 << 20)).await.expect_err("too large");
         let Error::MessageTooLarge { size } = error else { panic!("{error:?}") };
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_repeated_keeps_its_request_id() {
+    async fn a_retried_call_keeps_its_request_id() {
         let client = Client::builder("http://127.0.0.1:1").connect_lazy().expect("an address");
         let sent = std::sync::Mutex::new(Vec::new());
         let create = async || {
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn trace_context_goes_into_the_headers() {
+    fn trace_context_is_sent_in_headers_without_invalid_values() {
         let mut metadata = MetadataMap::new();
         TraceContext::new("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "bad\nvalue")
             .write(&mut metadata);

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_keeps_everything_the_service_said() {
+    fn an_error_keeps_the_reason_violations_metadata_and_retry_delay() {
         let mut details = ErrorDetails::with_error_info(
             "EXECUTION_KEY_TAKEN",
             "recoup",
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(error.retry_after(), Some(Duration::from_millis(250)));
         assert!(!error.is_transient());
         let Error::Service { code, field_violations, metadata, .. } = error else {
-            panic!("not a refusal: {error}");
+            panic!("not an error of the service: {error}");
         };
         assert_eq!(code, Code::AlreadyExists);
         assert_eq!(field_violations.len(), 1);
@@ -241,13 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_not_sent_has_the_reason_of_the_service() {
+    fn a_locally_rejected_payload_has_the_reason_payload_too_large() {
         let error = Error::PayloadTooLarge { size: 3 << 20 };
         assert_eq!(error.reason(), ErrorReason::PayloadTooLarge);
     }
 
     #[test]
-    fn an_unknown_reason_leaves_the_code() {
+    fn an_unknown_reason_is_unspecified_but_keeps_the_code() {
         let details = because("FROM_A_LATER_VERSION");
         let error = Error::from(Status::with_error_details(Code::NotFound, "gone", details));
         assert_eq!(error.reason(), ErrorReason::Unspecified);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_transient() {
+    fn only_unavailability_and_overload_are_transient() {
         let refused =
             |code, reason| Error::from(Status::with_error_details(code, "", because(reason)));
         assert!(refused(Code::Unavailable, "STORE_UNAVAILABLE").is_transient());
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_connection_says_what_broke_it() {
+    fn a_broken_connection_error_names_its_cause() {
         let broken = std::io::Error::other("connection reset by peer");
         let error = Error::from(Status::from_error(Box::new(broken)));
         assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");

@@ -333,27 +333,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn goes_on_behind_what_was_given_out() {
+    async fn the_cursor_follows_the_deliveries_given_out_and_keep_alives() {
         let mut failures = builder().from_beginning().subscribe().expect("a valid set-up");
         let beginning = Start::Position(FeedPosition::Beginning.into());
         assert_eq!(failures.request().start, Some(beginning));
 
         failures.take(response(&["c1", "c2"], "c2"));
-        assert_eq!(failures.cursor(), "", "nothing was given out yet");
+        assert_eq!(failures.cursor(), "", "no delivery was given out yet");
         for cursor in ["c1", "c2"] {
-            let delivery = failures.next().await.expect("it is at hand");
+            let delivery = failures.next().await.expect("a delivery is buffered");
             assert_eq!((delivery.cursor.as_str(), failures.cursor()), (cursor, cursor));
             assert_eq!(failures.request().start, Some(Start::Cursor(cursor.to_owned())));
         }
         failures.take(response(&[], "c9"));
-        assert_eq!(failures.cursor(), "c9", "a keep-alive moves it on");
+        assert_eq!(failures.cursor(), "c9", "a keep-alive advances the cursor");
     }
 
     #[tokio::test]
-    async fn a_durable_one_asks_for_its_place_and_has_no_filter() {
+    async fn a_durable_subscriber_sends_its_subscription_and_cannot_have_a_filter() {
         let mut failures = builder().durable("alerts").subscribe().expect("a valid set-up");
         failures.take(response(&["c1"], "c1"));
-        failures.next().await.expect("it is at hand");
+        failures.next().await.expect("a delivery is buffered");
         let request = failures.request();
         assert_eq!(request.filter, None);
         let Some(Start::Subscription(subscription)) = request.start else { panic!("{request:?}") };
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_filter_is_in_the_clients_namespace() {
+    async fn the_filter_defaults_to_the_clients_namespace() {
         let failures = builder().workflow("order").subscribe().expect("a valid set-up");
         let filter = failures.request().filter.expect("a filter");
         assert_eq!(filter.namespace, "shop");

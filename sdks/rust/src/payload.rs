@@ -63,28 +63,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_come_back_as_they_went() {
+    fn values_survive_a_round_trip() {
         let value = json!({"id": u64::MAX, "low": i64::MIN, "text": "é\u{0}"});
         let payload = to_payload(&value).expect("JSON");
         assert_eq!(from_payload::<Value>(Some(&payload)).expect("JSON"), value);
     }
 
     #[test]
-    fn no_value_is_null() {
+    fn a_missing_value_decodes_as_null() {
         assert_eq!(from_payload::<Option<u8>>(None).expect("null"), None);
         assert_eq!(from_payload::<Value>(Some(&Payload::default())).expect("null"), Value::Null);
-        from_payload::<u8>(None).expect_err("null is no number");
+        from_payload::<u8>(None).expect_err("null is not a number");
     }
 
     #[test]
-    fn bytes_may_hold_json_too() {
+    fn bytes_that_hold_json_are_decoded() {
         let content = Some(Content::Data(bytes::Bytes::from_static(b"[1,2]")));
         let payload = Payload { content, ..Payload::default() };
         assert_eq!(from_payload::<Vec<u8>>(Some(&payload)).expect("JSON"), [1, 2]);
     }
 
     #[test]
-    fn the_limit_is_exact() {
+    fn a_payload_at_the_size_limit_is_accepted_and_one_byte_more_is_not() {
         // The two quotation marks are part of the JSON text.
         to_payload(&"x".repeat(PAYLOAD_BYTES_MAX - 2)).expect("at the limit");
         let error = to_payload(&"x".repeat(PAYLOAD_BYTES_MAX - 1)).expect_err("over the limit");

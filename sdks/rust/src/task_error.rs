@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_mark_takes_any_error() {
+    fn the_question_mark_operator_converts_any_error() {
         let error = fails().expect_err("there is no such file").into_proto();
         assert_eq!(error.r#type, "rust.std.io.error.Error");
         assert!(error.message.contains("No such file"), "{}", error.message);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_become_causes() {
+    fn error_sources_become_causes() {
         let error = TaskError::from(Charging("the line is dead".into())).into_proto();
         assert!(error.r#type.ends_with("tests.Charging"), "{}", error.r#type);
         assert_eq!(error.message, "charging order 7 failed");
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapping_keeps_type_flag_details_and_causes() {
+    fn a_wrapped_task_error_is_kept_whole_among_the_causes() {
         let inner = TaskError::new("payment.card_declined")
             .message("no")
             .details(&[51])
@@ -323,20 +323,20 @@ mod tests {
         let wrapped = TaskError::from(Charging(Box::new(inner.into_source())));
         assert!(wrapped.is_non_retryable());
         let wrapped = TaskError::new("order.unpaid").cause(wrapped).into_proto();
-        assert_eq!(wrapped.non_retryable, None, "inherited, not said again");
+        assert_eq!(wrapped.non_retryable, None, "inherited from its cause, not set again");
         let charging = wrapped.cause.expect("the first cause");
         assert_eq!(*charging.cause.expect("the second cause"), kept);
     }
 
     #[test]
-    fn only_the_author_makes_it_retryable_again() {
+    fn a_non_retryable_cause_is_inherited_until_retryable_is_called() {
         let inner = TaskError::new("a").non_retryable();
         assert!(TaskError::new("b").cause(inner.clone()).is_non_retryable());
         assert!(!TaskError::new("b").cause(inner).retryable().is_non_retryable());
     }
 
     #[test]
-    fn an_error_fits_its_limits_and_says_what_it_lost() {
+    fn an_oversized_error_is_trimmed_and_names_what_was_removed() {
         let mut error = TaskError::new("deep").non_retryable();
         for depth in 0..30 {
             error =
@@ -354,17 +354,20 @@ mod tests {
             depth += 1;
         }
         assert_eq!(depth, CAUSES_MAX);
-        assert!(TaskError { error: Box::new(error) }.is_non_retryable(), "the flag moved up");
+        assert!(
+            TaskError { error: Box::new(error) }.is_non_retryable(),
+            "the flag of a removed cause was lost"
+        );
     }
 
     #[test]
-    fn within_the_limits_nothing_is_touched() {
+    fn an_error_within_the_limits_is_unchanged() {
         let error = TaskError::new("a.b").message("m").details(&1).stack_trace("at line 1");
         assert_eq!(error.clone().into_proto(), *error.error);
     }
 
     #[test]
-    fn types_are_dotted_and_clean() {
+    fn rust_type_names_become_dotted_error_types() {
         assert_eq!(dotted("alloc::boxed::Box<dyn core::error::Error>"), "alloc.boxed.Box");
         assert_eq!(dotted("a::{{closure}}::B"), "a.__closure__.B");
     }

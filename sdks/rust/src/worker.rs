@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_set_up_that_cannot_work_is_refused() {
+    async fn an_invalid_worker_set_up_is_rejected() {
         for (builder, expected) in [
             (builder(), "a worker needs at least one handler"),
             (builder().task("a", nothing).task("a", nothing), "the task type `a` has two handlers"),

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_output_is_that_of_a_success() {
+    async fn only_a_successful_execution_has_an_output() {
         let mut ended = Ended {
             execution_id: "e1".to_owned(),
             workflow_version: 1,

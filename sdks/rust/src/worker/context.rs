@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancel_reaches_who_waits_and_who_comes_late() {
+    async fn a_cancellation_reaches_current_and_later_waiters() {
         let (attempt, _events) = attempt();
         let context = TaskContext::new(attempt.clone());
         assert_eq!(context.is_cancelled(), None);
@@ -235,7 +235,7 @@ mod tests {
 
         attempt.cancel(CancelReason::Closed);
         attempt.cancel(CancelReason::Requested);
-        assert_eq!(context.cancelled().await, CancelReason::Closed, "it never goes back");
+        assert_eq!(context.cancelled().await, CancelReason::Closed, "the reason Closed is final");
         attempt.closed_for(Duration::ZERO).await;
     }
 
@@ -247,13 +247,16 @@ mod tests {
             context.heartbeat(&percent).expect("small");
         }
         assert!(matches!(events.try_recv(), Ok(Event::Heartbeat { .. })));
-        assert!(events.try_recv().is_err(), "one event for three");
+        assert!(events.try_recv().is_err(), "three heartbeats make one event");
         let details = attempt.take_heartbeat().and_then(|heartbeat| heartbeat.details);
         assert_eq!(crate::from_payload::<u32>(details.as_ref()).expect("JSON"), 30);
 
         let error = context.heartbeat(&"x".repeat(5_000)).expect_err("too large");
         assert!(matches!(error, Error::PayloadTooLarge { .. }));
         context.heartbeat(&()).expect("small");
-        assert!(events.try_recv().is_ok(), "after it was taken there is another");
+        assert!(
+            events.try_recv().is_ok(),
+            "a heartbeat after the last one was taken makes another event"
+        );
     }
 }

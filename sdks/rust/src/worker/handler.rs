@@ -145,14 +145,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn values_go_in_and_come_out() {
+    async fn typed_handlers_decode_the_input_and_encode_the_output() {
         let doubled = Handler::typed(|_, number: u32| async move { Ok(number * 2) });
         let output = outcome(doubled, to_payload(&21).ok()).await.expect("a success");
         assert_eq!(from_payload::<u32>(Some(&output)).expect("JSON"), 42);
     }
 
     #[tokio::test]
-    async fn an_input_of_another_form_is_not_retried() {
+    async fn an_input_of_the_wrong_type_is_a_non_retryable_error() {
         let handler = Handler::typed(|_, _: u32| async move { Ok(()) });
         let outcome = outcome(handler, to_payload("text").ok()).await;
         assert_eq!(error_type(&outcome), "recoup.input_invalid");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_error() {
+    async fn a_panicking_handler_reports_an_error() {
         let handler = Handler::typed(|_, (): ()| async move {
             if true {
                 panic!("at the {}", "disco");

@@ -100,7 +100,7 @@ mod tests {
     use crate::{PAYLOAD_BYTES_MAX, TaskError, to_payload};
 
     #[test]
-    fn is_the_message_of_the_protocol() {
+    fn the_encoding_matches_the_protocol_message() {
         let completed = to_payload(&[1, 2, 3]).expect("JSON");
         let failed = TaskError::new("a.b").message("no");
         let token = Bytes::from_static;
@@ -128,11 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn an_output_over_the_limit_never_goes_out() {
+    fn an_output_over_the_limit_becomes_an_error() {
         let content = v1::payload::Content::Data(vec![0; PAYLOAD_BYTES_MAX + 1].into());
         let output = v1::Payload { content: Some(content), ..Default::default() };
         let task_result::Result::Failed(error) = proto_result(Ok(output)) else {
-            panic!("it would be refused");
+            panic!("the service would refuse this output");
         };
         assert_eq!(error.r#type, "recoup.payload_too_large");
     }

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_refused_type_keeps_all_it_said() {
+    fn replacing_a_refused_error_type_keeps_the_rest_of_the_error() {
         for error_type in ["has space!", "recoup.foo", "recoup", "a..b", &"x".repeat(256)] {
             let original = TaskError::new(error_type)
                 .message("the bank said no")
@@ -117,7 +117,7 @@ mod tests {
             let told = &error_type[..error_type.len().min(255)];
             assert!(error.message.starts_with(&format!("`{told}`: the bank said no")), "{error:?}");
             assert!(error.message.contains("no such type"), "{error:?}");
-            assert_eq!(error.non_retryable, None, "the policy decides");
+            assert_eq!(error.non_retryable, None, "the retry policy decides");
             assert_eq!(error.category(), crate::ErrorCategory::Transient);
             assert_eq!(error.next_retry_delay, Some(Duration::from_secs(7).into()));
             let cause = error.cause.expect("the original");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_original_said_about_retries_holds() {
+    fn the_replacement_keeps_the_retryability_of_the_original() {
         let original = TaskError::new("has space!");
         assert_eq!(replacement(original.clone().non_retryable()).non_retryable, Some(true));
         assert_eq!(replacement(original.clone().retryable()).non_retryable, Some(false));
@@ -139,17 +139,17 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_of_a_refused_type_leaves_the_error_its_own() {
+    fn a_refused_cause_type_leaves_the_outer_type_and_details_alone() {
         let original = TaskError::new("payment.failed").message("no").details(&1);
         let kept = original.clone().into_proto().details;
         let error = replacement(original.cause(TaskError::new("a b").message("deep")));
         assert_eq!((error.r#type.as_str(), error.details), ("payment.failed", kept));
-        let cause = error.cause.expect("it stays");
+        let cause = error.cause.expect("the cause is kept");
         assert_eq!((cause.r#type.as_str(), cause.message.as_str()), (INVALID_TYPE, "`a b`: deep"));
     }
 
     #[test]
-    fn where_the_types_are_in_order_something_optional_goes() {
+    fn with_valid_types_the_details_and_the_retry_delay_are_dropped() {
         let original = TaskError::new("payment.failed").message("no").details(&1);
         let error = replacement(original.retry_after(Duration::MAX));
         assert_eq!(error.r#type, "payment.failed");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_is_not_tried_again() {
+    fn a_refused_output_becomes_a_non_retryable_error() {
         for (reason, error_type) in [
             (ErrorReason::PayloadInvalid, REFUSED),
             (ErrorReason::PayloadTooLarge, "recoup.payload_too_large"),

@@ -55,12 +55,12 @@ fn names(message: &Outgoing) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_accumulated_goes_in_one_message_with_the_credit_that_it_freed() {
+async fn accumulated_results_share_one_message_with_the_credit_they_freed() {
     let mut session = session(8);
     for name in ["a", "b", "c"] {
         run(&mut session, name).await;
     }
-    assert!(!session.has_message(), "three of eight slots are no reason to speak");
+    assert!(!session.has_message(), "running tasks free no credit, so nothing is sent");
     for name in ["a", "b", "c"] {
         session.finish(token(name), completed(name, "ok"));
     }
@@ -68,8 +68,8 @@ async fn what_accumulated_goes_in_one_message_with_the_credit_that_it_freed() {
     let message = session.next_message();
     assert_eq!(names(&message), ["a", "b", "c"]);
     assert_eq!(message.head.credit, 3);
-    assert!(!session.has_message(), "nothing is sent twice on one stream");
-    assert!(!session.is_idle(), "nothing is acknowledged");
+    assert!(!session.has_message(), "a result is sent once per stream");
+    assert!(!session.is_idle(), "no result is acknowledged yet");
     for name in ["a", "b", "c"] {
         session.acknowledge(ack(name, ErrorReason::Unspecified), Instant::now());
     }
@@ -88,12 +88,12 @@ async fn credit_never_exceeds_the_slots() {
     assert_eq!(session.next_message().head.credit, 0, "all slots are taken");
     session.finish(token("a"), completed("a", "ok"));
     assert_eq!(session.next_message().head.credit, 1);
-    assert_eq!(session.next_message().head.credit, 0, "it is on its way already");
-    assert_eq!(session.open_message().head.credit, 1, "a new stream knows of none");
+    assert_eq!(session.next_message().head.credit, 0, "the credit has been granted already");
+    assert_eq!(session.open_message().head.credit, 1, "a new stream starts without earlier credit");
 }
 
 #[tokio::test]
-async fn batches_are_cut_by_bytes_and_by_count() {
+async fn result_batches_are_limited_by_bytes_and_by_count() {
     let mut session = session(10_000);
     let large = "x".repeat(PAYLOAD_BYTES_MAX - 2);
     for name in ["a", "b"] {
@@ -116,7 +116,7 @@ async fn batches_are_cut_by_bytes_and_by_count() {
 }
 
 #[tokio::test]
-async fn a_new_stream_holds_and_repeats_what_is_not_acknowledged() {
+async fn a_new_stream_reclaims_unsettled_tasks_and_resends_only_open_results() {
     let mut session = session(8);
     let (context, _events) = run(&mut session, "runs").await;
     for name in ["lost", "stored", "settled"] {
@@ -125,29 +125,29 @@ async fn a_new_stream_holds_and_repeats_what_is_not_acknowledged() {
     session.next_message();
     session.acknowledge(ack("settled", ErrorReason::Unspecified), Instant::now());
 
-    let open = session.open_message().head.open.expect("it opens");
+    let open = session.open_message().head.open.expect("the first message opens the session");
     let mut held = open.held_task_tokens;
     held.sort();
     assert_eq!(held, [token("lost"), token("runs"), token("stored")]);
-    assert!(!session.has_message(), "nothing goes before the session is open");
+    assert!(!session.has_message(), "no result is sent before the session is open");
     session.opened(&[token("stored"), token("runs")]);
     assert_eq!(names(&session.next_message()), ["lost"]);
     assert_eq!(context.is_cancelled(), Some(CancelReason::Closed));
 }
 
 #[tokio::test]
-async fn a_task_handed_out_again_is_not_started_again() {
+async fn a_redelivered_task_is_not_restarted_and_its_result_is_resent() {
     let mut session = session(8);
     run(&mut session, "runs").await;
     assert_eq!(session.admit(&token("runs")), Admission::Known);
     session.finish(token("runs"), completed("runs", "ok"));
     session.next_message();
     assert_eq!(session.admit(&token("runs")), Admission::Known);
-    assert_eq!(names(&session.next_message()), ["runs"], "the result is said again");
+    assert_eq!(names(&session.next_message()), ["runs"], "the result is sent again");
 }
 
 #[tokio::test]
-async fn what_could_not_be_stored_is_sent_again_later() {
+async fn a_result_refused_with_store_unavailable_is_resent_after_a_delay() {
     let mut session = session(8);
     session.finish(token("a"), completed("a", "ok"));
     session.next_message();
@@ -160,7 +160,7 @@ async fn what_could_not_be_stored_is_sent_again_later() {
 }
 
 #[tokio::test]
-async fn a_late_result_is_dropped_and_a_refused_one_becomes_an_error_once() {
+async fn late_results_are_dropped_and_refused_results_become_an_error_once() {
     let mut session = session(8);
     for name in ["late", "refused"] {
         session.finish(token(name), completed(name, "ok"));
@@ -178,7 +178,7 @@ async fn a_late_result_is_dropped_and_a_refused_one_becomes_an_error_once() {
 }
 
 #[tokio::test]
-async fn a_refused_error_stays_the_cause_of_what_takes_its_place() {
+async fn a_refused_error_becomes_the_cause_of_its_replacement() {
     let mut session = session(8);
     let original = crate::TaskError::new("has space!").message("the bank said no");
     let failed = task_result::Result::Failed(original.into_proto());
@@ -193,7 +193,7 @@ async fn a_refused_error_stays_the_cause_of_what_takes_its_place() {
 }
 
 #[tokio::test]
-async fn a_result_of_a_quarantined_execution_does_not_fail_its_step() {
+async fn results_are_dropped_on_quarantine_and_resent_if_the_execution_is_too_new() {
     let mut session = session(8);
     for name in ["quarantined", "newer"] {
         session.finish(token(name), completed(name, "ok"));
@@ -204,13 +204,17 @@ async fn a_result_of_a_quarantined_execution_does_not_fail_its_step() {
     session.acknowledge(ack("newer", ErrorReason::ExecutionTooNew), now);
     session.tick(now + RESEND_AFTER);
     let message = session.next_message();
-    assert_eq!(names(&message), ["newer"], "sent again: another server reads it");
+    assert_eq!(
+        names(&message),
+        ["newer"],
+        "sent again, because another server may read the execution"
+    );
     let result = results(&message).remove(0).result;
     assert!(matches!(result, Some(task_result::Result::Completed(_))), "{result:?}");
 }
 
 #[tokio::test]
-async fn an_unknown_reason_is_a_refusal_not_a_success() {
+async fn an_unknown_ack_reason_counts_as_a_refusal() {
     let mut session = session(8);
     session.finish(token("a"), completed("a", "ok"));
     session.next_message();
@@ -220,7 +224,7 @@ async fn an_unknown_reason_is_a_refusal_not_a_success() {
 }
 
 #[tokio::test]
-async fn heartbeats_go_with_the_next_message() {
+async fn the_latest_heartbeat_is_sent_with_the_next_message() {
     let mut session = session(8);
     let (context, mut events) = run(&mut session, "a").await;
     context.heartbeat(&1).expect("small");
@@ -234,7 +238,7 @@ async fn heartbeats_go_with_the_next_message() {
 }
 
 #[tokio::test]
-async fn draining_gives_back_what_comes_and_finishes_what_runs() {
+async fn draining_releases_new_tasks_and_finishes_running_ones() {
     let mut session = session(8);
     run(&mut session, "runs").await;
     session.drain();
@@ -256,15 +260,15 @@ async fn draining_gives_back_what_comes_and_finishes_what_runs() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_left_when_it_has_everything() {
+async fn a_worker_leaves_a_draining_server_once_its_results_are_acknowledged() {
     let mut session = session(8);
     run(&mut session, "runs").await;
     run(&mut session, "ended").await;
     let now = Instant::now();
     let later = now + STAY;
-    assert!(!session.may_leave(later), "it does not stop");
+    assert!(!session.may_leave(later), "the server is not draining");
     session.server_drains(now);
-    assert!(!session.may_leave(now), "what runs may be about to end");
+    assert!(!session.may_leave(now), "a running task may be about to end");
     session.finish(token("ended"), completed("ended", "ok"));
     session.next_message();
     assert!(!session.may_leave(later), "a result is not acknowledged");
@@ -274,11 +278,11 @@ async fn a_service_that_stops_is_left_when_it_has_everything() {
     session.server_drains(later);
     assert!(session.may_leave(later));
     session.open_message();
-    assert!(!session.may_leave(later), "another stream, perhaps to another service");
+    assert!(!session.may_leave(later), "a new stream may lead to another server");
 }
 
 #[tokio::test]
-async fn a_service_that_acknowledges_nothing_gets_no_more_credit() {
+async fn too_many_unacknowledged_results_hold_back_credit() {
     let mut session = session(1);
     for number in 0..4_000 {
         let name = number.to_string();
@@ -298,5 +302,5 @@ async fn dropping_the_session_stops_its_handlers() {
     let (sender, _events) = mpsc::unbounded_channel();
     session.started(Attempt::new(RawTask::default(), sender), handler.abort_handle());
     drop(session);
-    assert!(handler.await.expect_err("it never ends by itself").is_cancelled());
+    assert!(handler.await.expect_err("the handler never ends by itself").is_cancelled());
 }

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::*;
 use crate::{Client, TaskError, Worker};
 
-/// Answers the first poll with one task. Later polls wait for ever, except for the farewell.
+/// Answers the first poll with one task. Later polls wait for ever, except for the draining one.
 struct Service {
     polls: mpsc::UnboundedSender<PollTasksRequest>,
     completed: mpsc::UnboundedSender<Bytes>,
@@ -39,7 +39,7 @@ async fn serve(
 }
 
 fn tokens(request: &PollTasksRequest) -> Vec<Bytes> {
-    request.held.clone().expect("it says so").task_tokens
+    request.held.clone().expect("the poll lists its held tasks").task_tokens
 }
 
 #[tonic::async_trait]
@@ -102,14 +102,14 @@ impl WorkerService for Service {
 }
 
 #[tokio::test]
-async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
+async fn a_stopping_worker_sends_one_draining_poll_with_its_held_tasks() {
     let (client, mut polled, mut completions) = serve(Arc::new(Semaphore::new(1))).await;
-    let (go_on, stop) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (goes_on, stopped) = (go_on.clone(), stop.clone());
+    let (finish, stop) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (finishing, stopped) = (finish.clone(), stop.clone());
     let handler = move |_: TaskContext, (): ()| {
-        let goes_on = goes_on.clone();
+        let finishing = finishing.clone();
         async move {
-            goes_on.notified().await;
+            finishing.notified().await;
             Ok::<(), TaskError>(())
         }
     };
@@ -126,15 +126,15 @@ async fn a_worker_that_stops_says_what_it_holds_and_takes_no_more() {
     let farewell = polled.recv().await.expect("the last");
     assert_eq!((tokens(&farewell), farewell.draining), (vec![Bytes::from("a")], true));
     assert_eq!(farewell.session_id, second.session_id);
-    assert!(!running.is_finished(), "it holds a task");
-    go_on.notify_one();
-    running.await.expect("no panic").expect("it has nothing to say");
+    assert!(!running.is_finished(), "the worker still holds a task");
+    finish.notify_one();
+    running.await.expect("no panic").expect("the worker ends without an error");
     assert_eq!(completions.recv().await, Some(Bytes::from("a")));
-    assert!(polled.try_recv().is_err(), "no poll after the last");
+    assert!(polled.try_recv().is_err(), "the worker polled after the draining poll");
 }
 
 #[tokio::test]
-async fn a_slot_is_free_once_its_handler_has_ended_whatever_becomes_of_the_result() {
+async fn a_slot_is_freed_when_its_handler_ends_before_the_result_is_acknowledged() {
     let answering = Arc::new(Semaphore::new(0));
     let (client, mut polled, mut completions) = serve(answering.clone()).await;
     let stop = Arc::new(Notify::new());
@@ -153,7 +153,7 @@ async fn a_slot_is_free_once_its_handler_has_ended_whatever_becomes_of_the_resul
     stop.notify_one();
     let farewell = polled.recv().await.expect("the last");
     assert_eq!((tokens(&farewell), farewell.draining), (vec![Bytes::from("a")], true));
-    assert!(!running.is_finished(), "its result is on the way");
+    assert!(!running.is_finished(), "its result is not acknowledged yet");
     answering.add_permits(1);
-    running.await.expect("no panic").expect("it has nothing to say");
+    running.await.expect("no panic").expect("the worker ends without an error");
 }
