@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_graph_has_no_findings() {
+    fn an_allowed_dependency_graph_has_no_findings() {
         let good = metadata(&[]);
         assert_eq!(wrong_arrows(&good), [""; 0]);
         assert_eq!(unexpected_core_uses(&good), [""; 0]);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn every_arrow_that_is_not_listed_is_found() {
+    fn every_unlisted_dependency_between_crates_is_found() {
         for (of, allowed) in ARROWS {
             for (on, _) in ARROWS.iter().filter(|(on, _)| on != of && !allowed.contains(on)) {
                 for kind in [None, Some("build")] {
@@ -306,19 +306,19 @@ mod tests {
     }
 
     #[test]
-    fn the_product_does_not_use_its_test_crates() {
+    fn a_product_crate_that_uses_a_test_crate_is_found() {
         let findings = wrong_arrows(&metadata(&[("recoup-server", "recoup-simulation", None)]));
         assert_eq!(findings, ["recoup-server may not use recoup-simulation"]);
     }
 
     #[test]
-    fn a_crate_without_a_place_is_found() {
+    fn a_crate_missing_from_the_arrows_is_found() {
         let findings = wrong_arrows(&metadata(&[("recoup-misc", "bytes", None)]));
         assert_eq!(findings, ["recoup-misc has no place among the arrows"]);
     }
 
     #[test]
-    fn a_missing_crate_is_found() {
+    fn a_missing_workspace_member_is_found() {
         let mut metadata = metadata(&[]);
         metadata.workspace_members.remove("id of recoup-core");
         assert_eq!(wrong_arrows(&metadata), ["recoup-core is not a member of the workspace"]);
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_use_in_core_is_found() {
+    fn a_new_dependency_of_core_is_found() {
         for kind in [None, Some("dev"), Some("build")] {
             let findings = unexpected_core_uses(&metadata(&[(CORE, "regex", kind)]));
             let kind = kind.unwrap_or("normal");
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forbidden_is_found_at_any_depth() {
+    fn a_forbidden_dependency_of_core_is_found_at_any_depth() {
         for (pattern, name) in [
             ("tokio", "tokio"),
             ("sqlx", "sqlx"),

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_a_machine_are_found() {
+    fn machine_specific_paths_are_found() {
         for (text, path) in [
             ("cd /work/main && make", "/work/main"),
             ("open(\"/root/.cargo/config\")", "/root/.cargo/config"),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_are_left_alone() {
+    fn other_paths_are_accepted() {
         for text in [
             "/var/lib/recoup and /tmp/work/x",
             "https://example.com/work/item and ../work/item and ./root/x",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_names_public_sources_only() {
+    fn private_sources_in_lock_files_are_found() {
         let public = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
         assert_eq!(private_registries(&one("Cargo.lock", public)), [""; 0]);
         let private = "source = \"registry+https://mirror.example/index\"";
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn redirections_of_clients_are_found() {
+    fn registry_settings_are_found() {
         for setting in REDIRECTIONS {
             assert_eq!(
                 private_registries(&one("tests/x", &format!("run {setting} y"))),

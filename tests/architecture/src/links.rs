@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_code_are_not_links() {
+    fn links_in_code_are_ignored() {
         assert_eq!(check("`[a](missing.md)`\n\n```sh\n[a](missing.md)\n```\n"), [""; 0]);
         assert_eq!(check("```\n```\n[a](missing.md)\n").len(), 1);
     }

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_without_a_line_and_a_line_without_a_module_are_found() {
+    fn unlisted_modules_and_rows_without_a_module_are_found() {
         let map = "//! | `a` | letters |\n//! | `b` | more of them |\n\n";
         assert_eq!(found(&format!("{map}mod a;\npub mod b;\n")), [""; 0]);
         assert_eq!(
@@ -66,13 +66,13 @@ mod tests {
     }
 
     #[test]
-    fn modules_for_tests_and_other_comments_are_left_alone() {
+    fn test_modules_and_other_comments_are_ignored() {
         assert_eq!(found("// | `a` | letters |\nmod a;\n#[cfg(test)]\nmod tests;\n"), [""; 0]);
         assert_eq!(found("//! Uses `b`.\n/// | `c` | of an item |\nfn f() {}\n"), [""; 0]);
     }
 
     #[test]
-    fn the_root_of_a_binary_counts_where_there_is_no_library() {
+    fn main_rs_is_checked_only_if_there_is_no_lib_rs() {
         let binary = File::new("a/src/main.rs", "mod b;");
         assert_eq!(incomplete(std::slice::from_ref(&binary)), ["a/src/main.rs has no line of `b`"]);
         assert_eq!(incomplete(&[binary, File::new("a/src/lib.rs", "")]), [""; 0]);

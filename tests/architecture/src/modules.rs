@@ -18,7 +18,7 @@ type Module = Vec<String>;
 /// The modules of each crate that are in a cycle, each cycle with the shortest path around it, starting at its
 /// first module. `excepted` lists the modules, as `crate folder: module`, that may be in a cycle. An exception
 /// that is no longer needed is a finding as well.
-pub fn circles(files: &[File], excepted: &[&str]) -> Vec<String> {
+pub fn cycles(files: &[File], excepted: &[&str]) -> Vec<String> {
     let mut findings = Vec::new();
     let mut needed = BTreeSet::new();
     for (folder, sources) in crates(files) {
@@ -31,13 +31,13 @@ pub fn circles(files: &[File], excepted: &[&str]) -> Vec<String> {
                 needed.insert(name);
             } else if !seen.contains(module) {
                 let names: Vec<_> = way.iter().map(|module| self::name(module)).collect();
-                findings.push(format!("{folder}: {} is a circle", names.join(" → ")));
+                findings.push(format!("{folder}: {} is a cycle", names.join(" → ")));
                 seen.extend(way);
             }
         }
     }
     let stale = excepted.iter().filter(|name| !needed.contains(**name));
-    findings.extend(stale.map(|name| format!("{name} is in no circle: remove the exception")));
+    findings.extend(stale.map(|name| format!("{name} is in no cycle: remove the exception")));
     findings
 }
 
@@ -379,11 +379,11 @@ mod tests {
 
     fn found(sources: &[(&str, &str)], excepted: &[&str]) -> Vec<String> {
         let files = sources.iter().map(|(path, text)| File::new(&format!("a/src/{path}"), text));
-        circles(&files.collect::<Vec<_>>(), excepted)
+        cycles(&files.collect::<Vec<_>>(), excepted)
     }
 
     #[test]
-    fn two_files_that_use_each_other_are_a_circle_however_they_do() {
+    fn two_modules_that_use_each_other_are_found_whatever_the_syntax() {
         for (first, second) in [
             ("use crate::b::B;", "use crate::a::A;"),
             ("use super::b;", "fn f() { super::a::f() }"),
@@ -393,25 +393,25 @@ mod tests {
             ("pub(crate) fn f() { crate::b::f() }", "type T = Vec<crate::a::A>;"),
         ] {
             let sources = [("lib.rs", "mod a;\nmod b;"), ("a.rs", first), ("b.rs", second)];
-            assert_eq!(found(&sources, &[]), ["a: a → b → a is a circle"], "{first} {second}");
+            assert_eq!(found(&sources, &[]), ["a: a → b → a is a cycle"], "{first} {second}");
         }
     }
 
     #[test]
-    fn a_circle_through_the_root_or_a_parent_is_one() {
+    fn a_cycle_through_the_root_or_a_parent_is_found() {
         let sources =
             [("lib.rs", "mod a;\nuse a::A;\npub const MAX: u8 = 1;"), ("a.rs", "use crate::MAX;")];
-        assert_eq!(found(&sources, &[]), ["a: (root) → a → (root) is a circle"]);
+        assert_eq!(found(&sources, &[]), ["a: (root) → a → (root) is a cycle"]);
         let sources = [
             ("main.rs", "mod a;\nfn main() { a::run() }"),
             ("a/mod.rs", "mod b;\nfn f() { b::f() }"),
             ("a/b.rs", "use super::*;"),
         ];
-        assert_eq!(found(&sources, &[]), ["a: a → a::b → a is a circle"]);
+        assert_eq!(found(&sources, &[]), ["a: a → a::b → a is a cycle"]);
     }
 
     #[test]
-    fn a_name_that_is_handed_on_is_its_own_modules() {
+    fn a_reexported_name_belongs_to_the_module_that_defines_it() {
         let sources = [
             ("lib.rs", "mod a;\nmod b;\npub use a::{A, inner::C as D};"),
             ("a/mod.rs", "pub mod inner;\nuse crate::b::B;\npub struct A;"),
@@ -421,11 +421,11 @@ mod tests {
         assert_eq!(found(&sources, &[]), [""; 0]);
         let mut sources = sources;
         sources[3].1 = "use crate::A;";
-        assert_eq!(found(&sources, &[]), ["a: a → b → a is a circle"]);
+        assert_eq!(found(&sources, &[]), ["a: a → b → a is a cycle"]);
     }
 
     #[test]
-    fn maps_tests_comments_and_other_crates_are_no_use() {
+    fn test_code_and_paths_into_other_crates_are_not_uses() {
         let sources = [
             ("lib.rs", "mod a;\nmod b;\npub use b::B;\n#[cfg(test)]\nmod c;"),
             ("a.rs", "//! [`crate::b`]\nuse crate::b::B;\nconst T: &str = \"crate::a\";"),
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exception_holds_for_its_module_and_is_removed_when_it_is_not_needed() {
+    fn an_exception_covers_its_module_and_a_stale_exception_is_found() {
         let sources = [
             ("lib.rs", "mod a;\nmod b;\nmod c;"),
             ("a.rs", "use crate::b::B;"),
@@ -449,8 +449,8 @@ mod tests {
             ("c.rs", ""),
         ];
         assert_eq!(found(&sources, &["a: a", "a: b"]), [""; 0]);
-        assert_eq!(found(&sources, &["a: a"]), ["a: b → a → b is a circle"]);
+        assert_eq!(found(&sources, &["a: a"]), ["a: b → a → b is a cycle"]);
         let stale = found(&sources, &["a: a", "a: b", "a: c"]);
-        assert_eq!(stale, ["a: c is in no circle: remove the exception"]);
+        assert_eq!(stale, ["a: c is in no cycle: remove the exception"]);
     }
 }

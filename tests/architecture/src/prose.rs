@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_that_leaves_out_the_actor_is_found() {
+    fn avoided_words_in_a_page_are_found_outside_code() {
         let page = "Whoever reads it\nis told of it.\n```\nwhoever\n```\nThe `whoever` of the other shelf.\n";
         let findings = avoided(&[File::new("docs/page.md", page)]);
         let places: Vec<_> = findings.iter().map(|finding| finding.split(':').nth(1)).collect();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_comments_of_code_are_looked_at() {
+    fn avoided_words_in_code_are_found_only_in_comments() {
         let code = "// He mended it.\nlet he = \"he\";\n/// She fixed the other.\n";
         let findings = avoided(&[File::new("src/lib.rs", code)]);
         assert_eq!(findings.len(), 2, "{findings:?}");

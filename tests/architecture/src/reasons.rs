@@ -135,12 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn pages_in_step_pass() {
+    fn pages_that_match_the_protocol_pass() {
         assert_eq!(check(PAGE, LINES, &[]), [""; 0]);
     }
 
     #[test]
-    fn each_way_to_be_out_of_step_is_found() {
+    fn every_mismatch_with_the_protocol_is_found() {
         let path = "docs/errors/THING_NOT_FOUND.md";
         let other = PAGE.replace("`NOT_FOUND`", "`ABORTED`");
         let wanted = format!("{path} does not say that its code is NOT_FOUND");

@@ -66,13 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_extension_is_that_of_the_name() {
+    fn the_extension_is_taken_from_the_file_name() {
         assert_eq!(File::new("a.b/run", "").extension(), "");
         assert_eq!(File::new("a/b.tar.gz", "").extension(), "gz");
     }
 
     #[test]
-    fn generated_is_what_a_folder_says() {
+    fn only_files_in_a_folder_for_generated_code_are_generated() {
         assert!(File::new("sdks/python/gen/a/b.py", "").is_generated());
         assert!(File::new("generated/b.rs", "").is_generated());
         assert!(!File::new("proto/gen.rs", "").is_generated());
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn this_crate_finds_itself_and_nothing_built() {
+    fn reading_this_crate_finds_its_sources_sorted_by_path() {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let files = read(here).expect("the sources of this test can be read");
         assert!(files.iter().any(|file| file.path == "src/tree.rs"));
