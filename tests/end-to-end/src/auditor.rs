@@ -100,7 +100,9 @@ async fn read(deliverer: Channel, acknowledger: Channel, audited: Arc<Mutex<Audi
         let mut messages = 0;
         while messages < MESSAGES {
             let message = tokio::time::timeout(SILENCE_MAX, stream.message()).await;
-            let message = message.expect("keep-alives come").expect("nobody else reads");
+            let message = message
+                .expect("keep-alives come")
+                .expect("no other consumer reads the subscription");
             let deliveries = message.expect("the server runs").deliveries;
             if deliveries.is_empty() {
                 continue;

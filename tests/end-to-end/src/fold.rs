@@ -16,25 +16,28 @@ const PAGE: usize = 100;
 const NOBODY: NodeId = NodeId(0);
 
 /// The ids of the failure events of each execution, in order, by execution id.
-pub type Told = BTreeMap<String, Vec<String>>;
+pub type EventIds = BTreeMap<String, Vec<String>>;
 
 /// Folds the histories of these executions and returns the ids of their failure events.
 ///
 /// # Panics
 ///
 /// If a history is missing or does not fold.
-pub async fn told_by_histories(store: &dyn Store, executions: &[ExecutionId]) -> Told {
+pub async fn failure_events_of_histories(
+    store: &dyn Store,
+    executions: &[ExecutionId],
+) -> EventIds {
     let plans = Plans::default();
-    let mut told = Told::new();
+    let mut by_execution = EventIds::new();
     for page in executions.chunks(PAGE) {
         let histories = store.load(NOBODY, page).await.expect("the store answers");
         assert_eq!(histories.len(), page.len(), "each has a history");
         for history in histories {
             let ids = of_history(store, &plans, &history).await;
-            told.insert(history.execution.to_string(), ids);
+            by_execution.insert(history.execution.to_string(), ids);
         }
     }
-    told
+    by_execution
 }
 
 async fn of_history(store: &dyn Store, plans: &Plans, history: &History) -> Vec<String> {

@@ -72,7 +72,7 @@ impl Site {
     }
 
     /// Checks that the original server process is still running and that it executes a workflow.
-    async fn goes_on(mut self) {
+    async fn assert_still_serves(mut self) {
         assert!(self.server.process.is_alive(), "{}", self.server.process.log());
         let execution = self.begin("one").await;
         loop {
@@ -104,7 +104,7 @@ fn large() -> v1::Payload {
 }
 
 #[tokio::test]
-async fn definitions_that_cannot_work() {
+async fn invalid_definitions_are_rejected_with_a_reason_and_a_field() {
     let site = Site::start("definitions").await;
     let mut client = connect::workflows(site.channel.clone());
     let step = "name: a\nsteps:\n- id: s\n  task: {type: t}\n";
@@ -135,16 +135,16 @@ async fn definitions_that_cannot_work() {
         ("x: ".to_owned() + &"y".repeat(1 << 20), "DEFINITION_TOO_LARGE", ""),
     ] {
         let refused = client.register_workflow(definition(&text)).await;
-        let refusal = RefusedCall::of(&refused.expect_err("it cannot work"));
+        let refusal = RefusedCall::of(&refused.expect_err("the definition is invalid"));
         let first = refusal.fields.first().map(String::as_str);
         let found = (refusal.code, refusal.reason.as_str(), first);
         assert_eq!(found, (Code::InvalidArgument, reason, Some(field)), "{text:.100}: {refusal:?}");
     }
-    site.goes_on().await;
+    site.assert_still_serves().await;
 }
 
 #[tokio::test]
-async fn what_does_not_exist() {
+async fn unknown_names_are_rejected_and_a_task_without_a_worker_waits() {
     let site = Site::start("unknown").await;
     let mut executions = connect::executions(site.channel.clone());
     let mut request = start("one", "");
@@ -180,11 +180,11 @@ async fn what_does_not_exist() {
     let request = v1::PollTasksRequest { task_types, wait, ..Default::default() };
     let polled = connect::workers(site.channel.clone()).poll_tasks(request).await;
     assert_eq!(polled.expect("it polls").into_inner().tasks, Vec::new());
-    site.goes_on().await;
+    site.assert_still_serves().await;
 }
 
 #[tokio::test]
-async fn what_is_too_large() {
+async fn oversized_payloads_errors_and_messages_are_rejected() {
     let site = Site::start("large").await;
     let mut request = start("one", "");
     let input = Some(large());
@@ -214,11 +214,11 @@ async fn what_is_too_large() {
     request.execution = request.execution.map(|spec| v1::ExecutionSpec { input, ..spec });
     let refused = connect::executions(site.channel.clone()).start_execution(request).await;
     assert_eq!(refused.expect_err("it is too large").code(), Code::OutOfRange);
-    site.goes_on().await;
+    site.assert_still_serves().await;
 }
 
 #[tokio::test]
-async fn tokens_cursors_and_request_ids_of_others() {
+async fn bad_page_tokens_reused_request_ids_and_foreign_cursors_are_rejected() {
     let site = Site::start("tokens").await;
     let other = Site::start("tokens-of-another").await;
     let mut executions = connect::executions(site.channel.clone());
@@ -243,16 +243,21 @@ async fn tokens_cursors_and_request_ids_of_others() {
     assert_refused(refused, Code::InvalidArgument, "CURSOR_INVALID", &["cursor"]);
     let mut others = connect::failures(other.channel.clone());
     let now = v1::PullFailuresRequest { wait: Some(Duration::ZERO.into()), ..Default::default() };
-    let foreign = others.pull_failures(now).await.expect("now is a place").into_inner().cursor;
+    let foreign = others
+        .pull_failures(now)
+        .await
+        .expect("a pull from now gives a cursor")
+        .into_inner()
+        .cursor;
     let refused = failures.pull_failures(pull(&foreign)).await;
     assert_refused(refused, Code::FailedPrecondition, "CURSOR_FOREIGN", &["cursor"]);
-    others.pull_failures(pull(&foreign)).await.expect("its own");
-    other.goes_on().await;
-    site.goes_on().await;
+    others.pull_failures(pull(&foreign)).await.expect("the cursor is valid on its own server");
+    other.assert_still_serves().await;
+    site.assert_still_serves().await;
 }
 
 #[tokio::test]
-async fn an_acknowledgement_after_its_deadline() {
+async fn an_acknowledgement_after_its_deadline_is_reported_as_expired() {
     let site = Site::start("expired-ack").await;
     let mut failures = connect::failures(site.channel.clone());
     let subscription = v1::Subscription {
@@ -293,11 +298,11 @@ async fn an_acknowledgement_after_its_deadline() {
         v1::ErrorReason::AckTokenInvalid,
     ];
     assert_eq!(reasons, wanted);
-    site.goes_on().await;
+    site.assert_still_serves().await;
 }
 
 #[tokio::test]
-async fn a_worker_that_answers_twice_or_for_a_task_it_lost() {
+async fn second_and_late_results_are_rejected_as_attempt_closed() {
     let site = Site::start("stale").await;
     let execution = site.begin("one").await;
     let task = site.poll().await;
@@ -320,5 +325,5 @@ async fn a_worker_that_answers_twice_or_for_a_task_it_lost() {
     assert_eq!(outcome.error.expect("it failed").r#type, "recoup.timeout.start_to_close");
     let late = site.complete(&task, connect::json(&json!(1))).await;
     assert_refused(late, Code::FailedPrecondition, "ATTEMPT_CLOSED", &[]);
-    site.goes_on().await;
+    site.assert_still_serves().await;
 }

@@ -41,7 +41,7 @@ impl Site {
     #[track_caller]
     fn answer(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert_eq!(told(&output), "", "{arguments:?}");
+        assert_eq!(stderr(&output), "", "{arguments:?}");
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         String::from_utf8(output.stdout).expect("text")
     }
@@ -55,27 +55,27 @@ impl Site {
 
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
-        std::fs::write(&path, text).expect("the folder is ours");
+        std::fs::write(&path, text).expect("the folder can be written to");
         path.display().to_string()
     }
 }
 
-fn told(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("text")
 }
 
 /// The error in the output of a command that answers in JSON.
 #[track_caller]
 fn error(output: &Output) -> Value {
-    assert_eq!(output.stdout, b"", "answers and errors are apart");
-    let told = told(output);
-    assert_eq!(told.lines().count(), 1, "{told}");
-    let mut document: Value = serde_json::from_str(&told).expect("a document");
+    assert_eq!(output.stdout, b"", "an error must leave stdout empty");
+    let stderr = stderr(output);
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    let mut document: Value = serde_json::from_str(&stderr).expect("a document");
     document["error"].take()
 }
 
 #[test]
-fn what_is_wrong_is_told_in_a_line_with_its_code() {
+fn errors_print_one_line_with_their_code() {
     let site = Site::start("cli-wrong");
     let definition = site.file("two.yaml", WORKFLOW);
     assert_eq!(site.answer(&["workflow", "register", &definition]), "two v1 registered\n");
@@ -83,7 +83,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
     let id = id.trim();
     let broken = site.file("broken.yaml", "name: two\nsteps:\n- id: a\n  tsak: {}\n");
     let binary = site.folder.path().join("binary.yaml");
-    std::fs::write(&binary, [0xff, 0xfe, 0]).expect("the folder is ours");
+    std::fs::write(&binary, [0xff, 0xfe, 0]).expect("the folder can be written to");
     let binary = binary.display().to_string();
     let large = site.file("large.json", &format!("\"{}\"", "x".repeat(3 << 20)));
     let huge = site.file("huge.yaml", &format!("name: two\n#{}", "x".repeat(6 << 20)));
@@ -145,18 +145,18 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
     ];
     for (arguments, code, reason, says) in cases {
         let output = site.run(&arguments);
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
-        assert_eq!(told.lines().count(), 1, "{arguments:?}: {told}");
-        assert!(told.starts_with("error: ") && told.contains(says), "{arguments:?}: {told}");
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(says), "{arguments:?}: {stderr}");
         let ending = if reason.is_empty() { "\n".to_owned() } else { format!(" ({reason})\n") };
-        assert!(told.ends_with(&ending), "{arguments:?}: {told}");
+        assert!(stderr.ends_with(&ending), "{arguments:?}: {stderr}");
 
         let output = site.run(&[&arguments[..], &["-o", "json"]].concat());
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
         let error = error(&output);
         assert_eq!(error["reason"], reason, "{arguments:?}: {error}");
-        let field = told.trim_start_matches("error: ").split_once(": ").map(|(field, _)| field);
+        let field = stderr.trim_start_matches("error: ").split_once(": ").map(|(field, _)| field);
         let violations = error["fieldViolations"].as_array().expect("a list");
         if code == 2 && reason == "FIELD_INVALID" {
             assert_eq!(violations[0]["field"].as_str(), field, "{arguments:?}: {error}");
@@ -166,7 +166,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
     // Problems in a file are reported with its name, line and column.
     let output = site.run(&["workflow", "register", &broken]);
     let place = format!("error: {broken}:4:3: steps[0].tsak: ");
-    assert!(told(&output).starts_with(&place), "{}", told(&output));
+    assert!(stderr(&output).starts_with(&place), "{}", stderr(&output));
     let output = site.run(&["workflow", "validate", &broken]);
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8(output.stdout).expect("text");
@@ -175,7 +175,7 @@ fn what_is_wrong_is_told_in_a_line_with_its_code() {
 }
 
 #[test]
-fn what_has_ended_is_named_as_everywhere() {
+fn ended_and_still_running_executions_are_reported_with_their_state() {
     let site = Site::start("cli-ended");
     let definition = site.file("two.yaml", WORKFLOW);
     assert_eq!(site.answer(&["workflow", "register", &definition]), "two v1 registered\n");
@@ -185,15 +185,15 @@ fn what_has_ended_is_named_as_everywhere() {
     let output = site.run(&["cancel", id.trim()]);
     assert_eq!(output.status.code(), Some(1));
     let wanted = "error: the execution has ended as TERMINATED (EXECUTION_ENDED)\n";
-    assert_eq!(told(&output), wanted);
+    assert_eq!(stderr(&output), wanted);
 
     // An execution that has not ended is reported with its id, so that the caller can ask for it again.
     let run = ["run", "two", "--wait", "10ms"];
     let output = site.run(&run);
     assert_eq!(output.status.code(), Some(5));
-    assert!(told(&output).ends_with(" is still RUNNING\n"), "{}", told(&output));
+    assert!(stderr(&output).ends_with(" is still RUNNING\n"), "{}", stderr(&output));
     let output = site.run(&[&run[..], &["-o", "json"]].concat());
-    assert_eq!((output.status.code(), told(&output).as_str()), (Some(5), ""));
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(5), ""));
     let still: Value = serde_json::from_slice(&output.stdout).expect("a document");
     assert_eq!(still["stillRunning"]["state"], "EXECUTION_STATE_RUNNING");
     let id = still["executionId"].as_str().expect("an id");
@@ -208,7 +208,7 @@ fn what_has_ended_is_named_as_everywhere() {
 }
 
 #[test]
-fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
+fn an_unreachable_server_exits_with_6_and_invalid_arguments_with_2() {
     let away = format!("http://127.0.0.1:{}", free_port());
     for command in [
         &["list"][..],
@@ -221,10 +221,10 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         let arguments = [command, &["--address", &away]].concat();
         let output = recoup_once(&arguments);
         assert_eq!(output.status.code(), Some(6), "{arguments:?}");
-        let told = told(&output);
-        let [problem, hint] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
-        assert!(problem.starts_with(&format!("error: no server answers at {away}: ")), "{told}");
-        assert!(hint.contains("`recoup dev`") && hint.contains("--address"), "{told}");
+        let stderr = stderr(&output);
+        let [problem, hint] = stderr.lines().collect::<Vec<_>>()[..] else { panic!("{stderr}") };
+        assert!(problem.starts_with(&format!("error: no server answers at {away}: ")), "{stderr}");
+        assert!(hint.contains("`recoup dev`") && hint.contains("--address"), "{stderr}");
         let output = recoup_once(&[&arguments[..], &["-o", "json"]].concat());
         assert_eq!(output.status.code(), Some(6), "{arguments:?}");
         let message = error(&output)["message"].as_str().expect("a text").to_owned();
@@ -255,7 +255,7 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
     ] {
         let output = recoup_once(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(told(&output).starts_with("error: "), "{}", told(&output));
+        assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
         let output = recoup_once(&[arguments, &["--output", "json"]].concat());
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let error = error(&output);
@@ -263,26 +263,27 @@ fn a_server_that_is_away_and_a_command_line_that_is_wrong() {
         assert!(message.contains(says) && !message.starts_with("error"), "{error}");
     }
     let output = recoup_once(&["failures", "list", "--kind", "nosuch"]);
-    assert!(told(&output).contains("compensation_parked"), "{}", told(&output));
+    assert!(stderr(&output).contains("compensation_parked"), "{}", stderr(&output));
     let output = recoup_once(&["failures", "list", "--help"]);
     let help = String::from_utf8(output.stdout).expect("text");
     assert!(help.contains("compensation_parked"), "{help}");
     // Help is printed as an answer, and the command's own options come first.
     let output = recoup_once(&["start", "--help"]);
-    assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""));
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
     let help = String::from_utf8(output.stdout).expect("text");
-    let (own, every) = help.split_once("\nConnection and output:").expect("both are there");
+    let (own, every) =
+        help.split_once("\nConnection and output:").expect("the help has both sections");
     assert!(own.contains("--input") && own.contains("<WORKFLOW>"), "{own}");
     assert!(every.contains("--address") && !every.contains("--input"), "{every}");
 }
 
 #[test]
-fn a_usage_line_shows_as_required_only_what_is() {
+fn the_usage_line_lists_only_required_arguments() {
     let usage = |arguments: &[&str], variables: &[(&str, &str)]| {
         let output = recoup_with(arguments, variables);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        let told = told(&output);
-        told.lines().find(|line| line.starts_with("Usage: ")).unwrap_or(&told).to_owned()
+        let stderr = stderr(&output);
+        stderr.lines().find(|line| line.starts_with("Usage: ")).unwrap_or(&stderr).to_owned()
     };
     let terminate = "Usage: recoup terminate [OPTIONS] --reason <REASON> <EXECUTION_ID>";
     assert_eq!(usage(&["terminate"], &[]), terminate);
@@ -301,24 +302,24 @@ fn an_address_needs_no_scheme() {
     let address = site.server.address().to_string();
     for address in [address.clone(), format!("http://{address}")] {
         let output = recoup_once(&["list", "--address", &address]);
-        assert_eq!((output.status.code(), told(&output).as_str()), (Some(0), ""), "{address}");
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{address}");
     }
     let output = recoup_once(&["list", "--address", "[::1]:1"]);
     assert_eq!(output.status.code(), Some(6));
     let wanted = "error: no server answers at [::1]:1: ";
-    assert!(told(&output).starts_with(wanted), "{}", told(&output));
+    assert!(stderr(&output).starts_with(wanted), "{}", stderr(&output));
 }
 
 #[test]
-fn a_file_is_validated_without_a_server_as_the_server_validates_it() {
+fn workflow_validate_works_without_a_server() {
     let folder = Folder::new("cli-validate");
     let away = format!("http://127.0.0.1:{}", free_port());
     let validate = |name: &str, text: &str| {
         let file = folder.path().join(name);
-        std::fs::write(&file, text).expect("the folder is ours");
+        std::fs::write(&file, text).expect("the folder can be written to");
         let file = file.display().to_string();
         let output = recoup_once(&["workflow", "validate", &file, "--address", &away]);
-        assert_eq!(told(&output), "");
+        assert_eq!(stderr(&output), "");
         let said = String::from_utf8(output.stdout).expect("text");
         (output.status.code(), said.replace(&file, name))
     };
@@ -336,7 +337,7 @@ fn a_file_is_validated_without_a_server_as_the_server_validates_it() {
 }
 
 #[test]
-fn a_retired_version_starts_nothing() {
+fn a_retired_version_cannot_be_started() {
     let site = Site::start("cli-retire");
     let one = site.file("one.yaml", "name: one\nsteps: [{id: a, task: {type: a}}]\n");
     let other = site.file("other.yaml", "name: one\nsteps: [{id: b, task: {type: b}}]\n");
@@ -344,7 +345,7 @@ fn a_retired_version_starts_nothing() {
     assert_eq!(site.answer(&["workflow", "retire", "one", "2"]), "one v2 retired\n");
     let output = site.run(&["start", "one", "--version", "2"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(told(&output).ends_with("(WORKFLOW_RETIRED)\n"), "{}", told(&output));
+    assert!(stderr(&output).ends_with("(WORKFLOW_RETIRED)\n"), "{}", stderr(&output));
     assert_eq!(site.document(&["start", "one"])["workflowVersion"], 1);
     assert!(site.document(&["workflow", "retire", "one", "2"])["retiredAt"].is_string());
     assert_eq!(site.answer(&["workflow", "retire", "one", "--all-versions"]), "one retired\n");
@@ -355,18 +356,18 @@ fn a_retired_version_starts_nothing() {
     ] {
         let output = site.run(arguments);
         assert_eq!(output.status.code(), Some(3));
-        assert!(told(&output).contains(says), "{}", told(&output));
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
     }
 }
 
 /// As docs/operating.md says: exit code 2 for a setting that is wrong in itself, 1 for a problem that may be
 /// gone at the next start.
 #[test]
-fn a_server_says_why_it_does_not_start() {
+fn serve_prints_why_it_cannot_start_and_exits_with_1_or_2() {
     let folder = Folder::new("cli-serve");
     let data = folder.path().join("data").display().to_string();
     let file = folder.path().join("file");
-    std::fs::write(&file, "").expect("the folder is ours");
+    std::fs::write(&file, "").expect("the folder can be written to");
     let file = file.display().to_string();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().expect("it is bound").to_string();
@@ -404,15 +405,15 @@ fn a_server_says_why_it_does_not_start() {
     ];
     for (arguments, variables, code, says) in cases {
         let output = recoup_with(&[&["serve"], &arguments[..]].concat(), &variables);
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {told}");
-        assert!(told.starts_with("error: ") && told.contains(says), "{arguments:?}: {told}");
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(says), "{arguments:?}: {stderr}");
         assert_eq!(output.stdout, b"", "{arguments:?}");
     }
 }
 
 #[test]
-fn a_start_that_is_sent_again_is_answered_as_it_was() {
+fn a_repeated_start_gets_the_same_answer_after_a_crash() {
     let mut site = Site::start("cli-again");
     let definition = site.file("one.yaml", "name: one\nsteps: [{id: a, task: {type: a}}]\n");
     assert_eq!(site.answer(&["workflow", "register", &definition]), "one v1 registered\n");
@@ -446,9 +447,9 @@ fn a_log_in_a_file_has_no_colours() {
     assert!(!log.is_empty() && !log.contains('\u{1b}'), "{log:?}");
 }
 
-/// The path of somebody who tries the product, from the definition to what an operator must do.
+/// The path of a new user, from the definition of a workflow to the intervention of an operator.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_way_of_an_execution() {
+async fn commands_take_an_execution_from_definition_to_skipped_compensation() {
     let site = Site::start("cli-way");
     let client = Client::connect(site.server.url()).await.expect("it listens");
     let worker = Worker::builder(client)
@@ -562,7 +563,7 @@ steps:
     let retry = format!("recoup compensation retry {other} --step first\n");
     assert!(said.contains(&retry), "{said}");
     let output = site.run(&["list", "--limit", "1"]);
-    assert!(told(&output).contains("more results exist: raise --limit 1"), "{}", told(&output));
+    assert!(stderr(&output).contains("more results exist: raise --limit 1"), "{}", stderr(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
 
     let created = site.answer(&["namespace", "create", "shop.eu", "--retention", "24h"]);
@@ -572,14 +573,14 @@ steps:
 }
 
 #[test]
-fn the_demo_tells_its_story_and_ends_when_it_is_asked_to() {
+fn the_demo_prints_its_story_and_stops_when_terminated() {
     let folder = Folder::new("cli-demo");
     let mut demo = recoup(&["demo", "--port", "0"], &folder.path().join("demo.log"));
     let mut story = Vec::new();
     while story.last().is_none_or(|line| line != "Ctrl-C stops it.") {
         story.push(demo.line(PATIENCE).unwrap_or_else(|| panic!("{story:#?}\n{}", demo.log())));
     }
-    let told = |text: &str| story.iter().any(|line| line.contains(text));
+    let prints = |text: &str| story.iter().any(|line| line.contains(text));
     for text in [
         "smooth: nothing fails",
         "payment.unavailable",
@@ -587,16 +588,17 @@ fn the_demo_tells_its_story_and_ends_when_it_is_asked_to() {
         "stopped: non-retryable type",
         "compensation: charge (outcome unknown), reserve",
     ] {
-        assert!(told(text), "{text}: {story:#?}");
+        assert!(prints(text), "{text}: {story:#?}");
     }
     let ends = |end: &str| story.iter().filter(|line| line.contains(end)).count();
-    // Each end stands twice: in the head and at the foot of a timeline.
+    // Each end is printed twice: at the head and at the foot of a timeline.
     assert_eq!((ends("SUCCEEDED"), ends("FAILED")), (6, 4), "{story:#?}");
     // The command that the demo suggests works exactly as it is printed.
     let list = story.iter().find(|line| line.contains(" list --address "));
-    let words: Vec<&str> = list.expect("it tells what to try").split_whitespace().collect();
+    let words: Vec<&str> = list.expect("the demo suggests a command").split_whitespace().collect();
     let listed = std::process::Command::new(words[0]).args(&words[1..]).output();
-    let listed = String::from_utf8(listed.expect("it is a program").stdout).expect("text");
+    let listed =
+        String::from_utf8(listed.expect("the suggested program runs").stdout).expect("text");
     assert_eq!(listed.lines().count(), 6, "{listed}");
 
     demo.terminate();

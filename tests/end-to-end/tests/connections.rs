@@ -45,15 +45,15 @@ async fn until_logged(server: &Server, line: &str) {
 }
 
 #[tokio::test]
-async fn silent_connections_do_not_keep_others_out() {
+async fn silent_connections_do_not_lock_out_other_clients() {
     let folder = Folder::new("silent-connections");
     let settings = ["--preface-timeout", "2s", "--connections-per-peer-max", "1000"];
     let mut server = Server::embedded_with_files(folder.path(), 256, &settings);
     let early = connect::channel(&server.url());
-    list(&early).await.expect("there is room");
+    list(&early).await.expect("the first client is served");
     let mut silent: Vec<Raw> = (0..300).map(|_| Raw::connect(server.address())).collect();
     until_logged(&server, "too many are open").await;
-    list(&early).await.expect("who was there first is served");
+    list(&early).await.expect("an earlier client is still served");
     for (number, connection) in silent.iter_mut().enumerate() {
         if number % 2 == 0 {
             // Half a preface counts as none. Sending it may fail: the server has refused some connections
@@ -73,7 +73,7 @@ async fn silent_connections_do_not_keep_others_out() {
 }
 
 #[tokio::test]
-async fn only_connections_without_a_preface_are_closed() {
+async fn an_idle_connection_stays_open_and_one_without_a_preface_is_closed() {
     let folder = Folder::new("half-preface");
     let server = Server::embedded_with(folder.path(), &["--preface-timeout", "300ms"]);
     let mut idle = Raw::connect(server.address());
@@ -91,7 +91,7 @@ async fn only_connections_without_a_preface_are_closed() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_closed_at_once() {
+async fn a_connection_over_the_limit_is_closed_at_once() {
     let folder = Folder::new("full");
     let limits = ["--connections-max", "3", "--connections-per-peer-max", "3"];
     let server = Server::embedded_with(folder.path(), &limits);
@@ -101,14 +101,14 @@ async fn one_connection_too_many_is_closed_at_once() {
     refused.until_closed(PATIENCE);
     until_logged(&server, "too many are open").await;
     for connection in &mut open {
-        assert!(connection.next(PATIENCE).is_some(), "it was there in time");
+        assert!(connection.next(PATIENCE).is_some(), "a connection within the limit was closed");
     }
     drop(open.pop());
     until_served(&server).await;
 }
 
 #[tokio::test]
-async fn one_peer_does_not_keep_another_out() {
+async fn the_connection_limit_per_peer_leaves_room_for_other_peers() {
     let folder = Folder::new("per-peer");
     let limits = ["--connections-max", "10", "--connections-per-peer-max", "2"];
     let server = Server::embedded_with(folder.path(), &limits);
@@ -123,16 +123,21 @@ async fn one_peer_does_not_keep_another_out() {
 }
 
 #[tokio::test]
-async fn a_process_without_files_left_says_so_and_accepts_again_later() {
+async fn without_file_descriptors_the_server_logs_it_and_accepts_again_later() {
     let folder = Folder::new("no-files");
     let server = Server::embedded(folder.path());
     until_served(&server).await;
     let process = server.process.id();
-    let open = std::fs::read_dir(format!("/proc/{process}/fd")).expect("it is ours").count();
+    let open = std::fs::read_dir(format!("/proc/{process}/fd"))
+        .expect("the server is our own process")
+        .count();
     // The limit is lowered while the server runs, so its limit on connections does not follow.
     let arguments = [format!("--pid={process}"), format!("--nofile={}:", open + 4)];
     let status = Command::new("prlimit").args(arguments).status();
-    assert!(status.is_ok_and(|status| status.success()), "prlimit is part of every Debian");
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "prlimit failed; it is part of util-linux"
+    );
     let connections: Vec<Raw> = (0..20).map(|_| Raw::connect(server.address())).collect();
     until_logged(&server, "connections cannot be accepted").await;
     drop(connections);
@@ -140,7 +145,7 @@ async fn a_process_without_files_left_says_so_and_accepts_again_later() {
 }
 
 #[test]
-fn the_limits_of_a_connection_are_in_the_settings_of_the_server() {
+fn the_http2_settings_announce_the_limits_of_a_connection() {
     let folder = Folder::new("settings");
     let server = Server::embedded(folder.path());
     let mut connection = Raw::connect(server.address());
@@ -157,7 +162,7 @@ fn the_limits_of_a_connection_are_in_the_settings_of_the_server() {
 /// A client that makes the server reset stream after stream (CVE-2025-8671) keeps it busy without ever being
 /// served.
 #[test]
-fn a_client_that_breaks_stream_after_stream_is_cut() {
+fn a_client_that_keeps_breaking_streams_is_disconnected() {
     let folder = Folder::new("broken-streams");
     let server = Server::embedded(folder.path());
     let mut connection = Raw::connect(server.address());
@@ -187,7 +192,7 @@ fn a_client_that_breaks_stream_after_stream_is_cut() {
 }
 
 #[tokio::test]
-async fn headers_are_taken_up_to_their_limit() {
+async fn headers_over_16_kib_are_rejected() {
     let folder = Folder::new("headers");
     let server = Server::embedded(folder.path());
     let mut namespaces = connect::namespaces(connect::channel(&server.url()));
@@ -205,7 +210,7 @@ async fn headers_are_taken_up_to_their_limit() {
 /// worker that sends many small messages. A worker that sends faster than the server reads loses its
 /// connection, and other clients are unaffected.
 #[tokio::test]
-async fn a_thousand_tiny_frames_are_taken_and_a_flood_of_them_hurts_nobody_else() {
+async fn a_thousand_tiny_frames_are_accepted_and_a_flood_harms_no_other_client() {
     let folder = Folder::new("tiny-frames");
     let mut server = Server::embedded(folder.path());
     let early = connect::channel(&server.url());

@@ -87,7 +87,7 @@ fn whole(block: &str) -> String {
 }
 
 /// The second cell of each table row below a heading, without its backticks.
-fn told(page: &str, heading: &str) -> Vec<String> {
+fn documented_errors(page: &str, heading: &str) -> Vec<String> {
     let section = page.split(heading).nth(1).expect("the page has the heading");
     let rows = section.lines().filter(|line| line.starts_with("| `") || line.starts_with("| \""));
     let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
@@ -96,7 +96,7 @@ fn told(page: &str, heading: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_workflows_of_the_documentation_are_valid() {
+fn documented_workflows_are_valid() {
     let site = Site::start("documentation-workflows");
     let shown = [blocks(DEFINITIONS, "yaml"), blocks(RETRIES, "yaml")].concat();
     assert!(shown.len() >= 2, "{shown:?}");
@@ -107,7 +107,7 @@ fn the_workflows_of_the_documentation_are_valid() {
 }
 
 #[test]
-fn the_step_that_the_readme_shows_is_that_of_the_example() {
+fn the_step_in_the_readme_matches_the_order_example() {
     let shown = blocks(README, "yaml").pop().expect("it shows one");
     let mut lines = ORDER.lines();
     for line in shown.lines().filter(|line| !line.trim().is_empty()) {
@@ -118,16 +118,17 @@ fn the_step_that_the_readme_shows_is_that_of_the_example() {
 }
 
 #[test]
-fn the_waits_of_the_example_are_those_that_are_printed() {
+fn documented_retry_waits_match_what_validate_prints() {
     let site = Site::start("documentation-waits");
     let example = blocks(RETRIES, "yaml").pop().expect("the page has an example");
-    let documented = blocks(RETRIES, "text").pop().expect("and what is printed for it");
+    let documented =
+        blocks(RETRIES, "text").pop().expect("the page shows the output for the example");
     let (_, printed) = site.validate(&whole(example));
     assert_eq!(printed, documented.lines().collect::<Vec<_>>());
 }
 
 #[test]
-fn common_mistakes_are_told_as_documented() {
+fn common_mistakes_print_the_documented_errors() {
     let site = Site::start("documentation-mistakes");
     let printed: Vec<String> = MISTAKES
         .iter()
@@ -137,10 +138,14 @@ fn common_mistakes_are_told_as_documented() {
             printed
         })
         .collect();
-    let told = told(DEFINITIONS, "## Common mistakes");
-    assert_eq!(told.len(), MISTAKES.len());
-    for line in told {
-        assert!(printed.contains(&line), "nothing prints\n{line}\nbut\n{}", printed.join("\n"));
+    let documented = documented_errors(DEFINITIONS, "## Common mistakes");
+    assert_eq!(documented.len(), MISTAKES.len());
+    for line in documented {
+        assert!(
+            printed.contains(&line),
+            "no mistake prints\n{line}\nbut they print\n{}",
+            printed.join("\n")
+        );
     }
 }
 
@@ -171,7 +176,7 @@ fn every_setting_of_a_server_is_documented_with_its_default() {
 }
 
 #[test]
-fn templates_give_what_the_documentation_says() {
+fn templates_evaluate_to_the_documented_values() {
     let site = Site::start("documentation-templates");
     let file = site.folder.path().join("template.yaml");
     for (template, value) in [

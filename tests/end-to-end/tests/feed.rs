@@ -10,7 +10,7 @@ use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::payload::Payload;
 use recoup_end_to_end::auditor::Auditor;
 use recoup_end_to_end::connect;
-use recoup_end_to_end::fold::{Told, told_by_histories};
+use recoup_end_to_end::fold::{EventIds, failure_events_of_histories};
 use recoup_end_to_end::invariants::until_all_ended;
 use recoup_end_to_end::mishap::{self, Workers};
 use recoup_end_to_end::server::{Folder, Server};
@@ -68,10 +68,10 @@ impl SlowNode {
     async fn start(store: Arc<dyn Store>, database: &Database) -> Self {
         let options =
             recoup_engine::Options { address: "slow".into(), ..recoup_engine::Options::default() };
-        let engine = recoup_engine::driver::start(store, options).await.expect("it may join");
+        let engine = recoup_engine::driver::start(store, options).await.expect("the node joins");
         let brake = client(database).await;
         let row = brake.query_one("select id from recoup.node where address = 'slow'", &[]).await;
-        let lane: i64 = row.expect("it has joined").get(0);
+        let lane: i64 = row.expect("the node has joined").get(0);
         // The trigger is deferred. Postgres runs it last, inside COMMIT, when everything else has been written.
         let trigger = format!(
             "create function recoup.brake() returns trigger language plpgsql as $$
@@ -114,7 +114,7 @@ impl SlowNode {
             };
             let engine = self.engine.clone();
             self.starting.spawn(async move {
-                engine.start(spec).await.expect("it ends well").outcome.execution
+                engine.start(spec).await.expect("the start is committed").outcome.execution
             });
         }
         let deadline = Instant::now() + PATIENCE;
@@ -136,7 +136,10 @@ impl SlowNode {
 
     /// Lets the transaction commit. Returns the executions that it started.
     async fn release(&mut self) -> Vec<ExecutionId> {
-        self.brake.batch_execute("select pg_advisory_unlock(7)").await.expect("it has the lock");
+        self.brake
+            .batch_execute("select pg_advisory_unlock(7)")
+            .await
+            .expect("this connection holds the lock");
         let ended = tokio::time::timeout(PATIENCE, async {
             let mut ids = Vec::new();
             while let Some(id) = self.starting.join_next().await {
@@ -151,7 +154,7 @@ impl SlowNode {
 /// The events that must be on the feed: those of the histories, and those of lost sessions. The latter belong
 /// to no execution, so no history contains them.
 struct Wanted {
-    told: Told,
+    by_execution: EventIds,
     sessions: BTreeSet<String>,
 }
 
@@ -161,14 +164,14 @@ impl Wanted {
         let rows = rows.expect("scans");
         let executions: Vec<_> =
             rows.iter().map(|row| ExecutionId(row.get::<_, Uuid>(0))).collect();
-        let told = told_by_histories(store, &executions).await;
+        let by_execution = failure_events_of_histories(store, &executions).await;
         let sessions = "select id from recoup.feed where execution_id is null";
         let sessions = client.query(sessions, &[]).await.expect("scans");
-        Self { told, sessions: sessions.iter().map(|row| row.get(0)).collect() }
+        Self { by_execution, sessions: sessions.iter().map(|row| row.get(0)).collect() }
     }
 
     fn ids(&self) -> BTreeSet<&str> {
-        self.told.values().flatten().map(String::as_str).collect()
+        self.by_execution.values().flatten().map(String::as_str).collect()
     }
 
     fn total(&self) -> usize {
@@ -185,17 +188,17 @@ impl Wanted {
         for event in of_executions {
             own.entry(&event.execution_id).or_default().push(&event.id);
         }
-        for (execution, wanted) in &self.told {
+        for (execution, wanted) in &self.by_execution {
             let got = own.remove(execution.as_str()).unwrap_or_default();
             if got != *wanted {
-                wrong.push(format!("{execution}: its history tells {wanted:?}, came {got:?}"));
+                wrong.push(format!("{execution}: its history has {wanted:?}, received {got:?}"));
             }
         }
         wrong.extend(own.into_values().map(|ids| format!("in no history: {ids:?}")));
         let lost: BTreeSet<&str> = lost.iter().map(|event| event.id.as_str()).collect();
         let sessions: BTreeSet<&str> = self.sessions.iter().map(String::as_str).collect();
         if lost != sessions {
-            wrong.push(format!("sessions: {sessions:?} are on the feed, came {lost:?}"));
+            wrong.push(format!("sessions: {sessions:?} are on the feed, received {lost:?}"));
         }
         wrong
     }
@@ -206,7 +209,7 @@ impl Wanted {
 /// events), and a stream that takes over a subscription and forgets the outstanding events of the previous
 /// stream (43 events of the durable subscription).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_histories_tell() {
+async fn subscribers_get_every_event_despite_a_slow_older_transaction() {
     let folder = Folder::new("feed");
     let postgres = Postgres::start(&[]);
     let (database, elsewhere) = (postgres.database().await, postgres.database().await);
@@ -218,7 +221,7 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
     // A write transaction in another database. It holds back every transaction horizon of the Postgres server.
     let other = client(&elsewhere).await;
     let open = "create table t (n int); begin; insert into t values (1)";
-    other.batch_execute(open).await.expect("nobody else is there");
+    other.batch_execute(open).await.expect("no other client uses this database");
     let patient = Options {
         lock_timeout: Duration::from_secs(600),
         commit_timeout: Duration::from_secs(600),
@@ -233,7 +236,7 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
     let workers = Workers::start(&channels, 4);
     mishap::start(&channels, OF_EACH).await;
     until_all_ended(channels[0].clone(), PATIENCE).await;
-    assert!(slow.hangs().await, "it did not last as long as the load");
+    assert!(slow.hangs().await, "the slow commit ended before the load did");
     let scanner = client(&database).await;
     let before = subscriber.ids().len();
     let of_slow = slow.release().await;
@@ -251,10 +254,10 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
     let of_executions =
         |events: &[FailureEvent]| events.iter().filter(|it| !it.execution_id.is_empty()).count();
     println!(
-        "{} executions; their histories tell of {} failure events; the subscriber received {} of \
+        "{} executions; their histories hold {} failure events; the subscriber received {} of \
          executions, {before} of all before the slow transaction ended; the durable one received {} \
-         over {} connections, {} of them again; beside them {} events of lost sessions",
-        wanted.told.len(),
+         over {} connections, {} of them again; there were also {} events of lost sessions",
+        wanted.by_execution.len(),
         wanted.ids().len(),
         of_executions(&received.events),
         of_executions(&audited.events),
@@ -280,12 +283,12 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
     );
     assert!(audited.wrong.is_empty(), "{:#?}", audited.wrong);
     assert_eq!((audited.acknowledged.len(), outstanding), (wanted.total(), 0));
-    assert!(audited.repeated > 0, "it never came back for anything");
+    assert!(audited.repeated > 0, "no event was redelivered");
 
     // The test produced every kind of event that it claims to cover.
     let kinds: BTreeSet<_> = received.events.iter().map(|event| event.kind()).collect();
     let missing: Vec<_> = KINDS.iter().filter(|kind| !kinds.contains(kind)).collect();
-    assert!(missing.is_empty(), "none of {missing:?}");
+    assert!(missing.is_empty(), "no event of {missing:?}");
     let sessions: BTreeSet<_> = received
         .events
         .iter()
@@ -294,14 +297,18 @@ async fn a_subscriber_beside_a_slow_older_transaction_receives_what_all_historie
         .collect();
     assert_eq!(sessions, abandoned);
     for id in &of_slow {
-        assert_eq!(wanted.told[&id.to_string()].len(), 2, "its step and itself");
+        assert_eq!(
+            wanted.by_execution[&id.to_string()].len(),
+            2,
+            "one event of the step and one of the execution"
+        );
     }
     const OLDER: &str = "
         select count(*) from recoup.feed
         where lane <> $1 and number > (select min(number) from recoup.feed where lane = $1)";
     let younger: i64 = scanner.query_one(OLDER, &[&slow.lane]).await.expect("counts").get(0);
     assert!(younger > 1_000, "{younger} events are younger than the first of the slow transaction");
-    assert!(before as i64 >= younger * 9 / 10, "{before} of {younger} came while it was open");
+    assert!(before as i64 >= younger * 9 / 10, "{before} of {younger} arrived while it was open");
     other.batch_execute("rollback").await.expect("it is open");
     slow.engine.stop().await;
 }

@@ -54,15 +54,15 @@ impl Worker {
     async fn until<T>(&mut self, mut find: impl FnMut(&v1::StreamTasksResponse) -> Option<T>) -> T {
         let reading = async {
             loop {
-                let message = self.responses.message().await.expect("the stream is well");
-                if let Some(found) = find(&message.expect("the stream goes on")) {
+                let message = self.responses.message().await.expect("the stream has no error");
+                if let Some(found) = find(&message.expect("the stream has not ended")) {
                     return found;
                 }
                 // Any message renews the session.
                 self.send(v1::StreamTasksRequest::default()).await;
             }
         };
-        tokio::time::timeout(PATIENCE, reading).await.expect("it comes")
+        tokio::time::timeout(PATIENCE, reading).await.expect("the awaited message arrives")
     }
 
     async fn task(&mut self) -> v1::Task {
@@ -136,7 +136,7 @@ async fn fail_some(channel: &Channel, count: usize) {
 }
 
 #[test]
-fn garbage_on_the_port() {
+fn garbage_connections_neither_stop_the_server_nor_fill_its_memory() {
     let folder = Folder::new("garbage");
     let mut server = Server::embedded(folder.path());
     let before = server.process.resident_bytes();
@@ -163,11 +163,14 @@ fn garbage_on_the_port() {
             held.push(socket);
         } else {
             let _ = socket.shutdown(Shutdown::Write);
-            socket.set_read_timeout(Some(PATIENCE)).expect("it is longer than nothing");
+            socket.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
             // The server must answer or close the connection, but not hang.
             let read = socket.read_to_end(&mut Vec::new());
             let hangs = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
-            assert!(!read.is_err_and(|error| hangs(&error)), "the server holds on: {number}");
+            assert!(
+                !read.is_err_and(|error| hangs(&error)),
+                "the server neither answers nor closes connection {number}"
+            );
         }
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
@@ -182,7 +185,7 @@ fn garbage_on_the_port() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_never_read_their_streams() {
+async fn unread_streams_cost_bounded_memory_and_dead_clients_are_cut_off() {
     const SILENT: usize = 8;
     const EXECUTIONS: usize = 900;
     /// The memory that one reader may cost: a page of 1 MiB as a message that waits, and one as bytes that are
@@ -207,7 +210,7 @@ async fn clients_that_never_read_their_streams() {
         // on its connection.
         let own = connect::channel(&server.url());
         let subscribed = connect::failures(own).subscribe_failures(request).await;
-        readers.push(subscribed.expect("it may").into_inner());
+        readers.push(subscribed.expect("the server accepts the subscription").into_inner());
     }
     // Start at the beginning: field 2 of SubscribeFailuresRequest with the value 2.
     let path = "/recoup.v1.FailureService/SubscribeFailures";
@@ -219,7 +222,7 @@ async fn clients_that_never_read_their_streams() {
         peak = peak.max(server.process.resident_bytes());
     }
     println!(
-        "{} MiB and then {} MiB before {} silent readers, at most {} MiB beside them",
+        "{} MiB and then {} MiB before {} silent readers, at most {} MiB while they are connected",
         half / MIB,
         before / MIB,
         2 * SILENT,
@@ -240,7 +243,10 @@ async fn clients_that_never_read_their_streams() {
     let listed = invariants::listed_failures(channel.clone()).await;
     let mut reader = readers.pop().expect("there are some");
     while ids.len() < listed.len() {
-        match tokio::time::timeout(PATIENCE, reader.message()).await.expect("it goes on") {
+        match tokio::time::timeout(PATIENCE, reader.message())
+            .await
+            .expect("the stream continues or ends")
+        {
             Ok(Some(message)) => {
                 let events = message.deliveries.into_iter().filter_map(|delivery| delivery.event);
                 ids.extend(events.map(|event| event.id));
@@ -266,9 +272,9 @@ async fn a_second_server_on_the_same_folder_is_refused() {
     let listen = format!("127.0.0.1:{}", free_port());
     let arguments = ["serve", "--listen", &listen, "--store", "sqlite", "--data-dir", &data];
     let mut second = recoup(&arguments, &log);
-    let exit = second.exit(PATIENCE).expect("it gives up");
+    let exit = second.exit(PATIENCE).expect("the server exits");
     assert_eq!(exit.code(), Some(1));
-    assert_eq!(second.line(Duration::ZERO), None, "it says that it listens");
+    assert_eq!(second.line(Duration::ZERO), None, "the second server listens");
     let said = second.log();
     assert!(said.contains(&data) && said.contains("another"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
@@ -281,38 +287,41 @@ async fn a_second_server_on_the_same_folder_is_refused() {
 }
 
 #[test]
-fn listening_elsewhere_than_on_loopback_is_refused() {
+fn listening_on_a_non_loopback_address_is_refused() {
     let folder = Folder::new("listen");
     let data = folder.path().join("data").display().to_string();
     let log = folder.path().join("listen.log");
     for address in ["0.0.0.0", "[::]", "192.0.2.1"] {
         let listen = format!("{address}:{}", free_port());
         let mut server = recoup(&["serve", "--listen", &listen, "--data-dir", &data], &log);
-        let exit = server.exit(PATIENCE).expect("it gives up");
+        let exit = server.exit(PATIENCE).expect("the server exits");
         assert_eq!(exit.code(), Some(2), "{listen}");
         let said = server.log();
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains(&listen) && last.contains("--insecure-listen"), "{said}");
     }
-    assert!(!folder.path().join("data").exists(), "a server that may not listen left a database");
+    assert!(
+        !folder.path().join("data").exists(),
+        "a server that was refused its address created a database"
+    );
     // `recoup dev` has no option for the address.
     let output = recoup_once(&["dev", "--listen", "0.0.0.0:0"]);
     assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
-fn loopback_is_more_than_one_address() {
+fn other_loopback_addresses_are_accepted_without_a_warning() {
     for listen in ["127.0.0.2:0", "[::1]:0"] {
         let folder = Folder::new("loopback");
         let (url, server) = until_it_listens(&folder, listen, &[]);
         let ip = listen.rsplit_once(':').expect("it has a port").0;
         assert!(url.starts_with(&format!("http://{ip}:")), "{url}");
-        assert_eq!(server.log(), "", "nobody else reaches it");
+        assert_eq!(server.log(), "", "a loopback address needs no warning");
     }
 }
 
 #[tokio::test]
-async fn whoever_insists_may_listen_everywhere_and_is_warned() {
+async fn insecure_listen_allows_any_address_with_one_warning() {
     for (listen, reached_at) in [("0.0.0.0:0", "127.0.0.1"), ("[::]:0", "[::1]")] {
         let folder = Folder::new("insecure");
         let (url, mut server) = until_it_listens(&folder, listen, &["--insecure-listen"]);
@@ -338,7 +347,7 @@ fn until_it_listens(folder: &Folder, listen: &str, more: &[&str]) -> (String, Pr
 }
 
 #[tokio::test]
-async fn a_task_that_hangs_on_a_live_stream_ends_by_its_timeout() {
+async fn a_task_that_hangs_on_a_live_stream_times_out() {
     let folder = Folder::new("hang");
     let server = Server::embedded(folder.path());
     let channel = connect::channel(&server.url());
@@ -374,7 +383,7 @@ steps:
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_stop_drains() {
+async fn a_terminated_server_drains_and_keeps_unfinished_attempts() {
     let folder = Folder::new("drain");
     let mut server = Server::embedded(folder.path());
     let channel = connect::channel(&server.url());
@@ -412,7 +421,7 @@ async fn a_server_that_is_told_to_stop_drains() {
 
 /// Some workers use the name of their machine as session id, so the same session can be lost repeatedly.
 #[tokio::test]
-async fn a_session_that_is_lost_twice_is_told_twice() {
+async fn a_session_lost_twice_is_reported_twice() {
     let folder = Folder::new("lost-twice");
     let mut server = Server::embedded(folder.path());
     let channel = connect::channel(&server.url());

@@ -135,12 +135,12 @@ fn without(evidence: &mut Evidence, chosen: impl Fn(&Event) -> bool) {
 }
 
 #[test]
-fn evidence_in_order_is_accepted() {
+fn correct_evidence_has_no_violations() {
     assert_eq!(violations(|_| {}), Vec::<String>::new());
 }
 
 #[test]
-fn each_thing_that_is_wrong_is_found() {
+fn every_kind_of_violation_is_found() {
     type Break = fn(&mut Evidence);
     let cases: [(&str, Break); 18] = [
         ("acknowledged, it is not there", |e| e.executions.clear()),

@@ -190,7 +190,7 @@ async fn killing_workers_of_two_servers_on_postgres_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: run by tests/steps/70-kill"]
-async fn crashes_of_postgres_below_two_servers_lose_nothing() {
+async fn crashing_postgres_under_two_servers_loses_nothing() {
     let folder = Folder::new("crash-postgres");
     let mut postgres = Postgres::start(&[]);
     let url = postgres.database().await.url();
@@ -206,7 +206,7 @@ async fn crashes_of_postgres_below_two_servers_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: run by tests/steps/70-kill"]
-async fn connections_to_postgres_cut_behind_commit_lose_nothing() {
+async fn cutting_postgres_connections_after_commit_loses_nothing() {
     let folder = Folder::new("cut-postgres");
     let postgres = Postgres::start(&[]);
     let database = postgres.database().await;
@@ -241,7 +241,7 @@ async fn newest_format(url: &str) -> i32 {
 /// quarantined, and every execution ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: run by tests/steps/70-kill"]
-async fn servers_of_two_versions_on_one_database_lose_nothing() {
+async fn updating_and_rolling_back_servers_under_load_loses_nothing() {
     let folder = Folder::new("two-versions");
     let postgres = Postgres::start(&[]);
     let url = postgres.database().await.url();
@@ -261,15 +261,19 @@ async fn servers_of_two_versions_on_one_database_lose_nothing() {
         server.update();
         run.until_started().await;
     }
-    assert_eq!(newest_format(&url).await, 1, "nobody has allowed more");
+    assert_eq!(newest_format(&url).await, 1, "a newer format was written before it was allowed");
 
     let mut admin = connect::admin(connect::channel(&servers[0].url()));
     let finalized = admin.finalize_formats(FinalizeFormatsRequest {}).await;
-    let writable = finalized.expect("it answers").into_inner().writable.expect("always there");
+    let writable = finalized
+        .expect("it answers")
+        .into_inner()
+        .writable
+        .expect("the answer has the writable formats");
     assert!(writable.history > 1, "{writable:?}");
     run.until_started().await;
     run.until_started().await;
-    assert!(newest_format(&url).await > 1, "now it is written");
+    assert!(newest_format(&url).await > 1, "no newer format is written although it is allowed");
     // After the new formats are allowed, a rollback comes too late, but it does no harm.
     servers[1].roll_back();
     run.until_started().await;

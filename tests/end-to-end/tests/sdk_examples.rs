@@ -66,7 +66,7 @@ async fn hello_worker_greets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn order_client_tells_how_its_order_ended() {
+async fn order_client_prints_how_its_order_ended() {
     let site = Site::start("example-order").await;
     let lines = site.printed("order_client", &["7"]);
     assert_eq!(lines.len(), 3, "{lines:?}");
@@ -91,7 +91,7 @@ async fn order_client_tells_how_its_order_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failure_alert_goes_on_where_it_was_stopped() {
+async fn failure_alert_resumes_where_it_was_stopped() {
     let site = Site::start("example-alert").await;
     let mut alert = site.example("failure_alert", &[]);
     let subscribed = async {

@@ -61,22 +61,22 @@ impl Site {
 
 async fn next(failures: &mut Failures) -> Delivery {
     let next = tokio::time::timeout(PATIENCE, failures.next()).await;
-    next.expect("it comes").expect("nothing is wrong")
+    next.expect("a delivery arrives").expect("the subscription has no error")
 }
 
 /// Checks that each execution's events were received completely, in order and once.
 fn assert_complete<'a>(received: impl IntoIterator<Item = &'a Delivery>, executions: &[String]) {
-    let mut told: BTreeMap<&str, Vec<FailureKind>> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, Vec<FailureKind>> = BTreeMap::new();
     for delivery in received {
-        told.entry(&delivery.event.execution_id).or_default().push(delivery.event.kind());
+        kinds.entry(&delivery.event.execution_id).or_default().push(delivery.event.kind());
     }
     let wanted: BTreeMap<&str, Vec<FailureKind>> =
         executions.iter().map(|id| (id.as_str(), KINDS.to_vec())).collect();
-    assert_eq!(told, wanted);
+    assert_eq!(kinds, wanted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_ephemeral_subscriber_goes_on_from_its_cursor() {
+async fn an_ephemeral_subscriber_resumes_from_its_cursor() {
     let mut site = Site::start("sdk-ephemeral").await;
     let mut executions = site.fail(3).await;
     let mut failures = site.client.failures().from_beginning().subscribe().expect("it can work");
@@ -108,7 +108,7 @@ async fn an_ephemeral_subscriber_goes_on_from_its_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_reads_from_now_on_misses_nothing_after_the_first_answer() {
+async fn a_subscriber_from_now_misses_no_event_after_the_first_answer() {
     let mut site = Site::start("sdk-from-now").await;
     site.fail(1).await;
     let mut failures = site.client.failures().subscribe().expect("it can work");
@@ -116,10 +116,10 @@ async fn who_reads_from_now_on_misses_nothing_after_the_first_answer() {
         while failures.cursor().is_empty() {
             // Nothing has happened since the subscription began, so the answer holds a cursor and no event.
             let wait = tokio::time::timeout(Duration::from_millis(20), failures.next()).await;
-            assert!(wait.is_err(), "an event from before");
+            assert!(wait.is_err(), "an event from before the subscription");
         }
     };
-    tokio::time::timeout(PATIENCE, standing).await.expect("the first answer comes at once");
+    tokio::time::timeout(PATIENCE, standing).await.expect("the first answer arrives at once");
     site.crash();
     let executions = site.fail(1).await;
     let mut received = Vec::new();
@@ -130,7 +130,7 @@ async fn who_reads_from_now_on_misses_nothing_after_the_first_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_durable_subscriber_gets_what_it_did_not_acknowledge() {
+async fn a_durable_subscriber_gets_unacknowledged_events_again() {
     let mut site = Site::start("sdk-durable").await;
     let subscription = Subscription {
         name: "alerts".to_owned(),
@@ -164,7 +164,7 @@ async fn a_durable_subscriber_gets_what_it_did_not_acknowledge() {
             acked.push(delivery);
         }
     }
-    assert!(again > 0, "what was not acknowledged came again");
+    assert!(again > 0, "the unacknowledged event was not redelivered");
     // Unacknowledged events came again after the later events of the same batch, so sort before comparing.
     acked.sort_by_key(|Delivery { event, .. }| {
         (event.history_sequence, event.kind() == FailureKind::ExecutionFailed)

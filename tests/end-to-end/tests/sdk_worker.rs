@@ -56,7 +56,7 @@ impl Site {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, holding).await.expect("the worker says what it holds");
+        tokio::time::timeout(PATIENCE, holding).await.expect("the worker reports the task as held");
     }
 
     /// Waits for the end, and checks that the execution succeeded at its first and only attempt, executed by
@@ -92,14 +92,14 @@ impl Site {
 }
 
 /// A worker that runs in the background, and the tasks that its handlers were given.
-struct Hands {
+struct BackgroundWorker {
     begun: mpsc::UnboundedReceiver<String>,
     level: watch::Sender<u64>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<Result<(), Error>>,
 }
 
-impl Hands {
+impl BackgroundWorker {
     fn start(client: &Client, name: &str, transport: Transport) -> Self {
         let (tell, begun) = mpsc::unbounded_channel();
         let (level, levels) = watch::channel(0);
@@ -132,7 +132,7 @@ impl Hands {
         let mut begun = Vec::new();
         while begun.len() < count {
             let next = tokio::time::timeout(PATIENCE, self.begun.recv()).await;
-            begun.push(next.expect("a task comes").expect("the worker lives"));
+            begun.push(next.expect("a task arrives").expect("the worker lives"));
         }
         begun.sort();
         begun
@@ -142,25 +142,28 @@ impl Hands {
     async fn end(mut self) {
         self.stop.send_replace(true);
         let ended = tokio::time::timeout(PATIENCE, self.serving).await;
-        ended.expect("it drains").expect("it does not panic").expect("it has nothing to say");
-        assert_eq!(self.begun.recv().await, None, "a task was begun twice");
+        ended
+            .expect("it drains")
+            .expect("it does not panic")
+            .expect("the worker ends without an error");
+        assert_eq!(self.begun.recv().await, None, "a task was started twice");
     }
 }
 
-async fn a_worker_outlives_a_killed_server(transport: Transport) {
+async fn worker_keeps_its_tasks_when_the_server_is_killed(transport: Transport) {
     let mut site = Site::start("sdk-killed").await;
-    let mut hands = Hands::start(&site.client, "first", transport);
+    let mut first = BackgroundWorker::start(&site.client, "first", transport);
     let mut ids = Vec::new();
     for level in [1, 1, 2, 2] {
         ids.push(site.begin(level).await);
     }
-    assert_eq!(hands.begins(4).await, sorted(&ids));
+    assert_eq!(first.begins(4).await, sorted(&ids));
     // A second worker is idle and would take the tasks if they were handed out again.
-    let idle = Hands::start(&site.client, "idle", transport);
+    let idle = BackgroundWorker::start(&site.client, "idle", transport);
 
     site.server.kill();
     // These two tasks end while the server is down.
-    hands.level.send_replace(1);
+    first.level.send_replace(1);
     site.server.restart();
     let reported_by = (transport == Transport::Stream).then_some("first");
     for id in &ids[..2] {
@@ -169,7 +172,7 @@ async fn a_worker_outlives_a_killed_server(transport: Transport) {
     for id in &ids[2..] {
         site.until_held(id, "first").await;
     }
-    hands.level.send_replace(2);
+    first.level.send_replace(2);
     for id in &ids[2..] {
         site.succeeded(id, 2, Some("first")).await;
     }
@@ -179,49 +182,49 @@ async fn a_worker_outlives_a_killed_server(transport: Transport) {
     assert_eq!(ended.state(), ExecutionState::Succeeded);
     let mut idle_begun = idle.begun;
     let begun: Vec<String> =
-        std::iter::from_fn(|| hands.begun.try_recv().or_else(|_| idle_begun.try_recv()).ok())
+        std::iter::from_fn(|| first.begun.try_recv().or_else(|_| idle_begun.try_recv()).ok())
             .collect();
-    assert_eq!(begun, [last], "what was held was handed out again");
-    hands.end().await;
+    assert_eq!(begun, [last], "a held task was handed out again");
+    first.end().await;
     site.had_no_failure().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_by_stream_outlives_a_killed_server() {
-    a_worker_outlives_a_killed_server(Transport::Stream).await;
+async fn a_streaming_worker_keeps_its_tasks_when_the_server_is_killed() {
+    worker_keeps_its_tasks_when_the_server_is_killed(Transport::Stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_by_unary_calls_outlives_a_killed_server() {
-    a_worker_outlives_a_killed_server(Transport::Unary).await;
+async fn a_unary_worker_keeps_its_tasks_when_the_server_is_killed() {
+    worker_keeps_its_tasks_when_the_server_is_killed(Transport::Unary).await;
 }
 
 /// A worker keeps sending a result until its server is back, even if the client does not retry calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_result_by_a_unary_call_waits_for_its_server() {
+async fn a_unary_result_is_resent_until_the_server_is_back() {
     let mut site = Site::start("sdk-unary-result").await;
     // This client retries no call.
     let once = Client::builder(site.server.url()).retry_timeout(Duration::ZERO).connect().await;
-    let mut hands = Hands::start(&once.expect("it listens"), "first", Transport::Unary);
+    let mut first = BackgroundWorker::start(&once.expect("it listens"), "first", Transport::Unary);
     let id = site.begin(1).await;
-    hands.begins(1).await;
+    first.begins(1).await;
     site.server.kill();
-    hands.level.send_replace(1);
+    first.level.send_replace(1);
     site.server.restart();
     site.succeeded(&id, 1, None).await;
-    hands.end().await;
+    first.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_lets_its_workers_go() {
+async fn a_stopping_server_does_not_wait_for_running_handlers() {
     let mut site = Site::start("sdk-drain").await;
-    let mut hands = Hands::start(&site.client, "first", Transport::Stream);
+    let mut first = BackgroundWorker::start(&site.client, "first", Transport::Stream);
     let (short, long) = (site.begin(1).await, site.begin(2).await);
-    hands.begins(2).await;
-    let idle = Hands::start(&site.client, "idle", Transport::Stream);
+    first.begins(2).await;
+    let idle = BackgroundWorker::start(&site.client, "idle", Transport::Stream);
 
     site.server.process.terminate();
-    hands.level.send_replace(1);
+    first.level.send_replace(1);
     // A handler that keeps running does not delay the server's exit: its worker brings the task back after the
     // restart.
     let exit = site.server.process.exit(Duration::from_secs(10)).expect("it stops");
@@ -229,26 +232,26 @@ async fn a_server_that_stops_lets_its_workers_go() {
     site.server.restart();
     site.succeeded(&short, 1, Some("first")).await;
     site.until_held(&long, "first").await;
-    hands.level.send_replace(2);
+    first.level.send_replace(2);
     site.succeeded(&long, 2, Some("first")).await;
-    hands.end().await;
+    first.end().await;
     idle.end().await;
     site.had_no_failure().await;
 }
 
-async fn a_worker_that_stops_finishes_what_it_holds(transport: Transport) {
+async fn stopping_worker_finishes_its_held_tasks(transport: Transport) {
     let site = Site::start("sdk-shutdown").await;
-    let mut leaving = Hands::start(&site.client, "leaving", transport);
+    let mut leaving = BackgroundWorker::start(&site.client, "leaving", transport);
     let held = site.begin(1).await;
     leaving.begins(1).await;
     leaving.stop.send_replace(true);
-    let mut staying = Hands::start(&site.client, "staying", transport);
+    let mut staying = BackgroundWorker::start(&site.client, "staying", transport);
     let next = site.begin(0).await;
     // The task may first have been handed to the worker that leaves. It was then given back, which does not
     // count as an attempt.
     staying.begins(1).await;
     site.succeeded(&next, 0, Some("staying")).await;
-    assert!(!leaving.serving.is_finished(), "it left with a task in its hands");
+    assert!(!leaving.serving.is_finished(), "the worker left while it held a task");
     leaving.level.send_replace(1);
     leaving.end().await;
     site.succeeded(&held, 1, Some("leaving")).await;
@@ -258,17 +261,17 @@ async fn a_worker_that_stops_finishes_what_it_holds(transport: Transport) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_by_stream_that_stops_finishes_what_it_holds() {
-    a_worker_that_stops_finishes_what_it_holds(Transport::Stream).await;
+async fn a_stopping_streaming_worker_finishes_its_held_tasks() {
+    stopping_worker_finishes_its_held_tasks(Transport::Stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_by_unary_calls_that_stops_finishes_what_it_holds() {
-    a_worker_that_stops_finishes_what_it_holds(Transport::Unary).await;
+async fn a_stopping_unary_worker_finishes_its_held_tasks() {
+    stopping_worker_finishes_its_held_tasks(Transport::Unary).await;
 }
 
 /// If the service refuses an error's type, the rest of the error and its retries are preserved.
-async fn a_refused_error_is_told_in_another(transport: Transport) {
+async fn refused_error_becomes_the_cause_of_another(transport: Transport) {
     let site = Site::start("sdk-refused").await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let handler = |_: TaskContext, _: u64| async move {
@@ -288,7 +291,7 @@ async fn a_refused_error_is_told_in_another(transport: Transport) {
         _ => None,
     });
     let failed: Vec<_> = failed.collect();
-    assert_eq!(failed.len(), 3, "the original left it to the policy: {failed:?}");
+    assert_eq!(failed.len(), 3, "the original error leaves retries to the policy: {failed:?}");
     for error in failed {
         assert_eq!(error.r#type, "rust.result_refused");
         assert!(error.message.contains("`has space!`: the bank said no"), "{}", error.message);
@@ -298,17 +301,17 @@ async fn a_refused_error_is_told_in_another(transport: Transport) {
         assert_eq!(details, 51);
     }
     let _ = stop.send(());
-    serving.await.expect("it does not panic").expect("it has nothing to say");
+    serving.await.expect("it does not panic").expect("the worker ends without an error");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_error_is_told_in_another_by_stream() {
-    a_refused_error_is_told_in_another(Transport::Stream).await;
+async fn a_streaming_worker_reports_a_refused_error_as_the_cause_of_another() {
+    refused_error_becomes_the_cause_of_another(Transport::Stream).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_error_is_told_in_another_by_unary_calls() {
-    a_refused_error_is_told_in_another(Transport::Unary).await;
+async fn a_unary_worker_reports_a_refused_error_as_the_cause_of_another() {
+    refused_error_becomes_the_cause_of_another(Transport::Unary).await;
 }
 
 fn sorted(ids: &[String]) -> Vec<String> {
@@ -326,7 +329,7 @@ steps:
 - {id: fail, task: {type: fail}}
 ";
 
-async fn a_handler_gets_what_came_as_a_reference(transport: Transport, inline: bool) {
+async fn worker_loads_payloads_sent_by_reference(transport: Transport, inline: bool) {
     let site = Site::start("sdk-large").await;
     site.client.register_workflow(LARGE).await.expect("it is correct");
     let large = "x".repeat(recoup_sdk::PAYLOAD_BYTES_MAX - 2);
@@ -369,13 +372,13 @@ async fn a_handler_gets_what_came_as_a_reference(transport: Transport, inline: b
 }
 
 #[tokio::test]
-async fn a_handler_gets_what_came_as_a_reference_by_stream() {
-    a_handler_gets_what_came_as_a_reference(Transport::Stream, false).await;
-    a_handler_gets_what_came_as_a_reference(Transport::Stream, true).await;
+async fn a_streaming_worker_loads_payloads_sent_by_reference() {
+    worker_loads_payloads_sent_by_reference(Transport::Stream, false).await;
+    worker_loads_payloads_sent_by_reference(Transport::Stream, true).await;
 }
 
 #[tokio::test]
-async fn a_handler_gets_what_came_as_a_reference_by_unary_calls() {
-    a_handler_gets_what_came_as_a_reference(Transport::Unary, false).await;
-    a_handler_gets_what_came_as_a_reference(Transport::Unary, true).await;
+async fn a_unary_worker_loads_payloads_sent_by_reference() {
+    worker_loads_payloads_sent_by_reference(Transport::Unary, false).await;
+    worker_loads_payloads_sent_by_reference(Transport::Unary, true).await;
 }

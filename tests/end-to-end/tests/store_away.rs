@@ -45,11 +45,11 @@ async fn start(channel: &Channel, number: u64) -> Result<String, Status> {
     };
     let mut executions = connect::executions(channel.clone());
     let answer = tokio::time::timeout(PATIENCE, executions.start_execution(request)).await;
-    Ok(answer.expect("no call waits for the database for ever")?.into_inner().execution_id)
+    Ok(answer.expect("a call to a server without a database ends")?.into_inner().execution_id)
 }
 
 /// Checks that the call was refused for one of these reasons, with a delay after which to retry.
-fn assert_comes_again(status: &Status, reasons: &[&str]) {
+fn assert_refused_with_retry_delay(status: &Status, reasons: &[&str]) {
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
     assert!(reasons.contains(&connect::reason(status).as_str()), "{status:?}");
     let retry = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
@@ -57,7 +57,7 @@ fn assert_comes_again(status: &Status, reasons: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_waits_for_its_database_says_so_and_is_ready_when_it_comes() {
+async fn a_server_reports_not_serving_until_its_database_is_reachable() {
     let folder = Folder::new("waits");
     let database = Postgres::shared().database().await;
     let proxy = Proxy::start(database.port).await;
@@ -66,7 +66,7 @@ async fn a_server_that_waits_for_its_database_says_so_and_is_ready_when_it_comes
     let channel = connect::channel(&server.url());
     until_health(&channel, ServingStatus::NotServing).await;
     let refused = start(&channel, 1).await.expect_err("there is no database");
-    assert_comes_again(&refused, &["STORE_UNAVAILABLE"]);
+    assert_refused_with_retry_delay(&refused, &["STORE_UNAVAILABLE"]);
     assert!(server.process.log().contains("waiting for the database"), "{}", server.process.log());
 
     proxy.refuse(0);
@@ -77,7 +77,7 @@ async fn a_server_that_waits_for_its_database_says_so_and_is_ready_when_it_comes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_and_health_checks_hear_that_the_database_takes_nothing() {
+async fn a_database_that_accepts_no_writes_fails_calls_and_health_checks() {
     let folder = Folder::new("takes-nothing");
     let database = Postgres::shared().database().await;
     let server = Server::on_postgres(folder.path(), &database.url());
@@ -92,19 +92,19 @@ async fn callers_and_health_checks_hear_that_the_database_takes_nothing() {
     lock.batch_execute("lock table history in access exclusive mode").await.expect("it locks");
     let (first, second) = tokio::join!(start(&channel, 1), start(&channel, 2));
     let reasons = ["OUTCOME_UNKNOWN", "STORE_UNAVAILABLE"];
-    assert_comes_again(&first.expect_err("nothing is written"), &reasons);
-    assert_comes_again(&second.expect_err("nothing is written"), &reasons);
+    assert_refused_with_retry_delay(&first.expect_err("the write is blocked"), &reasons);
+    assert_refused_with_retry_delay(&second.expect_err("the write is blocked"), &reasons);
     until_health(&channel, ServingStatus::NotServing).await;
 
-    lock.rollback().await.expect("it lets go");
+    lock.rollback().await.expect("the lock is released");
     until_health(&channel, ServingStatus::Serving).await;
     for number in [1, 2] {
-        start(&channel, number).await.expect("it is taken");
+        start(&channel, number).await.expect("the database accepts writes again");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_waits_for_its_database_stops_as_asked() {
+async fn a_server_waiting_for_its_database_stops_when_terminated() {
     let folder = Folder::new("waits-in-vain");
     let database = Postgres::shared().database().await;
     let proxy = Proxy::start(database.port).await;
@@ -113,6 +113,6 @@ async fn a_server_that_waits_for_its_database_stops_as_asked() {
     let mut server = Server::not_ready_on_postgres(folder.path(), &url);
     until_health(&connect::channel(&server.url()), ServingStatus::NotServing).await;
     server.process.terminate();
-    let status = server.process.exit(PATIENCE).expect("it ends");
+    let status = server.process.exit(PATIENCE).expect("the server exits");
     assert_eq!(status.code(), Some(0), "{}", server.process.log());
 }
