@@ -332,7 +332,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_committed_is_there_after_a_crash() {
+    async fn committed_data_and_settings_survive_a_crash() {
         let mut server = Server::start(&[("work_mem", "1MB")]);
         let database = server.database().await;
         let connect = async || {
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_accepts_connections_and_leaves_nothing_behind() {
+    async fn a_dropped_server_closes_connections_and_removes_its_folder() {
         let server = Server::start(&[("work_mem", "1MB")]);
         let database = server.database().await;
         let (client, connection) =

@@ -1,4 +1,4 @@
-//! Runs a few hundred seeds and the seeds that once found a defect, and shows that the simulation can fail.
+//! Runs a few hundred seeds and the seeds that once found a defect, and shows that the simulation finds defects.
 
 use std::process::Command;
 
@@ -19,7 +19,7 @@ const REGRESSIONS: [u64; 72] = [
 ];
 
 #[test]
-fn what_is_promised_holds_for_every_seed() {
+fn every_seed_keeps_the_invariants() {
     let catalog = Catalog::new();
     let mut crash_points = CrashPoints::default();
     let mut polite_stops = 0;
@@ -50,7 +50,7 @@ fn what_is_promised_holds_for_every_seed() {
 }
 
 #[test]
-fn seeds_that_found_something_find_nothing_any_more() {
+fn regression_seeds_find_no_violation() {
     let catalog = Catalog::new();
     for seed in REGRESSIONS {
         let outcome = simulate(&catalog, seed, None, false);
@@ -59,12 +59,12 @@ fn seeds_that_found_something_find_nothing_any_more() {
 }
 
 #[test]
-fn every_defect_is_found() {
+fn every_deliberate_defect_is_found() {
     let catalog = Catalog::new();
     for defect in Defect::ALL {
         let found = (1..=SEEDS_FOR_DEFECTS).find_map(|seed| {
             let violation = simulate(&catalog, seed, Some(defect), false).violation?;
-            // Without the defect the seed finds nothing, so the violation comes from the defect.
+            // Without the defect the seed finds no violation, so this violation is due to the defect.
             let alone = simulate(&catalog, seed, None, false).violation.is_none();
             alone.then_some((seed, violation.invariant))
         });
