@@ -1,4 +1,4 @@
-"""The calls of the tests themselves, on the same stubs as the examples."""
+"""A client for the tests, on the same generated stubs as the examples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ steps:
 
 
 class Client:
-    """Registers, starts, awaits, asks."""
+    """Registers workflows, starts and awaits executions, and reads subscriptions."""
 
     def __init__(self, address: str) -> None:
         self._channel = wire.connect(address)
@@ -75,7 +75,7 @@ class Client:
         return self.executions.StartExecution(request, timeout=LIMIT_S).execution_id
 
     def outcome(self, execution_id: str) -> execution_pb2.Outcome:
-        """How an execution ended; waits for that."""
+        """Waits for the end of an execution and returns its outcome."""
         request = execution_service_pb2.AwaitExecutionRequest(
             execution_id=execution_id, wait=wire.to_duration(LIMIT_S)
         )

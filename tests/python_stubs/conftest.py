@@ -1,4 +1,4 @@
-"""A server per test, a client of it, and an end to every process that a test started."""
+"""Fixtures: a server for each test, a client of it. All processes that a test started are killed at its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ P = TypeVar("P", bound=Process)
 
 
 class Bench:
-    """Starts processes and remembers them."""
+    """Starts processes, and can kill all that it started."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,12 +28,13 @@ class Bench:
         self.address = self.server.address
 
     def restart_server(self) -> None:
-        """Stops the server and starts it again: the same data, the same address."""
+        """Stops the server and starts it again with the same data and the same address."""
         assert self.server.end() == 0
         self.server = self._keep(Server(self._folder, listen=self.address))
 
     def worker(self, *arguments: str) -> Program:
-        # A second is the shortest time to live: a dead worker is noticed soon, a living one beats 3 times a second.
+        # One second is the shortest time to live, so a dead worker is noticed soon. A living worker sends three
+        # heartbeats in that time.
         return self._keep(Program("worker.py", self.address, "--session-ttl", "1", *arguments))
 
     def subscriber(self, *arguments: str) -> Program:

@@ -1,4 +1,4 @@
-"""The server and the programs of examples/python-stubs as processes whose lines can be awaited."""
+"""The server and the programs of examples/python-stubs as processes whose output can be awaited line by line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "python-stubs"
 SERVER = ROOT / os.environ.get("RECOUP_TEST_SERVER", "target/debug/recoup")
 
-#: Longest wait for anything. Only what is broken takes this long.
+#: The longest wait for anything, in seconds. Only a failing test waits this long.
 LIMIT_S = 30.0
 
 
@@ -38,7 +38,7 @@ class Process:
         self._lines.put(None)
 
     def line(self) -> str:
-        """The next line. Fails when there is none before the limit or before the end of the process."""
+        """Returns the next line. Fails if none is printed within the limit or before the process ends."""
         try:
             line = self._lines.get(timeout=LIMIT_S)
         except queue.Empty:
@@ -47,14 +47,14 @@ class Process:
         return line
 
     def rest(self) -> list[str]:
-        """What it printed from here until its end, which must come."""
+        """Returns the remaining lines up to the end of the process, which must end."""
         lines = []
         while (line := self._lines.get(timeout=LIMIT_S)) is not None:
             lines.append(line)
         return lines
 
     def end(self) -> int:
-        """Asks it to end, and returns its exit code."""
+        """Sends SIGTERM, waits for the process to end, and returns its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
@@ -65,19 +65,19 @@ class Process:
         return self._process.wait(LIMIT_S)
 
     def kill(self) -> None:
-        """Ends it without a chance to say anything."""
+        """Kills the process with SIGKILL."""
         self._process.kill()
         self._process.wait(LIMIT_S)
 
 
 class Program(Process):
-    """worker.py or subscriber.py: prints JSON lines."""
+    """worker.py or subscriber.py, which print JSON lines."""
 
     def __init__(self, script: str, address: str, *arguments: str) -> None:
         super().__init__(sys.executable, EXAMPLES / script, "--address", address, *arguments)
 
     def until(self, is_last: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """The next lines, up to the first one that is the last."""
+        """Returns the next lines up to the first for which `is_last` holds."""
         lines = []
         end_at = time.monotonic() + LIMIT_S
         while not lines or not is_last(lines[-1]):
@@ -87,7 +87,7 @@ class Program(Process):
 
 
 class Server(Process):
-    """A server of its own on an embedded database in `folder`."""
+    """A server with an embedded database in `folder`."""
 
     def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
         super().__init__(SERVER, "serve", "--listen", listen, "--data-dir", folder)

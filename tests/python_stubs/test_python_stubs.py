@@ -1,4 +1,4 @@
-"""worker.py and subscriber.py against a real server: what they did, what they saw, how executions ended."""
+"""Runs worker.py and subscriber.py against a real server, and checks their output and how executions ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def completed(task: str) -> Any:
 
 
 def is_end_of(key: str) -> Any:
-    """The last event of an execution that failed."""
+    """Matches the last event of an execution that failed."""
     return lambda line: (line["kind"], line["executionKey"]) == ("FAILURE_KIND_EXECUTION_FAILED", key)
 
 
@@ -47,11 +47,12 @@ def ids(events: list[Line]) -> list[str]:
 
 
 def steps(lines: list[Line]) -> list[tuple[str, int, str]]:
-    """What a worker did, in order. Sure with one slot only: with more, a task may start while a result is printed."""
+    """The events of a worker, in order. The order is certain only with one slot: with more slots, a task may start
+    while the result of another is printed."""
     return [(line["task"], line["attempt"], line["event"]) for line in lines]
 
 
-def test_what_fails_twice_is_tried_a_third_time(bench: Bench, client: Client) -> None:
+def test_a_task_that_fails_twice_succeeds_at_its_third_attempt(bench: Bench, client: Client) -> None:
     feed = bench.subscriber("--from-beginning")
     worker = bench.worker("--slots", "1")
     outcome = client.run("o-1", "transient")
@@ -70,7 +71,7 @@ def test_what_fails_twice_is_tried_a_third_time(bench: Bench, client: Client) ->
     ]
     assert [line["verdict"] for line in lines if line["event"] == "failed"] == ["RETRY_VERDICT_RETRY"] * 2
 
-    # The key is the step's, whichever the attempt; and what the step returned is the workflow's output.
+    # All attempts of a step have the same idempotency key. The output of the last step is the workflow's output.
     reserve_keys = {line["idempotency_key"] for line in lines[:2]}
     charge_keys = {line["idempotency_key"] for line in lines[2:]}
     assert len(reserve_keys) == len(charge_keys) == 1
@@ -90,7 +91,7 @@ def test_what_fails_twice_is_tried_a_third_time(bench: Bench, client: Client) ->
     assert events[0]["cursor"] != events[1]["cursor"]
 
 
-def test_what_the_policy_calls_final_is_undone(bench: Bench, client: Client) -> None:
+def test_a_non_retryable_type_fails_the_execution_and_compensates(bench: Bench, client: Client) -> None:
     feed = bench.subscriber("--from-beginning")
     worker = bench.worker("--slots", "1")
     outcome = client.run("o-1", "declined")
@@ -120,7 +121,7 @@ def test_what_the_policy_calls_final_is_undone(bench: Bench, client: Client) -> 
     assert events[3]["error"]["type"] == "payment.card_declined"
 
 
-def test_what_the_worker_calls_final_is_not_tried_again(bench: Bench, client: Client) -> None:
+def test_a_non_retryable_error_is_not_retried(bench: Bench, client: Client) -> None:
     feed = bench.subscriber("--from-beginning")
     bench.worker()
     outcome = client.run("o-1", "smooth", amount=-1)
@@ -130,7 +131,7 @@ def test_what_the_worker_calls_final_is_not_tried_again(bench: Bench, client: Cl
     assert failed["decision"]["reason"] == "RETRY_REASON_NON_RETRYABLE"
 
 
-def test_a_wait_that_the_worker_asks_for_is_kept(bench: Bench, client: Client) -> None:
+def test_the_retry_delay_of_an_error_is_used(bench: Bench, client: Client) -> None:
     feed = bench.subscriber("--from-beginning")
     bench.worker()
     assert state(client.run("o-1", "rate_limited")) == "SUCCEEDED"
@@ -139,7 +140,7 @@ def test_a_wait_that_the_worker_asks_for_is_kept(bench: Bench, client: Client) -
     assert event["decision"]["delay"] == "0.700s"
 
 
-def test_a_defect_of_a_handler_is_an_error_like_any_other(bench: Bench, client: Client) -> None:
+def test_an_exception_in_a_handler_is_retried_like_any_error(bench: Bench, client: Client) -> None:
     feed = bench.subscriber("--from-beginning")
     bench.worker()
     outcome = client.run("o-1", "bug")
@@ -151,9 +152,9 @@ def test_a_defect_of_a_handler_is_an_error_like_any_other(bench: Bench, client: 
 
 @contextmanager
 def serving(bench: Bench, handlers: dict[str, Handler]) -> Iterator[None]:
-    """A worker in this process, with some handlers other than those of the example."""
+    """Runs a worker in this process, with some of the example's handlers replaced."""
     stop = threading.Event()
-    # A poll that waits would keep the end of the test waiting.
+    # Short polls, because the test cannot end before the worker's last poll has.
     with connect(bench.address) as channel, mock.patch("worker.POLL_WAIT_S", 0.2):
         worker = Worker(
             channel, HANDLERS | handlers, namespace="default", queue="orders", slots=1, session_ttl_s=30.0
@@ -174,7 +175,7 @@ class Mute(Exception):
 
 
 MIB = 1024 * 1024
-#: What is raised, and what is reported: the type, a part of the message, how often it is tried.
+#: The exception that a handler raises, and what is reported: the type, a part of the message, the number of attempts.
 RAISED: dict[str, tuple[BaseException, str, str, int]] = {
     "an exit": (SystemExit(3), "python.SystemExit", "3", 4),
     "an interrupt": (KeyboardInterrupt("here"), "python.KeyboardInterrupt", "here", 4),
@@ -188,10 +189,10 @@ RAISED: dict[str, tuple[BaseException, str, str, int]] = {
     "no words": (Mute(), "python.error_invalid", "a Mute", 4),
     "half a character": (ValueError("\ud800"), "python.ValueError", "?", 4),
 }
-#: What is returned, and what is reported: the type, a part of the message, how often it is tried.
+#: The value that a handler returns, and what is reported: the type, a part of the message, the number of attempts.
 RETURNED: dict[str, tuple[Any, str, str, int]] = {
     "no JSON": (float("nan"), "python.ValueError", "not JSON compliant", 4),
-    # These would be refused again.
+    # The server would refuse these again, so the worker reports them as non-retryable.
     "over the limit of an output": ("x" * 3 * MIB, "recoup.payload_too_large", "too large", 1),
     "over the limit of a message": ("x" * 5 * MIB, "recoup.payload_too_large", "bytes", 1),
     "a reference": (Payload(reference={"payload_id": "p"}), "python.result_refused", "PAYLOAD_INVALID", 1),
@@ -200,7 +201,7 @@ RETURNED: dict[str, tuple[Any, str, str, int]] = {
 
 
 @pytest.mark.parametrize("name", RAISED)
-def test_whatever_a_handler_raises_is_reported(bench: Bench, client: Client, name: str) -> None:
+def test_every_raised_exception_is_reported_as_an_error(bench: Bench, client: Client, name: str) -> None:
     raised, error_type, message, attempts = RAISED[name]
     calls = []
 
@@ -216,12 +217,12 @@ def test_whatever_a_handler_raises_is_reported(bench: Bench, client: Client, nam
 
 
 @pytest.mark.parametrize("name", RETURNED)
-def test_an_output_that_is_refused_is_an_error(
+def test_a_refused_output_is_reported_as_an_error(
     bench: Bench, client: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     returned, error_type, message, attempts = RETURNED[name]
     calls = []
-    # A handler of the example returns JSON; one that makes payloads of its own can do more wrong.
+    # Handlers of the example return JSON values. A handler that makes its own payloads can make more mistakes.
     as_it_is = lambda value: value if isinstance(value, Payload) else to_payload(value)
     monkeypatch.setattr("worker.to_payload", as_it_is)
 
@@ -236,7 +237,7 @@ def test_an_output_that_is_refused_is_an_error(
     assert calls == list(range(1, attempts + 1))
 
 
-def test_a_compensator_knows_what_it_undoes(bench: Bench, client: Client) -> None:
+def test_a_compensation_handler_gets_the_outcome_of_its_step(bench: Bench, client: Client) -> None:
     undone: list[TaskContext] = []
 
     def release(context: TaskContext, order: Any) -> None:
@@ -265,7 +266,7 @@ steps:
 """
 
 
-def test_what_came_as_a_reference_is_read(bench: Bench, client: Client) -> None:
+def test_payloads_sent_by_reference_are_loaded(bench: Bench, client: Client) -> None:
     text = "x" * (2 * MIB - 2)
     undone: list[Any] = []
 
@@ -279,11 +280,11 @@ def test_what_came_as_a_reference_is_read(bench: Bench, client: Client) -> None:
         client.register(LARGE)
         outcome = client.outcome(client.start("o-1", "", workflow="large"))
     assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
-    # Together they exceed a message: one of them came as a reference.
+    # Together they exceed the limit of a message, so the server sent one of them as a reference.
     assert undone == [Compensation(True, text), text]
 
 
-def test_a_refund_takes_what_was_charged_or_asks() -> None:
+def test_a_refund_uses_the_receipt_or_looks_up_the_charge() -> None:
     def answer(undone: Compensation) -> Any:
         return refund(TaskContext(1, "e/charge/0/compensate", threading.Event(), undone), {})
 
@@ -291,7 +292,7 @@ def test_a_refund_takes_what_was_charged_or_asks() -> None:
     assert answer(Compensation(False, None)) == {"looked_up": "e/charge/0"}
 
 
-def test_a_cursor_goes_on_behind_its_event(bench: Bench, client: Client) -> None:
+def test_a_subscriber_resumes_after_the_event_of_its_cursor(bench: Bench, client: Client) -> None:
     bench.worker()
     client.run("o-1", "declined")
     first = bench.subscriber("--from-beginning")
@@ -299,28 +300,28 @@ def test_a_cursor_goes_on_behind_its_event(bench: Bench, client: Client) -> None
     assert first.end() == 0
     assert first.rest() == []
 
-    # From the middle: what follows that event, the same ids, in the same order.
+    # From a cursor in the middle: the events after it, with the same ids in the same order.
     second = bench.subscriber("--cursor", events[1]["cursor"])
     assert ids(second.until(is_end_of("o-1"))) == ids(events[2:])
 
-    # From the end: nothing but what is new.
+    # From the last cursor: only new events.
     third = bench.subscriber("--cursor", events[-1]["cursor"])
     client.run("o-2", "declined")
     assert {event["executionKey"] for event in third.until(is_end_of("o-2"))} == {"o-2"}
 
 
-def test_a_cursor_that_is_none_is_refused(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_cursor_is_refused(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
     assert bench.subscriber("--cursor", "nonsense").wait() == 1
     assert capfd.readouterr().err.startswith("refused: CURSOR_INVALID ")
 
 
-def test_a_durable_subscription_repeats_nothing_that_was_acknowledged(bench: Bench, client: Client) -> None:
+def test_a_durable_subscription_does_not_repeat_acknowledged_events(bench: Bench, client: Client) -> None:
     bench.worker()
     client.run("o-1", "declined")
     first = bench.subscriber("--subscription", "alerts", "--from-beginning")
     events = first.until(is_end_of("o-1"))
     assert kinds(events) == ["STEP_FAILED", "COMPENSATION_STARTED", "COMPENSATION_DONE", "EXECUTION_FAILED"]
-    # Its end comes after the acknowledgement of what it printed last.
+    # The subscriber acknowledges the last event that it printed before it exits.
     assert first.end() == 0
     kept = client.subscription("alerts")
     assert (kept.watermark, kept.outstanding) == (events[-1]["cursor"], 0)
@@ -358,17 +359,17 @@ def test_another_worker_takes_over_from_a_killed_one(bench: Bench, client: Clien
     assert (attempt["attempt"], attempt["decision"]["verdict"]) == (1, "RETRY_VERDICT_RETRY")
 
 
-def test_heartbeats_keep_a_long_task_and_bring_the_cancel_and_a_signal_waits_for_the_end(
+def test_a_stopping_worker_heartbeats_its_task_until_it_is_cancelled(
     bench: Bench, client: Client
 ) -> None:
     worker = bench.worker()
     execution_id = client.start("o-1", "hang")
     worker.until(lambda line: (line["task"], line["event"]) == ("payment.charge", "started"))
-    # Other orders pass while it hangs, each a retry or more long, well over a session's time to live.
+    # While the task hangs, other orders take longer than a session's time to live, because each waits for a retry.
     for number in range(2):
         assert state(client.run(f"o-passing-{number}", "rate_limited")) == "SUCCEEDED"
 
-    # Told to end it does not drop the task that hangs: that ends because a heartbeat brings the cancel.
+    # A worker that is asked to stop keeps the hanging task until a heartbeat reports that it was cancelled.
     worker.signal(signal.SIGTERM)
     client.cancel(execution_id)
     lines = [json.loads(line) for line in worker.rest()]
@@ -377,28 +378,28 @@ def test_heartbeats_keep_a_long_task_and_bring_the_cancel_and_a_signal_waits_for
     assert (failed["task"], failed["attempt"]) == ("payment.charge", 1)
     assert (failed["error_type"], failed["verdict"]) == ("payment.interrupted", "RETRY_VERDICT_STOP")
 
-    # Whatever it left to undo is another worker's.
+    # Another worker executes the compensation.
     bench.worker()
     outcome = client.outcome(execution_id)
     assert state(outcome) == "CANCELLED"
     assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
 
 
-def test_a_task_that_comes_after_the_stop_is_given_back_uncounted(bench: Bench, client: Client) -> None:
+def test_a_task_received_after_the_stop_is_released_uncounted(bench: Bench, client: Client) -> None:
     polling, stop = threading.Event(), threading.Event()
     with connect(bench.address) as channel:
         leaving = Worker(channel, HANDLERS, namespace="default", queue="orders", slots=1, session_ttl_s=30.0)
         poll = leaving._poll
 
-        def told(free: int) -> worker_service_pb2.PollTasksResponse:
+        def signalling_poll(free: int) -> worker_service_pb2.PollTasksResponse:
             polling.set()
             return poll(free)
 
-        leaving._poll = told  # type: ignore[method-assign]
+        leaving._poll = signalling_poll  # type: ignore[method-assign]
         running = threading.Thread(target=leaving.run, args=(stop,), daemon=True)
         running.start()
         assert polling.wait(timeout=20)
-        # Its poll waits, and is what the task comes to.
+        # The worker's last poll is waiting and receives the task.
         stop.set()
         execution_id = client.start("o-1", "")
         running.join(timeout=20)
@@ -409,7 +410,7 @@ def test_a_task_that_comes_after_the_stop_is_given_back_uncounted(bench: Bench, 
     assert steps(lines) == [("stock.reserve", 1, "started"), ("stock.reserve", 1, "completed")]
 
 
-def test_both_come_back_after_a_restart_of_the_server(bench: Bench, client: Client) -> None:
+def test_worker_and_subscribers_reconnect_after_a_server_restart(bench: Bench, client: Client) -> None:
     feed = bench.subscriber("--from-beginning")
     durable = bench.subscriber("--subscription", "alerts", "--from-beginning")
     worker = bench.worker("--slots", "1")
@@ -422,18 +423,18 @@ def test_both_come_back_after_a_restart_of_the_server(bench: Bench, client: Clie
         client.run("o-2", "declined")
     after = feed.until(is_end_of("o-2"))
     assert {event["executionKey"] for event in after} == {"o-2"}
-    # At least once: an acknowledgement that was lost with the server brings its event again.
+    # Delivery is at least once: if an acknowledgement was lost with the server, its event is delivered again.
     again = [event for event in durable.until(is_end_of("o-2")) if event["id"] not in ids(before)]
     assert ids(again) == ids(after)
     worked = worker.until(lambda line: line["execution_key"] == "o-2" and completed("stock.release")(line))
     assert steps(worked[:6]) == steps(worked[6:])
 
 
-def test_a_server_that_listens_takes_work(bench: Bench, client: Client) -> None:
+def test_a_server_accepts_work_as_soon_as_it_listens(bench: Bench, client: Client) -> None:
     started = []
     for number in range(8):
         bench.restart_server()
-        # A client of its own: the first thing that this life of the server is asked.
+        # With a client of its own, this is the first request to the restarted server.
         with Client(bench.address) as early:
             started.append(early.start(f"o-{number}", "smooth"))
     bench.worker()
@@ -442,7 +443,7 @@ def test_a_server_that_listens_takes_work(bench: Bench, client: Client) -> None:
 
 
 @pytest.mark.parametrize("call", ["CompleteTask", "FailTask", "HeartbeatTask"])
-def test_a_bad_token_is_refused_with_a_reason(client: Client, call: str) -> None:
+def test_an_invalid_task_token_is_refused_with_a_reason(client: Client, call: str) -> None:
     request = getattr(worker_service_pb2, f"{call}Request")(task_token=b"nonsense")
     if call == "FailTask":
         request.error.type = "payment.unavailable"
