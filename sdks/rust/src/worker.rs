@@ -269,7 +269,8 @@ mod tests {
         ] {
             assert_eq!(builder.build().err().expect(expected).to_string(), expected);
         }
-        let worker = builder().task("b", nothing).task("a", nothing).build().expect("it can work");
+        let worker =
+            builder().task("b", nothing).task("a", nothing).build().expect("a valid set-up");
         assert_eq!(worker.setup.task_types(), ["a", "b"]);
         assert_eq!(worker.setup.queues(), ["default"]);
     }

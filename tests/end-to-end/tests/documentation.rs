@@ -68,7 +68,7 @@ impl Site {
 }
 
 fn name(path: &Path) -> &str {
-    path.to_str().expect("the folder has a name of text")
+    path.to_str().expect("the path is valid UTF-8")
 }
 
 /// The fenced code blocks of a page that are in one language.
@@ -108,7 +108,7 @@ fn documented_workflows_are_valid() {
 
 #[test]
 fn the_step_in_the_readme_matches_the_order_example() {
-    let shown = blocks(README, "yaml").pop().expect("it shows one");
+    let shown = blocks(README, "yaml").pop().expect("the readme shows a YAML block");
     let mut lines = ORDER.lines();
     for line in shown.lines().filter(|line| !line.trim().is_empty()) {
         // The page shows the lines inside a list, indented by one more column than the file.

@@ -79,7 +79,7 @@ fn assert_complete<'a>(received: impl IntoIterator<Item = &'a Delivery>, executi
 async fn an_ephemeral_subscriber_resumes_from_its_cursor() {
     let mut site = Site::start("sdk-ephemeral").await;
     let mut executions = site.fail(3).await;
-    let mut failures = site.client.failures().from_beginning().subscribe().expect("it can work");
+    let mut failures = site.client.failures().from_beginning().subscribe().expect("a valid set-up");
     let mut received = Vec::new();
     // Stops in the middle of an execution, and in the middle of a batch that the stream delivered.
     for _ in 0..5 {
@@ -101,7 +101,7 @@ async fn an_ephemeral_subscriber_resumes_from_its_cursor() {
     assert_complete(&received, &executions);
 
     // A new subscriber that resumes from the cursor which the first one kept.
-    let mut later = site.client.failures().after(cursor).subscribe().expect("it can work");
+    let mut later = site.client.failures().after(cursor).subscribe().expect("a valid set-up");
     for earlier in &received[5..] {
         assert_eq!(next(&mut later).await.event, earlier.event);
     }
@@ -111,7 +111,7 @@ async fn an_ephemeral_subscriber_resumes_from_its_cursor() {
 async fn a_subscriber_from_now_misses_no_event_after_the_first_answer() {
     let mut site = Site::start("sdk-from-now").await;
     site.fail(1).await;
-    let mut failures = site.client.failures().subscribe().expect("it can work");
+    let mut failures = site.client.failures().subscribe().expect("a valid set-up");
     let standing = async {
         while failures.cursor().is_empty() {
             // Nothing has happened since the subscription began, so the answer holds a cursor and no event.
@@ -141,7 +141,7 @@ async fn a_durable_subscriber_gets_unacknowledged_events_again() {
     site.client.create_subscription(subscription).await.expect("it is new");
     let mut executions = site.fail(2).await;
     let durable = || site.client.failures().durable("alerts").consumer("test").subscribe();
-    let mut failures = durable().expect("it can work");
+    let mut failures = durable().expect("a valid set-up");
     let mut acked = Vec::new();
     while acked.len() < 2 {
         let delivery = next(&mut failures).await;
@@ -175,7 +175,8 @@ async fn a_durable_subscriber_gets_unacknowledged_events_again() {
     // A new consumer starts after everything that was acknowledged.
     drop(failures);
     let last = site.fail(1).await;
-    let mut failures = site.client.failures().durable("alerts").subscribe().expect("it can work");
+    let mut failures =
+        site.client.failures().durable("alerts").subscribe().expect("a valid set-up");
     let mut received = Vec::new();
     while received.len() < 4 {
         let delivery = next(&mut failures).await;

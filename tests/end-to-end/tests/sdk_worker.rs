@@ -119,7 +119,7 @@ impl BackgroundWorker {
             .slots(8)
             .task("wait", handler)
             .build()
-            .expect("it can work");
+            .expect("a valid set-up");
         let serving = tokio::spawn(worker.run(async move {
             // The wait fails only when the test is over, so stopping is right then too.
             let _ = stopped.wait_for(|stop| *stop).await;
@@ -132,7 +132,7 @@ impl BackgroundWorker {
         let mut begun = Vec::new();
         while begun.len() < count {
             let next = tokio::time::timeout(PATIENCE, self.begun.recv()).await;
-            begun.push(next.expect("a task arrives").expect("the worker lives"));
+            begun.push(next.expect("a task arrives").expect("the worker is running"));
         }
         begun.sort();
         begun
@@ -359,7 +359,7 @@ async fn worker_loads_payloads_sent_by_reference(transport: Transport, inline: b
         }),
     };
     let (stop, mut stopped) = watch::channel(false);
-    let serving = tokio::spawn(worker.build().expect("it can work").run(async move {
+    let serving = tokio::spawn(worker.build().expect("a valid set-up").run(async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     }));
     let ended = site.client.start("large").input(&()).send().await.expect("it starts");

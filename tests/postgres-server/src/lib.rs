@@ -167,7 +167,10 @@ impl Server {
         let create = format!("create database {} template template0", database.name);
         client.batch_execute(&create).await.expect("a new name is free");
         drop(client);
-        driver.await.expect("the driver does not panic").expect("the connection ends in peace");
+        driver
+            .await
+            .expect("the driver does not panic")
+            .expect("the connection ends without an error");
         database
     }
 
@@ -228,7 +231,7 @@ fn spawn(
     ];
     all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let mut port_setting = String::from("port=");
-    write!(port_setting, "{port}").expect("a string takes everything");
+    write!(port_setting, "{port}").expect("writing to a string cannot fail");
     server.arg("-c").arg(port_setting);
     for (name, value) in all {
         server.arg("-c").arg(format!("{name}={value}"));
@@ -276,7 +279,7 @@ fn user() -> Option<(u32, u32)> {
         if id.trim() != "0" {
             return None;
         }
-        let users = std::fs::read_to_string("/etc/passwd").expect("every system has users");
+        let users = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd can be read");
         let find = |name: &str| {
             let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
             let mut fields = line.split(':').skip(2);
@@ -304,13 +307,14 @@ fn make_folder() -> PathBuf {
             continue;
         }
         if let Some((uid, gid)) = user() {
-            std::os::unix::fs::chown(&folder, Some(uid), Some(gid)).expect("root may");
+            std::os::unix::fs::chown(&folder, Some(uid), Some(gid))
+                .expect("root may change the owner");
         }
         let reached = as_user("test").arg("-w").arg(&folder).status();
         if reached.is_ok_and(|status| status.success()) {
             return folder;
         }
-        std::fs::remove_dir(&folder).expect("we just made it");
+        std::fs::remove_dir(&folder).expect("the folder was just created");
     }
     panic!("there is no folder that the user of the server can write to");
 }
@@ -341,7 +345,10 @@ mod tests {
             (client, tokio::spawn(connection))
         };
         let (client, driver) = connect().await;
-        client.batch_execute("create table kept as select 7 as number").await.expect("it may");
+        client
+            .batch_execute("create table kept as select 7 as number")
+            .await
+            .expect("the table is created");
         server.crash();
         assert!(driver.await.expect("no panic").is_err(), "the connection outlived the server");
         let (client, _driver) = connect().await;

@@ -78,7 +78,7 @@ fn a_seed_gives_the_same_trace_in_any_process() {
     let run = || {
         let arguments = ["--seeds", "20", "--from", "7"];
         let output = Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output();
-        let output = output.expect("the binary of this crate is there");
+        let output = output.expect("the binary of this crate can be run");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text.lines().find(|line| line.contains("trace hash"));
         line.expect("it prints the hash of all traces").to_owned()

@@ -114,7 +114,7 @@ async fn a_stopping_worker_sends_one_draining_poll_with_its_held_tasks() {
         }
     };
     let worker = Worker::builder(client).slots(2).task("wait", handler);
-    let worker = worker.transport(super::super::Transport::Unary).build().expect("it can work");
+    let worker = worker.transport(super::super::Transport::Unary).build().expect("a valid set-up");
     let running = tokio::spawn(worker.run(async move { stopped.notified().await }));
 
     let first = polled.recv().await.expect("a poll");
@@ -142,7 +142,7 @@ async fn a_slot_is_freed_when_its_handler_ends_before_the_result_is_acknowledged
     let worker = Worker::builder(client)
         .slots(1)
         .task("wait", |_: TaskContext, (): ()| async { Ok::<(), TaskError>(()) });
-    let worker = worker.transport(super::super::Transport::Unary).build().expect("it can work");
+    let worker = worker.transport(super::super::Transport::Unary).build().expect("a valid set-up");
     let running = tokio::spawn(worker.run(async move { stopped.notified().await }));
 
     assert_eq!(polled.recv().await.expect("a poll").max_tasks, 1);
