@@ -1,4 +1,4 @@
-"""Fixtures: a server for each test, a client of it. All processes that a test started are killed at its end."""
+"""Fixtures: a server for each test and a client of it. All processes that a test started are killed at its end."""
 
 from __future__ import annotations
 
