@@ -14,7 +14,7 @@
 //! | `worker` | WorkerService: polls, streams, results and sessions |
 //! | `health` | grpc.health.v1 |
 //! | `context` | the engine and the options that all services share |
-//! | `convert` | between the messages and the types of core, one file per subject |
+//! | `convert` | conversions between the messages and the types of core, one file per subject |
 //! | `status` | why a call is refused, and how that looks on the wire |
 //! | `mutation` | request ids, digests and the fields that all changes of an execution have |
 //! | `definition_check` | the checks of a definition before it is registered |
