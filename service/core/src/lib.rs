@@ -9,7 +9,7 @@
 //! | `decide` | from commands and deadlines to events: the table of transitions stands at its top |
 //! | `event` | the events that decisions produce, which make up a history |
 //! | `evolve` | folding events into the state |
-//! | `execution` | the state: nodes, open attempts, counters, and the ledger of effects |
+//! | `execution` | the state: tree nodes, open attempts, counters, and the ledger of effects |
 //! | `state` | the types that commands, events and the folded state share |
 //! | `definition` | a workflow as it was registered, before defaults are resolved |
 //! | `plan` | a version in executable form: defaults resolved, expressions compiled, everything checked |
