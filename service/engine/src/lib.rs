@@ -1,15 +1,15 @@
 //! The engine keeps executions in memory, decides their commands with `recoup-core`, commits the decisions in
 //! groups and hands tasks out to workers.
 //!
-//! A [`node`] is the engine without I/O; the simulation runs several nodes on one store in virtual time.
-//! [`Engine`] is the handle through which the API talks to a node that a [`driver`] runs.
+//! A [`node`] is the engine without I/O; the simulation runs two nodes on one store in virtual time. [`Engine`]
+//! is the handle through which the API talks to a node that a [`driver`] runs.
 //!
 //! # Map
 //!
 //! | module | holds |
 //! | --- | --- |
 //! | `node` | the engine without I/O: inputs in, outputs out, time as an argument; its file has a map of its own |
-//! | `driver` | the task that gives a node its clock, its store and its channels |
+//! | `driver` | the tokio task that gives a node its clock, its store and its channels |
 //! | `handle` | [`Engine`], through which the API sends requests to a node, and the links of workers |
 //! | `request` | the messages from the handle to the driver |
 //! | `load` | from stored rows back to states and plans |
@@ -19,7 +19,7 @@
 //! | `clock` | the two clocks of a node |
 //! | `process_clock` | the monotonic clock of the process |
 //! | `options` | the settings of an engine, with their defaults |
-//! | `unread` | the log of executions that no live node can read |
+//! | `unread` | the error that is logged while there are executions that no running node can read |
 
 pub mod clock;
 pub mod driver;
