@@ -9,13 +9,13 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `contract` | the promises of every store: one trait per concern, and the types of their calls |
-//! | `memory` | the store that keeps them in the plainest way: the model that others are compared with |
-//! | `settle` | the verdict on a transition, from what a store found where it is to be written |
+//! | `memory` | the in-memory store, the plainest one: the model with which the others are compared |
+//! | `settle` | the rules for the verdict on a transition, given the rows that a store found in its place |
 //! | `sqlite` | the embedded store: one database in a folder, one process |
 //! | `postgres` | the store that several servers share |
-//! | `format` | the stored form of histories, definitions, events and subscriptions, with its numbers |
+//! | `format` | the stored form of each kind of row, such as a history, and the numbers of the formats |
 //! | `cursor` | the cursor of the failure feed as text |
-//! | `schema` | which versions of a schema a binary runs on |
+//! | `schema` | which versions of the database schema a binary can run on |
 //! | `waiting` | waiting for a store that does not answer yet |
 //! | `conformance` | the suite that every store has to pass, and the random comparison |
 
