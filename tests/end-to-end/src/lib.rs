@@ -1,11 +1,11 @@
 //! End-to-end tests of the `recoup` binary as users run it, with real processes, sockets and databases.
 //!
-//! `tests/kill.rs` ends processes and connections under load, then compares the histories, the workers' records
-//! and the events that a subscriber received, and so shows that nothing was lost. `tests/bad_input.rs` sends
-//! requests that must be refused, and `tests/hostile.rs` behaves as no client should. `tests/feed.rs` compares
-//! what subscribers receive with what all histories require. `tests/sdk_*.rs` run workers, subscribers and
-//! examples of the Rust SDK against servers that are killed or told to stop, and `tests/command_line.rs` runs
-//! the commands that people type.
+//! `tests/kill.rs` kills processes and cuts connections under load. Then it compares the histories, the
+//! workers' records and the events that a subscriber received, which shows that nothing was lost.
+//! `tests/bad_input.rs` sends requests that must be refused, and `tests/hostile.rs` behaves as no client
+//! should. `tests/feed.rs` compares what subscribers receive with what all histories require. `tests/sdk_*.rs`
+//! run workers, subscribers and examples of the Rust SDK against servers that are killed or told to stop, and
+//! `tests/command_line.rs` runs the commands that people type.
 //!
 //! # Map
 //!
