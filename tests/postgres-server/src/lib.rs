@@ -1,6 +1,6 @@
 //! Private Postgres servers for tests. Each has a folder of its own, listens on a free port of 127.0.0.1 and
-//! runs with fsync on. A server ends together with the process that started it, however that ends, and its
-//! folder is removed.
+//! runs with fsync on. When the process that started a server ends, for whatever reason, the server ends too
+//! and its folder is removed.
 //!
 //! The binaries are those of `$RECOUP_TEST_POSTGRES_BIN`, or the newest ones below `/usr/lib/postgresql`.
 //! Postgres refuses to run as root. Under root the server therefore runs as `postgres` or, if there is no such
