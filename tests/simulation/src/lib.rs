@@ -1,4 +1,4 @@
-//! Two nodes on one store, in virtual time, under every fault that a seed chooses: crashes between any two
+//! Runs two nodes on one store, in virtual time, under every fault that a seed chooses: crashes between any two
 //! calls to the store, messages that are lost, repeated or delayed, commits whose outcome is unknown, leases
 //! that expire while their node sleeps. After the faults, a period without faults follows, and then every
 //! guarantee must hold.
@@ -24,7 +24,7 @@
 //! | `random` | the source of randomness |
 //! | `checks` | the invariants, and the records by which they are checked |
 //! | `trace` | the lines of a run, and their hash |
-//! | `wait` | futures of the store in memory, which are ready at once |
+//! | `wait` | polling the futures of the in-memory store, which are always ready at once |
 
 #![allow(
     clippy::result_large_err,
