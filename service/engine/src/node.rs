@@ -70,7 +70,6 @@ mod workers;
 
 use std::time::Duration;
 
-use recoup_core::id::ExecutionId;
 use recoup_core::random::Random;
 use recoup_core::time::Timestamp;
 use recoup_store::{Due, NodeId};
@@ -172,7 +171,8 @@ impl<R> Node<R> {
     #[cfg(feature = "mutants")]
     pub fn cached(
         &self,
-    ) -> impl Iterator<Item = (ExecutionId, &recoup_core::execution::Execution)> {
+    ) -> impl Iterator<Item = (recoup_core::id::ExecutionId, &recoup_core::execution::Execution)>
+    {
         self.slots.iter().filter_map(|(id, slot)| Some((id, slot.state()?)))
     }
 
@@ -184,7 +184,7 @@ impl<R> Node<R> {
 
     /// Everything that this node knows about an execution, for finding out why it is stuck.
     #[cfg(feature = "mutants")]
-    pub fn belief(&self, id: ExecutionId) -> String {
+    pub fn belief(&self, id: recoup_core::id::ExecutionId) -> String {
         let Some(slot) = self.slots.get(id) else {
             return "nothing".to_owned();
         };

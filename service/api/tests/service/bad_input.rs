@@ -45,7 +45,11 @@ async fn invalid_definitions_are_rejected_with_reason_and_field() {
 }
 
 /// Checks that a refusal is about this one field, and that its message names the unknown value.
-fn unknown_value<T: std::fmt::Debug>(refused: Result<T, tonic::Status>, reason: &str, field: &str) {
+fn assert_unknown_value<T: std::fmt::Debug>(
+    refused: Result<T, tonic::Status>,
+    reason: &str,
+    field: &str,
+) {
     let message = refused.as_ref().expect_err(field).message().to_owned();
     assert_refused(refused, Code::InvalidArgument, reason, &[field]);
     assert_eq!(message, format!("{field}: 99 is not a value that this server knows"));

@@ -9,7 +9,9 @@ use recoup_core::execution::Started;
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, key_of};
+use super::attempt::{
+    DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, is_heartbeat, key_of,
+};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use crate::clock::Now;
@@ -267,7 +269,7 @@ impl<R> Node<R> {
         let Command::RecordStart { task, worker, session, at, .. } = command else {
             return;
         };
-        let is_bare = is_bare_start(command) && !refused;
+        let is_alive = (is_bare_start(command) || is_heartbeat(command)) && !refused;
         let now = self.at();
         let until = now.tick + self.options.reconnect_grace;
         let Some(slot) = self.slots.get_mut(task.execution) else {
@@ -293,7 +295,7 @@ impl<R> Node<R> {
                 };
                 self.return_credit(key);
             }
-            DispatchState::Grace { .. } if is_bare => {
+            DispatchState::Grace { .. } if is_alive => {
                 if let Some(started) = &attempt.started {
                     let handed = Handed::without_session(started, now);
                     attempt.dispatch =

@@ -427,6 +427,27 @@ fn sessionless_worker_keeps_its_new_task_when_another_node_takes_a_command() {
     assert!(state.open_attempts().any(|open| state.task_id(&open) == task), "{state:?}");
 }
 
+#[test]
+fn heartbeat_accepted_on_an_outdated_state_keeps_the_task_with_its_worker() {
+    let mut world = World::new(2);
+    let holder = world.attach(1, stream("default", "s", &[]));
+    world.pass(2 * SECOND);
+    // The first node does not learn that the second one has handed the task out.
+    world.machines[0].hold_back = &["heads"];
+    let execution = world.start(0, "default");
+    pass_alive(&mut world, 1, "s", 2 * SECOND);
+    let task = world.handed(1, holder).remove(0);
+    let beat = world.ask(0, |reply| Input::Heartbeat { task, details: None, reply });
+    assert!(matches!(beat, Some(Ok(Answer::Beat { .. }))), "{beat:?}");
+    world.leave(1);
+    world.machines[1].is_dead = true;
+    let other = world.attach(0, stream("default", "t", &[]));
+    // Recording the start fails at first, because the second node has recorded it already.
+    pass_alive(&mut world, 0, "t", Options::default().reconnect_grace + 5 * SECOND);
+    assert_eq!(world.handed(0, other), [], "its timeout has not expired");
+    assert_eq!(world.snapshot(0, execution).state.sequence, 3);
+}
+
 /// A worker without a session has got a task, and the node has lost its lease before the start was recorded.
 /// The new life has not read anything yet.
 fn lease_lost_after_a_hand_over() -> (World, TaskId, Timestamp) {
