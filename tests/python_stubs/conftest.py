@@ -32,13 +32,13 @@ class Bench:
         assert self.server.end() == 0
         self.server = self._keep(Server(self._folder, listen=self.address))
 
-    def worker(self, *arguments: str) -> Program:
+    def worker(self, *arguments: str, program: Path = EXAMPLES / "worker.py") -> Program:
         # One second is the shortest time to live, so a dead worker is noticed soon. A living worker sends three
         # heartbeats in that time.
-        return self._keep(Program("worker.py", self.address, "--session-ttl", "1", *arguments))
+        return self._keep(Program(program, self.address, "--session-ttl", "1", *arguments))
 
     def subscriber(self, *arguments: str) -> Program:
-        return self._keep(Program("subscriber.py", self.address, *arguments))
+        return self._keep(Program(EXAMPLES / "subscriber.py", self.address, *arguments))
 
     def _keep(self, process: P) -> P:
         self._started.append(process)

@@ -73,8 +73,8 @@ class Process:
 class Program(Process):
     """worker.py or subscriber.py, which print JSON lines."""
 
-    def __init__(self, script: str, address: str, *arguments: str) -> None:
-        super().__init__(sys.executable, EXAMPLES / script, "--address", address, *arguments)
+    def __init__(self, script: Path, address: str, *arguments: str) -> None:
+        super().__init__(sys.executable, script, "--address", address, *arguments)
 
     def until(self, is_last: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Returns the next lines up to the first for which `is_last` holds."""

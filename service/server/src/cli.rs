@@ -19,7 +19,7 @@ use clap::Subcommand;
 pub use self::context::parse_count;
 pub use self::execution::parse_duration;
 pub use self::exit::refuse_command_line;
-pub use self::failures::event_line;
+pub use self::failures::event_summary;
 pub use self::show::print_timeline;
 pub use self::text::Style;
 

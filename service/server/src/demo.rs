@@ -64,7 +64,9 @@ pub async fn run(options: DemoOptions) -> Result<()> {
     let (seen, mut told) = watch::channel(0);
     let watching = tokio::spawn(async move {
         while let Ok(delivery) = failures.next().await {
-            println!("  {}", cli::event_line(&delivery.event, style));
+            for line in cli::event_summary(&delivery.event, style.after(2)) {
+                println!("  {line}");
+            }
             let ended = delivery.event.kind() == FailureKind::ExecutionFailed;
             seen.send_modify(|count| *count += usize::from(ended));
         }

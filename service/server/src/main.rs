@@ -119,3 +119,69 @@ async fn run(command: Command) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    /// The Markdown files of the README and of `docs/`.
+    fn pages(root: &Path) -> Vec<PathBuf> {
+        let mut pages = vec![root.join("README.md")];
+        let mut folders = vec![root.join("docs")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("the folder can be read") {
+                let path = entry.expect("the folder can be read").path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "md") {
+                    pages.push(path);
+                }
+            }
+        }
+        pages
+    }
+
+    /// The commands of `recoup` in the shell blocks of a page, without what the shell does with them.
+    fn commands(page: &str) -> Vec<Vec<String>> {
+        let blocks = page.split("```").skip(1).step_by(2);
+        let shell = blocks.filter_map(|block| {
+            ["sh\n", "console\n"].into_iter().find_map(|language| block.strip_prefix(language))
+        });
+        let joined: Vec<String> = shell.map(|block| block.replace("\\\n", " ")).collect();
+        let lines = joined.iter().flat_map(|block| block.lines()).map(str::trim);
+        let lines = lines.map(|line| line.strip_prefix("$ ").unwrap_or(line));
+        lines
+            .filter(|line| line.starts_with("recoup "))
+            .map(|line| {
+                let words = shlex::split(line).expect("the quotes of a command are closed");
+                words
+                    .into_iter()
+                    .take_while(|word| word != "|" && !word.starts_with("<<"))
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_command_in_the_documentation_is_accepted() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut checked = 0;
+        for page in pages(&root) {
+            let text = std::fs::read_to_string(&page).expect("the page can be read");
+            for command in commands(&text) {
+                let help = command.contains(&"--help".to_owned());
+                let parsed = Arguments::try_parse_from(&command);
+                assert!(
+                    help || parsed.is_ok(),
+                    "{}: {command:?}: {}",
+                    page.display(),
+                    parsed.err().expect("it was refused")
+                );
+                checked += 1;
+            }
+        }
+        assert!(checked >= 60, "only {checked} commands were found");
+    }
+}

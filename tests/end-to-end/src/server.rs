@@ -165,7 +165,17 @@ pub fn recoup_once(arguments: &[&str]) -> std::process::Output {
 
 /// As [`recoup_once`], with additional environment variables.
 pub fn recoup_with(arguments: &[&str], variables: &[(&str, &str)]) -> std::process::Output {
+    recoup_in(Path::new("."), arguments, variables)
+}
+
+/// As [`recoup_with`], with `folder` as the current folder.
+pub fn recoup_in(
+    folder: &Path,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> std::process::Output {
     let mut command = Command::new(binary::recoup());
+    command.current_dir(folder);
     forget_settings(&mut command);
     command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null());
     command.output().expect("the binary can be started")

@@ -13,7 +13,9 @@ use super::context::{CommandContext, Connection, parse_count};
 use super::execution::parse_pattern;
 use super::exit::{self, EXIT_CODES, Exit, Failed};
 use super::output::Output;
-use super::text::{Paint, Style, error_line, one_line, payload_text, timestamp, whole_error_line};
+use super::text::{
+    Paint, Part, Style, error_line, one_line, payload_text, timestamp, whole_error_line,
+};
 use super::timeline::decision_text;
 
 #[derive(Args)]
@@ -160,7 +162,7 @@ pub async fn run(arguments: FailuresArguments) -> Result<Exit, Failed> {
             if context.output == Output::Json {
                 context.say_all(&events, &[], |_| Vec::new())?;
             } else {
-                let lines = events.iter().map(|event| listed_line(event, context.style));
+                let lines = events.iter().flat_map(|event| listed(event, None, context.style));
                 exit::print(&lines.collect::<Vec<_>>())?;
             }
         }
@@ -225,12 +227,8 @@ async fn follow(context: &CommandContext, tail: TailArguments) -> Result<(), Fai
     while left > 0 {
         let delivery = failures.next().await?;
         context.say(&document(&delivery), |style| {
-            let mut line = listed_line(&delivery.event, style);
-            if !tail.ack && !delivery.ack_token().is_empty() {
-                let token = format!("  ack {}", delivery.ack_token());
-                line.push_str(&style.paint(Paint::Dim, &token));
-            }
-            vec![line]
+            let token = Some(delivery.ack_token()).filter(|token| !tail.ack && !token.is_empty());
+            listed(&delivery.event, token, style)
         })?;
         if tail.ack {
             delivery.ack().await?;
@@ -299,8 +297,7 @@ async fn ack(
     Ok(exit)
 }
 
-/// An event in one line. The demo prints these too.
-pub fn event_line(event: &FailureEvent, style: Style) -> String {
+fn summary_parts(event: &FailureEvent) -> Vec<Part> {
     let paint = match event.kind() {
         FailureKind::AttemptFailed
         | FailureKind::StepIgnored
@@ -311,46 +308,49 @@ pub fn event_line(event: &FailureEvent, style: Style) -> String {
         _ => Paint::Bad,
     };
     let time = event.time.as_ref().map(timestamp).unwrap_or_default();
-    let mut line = format!(
-        "{}  {}  {}",
-        style.paint(Paint::Dim, &time),
-        style.paint(paint, &format!("{:<22}", kind_name(event.kind()))),
-        subject(event),
-    );
+    let mut step = event.step_path.clone();
     let is_of_all =
         matches!(event.kind(), FailureKind::CompensationStarted | FailureKind::CompensationDone);
-    if is_of_all && !event.step_path.is_empty() {
+    if is_of_all && !step.is_empty() {
         // The step is the one whose failure started the compensation, not one that is undone.
-        line.push_str(&format!("  after {} failed", event.step_path));
-    } else if !event.step_path.is_empty() {
-        let what = if event.compensation { " (compensation)" } else { "" };
-        line.push_str(&format!("  {}{what}", event.step_path));
+        step = format!("after {step} failed");
+    } else if event.compensation && !step.is_empty() {
+        step.push_str(" (compensation)");
     }
     if event.attempt > 0 {
-        line.push_str(&format!(" attempt {}", of_max(event.attempt, event.max_attempts)));
+        step.push_str(&format!(" attempt {}", of_max(event.attempt, event.max_attempts)));
     }
-    let error = error_line(event.error.as_ref());
-    if !error.is_empty() {
-        line.push_str(&format!("  {error}"));
-    }
+    let mut parts = vec![
+        Part::new(Paint::Dim, time),
+        Part::new(paint, format!("{:<22}", kind_name(event.kind()))),
+        Part::new(Paint::Plain, subject(event)),
+        Part::new(Paint::Plain, step.trim_start()),
+        Part::new(Paint::Plain, error_line(event.error.as_ref())),
+    ];
     if let Some(decision) = &event.decision {
         let next = of_max(event.attempt + 1, event.max_attempts);
-        let text = format!(" → {}", decision_text(decision, &next, event.error.as_ref()));
-        line.push_str(&style.paint(Paint::Dim, &text));
+        let text = decision_text(decision, &next, event.error.as_ref());
+        parts.push(Part::adjacent(Paint::Dim, format!("→ {text}")));
     }
     if let Some(gap) = &event.gap {
-        line.push_str(&format!("  events are missing: {}", one_line(&gap.reason)));
+        let text = format!("events are missing: {}", one_line(&gap.reason));
+        parts.push(Part::new(Paint::Plain, text));
     }
-    line
+    parts
 }
 
-/// An event as it appears in lists: with the id for `failures show`.
-fn listed_line(event: &FailureEvent, style: Style) -> String {
-    let line = event_line(event, style);
-    if event.id.is_empty() {
-        return line;
-    }
-    format!("{line}  {}", style.paint(Paint::Dim, &one_line(&event.id)))
+/// An event in one line, or in several if it is wider than the terminal. The demo prints these too.
+pub fn event_summary(event: &FailureEvent, style: Style) -> Vec<String> {
+    style.flow(&summary_parts(event))
+}
+
+/// An event as it appears in lists: with the id for `failures show`, and with the token for `failures ack` if it is
+/// to be acknowledged.
+fn listed(event: &FailureEvent, ack_token: Option<&str>, style: Style) -> Vec<String> {
+    let mut parts = summary_parts(event);
+    parts.push(Part::new(Paint::Dim, one_line(&event.id)));
+    parts.extend(ack_token.map(|token| Part::new(Paint::Dim, format!("ack {token}"))));
+    style.flow(&parts)
 }
 
 /// What an event concerns: an execution, or the session of a worker.
@@ -377,7 +377,7 @@ fn of_max(attempt: u32, max: u32) -> String {
 }
 
 fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
-    let mut lines = vec![event_line(event, style)];
+    let mut lines = event_summary(event, style);
     let mut fact = |name: &str, value: &str| {
         if !value.is_empty() {
             lines.push(format!("  {name:<12} {}", one_line(value)));
@@ -460,8 +460,9 @@ mod tests {
     fn listed_event_names_its_subject() {
         let told = |kind: FailureKind, event: FailureEvent| {
             let event = FailureEvent { kind: kind.into(), id: "id-1".to_owned(), ..event };
-            let line = listed_line(&event, Style::PLAIN);
-            line.split_whitespace().collect::<Vec<_>>().join(" ")
+            let lines = listed(&event, None, Style::PLAIN);
+            assert_eq!(lines.len(), 1);
+            lines[0].split_whitespace().collect::<Vec<_>>().join(" ")
         };
         let lost = FailureEvent {
             worker: "w1".to_owned(),
@@ -496,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn event_is_printed_on_one_line() {
+    fn event_takes_one_line_or_continues_indented_on_a_narrow_terminal() {
         let mut event = FailureEvent {
             workflow: "order".to_owned(),
             execution_key: "order-7".to_owned(),
@@ -512,9 +513,16 @@ mod tests {
         decision.set_reason(RetryReason::NonRetryable);
         event.decision = Some(decision);
         assert_eq!(
-            event_line(&event, Style::PLAIN).trim(),
-            "step_failed             order order-7  charge attempt 2 of 3  payment.declined → \
-             stopped: non-retryable (the error says so)"
+            event_summary(&event, Style::PLAIN),
+            ["step_failed             order order-7  charge attempt 2 of 3  payment.declined → \
+              stopped: non-retryable (the error says so)"]
+        );
+        assert_eq!(
+            event_summary(&event, Style::PLAIN.with_width(80)),
+            [
+                "step_failed             order order-7  charge attempt 2 of 3  payment.declined",
+                "    → stopped: non-retryable (the error says so)",
+            ]
         );
     }
 }

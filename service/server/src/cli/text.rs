@@ -12,6 +12,9 @@ const MESSAGE_CHARS_MAX: usize = 200;
 /// Text is not broken into lines that are shorter than this, in characters.
 const COLUMN_MIN: usize = 24;
 
+/// The indentation of a line that continues the line before it.
+const INDENT: usize = 4;
+
 /// The meaning of a text, which determines its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
@@ -21,6 +24,26 @@ pub enum Paint {
     Good,
     Warn,
     Bad,
+}
+
+/// A piece of a line that stays together if it can.
+#[derive(Clone, Debug)]
+pub struct Part {
+    paint: Paint,
+    text: String,
+    /// Spaces before it, if it is not the first of its line.
+    gap: usize,
+}
+
+impl Part {
+    pub fn new(paint: Paint, text: impl Into<String>) -> Self {
+        Self { paint, text: text.into(), gap: 2 }
+    }
+
+    /// A part that a single space separates from the one before.
+    pub fn adjacent(paint: Paint, text: impl Into<String>) -> Self {
+        Self { gap: 1, ..Self::new(paint, text) }
+    }
 }
 
 /// Whether colours are used, and how wide lines may be.
@@ -68,6 +91,39 @@ impl Style {
             line.push_str(word);
         }
         lines.push(line);
+        lines
+    }
+
+    /// The same style for lines that are printed after `columns` other characters.
+    pub fn after(self, columns: usize) -> Self {
+        Self { width: self.width.map(|width| width.saturating_sub(columns)), ..self }
+    }
+
+    /// Whether that many characters fit into a line.
+    pub fn fits(self, chars: usize) -> bool {
+        self.width.is_none_or(|width| chars <= width)
+    }
+
+    /// The parts in one line if they fit. Otherwise lines end between parts, and the lines after the first are
+    /// indented. A part is broken only if it is longer than a line.
+    pub fn flow(self, parts: &[Part]) -> Vec<String> {
+        let mut lines = vec![String::new()];
+        let mut used = 0;
+        for part in parts.iter().filter(|part| !part.text.is_empty()) {
+            let gap = if used == 0 { 0 } else { part.gap };
+            let chars = part.text.chars().count();
+            if used == 0 || self.fits(used + gap + chars) {
+                let line = lines.last_mut().expect("there is always a line");
+                line.push_str(&" ".repeat(gap));
+                line.push_str(&self.paint(part.paint, &part.text));
+                used += gap + chars;
+                continue;
+            }
+            for text in self.wrapped(&part.text, INDENT) {
+                used = INDENT + text.chars().count();
+                lines.push(format!("{:INDENT$}{}", "", self.paint(part.paint, &text)));
+            }
+        }
         lines
     }
 
@@ -208,21 +264,33 @@ fn error_text(error: Option<&v1::Error>, chars_max: usize) -> String {
     line
 }
 
-/// Rows below a heading, in aligned columns.
+/// Rows below a heading, in aligned columns. If a row is wider than the terminal, it takes two lines: the columns that
+/// do not fit follow in the second one.
 pub fn table(head: &[&str], rows: &[Vec<String>], style: Style) -> Vec<String> {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);
         cells.chain([head[column]]).map(|cell| cell.chars().count()).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+    let ends = widths.iter().scan(0, |end, width| {
+        *end += width + 2;
+        Some(*end - 2)
+    });
+    let fitting = ends.take_while(|end| style.fits(*end)).count().max(1);
+    let line = |cells: &mut dyn Iterator<Item = (&str, usize)>| {
+        let padded = cells.map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    let head = line(&mut head.iter().copied());
-    let mut lines = vec![style.heading(&head)];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
-    lines
+    let lines = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut cells = cells.zip(widths.iter().copied());
+        let first = line(&mut cells.by_ref().take(fitting));
+        let second = line(&mut cells);
+        let second = (!second.is_empty()).then(|| format!("{:INDENT$}{second}", ""));
+        [Some(first), second].into_iter().flatten().collect::<Vec<_>>()
+    };
+    let head = lines(&mut head.iter().copied());
+    let rows = rows.iter().flat_map(|row| lines(&mut row.iter().map(String::as_str)));
+    head.iter().map(|line| style.heading(line)).chain(rows).collect()
 }
 
 #[cfg(test)]
@@ -277,6 +345,33 @@ mod tests {
         let rows = [vec!["é".to_owned(), "x".to_owned()], vec!["long".to_owned(), String::new()]];
         let lines = table(&["A", "B"], &rows, Style::PLAIN);
         assert_eq!(lines, ["A     B", "é     x", "long"]);
+    }
+
+    #[test]
+    fn table_wider_than_the_terminal_takes_two_lines_per_row() {
+        let rows = [
+            vec!["one".to_owned(), "2".to_owned(), "three".to_owned()],
+            vec!["x".to_owned(), String::new(), String::new()],
+        ];
+        let lines = table(&["A", "B", "C"], &rows, Style::PLAIN.with_width(8));
+        assert_eq!(lines, ["A    B", "    C", "one  2", "    three", "x"]);
+        let lines = table(&["A", "B", "C"], &rows, Style::PLAIN.with_width(13));
+        assert_eq!(lines, ["A    B  C", "one  2  three", "x"]);
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_begin_an_indented_line() {
+        let parts = [
+            Part::new(Paint::Plain, "one two"),
+            Part::new(Paint::Plain, ""),
+            Part::new(Paint::Plain, "three"),
+            Part::adjacent(Paint::Dim, "→ a part that is longer than the whole line"),
+        ];
+        let unbroken = Style::PLAIN.flow(&parts);
+        assert_eq!(unbroken, ["one two  three → a part that is longer than the whole line"]);
+        let broken = Style::PLAIN.with_width(30).flow(&parts);
+        let expected = ["one two  three", "    → a part that is longer", "    than the whole line"];
+        assert_eq!(broken, expected);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use recoup_sdk::proto::{
 
 use super::context::{CommandContext, Connection, parse_count, say};
 use super::exit::{EXIT_CODES, Exit, Failed};
-use super::text::{Paint, Style, duration, one_line, proto_nanos, timestamp};
+use super::text::{Paint, Part, Style, duration, one_line, proto_nanos, timestamp};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -139,7 +139,9 @@ async fn register(
             let title = format!("{} v{} {what}", registered.name, registered.version);
             let mut lines = vec![style.paint(Paint::Bold, &title)];
             let file = file.display().to_string();
-            lines.extend(registered.warnings.iter().map(|issue| issue_line(issue, &file, style)));
+            lines.extend(
+                registered.warnings.iter().flat_map(|issue| issue_lines(issue, &file, style)),
+            );
             lines
         })?;
     }
@@ -152,7 +154,7 @@ fn validate(connection: &Connection, text: String, file: &Path) -> Result<Exit, 
     let answer = recoup_api::definition_check::validate(source);
     say(connection.output, connection.style(), &answer, |style| {
         let file = file.display().to_string();
-        let issues = answer.issues.iter().map(|issue| issue_line(issue, &file, style));
+        let issues = answer.issues.iter().flat_map(|issue| issue_lines(issue, &file, style));
         let mut lines: Vec<_> = issues.collect();
         if answer.valid {
             lines.push(style.paint(Paint::Good, "valid"));
@@ -164,19 +166,23 @@ fn validate(connection: &Connection, text: String, file: &Path) -> Result<Exit, 
 }
 
 /// `order.yaml:12:7: error: steps[1].retry: …`
-fn issue_line(issue: &DefinitionIssue, file: &str, style: Style) -> String {
-    let place = if issue.line == 0 {
-        file.to_owned()
-    } else {
-        format!("{file}:{}:{}", issue.line, issue.column)
+fn issue_lines(issue: &DefinitionIssue, file: &str, style: Style) -> Vec<String> {
+    let place = match (file, issue.line) {
+        ("", _) => String::new(),
+        (file, 0) => format!("{file}:"),
+        (file, line) => format!("{file}:{line}:{}:", issue.column),
     };
     let (severity, paint) = match issue.severity() {
         IssueSeverity::Warning => ("warning", Paint::Warn),
         IssueSeverity::Error | IssueSeverity::Unspecified => ("error", Paint::Bad),
     };
-    let severity = style.paint(paint, severity);
-    let parts = [place.as_str(), &severity, &issue.field_path, &one_line(&issue.message)];
-    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+    let said = [issue.field_path.clone(), one_line(&issue.message)];
+    let said = said.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(": ");
+    style.flow(&[
+        Part::new(Paint::Plain, place),
+        Part::adjacent(paint, format!("{severity}:")),
+        Part::adjacent(Paint::Plain, said),
+    ])
 }
 
 fn schedule_lines(schedule: &StepRetrySchedule) -> Vec<String> {
@@ -241,12 +247,14 @@ mod tests {
             message: "no step `x`".to_owned(),
             ..DefinitionIssue::default()
         };
-        let line = issue_line(&issue, "order.yaml", Style::PLAIN);
-        assert_eq!(line, "order.yaml:12:7: error: steps[1].when: no step `x`");
+        let lines = issue_lines(&issue, "order.yaml", Style::PLAIN);
+        assert_eq!(lines, ["order.yaml:12:7: error: steps[1].when: no step `x`"]);
+        let lines = issue_lines(&issue, "order.yaml", Style::PLAIN.with_width(40));
+        assert_eq!(lines, ["order.yaml:12:7: error:", "    steps[1].when: no step `x`"]);
         issue.line = 0;
         issue.set_severity(IssueSeverity::Warning);
-        let line = issue_line(&issue, "", Style::PLAIN);
-        assert_eq!(line, "warning: steps[1].when: no step `x`");
+        let lines = issue_lines(&issue, "", Style::PLAIN);
+        assert_eq!(lines, ["warning: steps[1].when: no step `x`"]);
     }
 
     #[test]

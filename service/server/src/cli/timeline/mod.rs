@@ -11,7 +11,7 @@ use recoup_proto::v1::{self, CompensationState, ExecutionInfo, HistoryEntry};
 
 pub use self::words::{decision_text, state_symbol};
 use super::text::{
-    Paint, Style, duration, nanos_between, one_line, payload_text, state_name, timestamp,
+    Paint, Part, Style, duration, nanos_between, one_line, payload_text, state_name, timestamp,
 };
 
 /// How many parked compensations have their commands shown one by one.
@@ -29,24 +29,29 @@ pub fn render(execution: &ExecutionInfo, history: &[HistoryEntry], style: Style)
 
 fn head(execution: &ExecutionInfo, style: Style) -> Vec<String> {
     let (symbol, paint) = state_symbol(execution.state());
-    let mut title = format!(
-        "{} {} v{}  {}  {}",
-        style.paint(paint, &symbol.to_string()),
-        style.paint(Paint::Bold, &execution.workflow),
-        execution.workflow_version,
-        execution.execution_id,
-        style.paint(paint, &state_name(execution.state())),
-    );
+    let mut state = state_name(execution.state());
+    let mut after = String::new();
     if let (Some(started), Some(ended)) = (&execution.started_at, &execution.ended_at) {
-        title.push_str(&format!(" after {}", duration(nanos_between(started, ended))));
+        after = format!("after {}", duration(nanos_between(started, ended)));
     }
     let compensation = execution.compensation_state();
+    let mut undone = "";
     if !matches!(compensation, CompensationState::Unspecified | CompensationState::None) {
-        let name = compensation.as_str_name().trim_start_matches("COMPENSATION_STATE_");
-        let paint =
-            if compensation == CompensationState::Parked { Paint::Bad } else { Paint::Plain };
-        title.push_str(&format!(", compensation {}", style.paint(paint, name)));
+        undone = compensation.as_str_name().trim_start_matches("COMPENSATION_STATE_");
+        let before = if after.is_empty() { &mut state } else { &mut after };
+        before.push_str(", compensation");
     }
+    let undone_paint =
+        if compensation == CompensationState::Parked { Paint::Bad } else { Paint::Plain };
+    let title = style.flow(&[
+        Part::new(paint, symbol.to_string()),
+        Part::adjacent(Paint::Bold, &execution.workflow),
+        Part::adjacent(Paint::Plain, format!("v{}", execution.workflow_version)),
+        Part::new(Paint::Plain, &execution.execution_id),
+        Part::new(paint, state),
+        Part::adjacent(Paint::Plain, after),
+        Part::adjacent(undone_paint, undone),
+    ]);
     let mut facts = vec![format!("namespace {}", execution.namespace)];
     if !execution.execution_key.is_empty() {
         facts.push(format!("key {}", one_line(&execution.execution_key)));
@@ -60,7 +65,8 @@ fn head(execution: &ExecutionInfo, style: Style) -> Vec<String> {
     if execution.quarantined {
         facts.push("quarantined".to_owned());
     }
-    let mut lines = vec![title, style.paint(Paint::Dim, &format!("  {}", facts.join(" · ")))];
+    let mut lines = title;
+    lines.push(style.paint(Paint::Dim, &format!("  {}", facts.join(" · "))));
     if execution.input.is_some() {
         let input = format!("  input {}", payload_text(execution.input.as_ref()));
         lines.push(style.paint(Paint::Dim, &input));
