@@ -26,13 +26,13 @@ pub use self::text::Style;
 /// The commands of a client.
 #[derive(Subcommand)]
 pub enum ClientCommand {
-    /// Register, validate, list and show workflows
+    /// Register, validate, list, show and retire workflows
     Workflow(workflow::WorkflowArguments),
     /// Start an execution and print its id
     Start(execution::StartArguments),
     /// Start an execution and wait for its end
     Run(execution::RunArguments),
-    /// Show what happened in an execution: a line per attempt, what was decided and why
+    /// Show what happened in an execution: each attempt, what was decided about it, and why
     Show(show::ShowArguments),
     /// List executions, latest start first
     List(execution::ListArguments),
@@ -42,13 +42,13 @@ pub enum ClientCommand {
     Terminate(execution::TerminateArguments),
     /// Release a quarantined execution once its cause is fixed
     Release(execution::ReleaseArguments),
-    /// Resolve parked compensations
+    /// Retry or skip parked compensations
     Compensation(execution::CompensationArguments),
-    /// Read the failure feed
+    /// Read the failure feed, and manage its durable subscriptions
     Failures(failures::FailuresArguments),
-    /// Create and list namespaces
+    /// Create and list namespaces, and resume retention that is paused
     Namespace(namespace::NamespaceArguments),
-    /// Allow new formats after an update of all servers
+    /// Show the storage formats, and allow new ones once all servers are up to date
     Admin(admin::AdminArguments),
 }
 

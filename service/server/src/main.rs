@@ -71,7 +71,8 @@ enum Command {
     Serve(serve::ServeOptions),
     /// Run a server for development: embedded store, loopback only
     Dev(serve::DevOptions),
-    /// Watch five orders fail, be retried and be undone: server, workers and feed in one process
+    /// Watch five orders succeed, be retried, or fail and be undone: server, workers and feed in
+    /// one process
     Demo(demo::DemoOptions),
     #[command(flatten)]
     Client(cli::ClientCommand),

@@ -34,10 +34,10 @@ const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// The last part of the help of `serve` and `dev`.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  stopped as asked
-  1  could not start (the port or the folder is in use, the database cannot be used), or was stopped
-     before everything had been answered
-  2  a flag or a variable is wrong";
+  0  stopped as requested
+  1  could not start (the port is taken, the folder is in use, the database cannot be used), or
+     stopped before all calls were answered
+  2  a flag or a variable is wrong: starting again cannot help";
 
 /// A flag or a variable that is wrong on any machine, so that starting again cannot help.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub struct ServeOptions {
     #[arg(long, env = "RECOUP_INSECURE_LISTEN")]
     pub insecure_listen: bool,
 
-    /// Where to keep all data [default: postgres with --database-url, else sqlite].
+    /// Database that holds all data [default: postgres with --database-url, else sqlite].
     #[arg(long, env = "RECOUP_STORE", value_enum)]
     pub store: Option<StoreKind>,
 
@@ -63,7 +63,8 @@ pub struct ServeOptions {
     #[arg(long, env = "RECOUP_DATA_DIR", default_value = "recoup-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE; if set, all data is kept there.
+    /// Postgres database that holds all data, unless the store is set to sqlite:
+    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE, or the `key=value` form of libpq.
     #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 
@@ -180,7 +181,7 @@ pub async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     tokio::select! {
         done = running.stop() => done,
         // This loses nothing that was acknowledged.
-        () = stopped.wait() => bail!("stopped before everything had been answered"),
+        () = stopped.wait() => bail!("stopped before all calls were answered"),
     }
 }
 

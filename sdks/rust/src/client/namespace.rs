@@ -7,7 +7,7 @@ use crate::Error;
 
 impl Client {
     /// Creates a namespace. `retention` is how long ended executions are kept, at least one minute; `None`
-    /// uses the server's setting.
+    /// means 30 days.
     ///
     /// # Errors
     /// `NAMESPACE_EXISTS`, and the errors of every call.

@@ -20,15 +20,15 @@ const PAYLOAD: &str = r#"{"order":"ord-000123","amount":1999,"currency":"EUR","s
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchOptions {
-    /// Store that makes each transition durable.
+    /// Store of the server that is measured.
     #[arg(long, value_enum, default_value = "sqlite")]
     pub store: StoreKind,
 
-    /// Database for --store postgres. Use one of its own: the measurement fills it.
+    /// Database for --store postgres. Use a separate database: the measurement fills it.
     #[arg(long, env = "RECOUP_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 
-    /// For sqlite: folder in which a temporary data folder is made for the run [default: the current
+    /// Folder in which a temporary data folder is made for --store sqlite [default: the current
     /// folder].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,

@@ -28,7 +28,7 @@ pub struct Connection {
     )]
     pub address: String,
 
-    /// Namespace of the command.
+    /// Namespace that the command works in.
     #[arg(
         long,
         global = true,

@@ -41,7 +41,8 @@ pub struct RunArguments {
     pub(super) connection: Connection,
     #[command(flatten)]
     execution: ExecutionArguments,
-    /// How long to wait, like 30s or 5m; then exit with code 5. Default: no limit.
+    /// How long to wait for the end, like 30s or 5m. After that, the command exits with 5, and the
+    /// execution continues. Default: no limit.
     #[arg(long, value_parser = parse_duration)]
     wait: Option<Duration>,
 }
@@ -54,22 +55,25 @@ struct ExecutionArguments {
     /// Input as JSON; `@file` reads a file, `-` reads standard input.
     #[arg(long, short, value_name = "JSON")]
     input: Option<String>,
-    /// Key, unique among the open executions of the namespace.
+    /// Key of your own for the execution, unique among the open executions of the namespace. An
+    /// execution whose compensation is parked or running counts as open.
     #[arg(long, default_value = "", hide_default_value = true)]
     key: String,
-    /// What to do if an open execution has the key.
+    /// What to do if an open execution holds the key.
     #[arg(long, value_enum, default_value = "reject")]
     on_running: Running,
-    /// What to do if the last execution with the key has ended.
+    /// What to do if the last execution with the key has ended, and retention has not deleted it.
     #[arg(long, value_enum, default_value = "allow")]
     on_ended: Ended,
-    /// Version of the workflow. Default: the latest.
+    /// Version of the workflow. Default: the latest one that is not retired.
     #[arg(long)]
     version: Option<u32>,
-    /// Longest time that the execution may take, like 30s or 5m. Default: the workflow's timeout.
+    /// Time that the execution may take, like 30s or 5m. If the workflow has a timeout too, the
+    /// shorter one applies. Default: the workflow's timeout.
     #[arg(long, value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// Id that makes repeated commands count as the same start, for 24 hours. Default: a new id each time.
+    /// Id of this start. For 24 hours, a repeated command with the same id answers with the
+    /// execution that the first one started. Default: a new id each time.
     #[arg(long)]
     request_id: Option<String>,
     /// W3C trace context (`traceparent`) to which the execution belongs.
@@ -102,7 +106,7 @@ pub struct ListArguments {
     /// Only executions of this workflow.
     #[arg(long, default_value = "", hide_default_value = true)]
     workflow: String,
-    /// Only executions with an error of this type or below it.
+    /// Only executions whose error is of this type or of a type below it, such as `payment`.
     #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
     error_type: Option<String>,
     /// Only executions whose key begins with this.
@@ -120,7 +124,7 @@ pub struct ListArguments {
     /// Only executions started before this time, like 2026-11-21T04:30:00Z.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     started_before: Option<Timestamp>,
-    /// Most entries to list.
+    /// Maximum number of entries to list. A line on standard error says if there are more.
     #[arg(long, default_value = "100", value_parser = parse_count)]
     limit: usize,
 }
@@ -143,6 +147,7 @@ enum State {
 pub struct CancelArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
+    /// Id of the execution, as `recoup list` prints it.
     execution_id: String,
     /// Reason; recorded in the history.
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -154,6 +159,7 @@ pub struct CancelArguments {
 pub struct TerminateArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
+    /// Id of the execution, as `recoup list` prints it.
     execution_id: String,
     /// Reason; recorded in the history.
     #[arg(long)]
@@ -165,6 +171,7 @@ pub struct TerminateArguments {
 pub struct ReleaseArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
+    /// Id of the execution, as `recoup list` prints it.
     execution_id: String,
     /// Reason, such as how the cause was fixed; kept with the quarantine record.
     #[arg(long)]
@@ -184,19 +191,23 @@ pub struct CompensationArguments {
 enum CompensationCommand {
     /// Retry parked compensations with fresh attempts
     Retry {
+        /// Id of the execution, as `recoup list` prints it.
         execution_id: String,
-        /// Retry only the compensation of this step. Default: all that are parked.
+        /// Path of the step whose compensation is retried. Default: all steps with a parked
+        /// compensation.
         #[arg(long)]
         step: Option<String>,
         /// Reason; recorded in the history.
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
-    /// Record that a parked compensation was dealt with by other means
+    /// Record that a person dealt with a parked compensation outside Recoup
     Skip {
+        /// Id of the execution, as `recoup list` prints it.
         execution_id: String,
+        /// Path of the step whose compensation is parked, as `recoup show` prints it.
         step: String,
-        /// Who did what instead; recorded in the history.
+        /// Reason that says who did what instead; recorded in the history.
         #[arg(long)]
         reason: String,
     },

@@ -18,13 +18,15 @@ use super::text::{one_line, state_name};
 /// The last part of `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; of `run`: the execution succeeded
-  1  refused, or something else went wrong
-  2  the command line, or a file that it names, is wrong
+  0  done; of `run`: the execution ended as SUCCEEDED or WARNING
+  1  refused or failed for a reason that no other code covers
+  2  the command line, a variable or a file is wrong, as the command or the server detects
+     (INVALID_ARGUMENT, OUT_OF_RANGE)
   3  not found
-  4  the execution ended otherwise than by success
-  5  the execution still runs and the wait is over
-  6  the server cannot be reached";
+  4  the execution ended in a state other than SUCCEEDED and WARNING
+  5  the execution was still running when the wait ended
+  6  the server cannot be reached, or cannot answer for the moment (UNAVAILABLE, OVERLOADED, or
+     LIMIT_REACHED with RetryInfo)";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

@@ -38,33 +38,41 @@ enum FailuresCommand {
         /// Only events of this execution.
         #[arg(long, value_name = "EXECUTION_ID")]
         execution: Option<String>,
-        /// Most entries to list.
+        /// Maximum number of entries to list. A line on standard error says if there are more.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Show a failure event with all its details
-    Show { id: String },
+    Show {
+        /// Id of the event, as `recoup failures list` and `tail` print it.
+        id: String,
+    },
     /// Create a durable subscription, for `tail --subscription`
     Subscribe {
+        /// Name of the new subscription, unique in the namespace: `[a-z][a-z0-9_.-]*`.
         name: String,
         #[command(flatten)]
         filter: FilterArguments,
-        /// Start at the oldest event that was kept. Default: only new events.
+        /// Start at the oldest event that retention has not deleted. Default: only new events.
         #[arg(long)]
         from_beginning: bool,
     },
     /// List durable subscriptions by name
     Subscriptions {
-        /// Most entries to list.
+        /// Maximum number of entries to list. A line on standard error says if there are more.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Delete a durable subscription; its reader is disconnected
-    Unsubscribe { name: String },
+    Unsubscribe {
+        /// Name of the subscription, as `recoup failures subscriptions` prints it.
+        name: String,
+    },
     /// Acknowledge deliveries of a durable subscription
     Ack {
+        /// Name of the subscription, as `recoup failures subscriptions` prints it.
         subscription: String,
-        /// Tokens to acknowledge, as `tail` prints them.
+        /// Tokens of the deliveries, as `recoup failures tail` prints them without `--ack`.
         #[arg(required = true)]
         tokens: Vec<String>,
     },
@@ -74,19 +82,19 @@ enum FailuresCommand {
 struct TailArguments {
     #[command(flatten)]
     filter: FilterArguments,
-    /// Start at the oldest event that was kept. Default: only new events.
+    /// Start at the oldest event that retention has not deleted. Default: only new events.
     #[arg(long, conflicts_with_all = ["after", "subscription"])]
     from_beginning: bool,
     /// Start after this cursor, as `tail --output json` prints it.
     #[arg(long, value_name = "CURSOR", conflicts_with = "subscription")]
     after: Option<String>,
-    /// Read as the consumer of this durable subscription, which has its own filter.
+    /// Read as the consumer of this durable subscription, which has its own position and filter.
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
-    /// Acknowledge each event once it is printed.
+    /// Acknowledge each event of the subscription once it is printed.
     #[arg(long, requires = "subscription")]
     ack: bool,
-    /// End after this many events. Default: never.
+    /// Exit after this many events. Default: print events until the command is interrupted.
     #[arg(long, value_parser = parse_count)]
     limit: Option<usize>,
 }
@@ -99,7 +107,7 @@ struct FilterArguments {
     /// Only events of these kinds.
     #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = kinds())]
     kind: Vec<FailureKind>,
-    /// Only events with an error of these types or below them.
+    /// Only events with an error of one of these types, or of a type below it, such as `payment`.
     #[arg(long, value_delimiter = ',', value_name = "PATTERN", value_parser = parse_pattern)]
     error_type: Vec<String>,
 }

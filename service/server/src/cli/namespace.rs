@@ -22,24 +22,27 @@ pub struct NamespaceArguments {
 enum NamespaceCommand {
     /// Create a namespace, such as `company.team`
     Create {
+        /// Name of the namespace: segments of `[a-z][a-z0-9_-]*`, separated by dots.
         name: String,
-        /// Description for people.
+        /// Description for people, which `recoup namespace list` prints.
         #[arg(long, default_value = "", hide_default_value = true)]
         description: String,
-        /// How long ended executions are kept, like 24h or 30d. Default: the server's setting.
+        /// How long ended executions and failure events are kept, like 24h or 7d; at least 1m.
+        /// Default: 30d.
         #[arg(long, value_parser = parse_duration)]
         retention: Option<Duration>,
     },
     /// List namespaces by name
     List {
-        /// `company.*` for the namespaces below `company`, or a full name. Default: all.
+        /// Full name of a namespace, or `company.*` for the namespaces below `company`. Default:
+        /// all.
         #[arg(default_value = "", hide_default_value = true)]
         pattern: String,
-        /// Most entries to list.
+        /// Maximum number of entries to list. A line on standard error says if there are more.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
-    /// Resume retention after it was paused because the database's clock was set
+    /// Resume retention, which pauses when the database's clock was set; check that clock first
     ResumeRetention,
 }
 

@@ -16,6 +16,7 @@ use super::timeline;
 pub struct ShowArguments {
     #[command(flatten)]
     pub(super) connection: Connection,
+    /// Id of the execution, as `recoup list` prints it.
     execution_id: String,
 }
 

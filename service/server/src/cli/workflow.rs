@@ -23,8 +23,8 @@ pub struct WorkflowArguments {
 
 #[derive(Subcommand)]
 enum WorkflowCommand {
-    /// Register workflows from YAML or JSON files; a definition that is already the latest version is left
-    /// as it is
+    /// Register workflows from YAML or JSON files; a definition that equals the latest version that
+    /// is not retired creates no new version
     Register {
         /// Files to register; `-` is standard input.
         #[arg(required = true)]
@@ -36,25 +36,27 @@ enum WorkflowCommand {
         /// File to check; `-` is standard input.
         file: PathBuf,
     },
-    /// List workflows by name
+    /// List workflows by name, except those whose latest version is retired
     List {
-        /// List only names that begin with this.
+        /// List only workflows whose name begins with this. Default: all.
         #[arg(default_value = "", hide_default_value = true)]
         prefix: String,
-        /// Most entries to list.
+        /// Maximum number of entries to list. A line on standard error says if there are more.
         #[arg(long, default_value = "100", value_parser = parse_count)]
         limit: usize,
     },
     /// Show a workflow with its definition
     Show {
+        /// Name of the workflow.
         name: String,
-        /// Version to show. Default: the latest.
+        /// Version to show. Default: the latest, even if it is retired.
         #[arg(long)]
         version: Option<u32>,
     },
-    /// Retire a version: it cannot be started any more; running executions are not affected
+    /// Retire a version, so that no further execution of it can start; running executions continue
     #[command(override_usage = "recoup workflow retire [OPTIONS] <NAME> <VERSION|--all-versions>")]
     Retire {
+        /// Name of the workflow.
         name: String,
         #[command(flatten)]
         which: Retired,
@@ -65,7 +67,7 @@ enum WorkflowCommand {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Retired {
-    /// Version to retire.
+    /// Number of the version to retire.
     version: Option<u32>,
     /// Retire the workflow with all its versions, until another version is registered.
     #[arg(long)]
