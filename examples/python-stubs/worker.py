@@ -152,7 +152,8 @@ class Worker:
                 output = to_payload(self._handlers[task.type](context, self._read(task.input)))
             except BaseException as error:
                 # Whatever a handler raises becomes the error of the attempt, SystemExit included. If the task
-                # were dropped without a report, the server would hand it out again at once, forever.
+                # were dropped without a report, the server would hand it out again at once, ten times, and
+                # then end the attempt with `recoup.worker_lost`.
                 # KeyboardInterrupt is never raised in this thread.
                 self._fail(task, to_error(error))
             else:
