@@ -27,7 +27,7 @@
 //! | `ack_token` | the tokens that acknowledge a delivery |
 //! | `metadata` | the deadline and the trace context of a call |
 //! | `compression` | which answers are compressed |
-//! | `transport` | what one connection may ask of the server |
+//! | `transport` | the limits of one connection to the server |
 //! | `unread` | how many bytes of answers a connection may leave unread |
 //! | `options` | the settings of the services, and the sizes of messages |
 //! | `starting` | the answers of a server that waits for its store |

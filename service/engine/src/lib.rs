@@ -1,5 +1,5 @@
-//! The engine keeps executions in memory, decides their commands with `recoup-core`, commits the decisions in
-//! groups and hands tasks out to workers.
+//! The engine keeps executions in memory, turns commands into decisions with `recoup-core`, commits the decisions
+//! in groups and hands tasks out to workers.
 //!
 //! A [`node`] is the engine without I/O; the simulation runs two nodes on one store in virtual time. [`Engine`]
 //! is the handle through which the API talks to a node that a [`driver`] runs.

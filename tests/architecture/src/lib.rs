@@ -1,4 +1,5 @@
-//! Checks that keep certain things out of this repository.
+//! Checks of the repository as a whole: the dependencies of crates and modules, the form of source files and pages,
+//! the links between pages, and traces of the machine on which a file was written.
 //!
 //! Each check is a pure function from its input to its findings, one line each, so that its own tests can give
 //! it a bad example. `tests/workspace.rs` applies all checks to this repository.
