@@ -186,3 +186,22 @@ async fn registry_request_id_can_be_used_again_after_a_day() {
         assert_eq!((expired.registry_requests, expired.more), (1, more));
     }
 }
+
+/// The row comes from a call that only a newer server knows, so its request id belongs to another operation.
+#[tokio::test]
+async fn request_id_of_an_unknown_operation_is_refused_for_every_other() {
+    let database = Server::shared().database().await;
+    let store = PostgresStore::connect(&database.url(), Options::default()).await.expect("opens");
+    let (client, connection) =
+        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    const INSERT: &str = "insert into recoup.registry_request
+        values ('default', 'r', 'RENAME_WORKFLOW', 1, 9, '\\x00')";
+    client.execute(INSERT, &[]).await.expect("no constraint lists the operations");
+    for operation in RegistryOperation::ALL {
+        let answered = store.answered(operation, &request("r", 1)).await;
+        assert!(matches!(answered, Err(Error::RequestIdReused)), "{answered:?}");
+    }
+    let registered = store.register(&version("a"), Some(&request("r", 1))).await;
+    assert!(matches!(registered, Err(Error::RequestIdReused)), "{registered:?}");
+}
