@@ -1,14 +1,15 @@
--- One row: which life of which database this is. A restored dump has another oid of the table, or
--- another system identifier, and gets a new incarnation from the first node that looks.
+-- The settings of the store, in one row. The incarnation identifies the database. A database that was restored from a
+-- dump differs in the table's oid or in the system identifier. The first node that connects to it gives it a new
+-- incarnation.
 create table store (
     only_row boolean not null default true,
     incarnation uuid not null,
     system_identifier bigint not null,
     database_oid bigint not null,
     table_oid bigint not null,
-    -- Since when nothing is deleted; null: retention runs.
+    -- The time at which retention was paused. Null while retention runs.
     retention_paused_at timestamptz,
-    -- The highest formats that may be written. Raised by an operator alone.
+    -- The newest format of each kind of row that nodes may write. Only an operator raises it.
     history_format integer not null default 1,
     definition_format integer not null default 1,
     failure_event_format integer not null default 1,
@@ -18,6 +19,6 @@ create table store (
     constraint store_is_one_row check (only_row)
 );
 
--- Never equal to a real place: the first connection gives the incarnation.
+-- Matches no real database, so the first connection sets the incarnation.
 insert into store (incarnation, system_identifier, database_oid, table_oid)
 values ('00000000-0000-0000-0000-000000000000', 0, 0, 0);

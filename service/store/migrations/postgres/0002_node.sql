@@ -1,26 +1,26 @@
--- One life of one node: its lease, and the lane of the feed that it writes. Rows stay for good: a
--- cursor may name any of them.
+-- The nodes: the lease of each, and the lane of the feed that it writes. A server that starts again is a new node.
+-- Rows are never deleted, because a cursor may name any of them.
 create table node (
     id bigint not null,
     address text not null,
-    -- The newest formats that it reads.
+    -- The newest formats that the node can read.
     history_format integer not null,
     definition_format integer not null,
     failure_event_format integer not null,
     subscription_format integer not null,
     registry_answer_format integer not null,
     joined_at timestamptz not null default clock_timestamp(),
-    -- The length of the lease, and how often it was renewed: other nodes watch the count.
+    -- The length of the lease, and how many times it was renewed. Other nodes watch whether the count grows.
     ttl_us bigint not null,
     renewals bigint not null default 0,
-    -- On the database's clock, which may go back.
+    -- By the clock of the database, which may be set back.
     renewed_at timestamptz not null default clock_timestamp(),
-    -- The highest time that the node has used, which never goes back.
+    -- The latest time that the node has used. It never decreases.
     reached_at timestamptz not null default to_timestamp(0),
     closed_at timestamptz,
-    -- Nothing active is left that it owned.
+    -- Set when the lease is closed and the node owns no active execution any more.
     drained_at timestamptz,
-    -- The highest feed number that retention took from its lane.
+    -- The highest feed number that retention has deleted from the node's lane.
     feed_removed_to bigint not null default 0,
     constraint node_pk primary key (id),
     constraint node_id_is_positive check (id > 0),

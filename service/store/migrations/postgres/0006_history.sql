@@ -1,14 +1,16 @@
--- The truth. The primary key is the optimistic lock. Ids are UUIDs v7, so a range of ids is a range
--- of start times; what falls in no range goes to the default partition, which should stay empty.
+-- The histories of executions, from which their states are computed. The primary key is the optimistic lock: of several
+-- transitions for the same place, only the first is written. Execution ids are UUIDs v7, so a range of ids is also a
+-- range of start times. Rows outside all ranges go to the default partition, which should stay empty.
 create table history (
     execution_id uuid not null,
     sequence bigint not null,
     transition_id uuid not null,
     format integer not null,
-    -- CRC-32 of these columns, as a signed number; compared whenever the row is decoded.
+    -- CRC-32 of the columns above and of data, as a signed number. It is verified whenever the row is decoded.
     checksum integer not null,
     data bytea not null,
-    -- The highest number of its failure events: who loads the execution goes on behind it.
+    -- The highest feed number of the transition's failure events. A node that loads the execution gives later events
+    -- higher numbers.
     feed_number bigint,
     constraint history_pk primary key (execution_id, sequence),
     constraint history_begins_at_1 check (sequence >= 1),

@@ -1,5 +1,5 @@
--- The index of executions: written at the start, at the end, and when something in it changes. No constraint lists
--- the names of states: a newer binary may write more of them.
+-- The index of executions. A row is written when the execution starts, when it ends, and when one of its columns
+-- changes. No constraint lists the names of states, because a newer binary may write additional ones.
 create table execution (
     id uuid not null,
     namespace text collate "C" not null,
@@ -10,15 +10,15 @@ create table execution (
     phase text collate "C" not null,
     compensation text collate "C" not null,
     run bigint not null,
-    -- The highest format in its history: nodes that do not read it leave the execution alone.
+    -- The newest format in the execution's history. Nodes that cannot read it do not take the execution over.
     format integer not null,
-    -- Something remains to be done: what nodes own and adopt.
+    -- Whether work remains. Nodes own and adopt only active executions.
     active boolean not null,
     error_type text collate "C",
     started_at timestamptz not null,
     ended_at timestamptz,
     wake_at timestamptz,
-    -- The node whose transition wrote this row last.
+    -- The node that wrote this row last.
     owner bigint not null,
     constraint execution_pk primary key (id),
     constraint execution_format_is_16_bits check (format between 0 and 65535),
@@ -28,13 +28,13 @@ create table execution (
 );
 
 create index execution_list on execution (namespace, id);
--- A success adds an entry here at its start, and one to `execution_ended` at its end.
+-- An execution that succeeds adds one entry here when it starts, and one to `execution_ended` when it ends.
 create index execution_owned on execution (owner, id) where active;
--- As a rule empty: what may be left without a node that reads it.
+-- Normally empty. Contains the executions that some released nodes cannot read.
 create index execution_newer on execution (format) where active and format > 2;
 create index execution_failed on execution (namespace, id)
     where state in ('FAILED', 'TIMED_OUT', 'CANCELLED', 'TERMINATED');
--- In the order of ends: what retention looks through.
+-- Ended executions in the order of their ends, for retention.
 create index execution_ended on execution (namespace, ended_at)
     where not active and compensation <> 'PARKED';
 create index execution_due on execution (owner, wake_at, id) where wake_at is not null;

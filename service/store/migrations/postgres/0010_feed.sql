@@ -1,4 +1,4 @@
--- The failure feed: every node writes a lane of its own, with numbers in the order of its commits.
+-- The failure feed. Every node writes its own lane, with numbers in the order of its commits.
 create table feed (
     lane bigint not null,
     number bigint not null,
@@ -22,7 +22,7 @@ create index feed_newest on feed (number, lane);
 create index feed_age on feed (at);
 create index feed_execution on feed (execution_id, number) where execution_id is not null;
 
--- What retention took, in runs: so that a reader that comes late learns how much it missed.
+-- The numbers of events that retention has deleted, in runs. They tell a late reader how many events it missed.
 create table feed_removed (
     lane bigint not null,
     last_number bigint not null,

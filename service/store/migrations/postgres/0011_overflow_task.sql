@@ -1,4 +1,5 @@
--- Tasks for any node to claim. A row is a hint, never the truth.
+-- Tasks that their owners have given away, for any node to claim. A row is only a hint: the history of the execution
+-- decides whether the task is still open.
 create table overflow_task (
     execution_id uuid not null,
     path text collate "C" not null,
@@ -19,8 +20,8 @@ create table overflow_task (
 create index overflow_task_claim
     on overflow_task (namespace, queue, priority desc, available_at, execution_id, path, attempt);
 
--- What each node has published of its workers that wait for tasks: where other nodes may give theirs.
--- It is of the moment, so a crash may lose it.
+-- The idle workers that each node has published, so that other nodes can give tasks to them. The information is
+-- short-lived, so a crash may lose it.
 create unlogged table node_idle (
     node_id bigint not null,
     idle bytea not null,

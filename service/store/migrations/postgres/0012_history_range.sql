@@ -1,7 +1,8 @@
--- What is known of the partitions of history, beside their bounds, which Postgres keeps.
+-- What the store records about the partitions of history. Their bounds are in the catalogue of Postgres.
 create table history_range (
     partition text not null,
-    -- Executions that retention took, whose rows wait here until the range is replaced.
+    -- How many executions in this partition retention has deleted. Their rows stay in the partition until it is
+    -- replaced by a copy without them.
     expired_executions bigint not null,
     constraint history_range_pk primary key (partition),
     constraint history_range_expired_is_positive check (expired_executions > 0)

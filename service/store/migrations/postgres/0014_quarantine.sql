@@ -1,16 +1,17 @@
--- Executions that nobody may go on with until a person has looked; those that were released keep
--- their row until the next quarantine or retention takes it. As a rule the table is empty, which the
--- commit path relies on: it looks here in every batch.
+-- Executions in quarantine. No node continues them until an operator releases them. A released execution keeps its row
+-- until it is quarantined again or retention deletes it. The table is normally empty. The commit path relies on that,
+-- because it reads the table in every batch.
 create table quarantine (
     execution_id uuid not null,
     reason text collate "C" not null,
     detail text not null,
     at timestamptz not null,
-    -- Of its failure event: who loads the execution goes on behind it.
+    -- The feed number of the quarantine's failure event. A node that loads the execution gives later events higher
+    -- numbers.
     feed_number bigint not null,
-    -- None as long as it is in force.
+    -- Null while the quarantine is in force.
     released_at timestamptz,
-    -- Of the last release.
+    -- The reason, request id and digest of the last release.
     release_reason text,
     release_request text,
     release_digest bigint,

@@ -1,13 +1,13 @@
--- One row: which life of which database this is. A restored copy gets a new incarnation when it is
--- opened, so that cursors of the life before are recognised as foreign.
+-- The settings of the store, in one row. The incarnation identifies the database. A copy that was restored gets a new
+-- incarnation when it is opened, so that the cursors of the original database are recognised as foreign.
 create table store (
     only_row integer not null default 1,
     incarnation blob not null,
-    -- Counts how often the database was opened.
+    -- How many times the database was opened.
     session integer not null default 0,
-    -- Since when nothing is deleted, on the clock of the machine; null: retention runs.
+    -- The time at which retention was paused, by the clock of the machine. Null while retention runs.
     retention_paused_at integer,
-    -- The highest formats that may be written. Raised by an operator alone.
+    -- The newest format of each kind of row that nodes may write. Only an operator raises it.
     history_format integer not null default 1,
     definition_format integer not null default 1,
     failure_event_format integer not null default 1,

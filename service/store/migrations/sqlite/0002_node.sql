@@ -1,21 +1,21 @@
--- One life of one node: its lease, and the lane of the feed that it writes. Rows stay for good: a
--- cursor may name any of them.
+-- The nodes: the lease of each, and the lane of the feed that it writes. A server that starts again is a new node.
+-- Rows are never deleted, because a cursor may name any of them.
 create table node (
     id integer not null,
     address text not null,
-    -- The newest formats that it reads.
+    -- The newest formats that the node can read.
     history_format integer not null,
     definition_format integer not null,
     failure_event_format integer not null,
     subscription_format integer not null,
     registry_answer_format integer not null,
     joined_at integer not null,
-    -- The length of the lease, and how often it was renewed: other nodes watch the count.
+    -- The length of the lease, and how many times it was renewed. Other nodes watch whether the count grows.
     ttl_us integer not null,
     renewals integer not null default 0,
-    -- On the clock of the machine, which may go back.
+    -- By the clock of the machine, which may be set back.
     renewed_at integer not null,
-    -- The highest time that the node has used, which never goes back.
+    -- The latest time that the node has used. It never decreases.
     reached_at integer not null default 0,
     closed_at integer,
     constraint node_pk primary key (id),

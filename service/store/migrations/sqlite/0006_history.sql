@@ -1,13 +1,14 @@
--- The truth. The place of a transition is the optimistic lock. Rows lie in the order in which they were
--- committed, so that a batch fills the last pages and leaves those of other executions alone; their
--- places are an index of their own, with small entries.
+-- The histories of executions, from which their states are computed. The unique place of a transition is the optimistic
+-- lock: of several transitions for the same place, only the first is written. Rows are stored in the order of their
+-- commits, so a batch fills the last pages and does not touch the pages of other executions. The places are in a
+-- separate index with small entries.
 create table history (
     id integer not null,
     execution_id blob not null,
     sequence integer not null,
     transition_id blob not null,
     format integer not null,
-    -- CRC-32 of all the others, compared whenever the row is decoded.
+    -- CRC-32 of all other columns but id. It is verified whenever the row is decoded.
     checksum integer not null,
     data blob not null,
     constraint history_pk primary key (id),

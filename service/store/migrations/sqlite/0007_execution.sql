@@ -1,5 +1,5 @@
--- The index of executions: written at the start, at the end, and when something in it changes. No constraint lists
--- the names of states: a newer binary may write more of them.
+-- The index of executions. A row is written when the execution starts, when it ends, and when one of its columns
+-- changes. No constraint lists the names of states, because a newer binary may write additional ones.
 create table execution (
     id blob not null,
     namespace text not null,
@@ -10,15 +10,15 @@ create table execution (
     phase text not null,
     compensation text not null,
     run integer not null,
-    -- The highest format in its history: nodes that do not read it leave the execution alone.
+    -- The newest format in the execution's history. Nodes that cannot read it do not take the execution over.
     format integer not null,
-    -- Something remains to be done: what nodes own and adopt.
+    -- Whether work remains. Nodes own and adopt only active executions.
     active integer not null,
     error_type text,
     started_at integer not null,
     ended_at integer,
     wake_at integer,
-    -- The node whose transition wrote this row last.
+    -- The node that wrote this row last.
     owner integer not null,
     constraint execution_pk primary key (id),
     constraint execution_id_is_a_uuid check (length(id) = 16),
@@ -29,14 +29,15 @@ create table execution (
 ) strict, without rowid;
 
 create index execution_list on execution (namespace, id);
--- A success adds an entry here at its start and takes it away at its end.
+-- An execution that succeeds adds an entry here when it starts, and removes it when it ends.
 create index execution_owned on execution (owner, id) where active = 1;
--- As a rule empty: what may be left without a node that reads it.
+-- Normally empty. Contains the executions that some released nodes cannot read.
 create index execution_newer on execution (format) where active = 1 and format > 2;
--- In the order of ends: what retention looks through.
+-- Ended executions in the order of their ends, for retention.
 create index execution_ended on execution (namespace, ended_at)
     where ended_at is not null and active = 0 and compensation <> 'PARKED';
--- A success writes none of these two. Not a list with `in`: for that each update would open a table of its own.
+-- An execution that succeeds writes to neither of the next two indexes. The states are not a list with `in`, for which
+-- SQLite would open a temporary table at every update.
 create index execution_failed on execution (namespace, id)
     where state = 'FAILED' or state = 'TIMED_OUT' or state = 'CANCELLED' or state = 'TERMINATED';
 create index execution_due on execution (owner, wake_at, id) where wake_at is not null;

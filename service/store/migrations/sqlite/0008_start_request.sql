@@ -1,13 +1,14 @@
--- The identity of calls that start: picks the winner before history, and is kept for a day. Rows lie
--- in the order of their ids, which is that of their times: retention takes the first ones.
+-- The request ids of starts, which are kept for a day. Of several calls with the same id, the one that inserts its row
+-- wins. The row is inserted before the history. Rows are stored in the order of their ids, which is also the order of
+-- their times, so retention deletes the first ones.
 create table start_request (
     id integer not null,
     namespace text not null,
     request_id text not null,
-    -- What it started, or the execution that was used instead.
+    -- The execution that was started, or the existing one that was used instead.
     execution_id blob not null,
     digest integer not null,
-    -- Whether it started the execution; if not, that had its key.
+    -- False if an execution with the key of the start existed already and was used.
     started integer not null,
     created_at integer not null,
     constraint start_request_pk primary key (id),

@@ -1,4 +1,4 @@
--- Who holds, or last held, a key. Ordinary batches never touch it.
+-- The execution that holds a key, or held it last. Batches without a start by key do not touch this table.
 create table execution_key (
     namespace text not null,
     key text not null,

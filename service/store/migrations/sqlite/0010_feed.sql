@@ -1,5 +1,5 @@
--- The failure feed: every node writes a lane of its own. One thread writes them all, so numbers grow
--- over all lanes in the order of the commits.
+-- The failure feed. Every node writes its own lane. A single thread writes all lanes, so numbers grow across lanes in
+-- the order of the commits.
 create table feed (
     number integer not null,
     lane integer not null,
@@ -24,8 +24,8 @@ create index feed_lane on feed (lane, number);
 create index feed_age on feed (namespace, at);
 create index feed_execution on feed (execution_id, number) where execution_id is not null;
 
--- What retention took, in runs between events that are kept: so that a reader that comes late learns
--- how much it missed.
+-- The numbers of events that retention has deleted, in runs between events that are kept. They tell a late reader how
+-- many events it missed.
 create table feed_removed (
     lane integer not null,
     last_number integer not null,

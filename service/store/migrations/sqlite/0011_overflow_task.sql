@@ -1,4 +1,5 @@
--- Tasks for any node to claim. A row is a hint, never the truth.
+-- Tasks that their owners have given away, for any node to claim. A row is only a hint: the history of the execution
+-- decides whether the task is still open.
 create table overflow_task (
     execution_id blob not null,
     path text not null,

@@ -1,10 +1,10 @@
--- The identity of a mutation of the registry, with what it answered: kept for a day.
+-- The request ids of changes to the registry, with the answers. Rows are kept for a day.
 create table registry_request (
-    -- Empty for the creation of namespaces, which is in none.
+    -- Empty for the creation of a namespace, which belongs to no namespace.
     namespace text not null,
     request_id text not null,
     operation text not null,
-    -- Of the request's body.
+    -- The digest of the request's body.
     digest integer not null,
     format integer not null,
     answer blob not null,

@@ -1,13 +1,13 @@
--- Executions that nobody may go on with until a person has looked; those that were released keep
--- their row until the next quarantine or retention takes it.
+-- Executions in quarantine. No node continues them until an operator releases them. A released execution keeps its row
+-- until it is quarantined again or retention deletes it.
 create table quarantine (
     execution_id blob not null,
     reason text not null,
     detail text not null,
     at integer not null,
-    -- None as long as it is in force.
+    -- Null while the quarantine is in force.
     released_at integer,
-    -- Of the last release.
+    -- The reason, request id and digest of the last release.
     release_reason text,
     release_request text,
     release_digest integer,
