@@ -3,9 +3,9 @@
 
     docs/images/terminal.py --columns 110 --from '^declined:' --title "…" -- target/release/recoup demo --port 0 --once
 
-Runs the command on a pseudoterminal of that width, so that it breaks lines and uses colours as it does for a person.
-`--from` leaves out the lines before the first one that matches. The environment decides about colours: with
-NO_COLOR=1 the command prints none.
+Runs the command on a pseudoterminal of that width, so that it breaks lines and uses colours as on a real terminal.
+`--from` leaves out the lines before the first one that matches. With NO_COLOR=1 in the environment, the command prints
+no colours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
 
 
 def printed(command: list[str], columns: int) -> str:
-    """What the command prints on a terminal of that width."""
+    """Returns what the command prints on a terminal of that width."""
     child, terminal = pty.fork()
     if child == 0:
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -44,7 +44,7 @@ def printed(command: list[str], columns: int) -> str:
 
 
 def spans(line: str) -> list[tuple[str, str]]:
-    """The parts of a line, each with the attributes that draw it."""
+    """Splits a line into parts, each with the SVG attributes of its style."""
     parts, attributes, at = [], "", 0
     for escape in ESCAPE.finditer(line):
         parts.append((attributes, line[at : escape.start()]))
@@ -61,7 +61,7 @@ def spans(line: str) -> list[tuple[str, str]]:
 
 
 def rows(line: str, columns: int) -> list[list[tuple[str, str]]]:
-    """The rows that a line takes. Like a terminal, it breaks a line that is too long in the middle of a word."""
+    """Splits a line into rows. Like a terminal, breaks a line that is too long even in the middle of a word."""
     broken: list[list[tuple[str, str]]] = [[]]
     room = columns
     for attributes, text in spans(line):
@@ -87,7 +87,8 @@ def draw(lines: list[str], columns: int, title: str) -> None:
         y = MARGIN + LINE * number + FONT_SIZE
         column = 0
         for attributes, text in row:
-            # Words get a length of their own, so that columns line up in any font that the reader has.
+            # Every group of words gets an explicit length, so that columns line up in any font that the reader's
+            # browser uses.
             for words in re.finditer(r"\S+(?: \S+)*", text):
                 x = MARGIN + (column + words.start()) * CHARACTER
                 fitted = f'textLength="{len(words[0]) * CHARACTER:.1f}" lengthAdjust="spacingAndGlyphs"'

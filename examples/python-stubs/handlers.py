@@ -1,4 +1,4 @@
-"""The work itself, free of gRPC: a function per task type of the order workflow. Put yours here."""
+"""The work itself, without gRPC: one function per task type of the order workflow. Replace them with your own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class TaskContext:
 
     #: The number of this attempt, starting at 1.
     attempt: int
-    #: The same for all attempts that together must take effect once. Pass it on to the services that you call.
+    #: The same for all attempts of a step, which together must take effect only once. Pass it on to the services that
+    #: you call.
     idempotency_key: str
     #: Set when the task should stop. For a while after that, the handler's result or error still counts.
     cancelled: threading.Event
@@ -39,7 +40,7 @@ class TaskContext:
 
 
 class TaskFailed(Exception):
-    """Raise it to say what went wrong. Retry policies match `error_type`; people read the rest."""
+    """Raised by a handler to report what went wrong. Retry policies match `error_type`. The rest is for people."""
 
     def __init__(
         self,
@@ -61,12 +62,12 @@ Handler = Callable[[TaskContext, Any], Any]
 
 
 def reserve(context: TaskContext, order: Any) -> Any:
-    """Reserves stock, under the key: asked again, it is the same reservation."""
+    """Reserves stock under the idempotency key, so a repeated call returns the same reservation."""
     return {"reservation": context.idempotency_key}
 
 
 def charge(context: TaskContext, order: Any) -> Any:
-    """Takes the payment, from a provider with moods: the order's `scenario` chooses one."""
+    """Takes the payment from a simulated provider. The order's `scenario` chooses how the provider behaves."""
     if order["amount"] <= 0:
         # No retry can fix this, whatever the retry policy says.
         raise TaskFailed("payment.amount_invalid", f"{order['amount']} cannot be charged", non_retryable=True)
@@ -88,7 +89,7 @@ def charge(context: TaskContext, order: Any) -> Any:
 
 
 def _hang(context: TaskContext) -> None:
-    """Nothing happens any more. What takes long should look at `cancelled` at times, as this does."""
+    """Never finishes by itself. A handler that takes long should check `cancelled` regularly, as this one does."""
     context.cancelled.wait()
     raise TaskFailed("payment.interrupted", "was told to stop")
 
@@ -99,21 +100,21 @@ def ship(context: TaskContext, order: Any) -> Any:
 
 
 def refund(context: TaskContext, order: Any) -> Any:
-    """Gives the money back. Where nobody knows whether it was taken, the provider has to be asked first."""
+    """Refunds the payment. If it is unknown whether the payment was taken, looks it up at the provider first."""
     undone = context.compensation
     if undone is not None and undone.completed:
         return {"refunded": undone.step_output["receipt"]}
-    # A real refund would look the charge up under the key with which it was made.
+    # A real refund would ask the provider for the charge that was made with this key.
     return {"looked_up": context.undone_key}
 
 
 def undo(context: TaskContext, task_input: Any) -> Any:
-    """Undoes a step, and does no harm where there is nothing to undo."""
+    """Undoes a step. Does nothing if there is nothing to undo."""
     return {"undone": True}
 
 
 def notify(context: TaskContext, order: Any) -> Any:
-    """Tells the customer."""
+    """Sends a message to the customer."""
     return {"sent": True}
 
 

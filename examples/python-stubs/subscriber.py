@@ -1,8 +1,9 @@
-"""Reads the failure feed on nothing but generated stubs and prints one JSON line per event.
+"""Reads the failure feed and prints one JSON line per event. Uses nothing but generated stubs.
 
-It starts now, at the beginning or after a cursor, and the `cursor` of its last line is where to go
-on. Or the server keeps the place: with --subscription it acknowledges every event it has printed, and
-a later start goes on behind it. A stream that breaks is opened again where it was.
+Reading starts with new events, at the beginning of the feed, or after a cursor. To resume later, pass the `cursor` of
+the last line to --cursor. With --subscription the server remembers the position instead: every event is acknowledged
+after it has been printed, and the next run resumes after the acknowledged events. If the stream breaks, it is opened
+again at the same position.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from recoup.v1 import failure_service_pb2, failure_service_pb2_grpc
 log = logging.getLogger("subscriber")
 
 CALL_LIMIT_S = 10.0
-#: Reasons for a refusal that may go away: here, the previous consumer is not quite gone yet.
+#: Reasons for a refusal that may go away: the server may not have noticed yet that the previous consumer has left.
 PASSING_REASONS = frozenset({"SUBSCRIPTION_IN_USE"})
 
 
 class Subscriber:
-    """Prints failure events and knows how far it got."""
+    """Prints failure events and keeps the position in the feed."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Subscriber:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Prints events until `stop` is called. Raises grpc.RpcError when asking again would not help."""
+        """Prints events until `stop` is called. Raises grpc.RpcError if repeating the call would not help."""
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
@@ -65,7 +66,7 @@ class Subscriber:
                     backoff.reset()
                     for delivery in response.deliveries:
                         self._take(delivery)
-                    # Keep-alives also carry a cursor. It is past the events that the filter leaves out.
+                    # Keep-alives also carry a cursor, which is past the events that the filter leaves out.
                     self._cursor = response.cursor
                 log.warning("the stream ended; opening it again")
             except grpc.RpcError as error:
@@ -77,14 +78,14 @@ class Subscriber:
             self._stopping.wait(backoff.next_s())
 
     def stop(self) -> None:
-        """Ends `run` after the event in hand. For another thread."""
+        """Ends `run` after the event that is being printed. May be called from another thread."""
         with self._lock:
             self._stopping.set()
             if self._stream is not None:
                 self._stream.cancel()
 
     def _create_subscription(self) -> None:
-        """Makes the durable subscription. One that is there is left as it stands."""
+        """Creates the durable subscription. An existing one is not changed."""
         try:
             wanted = failure_service_pb2.GetSubscriptionRequest(subscription=self._durable)
             self._stub.GetSubscription(wanted, timeout=CALL_LIMIT_S)
@@ -117,7 +118,7 @@ class Subscriber:
             return self._stream
 
     def _take(self, delivery: failure_service_pb2.FailureDelivery) -> None:
-        """Prints an event, then acknowledges it: in this order a crash repeats an event and loses none."""
+        """Prints an event, then acknowledges it. In this order a crash may repeat an event, but never loses one."""
         line = MessageToDict(delivery.event) | {"cursor": delivery.cursor, "delivery": delivery.delivery}
         print(json.dumps(line), flush=True)
         self._cursor = delivery.cursor
@@ -127,7 +128,7 @@ class Subscriber:
             )
             for result in self._stub.AckFailures(request, timeout=CALL_LIMIT_S).results:
                 if result.reason:
-                    log.warning("the acknowledgement came too late: the event comes again")
+                    log.warning("the acknowledgement came too late: the event will be delivered again")
 
 
 def main() -> int:
@@ -135,11 +136,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", default="127.0.0.1:7430", help="host:port of the server")
     parser.add_argument("--namespace", default="default")
-    parser.add_argument("--workflow", action="append", default=[], help="only of this workflow; may be repeated")
-    parser.add_argument("--from-beginning", action="store_true", help="where there is no place to go on; default: now")
+    parser.add_argument("--workflow", action="append", default=[], help="only events of this workflow; may be repeated")
+    parser.add_argument(
+        "--from-beginning",
+        action="store_true",
+        help="start with the oldest event, unless a cursor or a subscription sets the position; default: new events",
+    )
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--cursor", default="", help="go on after this cursor of an earlier line")
-    place.add_argument("--subscription", default="", help="name of a durable subscription; made if it is not there")
+    place.add_argument("--cursor", default="", help="resume after the line that had this cursor")
+    place.add_argument("--subscription", default="", help="name of a durable subscription; created if missing")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(name)s: %(message)s")
 
@@ -163,7 +168,7 @@ def main() -> int:
             finally:
                 ended.set()
 
-        # The stream is read in another thread, so that this one is free to handle the signal that ends it.
+        # Another thread reads the stream, so that this one is free to handle the signal that ends the program.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         reader = threading.Thread(target=read)

@@ -1,4 +1,4 @@
-"""What both programs need: a channel, JSON payloads, typed refusals, waits that grow."""
+"""What both programs need: the channel, JSON payloads, the reason for a refusal, backoff."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PASSING_CODES = frozenset({
 
 
 def connect(address: str) -> grpc.Channel:
-    """Opens a channel without TLS to `HOST:PORT`. It connects, and connects again, by itself."""
+    """Opens a channel without TLS to `HOST:PORT`. The channel connects and reconnects by itself."""
     options = [
         # The server sends batches of up to 4 MiB, plus some overhead.
         ("grpc.max_receive_message_length", 8 * 1024 * 1024),
@@ -47,25 +47,28 @@ def connect(address: str) -> grpc.Channel:
 
 
 def to_payload(value: Any) -> payload_pb2.Payload:
-    """A JSON value as payload. None is no value. Raises for what has no JSON form, such as NaN."""
+    """Converts a JSON value to a payload; None becomes an empty one. Raises an error if JSON has no such value."""
     if value is None:
         return payload_pb2.Payload()
     return payload_pb2.Payload(json=json.dumps(value, allow_nan=False))
 
 
 def from_payload(payload: payload_pb2.Payload) -> Any:
-    """The JSON value of a payload, None when it holds none. Raises ValueError for another content."""
+    """Returns the JSON value of a payload, or None if it is empty. Raises ValueError if the content is not JSON."""
     match payload.WhichOneof("content"):
         case None:
             return None
         case "json":
             return json.loads(payload.json)
         case other:
-            raise ValueError(f"a JSON payload is wanted, this one holds {other}")
+            raise ValueError(f"expected a JSON payload, but its content is {other}")
 
 
 def content(payload: payload_pb2.Payload, failures: failure_service_pb2_grpc.FailureServiceStub) -> payload_pb2.Payload:
-    """The payload with its content: what an answer had no room for came as a reference, and is read here."""
+    """Returns the payload with its content. Reads it from the server if the payload came as a reference.
+
+    The server sends a reference if the content does not fit into its answer.
+    """
     if payload.WhichOneof("content") != "reference":
         return payload
     request = failure_service_pb2.ReadPayloadRequest(payload_id=payload.reference.payload_id)
@@ -73,14 +76,17 @@ def content(payload: payload_pb2.Payload, failures: failure_service_pb2_grpc.Fai
 
 
 def to_duration(seconds: float) -> Duration:
-    """Seconds as protobuf writes them."""
+    """Converts seconds to a protobuf duration."""
     duration = Duration()
     duration.FromMilliseconds(round(seconds * 1000))
     return duration
 
 
 def refusal_reason(error: grpc.RpcError) -> str:
-    """Why the server refused a call: the name of an ErrorReason, such as `ATTEMPT_CLOSED`. Empty: it did not say."""
+    """Returns why the server refused a call: the name of an ErrorReason, such as `ATTEMPT_CLOSED`.
+
+    Empty if the server gave no reason.
+    """
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
@@ -90,7 +96,10 @@ def refusal_reason(error: grpc.RpcError) -> str:
 
 
 class Backoff:
-    """Waits that double up to a limit, each drawn from its upper half: a crowd does not come back at once."""
+    """Waiting times that double up to a limit.
+
+    Each is drawn at random from its upper half, so that many clients do not come back at the same moment.
+    """
 
     def __init__(self, first_s: float = 0.1, longest_s: float = 10.0) -> None:
         self._first_s = first_s
@@ -98,11 +107,11 @@ class Backoff:
         self._next_s = first_s
 
     def reset(self) -> None:
-        """Starts over, after something worked."""
+        """Starts over. To be called after a success."""
         self._next_s = self._first_s
 
     def next_s(self) -> float:
-        """Seconds to wait now."""
+        """Returns how many seconds to wait this time."""
         wait_s = self._next_s * random.uniform(0.5, 1.0)
         self._next_s = min(self._next_s * 2, self._longest_s)
         return wait_s

@@ -1,8 +1,9 @@
-"""A worker for the order workflow on nothing but generated stubs: polls, works, reports.
+"""A worker for the order workflow: polls for tasks, runs handlers, reports results. Uses nothing but generated stubs.
 
-The whole protocol of a worker is PollTasks, CompleteTask, FailTask, HeartbeatTask and, for what it takes
-and cannot do, ReleaseTask. This one holds a session, so that what it holds goes to others when it dies. Prints
-one JSON line when a task starts and one when its result is durable. SIGTERM and Ctrl-C end it once what it holds is finished.
+The whole protocol of a worker is PollTasks, CompleteTask, FailTask, HeartbeatTask and, to give back a task that it
+received but cannot perform, ReleaseTask. This worker holds a session, so that its tasks go to other workers if it dies.
+It prints one JSON line when a task starts and another when the result is durable. After SIGTERM or Ctrl-C it finishes
+the tasks that it holds, and exits.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ POLL_WAIT_S = 5.0
 CALL_LIMIT_S = 10.0
 #: How long the worker repeats a result while the server is unreachable, in seconds.
 REPORT_LIMIT_S = 300.0
-#: The most causes of an error that are reported, and the most characters of each text. The server accepts 20
-#: causes and 64 KiB in all.
+#: How many causes of an error are reported at most, and how many characters of each text and of each type. The server
+#: accepts 20 causes and 64 KiB in all.
 CAUSES_MAX = 10
 TEXT_MAX = 4_000
 TYPE_MAX = 255
 #: The largest message that the server reads, in bytes.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-#: Reasons for which a result is refused while its attempt stays open.
+#: The reasons of refusals after which the attempt is still open, so that the worker must report another result.
 DEFECTS = frozenset({"FIELD_INVALID", "PAYLOAD_INVALID"})
 
 
@@ -80,7 +81,7 @@ class Worker:
         self._held_changed = threading.Condition()
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set and everything held is finished."""
+        """Performs tasks until `stop` is set, and then finishes the tasks that the worker holds."""
         backoff = Backoff()
         with ThreadPoolExecutor(self._slots) as pool:
             while not stop.is_set():
@@ -108,7 +109,7 @@ class Worker:
                     pool.submit(self._work, task, cancelled).add_done_callback(_log_defect)
 
     def _free_slots(self) -> int:
-        """How many more tasks can start. When there is none, waits a moment for one."""
+        """Returns how many more tasks can start. If none can, waits for a moment first."""
         with self._held_changed:
             if len(self._held) >= self._slots:
                 # Wait with a timeout, so that the caller can check `stop`.
@@ -134,12 +135,12 @@ class Worker:
         return self._stub.PollTasks(request, timeout=POLL_WAIT_S + CALL_LIMIT_S)
 
     def _release(self, task: worker_service_pb2.Task) -> None:
-        """Gives back what was not begun: others get it at once, and it does not count as an attempt."""
+        """Gives back a task that was not started. Another worker gets it at once, and the attempt is not counted."""
         request = worker_service_pb2.ReleaseTaskRequest(task_token=task.task_token, session_id=self._session_id)
         try:
             self._report(self._stub.ReleaseTask, request)
         except Refused as refused:
-            log.warning("a task was not taken back: %s", refused)
+            log.warning("the server did not take a task back: %s", refused)
 
     def _work(self, task: worker_service_pb2.Task, cancelled: threading.Event) -> None:
         finished = threading.Event()
@@ -165,7 +166,10 @@ class Worker:
                 self._held_changed.notify_all()
 
     def _read(self, payload: payload_pb2.Payload) -> Any:
-        """The JSON value of a payload of a task, be it a reference. What cannot be read fails the attempt."""
+        """Returns the JSON value of a task's payload, which may be a reference.
+
+        Raises an error if the payload cannot be read. The error fails the attempt.
+        """
         return from_payload(content(payload, self._failures))
 
     def _complete(self, task: worker_service_pb2.Task, output: payload_pb2.Payload) -> None:
@@ -200,7 +204,7 @@ class Worker:
             try:
                 self._fail_once(task, plain)
             except Refused as again:
-                log.error("a result was refused, and the error in its place too: %s", again)
+                log.error("a result was refused, and so was the error reported in its place: %s", again)
 
     def _fail_once(self, task: worker_service_pb2.Task, error: error_pb2.Error) -> None:
         request = worker_service_pb2.FailTaskRequest(task_token=task.task_token, error=error)
@@ -210,9 +214,10 @@ class Worker:
             _print_line(task, event="failed", error_type=error.type, verdict=verdict)
 
     def _report(self, call: Callable[..., Any], request: Any) -> Any | None:
-        """Sends a result until the server has it: results are idempotent by token. None: nobody waits for it.
+        """Sends a result until the server has answered. Results are idempotent by token, so repeating one does no harm.
 
-        Raises Refused when the attempt is still open and wants another result.
+        Returns None if the server no longer accepts a result for the attempt, or could not be reached for too long.
+        Raises Refused if the attempt is still open, so that another result must be reported.
         """
         if request.ByteSize() > MESSAGE_BYTES_MAX:
             # The server would not even read a message of this size.
@@ -227,8 +232,8 @@ class Worker:
                 if reason in DEFECTS:
                     raise Refused("python.result_refused", f"{reason}: {error.details()}") from error
                 if error.code() not in PASSING_CODES or time.monotonic() > give_up_at:
-                    # The reason is mostly ATTEMPT_CLOSED: a timeout or another result came first. Or the result
-                    # was too large, and the server has turned it into an error.
+                    # The usual reason is ATTEMPT_CLOSED: a timeout or another result came first, or the result was
+                    # too large and the server has turned it into an error.
                     log.warning("a result was refused: %s %s", reason, error.details())
                     return None
                 log.warning("result: %s; sending it again", error.details())
@@ -237,7 +242,7 @@ class Worker:
     def _heartbeat(
         self, task: worker_service_pb2.Task, cancelled: threading.Event, finished: threading.Event
     ) -> None:
-        """Says that the task is worked on, which renews the session too, and asks whether it should stop."""
+        """Reports that the task is still running, which also renews the session, and learns whether it should stop."""
         interval_s = self._session_ttl_s / 3
         if task.HasField("heartbeat_timeout"):
             interval_s = min(interval_s, task.heartbeat_timeout.ToTimedelta().total_seconds() / 3)
@@ -262,7 +267,7 @@ class Worker:
 
 
 class Refused(Exception):
-    """The server does not take a result, and the attempt is open: an error of `error_type` goes in its place."""
+    """The server refused a result, and the attempt is still open. Report an error of `error_type` in its place."""
 
     def __init__(self, error_type: str, message: str) -> None:
         super().__init__(f"refused: {message}")
@@ -270,15 +275,17 @@ class Refused(Exception):
 
 
 def to_error(exception: BaseException) -> error_pb2.Error:
-    """An exception and its causes as Recoup's error. What is no TaskFailed gets the type `python.<class>`."""
+    """Converts an exception and its causes to an error of Recoup.
+
+    An exception other than TaskFailed gets the type `python.<class>`.
+    """
     try:
         error = _link(exception, 0)
-        # The end of a stack trace says most, and it includes the causes.
+        # The end of a stack trace is the most useful part, and it includes the causes.
         error.stack_trace = _text("".join(traceback.format_exception(exception))[-TEXT_MAX:])
         return error
     except Exception as defect:
-        # The details are not JSON, or the exception fails when it is asked for its message. Report an error all
-        # the same.
+        # The details are not JSON, or the exception cannot produce its message. Report an error nevertheless.
         message = f"a {type(exception).__name__} that cannot be reported as it is: {type(defect).__name__}"
         return error_pb2.Error(type="python.error_invalid", message=_text(message), source="python-stubs")
 
@@ -301,14 +308,14 @@ def _link(exception: BaseException, depth: int) -> error_pb2.Error:
 
 
 def _text(text: str) -> str:
-    """Text that can be sent: Python's may hold halves of characters."""
+    """Makes text encodable as UTF-8. Strings of Python may contain lone surrogates."""
     return text.encode(errors="replace").decode()
 
 
 def compensation(
     task: worker_service_pb2.Task, read: Callable[[payload_pb2.Payload], Any] = from_payload
 ) -> Compensation | None:
-    """What a task undoes. None: it is no compensation."""
+    """Returns what a task undoes, or None if it is not a compensation."""
     if not task.HasField("compensation"):
         return None
     undone = task.compensation
@@ -336,13 +343,15 @@ def _log_defect(done: Future[None]) -> None:
 
 
 def main() -> None:
-    """Serves the tasks of handlers.py."""
+    """Runs a worker with the handlers of handlers.py."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", default="127.0.0.1:7430", help="host:port of the server")
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--queue", default="orders")
-    parser.add_argument("--slots", type=int, default=4, help="tasks at a time")
-    parser.add_argument("--session-ttl", type=float, default=30.0, help="seconds of silence until others get its tasks")
+    parser.add_argument("--slots", type=int, default=4, help="how many tasks run at the same time")
+    parser.add_argument(
+        "--session-ttl", type=float, default=30.0, help="seconds without a message until its tasks go to other workers"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(name)s: %(message)s")
 

@@ -1,4 +1,4 @@
-"""The commands of the README and of other pages, in their order, with the worker that the page has its reader write."""
+"""Runs the commands of the README and of other pages in their order, with the worker that the README describes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILED = 4
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a page in a language."""
+    """Returns the fenced blocks of a page that are in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -39,7 +39,7 @@ class Shell:
         self._environment["RECOUP_ADDRESS"] = address
 
     def run(self, block: str, **placeholders: str) -> list[tuple[str, int]]:
-        """What each command printed, and its exit code. A placeholder such as ID is replaced where it is a word."""
+        """Returns what each command printed, and its exit code. Replaces words that are placeholders, such as ID."""
         here = re.search(r"<<'END'\n(.*?)^END$", block, re.MULTILINE | re.DOTALL)
         block = block.replace(here[0], "\n") if here else block
         done = []

@@ -47,8 +47,10 @@ def ids(events: list[Line]) -> list[str]:
 
 
 def steps(lines: list[Line]) -> list[tuple[str, int, str]]:
-    """The events of a worker, in order. The order is certain only with one slot: with more slots, a task may start
-    while the result of another is printed."""
+    """Returns the events of a worker, in order.
+
+    The order is certain only with one slot. With more slots, a task may start while the result of another is printed.
+    """
     return [(line["task"], line["attempt"], line["event"]) for line in lines]
 
 
