@@ -1,5 +1,5 @@
-//! Reads the failure feed as a durable subscription and prints an alert for what needs one. Stop it and
-//! start it again: it goes on with the first event that was not acknowledged.
+//! Reads the failure feed through a durable subscription, and prints every event with its urgency. After a
+//! restart it continues with the first event that was not acknowledged.
 //!
 //! ```sh
 //! cargo run -p recoup-sdk --example failure_alert
@@ -30,7 +30,7 @@ async fn main() -> Result<(), Error> {
     let address = std::env::var("RECOUP_ADDRESS").unwrap_or("http://127.0.0.1:7430".to_owned());
     let client = Client::connect(address).await?;
     let filter = FailureFilter { workflows: vec!["order".to_owned()], ..Default::default() };
-    // Idempotent: with the same settings it is answered as created.
+    // Idempotent: if the subscription exists with the same settings, the call succeeds again.
     client
         .create_subscription(Subscription {
             name: SUBSCRIPTION.to_owned(),
@@ -43,7 +43,7 @@ async fn main() -> Result<(), Error> {
     loop {
         let delivery = failures.next().await?;
         alert(&delivery);
-        // After the alert is out: what is lost before this comes again.
+        // Acknowledge after the alert was printed. If the program ends before that, the event is delivered again.
         delivery.ack().await?;
     }
 }

@@ -16,11 +16,11 @@ steps:
 
 async fn greet(context: TaskContext, name: String) -> Result<String, TaskError> {
     if name.is_empty() {
-        // Said by the worker: no policy retries this.
+        // The worker reports that a retry cannot help, so no policy retries this error.
         return Err(TaskError::new("greeting.nobody").message("no name").non_retryable());
     }
     if context.attempt() == 1 {
-        // Retried by the built-in policy, about a second later.
+        // The default policy retries this error after about a second.
         return Err(TaskError::new("greeting.shy").message("not at the first try"));
     }
     Ok(format!("Hello, {name}!"))
@@ -35,7 +35,7 @@ async fn main() -> Result<(), recoup_sdk::Error> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let worker = Worker::builder(client.clone()).queue("hello").task("greeting.say", greet);
     let serving = tokio::spawn(worker.run(async {
-        // The other end is dropped or sends: both are an end.
+        // The worker stops when the sender sends, and also when it is dropped.
         let _ = stopped.await;
     }));
 

@@ -1,5 +1,5 @@
-//! Registers the order workflow and runs one order, as a service that sells things would: with a key, so
-//! that an order is never started twice, and with an eye on how it ended.
+//! Registers the order workflow and runs one order, as the service of a shop would. It uses a key, so that an order is
+//! never started twice, and it checks how the execution ended.
 //!
 //! ```sh
 //! cargo run -p recoup-sdk --example order_client -- 7
@@ -33,7 +33,7 @@ async fn main() -> Result<(), Error> {
         .send()
         .await;
     let ended = match ended {
-        // Not again after a success: what the key stands for is done.
+        // An execution with this key has already succeeded, so the order is not started again.
         Err(error) if error.reason() == ErrorReason::ExecutionKeyTaken => {
             println!("{error}");
             return Ok(());
