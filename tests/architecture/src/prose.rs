@@ -16,6 +16,10 @@ const AVOIDED: &[(&str, &str)] = &[
     ("mending", "fixing"),
     ("so often", "how often, or how many times"),
     ("nobody says", "say what is missing"),
+    ("go on behind", "continue after"),
+    ("goes on behind", "continues after"),
+    ("go on with", "continue"),
+    ("goes on with", "continues"),
 ];
 
 /// Where pages and comments use such a word. Code and what is quoted as code are not looked at, nor are the words
@@ -36,16 +40,16 @@ pub fn avoided(files: &[File]) -> Vec<String> {
 
 /// The lines of a page or of comments, with their numbers, in lower case and without what is quoted.
 fn prose(file: &File) -> Vec<(usize, String)> {
-    let comments = || {
-        let lines = file.text.lines().enumerate().map(|(index, line)| (index + 1, line));
-        lines.filter(|(_, line)| line.trim_start().starts_with("//"))
-    };
     let plain = |(number, line): (usize, &str)| (number, without_quoted(line));
-    match file.extension() {
-        "md" => outside_code(&file.text).map(plain).collect(),
-        "rs" | "proto" => comments().map(plain).collect(),
-        _ => Vec::new(),
-    }
+    let sign = match file.extension() {
+        "md" => return outside_code(&file.text).map(plain).collect(),
+        "rs" | "proto" => "//",
+        "sql" => "--",
+        "py" | "service" | "sh" | "toml" | "yaml" | "" => "#",
+        _ => return Vec::new(),
+    };
+    let lines = file.text.lines().enumerate().map(|(index, line)| (index + 1, line));
+    lines.filter(|(_, line)| line.trim_start().starts_with(sign)).map(plain).collect()
 }
 
 /// The lines of a Markdown text, with their numbers, without fenced code.
@@ -110,5 +114,16 @@ mod tests {
         let findings = avoided(&[File::new("src/lib.rs", code)]);
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings.iter().all(|finding| finding.starts_with("src/lib.rs:1 ")));
+    }
+
+    #[test]
+    fn avoided_words_in_scripts_and_sql_are_found_only_in_comments() {
+        for (path, sign) in [("a.sql", "--"), ("a.py", "#"), ("a.yaml", "#"), ("tests/run", "#")] {
+            let text = format!("select he;\n    {sign} He mended it.\n");
+            let findings = avoided(&[File::new(path, &text)]);
+            assert_eq!(findings.len(), 2, "{findings:?}");
+            let comment = format!("{path}:2 ");
+            assert!(findings.iter().all(|finding| finding.starts_with(&comment)), "{findings:?}");
+        }
     }
 }

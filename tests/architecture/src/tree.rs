@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 /// Folders that hold the output of tools. They are skipped wherever they are.
-const SKIPPED: &[&str] = &[".git", ".tests", "__pycache__", "node_modules", "target"];
+const SKIPPED: &[&str] = &[".git", ".tests", ".venv", "__pycache__", "node_modules", "target"];
 
 /// One text file.
 #[derive(Clone, Debug)]
