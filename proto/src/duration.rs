@@ -33,7 +33,7 @@ pub struct Duration {
     pub nanos: i32,
 }
 
-/// Why something is no duration.
+/// Why a value is not a valid duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
     #[error("`{0}` is not a duration: write it like 20s, 5m, 1h30m or 250ms")]

@@ -129,7 +129,7 @@ impl MemoryStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a method that panicked has broken the model: nothing goes on")
+        self.state.lock().expect("a method has panicked, so the model can no longer be used")
     }
 
     fn time(&self) -> Timestamp {

@@ -35,7 +35,7 @@ pub(crate) fn older_recoup() -> PathBuf {
     let older = std::env::var_os("RECOUP_TEST_OLDER_BINARY");
     let older =
         PathBuf::from(older.expect("RECOUP_TEST_OLDER_BINARY is set, as in tests/steps/70-kill"));
-    assert!(older.is_file(), "{} is no file", older.display());
+    assert!(older.is_file(), "{} is not a file", older.display());
     older
 }
 

@@ -134,19 +134,19 @@ async fn history_is_listed_up_to_the_first_unreadable_transition() {
 #[tokio::test]
 async fn repaired_execution_can_be_released_and_completes() {
     let case = damaged().await;
-    let unread = refusal(case.release("mended", "").await).1;
+    let unread = refusal(case.release("fixed", "").await).1;
     assert_eq!(unread, "EXECUTION_NOT_QUARANTINED", "no server has loaded it yet");
     assert!(case.info().await.quarantined);
     assert_eq!(refusal(case.release("", "").await).2, ["reason"]);
     let request = v1::ReleaseExecutionRequest {
         execution_id: uuid::Uuid::nil().to_string(),
-        reason: "mended".into(),
+        reason: "fixed".into(),
         request_id: String::new(),
     };
     let unknown = case.server.executions().release_execution(request).await;
     assert_eq!(refusal(unknown).1, "EXECUTION_NOT_FOUND");
     // The cause was not fixed, so the execution is quarantined and reported again.
-    assert_quarantined(case.release("mended, I think", "first").await);
+    assert_quarantined(case.release("probably fixed", "first").await);
     assert_eq!(case.events().await.len(), 2);
 
     case.store.take_transition(case.execution, 3).expect("the test put it there");

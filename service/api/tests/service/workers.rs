@@ -158,7 +158,7 @@ async fn worker_that_never_reads_does_not_block_other_workers() {
     let beats = vec![v1::TaskHeartbeat { task_token: garbage.into(), details: None }; 10_000];
     for _ in 0..50 {
         let request = v1::StreamTasksRequest { heartbeats: beats.clone(), ..Default::default() };
-        // The test wants the stream to fill up, so a send that fails is no error.
+        // The test wants the stream to fill up, so a send that fails is not an error.
         if silent.requests.try_send(request).is_err() {
             tokio::task::yield_now().await;
         }
