@@ -37,7 +37,7 @@ pub struct Context {
     pub feed_streams: FeedStreams,
     /// How many bytes of events are read at a time for one reader of the feed.
     pub feed_page_bytes: usize,
-    /// How often a write of a subscription failed because another writer had changed it first.
+    /// How many times a write of a subscription failed because another writer had changed it first.
     pub races_lost: AtomicU64,
     namespaces: Seen<Namespace>,
     versions: Seen<(Namespace, WorkflowName, u32)>,

@@ -126,7 +126,7 @@ pub struct Node {
     pub path: StepPath,
     /// The scope in which the step stands, which follows from its path.
     pub scope: Scope,
-    /// Counts how often the step was begun afresh after it had been undone. Always 0 so far.
+    /// How many times the step was begun afresh after it had been undone. Always 0 so far.
     pub generation: u32,
     pub kind: NodeKind,
     pub state: NodeState,

@@ -74,7 +74,7 @@ pub struct Entry {
     pub position: Position,
     /// Size of the event in the store, in bytes.
     pub bytes: u32,
-    /// How often the event has been delivered.
+    /// How many times the event has been delivered.
     pub delivery: u32,
     /// When the event is to be delivered, or delivered again.
     pub due_at: Timestamp,
@@ -147,7 +147,7 @@ pub struct FetchLimit {
 pub struct Delivery {
     pub event: String,
     pub position: Position,
-    /// How often the event has been delivered, this time included. Together with the event's id it
+    /// How many times the event has been delivered, this time included. Together with the event's id it
     /// identifies the delivery.
     pub number: u32,
     pub due_at: Timestamp,

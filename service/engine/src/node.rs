@@ -5,7 +5,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `slots`, `slot` | executions in memory, and the commands and callers that wait for them |
-//! | `resident` | what is known of one execution: its state, and a summary of it while the state is away |
+//! | `resident` | what is known about one execution: its state, and a summary of it while the state is away |
 //! | `loader`, `reading` | which executions are read, and how the answer is taken in |
 //! | `requests` | requests of callers, and the answers to callers that wait |
 //! | `residency` | which executions stay in memory, and when each must be checked |

@@ -58,7 +58,7 @@ pub struct Options {
     pub commit_wait: Duration,
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,
-    /// A decision about such a command panics, as a defect in the rules would.
+    /// Decisions about these commands panic, as they would because of a defect in the rules.
     #[cfg(feature = "mutants")]
     pub panics: Option<fn(&recoup_core::command::Command) -> bool>,
 }

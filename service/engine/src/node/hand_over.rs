@@ -225,7 +225,7 @@ impl<R> Node<R> {
         if let Some(attempt) = self.attempt_mut(task) {
             attempt.missed += u32::from(!unstarted);
             if attempt.missed > MISSED_MAX {
-                // This often, it is not a lost answer: the attempt brings down every worker that gets it.
+                // Lost answers do not explain so many misses. The attempt probably kills every worker that gets it.
                 return self.act(Command::LoseWorker { task: task.clone(), worker });
             }
             attempt.dispatch = DispatchState::Scheduled;
@@ -302,7 +302,7 @@ impl<R> Node<R> {
                         DispatchState::Handed(Handed { source: Source::Both, ..handed });
                 }
             }
-            // The history names a different session, and will do so however often it is asked.
+            // The history names a different session, and repeating the command would not change that.
             DispatchState::Handed(handed) if refused => handed.put_on_record(),
             _ => {}
         }

@@ -195,8 +195,8 @@ impl Sessions {
         Some(holder)
     }
 
-    /// The next few of all held tasks. They are so many that each task comes up once per `pause`, provided
-    /// that this is called once per `interval`.
+    /// The next of all held tasks, at most `max`. If `max` allows it and this is called once per `interval`, each
+    /// task is returned once per `pause`.
     pub fn next_held(
         &mut self,
         pause: Duration,

@@ -27,7 +27,7 @@ pub(super) struct Slot<R> {
     pub wake_at: Option<Timestamp>,
     pub inbox: VecDeque<Pending<R>>,
     /// How many commands at the front of the inbox must be decided one at a time. The store refused the
-    /// transition that they made together, and only alone can the refused command be told from the others.
+    /// transition that contained all of them, and deciding each one alone shows which command was the cause.
     pub singly: usize,
     /// A transition of it, or a reminder, is in the batch that is drafted or under way to the store.
     pub in_flight: bool,

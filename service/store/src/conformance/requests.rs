@@ -154,7 +154,7 @@ pub async fn request_id_with_another_operation_or_body_is_refused(world: World) 
         ("delete", RegistryOperation::DeleteSubscription),
     ];
     for (id, of) in ids {
-        // Of all calls with this id and one of two digests, only the one that the id belongs to is not refused.
+        // Makes every call with this id, once with each digest. Only the call that the id belongs to is accepted.
         for digest in [1, 2] {
             let request = request(id, digest);
             let is_other = |operation| (operation, digest) != (of, 1);

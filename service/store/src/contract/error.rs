@@ -7,7 +7,7 @@ pub enum Error {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// The commit was sent, but no answer arrived. The caller must send the same batch again before it answers
-    /// anybody about anything in it.
+    /// any request that the batch contains.
     #[error("the outcome of the commit is unknown: {0}")]
     OutcomeUnknown(String),
     /// The node's lease was closed, so another node may have taken its executions. Nothing was written.

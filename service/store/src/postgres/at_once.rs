@@ -50,8 +50,8 @@ fn statement(chosen: usize) -> String {
         before += parameters;
         parts.push(format!("part{place} as ({sql})"));
     }
-    // Postgres runs the parts from the last to the first. So written, they lock rows in the order of `INSERTS`, as
-    // a batch of several statements does.
+    // Postgres runs the parts from the last to the first. Reversed here, they lock rows in the order of `INSERTS`,
+    // as a batch of several statements does.
     parts.reverse();
     match parts.is_empty() {
         true => FENCE.to_owned(),

@@ -62,7 +62,7 @@ impl PostgresStore {
         connection.rolled_back().await;
         match answer? {
             Some(answer) => Ok(Begun::Answered(answer)),
-            // The day of the id ended between the two statements.
+            // The day for which the id is kept ended between the two statements.
             None => Err(Error::Unavailable("the request id has just expired".into())),
         }
     }

@@ -86,7 +86,7 @@ impl Overflow for PostgresStore {
             &own[..],
         );
         connection.execute(publish).await?;
-        // Deletes what lives that have ended had published.
+        // Deletes what nodes with a closed lease have published.
         let forget = sqlx::query!(
             "delete from node_idle using node
             where node.id = node_idle.node_id and node.closed_at is not null"

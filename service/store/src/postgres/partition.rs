@@ -1,12 +1,12 @@
 //! Ranges of histories. They are created ahead of time, and replaced later by the rows that must stay.
 //!
-//! | a range is | histories that retention takes are |
+//! | a range is | histories that retention deletes are |
 //! | --- | --- |
 //! | young: new ids may still fall into it | deleted row by row |
 //! | old | left in place until as many executions are gone as remain; then the range is replaced |
 //! | none: the default partition | deleted row by row |
 //!
-//! So a history is copied at most about once for each time that the same amount is dropped.
+//! So each replacement drops at least about as much as it copies.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -38,8 +38,8 @@ struct Copy {
     table: String,
     began: Timestamp,
     is_empty: bool,
-    /// The executions whose histories may have grown since, whatever has become of them. An execution that
-    /// ended long ago may have been parked, and be done by now.
+    /// The executions whose histories may have grown since, whatever their state is now. One that ended long ago
+    /// may have had a parked compensation then, which is done by now.
     open: Vec<Uuid>,
 }
 

@@ -25,7 +25,7 @@ use crate::contract::{Error, Result};
 /// What a client requires of the server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Nothing: the connection is encrypted, but the server may be any.
+    /// Nothing: the connection is encrypted, but any server is accepted.
     Any,
     /// The certificate must be signed by a trusted authority.
     Authority,

@@ -1,5 +1,5 @@
 //! Loses the connection around COMMIT, in every possible way, under a stream of batches. The caller sends the
-//! same batch again, as the contract of the store requires, and nothing is lost or doubled.
+//! same batch again, as the contract of the store requires, and nothing is lost or written twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,8 +49,8 @@ impl Stream {
         Self { world, store, proxy, node, written, events, overflowed, unknown: 0 }
     }
 
-    /// A batch with every kind of row that may belong to a transition; or only with such as are written by one
-    /// statement, that is, without those of the overflow.
+    /// A batch with every kind of row that may belong to a transition. If it `is_plain`, it has no overflow rows, so
+    /// that one statement can write it.
     async fn batch(&mut self, number: usize, is_plain: bool) -> Batch {
         let world = &self.world;
         let mut batch = Batch::default();
