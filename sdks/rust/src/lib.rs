@@ -1,5 +1,5 @@
-//! The Rust SDK of Recoup: a [`Client`] for every call of the service, a [`Worker`] that runs handlers
-//! for tasks, and [`Failures`], a subscriber to the failure feed.
+//! The Rust SDK of Recoup: a [`Client`] with a method for every call of the service, a [`Worker`] that runs
+//! handlers for tasks, and [`Failures`], a subscriber to the failure feed.
 //!
 //! ```no_run
 //! use recoup_sdk::{Client, TaskContext, TaskError, Worker};
