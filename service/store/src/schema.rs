@@ -59,7 +59,7 @@ pub fn check(checksums: &[String], applied: &[Applied]) -> Result<()> {
             }
             None if usize::try_from(*oldest).is_ok_and(|oldest| oldest > newest) => {
                 return Err(Error::Incompatible(format!(
-                    "migration {version} ({name}) is of a newer version of recoup; it needs one that \
+                    "migration {version} ({name}) is from a newer version of recoup; it needs one that \
                      knows migration {oldest}, and this one knows {newest}"
                 )));
             }
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(told(&[one.clone(), two.clone(), applied(3, "c", 2)]), "", "two still runs");
         let later = [one.clone(), two.clone(), applied(3, "c", 2), applied(4, "d", 3)];
         assert!(
-            told(&later).contains("migration 4 (m4) is of a newer version"),
+            told(&later).contains("migration 4 (m4) is from a newer version"),
             "{}",
             told(&later)
         );

@@ -82,7 +82,7 @@ async fn changed_or_incompatible_newer_migration_is_refused() {
             returning version)
         insert into recoup.migration_oldest (version, oldest) select version, version from newer";
     sql(&database, newer).await;
-    refused(&database, "is of a newer version").await;
+    refused(&database, "is from a newer version").await;
     let accepts = "update recoup.migration_oldest set oldest = version - 1
         where version = (select max(version) from recoup.migration)";
     sql(&database, accepts).await;
