@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use recoup_core::command::TaskId;
-use recoup_core::id::{ExecutionId, StepPath};
 use recoup_engine::load::load;
 use recoup_engine::node::io::{Adopted, Input, Output};
 use recoup_store::memory::PendingCommit;
@@ -15,6 +13,7 @@ use recoup_store::{
 
 use crate::faults::{Moment, Site};
 use crate::machines::ReplyId;
+use crate::trace::{named, short, task_name};
 use crate::wait::ready;
 use crate::world::{Event, World};
 
@@ -462,18 +461,4 @@ fn refused(output: Output<ReplyId>, error: impl Fn() -> Error) -> Option<Input<R
         | Output::Tell { .. }
         | Output::FeedWritten => return None,
     })
-}
-
-fn task_name(execution: ExecutionId, path: &StepPath, attempt: u32) -> String {
-    format!("{} {path}:{attempt}", short(&execution))
-}
-
-fn named(task: &TaskId) -> String {
-    task_name(task.execution, &task.path, task.attempt)
-}
-
-/// The last digits of an id, enough to recognise it in a trace.
-pub fn short(id: &ExecutionId) -> String {
-    let text = id.to_string();
-    text[text.len() - 6..].to_owned()
 }

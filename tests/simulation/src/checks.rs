@@ -6,7 +6,7 @@
 mod answers;
 mod end;
 mod received;
-pub mod requests;
+mod requests;
 pub mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +23,9 @@ use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_store::{Executions, ListFilter, NodeId};
 
-use crate::calls::short;
 use crate::clients::OpId;
 use crate::machines::{Asker, ReplyId};
+use crate::trace::short;
 use crate::wait::ready;
 use crate::world::World;
 

@@ -11,10 +11,9 @@ use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, StartSpec};
 
-use crate::calls::short;
 use crate::catalog::NAMESPACE;
-use crate::checks::requests::Recorded;
 use crate::machines::{Asker, ReplyId, Request};
+use crate::trace::short;
 use crate::world::{Event, Stage, World};
 
 pub type OpId = u64;
@@ -46,6 +45,39 @@ pub struct Op {
     tries: u32,
 }
 
+impl Op {
+    /// The input of the executions that it starts.
+    pub fn input(&self) -> String {
+        format!("{{\"op\":{}}}", self.number)
+    }
+
+    pub fn reason(&self) -> String {
+        format!("{REASON}{}", self.number)
+    }
+}
+
+impl Wish {
+    /// The execution that it is about. A start has none yet.
+    pub fn target(&self) -> Option<ExecutionId> {
+        match self {
+            Self::Start { .. } => None,
+            Self::Await(id, _)
+            | Self::Get(id)
+            | Self::Cancel(id)
+            | Self::Terminate(id)
+            | Self::RetryCompensation(id, _)
+            | Self::SkipCompensation(id, _) => Some(*id),
+        }
+    }
+}
+
+/// The record of a request id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    pub execution: ExecutionId,
+    pub digest: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub enum Wake {
     Ask(OpId),
@@ -68,6 +100,9 @@ impl Clients {
         waiting.map(|(id, op)| format!("op {id}: {op:?}"))
     }
 }
+
+/// The prefix of a reason, before the number of the op.
+pub const REASON: &str = "op ";
 
 const TRIES_MAX: u32 = 40;
 

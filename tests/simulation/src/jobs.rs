@@ -8,8 +8,8 @@ use recoup_core::error::TaskError;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal};
 
-use crate::calls::short;
 use crate::machines::{Asker, Request};
+use crate::trace::short;
 use crate::workers::{Kind, Wake, session_key};
 use crate::world::{Event, World};
 

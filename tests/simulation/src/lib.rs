@@ -23,7 +23,7 @@
 //! | `faults` | the faults that the seed chooses, and the mutants |
 //! | `random` | the source of randomness |
 //! | `checks` | the invariants, and the records by which they are checked |
-//! | `trace` | the lines of a run, and their hash |
+//! | `trace` | the lines of a run and their hash, and how they name executions and tasks |
 //! | `wait` | polling the futures of the in-memory store, which are always ready at once |
 
 #![allow(

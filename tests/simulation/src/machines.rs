@@ -10,8 +10,7 @@ use recoup_engine::clock::Now;
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{Input, Output, WorkerKey};
 
-use crate::checks::requests::Recorded;
-use crate::clients::OpId;
+use crate::clients::{OpId, Recorded};
 use crate::clock::MachineClock;
 use crate::faults::{Moment, Site};
 use crate::jobs::Report;

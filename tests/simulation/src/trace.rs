@@ -1,9 +1,11 @@
-//! The trace of a run, line by line. Its hash allows two runs to be compared, and its last lines are kept to
-//! explain a failure.
+//! The trace of a run, line by line, and the names that it gives to executions and tasks. Its hash allows two
+//! runs to be compared, and its last lines are kept to explain a failure.
 
 use std::collections::VecDeque;
 use std::fmt;
 
+use recoup_core::command::TaskId;
+use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::time::Timestamp;
 
 /// How many lines are kept for the report of a failure.
@@ -50,4 +52,18 @@ pub fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
         hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
     (hash ^ 0x0a).wrapping_mul(0x0100_0000_01b3)
+}
+
+/// The last digits of an id, enough to recognise it in a trace.
+pub fn short(id: &ExecutionId) -> String {
+    let text = id.to_string();
+    text[text.len() - 6..].to_owned()
+}
+
+pub fn task_name(execution: ExecutionId, path: &StepPath, attempt: u32) -> String {
+    format!("{} {path}:{attempt}", short(&execution))
+}
+
+pub fn named(task: &TaskId) -> String {
+    task_name(task.execution, &task.path, task.attempt)
 }

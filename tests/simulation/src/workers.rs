@@ -11,12 +11,12 @@ use recoup_engine::HandedTask;
 use recoup_engine::node::Node;
 use recoup_engine::node::io::{Input, Offer, Session, SessionKey, WorkerKey, WorkerMessage};
 
-use crate::calls::short;
 use crate::catalog::{NAMESPACE, QUEUES, queue};
 use crate::faults::Profile;
 use crate::jobs::{Job, Report};
 use crate::machines::{ReplyId, Request};
 use crate::random::Random;
+use crate::trace::short;
 use crate::world::{Event, World};
 
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use recoup_core::plan::Plan;
 use recoup_store::{Executions, FeedRow, IndexRow, ListFilter, Overflow};
 
 use super::{NOBODY, describe};
-use crate::calls::short;
+use crate::trace::short;
 use crate::wait::ready;
 use crate::world::World;
 

@@ -10,7 +10,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::NodeId;
 
 use super::{is_worker_lost, root_cause};
-use crate::calls::short;
+use crate::trace::short;
 use crate::world::World;
 
 /// A worker's process that received a task.

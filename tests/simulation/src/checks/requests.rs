@@ -11,16 +11,9 @@ use recoup_engine::node::io::{Answer, Refusal};
 use recoup_store::Executions;
 
 use crate::catalog::NAMESPACE;
-use crate::clients::{Op, Wish};
+use crate::clients::{Op, REASON, Recorded};
 use crate::wait::ready;
 use crate::world::World;
-
-/// The record of a request id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    execution: ExecutionId,
-    digest: u64,
-}
 
 const SAME: &str = "a repeated request gets the same answer";
 const OTHER: &str = "a request id with another body is refused";
@@ -156,33 +149,4 @@ fn asked_by(event: &Event) -> Option<u64> {
         _ => return None,
     };
     reason.strip_prefix(REASON)?.parse().ok()
-}
-
-/// The prefix of a reason, before the number of the op.
-pub const REASON: &str = "op ";
-
-impl Op {
-    /// The input of the executions that it starts.
-    pub fn input(&self) -> String {
-        format!("{{\"op\":{}}}", self.number)
-    }
-
-    pub fn reason(&self) -> String {
-        format!("{REASON}{}", self.number)
-    }
-}
-
-impl Wish {
-    /// The execution that it is about. A start has none yet.
-    pub fn target(&self) -> Option<ExecutionId> {
-        match self {
-            Self::Start { .. } => None,
-            Self::Await(id, _)
-            | Self::Get(id)
-            | Self::Cancel(id)
-            | Self::Terminate(id)
-            | Self::RetryCompensation(id, _)
-            | Self::SkipCompensation(id, _) => Some(*id),
-        }
-    }
 }

@@ -13,9 +13,9 @@ use recoup_core::time::Timestamp;
 use recoup_engine::node::io::{Input, WorkerKey};
 use recoup_store::{FeedRow, NodeId};
 
-use crate::calls::short;
 use crate::catalog::NAMESPACE;
 use crate::machines::ReplyId;
+use crate::trace::short;
 use crate::world::World;
 
 /// A process of a node: a machine, and which of its lives.
