@@ -1,118 +1,30 @@
-//! The invariants, and the records by which they are checked.
+//! The invariants, checked against the [`Ledger`](crate::ledger::Ledger).
 //!
-//! [`Ledger`] folds every history on its own, row by row as rows are committed. Every answer of a node is
-//! compared with it at once. [`end`] checks whole histories when the run is over.
+//! This file folds every history on its own, row by row as rows are committed. Every answer of a node is compared
+//! with the result at once. [`end`] checks whole histories when the run is over.
 
 mod answers;
 mod end;
 mod received;
 mod requests;
-pub mod sessions;
+mod sessions;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use recoup_core::command::TaskId;
-use recoup_core::error::{TaskError, builtin};
-use recoup_core::event::{AttemptFailed, Event};
 use recoup_core::evolve::{Transition, fold};
 use recoup_core::execution::{CompensationState, Execution};
-use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::id::ExecutionId;
 use recoup_core::outcome::Outcome;
-use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
 use recoup_store::{Executions, ListFilter, NodeId};
 
-use crate::clients::OpId;
-use crate::machines::{Asker, ReplyId};
+use crate::ledger::Row;
 use crate::trace::short;
 use crate::wait::ready;
 use crate::world::World;
 
 /// No life of a node has this id, so a reader that uses it leaves no trace in the store.
 pub const NOBODY: NodeId = NodeId(-1);
-
-/// One row of a history, and the state after it.
-pub struct Row {
-    pub state: Execution,
-    pub events: Vec<Event>,
-}
-
-#[derive(Default)]
-pub struct Ledger {
-    pub askers: BTreeMap<ReplyId, Asker>,
-    pub sessions: sessions::Sessions,
-    /// The executions that each life of a node has read or written.
-    pub read_in_life: BTreeSet<(NodeId, ExecutionId)>,
-    pub histories: BTreeMap<ExecutionId, Vec<Row>>,
-    /// Executions of whose start a caller was informed.
-    pub known: BTreeSet<ExecutionId>,
-    /// The execution that each request id of a start has started.
-    pub started: BTreeMap<String, ExecutionId>,
-    pub completed: BTreeMap<(ExecutionId, u32, StepPath), (u32, Payload)>,
-    pub handed_once: BTreeMap<TaskId, u32>,
-    /// The receipts of tasks by workers, on the workers' side of the network.
-    pub received: BTreeMap<TaskId, Vec<received::Receipt>>,
-    /// Ops that were refused because another request body had used their request id.
-    pub refused_ops: BTreeSet<OpId>,
-    /// The ids of the events about lost sessions.
-    pub sessions_lost: BTreeSet<String>,
-}
-
-impl Ledger {
-    pub fn latest(&self, id: ExecutionId) -> Option<&Execution> {
-        self.histories.get(&id)?.last().map(|row| &row.state)
-    }
-
-    pub fn events(&self, id: ExecutionId) -> impl Iterator<Item = &Event> {
-        self.histories.get(&id).into_iter().flatten().flat_map(|row| &row.events)
-    }
-
-    /// A short description of the events of a row.
-    pub fn described(&self, id: ExecutionId, sequence: u64) -> String {
-        let index = usize::try_from(sequence).unwrap_or(0).wrapping_sub(1);
-        let row = self.histories.get(&id).and_then(|rows| rows.get(index));
-        let events = row.into_iter().flat_map(|row| &row.events).map(describe);
-        events.collect::<Vec<_>>().join(", ")
-    }
-}
-
-pub fn describe(event: &Event) -> String {
-    match event {
-        Event::ExecutionStarted(started) => format!("started {}", started.workflow),
-        Event::StepStarted { path, first: Some(first), .. } => {
-            format!("{path} begins, {path}:{} scheduled", first.number)
-        }
-        Event::StepStarted { path, .. } => format!("{path} begins"),
-        Event::AttemptScheduled { path, attempt, .. } => format!("{path}:{attempt} scheduled"),
-        Event::AttemptStarted { path, attempt, worker, .. } => {
-            format!("{path}:{attempt} with {worker}")
-        }
-        Event::AttemptFailed(failed) => {
-            let AttemptFailed { path, attempt, error, outcome, decision, .. } = &**failed;
-            let (error, reason) = (&error.error_type, decision.reason);
-            format!("{path}:{attempt} failed {error} {outcome:?} {reason:?}")
-        }
-        Event::StepCompleted { path, attempt, output, .. } => {
-            format!("{path}:{attempt} completed {output:?}")
-        }
-        Event::ExecutionEnded { state, .. } => format!("ended {state:?}"),
-        other => {
-            let text = format!("{other:?}");
-            text.split([' ', '{']).next().unwrap_or_default().to_owned()
-        }
-    }
-}
-
-/// Whether a lost worker ended the attempt, directly or as the cause of another error.
-fn is_worker_lost(error: &TaskError) -> bool {
-    error.error_type == builtin::WORKER_LOST || error.cause.as_deref().is_some_and(is_worker_lost)
-}
-
-/// The error type at the end of the chain of causes.
-fn root_cause(error: &TaskError) -> &str {
-    error.cause.as_deref().map_or(error.error_type.as_str(), root_cause)
-}
 
 impl World<'_> {
     /// Folds the rows that have been added to a history.

@@ -22,7 +22,8 @@
 //! | `catalog` | the workflows that run |
 //! | `faults` | the faults that the seed chooses, and the mutants |
 //! | `random` | the source of randomness |
-//! | `checks` | the invariants, and the records by which they are checked |
+//! | `ledger` | the record of a run: histories, what was told to whom, the sessions of workers |
+//! | `checks` | the invariants, checked against the ledger |
 //! | `trace` | the lines of a run and their hash, and how they name executions and tasks |
 //! | `wait` | polling the futures of the in-memory store, which are always ready at once |
 
@@ -43,6 +44,7 @@ mod checks;
 mod clients;
 mod clock;
 mod jobs;
+mod ledger;
 mod machines;
 mod random;
 mod stopping;
@@ -54,16 +56,10 @@ mod world;
 
 pub use catalog::Catalog;
 pub use faults::{CrashPoints, Defect, Moment, Site};
+pub use ledger::Violation;
 pub use trace::{FNV_OFFSET, fnv};
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-/// An invariant that did not hold.
-#[derive(Clone, Debug)]
-pub struct Violation {
-    pub invariant: &'static str,
-    pub what: String,
-}
 
 /// The result of one run.
 pub struct Outcome {

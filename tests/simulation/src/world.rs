@@ -12,12 +12,11 @@ use recoup_store::memory::{self, MemoryStore};
 use recoup_store::{Nodes, Overflow};
 use uuid::Uuid;
 
-use crate::Violation;
 use crate::calls::{Call, CallId, Late};
 use crate::catalog::Catalog;
-use crate::checks::Ledger;
 use crate::clients::Clients;
 use crate::faults::{ClockStep, CrashPoints, Defect, Profile};
+use crate::ledger::{Ledger, Violation};
 use crate::machines::{Machine, Request};
 use crate::random::Random;
 use crate::subscriber::Subscriber;

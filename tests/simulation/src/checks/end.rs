@@ -11,7 +11,8 @@ use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::plan::Plan;
 use recoup_store::{Executions, FeedRow, IndexRow, ListFilter, Overflow};
 
-use super::{NOBODY, describe};
+use super::NOBODY;
+use crate::ledger::describe;
 use crate::trace::short;
 use crate::wait::ready;
 use crate::world::World;

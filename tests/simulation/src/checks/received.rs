@@ -1,7 +1,7 @@
 //! Compares what workers really received with what nodes and histories say about it.
 
 use recoup_core::command::TaskId;
-use recoup_core::error::builtin;
+use recoup_core::error::{TaskError, builtin};
 use recoup_core::event::{AttemptFailed, AttemptOutcome, Event};
 use recoup_core::execution::Execution;
 use recoup_core::id::{ExecutionId, StepPath};
@@ -9,18 +9,9 @@ use recoup_core::retry::Verdict;
 use recoup_core::time::Timestamp;
 use recoup_store::NodeId;
 
-use super::{is_worker_lost, root_cause};
+use crate::ledger::Receipt;
 use crate::trace::short;
 use crate::world::World;
-
-/// A worker's process that received a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    worker: usize,
-    life: u64,
-    /// It has reported that it did not begin.
-    released: bool,
-}
 
 impl World<'_> {
     /// A worker has received a task and begins to work on it.
@@ -160,4 +151,14 @@ impl World<'_> {
             }
         }
     }
+}
+
+/// Whether a lost worker ended the attempt, directly or as the cause of another error.
+fn is_worker_lost(error: &TaskError) -> bool {
+    error.error_type == builtin::WORKER_LOST || error.cause.as_deref().is_some_and(is_worker_lost)
+}
+
+/// The error type at the end of the chain of causes.
+fn root_cause(error: &TaskError) -> &str {
+    error.cause.as_deref().map_or(error.error_type.as_str(), root_cause)
 }
