@@ -1,5 +1,5 @@
-//! The record of a run: the histories that nodes have written, what callers and workers were told, and the first
-//! invariant that did not hold. The checks compare every answer of a node with it.
+//! The record of a run: the histories that nodes have written, and what callers and workers were told. The checks
+//! compare every answer of a node with it.
 
 mod sessions;
 

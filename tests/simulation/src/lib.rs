@@ -10,15 +10,13 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `world` | the clock, the queue of events, and all participants |
-//! | `machines` | the machines that nodes live on: they decide, pause, crash and boot |
+//! | `world` | the clock, the queue of events, all participants, and how they act |
+//! | `events` | the events, and the stages of a run |
+//! | `machines` | the machines that nodes run on, and what reaches them |
 //! | `clock` | the clock of a machine |
-//! | `stopping` | servers and workers that are asked to stop |
-//! | `calls` | the calls to the store: when each takes effect, and how it is answered |
-//! | `clients` | clients that start, cancel and terminate executions, and repeat requests |
-//! | `workers` | workers, by stream and by poll |
-//! | `jobs` | what workers do with a task |
-//! | `subscriber` | a reader of the failure feed |
+//! | `calls` | calls of nodes to the store, and how far each has got |
+//! | `clients` | clients that send requests, and the subscriber of the failure feed |
+//! | `workers` | workers, their connections to nodes, their jobs and their reports |
 //! | `catalog` | the workflows that run |
 //! | `faults` | the faults that the seed chooses, and the mutants |
 //! | `random` | the source of randomness |
@@ -26,6 +24,9 @@
 //! | `checks` | the invariants, checked against the ledger |
 //! | `trace` | the lines of a run and their hash, and how they name executions and tasks |
 //! | `wait` | polling the futures of the in-memory store, which are always ready at once |
+//!
+//! `machines`, `calls`, `clients` and `workers` hold the state of the participants, and none of them uses `world`. How
+//! the participants act is in the files of the folder `world`.
 
 #![allow(
     clippy::result_large_err,
@@ -43,12 +44,10 @@ mod calls;
 mod checks;
 mod clients;
 mod clock;
-mod jobs;
+mod events;
 mod ledger;
 mod machines;
 mod random;
-mod stopping;
-mod subscriber;
 mod trace;
 mod wait;
 mod workers;

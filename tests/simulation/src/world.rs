@@ -1,5 +1,13 @@
 //! The world of one run: its clock, its queue of events, and all participants.
 
+mod calls;
+mod clients;
+mod jobs;
+mod links;
+mod machines;
+mod stopping;
+mod workers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,12 +22,12 @@ use uuid::Uuid;
 
 use crate::calls::{Call, CallId, Late};
 use crate::catalog::Catalog;
-use crate::clients::Clients;
+use crate::clients::{Clients, Subscriber};
+use crate::events::{Event, Stage};
 use crate::faults::{ClockStep, CrashPoints, Defect, Profile};
 use crate::ledger::{Ledger, Violation};
-use crate::machines::{Machine, Request};
+use crate::machines::Machine;
 use crate::random::Random;
-use crate::subscriber::Subscriber;
 use crate::trace::Trace;
 use crate::wait::ready;
 use crate::workers::Workers;
@@ -34,66 +42,6 @@ const SETTLING: Duration = Duration::from_secs(15);
 const CLAIMS_END: Duration = Duration::from_secs(7 * 3600);
 /// The most events in a run. If there are more, the world is spinning.
 const EVENTS_MAX: u64 = 2_000_000;
-
-pub enum Event {
-    /// A machine takes in what has arrived.
-    Step {
-        machine: usize,
-    },
-    Boot {
-        machine: usize,
-    },
-    Pause {
-        machine: usize,
-    },
-    /// A machine crashes, independently of what it does.
-    PowerCut {
-        machine: usize,
-    },
-    /// A machine's clock starts to run at a different rate.
-    Drift {
-        machine: usize,
-    },
-    /// The database's clock is set.
-    SetClock(ClockStep),
-    /// An operator allows the newest formats.
-    Finalize,
-    /// A server is asked to stop in an orderly way.
-    Stop {
-        machine: usize,
-    },
-    Drained {
-        machine: usize,
-        life: u64,
-    },
-    TellStop {
-        machine: usize,
-        life: u64,
-    },
-    Effect(CallId),
-    Finish(CallId),
-    Answer(CallId),
-    /// A commit takes effect whose outcome its node does not know.
-    Late(u64),
-    Deliver {
-        machine: usize,
-        life: Option<u64>,
-        request: Request,
-    },
-    Client(crate::clients::Wake),
-    Worker(crate::workers::Wake),
-    Read,
-    Heal,
-    Look,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Stage {
-    Faults,
-    Healing,
-    Settling,
-    Done,
-}
 
 pub struct World<'a> {
     pub catalog: &'a Catalog,

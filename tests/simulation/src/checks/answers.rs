@@ -10,9 +10,9 @@ use recoup_engine::node::io::{Answer, Refusal};
 use recoup_engine::{HandedTask, TaskContent};
 
 use crate::clients::{Op, Wish};
-use crate::jobs::Report;
 use crate::machines::ReplyId;
 use crate::trace::short;
+use crate::workers::Report;
 use crate::world::World;
 
 const LOST: &str = "nothing acknowledged is lost";

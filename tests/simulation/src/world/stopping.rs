@@ -3,23 +3,13 @@
 
 use std::time::Duration;
 
-use recoup_core::time::Timestamp;
 use recoup_engine::node::io::Input;
 use recoup_store::NodeId;
 
-use crate::machines::Request;
+use crate::events::Event;
+use crate::machines::{Request, Stopping};
 use crate::workers::{Wake, session_key};
-use crate::world::{Event, World};
-
-/// A machine whose server has been asked to stop.
-pub struct Stopping {
-    /// Streams that have not ended by then are cut.
-    until: Timestamp,
-    /// When the node was told to stop, after the last message of its workers.
-    told_at: Option<Timestamp>,
-    /// It answers no request any more, and only waits for the store.
-    pub leaving: bool,
-}
+use crate::world::World;
 
 /// How long a node that was asked to stop may take before its process is killed.
 const PATIENCE: Duration = Duration::from_secs(10);

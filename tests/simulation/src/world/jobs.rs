@@ -8,55 +8,11 @@ use recoup_core::error::TaskError;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal};
 
+use crate::events::Event;
 use crate::machines::{Asker, Request};
 use crate::trace::short;
-use crate::workers::{Kind, Wake, session_key};
-use crate::world::{Event, World};
-
-/// A worker's report about a task.
-#[derive(Clone, Debug)]
-pub enum Report {
-    Complete { task: TaskId, output: Payload },
-    Fail { task: TaskId, error: TaskError },
-    Beat { task: TaskId },
-    Release { task: TaskId },
-}
-
-impl Report {
-    pub fn task(&self) -> &TaskId {
-        match self {
-            Self::Complete { task, .. }
-            | Self::Fail { task, .. }
-            | Self::Beat { task }
-            | Self::Release { task } => task,
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct Job {
-    pub todo: Todo,
-    pub report: Option<Report>,
-    pub beats: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Todo {
-    Complete,
-    Fail,
-    Hang,
-    /// It reports a different result the second time.
-    Twice,
-    Die,
-    GiveBack,
-}
-
-impl Job {
-    /// The worker was asked to stop the task, and complies.
-    pub fn stop(&mut self) {
-        self.todo = Todo::Fail;
-    }
-}
+use crate::workers::{Job, Kind, Report, Todo, Wake, session_key};
+use crate::world::World;
 
 impl World<'_> {
     pub fn take_task(
