@@ -15,29 +15,21 @@ use crate::tree::File;
 /// A module of a crate, by its path. The empty path is the root.
 type Module = Vec<String>;
 
-/// The modules of each crate that are in a cycle, each cycle with the shortest path around it, starting at its
-/// first module. `excepted` lists the modules, as `crate folder: module`, that may be in a cycle. An exception
-/// that is no longer needed is a finding as well.
-pub fn cycles(files: &[File], excepted: &[&str]) -> Vec<String> {
+/// The cycles between the modules of each crate, each with the shortest path around it, starting at its first
+/// module.
+pub fn cycles(files: &[File]) -> Vec<String> {
     let mut findings = Vec::new();
-    let mut needed = BTreeSet::new();
     for (folder, sources) in crates(files) {
         let uses = uses(&folder, &sources);
         let mut seen: BTreeSet<&Module> = BTreeSet::new();
         for module in uses.keys() {
-            let Some(way) = way_round(&uses, module) else { continue };
-            let name = format!("{folder}: {}", name(module));
-            if excepted.contains(&name.as_str()) {
-                needed.insert(name);
-            } else if !seen.contains(module) {
-                let names: Vec<_> = way.iter().map(|module| self::name(module)).collect();
-                findings.push(format!("{folder}: {} is a cycle", names.join(" → ")));
-                seen.extend(way);
-            }
+            let way = way_round(&uses, module).filter(|_| !seen.contains(module));
+            let Some(way) = way else { continue };
+            let names: Vec<_> = way.iter().map(|module| name(module)).collect();
+            findings.push(format!("{folder}: {} is a cycle", names.join(" → ")));
+            seen.extend(way);
         }
     }
-    let stale = excepted.iter().filter(|name| !needed.contains(**name));
-    findings.extend(stale.map(|name| format!("{name} is in no cycle: remove the exception")));
     findings
 }
 
@@ -377,9 +369,9 @@ fn skip_item(tokens: &mut Tokens) {
 mod tests {
     use super::*;
 
-    fn found(sources: &[(&str, &str)], excepted: &[&str]) -> Vec<String> {
+    fn found(sources: &[(&str, &str)]) -> Vec<String> {
         let files = sources.iter().map(|(path, text)| File::new(&format!("a/src/{path}"), text));
-        cycles(&files.collect::<Vec<_>>(), excepted)
+        cycles(&files.collect::<Vec<_>>())
     }
 
     #[test]
@@ -393,7 +385,7 @@ mod tests {
             ("pub(crate) fn f() { crate::b::f() }", "type T = Vec<crate::a::A>;"),
         ] {
             let sources = [("lib.rs", "mod a;\nmod b;"), ("a.rs", first), ("b.rs", second)];
-            assert_eq!(found(&sources, &[]), ["a: a → b → a is a cycle"], "{first} {second}");
+            assert_eq!(found(&sources), ["a: a → b → a is a cycle"], "{first} {second}");
         }
     }
 
@@ -401,13 +393,13 @@ mod tests {
     fn a_cycle_through_the_root_or_a_parent_is_found() {
         let sources =
             [("lib.rs", "mod a;\nuse a::A;\npub const MAX: u8 = 1;"), ("a.rs", "use crate::MAX;")];
-        assert_eq!(found(&sources, &[]), ["a: (root) → a → (root) is a cycle"]);
+        assert_eq!(found(&sources), ["a: (root) → a → (root) is a cycle"]);
         let sources = [
             ("main.rs", "mod a;\nfn main() { a::run() }"),
             ("a/mod.rs", "mod b;\nfn f() { b::f() }"),
             ("a/b.rs", "use super::*;"),
         ];
-        assert_eq!(found(&sources, &[]), ["a: a → a::b → a is a cycle"]);
+        assert_eq!(found(&sources), ["a: a → a::b → a is a cycle"]);
     }
 
     #[test]
@@ -418,10 +410,10 @@ mod tests {
             ("a/inner.rs", "pub struct C;"),
             ("b.rs", "use crate::D;"),
         ];
-        assert_eq!(found(&sources, &[]), [""; 0]);
+        assert_eq!(found(&sources), [""; 0]);
         let mut sources = sources;
         sources[3].1 = "use crate::A;";
-        assert_eq!(found(&sources, &[]), ["a: a → b → a is a cycle"]);
+        assert_eq!(found(&sources), ["a: a → b → a is a cycle"]);
     }
 
     #[test]
@@ -437,20 +429,17 @@ mod tests {
             ("b/tests.rs", "use crate::a::A;"),
             ("b_tests/mod.rs", "use crate::a::A;"),
         ];
-        assert_eq!(found(&sources, &[]), [""; 0]);
+        assert_eq!(found(&sources), [""; 0]);
     }
 
     #[test]
-    fn an_exception_covers_its_module_and_a_stale_exception_is_found() {
+    fn a_cycle_is_reported_once_and_without_the_modules_that_it_only_uses() {
         let sources = [
             ("lib.rs", "mod a;\nmod b;\nmod c;"),
             ("a.rs", "use crate::b::B;"),
             ("b.rs", "use crate::a::A;\nuse crate::c::C;"),
             ("c.rs", ""),
         ];
-        assert_eq!(found(&sources, &["a: a", "a: b"]), [""; 0]);
-        assert_eq!(found(&sources, &["a: a"]), ["a: b → a → b is a cycle"]);
-        let stale = found(&sources, &["a: a", "a: b", "a: c"]);
-        assert_eq!(stale, ["a: c is in no cycle: remove the exception"]);
+        assert_eq!(found(&sources), ["a: a → b → a is a cycle"]);
     }
 }

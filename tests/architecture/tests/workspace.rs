@@ -7,24 +7,6 @@ use recoup_architecture::graph::{self, Metadata};
 use recoup_architecture::tree::{self, File};
 use recoup_architecture::{hygiene, links, maps, modules, prose, reasons, sources};
 
-/// Modules that were in cycles before this check existed. They are to be removed from the list; none may be
-/// added.
-const KNOWN_IN_CYCLES: &[&str] = &[
-    "tests/simulation: (root)",
-    "tests/simulation: calls",
-    "tests/simulation: checks",
-    "tests/simulation: checks::received",
-    "tests/simulation: checks::requests",
-    "tests/simulation: checks::sessions",
-    "tests/simulation: clients",
-    "tests/simulation: jobs",
-    "tests/simulation: machines",
-    "tests/simulation: stopping",
-    "tests/simulation: subscriber",
-    "tests/simulation: workers",
-    "tests/simulation: world",
-];
-
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -79,8 +61,8 @@ fn no_source_file_is_too_long() {
 }
 
 #[test]
-fn modules_have_no_cycles_but_the_known_ones() {
-    none(modules::cycles(&files(), KNOWN_IN_CYCLES));
+fn modules_have_no_cycles() {
+    none(modules::cycles(&files()));
 }
 
 #[test]
