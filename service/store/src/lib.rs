@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `contract` | the promises of every store: one trait per concern, and the types of their calls |
 //! | `memory` | the in-memory store, the plainest one: the model with which the others are compared |
-//! | `settle` | the rules for the verdict on a transition, given what a store found where it is to be written |
+//! | `settle` | the rules for the verdict on a transition, given the row that a store found in its place |
 //! | `sqlite` | the embedded store: one database in a folder, one process |
 //! | `postgres` | the store that several servers share |
 //! | `format` | the stored form of each kind of row, such as a history, and the numbers of the formats |
