@@ -138,8 +138,9 @@ fn newest_descriptors_match_the_messages() {
         }
         assert!(
             committed(row, row.newest()) == current,
-            "the messages of {0} differ from format {1}: what a release has written is not changed, \
-             but followed by format {2}; see \"Adding a format\" in CONTRIBUTING.md",
+            "the messages of {0} differ from the descriptors of format {1}: if no release has written \
+             format {1}, set RECOUP_WRITE_FORMATS=1 to write its descriptors again; otherwise add \
+             format {2}; see \"Adding a format\" in CONTRIBUTING.md",
             row.name(),
             row.newest(),
             row.newest() + 1,
