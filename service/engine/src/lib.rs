@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `node` | the engine without I/O: inputs in, outputs out, time as an argument; its file has a map of its own |
 //! | `driver` | the tokio task that gives a node its clock, its store and its channels |
-//! | `handle` | [`Engine`], through which the API sends requests to a node, and the connections of workers to it |
+//! | `handle` | [`Engine`], through which the API sends requests to a node; also the connections of workers to that node |
 //! | `request` | the messages from the handle to the driver |
 //! | `load` | from stored rows back to states and plans |
 //! | `transition` | from a decision to the rows that make it durable |
