@@ -268,16 +268,6 @@ pub(super) fn is_bare_start(command: &Command) -> bool {
     }
 }
 
-/// Whether a command records a heartbeat. It names no worker, because a heartbeat does not say who sent it.
-pub(super) fn is_heartbeat(command: &Command) -> bool {
-    match command {
-        Command::RecordStart { worker, session, basis: StartBasis::Held, .. } => {
-            session.is_empty() && worker.is_empty()
-        }
-        _ => false,
-    }
-}
-
 /// A bound that sorts before every task of an execution.
 pub(super) fn first_task(execution: ExecutionId) -> TaskId {
     TaskId { execution, run: 0, path: StepPath::from(""), attempt: 0, sequence: 0 }

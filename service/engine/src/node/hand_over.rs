@@ -9,9 +9,7 @@ use recoup_core::execution::Started;
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{
-    DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, is_heartbeat, key_of,
-};
+use super::attempt::{DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, key_of};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use crate::clock::Now;
@@ -266,10 +264,11 @@ impl<R> Node<R> {
     /// A start has been decided. If it was refused, the attempt stays where it was. If a worker reported the
     /// attempt in the same transition, the attempt is with that worker.
     pub(super) fn after_start(&mut self, command: &Command, refused: bool) {
-        let Command::RecordStart { task, worker, session, at, .. } = command else {
+        let Command::RecordStart { task, worker, session, at, basis } = command else {
             return;
         };
-        let is_alive = (is_bare_start(command) || is_heartbeat(command)) && !refused;
+        // The worker has no session, or its heartbeat does not say which worker sent it.
+        let is_alive = *basis == StartBasis::Held && session.is_empty() && !refused;
         let now = self.at();
         let until = now.tick + self.options.reconnect_grace;
         let Some(slot) = self.slots.get_mut(task.execution) else {
