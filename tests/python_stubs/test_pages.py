@@ -15,7 +15,7 @@ import grpc
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor_pool import Default
 
-# Loads the descriptions of the services that `call` looks up.
+# Loads the descriptions of the services that `grpcurl` looks up.
 from recoup.v1 import execution_service_pb2, worker_service_pb2  # noqa: F401
 
 from conftest import Bench
@@ -62,7 +62,7 @@ class Shell:
 
 
 def grpcurl(command: str, address: str, **placeholders: str) -> Any:
-    """Makes the call of a grpcurl command, and returns the response as grpcurl prints it. Only TOKEN is replaced."""
+    """Makes the call of a grpcurl command, and returns the response as grpcurl prints it. Replaces placeholders, such as TOKEN."""
     for placeholder, value in placeholders.items():
         command = command.replace(placeholder, value)
     words = shlex.split(command.replace("\\\n", " "), comments=True)
@@ -115,14 +115,15 @@ def test_readme_leads_to_an_own_workflow_that_fails_and_is_undone(bench: Bench, 
 
 def test_commands_of_the_page_on_executions_find_the_declined_order(bench: Bench) -> None:
     bench.worker()
-    (registered, _), (ran, code), (listed, _), _ = Shell(ROOT, bench.address).run(blocks("docs/executions.md", "sh")[0])
+    shell = Shell(ROOT, bench.address)
+    commands, show = blocks("docs/executions.md", "sh")[0].rstrip().rsplit("\n", 1)
+    (registered, _), (ran, code), (listed, _) = shell.run(commands)
     assert "order v1 registered" in registered
     assert code == FAILED, ran
     execution_id = last_id(ran)
     assert execution_id in listed
 
-    show = blocks("docs/executions.md", "sh")[0].splitlines()[-1]
-    [(shown, code)] = Shell(ROOT, bench.address).run(show, ID=execution_id)
+    [(shown, code)] = shell.run(show, ID=execution_id)
     assert code == 0
     assert "payment.card_declined" in shown
 

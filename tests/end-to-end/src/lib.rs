@@ -27,6 +27,7 @@
 //! | `auditor` | a consumer of a durable subscription |
 //! | `fold` | derives the events of the feed from the histories alone |
 //! | `invariants` | the checks after the faults |
+//! | `page` | pages of the documentation |
 //! | `refusal` | the code, reason and fields of a refused call |
 
 pub mod auditor;
@@ -37,6 +38,7 @@ pub mod invariants;
 pub mod load;
 pub mod mishap;
 pub mod order;
+pub mod page;
 pub mod process;
 pub mod raw;
 pub mod record;

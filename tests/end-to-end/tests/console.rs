@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use recoup_end_to_end::page::blocks;
 use recoup_end_to_end::server::{Folder, Server, recoup_in};
 use uuid::Uuid;
 
@@ -67,9 +68,8 @@ struct Exchange {
 /// The exchanges of a page. A line of output that begins with a space continues the line before it, because pages
 /// wrap long lines.
 fn session(page: &str) -> Vec<Exchange> {
-    let blocks = page.split("```console\n").skip(1).filter_map(|rest| rest.split("```").next());
     let mut exchanges: Vec<Exchange> = Vec::new();
-    for line in blocks.flat_map(str::lines) {
+    for line in blocks(page, "console").into_iter().flat_map(str::lines) {
         if let Some(command) = line.strip_prefix("$ ") {
             exchanges.push(Exchange { command: command.to_owned(), printed: Vec::new() });
             continue;

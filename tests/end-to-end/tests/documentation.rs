@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
+use recoup_end_to_end::page::blocks;
 use recoup_end_to_end::server::{Folder, Server, recoup_once};
 
 const DEFINITIONS: &str = include_str!("../../../docs/definitions.md");
@@ -69,13 +70,6 @@ impl Site {
 
 fn name(path: &Path) -> &str {
     path.to_str().expect("the path is valid UTF-8")
-}
-
-/// The fenced code blocks of a page that are in one language.
-fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
-    let open = format!("```{language}\n");
-    let parts = page.split(open.as_str()).skip(1);
-    parts.filter_map(|part| part.split("```").next()).collect()
 }
 
 /// Turns a block into a complete definition, because some blocks show only a step.
