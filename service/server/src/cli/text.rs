@@ -75,8 +75,7 @@ impl Style {
     /// The text in lines that fit into a column which begins after `before` characters. One line if the width is
     /// unknown, or if too little of it is left. A word that is longer than a line is not broken.
     pub fn wrapped(self, text: &str, before: usize) -> Vec<String> {
-        let room = self.width.map(|width| width.saturating_sub(before));
-        let Some(room) = room.filter(|room| *room >= COLUMN_MIN) else {
+        let Some(room) = self.after(before).width.filter(|room| *room >= COLUMN_MIN) else {
             return vec![text.to_owned()];
         };
         let mut lines = Vec::new();
