@@ -21,7 +21,7 @@ use recoup_store::Store;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_test_postgres::{Database, Server as Postgres};
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 /// How many executions there are of each of the twelve fates.
@@ -47,13 +47,6 @@ const KINDS: [FailureKind; 13] = [
     FailureKind::WorkerLost,
 ];
 
-async fn client(database: &Database) -> Client {
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
-
 /// A separate node whose first commit hangs inside COMMIT. Its history, index and feed rows are written, on a
 /// lane of its own and with the lowest numbers of all, but no other transaction can see them yet.
 struct SlowNode {
@@ -69,7 +62,7 @@ impl SlowNode {
         let options =
             recoup_engine::Options { address: "slow".into(), ..recoup_engine::Options::default() };
         let engine = recoup_engine::driver::start(store, options).await.expect("the node joins");
-        let brake = client(database).await;
+        let brake = database.client().await;
         let row = brake.query_one("select id from recoup.node where address = 'slow'", &[]).await;
         let lane: i64 = row.expect("the node has joined").get(0);
         // The trigger is deferred. Postgres runs it last, inside COMMIT, when everything else has been written.
@@ -219,7 +212,7 @@ async fn subscribers_get_every_event_despite_a_slow_older_transaction() {
     mishap::register(&channels[0]).await;
 
     // A write transaction in another database. It holds back every transaction horizon of the Postgres server.
-    let other = client(&elsewhere).await;
+    let other = elsewhere.client().await;
     let open = "create table t (n int); begin; insert into t values (1)";
     other.batch_execute(open).await.expect("no other client uses this database");
     let patient = Options {
@@ -237,7 +230,7 @@ async fn subscribers_get_every_event_despite_a_slow_older_transaction() {
     mishap::start(&channels, OF_EACH).await;
     until_all_ended(channels[0].clone(), PATIENCE).await;
     assert!(slow.hangs().await, "the slow commit ended before the load did");
-    let scanner = client(&database).await;
+    let scanner = database.client().await;
     let before = subscriber.ids().len();
     let of_slow = slow.release().await;
     let abandoned = workers.abandoned();

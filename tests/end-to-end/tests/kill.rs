@@ -17,8 +17,8 @@ use recoup_end_to_end::server::{Folder, Server};
 use recoup_end_to_end::subscriber::Subscriber;
 use recoup_end_to_end::workers::Workers;
 use recoup_proto::v1::FinalizeFormatsRequest;
-use recoup_test_postgres::Server as Postgres;
 use recoup_test_postgres::proxy::{Fault, Proxy};
+use recoup_test_postgres::{Database, Server as Postgres};
 
 const CLIENTS: usize = 24;
 /// For each set of task types, one worker by stream and one by unary calls.
@@ -228,11 +228,9 @@ async fn cutting_postgres_connections_after_commit_loses_nothing() {
 }
 
 /// The newest format of any history row in the database.
-async fn newest_format(url: &str) -> i32 {
-    let (client, connection) =
-        tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("the database is there");
-    tokio::spawn(connection);
-    let row = client.query_one("select max(format) from recoup.history", &[]).await;
+async fn newest_format(database: &Database) -> i32 {
+    let row =
+        database.client().await.query_one("select max(format) from recoup.history", &[]).await;
     row.expect("the query is valid").get(0)
 }
 
@@ -244,7 +242,8 @@ async fn newest_format(url: &str) -> i32 {
 async fn updating_and_rolling_back_servers_under_load_loses_nothing() {
     let folder = Folder::new("two-versions");
     let postgres = Postgres::start(&[]);
-    let url = postgres.database().await.url();
+    let database = postgres.database().await;
+    let url = database.url();
     let mut servers = [(); 2].map(|()| Server::older_on_postgres(folder.path(), &url));
     let name = "two versions, two servers on Postgres";
     let run = Run::start(name, &folder, &servers).await;
@@ -261,7 +260,11 @@ async fn updating_and_rolling_back_servers_under_load_loses_nothing() {
         server.update();
         run.until_started().await;
     }
-    assert_eq!(newest_format(&url).await, 1, "a newer format was written before it was allowed");
+    assert_eq!(
+        newest_format(&database).await,
+        1,
+        "a newer format was written before it was allowed"
+    );
 
     let mut admin = connect::admin(connect::channel(&servers[0].url()));
     let finalized = admin.finalize_formats(FinalizeFormatsRequest {}).await;
@@ -273,7 +276,10 @@ async fn updating_and_rolling_back_servers_under_load_loses_nothing() {
     assert!(writable.history > 1, "{writable:?}");
     run.until_started().await;
     run.until_started().await;
-    assert!(newest_format(&url).await > 1, "no newer format is written although it is allowed");
+    assert!(
+        newest_format(&database).await > 1,
+        "no newer format is written although it is allowed"
+    );
     // After the new formats are allowed, a rollback comes too late, but it does no harm.
     servers[1].roll_back();
     run.until_started().await;

@@ -9,7 +9,6 @@ use recoup_end_to_end::server::{Folder, Server};
 use recoup_proto::v1;
 use recoup_test_postgres::Server as Postgres;
 use recoup_test_postgres::proxy::Proxy;
-use tokio_postgres::NoTls;
 use tonic::Status;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
@@ -85,9 +84,7 @@ async fn a_database_that_accepts_no_writes_fails_calls_and_health_checks() {
     connect::register(channel.clone(), order::DEFINITION).await;
     until_health(&channel, ServingStatus::Serving).await;
 
-    let (mut locker, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("it connects");
-    tokio::spawn(connection);
+    let mut locker = database.client().await;
     let lock = locker.transaction().await.expect("it begins");
     lock.batch_execute("lock table history in access exclusive mode").await.expect("it locks");
     let (first, second) = tokio::join!(start(&channel, 1), start(&channel, 2));

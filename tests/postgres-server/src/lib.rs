@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio_postgres::NoTls;
+use tokio_postgres::{Client, NoTls};
 
 /// How long a server may take to accept connections.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -73,6 +73,18 @@ impl Database {
     /// proxy does not support the start of encryption.
     pub fn url_through(&self, port: u16) -> String {
         format!("postgres://recoup@127.0.0.1:{port}/{}?sslmode=disable", self.name)
+    }
+
+    /// A connection for the test's own statements. It ends when the client is dropped.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not accept the connection.
+    pub async fn client(&self) -> Client {
+        let connected = tokio_postgres::connect(&self.url(), NoTls).await;
+        let (client, connection) = connected.expect("the test server accepts connections");
+        tokio::spawn(connection);
+        client
     }
 }
 

@@ -174,7 +174,6 @@ async fn applied(connection: &mut Connection) -> Result<Vec<Applied>, Failure> {
 #[cfg(test)]
 mod tests {
     use recoup_test_postgres::{Database, Server};
-    use tokio_postgres::{Client, NoTls};
 
     use std::sync::Arc;
 
@@ -190,20 +189,13 @@ mod tests {
         Connection::open(&reached, LONG, LONG).await.expect("the server answers")
     }
 
-    async fn client(database: &Database) -> Client {
-        let (client, connection) =
-            tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-        tokio::spawn(connection);
-        client
-    }
-
     /// A migration that cannot get its lock lets the commits pass that queue up after it: the update below
     /// completes although the reader that blocks the migration is still there.
     #[tokio::test]
     async fn a_migration_that_waits_for_a_lock_does_not_hold_up_commits() {
         let database = Server::shared().database().await;
         migrate(&mut connection(&database).await).await.expect("a new database");
-        let reader = client(&database).await;
+        let reader = database.client().await;
         reader.batch_execute("begin; select from recoup.namespace").await.expect("reads");
 
         let later = Migration {
@@ -215,13 +207,13 @@ mod tests {
         let mut migrating = connection(&database).await;
         let migrating = tokio::spawn(async move { migrate_to(&mut migrating, &known).await });
 
-        let watcher = client(&database).await;
+        let watcher = database.client().await;
         let waits = "select from pg_locks
             where not granted and relation = 'recoup.namespace'::regclass";
         while watcher.query(waits, &[]).await.expect("is valid").is_empty() {
             tokio::task::yield_now().await;
         }
-        let writer = client(&database).await;
+        let writer = database.client().await;
         let update = writer.batch_execute("update recoup.namespace set description = 'written'");
         // This would never complete if the migration kept its place in the queue.
         tokio::time::timeout(LONG, update)

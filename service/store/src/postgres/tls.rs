@@ -215,7 +215,6 @@ mod tests {
 
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use recoup_test_postgres::{Database, Server};
-    use tokio_postgres::NoTls;
 
     use super::super::connection::Connection;
     use super::super::reached::{Probe, Reached};
@@ -253,16 +252,9 @@ mod tests {
         }
     }
 
-    async fn client(database: &Database) -> tokio_postgres::Client {
-        let (client, connection) =
-            tokio_postgres::connect(&database.url(), NoTls).await.expect("the server answers");
-        tokio::spawn(connection);
-        client
-    }
-
     /// From now on the server offers encryption with this certificate.
     async fn encrypt(database: &Database, (certificate, key): (String, String)) {
-        let superuser = client(database).await;
+        let superuser = database.client().await;
         for (file, text) in [("server.crt", certificate), ("server.key", key)] {
             let write = format!(
                 "copy (select unnest(string_to_array($pem${text}$pem$, E'\\n')))
@@ -273,7 +265,8 @@ mod tests {
         superuser.batch_execute("alter system set ssl = on").await.expect("it may");
         superuser.batch_execute("select pg_reload_conf()").await.expect("it may");
         // A connection shows the change only once its server process was started after it.
-        while client(database)
+        while database
+            .client()
             .await
             .query_one("show ssl", &[])
             .await

@@ -6,7 +6,6 @@ use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{Executions, Transition, format};
 use recoup_test_postgres::Server;
-use tokio_postgres::NoTls;
 
 #[tokio::test]
 async fn every_damaged_byte_of_a_history_row_is_noticed() {
@@ -26,9 +25,7 @@ async fn every_damaged_byte_of_a_history_row_is_noticed() {
     };
     assert!(decoded().await.is_ok());
 
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
+    let client = database.client().await;
     let mut damages = vec![
         ("format = format + 1".to_owned(), "format = format - 1".to_owned()),
         ("checksum = checksum # 1".to_owned(), "checksum = checksum # 1".to_owned()),

@@ -8,18 +8,10 @@ use std::time::Duration;
 use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{Batch, Feed, NodeId, PageLimit, Transition, Transitions};
-use recoup_test_postgres::{Database, Server};
-use tokio_postgres::{Client, NoTls};
+use recoup_test_postgres::Server;
 
 const BATCHES: usize = 150;
 const EVENTS: usize = 4;
-
-async fn client(database: &Database) -> Client {
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
 
 async fn write(store: PostgresStore, world: Arc<World>, node: NodeId) {
     for number in 0..BATCHES {
@@ -44,13 +36,13 @@ async fn slow_older_transactions_neither_hide_events_nor_delay_readers() {
     let lanes = [world.node().await, world.node().await];
 
     // A write transaction in another database. It holds back every transaction horizon of the Postgres server.
-    let other = client(&elsewhere).await;
+    let other = elsewhere.client().await;
     other
         .batch_execute("create table t (n int); begin; insert into t values (1)")
         .await
         .expect("ok");
     // A lane whose commit takes long. Its events have the lowest numbers of all.
-    let slow = client(&database).await;
+    let slow = database.client().await;
     slow.batch_execute("set search_path = recoup; begin").await.expect("ok");
     const SLOW: &str = "
         insert into feed (lane, number, id, namespace, kind, workflow, error_type, fingerprint, at,
@@ -97,7 +89,7 @@ async fn slow_older_transactions_neither_hide_events_nor_delay_readers() {
     written.store(true, Ordering::SeqCst);
     let (read, before_the_slow_one, doubled) = reader.await.expect("no panic");
 
-    let scanned = client(&database).await.query("select id from recoup.feed", &[]).await;
+    let scanned = database.client().await.query("select id from recoup.feed", &[]).await;
     let scanned: BTreeSet<String> = scanned.expect("scans").iter().map(|row| row.get(0)).collect();
     println!(
         "the reader received {} events, a scan gives {}; {before_the_slow_one} of them came before \

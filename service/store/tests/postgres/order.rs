@@ -7,7 +7,6 @@ use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{Settled, Transition};
 use recoup_test_postgres::Server;
-use tokio_postgres::NoTls;
 
 /// Records which tables a statement writes, in the order in which it begins with each.
 const NOTE: &str = "
@@ -34,9 +33,7 @@ async fn single_statement_commit_writes_tables_in_the_multi_statement_order() {
     let store = PostgresStore::connect(&database.url(), Options::default()).await;
     let world = World::open(Arc::new(store.expect("connects"))).await;
     let node = world.node().await;
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
+    let client = database.client().await;
     client.batch_execute(NOTE).await.expect("the test owns the database");
 
     let mut written = Vec::new();

@@ -213,7 +213,7 @@ async fn ranges_are_replaced_under_load_without_losing_transitions() {
     // The store gives up a commit that takes longer than this.
     assert!(stall_us_max < 2_000_000, "a commit stalled for {stall_us_max} µs");
 
-    let client = client(&database).await;
+    let client = database.client().await;
     let default = client.query_one("select count(*) from recoup.history_default", &[]).await;
     assert_eq!(default.expect("counts").get::<_, i64>(0), 0, "rows outside of all ranges");
 }
@@ -238,13 +238,6 @@ fn narrow() -> Options {
     Options { partition_width: WIDTH, partitions_ahead: 4, ..Options::default() }
 }
 
-async fn client(database: &Database) -> Client {
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), tokio_postgres::NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
-
 impl Copied {
     async fn of(namespace: &'static str) -> Self {
         let database = Server::shared().database().await;
@@ -256,7 +249,7 @@ impl Copied {
         let first = first_range(&database).await;
         let (parked, forgotten) =
             (ExecutionId::new(first, [1; 10]), ExecutionId::new(first, [2; 10]));
-        let reader = client(&database).await;
+        let reader = database.client().await;
         // This lock holds up only the exchange of the range with its copy.
         const READ: &str = "begin; lock table only recoup.history in access share mode";
         reader.batch_execute(READ).await.expect("locks");
@@ -281,7 +274,7 @@ impl Copied {
         const WAITS: &str = "
             select from pg_locks where relation = 'recoup.history'::regclass
                 and mode = 'AccessExclusiveLock' and not granted";
-        let observer = client(&self.database).await;
+        let observer = self.database.client().await;
         let began = Instant::now();
         while observer.query(WAITS, &[]).await.expect("asks").is_empty() {
             assert!(began.elapsed() < GIVE_UP_AFTER, "the range was never replaced");
@@ -313,7 +306,7 @@ async fn first_range(database: &Database) -> Timestamp {
         select substr(min(inhrelid::regclass::name::text), length('history_') + 1)::int8
         from pg_inherits where inhparent = 'recoup.history'::regclass
             and inhrelid <> 'recoup.history_default'::regclass";
-    let client = client(database).await;
+    let client = database.client().await;
     client.batch_execute("set search_path = recoup").await.expect("is there");
     let millis: i64 = client.query_one(FIRST, &[]).await.expect("asks").get(0);
     Timestamp::from_micros(millis * 1000)
@@ -353,7 +346,7 @@ async fn execution_that_expires_while_its_range_is_copied_is_deleted_in_the_end(
     assert_eq!(other.expire(Timestamp::MAX, 100).await.expect("expires").executions, 1);
     copied.exchanged().await;
 
-    let observer = client(&copied.database).await;
+    let observer = copied.database.client().await;
     let rows = format!("select from recoup.history where execution_id = '{}'", copied.parked.0);
     let began = Instant::now();
     while !observer.query(&rows, &[]).await.expect("asks").is_empty() {
@@ -368,7 +361,7 @@ async fn execution_that_expires_while_its_range_is_copied_is_deleted_in_the_end(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn range_that_a_reader_holds_is_replaced_later() {
     let mut copied = Copied::of("default").await;
-    let observer = client(&copied.database).await;
+    let observer = copied.database.client().await;
     const COPY: &str = r"select from pg_class where relname like 'history\_%\_next'";
     let began = Instant::now();
     while !observer.query(COPY, &[]).await.expect("asks").is_empty() {

@@ -12,7 +12,6 @@ use recoup_store::{
 };
 use recoup_test_postgres::Server;
 use recoup_test_postgres::proxy::{Fault, Proxy};
-use tokio_postgres::NoTls;
 
 /// Shorter than the time after which Postgres ends a silent transaction. The old server process therefore still
 /// exists when the call is repeated.
@@ -151,9 +150,7 @@ async fn identical_calls_to_two_servers_get_the_same_answer() {
 async fn registry_request_id_can_be_used_again_after_a_day() {
     let database = Server::shared().database().await;
     let store = PostgresStore::connect(&database.url(), Options::default()).await.expect("opens");
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
+    let client = database.client().await;
     let pass = async |time: &str| {
         let sql = format!(
             "update recoup.registry_request set created_at = created_at - interval '{time}'"
@@ -192,9 +189,7 @@ async fn registry_request_id_can_be_used_again_after_a_day() {
 async fn request_id_of_an_unknown_operation_is_refused_for_every_other() {
     let database = Server::shared().database().await;
     let store = PostgresStore::connect(&database.url(), Options::default()).await.expect("opens");
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
+    let client = database.client().await;
     const INSERT: &str = "insert into recoup.registry_request
         values ('default', 'r', 'RENAME_WORKFLOW', 1, 9, '\\x00')";
     client.execute(INSERT, &[]).await.expect("no constraint lists the operations");

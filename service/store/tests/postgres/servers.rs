@@ -9,19 +9,11 @@ use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{Batch, Error, Nodes, Registry, Transitions};
 use recoup_test_postgres::proxy::Proxy;
 use recoup_test_postgres::{Database, Server};
-use tokio_postgres::{Client, NoTls};
 
 const LONG: Duration = Duration::from_secs(600);
 
-async fn client(database: &Database) -> Client {
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
-
 async fn histories(database: &Database) -> i64 {
-    let row = client(database).await.query_one("select count(*) from recoup.history", &[]).await;
+    let row = database.client().await.query_one("select count(*) from recoup.history", &[]).await;
     row.expect("asks").get(0)
 }
 
@@ -72,7 +64,7 @@ async fn a_standby_is_refused_until_it_is_promoted() {
 
     // Restarts the server as a standby that follows no other server.
     let signal = "copy (select) to program 'touch standby.signal'";
-    client(&database).await.batch_execute(signal).await.expect("the folder is the server's");
+    database.client().await.batch_execute(signal).await.expect("the folder is the server's");
     server.crash();
     let refused = PostgresStore::connect(&database.url(), options()).await;
     assert!(matches!(&refused, Err(Error::Unavailable(_))), "{refused:?}");
@@ -84,7 +76,7 @@ async fn a_standby_is_refused_until_it_is_promoted() {
     }
     assert!(refused.to_string().contains("standby"), "{refused}");
 
-    client(&database).await.query_one("select pg_promote()", &[]).await.expect("it may");
+    database.client().await.query_one("select pg_promote()", &[]).await.expect("it may");
     store.now().await.expect("it is the primary now");
     let renewed = store.renew(lease.node, LONG, lease.now).await.expect("the lease is open");
     assert_ne!(renewed.timeline, lease.timeline);

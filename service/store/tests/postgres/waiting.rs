@@ -7,23 +7,16 @@ use recoup_store::conformance::World;
 use recoup_store::postgres::{Options, PostgresStore};
 use recoup_store::{Batch, Error, Executions, ListFilter, Nodes, Registry, Settled, Transitions};
 use recoup_test_postgres::{Database, Server};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// Longer than any test waits.
 const LONG: Duration = Duration::from_secs(120);
 /// An event that has not happened after this time counts as not happening.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-async fn client(database: &Database) -> Client {
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    client
-}
-
 /// Takes a lock with which no other transaction can read the index of executions while this client lives.
 async fn lock_executions(database: &Database) -> Client {
-    let locker = client(database).await;
+    let locker = database.client().await;
     const LOCK: &str = "begin; lock table recoup.execution in access exclusive mode";
     locker.batch_execute(LOCK).await.expect("no transaction uses the table");
     locker
@@ -34,7 +27,7 @@ async fn waiting(database: &Database, count: i64) {
     const WAITING: &str = "
         select count(*) from pg_locks
         where relation = 'recoup.execution'::regclass and not granted";
-    let observer = client(database).await;
+    let observer = database.client().await;
     let watch = async {
         while observer.query_one(WAITING, &[]).await.expect("asks").get::<_, i64>(0) != count {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -12,7 +12,6 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use recoup_test_postgres::{Database, Server};
-use tokio_postgres::NoTls;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -38,9 +37,7 @@ async fn main() -> ExitCode {
 
 /// Applies the migrations in the order of their file names.
 async fn migrate(database: &Database, folder: &Path) {
-    let (client, connection) =
-        tokio_postgres::connect(&database.url(), NoTls).await.expect("the server is ready");
-    tokio::spawn(connection);
+    let client = database.client().await;
     const SCHEMA: &str = "create schema recoup; set search_path = recoup";
     client.batch_execute(SCHEMA).await.expect("the database is empty");
     let mut files: Vec<_> = std::fs::read_dir(folder)
