@@ -7,9 +7,9 @@ use crate::contract::{Error, Result};
 pub struct Migration {
     pub name: &'static str,
     pub text: &'static str,
-    /// The oldest schema version whose binaries can still run after this migration. A migration that only adds
-    /// things which an older binary need not know keeps the value of the migration before it. A migration that
-    /// takes something away raises it to the first version that works without.
+    /// The oldest schema version whose binaries can still be started after this migration. A migration that only
+    /// adds things which an older binary need not know keeps the value of the migration before it. A migration
+    /// that takes something away raises it to the first version that works without.
     pub oldest: u32,
 }
 

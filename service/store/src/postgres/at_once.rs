@@ -1,6 +1,6 @@
 //! Commits a batch on the assumption that nothing stands in its way.
 //!
-//! Most batches only add rows and update execution rows. Such a batch is sent as one statement, which is a
+//! Most batches only add rows and update index rows. Such a batch is sent as one statement, which is a
 //! transaction of its own: the database answers once instead of six times, and takes one snapshot. The inserts
 //! are parts of a `with`, each of which runs to completion. They do not see each other's rows and do not need
 //! to. If the fence or a part fails, the whole statement is rolled back.

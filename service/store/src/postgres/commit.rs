@@ -32,7 +32,7 @@ const THERE: &str = "
     from unnest($1::uuid[], $2::int8[]) as asked (execution_id, sequence)
     join history on history.execution_id = asked.execution_id
         and history.sequence = asked.sequence";
-/// Finds executions that retention has deleted, by their execution row, which retention deletes first. Where
+/// Finds executions that retention has deleted, by their index row, which retention deletes first. Where
 /// ranges of histories are replaced as a whole, the transitions stay for a while, and the place after the last
 /// one looks free.
 const GONE: &str = "
