@@ -45,7 +45,7 @@ CALL_LIMIT_S = 10.0
 #: How long the worker repeats a result while the server is unreachable, in seconds.
 REPORT_LIMIT_S = 300.0
 #: How many causes of an error are reported at most, and how many characters of each text and of each type. The server
-#: accepts 20 causes and 64 KiB in all.
+#: accepts a chain of 20 errors, including the outermost, and 64 KiB in all.
 CAUSES_MAX = 10
 TEXT_MAX = 4_000
 TYPE_MAX = 255
