@@ -7,6 +7,10 @@ use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::{DEPTH_MAX, EXPANDED_WEIGHT_MAX, SourceError};
 
+/// The fields that hold templates, in which keys are the author's own. No other field has one of
+/// these names.
+pub(super) const TEMPLATE_FIELDS: [&str; 4] = ["details", "input", "output", "set"];
+
 /// A place in a text, counted from 1; the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -46,6 +50,20 @@ impl Positions {
     pub(super) fn path_at(&self, place: Place) -> &str {
         let after = self.entries.partition_point(|(start, _)| *start <= place);
         after.checked_sub(1).map_or("", |index| &self.entries[index].1)
+    }
+
+    /// The path of a field of the mapping that begins at a place. A mapping in block style begins
+    /// where its first key does.
+    pub(super) fn field_at(&self, place: Place, field: &str) -> &str {
+        let around = self.path_at(place);
+        let parent = around.rfind(['.', '[']).map_or("", |end| &around[..end]);
+        let fields = [around, parent].map(|mapping| {
+            let mut path = mapping.to_owned();
+            push_key(&mut path, field, false);
+            path
+        });
+        let known = fields.iter().find_map(|path| self.index.get(path));
+        known.map_or(around, |&index| &self.entries[index].1)
     }
 
     /// Walks the text's one document.
@@ -178,7 +196,7 @@ impl Walk {
                     let message = "a key must be plain text";
                     return Err(SourceError::new(place, self.path.as_str(), message));
                 };
-                *value_is_template = parent.template || matches!(key, "input" | "output");
+                *value_is_template = parent.template || TEMPLATE_FIELDS.contains(&key);
                 push_key(&mut self.path, key, parent.template);
                 if self.positions.index.contains_key(&self.path) {
                     let message = format!("duplicate field `{key}`");

@@ -220,8 +220,16 @@ fn one_field_cannot_have_two_values() {
     }
     let (line, _, path, message) =
         yaml_fault("name: a\nsteps:\n- id: b\n  retry: {constant: {interval: 1s}, linear: {}}\n");
-    assert_eq!((line, path.as_str()), (4, "steps[0].retry"));
+    assert_eq!((line, path.as_str()), (4, "steps[0].retry.linear"));
     assert!(message.starts_with("`linear` cannot be combined"), "{message}");
+    for (text, line, path) in [
+        ("name: a\nsteps:\n- id: b\n  set: 1\n  try: {}\n", 5, "steps[0].try"),
+        ("name: a\nsteps:\n- set: 1\n  fail: {}\n", 4, "steps[0].fail"),
+        ("{name: a, steps: [{set: 1,\nfail: {}}]}", 2, "steps[0].fail"),
+    ] {
+        let (at_line, _, at_path, message) = yaml_fault(text);
+        assert_eq!((at_line, at_path.as_str()), (line, path), "{message}");
+    }
 }
 
 #[test]

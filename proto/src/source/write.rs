@@ -5,9 +5,10 @@ use serde_json::Value;
 
 use crate::Duration;
 use crate::v1::{
-    Compensate, ConstantSchedule, Delivery, ExponentialSchedule, LinearSchedule, MatchOn, OnError,
-    RandomSchedule, RetryPolicy, RetryRule, Step, TaskStep, Template, WorkflowDefaults,
-    WorkflowDefinition, compensate, retry_policy, retry_rule, step,
+    Block, Catch, Compensate, ConstantSchedule, Delivery, ExponentialSchedule, FailStep,
+    LinearSchedule, MatchOn, OnError, RandomSchedule, RetryPolicy, RetryRule, ReturnStep, Step,
+    SwitchCase, SwitchStep, TaskStep, Template, TryStep, WorkflowDefaults, WorkflowDefinition,
+    compensate, retry_policy, retry_rule, step,
 };
 
 /// The definition as YAML.
@@ -45,8 +46,8 @@ fn workflow(definition: &WorkflowDefinition) -> Vec<(String, Yaml)> {
         .duration("cleanup_timeout", *cleanup_timeout)
         .duration("cancel_grace", *cancel_grace)
         .map("defaults", defaults.as_ref().map(workflow_defaults))
-        .list("steps", steps.iter().map(one_step).collect())
-        .list("finally", finally.iter().map(one_step).collect())
+        .steps("steps", steps)
+        .steps("finally", finally)
         .template("output", output.as_ref())
         .0
 }
@@ -70,14 +71,28 @@ fn workflow_defaults(defaults: &WorkflowDefaults) -> Fields {
 }
 
 fn one_step(of: &Step) -> Yaml {
-    let Step { id, when, retry, on_error, allow_warning, compensate, description, kind } = of;
+    use step::Kind;
+    let Step { id, when, retry, on_error, allow_warning, compensate, description, catch, kind } =
+        of;
+    let fields =
+        Fields::default().text("id", id).text("description", description).text("when", when);
+    let fields = match kind {
+        None => fields,
+        Some(Kind::Task(own)) => fields.map("task", Some(task(own))),
+        Some(Kind::Set(own)) => fields.template("set", Some(own)),
+        Some(Kind::Fail(own)) => fields.map("fail", Some(fail(own))),
+        Some(Kind::Return(ReturnStep { output })) => {
+            fields.map("return", Some(Fields::default().template("output", output.as_ref())))
+        }
+        Some(Kind::Switch(own)) => fields.map("switch", Some(switch(own))),
+        Some(Kind::Try(TryStep { steps, output })) => {
+            fields.map("try", Some(Fields::default().block(steps, output.as_ref())))
+        }
+    };
     let on_error = OnError::try_from(*on_error).unwrap_or_default();
-    let fields = Fields::default()
-        .text("id", id)
-        .text("description", description)
-        .text("when", when)
-        .map("task", kind.as_ref().map(|step::Kind::Task(own)| task(own)))
+    let fields = fields
         .map("retry", retry.as_ref().map(policy))
+        .list("catch", catch.iter().map(handler).collect())
         .name("on_error", on_error.as_str_name(), OnError::default().as_str_name())
         .flag("allow_warning", *allow_warning)
         .map("compensate", compensate.as_ref().map(undo));
@@ -107,6 +122,40 @@ fn task(of: &TaskStep) -> Fields {
         .duration("heartbeat", *heartbeat)
         .number("priority", Some(*priority).filter(|priority| *priority != 0))
         .name("delivery", delivery.as_str_name(), Delivery::default().as_str_name())
+}
+
+fn fail(of: &FailStep) -> Fields {
+    let FailStep { r#type, message, details, non_retryable, rethrow } = of;
+    Fields::default()
+        .text("type", r#type)
+        .text("message", message)
+        .template("details", details.as_ref())
+        .flag("non_retryable", *non_retryable)
+        .flag("rethrow", *rethrow)
+}
+
+fn switch(of: &SwitchStep) -> Fields {
+    let SwitchStep { cases, default } = of;
+    let block = |Block { steps, output }: &Block| Fields::default().block(steps, output.as_ref());
+    Fields::default()
+        .list("cases", cases.iter().map(case).collect())
+        .map("default", default.as_ref().map(block))
+}
+
+fn case(of: &SwitchCase) -> Yaml {
+    let SwitchCase { when, steps, output } = of;
+    Yaml::Map(Fields::default().text("when", when).block(steps, output.as_ref()).0)
+}
+
+fn handler(of: &Catch) -> Yaml {
+    let Catch { error_types, match_on, when, steps, output } = of;
+    let match_on = MatchOn::try_from(*match_on).unwrap_or_default();
+    let fields = Fields::default()
+        .texts("error_types", error_types)
+        .name("match_on", match_on.as_str_name(), MatchOn::default().as_str_name())
+        .text("when", when)
+        .block(steps, output.as_ref());
+    Yaml::Map(fields.0)
 }
 
 fn undo(of: &Compensate) -> Fields {
@@ -239,11 +288,25 @@ impl Fields {
         let value = |template: &Template| {
             template.value().unwrap_or_else(|_| Value::from(template.json.as_str()))
         };
-        self.add(key, template.map(|template| plain(&value(template))))
+        let written = |template: &Template| match value(template) {
+            // A reader takes a plain null for a field that is not set.
+            Value::Null => Yaml::Scalar(scalar("${null}")),
+            other => plain(&other),
+        };
+        self.add(key, template.map(written))
     }
 
     fn map(self, key: &str, fields: Option<Self>) -> Self {
         self.add(key, fields.map(|fields| Yaml::Map(fields.0)))
+    }
+
+    fn steps(self, key: &str, steps: &[Step]) -> Self {
+        self.list(key, steps.iter().map(one_step).collect())
+    }
+
+    /// The two fields that every message with a list of steps has.
+    fn block(self, steps: &[Step], output: Option<&Template>) -> Self {
+        self.steps("steps", steps).template("output", output)
     }
 
     fn list(self, key: &str, items: Vec<Yaml>) -> Self {
@@ -406,6 +469,52 @@ steps:
       constant:
         interval: 1s
     only_completed: true
+- id: total
+  set:
+    "n": "${steps.first.output.n}"
+- id: check
+  switch:
+    cases:
+    - when: "steps.total.output.n > 10"
+      steps:
+      - id: large
+        fail:
+          type: order.too_large
+          message: "${input.id} is too large"
+          details:
+            limit: 10
+          non_retryable: true
+      output: "${steps.large.error}"
+    - when: "false"
+    default:
+      steps:
+      - id: small
+        return:
+          output: small
+      output: large
+- id: guarded
+  try:
+    steps:
+    - id: inner
+      switch:
+        cases:
+        - when: input.a
+          steps:
+          - id: innermost
+            return: {}
+        default: {}
+    output: [1, 2]
+  catch:
+  - error_types: [order.too_large, "recoup.*"]
+    match_on: ANY_CAUSE
+    when: "error.details.limit > 1"
+    steps:
+    - id: again
+      fail:
+        rethrow: true
+    output: "${error.type}"
+  - {}
+  on_error: IGNORE
 finally:
 - id: last
   task:
@@ -423,6 +532,7 @@ output: 0
             "name: a\nsteps:\n- id: s\n  task: {type: t, input: [[], {}, [{a: [1]}]]}\n",
             "name: a\nsteps:\n- id: s\n  task: {type: t, input: \"é\\n\\t\\u0007 # x: y\"}\n",
             "name: a\nsteps:\n- id: s\n  task: {type: t, input: {}}\n  retry: {}\n  compensate: {}\n",
+            "name: a\nsteps: [{id: s, set: [null]}, {id: t, try: {}}, {id: u, switch: {cases: [{}]}}]\n",
             include_str!("../../../examples/order/order.yaml"),
         ] {
             let (definition, _) = parse(text, DefinitionFormat::Yaml).expect(text);
@@ -430,5 +540,31 @@ output: 0
             let read = parse(&written, DefinitionFormat::Yaml);
             assert_eq!(read.expect(&written).0, definition, "{written}");
         }
+    }
+
+    #[test]
+    fn null_template_is_written_so_that_it_counts_as_set() {
+        let (read, _) =
+            parse("name: a\nsteps: [{id: s, set: null}]\noutput: null\n", DefinitionFormat::Yaml)
+                .expect("a definition");
+        assert_eq!((&read.steps[0].kind, &read.output), (&None, &None));
+
+        let null = Template { json: "null".to_owned() };
+        let step = Step {
+            id: "s".to_owned(),
+            kind: Some(step::Kind::Set(null.clone())),
+            ..Step::default()
+        };
+        let definition = WorkflowDefinition {
+            name: "a".to_owned(),
+            steps: vec![step],
+            output: Some(null),
+            ..WorkflowDefinition::default()
+        };
+        let written = write(&definition);
+        let (read, _) = parse(&written, DefinitionFormat::Yaml).expect(&written);
+        let expression = Template::new(&Value::from("${null}"));
+        assert_eq!(read.output.as_ref(), Some(&expression), "{written}");
+        assert_eq!(read.steps[0].kind, Some(step::Kind::Set(expression)), "{written}");
     }
 }
