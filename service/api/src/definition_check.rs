@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use prost::Message;
-use recoup_core::definition::Workflow;
+use recoup_core::definition::{Step, Workflow};
 use recoup_core::limits::DEFINITION_BYTES_MAX;
 use recoup_core::plan::{Issue, Plan};
 use recoup_core::retry::{RetryPolicy, Rule};
@@ -121,8 +121,7 @@ fn schedules(workflow: &Workflow) -> Vec<v1::StepRetrySchedule> {
     let inherited = workflow.defaults.retry.as_ref().unwrap_or(&built_in);
     let budget = |own: Option<Duration>| own.or(workflow.defaults.timeouts.schedule_to_close);
     let mut schedules = Vec::new();
-    for step in workflow.steps.0.iter().chain(&workflow.finally.0) {
-        let path = step.id.as_str();
+    let mut add = |path: &str, step: &Step| {
         if let Some(task) = step.kind.task() {
             let policy = step.retry.as_ref().unwrap_or(inherited);
             schedules.push(schedule(path, false, policy, budget(task.timeouts.schedule_to_close)));
@@ -132,8 +131,23 @@ fn schedules(workflow: &Workflow) -> Vec<v1::StepRetrySchedule> {
             let budget = budget(compensate.task.timeouts.schedule_to_close);
             schedules.push(schedule(path, true, policy, budget));
         }
-    }
+    };
+    each_step(&workflow.steps.steps, "", &mut add);
+    each_step(&workflow.finally, "", &mut add);
     schedules
+}
+
+/// Visits the steps and those inside them, each with its path. `around` is the path of the step around
+/// them, with a dot at its end unless it is empty.
+fn each_step(steps: &[Step], around: &str, visit: &mut impl FnMut(&str, &Step)) {
+    for step in steps {
+        let path = format!("{around}{}", step.id);
+        visit(&path, step);
+        let handlers = step.catch.iter().map(|catch| &catch.block);
+        for block in step.kind.blocks().chain(handlers) {
+            each_step(&block.steps, &format!("{path}."), visit);
+        }
+    }
 }
 
 fn schedule(

@@ -314,7 +314,11 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     match event {
         Event::ExecutionStarted(started) => see(&started.input),
         // A payload that is not inline is stored elsewhere in the history.
-        Event::StepStarted { input: source, .. } | Event::RunSucceeded { output: source } => {
+        Event::StepStarted { input: source, .. }
+        | Event::BlockCompleted { output: source, .. }
+        | Event::ScopeReturned { output: source, .. }
+        | Event::StepCaught { output: source, .. }
+        | Event::RunSucceeded { output: source } => {
             if let Some(own) = source.inline() {
                 see(own);
             }
@@ -323,6 +327,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         Event::AttemptFailed(failed) => details(&failed.error, see),
         Event::StepFailed { error, .. }
         | Event::StepIgnored { error, .. }
+        | Event::HandlerStarted { error, .. }
         | Event::RunStopped { error, .. }
         | Event::CompensationParked { error, .. }
         | Event::HandlerFailed { error, .. } => details(error, see),
@@ -333,6 +338,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         }
         Event::RequestRecorded { .. }
         | Event::StepSkipped { .. }
+        | Event::BlockStarted { .. }
         | Event::AttemptScheduled { .. }
         | Event::AttemptStarted { .. }
         | Event::AttemptWithdrawn { .. }

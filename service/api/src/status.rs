@@ -254,6 +254,7 @@ pub fn rejection_reason(rejection: &Rejection) -> ErrorReason {
         Rejection::AttemptClosed => ErrorReason::AttemptClosed,
         Rejection::NoSuchAttempt => ErrorReason::TaskTokenInvalid,
         Rejection::NotParked => ErrorReason::CompensationNotParked,
+        Rejection::FormatTooOld { .. } => ErrorReason::FormatNotFinalized,
         Rejection::RequestIdReused => ErrorReason::RequestIdReused,
         Rejection::NothingDue => ErrorReason::Internal,
         Rejection::HistoryFull { .. } => ErrorReason::LimitReached,

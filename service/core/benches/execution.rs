@@ -205,6 +205,7 @@ fn plan(steps: usize) -> Plan {
         kind: StepKind::Task(Task { task_type: "work".into(), ..Task::default() }),
         when: None,
         retry: None,
+        catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,
         compensate: None,
@@ -213,12 +214,11 @@ fn plan(steps: usize) -> Plan {
         name: "bench".into(),
         description: String::new(),
         defaults: Defaults::default(),
-        steps: Block((0..steps).map(step).collect()),
-        finally: Block::default(),
+        steps: Block::from((0..steps).map(step).collect::<Vec<_>>()),
+        finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,
         cancel_grace: None,
-        output: None,
     };
     Plan::of_accepted(&workflow, 1).expect("it compiles")
 }

@@ -146,6 +146,11 @@ pub enum Rejection {
     NoSuchExecution,
     #[error("the execution exists already")]
     AlreadyStarted,
+    /// The workflow has steps that histories in the format of the start cannot hold.
+    #[error(
+        "the workflow needs a history of format {needed}, and this one would have format {format}"
+    )]
+    FormatTooOld { needed: u16, format: u16 },
     #[error("the execution has ended as {0}")]
     ExecutionEnded(State),
     #[error("the attempt is closed: its result, its end or a later attempt has been recorded")]

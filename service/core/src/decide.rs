@@ -27,6 +27,7 @@
 mod attempt;
 mod cleanup;
 mod due;
+mod errors;
 mod steps;
 mod wake;
 
@@ -231,6 +232,10 @@ impl<'a> Decider<'a> {
         if self.state.is_some() {
             return Err(Rejection::AlreadyStarted);
         }
+        let needed = self.plan.needs_format;
+        if needed > self.format {
+            return Err(Rejection::FormatTooOld { needed, format: self.format });
+        }
         let timeouts = start.timeout.into_iter().chain(self.plan.timeout);
         let started = ExecutionStarted {
             namespace: start.namespace,
@@ -393,6 +398,10 @@ impl<'a> Decider<'a> {
                 }
                 Work::Compensation => self.advance_compensation(),
                 Work::Cleanup => self.begin_cleanup(),
+                Work::Inside => {
+                    let idle = self.state().nodes.first_idle().cloned();
+                    self.run_inside(&idle.expect("there is work in such a scope"));
+                }
                 Work::Steps => self.run_steps(),
                 Work::BeginFinally => self.begin_finally(),
                 Work::Finally => self.run_finally(),

@@ -382,7 +382,7 @@ fn history_limit_stops_the_next_step_but_not_the_cleanup() {
 #[test]
 fn schedule_to_close_times_out_open_steps_in_the_order_they_began() {
     let timeout = |workflow: &mut Workflow| {
-        for step in &mut workflow.steps.0 {
+        for step in &mut workflow.steps.steps {
             let task = step.kind.task_mut().expect("it is a task");
             task.timeouts.schedule_to_close = Some(30 * SECOND);
             step.on_error = OnError::Ignore;
@@ -401,47 +401,35 @@ fn schedule_to_close_times_out_open_steps_in_the_order_they_began() {
 
 #[test]
 fn nested_step_is_counted_in_the_scope_that_its_path_names() {
-    let rig = Rig::new(&workflow(vec![step("lines", 1)]));
-    let begins = |path: &str| {
-        let path = StepPath::from(path);
-        Event::StepStarted {
-            path,
-            generation: 0,
-            input: PayloadSource::Inline(Payload::null()),
-            first: None,
-        }
+    let lines = StepKind::Try(vec![step("first", 1)].into());
+    let lines = Step { kind: lines, retry: None, compensate: None, ..step("lines", 1) };
+    let rig = Rig::new(&workflow(vec![lines]));
+    let begins = |path: &str| Event::BlockStarted {
+        path: path.into(),
+        generation: 0,
+        part: Some(Part::Body),
     };
     let orphan = followed_by(rig.folded.clone(), rig.now, vec![begins("other[a].pack")]);
     assert!(orphan.is_err_and(|misfit| misfit.what == "the step around it has not begun"));
+    let childless = followed_by(rig.folded.clone(), rig.now, vec![begins("lines.first.pack")]);
+    assert!(childless.is_err_and(|misfit| misfit.what == "the step around it runs no steps"));
 
-    let path = |path: &str| StepPath::from(path);
-    let ends = |path| Event::StepCompleted {
-        path,
-        attempt: 1,
-        output: Payload::null(),
-        worker: String::new(),
-    };
-    let attempt = |path| Event::AttemptScheduled { path, attempt: 1, at: rig.now };
-    let events = vec![
-        begins("lines[a].pack"),
-        begins("lines[b].pack"),
-        begins("lines[a].pack.wrap"),
-        attempt(path("lines[a].pack")),
-        attempt(path("lines[b].pack")),
-        ends(path("lines[a].pack")),
-    ];
+    let output = PayloadSource::Inline(Payload::null());
+    let ends = Event::BlockCompleted { path: "lines[a].pack".into(), output };
+    let events =
+        vec![begins("lines[a].pack"), begins("lines[b].pack"), begins("lines[a].pack.wrap"), ends];
     let state = followed_by(rig.folded.clone(), rig.now, events).expect("it folds");
     state.assert_kept();
     let counters = |path: &str| {
         let node = state.node(&path.into()).expect("it has begun");
-        let Counters { begun, running } = state.counters(&node.scope);
+        let Counters { begun, running, .. } = state.counters(&node.scope);
         (begun, running)
     };
     assert_eq!(counters("lines"), (1, 1));
     assert_eq!(counters("lines[a].pack"), (1, 0));
     assert_eq!(counters("lines[b].pack"), (1, 1));
     assert_eq!(counters("lines[a].pack.wrap"), (1, 1));
-    assert_eq!(state.steps().count(), 4);
+    assert_eq!(state.steps().count(), 5);
 }
 
 #[test]

@@ -68,9 +68,9 @@ proptest! {
     fn invariants_hold_for_any_sequence_of_commands(moves in moves(), ignore in any::<bool>()) {
         let mut workflow = workflow(vec![step("a", 2), step("b", 3), step("c", 1)]);
         if ignore {
-            workflow.steps.0[1].on_error = OnError::Ignore;
+            workflow.steps.steps[1].on_error = OnError::Ignore;
         }
-        workflow.finally = Block(vec![finally("tidy")]);
+        workflow.finally = vec![finally("tidy")];
         workflow.timeout = Some(300 * SECOND);
         workflow.cleanup_timeout = Some(200 * SECOND);
         let mut rig = Rig::new(&workflow);

@@ -74,7 +74,8 @@ impl Rig {
             Some(_) => self.terse.take().map(|terse| self.decide_terse(Some(terse), &commands)),
             None => Some(self.decide_terse(None, &commands)),
         };
-        let mut decider = Decider::new(self.state.take(), &self.plan, self.now, 42);
+        let decider = Decider::new(self.state.take(), &self.plan, self.now, 42);
+        let mut decider = decider.starting_in(self.plan.needs_format);
         let mut decide = |(command, request)| {
             let (before, events) = (copy(&decider.state), decider.events.len());
             let verdict = decider.decide(command, request);
@@ -142,7 +143,7 @@ impl Rig {
     ) -> (Option<Execution>, Vec<Result<(), Rejection>>) {
         let before = terse.clone();
         let decider = Decider::new(terse.map(Box::new), &self.plan, self.now, 42);
-        let mut decider = decider.starting_in(TERSE);
+        let mut decider = decider.starting_in(TERSE.max(self.plan.needs_format));
         let verdicts =
             commands.iter().map(|(command, request)| decider.decide(command.clone(), *request));
         let verdicts = verdicts.collect();

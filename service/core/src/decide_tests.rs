@@ -1,5 +1,7 @@
 //! Tests of the failure path, row by row, and of properties that hold for any sequence of commands.
 
+#[path = "decide_blocks_tests.rs"]
+mod blocks;
 #[path = "decide_bounds_tests.rs"]
 mod bounds;
 #[path = "decide_budget_tests.rs"]
@@ -20,10 +22,10 @@ use crate::definition::{
     Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
 };
 use crate::error::{TaskError, builtin};
-use crate::event::{Event, FirstAttempt, PayloadSource, TERSE};
+use crate::event::{BLOCKS, Event, FirstAttempt, PayloadSource, TERSE};
 use crate::evolve::{Transition, fold};
 use crate::execution::{
-    CompensationOutcome, CompensationState, Counters, Execution, NodeState, Phase, State,
+    CompensationOutcome, CompensationState, Counters, Execution, NodeState, Part, Phase, State,
     TraceContext,
 };
 use crate::failure_event::{FailureKind, failure_events};
@@ -48,6 +50,7 @@ fn step(id: &str, max_attempts: u32) -> Step {
         kind: StepKind::Task(Task { task_type: id.into(), ..Task::default() }),
         when: None,
         retry: Some(retry.clone()),
+        catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,
         compensate: Some(Compensate {
@@ -63,12 +66,11 @@ fn workflow(steps: Vec<Step>) -> Workflow {
         name: "order".into(),
         description: String::new(),
         defaults: Defaults::default(),
-        steps: Block(steps),
-        finally: Block::default(),
+        steps: steps.into(),
+        finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,
         cancel_grace: Some(10 * SECOND),
-        output: None,
     }
 }
 
@@ -260,7 +262,7 @@ fn finally_runs_once_after_every_end_except_termination() {
     ];
     for (name, script, ended, runs) in table {
         let mut workflow = workflow(vec![step("a", 1)]);
-        workflow.finally = Block(vec![finally("tidy")]);
+        workflow.finally = vec![finally("tidy")];
         workflow.timeout = Some(60 * SECOND);
         let mut rig = Rig::new(&workflow);
         script(&mut rig);
@@ -278,7 +280,7 @@ fn finally_runs_once_after_every_end_except_termination() {
 fn failed_finally_turns_success_into_warning_and_leaves_failure_unchanged() {
     for fails in [false, true] {
         let mut workflow = workflow(vec![step("a", 1)]);
-        workflow.finally = Block(vec![finally("tidy")]);
+        workflow.finally = vec![finally("tidy")];
         let mut rig = Rig::new(&workflow);
         if fails {
             rig.fail("a", declined())
@@ -450,7 +452,7 @@ fn compensation_retried_after_the_end_can_be_stopped_by_a_termination() {
 fn cleanup_timeout_parks_the_remaining_compensations() {
     let mut workflow = workflow(vec![step("a", 1), step("b", 1), step("c", 1)]);
     workflow.cleanup_timeout = Some(5 * SECOND);
-    workflow.finally = Block(vec![finally("tidy")]);
+    workflow.finally = vec![finally("tidy")];
     let mut rig = Rig::new(&workflow);
     rig.complete("a");
     rig.complete("b");

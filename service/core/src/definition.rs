@@ -4,24 +4,23 @@
 use std::time::Duration;
 
 use crate::id::{StepId, WorkflowName};
-use crate::retry::RetryPolicy;
+use crate::retry::{MatchOn, RetryPolicy};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workflow {
     pub name: WorkflowName,
     pub description: String,
     pub defaults: Defaults,
+    /// The steps of a run, and the output of the execution.
     pub steps: Block,
     /// Runs once per execution, after everything else and whatever its outcome, except after a termination.
-    pub finally: Block,
+    pub finally: Vec<Step>,
     /// Limits all runs together, including the waits between them.
     pub timeout: Option<Duration>,
     /// Limits compensation and `finally` together; one hour by default.
     pub cleanup_timeout: Option<Duration>,
     /// How long a run that ends early waits for each live attempt; 10 s by default. Zero: do not wait.
     pub cancel_grace: Option<Duration>,
-    /// JSON text whose strings may contain `${ … }`; by default the output of the last step that has one.
-    pub output: Option<String>,
 }
 
 /// Values that apply to steps that do not set their own.
@@ -34,7 +33,17 @@ pub struct Defaults {
 
 /// Steps that run one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Block(pub Vec<Step>);
+pub struct Block {
+    pub steps: Vec<Step>,
+    /// JSON text whose strings may contain `${ … }`; by default the output of the last step that has one.
+    pub output: Option<String>,
+}
+
+impl From<Vec<Step>> for Block {
+    fn from(steps: Vec<Step>) -> Self {
+        Self { steps, output: None }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
@@ -44,16 +53,29 @@ pub struct Step {
     /// A bare CEL expression. If it is false, the step is skipped and its output is null.
     pub when: Option<String>,
     pub retry: Option<RetryPolicy>,
+    /// Tried in this order after the retries. The first that matches handles the error.
+    pub catch: Vec<Catch>,
     pub on_error: OnError,
     /// With [`OnError::Ignore`]: an ignored error is not recorded as a warning.
     pub allow_warning: bool,
     pub compensate: Option<Compensate>,
 }
 
-/// The kinds of steps. Branches, loops, nested `try`, waits and child executions will be further kinds.
+/// The kinds of steps. Branches, loops, waits and child executions will be further kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepKind {
     Task(Task),
+    /// Completes at once with a value: JSON text whose strings may contain `${ … }`.
+    Set(String),
+    Fail(Fail),
+    /// Ends the block in which the step stands, successfully.
+    Return {
+        /// By default the block's own output.
+        output: Option<String>,
+    },
+    Switch(Switch),
+    /// Groups steps, so that one `catch` or `on_error` applies to all of them.
+    Try(Block),
 }
 
 impl StepKind {
@@ -61,14 +83,77 @@ impl StepKind {
     pub fn task(&self) -> Option<&Task> {
         match self {
             Self::Task(task) => Some(task),
+            Self::Set(_) | Self::Fail(_) | Self::Return { .. } | Self::Switch(_) | Self::Try(_) => {
+                None
+            }
         }
     }
 
     pub fn task_mut(&mut self) -> Option<&mut Task> {
         match self {
             Self::Task(task) => Some(task),
+            Self::Set(_) | Self::Fail(_) | Self::Return { .. } | Self::Switch(_) | Self::Try(_) => {
+                None
+            }
         }
     }
+
+    /// The blocks inside the step, without those of its `catch`.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        let (cases, default, body) = match self {
+            Self::Switch(Switch { cases, default }) => (&cases[..], default.as_ref(), None),
+            Self::Try(body) => (&[][..], None, Some(body)),
+            Self::Task(_) | Self::Set(_) | Self::Fail(_) | Self::Return { .. } => {
+                (&[][..], None, None)
+            }
+        };
+        cases.iter().map(|case| &case.block).chain(default).chain(body)
+    }
+}
+
+/// Raises an error.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fail {
+    Raise(Raise),
+    /// Raises the error again that the innermost handler around the step handles.
+    Rethrow,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Raise {
+    pub error_type: String,
+    /// Text that may contain `${ … }`.
+    pub message: String,
+    /// JSON text whose strings may contain `${ … }`.
+    pub details: Option<String>,
+    pub non_retryable: bool,
+}
+
+/// Takes the first of several blocks whose condition is true.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Switch {
+    pub cases: Vec<Case>,
+    /// Runs if no condition is true. Without it, the step then completes with null.
+    pub default: Option<Block>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    /// A bare CEL expression.
+    pub when: String,
+    pub block: Block,
+}
+
+/// Handles the error of a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Catch {
+    /// Patterns of error types; none takes every error.
+    pub error_types: Vec<String>,
+    pub match_on: MatchOn,
+    /// A bare CEL expression, which may read the error.
+    pub when: Option<String>,
+    /// The handler. Its output takes the place of the step's.
+    pub block: Block,
 }
 
 /// Work that is handed to a worker.

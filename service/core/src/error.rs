@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX};
 use crate::payload::Payload;
 
 /// The types of errors that the service itself produces: all of them start with `recoup.`.
@@ -133,6 +134,29 @@ impl TaskError {
                 + error.details.as_ref().map_or(0, Payload::size)
         };
         self.chain().map(one).sum()
+    }
+
+    /// This error with another one as its innermost cause. If it is the same error, or has it as a cause
+    /// already, it stays as it is. A cause for which the chain or the limit of an error has no room is
+    /// reduced to its type, and left out if there is no room for that either.
+    pub fn caused_by(mut self, cause: &TaskError) -> Self {
+        if self.chain().any(|error| error == cause) {
+            return self;
+        }
+        let fits = |error: &TaskError, cause: &TaskError| {
+            error.depth() + cause.depth() <= CAUSE_DEPTH_MAX
+                && error.size() + cause.size() <= ERROR_BYTES_MAX
+        };
+        let bare = TaskError::new(&cause.error_type, "(the error was too large to be kept whole)");
+        let Some(kept) = [cause, &bare].into_iter().find(|kept| fits(&self, kept)) else {
+            return self;
+        };
+        let mut innermost = &mut self;
+        while innermost.cause.is_some() {
+            innermost = innermost.cause.as_mut().expect("it was checked");
+        }
+        innermost.cause = Some(Box::new(kept.clone()));
+        self
     }
 
     /// Whether the error was produced by the service rather than by a user's code. Only its type is

@@ -11,13 +11,17 @@ use crate::id::{Namespace, StepPath, WorkflowName};
 use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
 use crate::retry::Decision;
-use crate::state::{CompensationOutcome, CompensationState, State, TraceContext};
+use crate::state::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 use crate::time::Timestamp;
 
 /// The first history format that omits redundant data: [`Event::StepStarted`] schedules the first attempt
 /// itself, and a payload that is passed on from the input of the execution or the output of a step is
 /// written as a reference to it.
 pub const TERSE: u16 = 2;
+
+/// The first history format with steps that are not tasks, and with handlers. A workflow that has any of
+/// them cannot be executed in an earlier format.
+pub const BLOCKS: u16 = 3;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -68,7 +72,8 @@ pub enum Event {
         output: Payload,
         worker: String,
     },
-    /// The step failed for good: its error was neither retried nor ignored.
+    /// The step failed for good: its error was neither retried, caught nor ignored. The error passes to the
+    /// step around it or, if there is none, to the run.
     StepFailed {
         path: StepPath,
         error: TaskError,
@@ -78,6 +83,36 @@ pub enum Event {
         path: StepPath,
         error: TaskError,
         warning: bool,
+    },
+    /// A step that is not a task began. `part` is the list of its steps that begins with it; none for a
+    /// step that has no such list, or that takes none of them.
+    BlockStarted {
+        path: StepPath,
+        generation: u32,
+        part: Option<Part>,
+    },
+    /// A step that is not a task completed.
+    BlockCompleted {
+        path: StepPath,
+        output: PayloadSource,
+    },
+    /// A `return` ended the list of steps in which it stands. `output` is the output of both.
+    ScopeReturned {
+        path: StepPath,
+        output: PayloadSource,
+    },
+    /// A handler of the step takes the error; `handler` is its index in the step's `catch`. `origin` is the
+    /// step in which the error arose: the step itself, or one inside it.
+    HandlerStarted {
+        path: StepPath,
+        handler: u32,
+        error: TaskError,
+        origin: StepPath,
+    },
+    /// The handler of the step completed. Its output takes the place of the step's.
+    StepCaught {
+        path: StepPath,
+        output: PayloadSource,
     },
     /// The last step has ended and the run has not failed. Only `finally` remains.
     RunSucceeded {
@@ -201,6 +236,11 @@ impl Event {
             | Self::StepSkipped { .. }
             | Self::StepFailed { .. }
             | Self::StepIgnored { .. }
+            | Self::BlockStarted { .. }
+            | Self::BlockCompleted { .. }
+            | Self::ScopeReturned { .. }
+            | Self::HandlerStarted { .. }
+            | Self::StepCaught { .. }
             | Self::RunSucceeded { .. }
             | Self::RunStopped { .. }
             | Self::CancelRequested { .. }
@@ -226,6 +266,12 @@ impl Event {
                 Self::StepStarted { path, input, .. } => path.as_str().len() + input.size(),
                 Self::StepCompleted { path, output, .. } => path.as_str().len() + output.size(),
                 Self::RunSucceeded { output } => output.size(),
+                Self::BlockCompleted { path, output }
+                | Self::ScopeReturned { path, output }
+                | Self::StepCaught { path, output } => path.as_str().len() + output.size(),
+                Self::HandlerStarted { path, error, origin, .. } => {
+                    path.as_str().len() + origin.as_str().len() + error.size()
+                }
                 Self::AttemptFailed(failed) => failed.path.as_str().len() + failed.error.size(),
                 Self::StepFailed { path, error }
                 | Self::StepIgnored { path, error, .. }
@@ -244,6 +290,7 @@ impl Event {
                 }
                 Self::RequestRecorded { request_id, .. } => request_id.len(),
                 Self::StepSkipped { path }
+                | Self::BlockStarted { path, .. }
                 | Self::AttemptScheduled { path, .. }
                 | Self::AttemptWithdrawn { path, .. } => path.as_str().len(),
                 Self::CompensationEnded { .. } | Self::FinallyStarted { .. } => 0,

@@ -6,8 +6,9 @@ use crate::event::{
 };
 use crate::execution::{
     BASE_BYTES, Compensation, CompensationOutcome, CompensationState, CompensationStepState,
-    Execution, Ledger, Node, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex, Phase,
-    REQUESTS_MAX, Scope, Started, State, Stop, Task, TaskRef, Warning, WarningKind, error_bytes,
+    Execution, Handled, Ledger, Node, NodeId, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex,
+    Part, Phase, REQUESTS_MAX, Scope, Started, State, Stop, Task, TaskRef, Warning, WarningKind,
+    error_bytes,
 };
 use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
@@ -112,7 +113,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             start_step(state, path, *generation, input, *first)?
         }
         Event::StepSkipped { path } => {
-            add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped)?;
+            add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped, None)?;
         }
         Event::AttemptScheduled { path, attempt, at } => {
             let sequence = state.sequence;
@@ -151,6 +152,30 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
                 warn(state, path, WarningKind::ErrorIgnored);
             }
         }
+        Event::BlockStarted { path, generation, part } => {
+            add_node(state, path, *generation, NodeKind::Block, NodeState::Running, *part)?;
+        }
+        Event::BlockCompleted { path, output } => {
+            let output = state.payload(output);
+            change_node(state, path, |node| node.state = NodeState::Completed { output })?;
+        }
+        Event::ScopeReturned { path, output } => {
+            let output = state.payload(output);
+            let id = state.nodes.find(path).ok_or("no such step")?;
+            state.change_node(id, |node| node.state = NodeState::Completed { output });
+            state.nodes.end_by_return(id);
+        }
+        Event::HandlerStarted { path, handler, error, origin } => {
+            let (error, origin) = (error.clone(), origin.clone());
+            change_node(state, path, |node| {
+                node.part = Some(Part::Handler(*handler));
+                node.handled = Some(Box::new(Handled { error, origin }));
+            })?;
+        }
+        Event::StepCaught { path, output } => {
+            let output = state.payload(output);
+            change_node(state, path, |node| node.state = NodeState::Caught { output })?;
+        }
         Event::RunSucceeded { output } => {
             let output = state.payload(output);
             state.weight += output.data.len();
@@ -162,6 +187,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
                 state.state = State::Cancelling;
             }
             state.termination = Some(error.clone());
+            cancel_blocks(state);
         }
         Event::RunStopped { cause, error, step, grace_until, compensation_due } => {
             state.state = match cause {
@@ -173,6 +199,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             }
             let (error, step) = (error.clone(), step.clone());
             state.weight += error_bytes(&error);
+            cancel_blocks(state);
             let stop = Stop { cause: *cause, error, step, grace_until: *grace_until };
             let before = state.stop.replace(stop);
             state.weight -= before.map_or(0, |stop| error_bytes(&stop.error));
@@ -218,6 +245,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         }
         Event::HandlerFailed { path, .. } => warn(state, path, WarningKind::HandlerFailed),
         Event::ExecutionEnded { state: ended, error } => {
+            cancel_blocks(state);
             state.state = *ended;
             state.weight += error.as_ref().map_or(0, error_bytes);
             let before = std::mem::replace(&mut state.error, error.clone());
@@ -261,7 +289,15 @@ fn start_step(
         return Ok(());
     }
     let kind = NodeKind::Task(new(0, false));
-    add_node(state, path, generation, kind, NodeState::Running)
+    add_node(state, path, generation, kind, NodeState::Running, None)
+}
+
+/// Cancels the steps whose inner steps do not go on because the run has stopped.
+fn cancel_blocks(state: &mut Execution) {
+    let owners: Vec<NodeId> = state.nodes.owners_of_open_scopes().collect();
+    for id in owners {
+        state.change_node(id, |node| node.state = NodeState::Cancelled);
+    }
 }
 
 fn fail_attempt(state: &mut Execution, failed: &AttemptFailed) -> Result<(), &'static str> {
@@ -336,6 +372,7 @@ fn add_node(
     generation: u32,
     kind: NodeKind,
     node_state: NodeState,
+    part: Option<Part>,
 ) -> Result<(), &'static str> {
     let root = if state.phase == Phase::Finally { Scope::Finally } else { Scope::Steps };
     let scope = state.nodes.scope_of(path, root)?;
@@ -344,7 +381,9 @@ fn add_node(
     let earlier = state.node(path).filter(|node| node.generation == generation);
     let closing = earlier.and_then(|node| node.closing);
     let path = path.clone();
-    state.add_node(Node { path, scope, generation, kind, state: node_state, closing });
+    let node =
+        Node { path, scope, generation, kind, state: node_state, part, handled: None, closing };
+    state.add_node(node);
     Ok(())
 }
 

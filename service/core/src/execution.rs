@@ -15,7 +15,7 @@ mod weight;
 use std::collections::VecDeque;
 
 pub use self::nodes::{Counters, NodeId, Scope};
-pub use crate::state::{CompensationOutcome, CompensationState, State, TraceContext};
+pub use crate::state::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 
 pub(crate) use self::ledger::Ledger;
 pub(crate) use self::nodes::Nodes;
@@ -130,19 +130,31 @@ pub struct Node {
     pub generation: u32,
     pub kind: NodeKind,
     pub state: NodeState,
+    /// The list of steps inside the step that runs, or that ran last. Only one of them runs at a time.
+    pub part: Option<Part>,
+    /// The error that a handler of the step took.
+    pub handled: Option<Box<Handled>>,
     /// The node's place in the order in which steps completed or ended with an unknown outcome.
     /// Compensation runs in the reverse of this order.
     pub closing: Option<u32>,
 }
 
-/// Branches, loops, waits and child executions will be further kinds. Some of them will contain blocks of
-/// steps.
+/// An error that a handler took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Handled {
+    pub error: TaskError,
+    /// The step in which the error arose.
+    pub origin: StepPath,
+}
+
 #[allow(clippy::large_enum_variant, reason = "almost every node is a task")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum NodeKind {
     /// The step was skipped, so it never had any work.
     Skipped,
     Task(Task),
+    /// The step is not a task: the service itself executes it. It has no effects of its own.
+    Block,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +162,10 @@ pub enum NodeState {
     Running,
     Skipped,
     Completed {
+        output: Payload,
+    },
+    /// The step failed, and a handler completed in its place. The node keeps the error.
+    Caught {
         output: Payload,
     },
     Failed {
@@ -229,22 +245,33 @@ impl Node {
     pub fn task(&self) -> Option<&Task> {
         match &self.kind {
             NodeKind::Task(task) => Some(task),
-            NodeKind::Skipped => None,
+            NodeKind::Skipped | NodeKind::Block => None,
         }
     }
 
-    /// The output of the step, if it completed.
+    /// The output of the step, if it completed, or that of the handler that completed in its place.
     pub fn output(&self) -> Option<&Payload> {
         match &self.state {
-            NodeState::Completed { output } => Some(output),
+            NodeState::Completed { output } | NodeState::Caught { output } => Some(output),
             _ => None,
         }
     }
 
-    /// The error with which the step failed, whether or not it was ignored.
+    /// The error with which the step failed, whether or not it was caught or ignored.
     pub fn error(&self) -> Option<&TaskError> {
         match &self.state {
             NodeState::Failed { error } | NodeState::Ignored { error } => Some(error),
+            NodeState::Caught { .. } => self.handled.as_ref().map(|handled| &handled.error),
+            _ => None,
+        }
+    }
+
+    /// The handler that is running in place of the step, and the error that it took.
+    pub fn handling(&self) -> Option<(u32, &Handled)> {
+        match (self.part, &self.handled, &self.state) {
+            (Some(Part::Handler(handler)), Some(handled), NodeState::Running) => {
+                Some((handler, handled))
+            }
             _ => None,
         }
     }
@@ -297,7 +324,20 @@ impl Execution {
         self.nodes.find(path).map(|id| self.nodes.get(id))
     }
 
-    /// How many steps of a scope have begun, and how many of these are running.
+    /// The error that the innermost handler around the steps of a scope took; none outside handlers.
+    pub fn handled_in(&self, scope: &Scope) -> Option<&Handled> {
+        let mut scope = scope;
+        while let Scope::Inside { node, part, .. } = scope {
+            let owner = self.nodes.get(*node);
+            if let Part::Handler(_) = part {
+                return owner.handled.as_deref();
+            }
+            scope = &owner.scope;
+        }
+        None
+    }
+
+    /// What is known about a scope without looking at its steps.
     pub fn counters(&self, scope: &Scope) -> Counters {
         self.nodes.counters(scope)
     }

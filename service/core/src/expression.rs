@@ -10,14 +10,15 @@
 //! | name | value |
 //! | --- | --- |
 //! | `input` | the execution's input |
-//! | `steps.<id>.output` | the step's output; null if it was skipped, failed or has not ended |
-//! | `steps.<id>.error` | the error with which the step failed, ignored or not; else null |
+//! | `steps.<id>.output` | the step's output, or that of the handler that caught its error; null if it was skipped, failed or has not ended |
+//! | `steps.<id>.error` | the error with which the step failed, caught or ignored or neither; else null |
 //! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null) |
 //! | `run` | number of the run, from 1 |
-//! | `error` | in `finally` and compensations: the error that stopped the run, or null |
+//! | `error` | in a handler: the error that it took; in `finally` and compensations: the error that stopped the run, or null |
 //!
-//! An error has `type`, `message`, `details` (null unless they are JSON), `category` (or null),
-//! `non_retryable`, `source` and `cause` (an error or null).
+//! An error has `type`, `message`, `details` (null unless they are JSON), `stack_trace`, `category` (or
+//! null), `non_retryable`, `source` and `cause` (an error or null). The variable `error` also has `step`, the
+//! path of the step in which the error arose (or null), and `attempts`, the number of attempts of that step.
 //!
 //! # Supported CEL
 //!
@@ -154,9 +155,9 @@ impl Template {
         }
         let body = match &segments[..] {
             [Segment::Literal(text)] => Body::Constant(Payload::json(text.clone())),
-            [Segment::Value(expression)] => match check::whole_variable(&expression.root) {
+            [Segment::Value(expression)] => match check::whole_variable(&expression.root, scope) {
                 Some(Read::Input) => Body::Input,
-                Some(Read::Output(step)) => Body::Output(step),
+                Some(Read::Output(step)) => Body::Output(step.path),
                 _ => Body::Segments { segments, reads },
             },
             _ => Body::Segments { segments, reads },
@@ -172,6 +173,18 @@ impl Template {
         Ok(match self.source(variables)? {
             PayloadSource::Inline(payload) => payload,
             passed_on => variables.execution.payload(&passed_on),
+        })
+    }
+
+    /// Evaluates a template whose value is a text. A value of another type is written as JSON.
+    ///
+    /// # Errors
+    /// Those of [`Self::source`].
+    pub fn render_text(&self, variables: Variables<'_>) -> Result<String, TaskError> {
+        let payload = self.render(variables)?;
+        Ok(match serde_json::from_slice(&payload.data) {
+            Ok(serde_json::Value::String(text)) => text,
+            _ => String::from_utf8_lossy(&payload.data).into_owned(),
         })
     }
 

@@ -2,7 +2,7 @@
 //! derived from it by one pure function.
 
 use crate::error::{TaskError, builtin, type_matches};
-use crate::event::{AttemptFailed, AttemptOutcome, Event};
+use crate::event::{AttemptFailed, AttemptOutcome, Event, StopCause};
 use crate::execution::{
     CompensationOutcome, CompensationState, CompensationStepState, Execution, NodeState, State,
     TraceContext,
@@ -100,6 +100,8 @@ pub enum FailureKind {
     AttemptFailed,
     StepFailed,
     StepIgnored,
+    /// A handler took the error of the step.
+    StepCaught,
     ExecutionFailed,
     ExecutionTimedOut,
     ExecutionWarning,
@@ -129,6 +131,7 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
         _ => 0,
     });
     let mut listed_before = state.compensations().len().saturating_sub(listed.sum());
+    let mut has_failed = false;
     for event in events {
         match event {
             Event::AttemptFailed(failed) => {
@@ -143,8 +146,14 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                     found.push(of_attempt(state, plan, FailureKind::StepFailed, failed));
                 }
             }
-            Event::StepFailed { path, error } => {
+            Event::StepFailed { .. } => has_failed = true,
+            // The error has passed through all steps around it, and no handler took it. Of the events of
+            // these steps, one is published: that of the step in which the error arose.
+            Event::RunStopped { cause: StopCause::Failed, error, step: Some(path), .. } => {
                 found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
+            }
+            Event::HandlerStarted { error, origin, .. } => {
+                found.push(of_step(state, plan, FailureKind::StepCaught, origin, error, last));
             }
             Event::StepIgnored { path, error, .. } => {
                 found.push(of_step(state, plan, FailureKind::StepIgnored, path, error, last));
@@ -154,6 +163,10 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                 found.push(of_step(state, plan, kind, &path, error, last));
             }
             Event::HandlerFailed { path, error } => {
+                // A step that the cleanup's timeout cut off, or never let begin, has not failed.
+                if std::mem::take(&mut has_failed) {
+                    found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
+                }
                 found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, last));
             }
             Event::CompensationStarted { due, .. } => {
@@ -299,7 +312,8 @@ fn of_subject(state: &Execution, kind: FailureKind, subject: Subject) -> Failure
 
 /// The steps that took effect, or may have.
 fn completed(state: &Execution) -> Vec<CompletedStep> {
-    let completed = state.steps().filter_map(|node| {
+    let tasks = state.steps().filter(|node| node.task().is_some());
+    let completed = tasks.filter_map(|node| {
         let (outcome, output) = match &node.state {
             NodeState::Completed { output } => {
                 (CompensationOutcome::Completed, Some(output.clone()))

@@ -9,6 +9,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 /// Steps of a definition, those of `finally` included.
 pub const STEPS_MAX: usize = 1_000;
+/// How deep the blocks of a definition may nest.
+pub const NESTING_MAX: usize = 20;
 /// Events of a run. At this number no further step begins, no step is retried and no attempt is handed over
 /// a second time, and the run fails. Events that end a run are exempt.
 pub const HISTORY_EVENTS_MAX: usize = 50_000;

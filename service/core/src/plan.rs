@@ -9,9 +9,10 @@ mod policy;
 use std::time::Duration;
 
 use crate::definition::{Delivery, OnError};
+use crate::error::TaskError;
 use crate::expression::{Condition, Template};
 use crate::id::{StepId, StepPath, WorkflowName};
-use crate::retry::RetryPolicy;
+use crate::retry::{MatchOn, RetryPolicy};
 use crate::tree::{PlanNodeId, ScopeId, Tree};
 
 pub use self::issue::{Issue, IssueCode};
@@ -40,8 +41,10 @@ pub struct Plan {
     pub timeout: Option<Duration>,
     pub cleanup_timeout: Option<Duration>,
     pub cancel_grace: Duration,
-    /// Without it, the output is that of the last step that completed.
-    pub output: Option<Template>,
+    /// The output templates of the scopes, by the index of the scope.
+    outputs: Vec<Option<Template>>,
+    /// The lowest history format in which the workflow can be executed.
+    pub needs_format: u16,
 }
 
 #[derive(Debug)]
@@ -51,6 +54,7 @@ pub struct StepPlan {
     pub path: StepPath,
     pub kind: StepKind,
     pub when: Option<Condition>,
+    pub catch: Vec<CatchPlan>,
     pub on_error: OnError,
     pub allow_warning: bool,
     pub compensate: Option<CompensationPlan>,
@@ -59,6 +63,14 @@ pub struct StepPlan {
 #[derive(Debug)]
 pub enum StepKind {
     Task(TaskPlan),
+    Set(Template),
+    Raise(RaisePlan),
+    Rethrow,
+    /// Without a template, the output is that of the scope.
+    Return(Option<Template>),
+    /// The conditions of the cases, in their order.
+    Switch(Vec<Condition>),
+    Try,
 }
 
 impl StepKind {
@@ -66,7 +78,43 @@ impl StepKind {
     pub fn task(&self) -> Option<&TaskPlan> {
         match self {
             Self::Task(task) => Some(task),
+            Self::Set(_)
+            | Self::Raise(_)
+            | Self::Rethrow
+            | Self::Return(_)
+            | Self::Switch(_)
+            | Self::Try => None,
         }
+    }
+}
+
+/// An error that a step raises.
+#[derive(Debug)]
+pub struct RaisePlan {
+    pub error_type: String,
+    /// Renders a JSON string.
+    pub message: Template,
+    pub details: Option<Template>,
+    pub non_retryable: bool,
+}
+
+/// A handler of a step's error. Its steps are a scope of the step.
+#[derive(Debug)]
+pub struct CatchPlan {
+    error_types: Vec<String>,
+    match_on: MatchOn,
+    pub when: Option<Condition>,
+}
+
+impl CatchPlan {
+    /// Whether the handler is for errors of this type; `when` is a further condition.
+    pub fn takes_type_of(&self, error: &TaskError) -> bool {
+        self.error_types.is_empty() || self.match_on.takes(&self.error_types, error)
+    }
+
+    /// Whether no error reaches the handlers after this one.
+    fn takes_everything(&self) -> bool {
+        self.error_types.is_empty() && self.when.is_none()
     }
 }
 
@@ -120,11 +168,14 @@ impl Plan {
         self.tree.resolve(path).map(|(node, _)| self.node(node))
     }
 
-    /// Whether the path names a step of `finally`.
+    /// Whether the path names a step of `finally`, or one inside such a step.
     pub fn is_finally(&self, path: &StepPath) -> bool {
-        self.tree
-            .resolve(path)
-            .is_some_and(|(node, _)| self.tree.place(node).scope == ScopeId::FINALLY)
+        self.tree.resolve(path).is_some_and(|(node, _)| self.tree.is_finally(node))
+    }
+
+    /// The output template of a scope. Without one, its output is that of the last step that has one.
+    pub(crate) fn output(&self, scope: ScopeId) -> Option<&Template> {
+        self.outputs.get(scope.index())?.as_ref()
     }
 
     /// The task at a path, which may be the path of a step or of a compensation.

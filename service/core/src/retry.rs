@@ -183,7 +183,7 @@ impl RetryPolicy {
 }
 
 impl MatchOn {
-    fn takes(self, patterns: &[String], error: &TaskError) -> bool {
+    pub(crate) fn takes(self, patterns: &[String], error: &TaskError) -> bool {
         let any = |error: &TaskError| {
             patterns.iter().any(|pattern| type_matches(pattern, &error.error_type))
         };

@@ -94,6 +94,19 @@ pub enum CompensationOutcome {
     Unknown,
 }
 
+/// One of the lists of steps inside a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The steps of a `try`.
+    Body,
+    /// A case of a `switch`, by its index.
+    Case(u32),
+    /// The `default` of a `switch`.
+    Default,
+    /// A handler, by its index in the step's `catch`.
+    Handler(u32),
+}
+
 /// W3C trace context of the call that started the execution; empty if the call had none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {

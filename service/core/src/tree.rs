@@ -3,13 +3,14 @@
 //! the reverse. Which steps an expression may read follows from its place. No function here searches all
 //! steps.
 //!
-//! A scope is a list of steps that run one after the other: the workflow's `steps`, its `finally`, and,
-//! once there are further kinds of steps, the lists inside a step.
+//! A scope is a list of steps that run one after the other: the workflow's `steps`, its `finally`, or one
+//! of the lists inside a step.
 
 use std::collections::HashMap;
 
 use crate::id::{ItemKey, StepId, StepPath};
 use crate::path::Segment;
+use crate::state::Part;
 
 /// A step of the definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +24,10 @@ impl ScopeId {
     /// The workflow's `steps`.
     pub const STEPS: Self = Self(0);
     pub const FINALLY: Self = Self(1);
+
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
 impl PlanNodeId {
@@ -59,6 +64,8 @@ pub enum Sight {
 struct Node {
     id: StepId,
     place: Place,
+    /// The lists of steps inside the step.
+    parts: Vec<(Part, ScopeId)>,
 }
 
 #[derive(Debug)]
@@ -96,16 +103,34 @@ impl Tree {
         let place = Place { scope, position: steps.len() };
         steps.push(node);
         self.by_id.entry(id.clone()).or_insert(node);
-        self.nodes.push(Node { id, place });
+        self.nodes.push(Node { id, place, parts: Vec::new() });
         node
     }
 
     /// Adds a scope inside a step. Every step that `owner` can read can also be read in the new scope.
-    pub fn add_scope(&mut self, owner: PlanNodeId, is_keyed: bool) -> ScopeId {
+    pub fn add_scope(&mut self, owner: PlanNodeId, part: Part, is_keyed: bool) -> ScopeId {
         let scope = ScopeId(u32::try_from(self.scopes.len()).unwrap_or(u32::MAX));
         let outer = Some(self.place(owner));
         self.scopes.push(Scope { owner: Some(owner), outer, is_keyed, steps: Vec::new() });
+        self.nodes[owner.index()].parts.push((part, scope));
         scope
+    }
+
+    /// The scope that is this part of a step.
+    pub fn part(&self, owner: PlanNodeId, part: Part) -> Option<ScopeId> {
+        let mut parts = self.nodes[owner.index()].parts.iter();
+        parts.find(|(own, _)| *own == part).map(|(_, scope)| *scope)
+    }
+
+    /// The number of scopes. Their indexes are below it.
+    pub(crate) fn scope_count(&self) -> usize {
+        self.scopes.len()
+    }
+
+    /// Whether a step is one of `finally`, or stands inside one.
+    pub fn is_finally(&self, node: PlanNodeId) -> bool {
+        let around = std::iter::successors(Some(node), |node| self.parent(*node)).last();
+        around.is_some_and(|outermost| self.place(outermost).scope == ScopeId::FINALLY)
     }
 
     /// The step with this id; ids are unique within a workflow.
@@ -215,9 +240,9 @@ mod tests {
         let mut tree = Tree::default();
         tree.add_step(ScopeId::STEPS, "a".into());
         let lines = tree.add_step(ScopeId::STEPS, "lines".into());
-        let items = tree.add_scope(lines, true);
+        let items = tree.add_scope(lines, Part::Body, true);
         let pack = tree.add_step(items, "pack".into());
-        let body = tree.add_scope(pack, false);
+        let body = tree.add_scope(pack, Part::Body, false);
         tree.add_step(body, "wrap".into());
         tree.add_step(body, "seal".into());
         tree.add_step(items, "ship".into());
@@ -290,7 +315,7 @@ mod tests {
             let mut scopes = vec![ScopeId::STEPS, ScopeId::FINALLY];
             for (at, (place, scope)) in steps.into_iter().enumerate() {
                 let node = tree.add_step(*place.get(&scopes), format!("s{at}").into());
-                scopes.extend(scope.map(|is_keyed| tree.add_scope(node, is_keyed)));
+                scopes.extend(scope.map(|is_keyed| tree.add_scope(node, Part::Body, is_keyed)));
             }
             tree
         })

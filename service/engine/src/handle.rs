@@ -74,14 +74,28 @@ impl Engine {
 
     /// Starts an execution and answers once the start is durable.
     pub async fn start(&self, spec: StartSpec) -> Result<Started, Refusal> {
-        let spec = StartSpec { until: None, ..spec };
-        self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await.map(started)
+        self.ask_start(StartSpec { until: None, ..spec }).await
     }
 
     /// Starts an execution and answers when it has ended, or after `wait` with the state that it has then.
     pub async fn run(&self, spec: StartSpec, wait: Duration) -> Result<Started, Refusal> {
-        let spec = StartSpec { until: Some(self.now() + wait), ..spec };
-        self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await.map(started)
+        let until = Some(self.now() + wait);
+        self.ask_start(StartSpec { until, ..spec }).await
+    }
+
+    async fn ask_start(&self, spec: StartSpec) -> Result<Started, Refusal> {
+        let answer = self.ask(|reply| Input::Start { spec: Box::new(spec), reply }).await;
+        if let Err(Refusal::NotFinalized(refused)) = &answer {
+            // The node learns with its next renewal what an operator has allowed. Until then it must not say
+            // that nothing was done: another node may have accepted the same start already.
+            let formats = self.store.formats().await;
+            let formats = formats.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+            if formats.writable.permit(refused.row, refused.needed).is_ok() {
+                let why = "the server has not read yet which formats it may write";
+                return Err(Refusal::Unavailable(why.to_owned()));
+            }
+        }
+        answer.map(started)
     }
 
     /// Answers when the execution has ended, or after `wait` with the state that it has then.

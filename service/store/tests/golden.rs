@@ -3,6 +3,7 @@
 //!
 //! `RECOUP_WRITE_GOLDEN=1` writes the files that are missing, and leaves existing ones alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause,
 };
-use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
 use recoup_core::id::ExecutionId;
 use recoup_core::payload::Payload;
@@ -55,6 +56,11 @@ kinds! {
     StepCompleted "step_completed"
     StepFailed "step_failed"
     StepIgnored "step_ignored"
+    BlockStarted "block_started"
+    BlockCompleted "block_completed"
+    ScopeReturned "scope_returned"
+    HandlerStarted "handler_started"
+    StepCaught "step_caught"
     RunSucceeded "run_succeeded"
     RunStopped "run_stopped"
     CancelRequested "cancel_requested"
@@ -282,6 +288,7 @@ fn workflow() -> def::Workflow {
         kind: def::StepKind::Task(task.clone()),
         when: Some("input.amount > 0".into()),
         retry: Some(retry.clone()),
+        catch: Vec::new(),
         on_error: def::OnError::Ignore,
         allow_warning: true,
         compensate: Some(def::Compensate {
@@ -294,12 +301,14 @@ fn workflow() -> def::Workflow {
         name: "order".into(),
         description: "takes an order".into(),
         defaults: def::Defaults { queue: Some("main".into()), retry: Some(retry), timeouts },
-        steps: def::Block(vec![step.clone()]),
-        finally: def::Block(vec![def::Step { id: def_id("notify"), ..step }]),
+        steps: def::Block {
+            steps: vec![step.clone()],
+            output: Some(r#"{"id":"${steps.charge.output.id}"}"#.into()),
+        },
+        finally: vec![def::Step { id: def_id("notify"), ..step }],
         timeout: Some(second * 3600),
         cleanup_timeout: Some(second * 600),
         cancel_grace: Some(second * 5),
-        output: Some(r#"{"id":"${steps.charge.output.id}"}"#.into()),
     }
 }
 
@@ -375,8 +384,10 @@ fn unhex(text: &str) -> Bytes {
 #[test]
 fn events_of_format_1_match_their_golden_files() {
     let events = events();
-    let files: Vec<_> = events.iter().map(file).collect();
-    assert_eq!(files, FILES, "one sample of every kind");
+    let newer = blocks();
+    let files: BTreeSet<_> =
+        events.iter().chain(newer.iter().map(|(_, event)| event)).map(file).collect();
+    assert_eq!(files, FILES.iter().copied().collect(), "a sample of every kind");
     for event in events {
         let name = file(&event);
         let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
@@ -423,6 +434,110 @@ fn events_of_format_2_match_their_golden_files() {
         assert_eq!(decoded.events, [event], "{name}");
         assert_eq!(encoded.data, golden, "{name}: the encoding has changed");
     }
+}
+
+/// Format 3: the event kinds that it added.
+fn blocks() -> Vec<(&'static str, Event)> {
+    let path = || "lines[3].reserve".into();
+    let started = |part| Event::BlockStarted { path: path(), generation: 2, part };
+    vec![
+        ("block_started", started(None)),
+        ("block_started_with_its_body", started(Some(Part::Body))),
+        ("block_started_with_a_case", started(Some(Part::Case(1)))),
+        ("block_started_with_its_default", started(Some(Part::Default))),
+        ("block_started_with_a_handler", started(Some(Part::Handler(2)))),
+        (
+            "block_completed",
+            Event::BlockCompleted { path: path(), output: PayloadSource::Inline(payload()) },
+        ),
+        (
+            "scope_returned",
+            Event::ScopeReturned { path: path(), output: PayloadSource::Output("charge".into()) },
+        ),
+        (
+            "handler_started",
+            Event::HandlerStarted {
+                path: path(),
+                handler: 1,
+                error: error(),
+                origin: "lines[3].reserve.check".into(),
+            },
+        ),
+        ("step_caught", Event::StepCaught { path: path(), output: PayloadSource::Input }),
+    ]
+}
+
+#[test]
+fn events_of_format_3_match_their_golden_files() {
+    for (name, event) in blocks() {
+        let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
+        assert_eq!(encoded.format, 3, "{name}");
+        let golden = golden_of(3, name, &encoded.data);
+        let decoded = format::decode_transition(3, &golden).expect(name);
+        assert_eq!(decoded.events, [event], "{name}");
+        assert_eq!(encoded.data, golden, "{name}: the encoding has changed");
+    }
+}
+
+/// Format 2: a workflow with a step of each kind that it added.
+fn blocks_workflow() -> def::Workflow {
+    let mut workflow = workflow();
+    let task = workflow.steps.steps.remove(0);
+    let step = |id: &str, kind| def::Step { id: def_id(id), kind, ..task.clone() };
+    let raise = def::Raise {
+        error_type: "order.rejected".into(),
+        message: "${input.reason}".into(),
+        details: Some(r#"{"id":"${input.id}"}"#.into()),
+        non_retryable: true,
+    };
+    let block = |steps| def::Block { steps, output: Some("1".into()) };
+    let switch = def::Switch {
+        cases: vec![def::Case {
+            when: "input.amount > 1".into(),
+            block: block(vec![step("value", def::StepKind::Set(r#""${input.amount}""#.into()))]),
+        }],
+        default: Some(block(vec![step("refuse", def::StepKind::Fail(def::Fail::Raise(raise)))])),
+    };
+    let catch = def::Catch {
+        error_types: vec!["order".into()],
+        match_on: MatchOn::AnyCause,
+        when: Some("error.attempts > 1".into()),
+        block: block(vec![step("again", def::StepKind::Fail(def::Fail::Rethrow))]),
+    };
+    let body = block(vec![step("choose", def::StepKind::Switch(switch))]);
+    workflow.steps.steps = vec![
+        def::Step { catch: vec![catch], ..step("guarded", def::StepKind::Try(body)) },
+        step("done", def::StepKind::Return { output: Some("2".into()) }),
+    ];
+    workflow
+}
+
+#[test]
+fn definition_of_format_2_matches_its_golden_file() {
+    let workflow = blocks_workflow();
+    let encoded = format::encode_workflow(&workflow);
+    assert_eq!(encoded.format, 2);
+    let golden = golden_of(2, "workflow", &encoded.data);
+    assert_eq!(format::decode_workflow(2, &golden), Ok(workflow));
+    assert_eq!(encoded.data, golden);
+}
+
+#[test]
+fn failure_event_and_subscription_of_format_2_match_their_golden_files() {
+    let event = FailureEvent { kind: FailureKind::StepCaught, ..failure_event() };
+    let encoded = format::encode_failure_event(&event);
+    assert_eq!(encoded.format, 2);
+    let golden = golden_of(2, "failure_event", &encoded.data);
+    assert_eq!(format::decode_failure_event(2, &golden), Ok(event));
+    assert_eq!(encoded.data, golden);
+
+    let mut subscription = subscription();
+    subscription.filter.kinds.push(FailureKind::StepCaught);
+    let encoded = format::encode_subscription(&subscription);
+    assert_eq!(encoded.format, 2);
+    let golden = golden_of(2, "subscription", &encoded.data);
+    assert_eq!(format::decode_subscription(2, &golden), Ok(subscription));
+    assert_eq!(encoded.data, golden);
 }
 
 #[test]

@@ -14,7 +14,7 @@ const ORDER: &str = include_str!("../../../examples/order/order.yaml");
 
 /// Invalid definitions. Together they produce every line of the section "Common mistakes"; some produce more
 /// than one.
-const MISTAKES: [&str; 16] = [
+const MISTAKES: [&str; 22] = [
     "name: a\nsteps:\n  - id: pay\n    task: { type: x, start_to_close: 20 }\n",
     "name: a\nsteps:\n  - id: pay\n    type: x\n",
     "name: a\nsteps:\n  - id: Pay\n    task: { type: x }\n",
@@ -36,6 +36,12 @@ const MISTAKES: [&str; 16] = [
     "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    retry: { max_attempts: 0 }\n",
     "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    \
      retry: { constant: { interval: 1s }, max_duration: 5m, non_retryable_error_types: [recoup.timout] }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    set: 1\n",
+    "name: a\nsteps:\n  - id: sum\n    set: 1\n    retry: { max_attempts: 2 }\n",
+    "name: a\nsteps:\n  - id: stop\n    fail: { type: recoup.cancelled }\n",
+    "name: a\nsteps:\n  - id: again\n    fail: { rethrow: true }\n",
+    "name: a\nsteps:\n  - id: done\n    return: {}\n  - id: pay\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    catch:\n      - output: 1\n      - error_types: [b]\n        output: 2\n",
 ];
 
 /// A server, and a folder for files.
@@ -76,6 +82,9 @@ fn name(path: &Path) -> &str {
 fn whole(block: &str) -> String {
     if block.starts_with("name:") {
         return block.to_owned();
+    }
+    if block.starts_with("steps:") {
+        return format!("name: example\n{block}");
     }
     format!("name: example\nsteps:\n{block}")
 }

@@ -59,8 +59,12 @@ struct SlowNode {
 
 impl SlowNode {
     async fn start(store: Arc<dyn Store>, database: &Database) -> Self {
-        let options =
-            recoup_engine::Options { address: "slow".into(), ..recoup_engine::Options::default() };
+        let options = recoup_engine::Options {
+            address: "slow".into(),
+            // The commit takes as long as the load does.
+            commit_wait: 2 * PATIENCE,
+            ..recoup_engine::Options::default()
+        };
         let engine = recoup_engine::driver::start(store, options).await.expect("the node joins");
         let brake = database.client().await;
         let row = brake.query_one("select id from recoup.node where address = 'slow'", &[]).await;

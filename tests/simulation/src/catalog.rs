@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::definition::{
-    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
+    Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::id::{Namespace, StepId};
 use recoup_core::plan::Plan;
@@ -57,13 +58,11 @@ impl Catalog {
 
     /// Every task type, including those of compensations, sorted by name.
     pub fn task_types(&self) -> Vec<String> {
-        let blocks =
-            self.definitions.iter().flat_map(|own| own.steps.0.iter().chain(&own.finally.0));
-        let tasks = blocks.flat_map(|step| {
-            let undo = step.compensate.as_ref().map(|undo| &undo.task);
-            step.kind.task().into_iter().chain(undo)
-        });
-        let types: BTreeSet<_> = tasks.map(|task| task.task_type.clone()).collect();
+        let mut types = BTreeSet::new();
+        for own in &self.definitions {
+            add_task_types(&own.steps.steps, &mut types);
+            add_task_types(&own.finally, &mut types);
+        }
         types.into_iter().collect()
     }
 
@@ -75,6 +74,17 @@ impl Catalog {
 impl Default for Catalog {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+fn add_task_types(steps: &[Step], types: &mut BTreeSet<String>) {
+    for step in steps {
+        let undo = step.compensate.as_ref().map(|undo| &undo.task);
+        types.extend(step.kind.task().into_iter().chain(undo).map(|task| task.task_type.clone()));
+        let handlers = step.catch.iter().map(|catch| &catch.block);
+        for block in step.kind.blocks().chain(handlers) {
+            add_task_types(&block.steps, types);
+        }
     }
 }
 
@@ -99,6 +109,7 @@ fn step(id: &str, attempts: u32) -> Step {
         kind: StepKind::Task(task(id)),
         when: None,
         retry: retry(attempts, ms(60)),
+        catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,
         compensate: None,
@@ -121,12 +132,76 @@ fn workflow(name: &str, steps: Vec<Step>) -> Workflow {
         name: name.into(),
         description: String::new(),
         defaults: Defaults::default(),
-        steps: Block(steps),
-        finally: Block::default(),
+        steps: steps.into(),
+        finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,
         cancel_grace: Some(ms(700)),
-        output: None,
+    }
+}
+
+/// A step that is not a task.
+fn block(id: &str, kind: StepKind) -> Step {
+    Step { kind, retry: None, ..step(id, 1) }
+}
+
+fn group(id: &str, steps: Vec<Step>) -> Step {
+    block(id, StepKind::Try(steps.into()))
+}
+
+/// A handler of errors of this type, or of all errors if it is empty.
+fn handler(error_type: &str, steps: Vec<Step>) -> Catch {
+    let types = Some(error_type).filter(|own| !own.is_empty()).into_iter();
+    Catch { error_types: types.map(Into::into).collect(), block: steps.into(), ..Catch::default() }
+}
+
+/// Has steps of every kind, handlers that take the error, fail or pass it on, and blocks in `finally`.
+fn guarded() -> Workflow {
+    let rethrow = |id| block(id, StepKind::Fail(Fail::Rethrow));
+    let raise = Raise {
+        error_type: "user.rejected".into(),
+        message: "n is ${steps.ask.output.n}".into(),
+        ..Raise::default()
+    };
+    let case = |divisor: u32, steps: Vec<Step>| Case {
+        when: format!("steps.ask.output.n % {divisor} == 0"),
+        block: steps.into(),
+    };
+    let done = StepKind::Return { output: Some("\"early\"".into()) };
+    let early = Step { when: Some("steps.ask.output.n % 4 == 0".into()), ..block("early", done) };
+    let cases = vec![
+        case(5, vec![block("reject", StepKind::Fail(Fail::Raise(raise)))]),
+        case(2, vec![early, undone("chosen", 2)]),
+    ];
+    let default = Some(vec![undone("other", 1)].into());
+    let choose = block("choose", StepKind::Switch(Switch { cases, default }));
+    let risky = Step {
+        catch: vec![
+            handler("user.declined", vec![undone("mend", 2)]),
+            handler("recoup", vec![step("report", 1), rethrow("again")]),
+        ],
+        ..undone("fails_often", 2)
+    };
+    let book = Step {
+        catch: vec![
+            handler("user.rejected", vec![step("console", 2)]),
+            Catch {
+                when: Some("error.attempts > 0 && error.step != 'book.last'".into()),
+                ..handler("", vec![undone("instead", 1)])
+            },
+        ],
+        ..group("book", vec![undone("hold", 2), choose, risky, undone("last", 1)])
+    };
+    let soft = Step { on_error: OnError::Ignore, ..group("soft", vec![undone("gently", 1)]) };
+    let tell = Step { catch: vec![handler("", vec![])], ..group("tell", vec![step("mail", 1)]) };
+    let total = block("total", StepKind::Set("{\"n\": \"${steps.ask.output.n + 1}\"}".into()));
+    let when_odd = Some("steps.total.output.n % 2 == 1".into());
+    Workflow {
+        finally: vec![tell, group("close", vec![step("sweep", 1)])],
+        ..workflow(
+            "guarded",
+            vec![step("ask", 2), total, book, soft, Step { when: when_odd, ..undone("end", 1) }],
+        )
     }
 }
 
@@ -156,17 +231,24 @@ fn definitions() -> Vec<Workflow> {
         task.queue = Some("b".into());
         task.priority = 3;
     };
+    let seen = |name: &str| format!("{{\"{name}\": \"${{steps.ask.output.n}}\"}}");
+    let asks = vec![
+        step("ask", 2),
+        Step { when: Some("steps.ask.output.n % 2 == 0".into()), ..undone("even", 2) },
+        with_task(step("use", 2), |task| task.input = Some(seen("seen"))),
+    ];
     vec![
+        guarded(),
         workflow("one", vec![step("only", 3)]),
         Workflow {
-            finally: Block(vec![step("tidy", 2)]),
+            finally: vec![step("tidy", 2)],
             ..workflow("saga", vec![undone("reserve", 2), undone("charge", 2), undone("ship", 1)])
         },
         workflow("soft", vec![ignored, quiet, step("last", 2)]),
         Workflow {
             timeout: Some(ms(3000)),
             cancel_grace: Some(ms(400)),
-            finally: Block(vec![step("sweep", 1)]),
+            finally: vec![step("sweep", 1)],
             ..workflow("timed", vec![undone("first", 2), undone("second", 2), step("third", 2)])
         },
         workflow("once", vec![once(undone("pay", 2)), once(step("post", 1)), step("tell", 2)]),
@@ -195,20 +277,11 @@ fn definitions() -> Vec<Workflow> {
             ],
         ),
         Workflow {
-            output: Some("{\"n\": \"${steps.ask.output.n}\"}".into()),
-            ..workflow(
-                "asks",
-                vec![
-                    step("ask", 2),
-                    Step { when: Some("steps.ask.output.n % 2 == 0".into()), ..undone("even", 2) },
-                    with_task(step("use", 2), |task| {
-                        task.input = Some("{\"seen\": \"${steps.ask.output.n}\"}".into());
-                    }),
-                ],
-            )
+            steps: Block { steps: asks, output: Some(seen("n")) },
+            ..workflow("asks", vec![])
         },
         Workflow {
-            finally: Block(vec![step("close", 2), with_task(step("report", 1), b)]),
+            finally: vec![step("close", 2), with_task(step("report", 1), b)],
             cleanup_timeout: Some(ms(8000)),
             ..workflow(
                 "long",

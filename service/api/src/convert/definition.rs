@@ -1,10 +1,12 @@
 //! Converts definitions.
 
 use recoup_core::definition::{
-    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
+    Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::limits::clean;
 use recoup_core::plan::{Issue, IssueCode};
+use recoup_core::retry::MatchOn;
 use recoup_proto::v1;
 
 use super::reader::Reader;
@@ -27,19 +29,58 @@ pub fn from_proto(definition: &v1::WorkflowDefinition) -> (Workflow, Vec<Issue>)
 /// sorted keys. So two messages that differ only in how their templates are written count as the same
 /// definition. Text that is not JSON is left as it is; it is reported as an issue.
 pub fn canonical_templates(mut definition: v1::WorkflowDefinition) -> v1::WorkflowDefinition {
-    let blocks = [&mut definition.steps, &mut definition.finally];
-    let tasks = blocks.into_iter().flatten().flat_map(|step| {
-        let own = step.kind.as_mut().map(|v1::step::Kind::Task(task)| task);
-        let compensation = step.compensate.as_mut().and_then(|compensate| compensate.kind.as_mut());
-        own.into_iter().chain(compensation.map(|v1::compensate::Kind::Task(task)| task))
-    });
-    let inputs = tasks.filter_map(|task| task.input.as_mut());
-    for template in inputs.chain(definition.output.as_mut()) {
-        if let Ok(value) = template.value() {
+    fn rewrite(template: &mut Option<v1::Template>) {
+        if let Some(template) = template
+            && let Ok(value) = template.value()
+        {
             *template = v1::Template::new(&value);
         }
     }
+    each_template(&mut definition.steps, &mut rewrite);
+    each_template(&mut definition.finally, &mut rewrite);
+    rewrite(&mut definition.output);
     definition
+}
+
+/// Visits every template of the steps, and of the steps inside them.
+fn each_template(steps: &mut [v1::Step], visit: &mut impl FnMut(&mut Option<v1::Template>)) {
+    use v1::step::Kind;
+    for step in steps {
+        match &mut step.kind {
+            None => {}
+            Some(Kind::Task(task)) => visit(&mut task.input),
+            Some(Kind::Set(value)) => {
+                let mut own = Some(std::mem::take(value));
+                visit(&mut own);
+                *value = own.unwrap_or_default();
+            }
+            Some(Kind::Fail(fail)) => visit(&mut fail.details),
+            Some(Kind::Return(own)) => visit(&mut own.output),
+            Some(Kind::Switch(switch)) => {
+                for case in &mut switch.cases {
+                    each_template(&mut case.steps, visit);
+                    visit(&mut case.output);
+                }
+                if let Some(default) = &mut switch.default {
+                    each_template(&mut default.steps, visit);
+                    visit(&mut default.output);
+                }
+            }
+            Some(Kind::Try(body)) => {
+                each_template(&mut body.steps, visit);
+                visit(&mut body.output);
+            }
+        }
+        for catch in &mut step.catch {
+            each_template(&mut catch.steps, visit);
+            visit(&mut catch.output);
+        }
+        if let Some(v1::Compensate { kind: Some(v1::compensate::Kind::Task(task)), .. }) =
+            &mut step.compensate
+        {
+            visit(&mut task.input);
+        }
+    }
 }
 
 fn some(text: &str) -> Option<String> {
@@ -57,12 +98,11 @@ impl Reader {
             name: definition.name.as_str().into(),
             description: clean(&definition.description).into_owned(),
             defaults: defaults.map(|defaults| self.defaults(defaults)).unwrap_or_default(),
-            steps: self.block(&definition.steps, "steps"),
-            finally: self.block(&definition.finally, "finally"),
+            steps: self.block(&definition.steps, definition.output.as_ref(), ""),
+            finally: self.steps(&definition.finally, "finally"),
             timeout: self.duration(definition.timeout, "", "timeout"),
             cleanup_timeout: self.duration(definition.cleanup_timeout, "", "cleanup_timeout"),
             cancel_grace: self.duration(definition.cancel_grace, "", "cancel_grace"),
-            output: template(definition.output.as_ref()),
         }
     }
 
@@ -89,28 +129,96 @@ impl Reader {
         }
     }
 
-    fn block(&mut self, steps: &[v1::Step], path: &str) -> Block {
+    /// Reads the steps and the output of a list of steps. `path` is that of the list, with a dot at its end
+    /// unless it is empty.
+    fn block(&mut self, steps: &[v1::Step], output: Option<&v1::Template>, path: &str) -> Block {
+        Block { steps: self.steps(steps, &format!("{path}steps")), output: template(output) }
+    }
+
+    fn steps(&mut self, steps: &[v1::Step], path: &str) -> Vec<Step> {
         let steps = steps.iter().enumerate();
-        Block(steps.map(|(index, step)| self.step(step, &format!("{path}[{index}]"))).collect())
+        steps.map(|(index, step)| self.step(step, &format!("{path}[{index}]"))).collect()
+    }
+
+    fn kind(&mut self, kind: Option<&v1::step::Kind>, path: &str) -> StepKind {
+        use v1::step::Kind;
+        match kind {
+            Some(Kind::Task(task)) => StepKind::Task(self.task(task, &format!("{path}.task"))),
+            Some(Kind::Set(value)) => StepKind::Set(value.json.clone()),
+            Some(Kind::Fail(fail)) => StepKind::Fail(self.fail(fail, &format!("{path}.fail"))),
+            Some(Kind::Return(own)) => StepKind::Return { output: template(own.output.as_ref()) },
+            Some(Kind::Switch(switch)) => {
+                let path = format!("{path}.switch");
+                let cases = switch.cases.iter().enumerate().map(|(index, case)| Case {
+                    when: clean(&case.when).into_owned(),
+                    block: self.block(
+                        &case.steps,
+                        case.output.as_ref(),
+                        &format!("{path}.cases[{index}]."),
+                    ),
+                });
+                let cases = cases.collect();
+                let default = switch.default.as_ref().map(|default| {
+                    self.block(&default.steps, default.output.as_ref(), &format!("{path}.default."))
+                });
+                StepKind::Switch(Switch { cases, default })
+            }
+            Some(Kind::Try(body)) => {
+                let path = format!("{path}.try.");
+                StepKind::Try(self.block(&body.steps, body.output.as_ref(), &path))
+            }
+            None => {
+                let message = "a step needs a kind: `task`, `set`, `fail`, `return`, `switch` or `try`, such as \
+                               `task: {type: payment.charge}`";
+                self.issue(format!("{path}.task"), IssueCode::Required, message);
+                StepKind::Task(Task::default())
+            }
+        }
+    }
+
+    fn fail(&mut self, fail: &v1::FailStep, path: &str) -> Fail {
+        let v1::FailStep { r#type, message, details, non_retryable, rethrow } = fail;
+        if !rethrow {
+            return Fail::Raise(Raise {
+                error_type: clean(r#type).into_owned(),
+                message: clean(message).into_owned(),
+                details: template(details.as_ref()),
+                non_retryable: *non_retryable,
+            });
+        }
+        if !r#type.is_empty() || !message.is_empty() || details.is_some() || *non_retryable {
+            let message = "raises the error again as it is: remove the other fields, or `rethrow`";
+            self.issue(format!("{path}.rethrow"), IssueCode::Misplaced, message);
+        }
+        Fail::Rethrow
+    }
+
+    fn catch(&mut self, catch: &v1::Catch, path: &str) -> Catch {
+        let v1::Catch { error_types, match_on, when, steps, output } = catch;
+        Catch {
+            error_types: error_types.iter().map(|own| clean(own).into_owned()).collect(),
+            match_on: self
+                .known(*match_on, path, "match_on", retry::match_on_from)
+                .unwrap_or_default(),
+            when: some(when),
+            block: self.block(steps, output.as_ref(), &format!("{path}.")),
+        }
     }
 
     fn step(&mut self, step: &v1::Step, path: &str) -> Step {
-        let kind = match &step.kind {
-            Some(v1::step::Kind::Task(task)) => self.task(task, &format!("{path}.task")),
-            None => {
-                let message = "a step needs a task, such as `task: {type: payment.charge}`";
-                self.issue(format!("{path}.task"), IssueCode::Required, message);
-                Task::default()
-            }
-        };
+        let kind = self.kind(step.kind.as_ref(), path);
+        let catch = step.catch.iter().enumerate();
+        let catch = catch.map(|(index, own)| self.catch(own, &format!("{path}.catch[{index}]")));
+        let catch = catch.collect();
         let retry = step.retry.as_ref();
         let compensate = step.compensate.as_ref();
         Step {
             id: step.id.as_str().into(),
             description: clean(&step.description).into_owned(),
-            kind: StepKind::Task(kind),
+            kind,
             when: some(&step.when),
             retry: retry.map(|retry| self.policy(retry, &format!("{path}.retry"))),
+            catch,
             on_error: self
                 .known(step.on_error, path, "on_error", on_error_from)
                 .unwrap_or(OnError::Fail),
@@ -164,12 +272,12 @@ pub fn to_proto(workflow: &Workflow) -> v1::WorkflowDefinition {
         name: workflow.name.as_str().to_owned(),
         description: workflow.description.clone(),
         defaults: has_defaults.then(|| defaults(&workflow.defaults)),
-        steps: workflow.steps.0.iter().map(step).collect(),
-        finally: workflow.finally.0.iter().map(step).collect(),
+        steps: workflow.steps.steps.iter().map(step).collect(),
+        finally: workflow.finally.iter().map(step).collect(),
         timeout: workflow.timeout.map(time::duration),
         cleanup_timeout: workflow.cleanup_timeout.map(time::duration),
         cancel_grace: workflow.cancel_grace.map(time::duration),
-        output: workflow.output.clone().map(|json| v1::Template { json }),
+        output: to_template(&workflow.steps.output),
     }
 }
 
@@ -184,8 +292,62 @@ fn defaults(defaults: &Defaults) -> v1::WorkflowDefaults {
     }
 }
 
+fn to_template(json: &Option<String>) -> Option<v1::Template> {
+    json.clone().map(|json| v1::Template { json })
+}
+
+fn kind(kind: &StepKind) -> v1::step::Kind {
+    use v1::step::Kind;
+    match kind {
+        StepKind::Task(own) => Kind::Task(task(own)),
+        StepKind::Set(value) => Kind::Set(v1::Template { json: value.clone() }),
+        StepKind::Fail(Fail::Raise(raise)) => Kind::Fail(v1::FailStep {
+            r#type: raise.error_type.clone(),
+            message: raise.message.clone(),
+            details: to_template(&raise.details),
+            non_retryable: raise.non_retryable,
+            rethrow: false,
+        }),
+        StepKind::Fail(Fail::Rethrow) => {
+            Kind::Fail(v1::FailStep { rethrow: true, ..v1::FailStep::default() })
+        }
+        StepKind::Return { output } => Kind::Return(v1::ReturnStep { output: to_template(output) }),
+        StepKind::Switch(switch) => Kind::Switch(v1::SwitchStep {
+            cases: switch
+                .cases
+                .iter()
+                .map(|case| v1::SwitchCase {
+                    when: case.when.clone(),
+                    steps: case.block.steps.iter().map(step).collect(),
+                    output: to_template(&case.block.output),
+                })
+                .collect(),
+            default: switch.default.as_ref().map(|default| v1::Block {
+                steps: default.steps.iter().map(step).collect(),
+                output: to_template(&default.output),
+            }),
+        }),
+        StepKind::Try(body) => Kind::Try(v1::TryStep {
+            steps: body.steps.iter().map(step).collect(),
+            output: to_template(&body.output),
+        }),
+    }
+}
+
+fn catch(catch: &Catch) -> v1::Catch {
+    v1::Catch {
+        error_types: catch.error_types.clone(),
+        match_on: match catch.match_on {
+            MatchOn::Outermost => v1::MatchOn::Unspecified.into(),
+            other => retry::match_on(other).into(),
+        },
+        when: catch.when.clone().unwrap_or_default(),
+        steps: catch.block.steps.iter().map(step).collect(),
+        output: to_template(&catch.block.output),
+    }
+}
+
 fn step(step: &Step) -> v1::Step {
-    let StepKind::Task(own) = &step.kind;
     v1::Step {
         id: step.id.as_str().to_owned(),
         when: step.when.clone().unwrap_or_default(),
@@ -201,7 +363,8 @@ fn step(step: &Step) -> v1::Step {
             only_completed: compensate.only_completed,
         }),
         description: step.description.clone(),
-        kind: Some(v1::step::Kind::Task(task(own))),
+        kind: Some(kind(&step.kind)),
+        catch: step.catch.iter().map(catch).collect(),
     }
 }
 
@@ -209,7 +372,7 @@ fn task(task: &Task) -> v1::TaskStep {
     v1::TaskStep {
         r#type: task.task_type.clone(),
         queue: task.queue.clone().unwrap_or_default(),
-        input: task.input.clone().map(|json| v1::Template { json }),
+        input: to_template(&task.input),
         schedule_to_start: task.timeouts.schedule_to_start.map(time::duration),
         start_to_close: task.timeouts.start_to_close.map(time::duration),
         schedule_to_close: task.timeouts.schedule_to_close.map(time::duration),
@@ -259,6 +422,25 @@ steps:
     - {error_types: [payment.busy], linear: {initial: 1s, increment: 2s, max: 9s}, max_attempts: 2}
     - {error_types: [payment.slow], random: {min: 1s, max: 2s}, match_on: ROOT_CAUSE}
   compensate: {task: {type: payment.refund}, only_completed: true}
+- id: value
+  set: {n: '${input.total}'}
+- id: guarded
+  try:
+    output: '${steps.choose.output}'
+    steps:
+    - id: choose
+      switch:
+        cases:
+        - when: input.total > 5
+          output: 1
+          steps: [{id: refuse, fail: {type: order.rejected, message: 'over ${input.total}', details: {a: 1}, non_retryable: true}}]
+        default: {steps: [{id: done, return: {output: 2}}], output: 3}
+  catch:
+  - error_types: [order]
+    match_on: ANY_CAUSE
+    when: error.attempts > 1
+    output: 4
+    steps: [{id: again, fail: {rethrow: true}}]
 finally:
 - {id: tell, task: {type: mail.send}}
 ",

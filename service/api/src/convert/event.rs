@@ -1,6 +1,7 @@
 //! Converts the entries of a history.
 
 use recoup_core::event::{AttemptOutcome, Event, PayloadSource, StopCause};
+use recoup_core::execution::Part;
 use recoup_core::id::StepPath;
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
@@ -118,7 +119,45 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
                 worker: worker.clone(),
             })
         }
+        Event::BlockStarted { path, generation, part } => Proto::BlockStarted(v1::BlockStarted {
+            step: Some(step_ref(path)),
+            generation: *generation,
+            scope: part.map(scope).unwrap_or_default(),
+        }),
+        Event::BlockCompleted { path, output } => {
+            let (output, output_from) = source(output);
+            let step = Some(step_ref(path));
+            Proto::BlockCompleted(v1::BlockCompleted { step, output, output_from })
+        }
+        Event::ScopeReturned { path, output } => {
+            let (output, output_from) = source(output);
+            let step = Some(step_ref(path));
+            Proto::ScopeReturned(v1::ScopeReturned { step, output, output_from })
+        }
+        Event::HandlerStarted { path, handler, error, origin } => {
+            Proto::HandlerStarted(v1::HandlerStarted {
+                step: Some(step_ref(path)),
+                handler: *handler,
+                error: Some(error::to_proto(error)),
+                failed_step: origin.as_str().to_owned(),
+            })
+        }
+        Event::StepCaught { path, output } => {
+            let (output, output_from) = source(output);
+            let step = Some(step_ref(path));
+            Proto::StepCaught(v1::StepCaught { step, output, output_from })
+        }
         other => convert_ending(other),
+    }
+}
+
+/// The field of the definition that holds a list of steps.
+fn scope(part: Part) -> String {
+    match part {
+        Part::Body => "steps".to_owned(),
+        Part::Case(index) => format!("cases[{index}]"),
+        Part::Default => "default".to_owned(),
+        Part::Handler(index) => format!("catch[{index}]"),
     }
 }
 
@@ -200,7 +239,12 @@ fn convert_ending(event: &Event) -> Proto {
         | Event::AttemptStarted { .. }
         | Event::AttemptFailed(_)
         | Event::AttemptWithdrawn { .. }
-        | Event::StepCompleted { .. } => unreachable!("converted by the caller"),
+        | Event::StepCompleted { .. }
+        | Event::BlockStarted { .. }
+        | Event::BlockCompleted { .. }
+        | Event::ScopeReturned { .. }
+        | Event::HandlerStarted { .. }
+        | Event::StepCaught { .. } => unreachable!("converted by the caller"),
     }
 }
 

@@ -317,6 +317,8 @@ fn compensation(
 fn completed(execution: &Execution, inline: &mut Inline) -> Vec<v1::CompletedStep> {
     let mut nodes: Vec<_> = execution
         .steps()
+        // Only tasks have effects.
+        .filter(|node| node.task().is_some())
         .filter_map(|node| match &node.state {
             NodeState::Completed { output } => {
                 Some((node, CompensationOutcome::Completed, Some(output)))

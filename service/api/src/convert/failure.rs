@@ -20,13 +20,13 @@ pub const INLINE_BYTES_MAX: usize = 256 * 1024;
 const FILTER_ENTRIES_MAX: usize = 100;
 
 super::to_proto!(kind: FailureKind => v1::FailureKind:
-    AttemptFailed StepFailed StepIgnored
+    AttemptFailed StepFailed StepIgnored StepCaught
     ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
     CompensationStarted CompensationDone CompensationParked
     HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
     ExecutionQuarantined);
 super::from_proto!(kind_from: v1::FailureKind => FailureKind:
-    AttemptFailed StepFailed StepIgnored
+    AttemptFailed StepFailed StepIgnored StepCaught
     ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
     CompensationStarted CompensationDone CompensationParked
     HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap

@@ -204,7 +204,7 @@ impl Decider<'_> {
             Verdict::Stop => match path.compensated() {
                 Some(step) => self.emit(Event::CompensationParked { path: step, error }),
                 None if ending => {}
-                None => self.fail_step(path.clone(), error),
+                None => self.fail_step(path.clone(), error, path.clone()),
             },
         }
     }

@@ -4,7 +4,7 @@ use super::Decider;
 use crate::command::Rejection;
 use crate::error::TaskError;
 use crate::event::{DueCompensation, Event, PayloadSource};
-use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState};
+use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState, Scope};
 use crate::id::StepPath;
 use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
@@ -89,7 +89,7 @@ impl Decider<'_> {
     fn compensation_input(&self, step: &StepPath) -> Result<Payload, TaskError> {
         let plan = self.plan.step(step).and_then(|step| step.compensate.as_ref());
         if let Some(template) = plan.and_then(|plan| plan.task.input.as_ref()) {
-            return template.render(self.variables());
+            return template.render(self.variables(&Scope::Steps));
         }
         let task = self.state().task(step);
         Ok(task.map_or_else(Payload::null, |task| task.input.clone()))

@@ -71,6 +71,8 @@ pub(super) enum Work {
     Compensation,
     /// Everything has stopped: begin the cleanup.
     Cleanup,
+    /// Begin the next step of a scope inside a step, or end that scope.
+    Inside,
     /// Begin the next of the workflow's steps, or find that there is none.
     Steps,
     BeginFinally,
@@ -92,6 +94,7 @@ pub(super) fn next_work(state: &Execution) -> Option<Work> {
     match state.phase {
         _ if state.state.is_ended() => None,
         Phase::Steps if state.is_stopping() => state.open.is_empty().then_some(Work::Cleanup),
+        Phase::Steps | Phase::Finally if state.nodes.first_idle().is_some() => Some(Work::Inside),
         Phase::Steps => is_quiet(Scope::Steps).then_some(Work::Steps),
         Phase::Compensation => (!compensates).then_some(Work::BeginFinally),
         Phase::OnFailure => None,

@@ -1,21 +1,40 @@
-//! The steps of the workflow, one after the other, and those of `finally`.
+//! The steps of the scopes, one after the other: which one begins next, and what follows when a scope ends.
 
 use super::Decider;
 use super::attempt::HISTORY_FULL;
-use crate::definition::OnError;
 use crate::error::{TaskError, builtin};
 use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
-use crate::execution::{Phase, Scope, State};
+use crate::execution::{Part, Phase, Scope, State};
 use crate::expression::Variables;
 use crate::id::StepPath;
+use crate::limits::ERROR_BYTES_MAX;
 use crate::payload::Payload;
-use crate::plan::{Plan, StepKind, StepPlan};
+use crate::plan::{Plan, RaisePlan, StepKind, StepPlan};
 use crate::tree::ScopeId;
 
 /// What happens to a step when its turn comes.
 enum Turn {
     Skip,
-    Begin { input: PayloadSource },
+    /// Hand the task to a worker.
+    Begin {
+        input: PayloadSource,
+    },
+    /// Begin one of the lists of steps inside the step.
+    Open(Part),
+    /// The step completes at once.
+    Complete {
+        output: PayloadSource,
+    },
+    /// The step ends its scope.
+    Return {
+        output: PayloadSource,
+    },
+    /// The step raises an error, which arose in `origin`: in the step itself, unless it raises an error
+    /// again.
+    Raise {
+        error: TaskError,
+        origin: StepPath,
+    },
 }
 
 /// Whether a scope had a next step.
@@ -28,21 +47,61 @@ enum Progress {
 impl<'a> Decider<'a> {
     /// Begins the next of the workflow's steps. To be called while none of them is running.
     pub(super) fn run_steps(&mut self) {
-        if self.run_next(Scope::Steps, ScopeId::STEPS) == Progress::Done {
+        if self.run_next(&Scope::Steps, ScopeId::STEPS) == Progress::Done {
             self.succeed();
         }
     }
 
     pub(super) fn run_finally(&mut self) {
-        if self.run_next(Scope::Finally, ScopeId::FINALLY) == Progress::Done {
+        if self.run_next(&Scope::Finally, ScopeId::FINALLY) == Progress::Done {
             self.end();
         }
     }
 
+    /// Begins the next step of a scope inside a step, or ends that scope. To be called while none of its
+    /// steps is running.
+    pub(super) fn run_inside(&mut self, scope: &Scope) {
+        let Scope::Inside { node, part, .. } = scope else {
+            unreachable!("the workflow's own scopes are not inside a step");
+        };
+        let owner = self.state().nodes.get(*node).path.clone();
+        let resolved = self.plan.tree.resolve(&owner);
+        let planned = resolved.and_then(|(owner, _)| self.plan.tree.part(owner, *part));
+        let Some(planned) = planned else {
+            unreachable!("a scope that is open is one of the plan that its execution began with");
+        };
+        if self.run_next(scope, planned) == Progress::Made {
+            return;
+        }
+        let (path, output) = (owner, self.output_of(scope, planned));
+        match (output, part) {
+            (Err(error), _) => self.fail_step(path.clone(), error, path),
+            (Ok(output), Part::Handler(_)) => self.emit(Event::StepCaught { path, output }),
+            (Ok(output), _) => self.emit(Event::BlockCompleted { path, output }),
+        }
+    }
+
+    /// The output of a scope whose steps have ended.
+    fn output_of(&self, scope: &Scope, planned: ScopeId) -> Result<PayloadSource, TaskError> {
+        let counters = self.state().counters(scope);
+        let source = match (counters.returned, self.plan.output(planned)) {
+            (None, Some(template)) => template.source(self.variables(scope))?,
+            (returned, _) => match returned.or(counters.last_output) {
+                Some(last) => PayloadSource::Output(self.state().nodes.get(last).path.clone()),
+                None => PayloadSource::Inline(Payload::null()),
+            },
+        };
+        Ok(self.as_written(source))
+    }
+
     /// Begins or skips the step after the last one that has begun.
-    fn run_next(&mut self, scope: Scope, planned: ScopeId) -> Progress {
+    fn run_next(&mut self, scope: &Scope, planned: ScopeId) -> Progress {
         let plan: &'a Plan = self.plan;
-        let mut position = self.state().counters(&scope).begun as usize;
+        let counters = self.state().counters(scope);
+        if counters.returned.is_some() {
+            return Progress::Done;
+        }
+        let mut position = counters.begun as usize;
         let step = loop {
             match plan.step_at(planned, position) {
                 None => return Progress::Done,
@@ -52,40 +111,115 @@ impl<'a> Decider<'a> {
                 Some(step) => break step,
             }
         };
-        if scope == Scope::Steps && self.is_full(false) {
+        if self.state().phase == Phase::Steps && self.is_full(false) {
             let error = TaskError::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL);
             self.stop_run(StopCause::Failed, error, None);
             return Progress::Made;
         }
         let path = step.path.clone();
-        match self.turn(step) {
+        let turn = self.turn(step, scope, planned);
+        match turn {
             Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
-            Ok(Turn::Begin { input }) => {
-                self.begin(path, 0, input, 1);
+            Ok(Turn::Begin { input }) => self.begin(path, 0, input, 1),
+            Ok(Turn::Open(part)) => {
+                self.emit(Event::BlockStarted { path, generation: 0, part: Some(part) });
             }
-            Err(error) => {
+            Ok(Turn::Complete { output }) => {
+                self.begin_block(&path);
+                self.emit(Event::BlockCompleted { path, output });
+            }
+            Ok(Turn::Return { output }) => {
+                self.begin_block(&path);
+                self.emit(Event::ScopeReturned { path, output });
+            }
+            Ok(Turn::Raise { error, origin }) => {
+                self.begin_block(&path);
+                self.fail_step(path, error, origin);
+            }
+            Err(error) if step.kind.task().is_some() => {
                 let input = PayloadSource::Inline(Payload::null());
                 self.emit(Event::StepStarted { path, generation: 0, input, first: None });
                 self.fail_unstarted(&step.path, error);
+            }
+            Err(error) => {
+                self.begin_block(&path);
+                self.fail_step(path.clone(), error, path);
             }
         }
         Progress::Made
     }
 
-    /// Evaluates the step's `when` and its input.
-    fn turn(&self, step: &StepPlan) -> Result<Turn, TaskError> {
-        let variables = self.variables();
+    /// Begins a step that is not a task and runs no steps inside it.
+    fn begin_block(&mut self, path: &StepPath) {
+        self.emit(Event::BlockStarted { path: path.clone(), generation: 0, part: None });
+    }
+
+    /// Evaluates the step's `when`, and what the step needs in order to begin.
+    fn turn(&self, step: &StepPlan, scope: &Scope, planned: ScopeId) -> Result<Turn, TaskError> {
+        let variables = self.variables(scope);
         if let Some(when) = &step.when
             && !when.evaluate(variables)?
         {
             return Ok(Turn::Skip);
         }
-        let StepKind::Task(task) = &step.kind;
-        let input = match &task.input {
-            Some(template) => template.source(variables)?,
-            None => PayloadSource::Input,
+        Ok(match &step.kind {
+            StepKind::Task(task) => Turn::Begin {
+                input: match &task.input {
+                    Some(template) => template.source(variables)?,
+                    None => PayloadSource::Input,
+                },
+            },
+            StepKind::Set(value) => {
+                Turn::Complete { output: self.as_written(value.source(variables)?) }
+            }
+            StepKind::Raise(raise) => {
+                Turn::Raise { error: self.raised(raise, scope)?, origin: step.path.clone() }
+            }
+            StepKind::Rethrow => {
+                let Some(handled) = self.state().handled_in(scope) else {
+                    unreachable!("a step that raises an error again stands in a handler");
+                };
+                Turn::Raise { error: handled.error.clone(), origin: handled.origin.clone() }
+            }
+            StepKind::Return(Some(output)) => {
+                Turn::Return { output: self.as_written(output.source(variables)?) }
+            }
+            StepKind::Return(None) => Turn::Return { output: self.output_of(scope, planned)? },
+            StepKind::Switch(cases) => {
+                for (case, index) in cases.iter().zip(0..) {
+                    if case.evaluate(variables)? {
+                        return Ok(Turn::Open(Part::Case(index)));
+                    }
+                }
+                let resolved = self.plan.tree.resolve(&step.path);
+                let default = resolved.and_then(|(own, _)| self.plan.tree.part(own, Part::Default));
+                match default {
+                    Some(_) => Turn::Open(Part::Default),
+                    None => Turn::Complete { output: PayloadSource::Inline(Payload::null()) },
+                }
+            }
+            StepKind::Try => Turn::Open(Part::Body),
+        })
+    }
+
+    fn raised(&self, raise: &RaisePlan, scope: &Scope) -> Result<TaskError, TaskError> {
+        let variables = self.variables(scope);
+        let details = raise.details.as_ref().map(|details| details.render(variables));
+        let error = TaskError {
+            details: details.transpose()?,
+            non_retryable: raise.non_retryable.then_some(true),
+            source: "workflow".into(),
+            ..TaskError::new(&raise.error_type, raise.message.render_text(variables)?)
         };
-        Ok(Turn::Begin { input })
+        if error.size() > ERROR_BYTES_MAX {
+            let what = format!(
+                "the error `{}` would have {} bytes, at most {ERROR_BYTES_MAX} are allowed",
+                raise.error_type,
+                error.size()
+            );
+            return Err(TaskError::builtin(builtin::PAYLOAD_TOO_LARGE, what));
+        }
+        Ok(error)
     }
 
     /// The payload in the form in which the history's format writes it: only formats from [`TERSE`] on
@@ -114,35 +248,10 @@ impl<'a> Decider<'a> {
         self.emit(Event::AttemptScheduled { path, attempt, at });
     }
 
-    /// Handles an error that is not retried: it is ignored, or the step has failed for good.
-    pub(super) fn fail_step(&mut self, path: StepPath, error: TaskError) {
-        let step = self.plan.step(&path);
-        let ignore = step.is_some_and(|step| step.on_error == OnError::Ignore);
-        if ignore {
-            let warning = step.is_some_and(|step| !step.allow_warning);
-            return self.emit(Event::StepIgnored { path, error, warning });
-        }
-        self.emit(Event::StepFailed { path: path.clone(), error: error.clone() });
-        if self.state().phase == Phase::Finally {
-            self.emit(Event::HandlerFailed { path, error });
-            self.end();
-        } else {
-            self.stop_run(StopCause::Failed, error, Some(path));
-        }
-    }
-
     pub(super) fn succeed(&mut self) {
-        let output = match &self.plan.output {
-            Some(template) => template.source(self.variables()),
-            // By default the output of the last step that has one.
-            None => Ok(match self.state().steps().rev().find(|step| step.output().is_some()) {
-                Some(last) => PayloadSource::Output(last.path.clone()),
-                None => PayloadSource::Inline(Payload::null()),
-            }),
-        };
-        match output {
+        match self.output_of(&Scope::Steps, ScopeId::STEPS) {
             Ok(output) => {
-                self.emit(Event::RunSucceeded { output: self.as_written(output) });
+                self.emit(Event::RunSucceeded { output });
                 self.begin_finally();
             }
             Err(error) => self.stop_run(StopCause::Failed, error, None),
@@ -175,9 +284,14 @@ impl<'a> Decider<'a> {
         self.emit(Event::ExecutionEnded { state: ended, error });
     }
 
-    pub(super) fn variables(&self) -> Variables<'_> {
+    /// The variables of expressions in a scope.
+    pub(super) fn variables(&self, scope: &Scope) -> Variables<'_> {
         let execution = self.state();
-        let error = execution.stop.as_ref().map(|stop| &stop.error);
-        Variables { execution, error, parsed: &self.parsed }
+        let (error, origin) = match (execution.handled_in(scope), &execution.stop) {
+            (Some(handled), _) => (Some(&handled.error), Some(&handled.origin)),
+            (None, Some(stop)) => (Some(&stop.error), stop.step.as_ref()),
+            (None, None) => (None, None),
+        };
+        Variables { execution, error, origin, parsed: &self.parsed }
     }
 }

@@ -1,8 +1,8 @@
 //! The nodes of the steps that have begun. Their ids follow the order in which the steps started.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Node, NodeState};
+use super::{Node, NodeState, Part};
 use crate::id::{ItemKey, StepPath};
 
 /// Identifies a step that has begun, by its place in the order of starts.
@@ -19,14 +19,25 @@ impl NodeId {
 pub enum Scope {
     Steps,
     Finally,
-    Inside { node: NodeId, item: Option<ItemKey> },
+    Inside { node: NodeId, part: Part, item: Option<ItemKey> },
 }
 
-/// How many steps of a scope have begun, and how many of these are running.
+/// What is known about a scope without looking at its steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
+    /// How many steps have begun.
     pub begun: u32,
+    /// How many of these are running.
     pub running: u32,
+    /// The latest step that has an output, in the order of their starts.
+    pub last_output: Option<NodeId>,
+    /// The `return` that ended the scope.
+    pub returned: Option<NodeId>,
+}
+
+/// How many running steps a node counts as, and whether it has an output.
+fn counted(node: &Node) -> (u32, bool) {
+    (u32::from(matches!(node.state, NodeState::Running)), node.output().is_some())
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +47,10 @@ pub(crate) struct Nodes {
     steps: Counters,
     finally: Counters,
     inside: BTreeMap<Scope, Counters>,
+    /// The scopes inside steps that have begun and not ended.
+    open: BTreeSet<Scope>,
+    /// Those of the open scopes in which no step is running.
+    idle: BTreeSet<Scope>,
 }
 
 impl Nodes {
@@ -50,32 +65,104 @@ impl Nodes {
         let around = segments.iter().rev().nth(1).ok_or("a path that names no step")?;
         let parent = path.parent().and_then(|parent| self.find(&parent));
         let node = parent.ok_or("the step around it has not begun")?;
-        Ok(Scope::Inside { node, item: around.key.clone() })
+        let part = self.get(node).part.ok_or("the step around it runs no steps")?;
+        Ok(Scope::Inside { node, part, item: around.key.clone() })
     }
 
     pub fn push(&mut self, node: Node) -> NodeId {
         let id = NodeId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         self.by_path.insert(node.path.clone(), id);
-        let running = u32::from(matches!(node.state, NodeState::Running));
-        let counters = self.counters_mut(&node.scope);
-        counters.begun += 1;
-        counters.running += running;
+        let scope = node.scope.clone();
+        let part = node.part;
         self.list.push(node);
+        self.counters_mut(&scope).begun += 1;
+        self.count(id, &scope, (0, false));
+        if let Some(part) = part {
+            self.open_scope(Scope::Inside { node: id, part, item: None });
+        }
         id
     }
 
-    /// Changes a node and updates the counters of its scope.
+    /// Changes a node and updates everything that follows from it.
     pub fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
-        let is_running = |node: &Node| u32::from(matches!(node.state, NodeState::Running));
         let node = &mut self.list[id.0 as usize];
-        let before = is_running(node);
+        let (before, part) = (counted(node), node.part);
         change(node);
-        let after = is_running(node);
+        let (after, part_after, scope) = (counted(node), node.part, node.scope.clone());
         if before != after {
-            let scope = node.scope.clone();
-            let counters = self.counters_mut(&scope);
-            counters.running = counters.running - before + after;
+            self.count(id, &scope, before);
         }
+        if part != part_after || before.0 > after.0 {
+            if let Some(part) = part {
+                self.close_scope(&Scope::Inside { node: id, part, item: None });
+            }
+            if let Some(part) = part_after.filter(|_| after.0 > 0) {
+                self.open_scope(Scope::Inside { node: id, part, item: None });
+            }
+        }
+    }
+
+    /// Marks a scope as ended by a `return`.
+    pub fn end_by_return(&mut self, id: NodeId) {
+        let scope = self.get(id).scope.clone();
+        self.counters_mut(&scope).returned = Some(id);
+    }
+
+    /// Counts a node of a scope; `before` is how it was counted so far.
+    fn count(&mut self, id: NodeId, scope: &Scope, before: (u32, bool)) {
+        let (running, has_output) = counted(self.get(id));
+        let counters = self.counters_mut(scope);
+        counters.running = counters.running - before.0 + running;
+        if has_output {
+            counters.last_output = counters.last_output.max(Some(id));
+        }
+        if self.open.contains(scope) {
+            self.note_idle(scope);
+        }
+    }
+
+    fn note_idle(&mut self, scope: &Scope) {
+        if self.counters(scope).running == 0 {
+            self.idle.insert(scope.clone());
+        } else {
+            self.idle.remove(scope);
+        }
+    }
+
+    fn open_scope(&mut self, scope: Scope) {
+        self.note_idle(&scope);
+        self.open.insert(scope);
+    }
+
+    fn close_scope(&mut self, scope: &Scope) {
+        self.open.remove(scope);
+        self.idle.remove(scope);
+    }
+
+    /// The first scope inside a step that is open and in which no step is running: its next step may begin,
+    /// or it has ended.
+    pub fn first_idle(&self) -> Option<&Scope> {
+        self.idle.first()
+    }
+
+    /// The steps whose scopes are open.
+    pub fn owners_of_open_scopes(&self) -> impl Iterator<Item = NodeId> {
+        self.open.iter().filter_map(|scope| match scope {
+            Scope::Inside { node, .. } => Some(*node),
+            Scope::Steps | Scope::Finally => None,
+        })
+    }
+
+    /// The ids of all nodes, in the order of [`Self::iter`].
+    #[cfg(test)]
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let end = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
+        (0..end).map(NodeId)
+    }
+
+    #[cfg(test)]
+    pub fn scopes(&self) -> (&BTreeSet<Scope>, &BTreeSet<Scope>) {
+        (&self.open, &self.idle)
     }
 
     /// The latest node with this path.

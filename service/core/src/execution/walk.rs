@@ -1,6 +1,6 @@
 //! For tests: checks the values that the fold keeps beside the nodes against a walk over everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
@@ -11,11 +11,23 @@ impl Execution {
         assert_eq!(self.weight(), self.weight_by_walk());
 
         let mut counters: BTreeMap<Scope, Counters> = BTreeMap::new();
-        for node in self.nodes.iter() {
+        let mut open = BTreeSet::new();
+        for (id, node) in self.nodes.ids().zip(self.nodes.iter()) {
             let own = counters.entry(node.scope.clone()).or_default();
+            let is_running = matches!(node.state, NodeState::Running);
             own.begun += 1;
-            own.running += u32::from(matches!(node.state, NodeState::Running));
+            own.running += u32::from(is_running);
+            if node.output().is_some() {
+                own.last_output = Some(id);
+            }
+            own.returned = self.counters(&node.scope).returned;
+            if let Some(part) = node.part.filter(|_| is_running) {
+                open.insert(Scope::Inside { node: id, part, item: None });
+            }
         }
+        let is_idle = |scope: &&Scope| counters.get(*scope).is_none_or(|own| own.running == 0);
+        let idle = open.iter().filter(is_idle).cloned().collect();
+        assert_eq!(self.nodes.scopes(), (&open, &idle));
         for scope in [Scope::Steps, Scope::Finally] {
             let own = counters.remove(&scope).unwrap_or_default();
             assert_eq!(self.counters(&scope), own, "{scope:?}");

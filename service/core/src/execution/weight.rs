@@ -112,14 +112,15 @@ fn open_facts(task: &Task) -> Option<OpenFacts> {
 fn node_bytes(node: &Node) -> usize {
     let work = match &node.kind {
         NodeKind::Task(task) => task_bytes(task),
-        NodeKind::Skipped => 0,
+        NodeKind::Skipped | NodeKind::Block => 0,
     };
+    let handled = node.handled.as_ref().map_or(0, |handled| error_bytes(&handled.error));
     let result = match &node.state {
-        NodeState::Completed { output } => output.data.len(),
+        NodeState::Completed { output } | NodeState::Caught { output } => output.data.len(),
         NodeState::Failed { error } | NodeState::Ignored { error } => error_bytes(error),
         NodeState::Running | NodeState::Skipped | NodeState::Cancelled => 0,
     };
-    NODE_BYTES + node.path.as_str().len() + work + result
+    NODE_BYTES + node.path.as_str().len() + work + handled + result
 }
 
 fn compensation_bytes(compensation: &Compensation) -> usize {

@@ -11,8 +11,7 @@ use cel::parser::ParseErrors;
 use super::budget::{ADDEND, BUDGET, CHARGE, ENVIRONMENT, RANGE};
 use super::problem::{Problem, shorten};
 use super::split::string_end;
-use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, Read};
-use crate::id::StepPath;
+use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, ORIGIN_FIELDS, Read, StepRead};
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX};
 use crate::tree::{Place, Sight, Tree};
 
@@ -59,7 +58,7 @@ pub struct Scope<'a> {
     pub tree: &'a Tree,
     /// The place of the expression. It may read the steps that are visible from there.
     pub place: Place,
-    /// Whether the variable `error` exists, which is so in `finally` and in compensations.
+    /// Whether the variable `error` exists, which is so in handlers, `finally` and compensations.
     pub has_error: bool,
     pub trust: Trust,
 }
@@ -94,10 +93,13 @@ pub(super) fn compile(
 }
 
 /// The variable that makes up the whole expression, if the expression is `input` or `steps.<id>.output`.
-pub(super) fn whole_variable(root: &IdedExpr) -> Option<Read> {
+pub(super) fn whole_variable(root: &IdedExpr, scope: &Scope<'_>) -> Option<Read> {
     match path(&root.expr)?[..] {
         ["input"] => Some(Read::Input),
-        ["steps", step, "output"] => Some(Read::Output(step.into())),
+        ["steps", id, "output"] => {
+            let node = scope.tree.find(id)?;
+            Some(Read::Output(StepRead { id: id.into(), path: scope.tree.pattern(node) }))
+        }
         _ => None,
     }
 }
@@ -311,7 +313,8 @@ impl Check<'_> {
                     self.problem(Problem::ErrorOutsideHandler);
                 }
                 self.read(Read::Error);
-                self.field("error", ERROR_FIELDS, field);
+                let known = field.is_some_and(|field| ORIGIN_FIELDS.contains(&field));
+                self.field("error", ERROR_FIELDS, field.filter(|_| !known));
             }
             "steps" => self.step(names, tested),
             unknown => self.problem(Problem::UnknownVariable(unknown.into())),
@@ -339,11 +342,11 @@ impl Check<'_> {
             Sight::Later => self.problem(Problem::ForwardReference((*id).into())),
             Sight::Hidden => self.problem(Problem::HiddenStep((*id).into())),
         }
-        let path = StepPath::from(*id);
+        let read = StepRead { id: (*id).into(), path: self.scope.tree.pattern(node) };
         match *part {
-            "output" => self.read(Read::Output(path)),
+            "output" => self.read(Read::Output(read)),
             "error" => {
-                self.read(Read::StepError(path));
+                self.read(Read::StepError(read));
                 let field = names.get(3).copied().or(tested);
                 self.field("steps.<id>.error", ERROR_FIELDS, field);
             }

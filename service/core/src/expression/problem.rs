@@ -30,7 +30,9 @@ pub enum Problem {
     TooManyComprehensions,
     #[error("unknown variable `{0}`, expected one of input, steps, execution, run, error")]
     UnknownVariable(String),
-    #[error("`error` is available only in `finally` and in compensations")]
+    #[error(
+        "`error` is available only in the handlers of `catch`, in `finally` and in compensations"
+    )]
     ErrorOutsideHandler,
     #[error("`{of}` has no field `{field}`")]
     UnknownField { of: &'static str, field: String },

@@ -19,7 +19,8 @@ use crate::tree::{Place, ScopeId, Tree};
 
 fn node(path: &str, state: NodeState) -> Node {
     let (path, scope, kind) = (path.into(), Block::Steps, NodeKind::Skipped);
-    Node { path, scope, generation: 0, kind, state, closing: None }
+    let (part, handled) = (None, None);
+    Node { path, scope, generation: 0, kind, state, part, handled, closing: None }
 }
 
 fn nodes(list: impl IntoIterator<Item = Node>) -> Nodes {
@@ -109,7 +110,7 @@ fn render_on(input: &str, json: &str) -> Result<Payload, TaskError> {
     let execution = execution(input);
     let error = execution.stop.as_ref().map(|stop| &stop.error);
     let template = compile(json).unwrap_or_else(|errors| panic!("{json}: {errors:?}"));
-    template.render(Variables { execution: &execution, error, parsed: &Cell::new(0) })
+    template.render(Variables { execution: &execution, error, origin: None, parsed: &Cell::new(0) })
 }
 
 const INPUT: &str = r#"{"id": "o1", "n": 9007199254740993, "big": 18446744073709551615, "f": 2.0,
@@ -142,7 +143,8 @@ fn rendering_parses_only_the_payloads_it_names_up_to_a_byte_limit() {
     execution.nodes = nodes(STEPS[..4].iter().map(|path| node(path, completed())));
     let render = |json: &str| {
         let parsed = Cell::new(0);
-        let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+        let variables =
+            Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
         let rendered = compile(json).expect("it compiles").render(variables);
         (rendered.map(|payload| payload.data.len()), parsed.get())
     };
@@ -234,7 +236,7 @@ fn expressions_evaluate_as_cel_specifies() {
 fn payloads_that_are_only_passed_on_are_not_parsed_or_changed() {
     let execution = execution(" {not json ");
     let parsed = Cell::new(0);
-    let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+    let variables = Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
     let pass = |json| compile(json).expect("it compiles").render(variables);
     assert_eq!(pass(r#""${input}""#), Ok(execution.input.clone()));
     let binary = pass(r#""${ steps.binary.output }""#).expect("it is not parsed");
@@ -279,7 +281,7 @@ fn run_time_failures_are_non_retryable_expression_errors() {
 fn condition_must_evaluate_to_a_boolean() {
     let execution = execution(INPUT);
     let parsed = Cell::new(0);
-    let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+    let variables = Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
     let evaluate = |source| {
         with_scope(false, |scope| Condition::compile(source, scope).expect(source))
             .evaluate(variables)
@@ -427,7 +429,8 @@ fn no_source_overflows_the_stack() {
             if let Ok(condition) = compiled {
                 let execution = execution(INPUT);
                 let parsed = Cell::new(0);
-                let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+                let variables =
+                    Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
                 let _outcome = condition.evaluate(variables);
                 evaluated += 1;
             }
@@ -658,7 +661,7 @@ proptest! {
         if let Ok(template) = compile(&json) {
             let execution = execution(INPUT);
             let parsed = Cell::new(0);
-    let variables = Variables { execution: &execution, error: None, parsed: &parsed };
+    let variables = Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
             let first = template.render(variables);
             prop_assert_eq!(&template.render(variables), &first);
             let again = compile(&json).expect("it compiled before").render(variables);

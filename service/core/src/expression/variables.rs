@@ -11,7 +11,7 @@ use super::budget::{BUDGET, Budget, ENVIRONMENT};
 use super::value;
 use crate::error::{Category, TaskError, builtin};
 use crate::execution::Execution;
-use crate::id::StepPath;
+use crate::id::{StepId, StepPath};
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::payload::Payload;
 use crate::time::Timestamp;
@@ -19,14 +19,19 @@ use crate::time::Timestamp;
 pub(super) const EXECUTION_FIELDS: &[&str] =
     &["id", "key", "namespace", "workflow", "version", "started_at", "failed_step"];
 pub(super) const ERROR_FIELDS: &[&str] =
-    &["type", "message", "details", "category", "non_retryable", "source", "cause"];
+    &["type", "message", "details", "stack_trace", "category", "non_retryable", "source", "cause"];
+/// What the variable `error` says about the step in which the error arose.
+pub(super) const ORIGIN_FIELDS: &[&str] = &["step", "attempts"];
 
 /// The source of all variables: the state of the execution.
 #[derive(Clone, Copy)]
 pub struct Variables<'a> {
     pub execution: &'a Execution,
-    /// The error that stopped the run, which is the value of `error`; none if the run has not stopped.
+    /// The value of `error`: the error that the handler around the expression took or, outside handlers,
+    /// the error that stopped the run; none if the run has not stopped.
     pub error: Option<&'a TaskError>,
+    /// The step in which that error arose; none if it arose in no step.
+    pub origin: Option<&'a StepPath>,
     /// Counts the bytes of JSON that are parsed, across all evaluations that share the counter.
     pub parsed: &'a Cell<usize>,
 }
@@ -35,11 +40,18 @@ pub struct Variables<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Read {
     Input,
-    Output(StepPath),
-    StepError(StepPath),
+    Output(StepRead),
+    StepError(StepRead),
     Execution,
     Run,
     Error,
+}
+
+/// A step whose result is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StepRead {
+    pub id: StepId,
+    pub path: StepPath,
 }
 
 impl Read {
@@ -47,8 +59,8 @@ impl Read {
     fn name(&self) -> String {
         match self {
             Self::Input => "input".into(),
-            Self::Output(step) => format!("steps.{step}.output"),
-            Self::StepError(step) => format!("steps.{step}.error"),
+            Self::Output(step) => format!("steps.{}.output", step.id),
+            Self::StepError(step) => format!("steps.{}.error", step.id),
             Self::Execution => "execution".into(),
             Self::Run => "run".into(),
             Self::Error => "error".into(),
@@ -64,8 +76,10 @@ impl Read {
         let execution = variables.execution;
         match self {
             Self::Input => execution.input.data.len(),
-            Self::Output(step) => output(execution, step).map_or(0, |output| output.data.len()),
-            Self::StepError(step) => of_error(step_error(execution, step)),
+            Self::Output(step) => {
+                output(execution, &step.path).map_or(0, |output| output.data.len())
+            }
+            Self::StepError(step) => of_error(step_error(execution, &step.path)),
             Self::Error => of_error(variables.error),
             Self::Execution | Self::Run => 0,
         }
@@ -75,14 +89,17 @@ impl Read {
         let execution = variables.execution;
         Ok(match self {
             Self::Input => payload(&execution.input, self)?,
-            Self::Output(step) => match output(execution, step) {
+            Self::Output(step) => match output(execution, &step.path) {
                 Some(output) => payload(output, self)?,
                 None => Box::new(CelNull),
             },
-            Self::StepError(step) => optional_error(step_error(execution, step)),
+            Self::StepError(step) => optional_error(step_error(execution, &step.path)),
             Self::Execution => execution_value(execution),
             Self::Run => Box::new(CelInt::from(i64::from(execution.run))),
-            Self::Error => optional_error(variables.error),
+            Self::Error => match variables.error {
+                Some(error) => map(error_fields(error).into_iter().chain(origin(variables))),
+                None => Box::new(CelNull),
+            },
         })
     }
 }
@@ -135,8 +152,9 @@ fn payload<'v>(payload: &'v Payload, read: &Read) -> Result<Box<dyn Val + 'v>, T
 
 fn execution_value<'v>(execution: &'v Execution) -> Box<dyn Val + 'v> {
     let step = execution.stop.as_ref().and_then(|stop| stop.step.as_ref());
+    let id: Box<dyn Val + 'v> = Box::new(CelString::from(execution.id.to_string()));
     map([
-        ("id", Box::new(CelString::from(execution.id.to_string()))),
+        ("id", id),
         ("key", optional_text(execution.key.as_deref())),
         ("namespace", text(execution.namespace.as_str())),
         ("workflow", text(execution.workflow.as_str())),
@@ -147,9 +165,15 @@ fn execution_value<'v>(execution: &'v Execution) -> Box<dyn Val + 'v> {
 }
 
 fn optional_error<'v>(error: Option<&'v TaskError>) -> Box<dyn Val + 'v> {
-    let Some(error) = error else {
-        return Box::new(CelNull);
-    };
+    match error {
+        Some(error) => map(error_fields(error)),
+        None => Box::new(CelNull),
+    }
+}
+
+type Field<'v> = (&'static str, Box<dyn Val + 'v>);
+
+fn error_fields<'v>(error: &'v TaskError) -> Vec<Field<'v>> {
     let category = match error.category {
         Category::Unspecified => None,
         Category::Transient => Some("TRANSIENT"),
@@ -159,19 +183,31 @@ fn optional_error<'v>(error: Option<&'v TaskError>) -> Box<dyn Val + 'v> {
     };
     let details = error.details.as_ref().filter(|details| details.is_json());
     let details = details.and_then(|details| value::parse(&details.data).ok());
-    map([
+    vec![
         ("type", text(&error.error_type)),
         ("message", text(&error.message)),
         // Details that cannot be parsed must not hide the rest of the error.
         ("details", details.unwrap_or_else(|| Box::new(CelNull))),
+        ("stack_trace", text(&error.stack_trace)),
         ("category", optional_text(category)),
         ("non_retryable", Box::new(CelBool::from(error.is_non_retryable()))),
         ("source", text(&error.source)),
         ("cause", optional_error(error.cause.as_deref())),
-    ])
+    ]
 }
 
-fn map<'v, const N: usize>(fields: [(&'static str, Box<dyn Val + 'v>); N]) -> Box<dyn Val + 'v> {
+/// The fields of [`ORIGIN_FIELDS`].
+fn origin(variables: Variables<'_>) -> [Field<'_>; 2] {
+    let origin = variables.origin;
+    let task = origin.and_then(|origin| variables.execution.task(origin));
+    let attempts = task.map_or(0, |task| i64::from(task.attempt));
+    [
+        ("step", optional_text(origin.map(StepPath::as_str))),
+        ("attempts", Box::new(CelInt::from(attempts))),
+    ]
+}
+
+fn map<'v>(fields: impl IntoIterator<Item = Field<'v>>) -> Box<dyn Val + 'v> {
     let fields = fields.into_iter().map(|(name, value)| (CelMapKey::from(name), value));
     Box::new(CelMap::from(fields.collect::<std::collections::HashMap<_, _>>()))
 }

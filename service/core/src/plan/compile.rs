@@ -4,17 +4,20 @@ use std::time::Duration;
 
 use super::issue::{Issue, IssueCode, Issues};
 use super::{
-    CANCEL_GRACE, CLEANUP_TIMEOUT, CompensationPlan, Plan, QUEUE, START_TO_CLOSE, StepKind,
-    StepPlan, TaskPlan, policy,
+    CANCEL_GRACE, CLEANUP_TIMEOUT, CatchPlan, CompensationPlan, Plan, QUEUE, RaisePlan,
+    START_TO_CLOSE, StepKind, StepPlan, TaskPlan, policy,
 };
-use crate::definition::{self, Defaults, OnError, Timeouts, Workflow};
+use crate::definition::{self, Block, Defaults, OnError, Timeouts, Workflow};
+use crate::error::{builtin, type_matches};
+use crate::event::BLOCKS;
 use crate::expression::{Condition, Scope, Template, Trust};
 use crate::id::{StepId, StepPath};
 use crate::limits::{
-    DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX, PRIORITY_MAX, QUEUE_BYTES_MAX, STEP_ID_BYTES_MAX,
-    STEPS_MAX, TASK_TYPE_BYTES_MAX,
+    DESCRIPTION_BYTES_MAX, ERROR_TYPE_BYTES_MAX, NAME_BYTES_MAX, NESTING_MAX, PRIORITY_MAX,
+    QUEUE_BYTES_MAX, STEP_ID_BYTES_MAX, STEPS_MAX, TASK_TYPE_BYTES_MAX,
 };
 use crate::retry::RetryPolicy;
+use crate::state::Part;
 use crate::tree::{Place, ScopeId, Tree};
 
 /// Words that CEL reserves.
@@ -70,7 +73,7 @@ impl Plan {
 
 fn compile(definition: &Workflow, version: u32, trust: Trust) -> Result<Plan, Vec<Issue>> {
     let issues = Issues { found: Vec::new(), trust };
-    let mut compiler = Compiler { issues, defaults: &definition.defaults };
+    let mut compiler = Compiler { issues, defaults: &definition.defaults, is_cut: false };
     let plan = compiler.workflow(definition, version);
     let issues = compiler.issues.found;
     if issues.is_empty() { Ok(plan) } else { Err(issues) }
@@ -80,79 +83,179 @@ fn compile(definition: &Workflow, version: u32, trust: Trust) -> Result<Plan, Ve
 struct Compiler<'a> {
     issues: Issues,
     defaults: &'a Defaults,
+    /// Some steps are nested too deep, and were left out.
+    is_cut: bool,
+}
+
+/// What is around a step.
+#[derive(Clone, Copy)]
+struct Surroundings {
+    /// Expressions may read `error`.
+    has_error: bool,
+    in_handler: bool,
+    in_finally: bool,
+}
+
+/// The compiled steps so far, in the order of the tree.
+struct Steps<'t> {
+    tree: &'t Tree,
+    nodes: Vec<StepPlan>,
+    outputs: Vec<Option<Template>>,
+    has_blocks: bool,
+}
+
+impl<'t> Steps<'t> {
+    fn new(tree: &'t Tree) -> Self {
+        let outputs = std::iter::repeat_with(|| None).take(tree.scope_count()).collect();
+        Self { tree, nodes: Vec::new(), outputs, has_blocks: false }
+    }
 }
 
 impl Compiler<'_> {
     fn workflow(&mut self, definition: &Workflow, version: u32) -> Plan {
-        let (steps, finally) = (&definition.steps.0, &definition.finally.0);
         self.name(definition);
         self.durations(definition);
         self.defaults();
-        if steps.is_empty() {
-            self.issues.add(
-                "steps".into(),
-                IssueCode::Required,
-                "at least one step is required".into(),
-            );
+        if definition.steps.steps.is_empty() {
+            self.no_steps("steps");
         }
         let mut plan = Plan {
             name: definition.name.clone(),
             version,
             tree: Tree::default(),
-            nodes: Vec::with_capacity(steps.len() + finally.len()),
+            nodes: Vec::new(),
             timed: Vec::new(),
             timeout: definition.timeout,
             cleanup_timeout: Some(definition.cleanup_timeout.unwrap_or(CLEANUP_TIMEOUT)),
             cancel_grace: definition.cancel_grace.unwrap_or(CANCEL_GRACE),
-            output: None,
+            outputs: Vec::new(),
+            needs_format: 1,
         };
-        let count = steps.len() + finally.len();
+        let count = count(&definition.steps.steps) + count(&definition.finally);
         if count > STEPS_MAX {
             let message = format!("{count} steps, at most {STEPS_MAX} are allowed");
             self.issues.add("steps".into(), IssueCode::TooMany, message);
-            if !self.issues.found.is_empty() {
+            if self.issues.trust == Trust::Unchecked {
                 return plan;
             }
         }
-
         // All steps are added to the tree first. An expression may name a step that comes later in the
         // definition, even if only to be rejected for it.
         let mut tree = Tree::default();
-        let blocks = [("steps", steps, ScopeId::STEPS), ("finally", finally, ScopeId::FINALLY)];
-        for (field, block, scope) in blocks {
-            for (path, step) in paths(field, block) {
-                self.step_id(&path, &step.id);
-                if tree.find(step.id.as_str()).is_some() {
-                    let message = format!("another step already has the id `{}`", step.id);
-                    self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
-                }
-                tree.add_step(scope, step.id.clone());
-            }
+        let roots = [
+            ("steps", &definition.steps.steps, ScopeId::STEPS),
+            ("finally", &definition.finally, ScopeId::FINALLY),
+        ];
+        for (field, steps, scope) in roots {
+            self.place(&mut tree, field, steps, scope, 0);
         }
-        let trust = self.issues.trust;
-        let scope = |place, has_error| Scope { tree: &tree, place, has_error, trust };
-        let undo = scope(Place::end_of(ScopeId::STEPS), true);
-        for (position, (path, step)) in paths("steps", steps).enumerate() {
-            let place = Place { scope: ScopeId::STEPS, position };
-            plan.nodes.push(self.step(&path, step, &scope(place, false), &undo));
+        if self.is_cut {
+            // Steps that are nested too deep have not been placed, so they cannot be compiled.
+            return plan;
         }
-        for (position, (path, step)) in paths("finally", finally).enumerate() {
-            let scope = scope(Place { scope: ScopeId::FINALLY, position }, true);
-            if step.compensate.is_some() {
-                let message =
-                    "a step of `finally` is never compensated: remove `compensate`".to_owned();
-                let path = format!("{path}.compensate");
-                self.issues.add(path, IssueCode::CompensateInFinally, message);
-            }
-            plan.nodes.push(self.step(&path, step, &scope, &scope));
+        let mut steps = Steps::new(&tree);
+        let root = Surroundings { has_error: false, in_handler: false, in_finally: false };
+        self.block("", &definition.steps, ScopeId::STEPS, root, &mut steps);
+        let root = Surroundings { has_error: true, in_handler: false, in_finally: true };
+        self.steps("finally", &definition.finally, ScopeId::FINALLY, root, &mut steps);
+        let Steps { nodes, outputs, has_blocks, .. } = steps;
+        plan.timed = timed(&tree, &nodes);
+        (plan.tree, plan.nodes, plan.outputs) = (tree, nodes, outputs);
+        if has_blocks {
+            plan.needs_format = BLOCKS;
         }
-        if let Some(output) = &definition.output {
-            let compiled = Template::compile(output, &scope(Place::end_of(ScopeId::STEPS), false));
-            plan.output = self.issues.expressions("output", compiled);
-        }
-        plan.timed = timed(&tree, &plan.nodes);
-        plan.tree = tree;
         plan
+    }
+
+    fn no_steps(&mut self, path: &str) {
+        let message = "at least one step is required".to_owned();
+        self.issues.add(path.into(), IssueCode::Required, message);
+    }
+
+    /// Adds the steps of a scope to the tree, and those inside them.
+    fn place(
+        &mut self,
+        tree: &mut Tree,
+        field: &str,
+        steps: &[definition::Step],
+        scope: ScopeId,
+        depth: usize,
+    ) {
+        if depth > NESTING_MAX {
+            let message = format!(
+                "blocks are nested deeper than {NESTING_MAX} levels: move some into a step before"
+            );
+            self.issues.add(field.to_owned(), IssueCode::TooDeep, message);
+            if self.issues.trust == Trust::Unchecked {
+                self.is_cut = true;
+                return;
+            }
+        }
+        for (path, step) in paths(field, steps) {
+            self.step_id(&path, &step.id);
+            if tree.find(step.id.as_str()).is_some() {
+                let message = format!("another step already has the id `{}`", step.id);
+                self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
+            }
+            let node = tree.add_step(scope, step.id.clone());
+            for (field, part, block) in parts(step) {
+                let scope = tree.add_scope(node, part, false);
+                self.place(tree, &format!("{path}.{field}.steps"), &block.steps, scope, depth + 1);
+            }
+        }
+    }
+
+    /// Compiles the steps of a block and its output. `path` is that of the block, followed by a dot unless
+    /// it is empty.
+    fn block(
+        &mut self,
+        path: &str,
+        block: &Block,
+        id: ScopeId,
+        around: Surroundings,
+        into: &mut Steps<'_>,
+    ) {
+        self.steps(&format!("{path}steps"), &block.steps, id, around, into);
+        if let Some(output) = &block.output {
+            let scope = self.scope(into.tree, Place::end_of(id), around.has_error);
+            let compiled = Template::compile(output, &scope);
+            into.outputs[id.index()] = self.issues.expressions(&format!("{path}output"), compiled);
+        }
+    }
+
+    fn steps(
+        &mut self,
+        field: &str,
+        steps: &[definition::Step],
+        id: ScopeId,
+        around: Surroundings,
+        into: &mut Steps<'_>,
+    ) {
+        for (position, (path, step)) in paths(field, steps).enumerate() {
+            let place = Place { scope: id, position };
+            let plan = self.step(&path, step, place, around, into);
+            let node = into.tree.children(id)[position];
+            into.nodes.push(plan);
+            let is_return = matches!(step.kind, definition::StepKind::Return { .. });
+            if is_return && step.when.is_none() && position + 1 < steps.len() {
+                let message = "the steps after an unconditional `return` never run: give it a `when`, or remove them";
+                self.misplaced(format!("{path}.return"), message);
+            }
+            for (field, part, block) in parts(step) {
+                let scope = into.tree.part(node, part).expect("every part was placed");
+                let is_handler = matches!(part, Part::Handler(_));
+                let around = Surroundings {
+                    has_error: around.has_error || is_handler,
+                    in_handler: around.in_handler || is_handler,
+                    ..around
+                };
+                self.block(&format!("{path}.{field}."), block, scope, around, into);
+            }
+        }
+    }
+
+    fn scope<'t>(&self, tree: &'t Tree, place: Place, has_error: bool) -> Scope<'t> {
+        Scope { tree, place, has_error, trust: self.issues.trust }
     }
 
     fn name(&mut self, definition: &Workflow) {
@@ -207,16 +310,19 @@ impl Compiler<'_> {
         }
     }
 
+    /// Compiles a step, without the steps inside it.
     fn step(
         &mut self,
         path: &str,
         step: &definition::Step,
-        scope: &Scope<'_>,
-        undo_scope: &Scope<'_>,
+        place: Place,
+        around: Surroundings,
+        into: &mut Steps<'_>,
     ) -> StepPlan {
+        let scope = self.scope(into.tree, place, around.has_error);
         self.text(&format!("{path}.description"), &step.description, DESCRIPTION_BYTES_MAX);
         let when = step.when.as_ref().and_then(|when| {
-            self.issues.expressions(&format!("{path}.when"), Condition::compile(when, scope))
+            self.issues.expressions(&format!("{path}.when"), Condition::compile(when, &scope))
         });
         if step.allow_warning && step.on_error != OnError::Ignore {
             let message = "has no effect without `on_error: IGNORE`: add that or remove this field"
@@ -224,24 +330,170 @@ impl Compiler<'_> {
             let path = format!("{path}.allow_warning");
             self.issues.add(path, IssueCode::AllowWarningWithoutIgnore, message);
         }
-        let definition::StepKind::Task(task) = &step.kind;
-        let retry = self.retry(&format!("{path}.retry"), step.retry.as_ref());
-        let task = self.task(&format!("{path}.task"), task, retry, scope);
-        let compensate = step.compensate.as_ref().map(|compensate| {
-            let path = format!("{path}.compensate");
-            let retry = self.retry(&format!("{path}.retry"), compensate.retry.as_ref());
-            let task = self.task(&format!("{path}.task"), &compensate.task, retry, undo_scope);
-            CompensationPlan { task, only_completed: compensate.only_completed }
-        });
+        into.has_blocks |= step.kind.task().is_none() || !step.catch.is_empty();
+        let kind = self.kind(path, step, &scope, around);
+        // A plan with an issue is never executed.
+        let kind = kind.unwrap_or(StepKind::Try);
+        let catch = self.catch(path, &step.catch, &self.scope(into.tree, place, true));
         StepPlan {
             id: step.id.clone(),
-            path: StepPath::from(&step.id),
-            kind: StepKind::Task(task),
+            path: into.tree.pattern(into.tree.children(place.scope)[place.position]),
+            kind,
             when,
+            catch,
             on_error: step.on_error,
             allow_warning: step.allow_warning,
-            compensate,
+            compensate: self.compensate(path, step, place, around, into.tree),
         }
+    }
+
+    /// None if the step has an issue that leaves nothing to execute.
+    fn kind(
+        &mut self,
+        path: &str,
+        step: &definition::Step,
+        scope: &Scope<'_>,
+        around: Surroundings,
+    ) -> Option<StepKind> {
+        use definition::{Fail, StepKind as Kind};
+        if step.kind.task().is_none() && step.retry.is_some() {
+            let message =
+                "only a task can have `retry`: remove it, or put it on the tasks inside the step";
+            self.misplaced(format!("{path}.retry"), message);
+        }
+        Some(match &step.kind {
+            Kind::Task(task) => {
+                let retry = self.retry(&format!("{path}.retry"), step.retry.as_ref());
+                StepKind::Task(self.task(&format!("{path}.task"), task, retry, scope))
+            }
+            Kind::Set(value) => {
+                StepKind::Set(self.template(&format!("{path}.set"), value, scope)?)
+            }
+            Kind::Fail(Fail::Raise(raise)) => self.raise(&format!("{path}.fail"), raise, scope)?,
+            Kind::Fail(Fail::Rethrow) => {
+                if !around.in_handler {
+                    let message = "there is no error to raise again: use `rethrow` in a `catch`, or give a `type`";
+                    self.misplaced(format!("{path}.fail.rethrow"), message);
+                }
+                StepKind::Rethrow
+            }
+            Kind::Return { output } => StepKind::Return(match output {
+                Some(output) => {
+                    Some(self.template(&format!("{path}.return.output"), output, scope)?)
+                }
+                None => None,
+            }),
+            Kind::Switch(switch) => {
+                if switch.cases.is_empty() {
+                    let message = "at least one case is required".to_owned();
+                    self.issues.add(format!("{path}.switch.cases"), IssueCode::Required, message);
+                }
+                let cases = switch.cases.iter().enumerate().map(|(index, case)| {
+                    let path = format!("{path}.switch.cases[{index}].when");
+                    self.issues.expressions(&path, Condition::compile(&case.when, scope))
+                });
+                // All cases are compiled, so that the issues of all of them are reported.
+                let cases: Vec<_> = cases.collect();
+                StepKind::Switch(cases.into_iter().collect::<Option<_>>()?)
+            }
+            Kind::Try(body) => {
+                if body.steps.is_empty() {
+                    self.no_steps(&format!("{path}.try.steps"));
+                }
+                StepKind::Try
+            }
+        })
+    }
+
+    fn raise(
+        &mut self,
+        path: &str,
+        raise: &definition::Raise,
+        scope: &Scope<'_>,
+    ) -> Option<StepKind> {
+        let definition::Raise { error_type, message, details, non_retryable } = raise;
+        let type_path = format!("{path}.type");
+        if error_type.trim().is_empty() {
+            let message = "an error needs a type, such as `order.rejected`".to_owned();
+            self.issues.add(type_path, IssueCode::Required, message);
+        } else if type_matches(builtin::PREFIX, error_type) {
+            let message = format!(
+                "`{error_type}` is reserved for errors of Recoup itself: use a type such as `order.rejected`"
+            );
+            self.issues.add(type_path, IssueCode::ErrorTypeReserved, message);
+        } else {
+            self.text(&type_path, error_type, ERROR_TYPE_BYTES_MAX);
+        }
+        let text = serde_json::Value::from(message.as_str()).to_string();
+        let message = self.template(&format!("{path}.message"), &text, scope);
+        let details = details
+            .as_ref()
+            .map(|details| self.template(&format!("{path}.details"), details, scope));
+        let details = match details {
+            Some(compiled) => Some(compiled?),
+            None => None,
+        };
+        let (error_type, non_retryable) = (error_type.clone(), *non_retryable);
+        Some(StepKind::Raise(RaisePlan { error_type, message: message?, details, non_retryable }))
+    }
+
+    fn misplaced(&mut self, path: String, message: &str) {
+        self.issues.add(path, IssueCode::Misplaced, message.to_owned());
+    }
+
+    fn catch(
+        &mut self,
+        path: &str,
+        catch: &[definition::Catch],
+        scope: &Scope<'_>,
+    ) -> Vec<CatchPlan> {
+        let mut plans: Vec<CatchPlan> = Vec::with_capacity(catch.len());
+        for (index, own) in catch.iter().enumerate() {
+            let path = format!("{path}.catch[{index}]");
+            let types = format!("{path}.error_types");
+            policy::types(&own.error_types, &types, IssueCode::ErrorTypeInvalid, &mut self.issues);
+            if plans.last().is_some_and(CatchPlan::takes_everything) {
+                let message = "no error reaches this handler, because the one before takes every error: put it first, \
+                               or give the other one `error_types` or `when`";
+                self.issues.add(path.clone(), IssueCode::HandlerUnreachable, message.to_owned());
+            }
+            let when = own.when.as_ref().and_then(|when| {
+                self.issues.expressions(&format!("{path}.when"), Condition::compile(when, scope))
+            });
+            let (error_types, match_on) = (own.error_types.clone(), own.match_on);
+            plans.push(CatchPlan { error_types, match_on, when });
+        }
+        plans
+    }
+
+    fn compensate(
+        &mut self,
+        path: &str,
+        step: &definition::Step,
+        place: Place,
+        around: Surroundings,
+        tree: &Tree,
+    ) -> Option<CompensationPlan> {
+        let compensate = step.compensate.as_ref()?;
+        let path = format!("{path}.compensate");
+        if around.in_finally {
+            let message =
+                "a step of `finally` is never compensated: remove `compensate`".to_owned();
+            self.issues.add(path.clone(), IssueCode::CompensateInFinally, message);
+        } else if step.kind.task().is_none() {
+            let message = "only a task can have `compensate`: remove it, or put it on the tasks inside the step";
+            self.misplaced(path.clone(), message);
+        }
+        // Compensations run when no step runs any more, so they may also read the later steps of their scope.
+        let end = if around.in_finally { place } else { Place::end_of(place.scope) };
+        let scope = self.scope(tree, end, true);
+        let retry = self.retry(&format!("{path}.retry"), compensate.retry.as_ref());
+        let task = self.task(&format!("{path}.task"), &compensate.task, retry, &scope);
+        Some(CompensationPlan { task, only_completed: compensate.only_completed })
+    }
+
+    fn template(&mut self, path: &str, json: &str, scope: &Scope<'_>) -> Option<Template> {
+        self.issues.expressions(path, Template::compile(json, scope))
     }
 
     fn retry(&mut self, path: &str, own: Option<&RetryPolicy>) -> RetryPolicy {
@@ -381,9 +633,38 @@ fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
     timed
 }
 
+/// The blocks inside a step, each with its field path in the step.
+fn parts(step: &definition::Step) -> impl Iterator<Item = (String, Part, &Block)> {
+    use definition::StepKind as Kind;
+    let own: Vec<(String, Part, &Block)> = match &step.kind {
+        Kind::Switch(switch) => {
+            let cases = switch.cases.iter().zip(0..).map(|(case, index)| {
+                (format!("switch.cases[{index}]"), Part::Case(index), &case.block)
+            });
+            let default = switch.default.iter();
+            let default = default.map(|block| ("switch.default".into(), Part::Default, block));
+            cases.chain(default).collect()
+        }
+        Kind::Try(body) => vec![("try".into(), Part::Body, body)],
+        Kind::Task(_) | Kind::Set(_) | Kind::Fail(_) | Kind::Return { .. } => Vec::new(),
+    };
+    let handlers = step
+        .catch
+        .iter()
+        .zip(0..)
+        .map(|(catch, index)| (format!("catch[{index}]"), Part::Handler(index), &catch.block));
+    own.into_iter().chain(handlers)
+}
+
+/// The number of steps, with those inside them.
+fn count(steps: &[definition::Step]) -> usize {
+    let inside = steps.iter().flat_map(parts).map(|(_, _, block)| count(&block.steps));
+    steps.len() + inside.sum::<usize>()
+}
+
 /// The steps of a block, each with its field path, such as `steps[2]`.
 fn paths<'a>(
-    field: &'static str,
+    field: &'a str,
     steps: &'a [definition::Step],
 ) -> impl Iterator<Item = (String, &'a definition::Step)> {
     steps.iter().enumerate().map(move |(index, step)| (format!("{field}[{index}]"), step))

@@ -20,6 +20,8 @@ pub enum IssueCode {
     ValueUnknown,
     TooLong,
     TooMany,
+    /// Blocks are nested too deep.
+    TooDeep,
     NameInvalid,
     StepIdInvalid,
     StepIdReserved,
@@ -29,6 +31,14 @@ pub enum IssueCode {
     PriorityOutOfRange,
     AllowWarningWithoutIgnore,
     CompensateInFinally,
+    /// A step or a field that has no meaning where it stands.
+    Misplaced,
+    /// Every error is taken by a handler before this one.
+    HandlerUnreachable,
+    /// An error type under `recoup`, which only Recoup itself may raise.
+    ErrorTypeReserved,
+    /// A pattern of error types that no error can match.
+    ErrorTypeInvalid,
     RetryPolicyInvalid,
     ExpressionInvalid,
 }
@@ -40,6 +50,7 @@ impl IssueCode {
             Self::ValueUnknown => "VALUE_UNKNOWN",
             Self::TooLong => "TOO_LONG",
             Self::TooMany => "TOO_MANY",
+            Self::TooDeep => "TOO_DEEP",
             Self::NameInvalid => "NAME_INVALID",
             Self::StepIdInvalid => "STEP_ID_INVALID",
             Self::StepIdReserved => "STEP_ID_RESERVED",
@@ -49,6 +60,10 @@ impl IssueCode {
             Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",
             Self::AllowWarningWithoutIgnore => "ALLOW_WARNING_WITHOUT_IGNORE",
             Self::CompensateInFinally => "COMPENSATE_IN_FINALLY",
+            Self::Misplaced => "MISPLACED",
+            Self::HandlerUnreachable => "HANDLER_UNREACHABLE",
+            Self::ErrorTypeReserved => "ERROR_TYPE_RESERVED",
+            Self::ErrorTypeInvalid => "ERROR_TYPE_INVALID",
             Self::RetryPolicyInvalid => "RETRY_POLICY_INVALID",
             Self::ExpressionInvalid => "EXPRESSION_INVALID",
         }

@@ -14,8 +14,13 @@ pub(super) fn check(policy: &RetryPolicy, path: &str, issues: &mut Issues) {
         wrong(issues, format!("{path}.jitter"), message);
     }
     limits(&policy.limits, path, issues);
-    types(&policy.non_retryable_error_types, &format!("{path}.non_retryable_error_types"), issues);
-    types(&policy.retryable_error_types, &format!("{path}.retryable_error_types"), issues);
+    let lists = [
+        ("non_retryable_error_types", &policy.non_retryable_error_types),
+        ("retryable_error_types", &policy.retryable_error_types),
+    ];
+    for (field, patterns) in lists {
+        types(patterns, &format!("{path}.{field}"), IssueCode::RetryPolicyInvalid, issues);
+    }
     let is_endless = policy.max_attempts().is_none();
     let budget = policy.limits.max_duration;
     let retries = policy.max_attempts() != Some(1);
@@ -40,7 +45,8 @@ fn rule(rule: &Rule, policy: &RetryPolicy, path: &str, issues: &mut Issues) {
         let message = "a rule needs at least one error type, such as `payment`".to_owned();
         wrong(issues, format!("{path}.error_types"), message);
     }
-    types(&rule.error_types, &format!("{path}.error_types"), issues);
+    let types_path = format!("{path}.error_types");
+    types(&rule.error_types, &types_path, IssueCode::RetryPolicyInvalid, issues);
     limits(&rule.limits, path, issues);
     let is_endless = policy.max_attempts().is_none() && rule.limits.max_attempts.is_none();
     if let Some(own) = &rule.schedule {
@@ -135,7 +141,8 @@ fn schedule(schedule: &Schedule, path: &str, is_endless: bool, issues: &mut Issu
     }
 }
 
-fn types(patterns: &[String], path: &str, issues: &mut Issues) {
+/// Reports patterns that no error type can match, with the given code.
+pub(super) fn types(patterns: &[String], path: &str, code: IssueCode, issues: &mut Issues) {
     if patterns.len() > ERROR_TYPES_MAX {
         let message = format!("{} patterns, at most {ERROR_TYPES_MAX} are allowed", patterns.len());
         issues.add(path.to_owned(), IssueCode::TooMany, message);
@@ -147,7 +154,7 @@ fn types(patterns: &[String], path: &str, issues: &mut Issues) {
             Err(error @ PatternError::TooLong) => {
                 issues.add(path, IssueCode::TooLong, error.to_string());
             }
-            Err(error) => wrong(issues, path, error.to_string()),
+            Err(error) => issues.add(path, code, error.to_string()),
         }
     }
 }

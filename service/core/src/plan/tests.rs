@@ -14,6 +14,7 @@ fn step(id: &str) -> Step {
         kind: Kind::Task(Task { task_type: "work".into(), ..Task::default() }),
         when: None,
         retry: None,
+        catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,
         compensate: None,
@@ -25,17 +26,16 @@ fn workflow(steps: &[&str], finally: &[&str]) -> Workflow {
         name: "order".into(),
         description: String::new(),
         defaults: Defaults::default(),
-        steps: Block(steps.iter().map(|id| step(id)).collect()),
-        finally: Block(finally.iter().map(|id| step(id)).collect()),
+        steps: Block::from(steps.iter().map(|id| step(id)).collect::<Vec<_>>()),
+        finally: finally.iter().map(|id| step(id)).collect(),
         timeout: None,
         cleanup_timeout: None,
         cancel_grace: None,
-        output: None,
     }
 }
 
 fn task(definition: &mut Workflow, index: usize) -> &mut Task {
-    definition.steps.0[index].kind.task_mut().expect("it is a task")
+    definition.steps.steps[index].kind.task_mut().expect("it is a task")
 }
 
 fn compensate(input: Option<&str>) -> Option<Compensate> {
@@ -78,22 +78,22 @@ fn accepted_definition_still_loads_after_rules_became_stricter() {
     let nested = "[1].all(a, [1].all(b, [1].all(c, [1].all(d, a + b + c + d == 4))))";
     let when = |source: &str| {
         let source = source.to_owned();
-        change(move |workflow| workflow.steps.0[0].when = Some(source.clone()))
+        change(move |workflow| workflow.steps.steps[0].when = Some(source.clone()))
     };
     let changes = [
         change(|workflow| workflow.name = "no name!".into()),
-        change(|workflow| workflow.steps.0[1].id = "If".into()),
-        change(|workflow| workflow.steps.0[0].allow_warning = true),
+        change(|workflow| workflow.steps.steps[1].id = "If".into()),
+        change(|workflow| workflow.steps.steps[0].allow_warning = true),
         change(|workflow| task(workflow, 0).priority = i32::MAX),
         change(|workflow| task(workflow, 0).timeouts.heartbeat = seconds(0)),
-        change(|workflow| workflow.finally.0[0].compensate = compensate(None)),
+        change(|workflow| workflow.finally[0].compensate = compensate(None)),
         change(|workflow| {
-            let step = workflow.steps.0[0].clone();
+            let step = workflow.steps.steps[0].clone();
             let more = (0..=STEPS_MAX).map(|at| {
                 let id = format!("s{at}").as_str().into();
                 crate::definition::Step { id, ..step.clone() }
             });
-            workflow.steps.0.extend(more);
+            workflow.steps.steps.extend(more);
         }),
         when(&long),
         when(nested),
@@ -108,13 +108,13 @@ fn accepted_definition_still_loads_after_rules_became_stricter() {
         let plan = Plan::of_accepted(&definition, 1);
         let plan = plan.unwrap_or_else(|issues| panic!("change {at} {refused:?}: {issues:?}"));
         let mut steps = plan.children(ScopeId::STEPS);
-        assert_eq!(steps.len(), definition.steps.0.len(), "change {at}");
+        assert_eq!(steps.len(), definition.steps.steps.len(), "change {at}");
         let has_condition = steps.next().is_some_and(|step| step.when.is_some());
-        assert_eq!(has_condition, definition.steps.0[0].when.is_some());
+        assert_eq!(has_condition, definition.steps.steps[0].when.is_some());
     }
     // A definition that cannot be executed is still rejected.
     let mut definition = workflow(&["a"], &[]);
-    definition.steps.0[0].when = Some("1 +".into());
+    definition.steps.steps[0].when = Some("1 +".into());
     assert!(Plan::of_accepted(&definition, 1).is_err());
 }
 
@@ -124,8 +124,8 @@ fn unset_field_takes_the_workflow_default_then_the_built_in_one() {
     definition.defaults.queue = Some("slow".into());
     definition.defaults.timeouts.heartbeat = seconds(5);
     definition.defaults.retry = policy(|retry| retry.limits.max_attempts = Some(2));
-    definition.steps.0[0].compensate = compensate(None);
-    definition.steps.0[1].retry = policy(|_| {});
+    definition.steps.steps[0].compensate = compensate(None);
+    definition.steps.steps[1].retry = policy(|_| {});
     *task(&mut definition, 1) = Task {
         queue: Some("fast".into()),
         timeouts: Timeouts {
@@ -159,11 +159,11 @@ fn unset_field_takes_the_workflow_default_then_the_built_in_one() {
 #[test]
 fn step_sees_earlier_steps_and_handlers_see_all_steps_and_the_error() {
     let mut definition = workflow(&["a", "b"], &["c", "d"]);
-    definition.steps.0[0].compensate =
+    definition.steps.steps[0].compensate =
         compensate(Some(r#"["${steps.a.output}", "${steps.b.output}", "${error}"]"#));
-    definition.steps.0[1].when = Some("steps.a.output == 1".into());
-    definition.finally.0[1].when = Some("error == null && steps.c.error == null".into());
-    definition.output = Some(r#""${steps.b.output}""#.into());
+    definition.steps.steps[1].when = Some("steps.a.output == 1".into());
+    definition.finally[1].when = Some("error == null && steps.c.error == null".into());
+    definition.steps.output = Some(r#""${steps.b.output}""#.into());
     assert!(Plan::compile(&definition, 1).is_ok());
 
     let reads = |path: &'static str, source: &str| {
@@ -173,11 +173,11 @@ fn step_sees_earlier_steps_and_handlers_see_all_steps_and_the_error() {
             match path {
                 "steps[0].task.input" => task(definition, 0).input = Some(template),
                 "steps[0].compensate.task.input" => {
-                    definition.steps.0[0].compensate = compensate(Some(&template));
+                    definition.steps.steps[0].compensate = compensate(Some(&template));
                 }
-                "finally[0].when" => definition.finally.0[0].when = Some(source.clone()),
-                "output" => definition.output = Some(template),
-                _ => definition.steps.0[1].when = Some(source.clone()),
+                "finally[0].when" => definition.finally[0].when = Some(source.clone()),
+                "output" => definition.steps.output = Some(template),
+                _ => definition.steps.steps[1].when = Some(source.clone()),
             }
         });
         (path, issues(&change))
@@ -201,7 +201,7 @@ fn step_sees_earlier_steps_and_handlers_see_all_steps_and_the_error() {
 #[test]
 fn every_validation_issue_names_its_field() {
     use IssueCode as C;
-    let id = |id: &'static str| change(move |definition| definition.steps.0[1].id = id.into());
+    let id = |id: &'static str| change(move |definition| definition.steps.steps[1].id = id.into());
     let timeouts =
         |timeouts: Timeouts| change(move |definition| task(definition, 1).timeouts = timeouts);
     let none = Timeouts::default();
@@ -215,7 +215,7 @@ fn every_validation_issue_names_its_field() {
         (change(|d| d.description = "x".repeat(4097)), "description", C::TooLong),
         (change(|d| d.timeout = seconds(0)), "timeout", C::DurationInvalid),
         (change(|d| d.cleanup_timeout = seconds(0)), "cleanup_timeout", C::DurationInvalid),
-        (change(|d| d.steps.0.clear()), "steps", C::Required),
+        (change(|d| d.steps.steps.clear()), "steps", C::Required),
         (change(|d| d.steps = workflow(&["x"; 1000], &[]).steps), "steps", C::TooMany),
         (id("a"), "steps[1].id", C::StepIdTaken),
         (id("c"), "finally[0].id", C::StepIdTaken),
@@ -225,7 +225,7 @@ fn every_validation_issue_names_its_field() {
         (id(""), "steps[1].id", C::StepIdInvalid),
         (id("for"), "steps[1].id", C::StepIdReserved),
         (id("in"), "steps[1].id", C::StepIdReserved),
-        (change(|d| d.steps.0[1].id = "x".repeat(65).into()), "steps[1].id", C::StepIdInvalid),
+        (change(|d| d.steps.steps[1].id = "x".repeat(65).into()), "steps[1].id", C::StepIdInvalid),
         (change(|d| task(d, 1).task_type.clear()), "steps[1].task.type", C::Required),
         (change(move |d| task(d, 1).task_type = long.clone()), "steps[1].task.type", C::TooLong),
         (change(|d| task(d, 1).queue = Some(" ".into())), "steps[1].task.queue", C::Required),
@@ -238,20 +238,24 @@ fn every_validation_issue_names_its_field() {
             "steps[0].task.input",
             C::ExpressionInvalid,
         ),
-        (change(|d| d.steps.0[0].when = Some("1 +".into())), "steps[0].when", C::ExpressionInvalid),
-        (change(|d| d.output = Some("\"${x}\"".into())), "output", C::ExpressionInvalid),
         (
-            change(|d| d.steps.0[1].description = "x".repeat(4097)),
+            change(|d| d.steps.steps[0].when = Some("1 +".into())),
+            "steps[0].when",
+            C::ExpressionInvalid,
+        ),
+        (change(|d| d.steps.output = Some("\"${x}\"".into())), "output", C::ExpressionInvalid),
+        (
+            change(|d| d.steps.steps[1].description = "x".repeat(4097)),
             "steps[1].description",
             C::TooLong,
         ),
         (
-            change(|d| d.steps.0[0].allow_warning = true),
+            change(|d| d.steps.steps[0].allow_warning = true),
             "steps[0].allow_warning",
             C::AllowWarningWithoutIgnore,
         ),
         (
-            change(|d| d.finally.0[0].compensate = compensate(None)),
+            change(|d| d.finally[0].compensate = compensate(None)),
             "finally[0].compensate",
             C::CompensateInFinally,
         ),
@@ -379,7 +383,7 @@ fn retry_policies_that_cannot_work_are_rejected() {
         (rule(&["a"], free, Some(exponential(0, 1.0, 1))), "rules[0].exponential.initial_interval"),
     ] {
         let own = retry.clone();
-        let at_step = change(move |definition| definition.steps.0[1].retry = own.clone());
+        let at_step = change(move |definition| definition.steps.steps[1].retry = own.clone());
         let expected = |at: &str| [(format!("{at}.retry.{path}"), IssueCode::RetryPolicyInvalid)];
         assert_eq!(issues(&at_step), expected("steps[1]"), "{retry:?}");
         let in_defaults = change(move |definition| definition.defaults.retry = retry.clone());
@@ -397,7 +401,7 @@ fn retry_policies_that_cannot_work_are_rejected() {
         policy(|retry| retry.limits = limits(Some(1), seconds(1))),
         rule(&["a"], limits(Some(1), seconds(1)), None),
     ] {
-        let change = change(move |definition| definition.steps.0[0].retry = retry.clone());
+        let change = change(move |definition| definition.steps.steps[0].retry = retry.clone());
         assert_eq!(issues(&change), []);
     }
 }
@@ -406,8 +410,8 @@ fn retry_policies_that_cannot_work_are_rejected() {
 fn all_issues_are_reported_in_order() {
     let change = change(|definition| {
         definition.name = "?".into();
-        definition.finally.0[0].when = Some("x && y".into());
-        definition.steps.0[0].retry = policy(|retry| retry.jitter = Some(2.0));
+        definition.finally[0].when = Some("x && y".into());
+        definition.steps.steps[0].retry = policy(|retry| retry.jitter = Some(2.0));
         task(definition, 0).input = Some("\"${z}\"".into());
     });
     let paths: Vec<_> = issues(&change).into_iter().map(|(path, _)| path).collect();

@@ -320,6 +320,11 @@ impl<R> Node<R> {
             };
             self.reply(reply, answer);
         }
+        if self.slots.get(id).is_some_and(|slot| slot.known.is_new()) {
+            // The start was rejected, so there is no execution.
+            self.slots.remove(id);
+            return;
+        }
         self.touch_slot(id);
         self.settle_slot(id);
     }

@@ -15,7 +15,7 @@ use recoup_core::plan::Plan;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::retry::Decision;
 use recoup_core::time::Timestamp;
-use recoup_store::format::NotFinalized;
+use recoup_store::format::{NotFinalized, Row};
 use recoup_store::{
     Batch, Due, Head, IdleCredit, KeySettled, KeyedStart, Lease, NodeId, Nodes, OverflowTask,
     Peers, QuarantineRow, QueueName, Release, Renewals, Settled, TaskKey, Wanted,
@@ -404,7 +404,7 @@ impl Notice {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error(transparent)]
-    Rejected(#[from] Rejection),
+    Rejected(Rejection),
     #[error("the request id was used for another start")]
     RequestIdReused,
     #[error("the execution key is held by {execution}, which is {state}")]
@@ -436,4 +436,16 @@ pub enum Refusal {
     OutcomeUnknown,
     #[error("the node is stopping")]
     Stopping,
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            // A start begins in the newest format that the store may hold.
+            Rejection::FormatTooOld { needed, format: writable } => {
+                Self::NotFinalized(NotFinalized { row: Row::History, needed, writable })
+            }
+            rejection => Self::Rejected(rejection),
+        }
+    }
 }

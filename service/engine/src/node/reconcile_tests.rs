@@ -2,7 +2,7 @@
 
 use recoup_core::command::{Command, StartBasis, StartExecution};
 use recoup_core::decide::Decider;
-use recoup_core::definition::{Block, Defaults, Delivery, OnError, Step, StepKind, Task, Workflow};
+use recoup_core::definition::{Defaults, Delivery, OnError, Step, StepKind, Task, Workflow};
 use recoup_core::execution::TraceContext;
 use recoup_core::id::ExecutionId;
 use recoup_core::payload::Payload;
@@ -25,6 +25,7 @@ fn plan(delivery: Delivery) -> Plan {
         kind: StepKind::Task(task),
         when: None,
         retry: None,
+        catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,
         compensate: None,
@@ -33,12 +34,11 @@ fn plan(delivery: Delivery) -> Plan {
         name: "order".into(),
         description: String::new(),
         defaults: Defaults::default(),
-        steps: Block(vec![charge]),
-        finally: Block::default(),
+        steps: vec![charge].into(),
+        finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,
         cancel_grace: None,
-        output: None,
     };
     Plan::compile(&workflow, 1).expect("the test's workflow is valid")
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use recoup_core::command::{Command, RequestId};
-use recoup_core::definition::{Block, OnError, Step, Workflow};
+use recoup_core::definition::{OnError, Step, Workflow};
 use recoup_core::error::TaskError;
 use recoup_core::event::Event;
 use recoup_core::execution::{CompensationState, State};
@@ -99,7 +99,8 @@ async fn decision_that_exceeds_a_transition_continues_in_the_next() {
         on_error: OnError::Ignore,
         ..step(&format!("s{n}"))
     };
-    let workflow = Workflow { steps: Block((0..1_000).map(ignored).collect()), ..order() };
+    let workflow =
+        Workflow { steps: (0..1_000).map(ignored).collect::<Vec<_>>().into(), ..order() };
     rig.plan = Arc::new(Plan::compile(&workflow, 1).expect("it compiles"));
     let spec = rig.spec(None, None);
     let id = spec.start.id;

@@ -257,7 +257,7 @@ async fn row_that_decodes_with_a_wrong_checksum_quarantines_its_execution() {
 async fn execution_completes_on_a_version_that_would_be_rejected_today() {
     let store = store().await;
     let mut workflow = order();
-    workflow.steps.0[0].allow_warning = true;
+    workflow.steps.steps[0].allow_warning = true;
     Plan::compile(&workflow, 2).expect_err("it may not warn without being ignored");
     let version = NewVersion::new(Namespace::from("default"), [2; 32], &workflow);
     let (version, _) = store.register(&version, None).await.expect("the model registers");

@@ -124,7 +124,7 @@ impl FilterArguments {
 }
 
 /// The names of the kinds of failure events. Case does not matter.
-const KINDS: [&str; 18] = [
+const KINDS: [&str; 19] = [
     "attempt_failed",
     "step_failed",
     "step_ignored",
@@ -143,6 +143,7 @@ const KINDS: [&str; 18] = [
     "recovered",
     "feed_gap",
     "execution_quarantined",
+    "step_caught",
 ];
 
 fn kinds() -> impl TypedValueParser<Value = FailureKind> {

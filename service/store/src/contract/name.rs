@@ -102,6 +102,7 @@ names!(FailureKind {
     AttemptFailed => "attempt_failed",
     StepFailed => "step_failed",
     StepIgnored => "step_ignored",
+    StepCaught => "step_caught",
     ExecutionFailed => "execution_failed",
     ExecutionTimedOut => "execution_timed_out",
     ExecutionWarning => "execution_warning",

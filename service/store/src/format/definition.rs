@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use recoup_core::definition::{
-    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
+    Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::id::{StepId, WorkflowName};
 use recoup_core::retry::{Limits, MatchOn, RetryPolicy, Rule, Schedule};
@@ -27,12 +28,12 @@ impl Stored for Workflow {
             name: self.name.to_wire(),
             description: self.description.clone(),
             defaults: Some(self.defaults.to_wire()),
-            steps: to_list(&self.steps.0),
-            finally: to_list(&self.finally.0),
+            steps: to_list(&self.steps.steps),
+            finally: to_list(&self.finally),
             timeout: to_optional(&self.timeout),
             cleanup_timeout: to_optional(&self.cleanup_timeout),
             cancel_grace: to_optional(&self.cancel_grace),
-            output: self.output.clone(),
+            output: self.steps.output.clone(),
         }
     }
 
@@ -41,12 +42,11 @@ impl Stored for Workflow {
             name: WorkflowName::from_wire(wire.name)?,
             description: wire.description,
             defaults: required(wire.defaults, "what the steps inherit")?,
-            steps: Block(list(wire.steps)?),
-            finally: Block(list(wire.finally)?),
+            steps: Block { steps: list(wire.steps)?, output: wire.output },
+            finally: list(wire.finally)?,
             timeout: optional(wire.timeout)?,
             cleanup_timeout: optional(wire.cleanup_timeout)?,
             cancel_grace: optional(wire.cancel_grace)?,
-            output: wire.output,
         })
     }
 }
@@ -97,33 +97,132 @@ impl Stored for Step {
     type Wire = wire::Step;
 
     fn to_wire(&self) -> wire::Step {
-        let StepKind::Task(task) = &self.kind;
         wire::Step {
             id: self.id.to_wire(),
-            kind: Some(wire::step::Kind::Task(task.to_wire())),
+            kind: Some(kind_to_wire(&self.kind)),
             when: self.when.clone(),
             retry: to_optional(&self.retry),
             on_error: self.on_error.to_wire(),
             allow_warning: self.allow_warning,
             compensate: to_optional(&self.compensate),
             description: self.description.clone(),
+            catch: to_list(&self.catch),
         }
     }
 
     fn from_wire(wire: wire::Step) -> Result<Self, Error> {
-        let kind = match wire.kind {
-            Some(wire::step::Kind::Task(task)) => StepKind::Task(Task::from_wire(task)?),
-            None => return malformed("a step of an unknown kind"),
-        };
         Ok(Self {
             id: StepId::from_wire(wire.id)?,
-            kind,
+            kind: kind_from_wire(wire.kind)?,
             when: wire.when,
             retry: optional(wire.retry)?,
             on_error: OnError::from_wire(wire.on_error)?,
             allow_warning: wire.allow_warning,
             compensate: optional(wire.compensate)?,
             description: wire.description,
+            catch: list(wire.catch)?,
+        })
+    }
+}
+
+fn kind_to_wire(kind: &StepKind) -> wire::step::Kind {
+    use wire::step::Kind;
+    match kind {
+        StepKind::Task(task) => Kind::Task(task.to_wire()),
+        StepKind::Set(value) => Kind::Set(value.clone()),
+        StepKind::Fail(fail) => Kind::Fail(fail.to_wire()),
+        StepKind::Return { output } => Kind::Return(wire::Return { output: output.clone() }),
+        StepKind::Switch(switch) => Kind::Switch(wire::Switch {
+            cases: to_list(&switch.cases),
+            default: to_optional(&switch.default),
+        }),
+        StepKind::Try(body) => Kind::Try(body.to_wire()),
+    }
+}
+
+fn kind_from_wire(kind: Option<wire::step::Kind>) -> Result<StepKind, Error> {
+    use wire::step::Kind;
+    Ok(match kind {
+        Some(Kind::Task(task)) => StepKind::Task(Task::from_wire(task)?),
+        Some(Kind::Set(value)) => StepKind::Set(value),
+        Some(Kind::Fail(fail)) => StepKind::Fail(Fail::from_wire(fail)?),
+        Some(Kind::Return(own)) => StepKind::Return { output: own.output },
+        Some(Kind::Switch(switch)) => StepKind::Switch(Switch {
+            cases: list(switch.cases)?,
+            default: optional(switch.default)?,
+        }),
+        Some(Kind::Try(body)) => StepKind::Try(Block::from_wire(body)?),
+        None => return malformed("a step of an unknown kind"),
+    })
+}
+
+impl Stored for Block {
+    type Wire = wire::Block;
+
+    fn to_wire(&self) -> wire::Block {
+        wire::Block { steps: to_list(&self.steps), output: self.output.clone() }
+    }
+
+    fn from_wire(wire: wire::Block) -> Result<Self, Error> {
+        Ok(Self { steps: list(wire.steps)?, output: wire.output })
+    }
+}
+
+impl Stored for Fail {
+    type Wire = wire::Fail;
+
+    fn to_wire(&self) -> wire::Fail {
+        let raise = match self {
+            Self::Raise(Raise { error_type, message, details, non_retryable }) => {
+                let (error_type, message) = (error_type.clone(), message.clone());
+                let (details, non_retryable) = (details.clone(), *non_retryable);
+                Some(wire::Raise { error_type, message, details, non_retryable })
+            }
+            Self::Rethrow => None,
+        };
+        wire::Fail { raise }
+    }
+
+    fn from_wire(wire: wire::Fail) -> Result<Self, Error> {
+        Ok(match wire.raise {
+            Some(wire::Raise { error_type, message, details, non_retryable }) => {
+                Self::Raise(Raise { error_type, message, details, non_retryable })
+            }
+            None => Self::Rethrow,
+        })
+    }
+}
+
+impl Stored for Case {
+    type Wire = wire::Case;
+
+    fn to_wire(&self) -> wire::Case {
+        wire::Case { when: self.when.clone(), block: Some(self.block.to_wire()) }
+    }
+
+    fn from_wire(wire: wire::Case) -> Result<Self, Error> {
+        Ok(Self { when: wire.when, block: required(wire.block, "the steps of a case")? })
+    }
+}
+
+impl Stored for Catch {
+    type Wire = wire::Catch;
+
+    fn to_wire(&self) -> wire::Catch {
+        wire::Catch {
+            error_types: self.error_types.clone(),
+            match_on: self.match_on.to_wire(),
+            when: self.when.clone(),
+            block: Some(self.block.to_wire()),
+        }
+    }
+
+    fn from_wire(wire: wire::Catch) -> Result<Self, Error> {
+        Ok(Self {
+            error_types: wire.error_types,
+            match_on: MatchOn::from_wire(wire.match_on)?,
+            when: wire.when,
+            block: required(wire.block, "the steps of a handler")?,
         })
     }
 }

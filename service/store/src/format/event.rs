@@ -5,7 +5,7 @@ use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause, TERSE,
 };
-use recoup_core::execution::{CompensationOutcome, CompensationState, State};
+use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State};
 use recoup_core::id::{Namespace, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
@@ -120,6 +120,34 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
             error: Some(error.to_wire()),
             warning: *warning,
         }),
+        Event::BlockStarted { path, generation, part } => Kind::BlockStarted(wire::BlockStarted {
+            path: path.to_wire(),
+            generation: *generation,
+            part: part.map(|part| part.to_wire()),
+        }),
+        Event::BlockCompleted { path, output } => {
+            let (output, output_of) = source_to_wire(output);
+            let path = path.to_wire();
+            Kind::BlockCompleted(wire::BlockCompleted { path, output, output_of })
+        }
+        Event::ScopeReturned { path, output } => {
+            let (output, output_of) = source_to_wire(output);
+            let path = path.to_wire();
+            Kind::ScopeReturned(wire::ScopeReturned { path, output, output_of })
+        }
+        Event::HandlerStarted { path, handler, error, origin } => {
+            Kind::HandlerStarted(wire::HandlerStarted {
+                path: path.to_wire(),
+                handler: *handler,
+                error: Some(error.to_wire()),
+                origin: origin.to_wire(),
+            })
+        }
+        Event::StepCaught { path, output } => {
+            let (output, output_of) = source_to_wire(output);
+            let path = path.to_wire();
+            Kind::StepCaught(wire::StepCaught { path, output, output_of })
+        }
         Event::RunSucceeded { output } => {
             let (output, output_of) = source_to_wire(output);
             Kind::RunSucceeded(wire::RunSucceeded { output, output_of })
@@ -248,6 +276,29 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
             error: required(wire.error, "the error of a step")?,
             warning: wire.warning,
         },
+        Kind::BlockStarted(wire) => Event::BlockStarted {
+            path: StepPath::from_wire(wire.path)?,
+            generation: wire.generation,
+            part: optional(wire.part)?,
+        },
+        Kind::BlockCompleted(wire) => Event::BlockCompleted {
+            path: StepPath::from_wire(wire.path)?,
+            output: source_from_wire(format, wire.output, wire.output_of, "the output of a step")?,
+        },
+        Kind::ScopeReturned(wire) => Event::ScopeReturned {
+            path: StepPath::from_wire(wire.path)?,
+            output: source_from_wire(format, wire.output, wire.output_of, "the output of a step")?,
+        },
+        Kind::HandlerStarted(wire) => Event::HandlerStarted {
+            path: StepPath::from_wire(wire.path)?,
+            handler: wire.handler,
+            error: required(wire.error, "the error of a step")?,
+            origin: StepPath::from_wire(wire.origin)?,
+        },
+        Kind::StepCaught(wire) => Event::StepCaught {
+            path: StepPath::from_wire(wire.path)?,
+            output: source_from_wire(format, wire.output, wire.output_of, "the output of a step")?,
+        },
         Kind::RunSucceeded(wire) => {
             let what = "the output of a run";
             let output = source_from_wire(format, wire.output, wire.output_of, what)?;
@@ -292,6 +343,32 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
             error: optional(wire.error)?,
         },
     })
+}
+
+impl Stored for Part {
+    type Wire = wire::Part;
+
+    fn to_wire(&self) -> wire::Part {
+        use wire::part::{Empty, Kind};
+        let kind = match self {
+            Self::Body => Kind::Body(Empty {}),
+            Self::Case(index) => Kind::Case(*index),
+            Self::Default => Kind::Default(Empty {}),
+            Self::Handler(index) => Kind::Handler(*index),
+        };
+        wire::Part { kind: Some(kind) }
+    }
+
+    fn from_wire(wire: wire::Part) -> Result<Self, Error> {
+        use wire::part::{Empty, Kind};
+        Ok(match wire.kind {
+            Some(Kind::Body(Empty {})) => Self::Body,
+            Some(Kind::Case(index)) => Self::Case(index),
+            Some(Kind::Default(Empty {})) => Self::Default,
+            Some(Kind::Handler(index)) => Self::Handler(index),
+            None => return malformed("a part of a step of an unknown kind"),
+        })
+    }
 }
 
 impl Stored for ExecutionStarted {

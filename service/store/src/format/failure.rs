@@ -14,7 +14,7 @@ use super::value::{
 use super::{Error, wire};
 
 stored_enum!(FailureKind, wire::FailureKind:
-    AttemptFailed StepFailed StepIgnored
+    AttemptFailed StepFailed StepIgnored StepCaught
     ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
     CompensationStarted CompensationDone CompensationParked
     HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap

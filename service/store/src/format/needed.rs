@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use recoup_core::definition::{
-    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
+    Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::error::{Category, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, PayloadSource,
     StopCause,
 };
-use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
 use recoup_core::id::{ExecutionId, Namespace, StepId, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
@@ -73,11 +74,6 @@ variants! {
         Succeeded Warning Failed TimedOut Cancelled Terminated;
     CompensationState: None Pending Running Done Parked;
     CompensationOutcome: Completed Unknown;
-    FailureKind: AttemptFailed StepFailed StepIgnored
-        ExecutionFailed ExecutionTimedOut ExecutionWarning ExecutionCancelled ExecutionTerminated
-        CompensationStarted CompensationDone CompensationParked
-        HandlerFailed WorkerLost QueueUnserved DeliveryFailed Recovered FeedGap
-        ExecutionQuarantined;
     Delivery: AtLeastOnce AtMostOnce;
     OnError: Fail Ignore;
     MatchOn: Outermost AnyCause RootCause;
@@ -108,6 +104,36 @@ macro_rules! variants_with_fields {
     )+};
 }
 
+impl Needed for FailureKind {
+    fn needed(&self, row: Row) -> u16 {
+        match self {
+            Self::AttemptFailed
+            | Self::StepFailed
+            | Self::StepIgnored
+            | Self::ExecutionFailed
+            | Self::ExecutionTimedOut
+            | Self::ExecutionWarning
+            | Self::ExecutionCancelled
+            | Self::ExecutionTerminated
+            | Self::CompensationStarted
+            | Self::CompensationDone
+            | Self::CompensationParked
+            | Self::HandlerFailed
+            | Self::WorkerLost
+            | Self::QueueUnserved
+            | Self::DeliveryFailed
+            | Self::Recovered
+            | Self::FeedGap
+            | Self::ExecutionQuarantined => FIRST,
+            // In the rows of failure events and in the filters of subscriptions.
+            Self::StepCaught => match row {
+                Row::FailureEvent | Row::Subscription => SECOND,
+                Row::History | Row::Definition | Row::RegistryAnswer => FIRST,
+            },
+        }
+    }
+}
+
 impl Needed for Event {
     fn needed(&self, row: Row) -> u16 {
         macro_rules! most {
@@ -131,6 +157,13 @@ impl Needed for Event {
             }
             Self::StepFailed { path, error } => most!(path error),
             Self::StepIgnored { path, error, warning } => most!(path error warning),
+            Self::BlockStarted { path, generation, part } => most!(path generation part).max(THIRD),
+            Self::BlockCompleted { path, output }
+            | Self::ScopeReturned { path, output }
+            | Self::StepCaught { path, output } => most!(path output).max(THIRD),
+            Self::HandlerStarted { path, handler, error, origin } => {
+                most!(path handler error origin).max(THIRD)
+            }
             Self::RunSucceeded { output } => most!(output),
             Self::RunStopped { cause, error, step, grace_until, compensation_due } => {
                 most!(cause error step grace_until compensation_due)
@@ -148,9 +181,12 @@ impl Needed for Event {
     }
 }
 
+const SECOND: u16 = 2;
+const THIRD: u16 = 3;
+
 /// The second format if something that it added is used, otherwise the first.
 fn second(is_used: bool) -> u16 {
-    if is_used { 2 } else { FIRST }
+    if is_used { SECOND } else { FIRST }
 }
 
 impl Needed for PayloadSource {
@@ -231,10 +267,10 @@ fields! {
     CompletedStep { step outcome output compensated }
 
     Workflow {
-        name description defaults steps finally timeout cleanup_timeout cancel_grace output
+        name description defaults steps finally timeout cleanup_timeout cancel_grace
     }
     Defaults { queue retry timeouts }
-    Step { id description kind when retry on_error allow_warning compensate }
+    Block { steps output }
     Task { task_type queue input timeouts priority delivery }
     Timeouts { schedule_to_start start_to_close schedule_to_close heartbeat }
     Compensate { task retry only_completed }
@@ -257,10 +293,20 @@ fields! {
     NamespaceRow { name description retention created_at }
 }
 
-impl Needed for Block {
+impl Needed for Step {
     fn needed(&self, row: Row) -> u16 {
-        let Self(steps) = self;
-        steps.needed(row)
+        let Self { id, description, kind, when, retry, catch, on_error, allow_warning, compensate } =
+            self;
+        FIRST
+            .max(id.needed(row))
+            .max(description.needed(row))
+            .max(kind.needed(row))
+            .max(when.needed(row))
+            .max(retry.needed(row))
+            .max(catch.needed(row))
+            .max(on_error.needed(row))
+            .max(allow_warning.needed(row))
+            .max(compensate.needed(row))
     }
 }
 
@@ -268,6 +314,53 @@ impl Needed for StepKind {
     fn needed(&self, row: Row) -> u16 {
         match self {
             Self::Task(task) => task.needed(row),
+            Self::Set(value) => value.needed(row).max(SECOND),
+            Self::Fail(fail) => fail.needed(row).max(SECOND),
+            Self::Return { output } => output.needed(row).max(SECOND),
+            Self::Switch(Switch { cases, default }) => {
+                cases.needed(row).max(default.needed(row)).max(SECOND)
+            }
+            Self::Try(body) => body.needed(row).max(SECOND),
+        }
+    }
+}
+
+impl Needed for Fail {
+    fn needed(&self, row: Row) -> u16 {
+        match self {
+            Self::Raise(Raise { error_type, message, details, non_retryable }) => FIRST
+                .max(error_type.needed(row))
+                .max(message.needed(row))
+                .max(details.needed(row))
+                .max(non_retryable.needed(row)),
+            Self::Rethrow => FIRST,
+        }
+    }
+}
+
+impl Needed for Case {
+    fn needed(&self, row: Row) -> u16 {
+        let Self { when, block } = self;
+        when.needed(row).max(block.needed(row))
+    }
+}
+
+impl Needed for Catch {
+    fn needed(&self, row: Row) -> u16 {
+        let Self { error_types, match_on, when, block } = self;
+        SECOND
+            .max(error_types.needed(row))
+            .max(match_on.needed(row))
+            .max(when.needed(row))
+            .max(block.needed(row))
+    }
+}
+
+impl Needed for Part {
+    fn needed(&self, row: Row) -> u16 {
+        match self {
+            Self::Body | Self::Default => FIRST,
+            Self::Case(index) | Self::Handler(index) => index.needed(row),
         }
     }
 }

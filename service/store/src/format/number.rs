@@ -29,10 +29,10 @@ impl Row {
             return FIRST;
         }
         match self {
-            Self::History => 2,
-            Self::Definition => 1,
-            Self::FailureEvent => 1,
-            Self::Subscription => 1,
+            Self::History => 3,
+            Self::Definition => 2,
+            Self::FailureEvent => 2,
+            Self::Subscription => 2,
             Self::RegistryAnswer => 1,
         }
     }

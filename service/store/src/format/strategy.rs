@@ -7,14 +7,15 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use recoup_core::definition::{
-    Block, Compensate, Defaults, Delivery, OnError, Step, StepKind, Task, Timeouts, Workflow,
+    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
+    Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::error::{Category, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause,
 };
-use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
+use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::payload::Payload;
@@ -235,6 +236,26 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (path(), error(), any::<bool>())
             .prop_map(|(path, error, warning)| Event::StepIgnored { path, error, warning })
             .boxed(),
+        (path(), any::<u32>(), option::of(part()))
+            .prop_map(|(path, generation, part)| Event::BlockStarted { path, generation, part })
+            .boxed(),
+        (path(), payload_source())
+            .prop_map(|(path, output)| Event::BlockCompleted { path, output })
+            .boxed(),
+        (path(), payload_source())
+            .prop_map(|(path, output)| Event::ScopeReturned { path, output })
+            .boxed(),
+        (path(), any::<u32>(), error(), path())
+            .prop_map(|(path, handler, error, origin)| Event::HandlerStarted {
+                path,
+                handler,
+                error,
+                origin,
+            })
+            .boxed(),
+        (path(), payload_source())
+            .prop_map(|(path, output)| Event::StepCaught { path, output })
+            .boxed(),
         payload_source().prop_map(|output| Event::RunSucceeded { output }).boxed(),
         (stop_cause, error(), option::of(path()), timestamp(), any::<bool>())
             .prop_map(|(cause, error, step, grace_until, compensation_due)| Event::RunStopped {
@@ -272,6 +293,15 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
     ]
 }
 
+fn part() -> impl Strategy<Value = Part> {
+    prop_oneof![
+        Just(Part::Body),
+        any::<u32>().prop_map(Part::Case),
+        Just(Part::Default),
+        any::<u32>().prop_map(Part::Handler),
+    ]
+}
+
 pub fn event() -> impl Strategy<Value = Event> {
     proptest::strategy::Union::new(events_of_each_kind())
 }
@@ -282,6 +312,7 @@ pub fn failure_kind() -> impl Strategy<Value = FailureKind> {
         K::AttemptFailed,
         K::StepFailed,
         K::StepIgnored,
+        K::StepCaught,
         K::ExecutionFailed,
         K::ExecutionTimedOut,
         K::ExecutionWarning,
@@ -424,43 +455,87 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
     )
 }
 
-fn task() -> impl Strategy<Value = Task> {
+fn task() -> BoxedStrategy<Task> {
     let delivery = prop_oneof![Just(Delivery::AtLeastOnce), Just(Delivery::AtMostOnce)];
     let texts = (text(), option::of(text()), option::of(text()));
-    (texts, timeouts(), any::<i32>(), delivery).prop_map(
-        |((task_type, queue, input), timeouts, priority, delivery)| Task {
+    (texts, timeouts(), any::<i32>(), delivery)
+        .prop_map(|((task_type, queue, input), timeouts, priority, delivery)| Task {
             task_type,
             queue,
             input,
             timeouts,
             priority,
             delivery,
-        },
-    )
+        })
+        .boxed()
 }
 
-/// One strategy for each kind of step.
-pub fn kinds_of_steps() -> Vec<BoxedStrategy<StepKind>> {
-    vec![task().prop_map(StepKind::Task).boxed()]
+/// One strategy for each kind of step. Blocks nest this deep.
+pub fn kinds_of_steps(depth: u32) -> Vec<BoxedStrategy<StepKind>> {
+    let raise = (text(), text(), option::of(text()), any::<bool>());
+    let raise = raise.prop_map(|(error_type, message, details, non_retryable)| Raise {
+        error_type,
+        message,
+        details,
+        non_retryable,
+    });
+    let mut kinds = vec![
+        task().prop_map(StepKind::Task).boxed(),
+        text().prop_map(StepKind::Set).boxed(),
+        option::of(raise)
+            .prop_map(|raise| StepKind::Fail(raise.map_or(Fail::Rethrow, Fail::Raise)))
+            .boxed(),
+        option::of(text()).prop_map(|output| StepKind::Return { output }).boxed(),
+    ];
+    if depth > 0 {
+        let case = (text(), block(depth - 1)).prop_map(|(when, block)| Case { when, block });
+        let switch = (vec(case, 0..3), option::of(block(depth - 1)))
+            .prop_map(|(cases, default)| StepKind::Switch(Switch { cases, default }));
+        kinds.extend([switch.boxed(), block(depth - 1).prop_map(StepKind::Try).boxed()]);
+    }
+    kinds
 }
 
-fn step() -> impl Strategy<Value = Step> {
+// The strategies of nested values are boxed: their types would nest likewise, and take too much stack.
+
+fn block(depth: u32) -> BoxedStrategy<Block> {
+    let parts = (vec(step(depth), 0..3), option::of(text()));
+    parts.prop_map(|(steps, output)| Block { steps, output }).boxed()
+}
+
+fn step(depth: u32) -> BoxedStrategy<Step> {
     let compensate = (task(), option::of(retry_policy()), any::<bool>())
-        .prop_map(|(task, retry, only_completed)| Compensate { task, retry, only_completed });
+        .prop_map(|(task, retry, only_completed)| Compensate { task, retry, only_completed })
+        .boxed();
     let on_error = prop_oneof![Just(OnError::Fail), Just(OnError::Ignore)];
-    let rest = (on_error, any::<bool>(), option::of(compensate));
-    let kind = proptest::strategy::Union::new(kinds_of_steps());
-    (name(), text(), kind, option::of(text()), option::of(retry_policy()), rest).prop_map(
-        |(id, description, kind, when, retry, (on_error, allow_warning, compensate))| Step {
-            id: id.as_str().into(),
-            description,
-            kind,
-            when,
-            retry,
-            on_error,
-            allow_warning,
-            compensate,
-        },
+    let catch = match depth {
+        0 => Just(Vec::new()).boxed(),
+        _ => vec(catch(depth - 1), 0..2).boxed(),
+    };
+    let rest = (on_error, any::<bool>(), option::of(compensate), catch);
+    let kind = proptest::strategy::Union::new(kinds_of_steps(depth));
+    (name(), text(), kind, option::of(text()), option::of(retry_policy().boxed()), rest)
+        .prop_map(
+            |(id, description, kind, when, retry, (on_error, allow_warning, compensate, catch))| {
+                Step {
+                    id: id.as_str().into(),
+                    description,
+                    kind,
+                    when,
+                    retry,
+                    catch,
+                    on_error,
+                    allow_warning,
+                    compensate,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn catch(depth: u32) -> impl Strategy<Value = Catch> {
+    (vec(text(), 0..3), match_on(), option::of(text()), block(depth)).prop_map(
+        |(error_types, match_on, when, block)| Catch { error_types, match_on, when, block },
     )
 }
 
@@ -468,18 +543,17 @@ pub fn workflow() -> impl Strategy<Value = Workflow> {
     let defaults = (option::of(text()), option::of(retry_policy()), timeouts())
         .prop_map(|(queue, retry, timeouts)| Defaults { queue, retry, timeouts });
     let times = (option::of(duration()), option::of(duration()), option::of(duration()));
-    let blocks = (vec(step(), 0..3), vec(step(), 0..2));
-    (name(), text(), defaults, blocks, times, option::of(text())).prop_map(
-        |(name, description, defaults, (steps, finally), times, output)| Workflow {
+    let steps = (block(2), vec(step(1), 0..2));
+    (name(), text(), defaults, steps, times).prop_map(
+        |(name, description, defaults, (steps, finally), times)| Workflow {
             name: name.into(),
             description,
             defaults,
-            steps: Block(steps),
-            finally: Block(finally),
+            steps,
+            finally,
             timeout: times.0,
             cleanup_timeout: times.1,
             cancel_grace: times.2,
-            output,
         },
     )
 }

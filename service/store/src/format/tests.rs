@@ -104,7 +104,7 @@ fn strategies_cover_every_kind_of_event_and_step() {
     let events = include_str!("../../proto/recoup/store/v1/transition.proto");
     assert_eq!(kinds(strategy::events_of_each_kind()), known(events, "Event"));
     let steps = include_str!("../../proto/recoup/store/v1/definition.proto");
-    assert_eq!(kinds(strategy::kinds_of_steps()), known(steps, "Step"));
+    assert_eq!(kinds(strategy::kinds_of_steps(1)), known(steps, "Step"));
 }
 
 #[test]

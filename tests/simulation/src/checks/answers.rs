@@ -109,6 +109,7 @@ impl World<'_> {
             (Refusal::Rejected(_) | Refusal::RequestIdReused, _) => false,
             (Refusal::KeyHeld { execution, .. }, None) => self.ledger.latest(*execution).is_some(),
             (Refusal::KeyHeld { .. }, Some(_)) => false,
+            (Refusal::NotFinalized(refused), None) => !self.permits(refused),
             (
                 Refusal::Refused(_)
                 | Refusal::Quarantined(_)

@@ -83,6 +83,7 @@ impl World<'_> {
         let events: Vec<_> = rows.iter().flat_map(|row| &row.events).collect();
         ends_once(&events, state)?;
         attempts_are_bounded(&events, plan)?;
+        scopes_hold(&events)?;
         finally_once(&events, state, plan)?;
         compensated_in_order(&events, state, plan)
     }
@@ -250,6 +251,48 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
                 let what = format!("{path} completes twice");
                 return Err(("one completion of a step in a run", what));
             }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a step inside another one begins while the outer one runs, that no step of a stopped run
+/// begins, and that one error has at most one handler.
+fn scopes_hold(events: &[&Event]) -> Checked {
+    const RULE: &str = "a step runs while the step around it runs";
+    let (mut open, mut handled) = (BTreeSet::new(), BTreeSet::new());
+    let mut stopped = false;
+    for event in events {
+        match event {
+            Event::BlockStarted { path, .. } | Event::StepStarted { path, .. }
+                if path.compensated().is_none() =>
+            {
+                let around = path.parent().filter(|around| !open.contains(around));
+                if let Some(around) = around {
+                    return Err((RULE, format!("{path} begins, and {around} does not run")));
+                }
+                if stopped || !open.insert(path.clone()) {
+                    let what = if stopped { "after the run has stopped" } else { "twice" };
+                    return Err((RULE, format!("{path} begins {what}")));
+                }
+            }
+            Event::HandlerStarted { path, .. }
+                if stopped || !open.contains(path) || !handled.insert(path.clone()) =>
+            {
+                return Err(("one handler takes an error", format!("{path}, {stopped}")));
+            }
+            Event::BlockCompleted { path, .. }
+            | Event::ScopeReturned { path, .. }
+            | Event::StepCaught { path, .. }
+            | Event::StepFailed { path, .. }
+            | Event::StepIgnored { path, .. }
+                if !open.remove(path) =>
+            {
+                return Err((RULE, format!("{path} ends, and does not run")));
+            }
+            Event::RunStopped { .. } => stopped = true,
+            Event::FinallyStarted { .. } => stopped = false,
             _ => {}
         }
     }

@@ -81,6 +81,8 @@ impl World<'_> {
                     wrong = Some(SAME);
                 }
             }
+            // A start that needs a format that no start may have yet is refused for that.
+            Some(before) if !mine(before) && matches!(answer, Err(Refusal::NotFinalized(_))) => {}
             Some(before) if !mine(before) && !passing && !reused => wrong = Some(OTHER),
             _ => {}
         }

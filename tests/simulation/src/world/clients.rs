@@ -9,7 +9,8 @@ use recoup_core::id::{ExecutionId, Namespace};
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, StartSpec};
-use recoup_store::{Cursor, Feed, PageLimit};
+use recoup_store::format::NotFinalized;
+use recoup_store::{Cursor, Feed, Nodes, PageLimit};
 
 use crate::catalog::NAMESPACE;
 use crate::clients::{Op, OpId, Recorded, Wake, Wish};
@@ -210,6 +211,7 @@ impl World<'_> {
         let Some(op) = self.clients.ops.get(&id).cloned() else {
             return;
         };
+        let answer = self.after_look_at_formats(answer);
         let text = match &answer {
             Ok(Answer::Done { outcome, is_own }) => {
                 let id = short(&outcome.execution);
@@ -250,6 +252,22 @@ impl World<'_> {
         if let (true, Ok(Answer::Done { outcome, .. })) = (starts, &answer) {
             self.follow_up(outcome.execution);
         }
+    }
+
+    /// What `Engine::start` makes of the refusal of a node that does not know yet which formats the store
+    /// may hold.
+    fn after_look_at_formats(&self, answer: Result<Answer, Refusal>) -> Result<Answer, Refusal> {
+        match answer {
+            Err(Refusal::NotFinalized(refused)) if self.permits(&refused) => {
+                Err(Refusal::Unavailable(String::new()))
+            }
+            answer => answer,
+        }
+    }
+
+    pub fn permits(&self, refused: &NotFinalized) -> bool {
+        let formats = ready(self.store.formats()).expect("the model answers");
+        formats.writable.permit(refused.row, refused.needed).is_ok()
     }
 
     /// The further requests of clients about an execution that they have started.

@@ -190,7 +190,7 @@ fn a_node_claims_only_tasks_that_its_idle_workers_take() {
 #[test]
 fn task_that_timed_out_in_the_queue_is_not_handed_out_by_a_pending_claim() {
     let mut order = order();
-    let task = order.steps.0[0].kind.task_mut().expect("it is a task");
+    let task = order.steps.steps[0].kind.task_mut().expect("it is a task");
     task.timeouts.schedule_to_start = Some(3 * SECOND);
     let mut world = World::with_order(2, &order);
     // The worker's credit is published, and its node dies before it can claim anything.

@@ -163,7 +163,7 @@ fn task_undelivered_while_its_start_is_committed_is_redelivered() {
 #[test]
 fn late_decision_of_the_old_owner_loses_to_a_hand_over_by_the_new_one() {
     let mut definition = order();
-    let retry = definition.steps.0[0].retry.as_mut().expect("it has one");
+    let retry = definition.steps.steps[0].retry.as_mut().expect("it has one");
     retry.schedule = Some(Schedule::Constant { interval: 5 * SECOND });
     let mut world = World::with_order(2, &definition);
     let execution = world.start(0, "default");

@@ -67,6 +67,12 @@ pub enum What<'a> {
     /// A step failed, and no failed attempt has a line that says so.
     StepFailed(&'a v1::StepFailed),
     StepIgnored(&'a v1::StepIgnored),
+    /// A case of a `switch` was taken, or its default.
+    CaseTaken(&'a v1::BlockStarted),
+    BlockCompleted(&'a v1::BlockCompleted),
+    ScopeReturned(&'a v1::ScopeReturned),
+    HandlerStarted(&'a v1::HandlerStarted),
+    StepCaught(&'a v1::StepCaught),
     /// Every step is done, but the output cannot be produced.
     OutputFailed(&'a v1::RunStopped),
     TimedOut(&'a v1::RunStopped),
@@ -119,6 +125,9 @@ struct Model<'a> {
     attempts_max: HashMap<Task, u32>,
     /// Tasks whose last attempt failed. The line of that attempt also reports the failure of the step.
     attempt_failed: HashSet<Task>,
+    /// The path of the step that failed last. The steps around it fail with the same error, which has its line
+    /// already.
+    failed: String,
     /// Steps whose compensation was retried by a person.
     retried: HashSet<String>,
     has_ended: bool,
@@ -135,6 +144,7 @@ impl<'a> Model<'a> {
             due_at: HashMap::new(),
             attempts_max: HashMap::new(),
             attempt_failed: HashSet::new(),
+            failed: String::new(),
             retried: HashSet::new(),
             has_ended: false,
             is_again: false,
@@ -181,11 +191,27 @@ impl<'a> Model<'a> {
                 self.attempt_moment(at, event.step.as_ref(), event.attempt, what);
             }
             Event::StepFailed(event) => {
-                if !self.attempt_failed.contains(&task(event.step.as_ref())) {
+                let task = task(event.step.as_ref());
+                let is_around = self.failed.starts_with(&format!("{}.", task.0));
+                if !is_around && !self.attempt_failed.contains(&task) {
                     self.moment(at, What::StepFailed(event));
                 }
+                self.failed = task.0;
             }
             Event::StepIgnored(event) => self.moment(at, What::StepIgnored(event)),
+            Event::BlockStarted(event) => {
+                if event.scope.starts_with("cases") || event.scope == "default" {
+                    self.moment(at, What::CaseTaken(event));
+                }
+            }
+            Event::BlockCompleted(event) => self.moment(at, What::BlockCompleted(event)),
+            Event::ScopeReturned(event) => self.moment(at, What::ScopeReturned(event)),
+            Event::HandlerStarted(event) => {
+                // An error of the handler is another error, and gets a line.
+                self.failed.clear();
+                self.moment(at, What::HandlerStarted(event));
+            }
+            Event::StepCaught(event) => self.moment(at, What::StepCaught(event)),
             Event::RunStopped(event) => self.run_stopped(at, event),
             Event::CancelRequested(event) => self.moment(at, What::CancelRequested(event)),
             Event::CompensationStarted(event) => self.section(Section::Compensation(event)),

@@ -60,6 +60,27 @@ pub fn words(what: &What<'_>) -> Words {
             };
             Words::new('!', Paint::Warn, path(event.step.as_ref()), text)
         }
+        What::CaseTaken(event) => {
+            let text = match event.scope.as_str() {
+                "default" => "takes its default".to_owned(),
+                case => format!("takes {case}"),
+            };
+            Words::new('→', Paint::Dim, path(event.step.as_ref()), &text)
+        }
+        What::BlockCompleted(event) => Words::new('✓', Paint::Good, path(event.step.as_ref()), ""),
+        What::ScopeReturned(event) => {
+            let text = "returns: no further step of its block begins";
+            Words::new('↵', Paint::Dim, path(event.step.as_ref()), text)
+        }
+        What::HandlerStarted(event) => {
+            let text =
+                format!("catch[{}] takes {}", event.handler, error_line(event.error.as_ref()));
+            Words::new('↪', Paint::Warn, path(event.step.as_ref()), &text)
+        }
+        What::StepCaught(event) => {
+            let text = "caught: the run continues with the output of the handler";
+            Words::new('✓', Paint::Warn, path(event.step.as_ref()), text)
+        }
         What::OutputFailed(event) => {
             Words::new('✗', Paint::Bad, "output", &error_line(event.error.as_ref()))
         }

@@ -101,6 +101,37 @@ fn step_failure_is_omitted_if_its_attempt_already_shows_it() {
 }
 
 #[test]
+fn failure_of_the_steps_around_a_failed_step_has_no_line_of_its_own() {
+    let failure = |path: &str| {
+        (1, Event::StepFailed(v1::StepFailed { step: step(path, false), error: error("a.b", "") }))
+    };
+    let taken = |path: &str| {
+        (
+            1,
+            Event::HandlerStarted(v1::HandlerStarted {
+                step: step(path, false),
+                ..Default::default()
+            }),
+        )
+    };
+    let told = |events| {
+        let (history, execution) = (history(events), execution(ExecutionState::Failed));
+        let facts = facts(&execution, &history);
+        let path = |fact: Fact<'_>| match fact {
+            Fact::Moment(Moment { what: What::StepFailed(event), .. }) => {
+                event.step.clone().map(|step| step.step_path)
+            }
+            _ => None,
+        };
+        facts.into_iter().filter_map(path).collect::<Vec<_>>()
+    };
+    assert_eq!(told(vec![failure("a.b.c"), failure("a.b"), failure("a")]), ["a.b.c"]);
+    assert_eq!(told(vec![failure("a.b.c"), failure("a.bc")]), ["a.b.c", "a.bc"]);
+    // The error of a handler is another one than the error that it took.
+    assert_eq!(told(vec![failure("a.b"), taken("a"), failure("a")]), ["a.b", "a"]);
+}
+
+#[test]
 fn each_run_after_the_first_has_a_section() {
     let mut history = history(vec![(0, started()), (5, started())]);
     history[1].run = 2;
