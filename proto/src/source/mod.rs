@@ -15,6 +15,7 @@
 #[cfg(test)]
 mod block_tests;
 mod positions;
+mod segment;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -185,7 +186,7 @@ fn located(error: &serde_saphyr::Error, positions: &Positions) -> SourceError {
         }
         None => (positions.path_at(place), in_our_words(message)),
     };
-    SourceError::new(positions.find(path), path, message)
+    SourceError::new(positions.find(&path), path, message)
 }
 
 fn before_backtick(text: &str) -> Option<&str> {

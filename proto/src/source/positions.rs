@@ -1,10 +1,11 @@
 //! Where each field of a definition stands in its text. The same walk refuses what the reader after
 //! it would take, but should not: aliases that explode and numbers that would lose digits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, Span};
 
+use super::segment::Segment;
 use super::{DEPTH_MAX, EXPANDED_WEIGHT_MAX, SourceError};
 
 /// The fields that hold templates, in which keys are the author's own. No other field has one of
@@ -24,46 +25,58 @@ impl Place {
 
 /// Maps field paths such as `steps[2].retry.max_attempts` to places: of the key for a field, of the
 /// first character for an element.
+///
+/// Memory is in proportion to the text, because each entry holds only the last segment of its path and
+/// the number of the entry around it. Whole paths would repeat a long key for everything below it.
 #[derive(Clone, Debug, Default)]
 pub struct Positions {
-    /// In the order of the text.
-    entries: Vec<(Place, String)>,
-    index: HashMap<String, usize>,
+    /// In the order of the text. The first is the definition itself.
+    entries: Vec<Entry>,
+    /// The numbers of the other entries, in the order of what they are in and of their segments.
+    children: Vec<usize>,
 }
+
+#[derive(Clone, Debug)]
+struct Entry {
+    place: Place,
+    /// The number of the entry that this one is in; of the definition for the definition itself.
+    parent: usize,
+    segment: Segment,
+}
+
+impl Entry {
+    fn order(&self) -> (usize, &Segment) {
+        (self.parent, &self.segment)
+    }
+}
+
+/// The number of the entry for the definition itself.
+const ROOT: usize = 0;
 
 impl Positions {
     /// The place of a field; of the nearest one around it when it is not in the text.
     pub fn find(&self, path: &str) -> Place {
-        let mut path = path;
-        loop {
-            if let Some(&index) = self.index.get(path) {
-                return self.entries[index].0;
-            }
-            match path.rfind(['.', '[']) {
-                Some(end) => path = &path[..end],
-                None => return self.entries.first().map_or(Place::START, |(place, _)| *place),
-            }
+        let (mut found, mut rest) = (ROOT, path);
+        while let Some((segment, after)) = Segment::split_from(rest) {
+            let Some(child) = self.child(found, &segment) else { break };
+            (found, rest) = (child, after);
         }
+        self.entries.get(found).map_or(Place::START, |entry| entry.place)
     }
 
     /// The path of the last field that begins at or before a place.
-    pub(super) fn path_at(&self, place: Place) -> &str {
-        let after = self.entries.partition_point(|(start, _)| *start <= place);
-        after.checked_sub(1).map_or("", |index| &self.entries[index].1)
+    pub(super) fn path_at(&self, place: Place) -> String {
+        self.path(self.entry_at(place))
     }
 
     /// The path of a field of the mapping that begins at a place. A mapping in block style begins
     /// where its first key does.
-    pub(super) fn field_at(&self, place: Place, field: &str) -> &str {
-        let around = self.path_at(place);
-        let parent = around.rfind(['.', '[']).map_or("", |end| &around[..end]);
-        let fields = [around, parent].map(|mapping| {
-            let mut path = mapping.to_owned();
-            push_key(&mut path, field, false);
-            path
-        });
-        let known = fields.iter().find_map(|path| self.index.get(path));
-        known.map_or(around, |&index| &self.entries[index].1)
+    pub(super) fn field_at(&self, place: Place, field: &str) -> String {
+        let around = self.entry_at(place);
+        let parent = self.entries.get(around).map_or(ROOT, |entry| entry.parent);
+        let segment = Segment::key(field, false);
+        let known = [around, parent].into_iter().find_map(|mapping| self.child(mapping, &segment));
+        self.path(known.unwrap_or(around))
     }
 
     /// Walks the text's one document.
@@ -74,23 +87,64 @@ impl Positions {
                 Ok((event, span)) => walk.take(&event, span)?,
                 Err(error) => {
                     let place = place(error.marker().line(), error.marker().col());
-                    return Err(SourceError::new(
-                        place,
-                        walk.positions.path_at(place),
-                        error.info(),
-                    ));
+                    let path = walk.positions.path_at(place);
+                    return Err(SourceError::new(place, path, error.info()));
                 }
             }
         }
         if walk.positions.entries.is_empty() {
             return Err(SourceError::new(Place::START, "", "the source is empty"));
         }
+        walk.positions.complete();
         Ok(walk.positions)
     }
 
-    fn add(&mut self, place: Place, path: &str) {
-        self.index.insert(path.to_owned(), self.entries.len());
-        self.entries.push((place, path.to_owned()));
+    /// Adds an entry and returns its number.
+    fn add(&mut self, place: Place, parent: usize, segment: Segment) -> usize {
+        self.entries.push(Entry { place, parent, segment });
+        self.entries.len() - 1
+    }
+
+    /// All entries are there; from now on they can be found by their paths.
+    fn complete(&mut self) {
+        self.entries.shrink_to_fit();
+        self.children = (ROOT + 1..self.entries.len()).collect();
+        let order = |&number: &usize| self.entries[number].order();
+        self.children.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+    }
+
+    fn child(&self, parent: usize, segment: &Segment) -> Option<usize> {
+        let order = |&number: &usize| self.entries[number].order().cmp(&(parent, segment));
+        self.children.binary_search_by(order).ok().map(|index| self.children[index])
+    }
+
+    /// The number of the last entry that begins at or before a place.
+    fn entry_at(&self, place: Place) -> usize {
+        self.entries.partition_point(|entry| entry.place <= place).saturating_sub(1)
+    }
+
+    fn path(&self, number: usize) -> String {
+        let mut segments = Vec::new();
+        let mut number = number;
+        while number != ROOT {
+            let Entry { parent, segment, .. } = &self.entries[number];
+            segments.push(segment);
+            number = *parent;
+        }
+        let mut path = String::new();
+        for segment in segments.into_iter().rev() {
+            segment.push_to(&mut path);
+        }
+        path
+    }
+
+    /// The bytes that this holds, its own size left out.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        let entries = self.entries.capacity() * size_of::<Entry>();
+        let children = self.children.capacity() * size_of::<usize>();
+        let segments: usize = self.entries.iter().map(|entry| entry.segment.held_bytes()).sum();
+        entries + children + segments
     }
 }
 
@@ -102,8 +156,8 @@ fn place(line: usize, column: usize) -> Place {
 /// A collection that is open.
 struct Open {
     kind: OpenKind,
-    /// Length of the path of the collection itself.
-    path_len: usize,
+    /// The number of the entry for the collection itself.
+    entry: usize,
     /// Below here keys are the author's own.
     template: bool,
     anchor: usize,
@@ -112,13 +166,14 @@ struct Open {
 
 enum OpenKind {
     Sequence { next: usize },
-    Mapping { expects_key: bool, value_is_template: bool },
+    Mapping { expects_key: bool, value_is_template: bool, keys: HashSet<Segment> },
 }
 
 #[derive(Default)]
 struct Walk {
     positions: Positions,
-    path: String,
+    /// The number of the entry that the walk has reached.
+    at: usize,
     open: Vec<Open>,
     documents: usize,
     /// Characters and nodes so far, aliases replaced.
@@ -150,7 +205,7 @@ impl Walk {
                 if *style == ScalarStyle::Plain && loses_digits(text) {
                     let message =
                         "the whole number does not fit into 64 bits: quote it to keep it as text";
-                    return Err(SourceError::new(place, self.path.as_str(), message));
+                    return Err(self.error(place, message));
                 }
                 self.grow(text.len() + 1, place)?;
                 self.anchored.insert(*anchor, text.len() + 1);
@@ -160,7 +215,9 @@ impl Walk {
                 self.open(OpenKind::Sequence { next: 0 }, *anchor, place)?;
             }
             Event::MappingStart(_, anchor, _) => {
-                let kind = OpenKind::Mapping { expects_key: true, value_is_template: false };
+                let (expects_key, value_is_template) = (true, false);
+                let keys = HashSet::new();
+                let kind = OpenKind::Mapping { expects_key, value_is_template, keys };
                 self.open(kind, *anchor, place)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
@@ -168,7 +225,7 @@ impl Walk {
                 self.enter(place, None)?;
                 let Some(&weight) = self.anchored.get(anchor) else {
                     let message = "the alias is inside the value that it refers to";
-                    return Err(SourceError::new(place, self.path.as_str(), message));
+                    return Err(self.error(place, message));
                 };
                 self.grow(weight, place)?;
                 self.leave();
@@ -181,32 +238,30 @@ impl Walk {
     /// A node begins; `key` is its text if it may be one.
     fn enter(&mut self, place: Place, key: Option<&str>) -> Result<(), SourceError> {
         let Some(parent) = self.open.last_mut() else {
-            self.positions.add(place, "");
+            self.at = self.positions.add(place, ROOT, Segment::Key("".into()));
             return Ok(());
         };
         match &mut parent.kind {
             OpenKind::Sequence { next } => {
-                self.path.truncate(parent.path_len);
-                self.path.push_str(&format!("[{next}]"));
+                self.at = self.positions.add(place, parent.entry, Segment::Element(*next));
                 *next += 1;
             }
-            OpenKind::Mapping { expects_key: true, value_is_template } => {
-                self.path.truncate(parent.path_len);
+            OpenKind::Mapping { expects_key: true, value_is_template, keys } => {
                 let Some(key) = key else {
-                    let message = "a key must be plain text";
-                    return Err(SourceError::new(place, self.path.as_str(), message));
+                    self.at = parent.entry;
+                    return Err(self.error(place, "a key must be plain text"));
                 };
                 *value_is_template = parent.template || TEMPLATE_FIELDS.contains(&key);
-                push_key(&mut self.path, key, parent.template);
-                if self.positions.index.contains_key(&self.path) {
-                    let message = format!("duplicate field `{key}`");
-                    return Err(SourceError::new(place, self.path.as_str(), message));
+                let segment = Segment::key(key, parent.template);
+                let is_first = keys.insert(segment.clone());
+                self.at = self.positions.add(place, parent.entry, segment);
+                if !is_first {
+                    return Err(self.error(place, format!("duplicate field `{key}`")));
                 }
             }
-            // The key has set the path and the position.
-            OpenKind::Mapping { expects_key: false, .. } => return Ok(()),
+            // The key has an entry, which is that of its value too.
+            OpenKind::Mapping { expects_key: false, .. } => {}
         }
-        self.positions.add(place, &self.path);
         Ok(())
     }
 
@@ -222,7 +277,7 @@ impl Walk {
         self.enter(place, None)?;
         if self.open.len() == DEPTH_MAX {
             let message = format!("nested deeper than {DEPTH_MAX} levels");
-            return Err(SourceError::new(place, self.path.as_str(), message));
+            return Err(self.error(place, message));
         }
         let template = self.open.last().is_some_and(|parent| match parent.kind {
             OpenKind::Sequence { .. } => parent.template,
@@ -230,14 +285,14 @@ impl Walk {
         });
         let weight_before = self.weight;
         self.grow(1, place)?;
-        self.open.push(Open { kind, path_len: self.path.len(), template, anchor, weight_before });
+        self.open.push(Open { kind, entry: self.at, template, anchor, weight_before });
         Ok(())
     }
 
     fn close(&mut self) {
         if let Some(closed) = self.open.pop() {
             self.anchored.insert(closed.anchor, self.weight - closed.weight_before);
-            self.path.truncate(closed.path_len);
+            self.at = closed.entry;
             self.leave();
         }
     }
@@ -246,29 +301,14 @@ impl Walk {
         self.weight += weight;
         if self.weight > EXPANDED_WEIGHT_MAX {
             let message = "aliases make the definition too large";
-            return Err(SourceError::new(place, self.path.as_str(), message));
+            return Err(self.error(place, message));
         }
         Ok(())
     }
-}
 
-/// Fields stand under their proto name however they are spelled.
-fn push_key(path: &mut String, key: &str, template: bool) {
-    let is_plain = key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
-    if key.is_empty() || !is_plain {
-        path.push_str(&format!("[{key:?}]"));
-        return;
-    }
-    if !path.is_empty() {
-        path.push('.');
-    }
-    for c in key.chars() {
-        if c.is_ascii_uppercase() && !template {
-            path.push('_');
-            path.push(c.to_ascii_lowercase());
-        } else {
-            path.push(c);
-        }
+    /// Something is wrong with the node that the walk has reached.
+    fn error(&self, place: Place, message: impl Into<String>) -> SourceError {
+        SourceError::new(place, self.positions.path(self.at), message)
     }
 }
 

@@ -347,6 +347,66 @@ fn sizes_are_limited() {
     assert!(yaml(&nested(100_000)).is_err());
 }
 
+/// Keys of 1,000 characters, one in the other, around a list of 10,000 numbers.
+fn long_keys_around_a_list() -> String {
+    let mut text = "name: a\noutput:\n".to_owned();
+    for level in 1..=60 {
+        text.push_str(&format!("{}{}{level}:\n", " ".repeat(level), "k".repeat(1_000)));
+    }
+    text + &format!("{}[{}]\n", " ".repeat(61), vec!["1"; 10_000].join(","))
+}
+
+#[test]
+fn positions_take_memory_in_proportion_to_the_text() {
+    let keys: Vec<_> = (0..10_000).map(|key| format!("k{key}: 1\n")).collect();
+    for text in [
+        long_keys_around_a_list(),
+        format!("name: a\noutput: [{}]\n", vec!["1"; 100_000].join(",")),
+        // Mappings with an empty key: about one entry for each character.
+        format!("name: a\noutput: [{}]\n", vec![":"; 100_000].join(",")),
+        keys.concat(),
+        ORDER.to_owned(),
+    ] {
+        let held = Positions::of(&text).expect("it is YAML").held_bytes();
+        assert!(held <= 64 * text.len(), "{held} bytes for a text of {}", text.len());
+    }
+}
+
+#[test]
+fn long_keys_around_a_list_are_read_with_their_places() {
+    let text = long_keys_around_a_list();
+    let (definition, positions) = parse(&text, DefinitionFormat::Yaml).expect("it is right");
+    assert!(definition.output.is_some());
+    let last = positions.path_at(Place { line: 63, column: 20_061 });
+    assert!(last.len() > 60_000 && last.ends_with("k60[9999]"), "{} bytes", last.len());
+    assert_eq!(positions.find(&last), Place { line: 63, column: 20_061 });
+
+    let text = text.replace("output", "outptu");
+    let (line, column, path, message) = yaml_fault(&text);
+    assert_eq!((line, column, path.as_str()), (2, 1, "outptu"));
+    assert!(message.starts_with("unknown field `outptu`"), "{message}");
+}
+
+#[test]
+fn every_path_leads_back_to_its_place() {
+    let odd = r#"{"": [[1], {"": 2}], a.b: {"[0]": 3, 'c"][d': 4, 'e\': {"f\"]": 5}}, "0": [6], "é ]": {g: 7}}"#;
+    for text in [ORDER.to_owned(), with_input(odd)] {
+        let (_, positions) = parse(&text, DefinitionFormat::Yaml).expect("it is right");
+        let mut paths = std::collections::HashSet::new();
+        for (index, line) in text.lines().enumerate() {
+            for column in 1..=line.chars().count() {
+                let place = Place { line: index + 1, column };
+                let path = positions.path_at(place);
+                let found = positions.find(&path);
+                assert!(found <= place, "{path} is at {found:?}");
+                assert_eq!(positions.path_at(found), path);
+                paths.insert(path);
+            }
+        }
+        assert!(paths.len() >= 20, "{paths:?}");
+    }
+}
+
 #[test]
 fn a_text_cut_anywhere_is_read_or_refused() {
     let json =
