@@ -20,6 +20,8 @@ mod segment;
 mod tests;
 mod write;
 
+use std::io;
+
 use prost::Message;
 use serde_saphyr::{
     DefaultMessageFormatter, DuplicateKeyPolicy, MessageFormatter, NonFiniteFloatPolicy,
@@ -53,7 +55,8 @@ pub struct SourceError {
     pub field_path: String,
     /// For people; without place and path.
     pub message: String,
-    /// `DefinitionInvalid` or `DefinitionTooLarge`.
+    /// `DefinitionInvalid` or `DefinitionTooLarge`; `Overloaded` if the system could not start a thread
+    /// for the reader, in which case the caller can try again later.
     pub reason: ErrorReason,
 }
 
@@ -81,6 +84,10 @@ impl SourceError {
     fn too_large(message: &str) -> Self {
         Self { reason: ErrorReason::DefinitionTooLarge, ..Self::new(Place::START, "", message) }
     }
+
+    fn overloaded(message: &str) -> Self {
+        Self { reason: ErrorReason::Overloaded, ..Self::new(Place::START, "", message) }
+    }
 }
 
 impl DefinitionSource {
@@ -98,7 +105,22 @@ impl DefinitionSource {
 /// # Errors
 /// The first thing that is wrong with the text as a text, as YAML or JSON, or as the JSON form of a
 /// definition. Whether the definition can work is for the service to say.
+///
+/// If the system cannot start a thread for the reader, the reason is `Overloaded`: nothing is known to
+/// be wrong with the text, and a later call may read it.
+///
+/// # Panics
+/// The reader of YAML panics.
 pub fn parse(
+    text: &str,
+    format: DefinitionFormat,
+) -> Result<(WorkflowDefinition, Positions), SourceError> {
+    parse_on(STACK_BYTES, text, format)
+}
+
+/// As [`parse`], with another stack for the reader.
+fn parse_on(
+    stack_bytes: usize,
     text: &str,
     format: DefinitionFormat,
 ) -> Result<(WorkflowDefinition, Positions), SourceError> {
@@ -110,10 +132,15 @@ pub fn parse(
     }
     // JSON is YAML: from here on there is one way, so that both report the same.
     let positions = Positions::of(text)?;
-    let definition = with_stack(|| {
+    let read = with_stack(stack_bytes, || {
         serde_saphyr::from_str_with_options::<WorkflowDefinition>(text, options())
             .map_err(|error| located(&error, &positions))
-    })?;
+    });
+    let definition = read.map_err(|_| {
+        let message = "the definition could not be read now, because the system could not start \
+                       another thread: try again later";
+        SourceError::overloaded(message)
+    })??;
     // Aliases may make a large definition of a small text.
     if definition.encoded_len() > SOURCE_BYTES_MAX {
         return Err(SourceError::too_large("the definition is over 1 MiB"));
@@ -123,15 +150,16 @@ pub fn parse(
 
 /// Runs a recursive reader on a thread of its own, because the calling thread may have less stack.
 ///
+/// # Errors
+/// The system cannot start a thread with such a stack. Nothing has been read.
+///
 /// # Panics
-/// The reader panics, or the system cannot start a thread.
-fn with_stack<T: Send>(read: impl FnOnce() -> T + Send) -> T {
+/// The reader panics.
+fn with_stack<T: Send>(stack_bytes: usize, read: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-        let reader = thread.spawn_scoped(scope, read).unwrap_or_else(|error| {
-            panic!("no thread could be started to read a definition: {error}")
-        });
-        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let thread = std::thread::Builder::new().stack_size(stack_bytes);
+        let reader = thread.spawn_scoped(scope, read)?;
+        Ok(reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 

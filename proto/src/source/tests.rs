@@ -408,6 +408,17 @@ fn every_path_leads_back_to_its_place() {
 }
 
 #[test]
+fn a_text_is_not_read_when_no_thread_can_be_started() {
+    let error = parse_on(usize::MAX / 2 + 1, ORDER, DefinitionFormat::Yaml);
+    let error = error.expect_err("no thread has such a stack");
+    assert_eq!(error.reason, ErrorReason::Overloaded);
+    assert_eq!((error.place, error.field_path.as_str()), (Place::START, ""));
+    assert!(error.message.contains("could not be read now"), "{error}");
+    assert!(error.message.contains("try again"), "{error}");
+    assert!(yaml(ORDER).is_ok());
+}
+
+#[test]
 fn a_text_cut_anywhere_is_read_or_refused() {
     let json =
         serde_json::to_string(&yaml(ORDER).expect("it is right")).expect("it has a JSON form");
