@@ -15,6 +15,8 @@ use crate::convert::enumeration::known;
 use crate::convert::{definition, retry, time};
 use crate::status::{Error, Result, issue_reason, source_issue};
 
+/// When a caller may try again, if the server had no thread left to read a definition.
+const RETRY: Duration = Duration::from_secs(1);
 /// The most issues in one answer.
 const ISSUES_MAX: usize = 1_000;
 
@@ -47,7 +49,19 @@ pub(crate) struct Checked {
 /// calls.
 pub(crate) async fn check(given: Given) -> Result<Checked> {
     let checked = tokio::task::spawn_blocking(move || check_now(given)).await;
-    checked.map_err(|error| Error::internal("checking a definition", &error))
+    let checked = checked.map_err(|error| Error::internal("checking a definition", &error))?;
+    refuse_unread(checked)
+}
+
+/// A definition that could not be read for want of a thread has no issue: the call is refused.
+fn refuse_unread(checked: Checked) -> Result<Checked> {
+    match checked.issues.first() {
+        Some(issue) if issue.reason() == ErrorReason::Overloaded => Err(Error {
+            retry_after: Some(RETRY),
+            ..Error::new(ErrorReason::Overloaded, issue.message.clone())
+        }),
+        _ => Ok(checked),
+    }
 }
 
 impl Checked {
@@ -222,6 +236,19 @@ mod tests {
                 ("steps[0].retry.max_attempts", 7, ErrorReason::RetryPolicyInvalid),
             ]
         );
+    }
+
+    #[test]
+    fn definition_that_no_thread_could_read_is_refused_with_a_delay() {
+        let unread = v1::DefinitionIssue {
+            reason: ErrorReason::Overloaded.into(),
+            ..v1::DefinitionIssue::default()
+        };
+        let refused = refuse_unread(Checked { read: None, issues: vec![unread] });
+        let error = refused.err().expect("the call is refused");
+        assert_eq!((error.reason, error.retry_after), (ErrorReason::Overloaded, Some(RETRY)));
+        let read = refuse_unread(checked("name: a\nsteps: []\n")).expect("its issues are answered");
+        assert_eq!(read.issues.len(), 1);
     }
 
     #[test]
