@@ -13,8 +13,8 @@ use crate::payload::to_payload;
 
 /// The largest size of an error in the protocol, causes included: 64 KiB.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
-/// The longest chain of causes that an error may have.
-const CAUSES_MAX: usize = 20;
+/// The most errors in a chain of causes, the outermost included.
+const CHAIN_MAX: usize = 20;
 /// The length to which each text is cut when an error is over its limit, in bytes.
 const SHORT_TEXT_BYTES_MAX: usize = 512;
 
@@ -173,7 +173,7 @@ impl TaskError {
         let mut error = *self.error;
         let mut dropped = Vec::new();
         if cut_causes(&mut error) {
-            dropped.push("causes over 20 deep");
+            dropped.push("causes beyond 20 errors");
         }
         for (part, drop_part) in SHRINKING {
             // The 256 bytes leave room for the note that is added below.
@@ -221,7 +221,7 @@ pub(crate) fn shorten(text: &mut String, bytes_max: usize) {
 /// Drops the causes beyond the limit. If they forbid a retry, that moves to the last cause that stays.
 fn cut_causes(error: &mut v1::Error) -> bool {
     let mut last = error;
-    for _ in 0..CAUSES_MAX {
+    for _ in 1..CHAIN_MAX {
         match last.cause {
             Some(ref mut cause) => last = cause,
             None => return false,
@@ -344,16 +344,16 @@ mod tests {
         }
         let error = error.details(&"y".repeat(60_000)).message("z".repeat(70_000)).into_proto();
         assert!(error.encoded_len() <= ERROR_BYTES_MAX, "{} bytes", error.encoded_len());
-        for part in ["causes over 20 deep", "stack traces", "details", "ends of texts"] {
+        for part in ["causes beyond 20 errors", "stack traces", "details", "ends of texts"] {
             assert!(error.message.contains(part), "{part} is not named");
         }
-        let mut depth = 0;
+        let mut chain = 1;
         let mut last = &error;
         while let Some(cause) = &last.cause {
             last = cause;
-            depth += 1;
+            chain += 1;
         }
-        assert_eq!(depth, CAUSES_MAX);
+        assert_eq!(chain, 20, "the server accepts no longer chain");
         assert!(
             TaskError { error: Box::new(error) }.is_non_retryable(),
             "the flag of a removed cause was lost"
