@@ -34,6 +34,7 @@ fn workflow(definition: &WorkflowDefinition) -> Vec<(String, Yaml)> {
         defaults,
         steps,
         finally,
+        on_failure,
         timeout,
         cleanup_timeout,
         cancel_grace,
@@ -47,6 +48,7 @@ fn workflow(definition: &WorkflowDefinition) -> Vec<(String, Yaml)> {
         .duration("cancel_grace", *cancel_grace)
         .map("defaults", defaults.as_ref().map(workflow_defaults))
         .steps("steps", steps)
+        .steps("on_failure", on_failure)
         .steps("finally", finally)
         .template("output", output.as_ref())
         .0

@@ -147,6 +147,7 @@ fn schedules(workflow: &Workflow) -> Vec<v1::StepRetrySchedule> {
         }
     };
     each_step(&workflow.steps.steps, "", &mut add);
+    each_step(&workflow.on_failure, "", &mut add);
     each_step(&workflow.finally, "", &mut add);
     schedules
 }

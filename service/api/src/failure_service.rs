@@ -347,6 +347,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         | Event::CompensationRetried { .. }
         | Event::CompensationSkipped { .. }
         | Event::CompensationEnded { .. }
+        | Event::OnFailureStarted { .. }
         | Event::FinallyStarted { .. } => {}
     }
 }

@@ -215,6 +215,7 @@ fn plan(steps: usize) -> Plan {
         description: String::new(),
         defaults: Defaults::default(),
         steps: Block::from((0..steps).map(step).collect::<Vec<_>>()),
+        on_failure: Vec::new(),
         finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,

@@ -5,15 +5,17 @@
 //! | --- | --- | --- |
 //! | none | start | RUNNING, first step scheduled |
 //! | RUNNING, steps | complete | next step, or `finally`, or SUCCEEDED / WARNING |
-//! | RUNNING, steps | fail, time out, lose | retry; else ignored: next step; else COMPENSATING |
+//! | RUNNING, steps | fail, time out, lose | retry; else caught or ignored, by the step or one around it: next step; else COMPENSATING |
 //! | RUNNING, steps | cancel | CANCELLING: live attempts have a grace period |
 //! | RUNNING, steps | wake after the deadline | COMPENSATING: live attempts have a grace period |
 //! | COMPENSATING, CANCELLING, steps | last live attempt ends, or the grace period is over | compensation begins |
-//! | COMPENSATING, CANCELLING, compensation | complete | next compensation, in reverse order; then `finally` |
+//! | COMPENSATING, CANCELLING, compensation | complete | next compensation, in reverse order; then `on_failure` unless it is a cancel; then `finally` |
 //! | COMPENSATING, CANCELLING, compensation | fail, time out, lose | retry; else PARKED, the others still run |
+//! | COMPENSATING, `on_failure` | complete | next step of `on_failure`; then `finally` |
+//! | COMPENSATING, `on_failure` | fail, time out, lose | retry; else caught or ignored; else the error is recorded, and `finally` |
 //! | any, `finally` | complete | next step of `finally`; then the end |
-//! | any, `finally` | fail, time out, lose | retry; else the error is recorded, and the end |
-//! | any, compensation or `finally` | wake after the cleanup deadline | due compensations are PARKED, and the end |
+//! | any, `finally` | fail, time out, lose | retry; else caught or ignored; else the error is recorded, and the end |
+//! | any, cleanup | wake after the cleanup deadline | due compensations are PARKED, and the end |
 //! | any but ended | terminate | TERMINATED: compensations due are PARKED, nothing else runs |
 //! | ended, compensation RUNNING again | terminate | compensations due are PARKED; the end state does not change |
 //! | any, compensation PARKED | retry compensation | compensation RUNNING again, whether or not the execution has ended |
@@ -403,7 +405,8 @@ impl<'a> Decider<'a> {
                     self.run_inside(&idle.expect("there is work in such a scope"));
                 }
                 Work::Steps => self.run_steps(),
-                Work::BeginFinally => self.begin_finally(),
+                Work::BeginHandlers => self.begin_handlers(),
+                Work::OnFailure => self.run_on_failure(),
                 Work::Finally => self.run_finally(),
             }
         }

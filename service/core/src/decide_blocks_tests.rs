@@ -403,6 +403,134 @@ fn blocks_of_finally_run_and_fail_as_its_steps_do() {
     assert!(rig.state().node(&"d".into()).is_none(), "nothing follows a failed step");
 }
 
+/// A workflow with a handler of its failures and a step of `finally`.
+fn with_on_failure() -> Workflow {
+    let mut report = Step { compensate: None, ..step("report", 1) };
+    if let StepKind::Task(task) = &mut report.kind {
+        task.input = Some(
+            r#"{"why": "${error.type}", "at": "${execution.failed_step}", "undone": "${execution.compensation_state}", "a": "${steps.a.output}"}"#.into(),
+        );
+    }
+    let mut workflow = workflow(vec![step("a", 1), step("b", 1)]);
+    workflow.on_failure = vec![report, group("more", vec![set("note", "1")])];
+    workflow.finally = vec![finally("tidy")];
+    workflow.timeout = Some(60 * SECOND);
+    workflow.cleanup_timeout = Some(200 * SECOND);
+    workflow
+}
+
+#[test]
+fn on_failure_runs_once_after_compensation_and_before_finally() {
+    let mut rig = Rig::new(&with_on_failure());
+    rig.complete("a");
+    rig.fail("b", declined());
+    rig.complete("a/compensate");
+    assert_eq!(rig.state().phase, Phase::OnFailure);
+    let input = &rig.state().task(&"report".into()).expect("it has begun").input;
+    let expected = r#"{"a":"a","at":"b","undone":"DONE","why":"payment.card_declined"}"#;
+    assert_eq!(input, &Payload::json(expected));
+    rig.complete("report");
+    assert!(matches!(state_of(&rig, "more"), NodeState::Completed { .. }));
+    rig.complete("tidy");
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Done));
+    assert_eq!(rig.started(), ["a", "b", "a/compensate", "report", "tidy"]);
+    assert_eq!(rig.state().compensations().len(), 1, "its steps are never undone");
+}
+
+#[test]
+fn on_failure_runs_only_after_a_failure_or_a_timeout() {
+    type Script = fn(&mut Rig);
+    let table: [(&str, Script, State, bool); 5] = [
+        (
+            "success",
+            |rig| [(); 2].into_iter().zip(["a", "b"]).for_each(|((), id)| rig.complete(id)),
+            State::Succeeded,
+            false,
+        ),
+        ("failure", |rig| rig.fail("a", declined()), State::Failed, true),
+        ("timeout", |rig| [(); 2].into_iter().for_each(|()| rig.wake()), State::TimedOut, true),
+        (
+            "cancel",
+            |rig| {
+                rig.submit(Command::CancelExecution { reason: "x".into() }).expect("it runs");
+                rig.wake();
+            },
+            State::Cancelled,
+            false,
+        ),
+        (
+            "termination",
+            |rig| rig.submit(terminate("x")).expect("it runs"),
+            State::Terminated,
+            false,
+        ),
+    ];
+    for (name, script, ended, runs) in table {
+        let mut rig = Rig::new(&with_on_failure());
+        script(&mut rig);
+        for _ in 0..10 {
+            let open = rig.state().open_attempts().next().map(|open| open.path.to_string());
+            if let Some(path) = open {
+                rig.complete(&path);
+            }
+        }
+        assert_eq!(rig.ended().0, ended, "{name}");
+        let times = rig.started().iter().filter(|path| *path == "report").count();
+        assert_eq!(times, usize::from(runs), "{name}");
+        let began =
+            rig.events.iter().filter(|event| matches!(event, Event::OnFailureStarted { .. }));
+        assert_eq!(began.count(), usize::from(runs), "{name}");
+    }
+}
+
+#[test]
+fn failed_step_of_on_failure_is_recorded_and_finally_runs() {
+    let mut rig = Rig::new(&with_on_failure());
+    rig.fail("a", declined());
+    rig.fail("report", TaskError::new("mail.down", "no"));
+    assert_eq!(rig.state().phase, Phase::Finally);
+    assert!(rig.state().node(&"more".into()).is_none(), "nothing follows a failed step");
+    rig.complete("tidy");
+    assert_eq!(rig.ended().0, State::Failed);
+    assert_eq!(error(&rig), &declined(), "cleanup never changes the error");
+    let handler_failed = rig.kinds.iter().filter(|kind| **kind == FailureKind::HandlerFailed);
+    assert_eq!(handler_failed.count(), 1);
+}
+
+#[test]
+fn cleanup_timeout_records_each_list_of_handlers_that_it_cuts_off() {
+    let cut = |rig: &Rig| -> Vec<String> {
+        let cut = rig.events.iter().filter_map(|event| match event {
+            Event::HandlerFailed { path, error }
+                if error.error_type == builtin::CLEANUP_TIMEOUT =>
+            {
+                Some(path.to_string())
+            }
+            _ => None,
+        });
+        cut.collect()
+    };
+    let mut rig = Rig::new(&with_on_failure());
+    rig.complete("a");
+    rig.fail("b", declined());
+    rig.wake();
+    assert_eq!(rig.ended(), (State::Failed, CompensationState::Parked));
+    assert_eq!(cut(&rig), ["report", "tidy"]);
+
+    let mut rig = Rig::new(&with_on_failure());
+    rig.fail("a", declined());
+    rig.wake();
+    assert_eq!(rig.ended().0, State::Failed);
+    assert_eq!(cut(&rig), ["report", "tidy"], "the first was cut off, the second never began");
+
+    let mut rig = Rig::new(&with_on_failure());
+    rig.submit(Command::CancelExecution { reason: "x".into() }).expect("it runs");
+    rig.wake();
+    rig.wake();
+    assert_eq!(rig.ended().0, State::Cancelled);
+    assert_eq!(cut(&rig), ["tidy"], "a cancel has no `on_failure`");
+}
+
 #[test]
 fn start_needs_a_history_format_that_can_hold_the_steps() {
     let start = |workflow: &Workflow, format| {
@@ -422,6 +550,7 @@ fn start_needs_a_history_format_that_can_hold_the_steps() {
     assert_eq!(start(&workflow(vec![set("a", "1")]), TERSE), refused);
     let caught = catching(step("a", 1), vec![handler("", vec![], None)]);
     assert_eq!(start(&workflow(vec![caught]), TERSE), refused);
+    assert_eq!(start(&with_on_failure(), TERSE), refused);
     assert_eq!(start(&workflow(vec![set("a", "1")]), BLOCKS), Ok(()));
     assert_eq!(start(&workflow(vec![step("a", 1)]), 1), Ok(()));
 }

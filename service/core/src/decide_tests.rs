@@ -67,6 +67,7 @@ fn workflow(steps: Vec<Step>) -> Workflow {
         description: String::new(),
         defaults: Defaults::default(),
         steps: steps.into(),
+        on_failure: Vec::new(),
         finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,

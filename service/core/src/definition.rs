@@ -13,11 +13,13 @@ pub struct Workflow {
     pub defaults: Defaults,
     /// The steps of a run, and the output of the execution.
     pub steps: Block,
+    /// Runs once per execution, after the last run and its compensation, if the run failed or timed out.
+    pub on_failure: Vec<Step>,
     /// Runs once per execution, after everything else and whatever its outcome, except after a termination.
     pub finally: Vec<Step>,
     /// Limits all runs together, including the waits between them.
     pub timeout: Option<Duration>,
-    /// Limits compensation and `finally` together; one hour by default.
+    /// Limits compensation, `on_failure` and `finally` together; one hour by default.
     pub cleanup_timeout: Option<Duration>,
     /// How long a run that ends early waits for each live attempt; 10 s by default. Zero: do not wait.
     pub cancel_grace: Option<Duration>,

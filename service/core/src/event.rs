@@ -156,10 +156,13 @@ pub enum Event {
     CompensationEnded {
         state: CompensationState,
     },
+    OnFailureStarted {
+        cleanup_deadline: Option<Timestamp>,
+    },
     FinallyStarted {
         cleanup_deadline: Option<Timestamp>,
     },
-    /// A step of `finally` failed. If the run itself failed, its error remains the error of the execution.
+    /// A step of `on_failure` or `finally` failed. If the run itself failed, its error remains the error of the execution.
     HandlerFailed {
         path: StepPath,
         error: TaskError,
@@ -249,6 +252,7 @@ impl Event {
             | Self::CompensationRetried { .. }
             | Self::CompensationSkipped { .. }
             | Self::CompensationEnded { .. }
+            | Self::OnFailureStarted { .. }
             | Self::FinallyStarted { .. }
             | Self::HandlerFailed { .. }
             | Self::ExecutionEnded { .. } => None,
@@ -293,7 +297,9 @@ impl Event {
                 | Self::BlockStarted { path, .. }
                 | Self::AttemptScheduled { path, .. }
                 | Self::AttemptWithdrawn { path, .. } => path.as_str().len(),
-                Self::CompensationEnded { .. } | Self::FinallyStarted { .. } => 0,
+                Self::CompensationEnded { .. }
+                | Self::OnFailureStarted { .. }
+                | Self::FinallyStarted { .. } => 0,
             }
     }
 }

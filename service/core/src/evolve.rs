@@ -239,6 +239,10 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
                 state.termination = None;
             }
         }
+        Event::OnFailureStarted { cleanup_deadline } => {
+            state.phase = Phase::OnFailure;
+            state.cleanup_deadline = *cleanup_deadline;
+        }
         Event::FinallyStarted { cleanup_deadline } => {
             state.phase = Phase::Finally;
             state.cleanup_deadline = *cleanup_deadline;
@@ -349,7 +353,7 @@ fn complete_step(
 }
 
 /// Records that a step took effect, or may have. The step gets the next place in the order of ends. It also
-/// gets an entry in the ledger, except a step of `finally`, which is never undone.
+/// gets an entry in the ledger, except a step of `on_failure` or `finally`, which is never undone.
 fn close(
     state: &mut Execution,
     path: &StepPath,
@@ -357,7 +361,7 @@ fn close(
 ) -> Result<(), &'static str> {
     let id = state.nodes.find(path).ok_or("no such step")?;
     let node = state.nodes.get(id);
-    let closing = if state.nodes.is_finally(node) {
+    let closing = if state.nodes.is_cleanup(node) {
         state.ledger.next_closing()
     } else {
         state.ledger.record(node.closing, path, node.generation, outcome)
@@ -374,7 +378,11 @@ fn add_node(
     node_state: NodeState,
     part: Option<Part>,
 ) -> Result<(), &'static str> {
-    let root = if state.phase == Phase::Finally { Scope::Finally } else { Scope::Steps };
+    let root = match state.phase {
+        Phase::Steps | Phase::Compensation => Scope::Steps,
+        Phase::OnFailure => Scope::OnFailure,
+        Phase::Finally => Scope::Finally,
+    };
     let scope = state.nodes.scope_of(path, root)?;
     // A step that is tried again keeps its entry in the ledger: the effects of the earlier try must still
     // be undone.

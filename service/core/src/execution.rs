@@ -72,7 +72,7 @@ pub struct Execution {
     pub termination: Option<TaskError>,
     /// The reason given by the first request to cancel.
     pub cancel_reason: Option<String>,
-    /// When the cleanup times out. Set when compensation or `finally` begins.
+    /// When the cleanup times out. Set when its first part begins: compensation, `on_failure` or `finally`.
     pub cleanup_deadline: Option<Timestamp>,
     pub warnings: Vec<Warning>,
     pub ended_at: Option<Timestamp>,
@@ -90,7 +90,6 @@ pub struct Execution {
 pub enum Phase {
     Steps,
     Compensation,
-    /// Reserved: no execution is in this phase yet.
     OnFailure,
     Finally,
 }
@@ -117,7 +116,7 @@ pub enum WarningKind {
     ErrorIgnored,
     /// An attempt was retried under a policy with `warning_on_retry`.
     Retried,
-    /// A step of `finally` failed.
+    /// A step of `on_failure` or `finally` failed.
     HandlerFailed,
 }
 
@@ -297,9 +296,9 @@ impl Execution {
         self.stop.is_some() || self.termination.is_some()
     }
 
-    /// The steps that have begun, in the order of their start, without those of `finally`.
+    /// The steps that have begun, in the order of their start, without those of `on_failure` and `finally`.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &Node> {
-        self.nodes.iter().filter(|node| !self.nodes.is_finally(node))
+        self.nodes.iter().filter(|node| !self.nodes.is_cleanup(node))
     }
 
     /// Resolves the payload that an event holds or refers to.
@@ -314,12 +313,12 @@ impl Execution {
         }
     }
 
-    /// The steps of `finally` that have begun.
-    pub fn finally(&self) -> impl DoubleEndedIterator<Item = &Node> {
-        self.nodes.iter().filter(|node| self.nodes.is_finally(node))
+    /// The steps of `on_failure` and `finally` that have begun.
+    pub fn cleanup_steps(&self) -> impl DoubleEndedIterator<Item = &Node> {
+        self.nodes.iter().filter(|node| self.nodes.is_cleanup(node))
     }
 
-    /// The node of a step, including the steps of `finally`.
+    /// The node of a step, including the steps of `on_failure` and `finally`.
     pub fn node(&self, path: &StepPath) -> Option<&Node> {
         self.nodes.find(path).map(|id| self.nodes.get(id))
     }

@@ -12,9 +12,9 @@
 //! | `input` | the execution's input |
 //! | `steps.<id>.output` | the step's output, or that of the handler that caught its error; null if it was skipped, failed or has not ended |
 //! | `steps.<id>.error` | the error with which the step failed, caught or ignored or neither; else null |
-//! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null) |
+//! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null), `compensation_state` |
 //! | `run` | number of the run, from 1 |
-//! | `error` | in a handler: the error that it took; in `finally` and compensations: the error that stopped the run, or null |
+//! | `error` | in a handler: the error that it took; in `on_failure`, `finally` and compensations: the error that stopped the run, or null |
 //!
 //! An error has `type`, `message`, `details` (null unless they are JSON), `stack_trace`, `category` (or
 //! null), `non_retryable`, `source` and `cause` (an error or null). The variable `error` also has `step`, the

@@ -22,7 +22,7 @@ pub use self::policy::{PatternError, check_error_type_pattern};
 pub const START_TO_CLOSE: Duration = Duration::from_secs(60);
 /// Default of the time for which a run that ends early waits for its live attempts.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
-/// Default time limit of compensation and `finally` together.
+/// Default time limit of compensation, `on_failure` and `finally` together.
 pub const CLEANUP_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Name of the default queue.
 pub const QUEUE: &str = "default";
@@ -154,6 +154,11 @@ impl Plan {
         self.tree.children(scope).iter().map(|node| self.node(*node))
     }
 
+    /// The steps of `on_failure`.
+    pub fn on_failure(&self) -> impl ExactSizeIterator<Item = &StepPlan> {
+        self.children(ScopeId::ON_FAILURE)
+    }
+
     /// The steps of `finally`.
     pub fn finally(&self) -> impl ExactSizeIterator<Item = &StepPlan> {
         self.children(ScopeId::FINALLY)
@@ -168,9 +173,9 @@ impl Plan {
         self.tree.resolve(path).map(|(node, _)| self.node(node))
     }
 
-    /// Whether the path names a step of `finally`, or one inside such a step.
-    pub fn is_finally(&self, path: &StepPath) -> bool {
-        self.tree.resolve(path).is_some_and(|(node, _)| self.tree.is_finally(node))
+    /// Whether the path names a step of `on_failure` or `finally`, or one inside such a step.
+    pub fn is_cleanup(&self, path: &StepPath) -> bool {
+        self.tree.resolve(path).is_some_and(|(node, _)| self.tree.is_cleanup(node))
     }
 
     /// The output template of a scope. Without one, its output is that of the last step that has one.

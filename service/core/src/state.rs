@@ -85,6 +85,21 @@ pub enum CompensationState {
     Parked,
 }
 
+impl CompensationState {
+    pub const ALL: [Self; 5] = [Self::None, Self::Pending, Self::Running, Self::Done, Self::Parked];
+
+    /// The name in the API, in expressions and in stores.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Pending => "PENDING",
+            Self::Running => "RUNNING",
+            Self::Done => "DONE",
+            Self::Parked => "PARKED",
+        }
+    }
+}
+
 /// What is known about the step that is to be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompensationOutcome {

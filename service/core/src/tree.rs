@@ -3,8 +3,8 @@
 //! the reverse. Which steps an expression may read follows from its place. No function here searches all
 //! steps.
 //!
-//! A scope is a list of steps that run one after the other: the workflow's `steps`, its `finally`, or one
-//! of the lists inside a step.
+//! A scope is a list of steps that run one after the other: the workflow's `steps`, `on_failure` or
+//! `finally`, or one of the lists inside a step.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,8 @@ pub struct ScopeId(u32);
 impl ScopeId {
     /// The workflow's `steps`.
     pub const STEPS: Self = Self(0);
-    pub const FINALLY: Self = Self(1);
+    pub const ON_FAILURE: Self = Self(1);
+    pub const FINALLY: Self = Self(2);
 
     pub(crate) fn index(self) -> usize {
         self.0 as usize
@@ -70,7 +71,7 @@ struct Node {
 
 #[derive(Debug)]
 struct Scope {
-    /// The step that contains the scope; none for `steps` and `finally`.
+    /// The step that contains the scope; none for the workflow's own lists.
     owner: Option<PlanNodeId>,
     /// The surrounding place: every step that can be read there can also be read in this scope.
     outer: Option<Place>,
@@ -89,7 +90,8 @@ pub struct Tree {
 impl Default for Tree {
     fn default() -> Self {
         let scope = |outer| Scope { owner: None, outer, is_keyed: false, steps: Vec::new() };
-        let scopes = vec![scope(None), scope(Some(Place::end_of(ScopeId::STEPS)))];
+        let after_steps = || scope(Some(Place::end_of(ScopeId::STEPS)));
+        let scopes = vec![scope(None), after_steps(), after_steps()];
         Self { nodes: Vec::new(), scopes, by_id: HashMap::new() }
     }
 }
@@ -127,10 +129,10 @@ impl Tree {
         self.scopes.len()
     }
 
-    /// Whether a step is one of `finally`, or stands inside one.
-    pub fn is_finally(&self, node: PlanNodeId) -> bool {
+    /// Whether a step is one of `on_failure` or `finally`, or stands inside one.
+    pub fn is_cleanup(&self, node: PlanNodeId) -> bool {
         let around = std::iter::successors(Some(node), |node| self.parent(*node)).last();
-        around.is_some_and(|outermost| self.place(outermost).scope == ScopeId::FINALLY)
+        around.is_some_and(|outermost| self.place(outermost).scope != ScopeId::STEPS)
     }
 
     /// The step with this id; ids are unique within a workflow.
@@ -168,7 +170,10 @@ impl Tree {
             }
             here = self.scope(place.scope).outer;
         }
-        if target.scope == ScopeId::FINALLY { Sight::Later } else { Sight::Hidden }
+        match target.scope {
+            ScopeId::ON_FAILURE | ScopeId::FINALLY => Sight::Later,
+            _ => Sight::Hidden,
+        }
     }
 
     /// The node that a path names, and the keys of the items around it, outermost first. None if the
@@ -312,7 +317,7 @@ mod tests {
         let step = (any::<prop::sample::Index>(), proptest::option::of(any::<bool>()));
         proptest::collection::vec(step, 1..30).prop_map(|steps| {
             let mut tree = Tree::default();
-            let mut scopes = vec![ScopeId::STEPS, ScopeId::FINALLY];
+            let mut scopes = vec![ScopeId::STEPS, ScopeId::ON_FAILURE, ScopeId::FINALLY];
             for (at, (place, scope)) in steps.into_iter().enumerate() {
                 let node = tree.add_step(*place.get(&scopes), format!("s{at}").into());
                 scopes.extend(scope.map(|is_keyed| tree.add_scope(node, Part::Body, is_keyed)));

@@ -69,6 +69,7 @@ kinds! {
     CompensationRetried "compensation_retried"
     CompensationSkipped "compensation_skipped"
     CompensationEnded "compensation_ended"
+    OnFailureStarted "on_failure_started"
     FinallyStarted "finally_started"
     HandlerFailed "handler_failed"
     ExecutionEnded "execution_ended"
@@ -305,6 +306,7 @@ fn workflow() -> def::Workflow {
             steps: vec![step.clone()],
             output: Some(r#"{"id":"${steps.charge.output.id}"}"#.into()),
         },
+        on_failure: Vec::new(),
         finally: vec![def::Step { id: def_id("notify"), ..step }],
         timeout: Some(second * 3600),
         cleanup_timeout: Some(second * 600),
@@ -464,6 +466,7 @@ fn blocks() -> Vec<(&'static str, Event)> {
             },
         ),
         ("step_caught", Event::StepCaught { path: path(), output: PayloadSource::Input }),
+        ("on_failure_started", Event::OnFailureStarted { cleanup_deadline: Some(at(600)) }),
     ]
 }
 
@@ -509,6 +512,7 @@ fn blocks_workflow() -> def::Workflow {
         def::Step { catch: vec![catch], ..step("guarded", def::StepKind::Try(body)) },
         step("done", def::StepKind::Return { output: Some("2".into()) }),
     ];
+    workflow.on_failure = vec![step("report", def::StepKind::Set("3".into()))];
     workflow
 }
 

@@ -61,6 +61,7 @@ impl Catalog {
         let mut types = BTreeSet::new();
         for own in &self.definitions {
             add_task_types(&own.steps.steps, &mut types);
+            add_task_types(&own.on_failure, &mut types);
             add_task_types(&own.finally, &mut types);
         }
         types.into_iter().collect()
@@ -133,6 +134,7 @@ fn workflow(name: &str, steps: Vec<Step>) -> Workflow {
         description: String::new(),
         defaults: Defaults::default(),
         steps: steps.into(),
+        on_failure: Vec::new(),
         finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,
@@ -197,6 +199,10 @@ fn guarded() -> Workflow {
     let total = block("total", StepKind::Set("{\"n\": \"${steps.ask.output.n + 1}\"}".into()));
     let when_odd = Some("steps.total.output.n % 2 == 1".into());
     Workflow {
+        on_failure: vec![
+            group("page", vec![step("alert", 2)]),
+            block("noted", StepKind::Set("\"${execution.compensation_state}\"".into())),
+        ],
         finally: vec![tell, group("close", vec![step("sweep", 1)])],
         ..workflow(
             "guarded",

@@ -37,6 +37,7 @@ pub fn canonical_templates(mut definition: v1::WorkflowDefinition) -> v1::Workfl
         }
     }
     each_template(&mut definition.steps, &mut rewrite);
+    each_template(&mut definition.on_failure, &mut rewrite);
     each_template(&mut definition.finally, &mut rewrite);
     rewrite(&mut definition.output);
     definition
@@ -99,6 +100,7 @@ impl Reader {
             description: clean(&definition.description).into_owned(),
             defaults: defaults.map(|defaults| self.defaults(defaults)).unwrap_or_default(),
             steps: self.block(&definition.steps, definition.output.as_ref(), ""),
+            on_failure: self.steps(&definition.on_failure, "on_failure"),
             finally: self.steps(&definition.finally, "finally"),
             timeout: self.duration(definition.timeout, "", "timeout"),
             cleanup_timeout: self.duration(definition.cleanup_timeout, "", "cleanup_timeout"),
@@ -273,6 +275,7 @@ pub fn to_proto(workflow: &Workflow) -> v1::WorkflowDefinition {
         description: workflow.description.clone(),
         defaults: has_defaults.then(|| defaults(&workflow.defaults)),
         steps: workflow.steps.steps.iter().map(step).collect(),
+        on_failure: workflow.on_failure.iter().map(step).collect(),
         finally: workflow.finally.iter().map(step).collect(),
         timeout: workflow.timeout.map(time::duration),
         cleanup_timeout: workflow.cleanup_timeout.map(time::duration),
@@ -441,6 +444,8 @@ steps:
     when: error.attempts > 1
     output: 4
     steps: [{id: again, fail: {rethrow: true}}]
+on_failure:
+- {id: report, set: '${error.type}'}
 finally:
 - {id: tell, task: {type: mail.send}}
 ",

@@ -219,6 +219,11 @@ fn convert_ending(event: &Event) -> Proto {
         Event::CompensationEnded { state } => Proto::CompensationEnded(v1::CompensationEnded {
             state: execution::compensation_state(*state).into(),
         }),
+        Event::OnFailureStarted { cleanup_deadline } => {
+            Proto::OnFailureStarted(v1::OnFailureStarted {
+                cleanup_deadline: cleanup_deadline.map(time::timestamp),
+            })
+        }
         Event::FinallyStarted { cleanup_deadline } => Proto::FinallyStarted(v1::FinallyStarted {
             cleanup_deadline: cleanup_deadline.map(time::timestamp),
         }),

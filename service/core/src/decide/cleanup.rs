@@ -14,7 +14,7 @@ impl Decider<'_> {
     /// Begins the cleanup, once the run has stopped and none of its attempts is live.
     pub(super) fn begin_cleanup(&mut self) {
         if !self.plan_compensation() {
-            self.begin_finally();
+            self.begin_handlers();
         }
     }
 

@@ -75,7 +75,10 @@ pub(super) enum Work {
     Inside,
     /// Begin the next of the workflow's steps, or find that there is none.
     Steps,
-    BeginFinally,
+    /// Begin `on_failure` or `finally`.
+    BeginHandlers,
+    /// Begin the next step of `on_failure`, or find that there is none.
+    OnFailure,
     /// Begin the next step of `finally`, or find that there is none.
     Finally,
 }
@@ -94,10 +97,12 @@ pub(super) fn next_work(state: &Execution) -> Option<Work> {
     match state.phase {
         _ if state.state.is_ended() => None,
         Phase::Steps if state.is_stopping() => state.open.is_empty().then_some(Work::Cleanup),
-        Phase::Steps | Phase::Finally if state.nodes.first_idle().is_some() => Some(Work::Inside),
+        Phase::Steps | Phase::OnFailure | Phase::Finally if state.nodes.first_idle().is_some() => {
+            Some(Work::Inside)
+        }
         Phase::Steps => is_quiet(Scope::Steps).then_some(Work::Steps),
-        Phase::Compensation => (!compensates).then_some(Work::BeginFinally),
-        Phase::OnFailure => None,
+        Phase::Compensation => (!compensates).then_some(Work::BeginHandlers),
+        Phase::OnFailure => is_quiet(Scope::OnFailure).then_some(Work::OnFailure),
         Phase::Finally => is_quiet(Scope::Finally).then_some(Work::Finally),
     }
 }

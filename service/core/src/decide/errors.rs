@@ -42,11 +42,18 @@ impl Decider<'_> {
             let Scope::Inside { node, .. } = scope else { break };
             path = self.state().nodes.get(node).path.clone();
         }
-        if self.state().phase == Phase::Finally {
-            self.emit(Event::HandlerFailed { path: origin, error });
-            self.end();
-        } else {
-            self.stop_run(StopCause::Failed, error, Some(origin));
+        match self.state().phase {
+            Phase::Steps | Phase::Compensation => {
+                self.stop_run(StopCause::Failed, error, Some(origin));
+            }
+            Phase::OnFailure => {
+                self.emit(Event::HandlerFailed { path: origin, error });
+                self.begin_finally();
+            }
+            Phase::Finally => {
+                self.emit(Event::HandlerFailed { path: origin, error });
+                self.end();
+            }
         }
     }
 

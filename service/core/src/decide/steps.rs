@@ -52,6 +52,12 @@ impl<'a> Decider<'a> {
         }
     }
 
+    pub(super) fn run_on_failure(&mut self) {
+        if self.run_next(&Scope::OnFailure, ScopeId::ON_FAILURE) == Progress::Done {
+            self.begin_finally();
+        }
+    }
+
     pub(super) fn run_finally(&mut self) {
         if self.run_next(&Scope::Finally, ScopeId::FINALLY) == Progress::Done {
             self.end();
@@ -256,6 +262,17 @@ impl<'a> Decider<'a> {
             }
             Err(error) => self.stop_run(StopCause::Failed, error, None),
         }
+    }
+
+    /// Begins what follows compensation: `on_failure` if the run failed or timed out, otherwise `finally`.
+    pub(super) fn begin_handlers(&mut self) {
+        let cause = self.state().stop.as_ref().map(|stop| stop.cause);
+        let is_failure = matches!(cause, Some(StopCause::Failed | StopCause::TimedOut));
+        if !is_failure || self.plan.on_failure().len() == 0 {
+            return self.begin_finally();
+        }
+        let cleanup_deadline = self.cleanup_deadline();
+        self.emit(Event::OnFailureStarted { cleanup_deadline });
     }
 
     pub(super) fn begin_finally(&mut self) {

@@ -7,6 +7,7 @@ use crate::command::Rejection;
 use crate::error::{TaskError, builtin};
 use crate::event::{AttemptOutcome, Event, StopCause};
 use crate::execution::{NodeState, Phase};
+use crate::id::StepPath;
 use crate::time::Timestamp;
 
 impl Decider<'_> {
@@ -60,6 +61,25 @@ impl Decider<'_> {
         passed.map(|(_, deadline)| deadline)
     }
 
+    /// For each list of handlers that did not come to its end, the step that was cut off or, if none had
+    /// begun, the first one.
+    fn cut_handlers(&self) -> Vec<StepPath> {
+        let (state, plan) = (self.state(), self.plan);
+        let last = state.cleanup_steps().next_back();
+        let cut = last.filter(|node| matches!(node.state, NodeState::Cancelled));
+        let cut = cut.map(|node| node.path.clone());
+        let stop = state.stop.as_ref().map(|stop| stop.cause);
+        let is_failure = matches!(stop, Some(StopCause::Failed | StopCause::TimedOut));
+        let on_failure = plan.on_failure().next().filter(|_| is_failure);
+        let on_failure = on_failure.map(|step| step.path.clone());
+        let finally = plan.finally().next().map(|step| step.path.clone());
+        match state.phase {
+            Phase::Steps | Phase::Compensation => on_failure.into_iter().chain(finally).collect(),
+            Phase::OnFailure => cut.into_iter().chain(finally).collect(),
+            Phase::Finally => cut.into_iter().collect(),
+        }
+    }
+
     /// Ends a cleanup that has run out of time: whatever is left of it does not run.
     fn end_cleanup(&mut self) {
         let error = TaskError::builtin(builtin::CLEANUP_TIMEOUT, "the cleanup timed out");
@@ -67,16 +87,8 @@ impl Decider<'_> {
             // The deadline remains in the past, so the next transition continues here.
             return;
         }
-        let handler = match self.state().phase {
-            Phase::Finally => {
-                let last = self.state().finally().next_back();
-                let cut = last.filter(|node| matches!(node.state, NodeState::Cancelled));
-                cut.map(|node| node.path.clone())
-            }
-            _ => self.plan.finally().next().map(|step| step.path.clone()),
-        };
-        if let Some(path) = handler {
-            self.emit(Event::HandlerFailed { path, error });
+        for path in self.cut_handlers() {
+            self.emit(Event::HandlerFailed { path, error: error.clone() });
         }
         self.end();
     }

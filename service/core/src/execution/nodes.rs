@@ -13,11 +13,12 @@ impl NodeId {
     pub(super) const FIRST: Self = Self(0);
 }
 
-/// A list of steps in an execution: the workflow's `steps`, its `finally`, or a list inside a step. If that
-/// step is a loop, the scope belongs to one of its items.
+/// A list of steps in an execution: one of the workflow's own lists, or a list inside a step. If that step
+/// is a loop, the scope belongs to one of its items.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     Steps,
+    OnFailure,
     Finally,
     Inside { node: NodeId, part: Part, item: Option<ItemKey> },
 }
@@ -45,6 +46,7 @@ pub(crate) struct Nodes {
     list: Vec<Node>,
     by_path: HashMap<StepPath, NodeId>,
     steps: Counters,
+    on_failure: Counters,
     finally: Counters,
     inside: BTreeMap<Scope, Counters>,
     /// The scopes inside steps that have begun and not ended.
@@ -149,7 +151,7 @@ impl Nodes {
     pub fn owners_of_open_scopes(&self) -> impl Iterator<Item = NodeId> {
         self.open.iter().filter_map(|scope| match scope {
             Scope::Inside { node, .. } => Some(*node),
-            Scope::Steps | Scope::Finally => None,
+            Scope::Steps | Scope::OnFailure | Scope::Finally => None,
         })
     }
 
@@ -174,12 +176,12 @@ impl Nodes {
         &self.list[id.0 as usize]
     }
 
-    /// Whether the step is one of `finally`, or stands inside one.
-    pub fn is_finally(&self, node: &Node) -> bool {
+    /// Whether the step is one of `on_failure` or `finally`, or stands inside one.
+    pub fn is_cleanup(&self, node: &Node) -> bool {
         match &node.scope {
             Scope::Steps => false,
-            Scope::Finally => true,
-            Scope::Inside { node, .. } => self.is_finally(self.get(*node)),
+            Scope::OnFailure | Scope::Finally => true,
+            Scope::Inside { node, .. } => self.is_cleanup(self.get(*node)),
         }
     }
 
@@ -190,6 +192,7 @@ impl Nodes {
     pub fn counters(&self, scope: &Scope) -> Counters {
         match scope {
             Scope::Steps => self.steps,
+            Scope::OnFailure => self.on_failure,
             Scope::Finally => self.finally,
             Scope::Inside { .. } => self.inside.get(scope).copied().unwrap_or_default(),
         }
@@ -198,6 +201,7 @@ impl Nodes {
     fn counters_mut(&mut self, scope: &Scope) -> &mut Counters {
         match scope {
             Scope::Steps => &mut self.steps,
+            Scope::OnFailure => &mut self.on_failure,
             Scope::Finally => &mut self.finally,
             Scope::Inside { .. } => self.inside.entry(scope.clone()).or_default(),
         }

@@ -28,7 +28,7 @@ impl Execution {
         let is_idle = |scope: &&Scope| counters.get(*scope).is_none_or(|own| own.running == 0);
         let idle = open.iter().filter(is_idle).cloned().collect();
         assert_eq!(self.nodes.scopes(), (&open, &idle));
-        for scope in [Scope::Steps, Scope::Finally] {
+        for scope in [Scope::Steps, Scope::OnFailure, Scope::Finally] {
             let own = counters.remove(&scope).unwrap_or_default();
             assert_eq!(self.counters(&scope), own, "{scope:?}");
         }
@@ -36,7 +36,7 @@ impl Execution {
             assert_eq!(self.counters(&scope), own, "{scope:?}");
         }
 
-        let steps = self.steps().chain(self.finally());
+        let steps = self.steps().chain(self.cleanup_steps());
         let steps = steps.filter_map(|node| Some((node.path.clone(), node.task()?)));
         let undone = self.compensations().iter();
         let undone = undone.filter_map(|one| Some((one.step.compensation(), one.task.as_ref()?)));

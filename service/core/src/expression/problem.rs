@@ -31,7 +31,7 @@ pub enum Problem {
     #[error("unknown variable `{0}`, expected one of input, steps, execution, run, error")]
     UnknownVariable(String),
     #[error(
-        "`error` is available only in the handlers of `catch`, in `finally` and in compensations"
+        "`error` is available only in the handlers of `catch`, in `on_failure` and `finally`, and in compensations"
     )]
     ErrorOutsideHandler,
     #[error("`{of}` has no field `{field}`")]

@@ -16,8 +16,16 @@ use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::payload::Payload;
 use crate::time::Timestamp;
 
-pub(super) const EXECUTION_FIELDS: &[&str] =
-    &["id", "key", "namespace", "workflow", "version", "started_at", "failed_step"];
+pub(super) const EXECUTION_FIELDS: &[&str] = &[
+    "id",
+    "key",
+    "namespace",
+    "workflow",
+    "version",
+    "started_at",
+    "failed_step",
+    "compensation_state",
+];
 pub(super) const ERROR_FIELDS: &[&str] =
     &["type", "message", "details", "stack_trace", "category", "non_retryable", "source", "cause"];
 /// What the variable `error` says about the step in which the error arose.
@@ -161,6 +169,7 @@ fn execution_value<'v>(execution: &'v Execution) -> Box<dyn Val + 'v> {
         ("version", Box::new(CelInt::from(i64::from(execution.version)))),
         ("started_at", Box::new(CelString::from(rfc3339(execution.started_at)))),
         ("failed_step", optional_text(step.map(StepPath::as_str))),
+        ("compensation_state", text(execution.compensation.name())),
     ])
 }
 

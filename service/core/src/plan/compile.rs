@@ -93,7 +93,7 @@ struct Surroundings {
     /// Expressions may read `error`.
     has_error: bool,
     in_handler: bool,
-    in_finally: bool,
+    in_cleanup: bool,
 }
 
 /// The compiled steps so far, in the order of the tree.
@@ -131,7 +131,9 @@ impl Compiler<'_> {
             outputs: Vec::new(),
             needs_format: 1,
         };
-        let count = count(&definition.steps.steps) + count(&definition.finally);
+        let count = count(&definition.steps.steps)
+            + count(&definition.on_failure)
+            + count(&definition.finally);
         if count > STEPS_MAX {
             let message = format!("{count} steps, at most {STEPS_MAX} are allowed");
             self.issues.add("steps".into(), IssueCode::TooMany, message);
@@ -144,6 +146,7 @@ impl Compiler<'_> {
         let mut tree = Tree::default();
         let roots = [
             ("steps", &definition.steps.steps, ScopeId::STEPS),
+            ("on_failure", &definition.on_failure, ScopeId::ON_FAILURE),
             ("finally", &definition.finally, ScopeId::FINALLY),
         ];
         for (field, steps, scope) in roots {
@@ -154,10 +157,13 @@ impl Compiler<'_> {
             return plan;
         }
         let mut steps = Steps::new(&tree);
-        let root = Surroundings { has_error: false, in_handler: false, in_finally: false };
+        let root = Surroundings { has_error: false, in_handler: false, in_cleanup: false };
         self.block("", &definition.steps, ScopeId::STEPS, root, &mut steps);
-        let root = Surroundings { has_error: true, in_handler: false, in_finally: true };
+        let root = Surroundings { has_error: true, in_handler: false, in_cleanup: true };
+        let on_failure = &definition.on_failure;
+        self.steps("on_failure", on_failure, ScopeId::ON_FAILURE, root, &mut steps);
         self.steps("finally", &definition.finally, ScopeId::FINALLY, root, &mut steps);
+        steps.has_blocks |= !on_failure.is_empty();
         let Steps { nodes, outputs, has_blocks, .. } = steps;
         plan.timed = timed(&tree, &nodes);
         (plan.tree, plan.nodes, plan.outputs) = (tree, nodes, outputs);
@@ -476,16 +482,17 @@ impl Compiler<'_> {
     ) -> Option<CompensationPlan> {
         let compensate = step.compensate.as_ref()?;
         let path = format!("{path}.compensate");
-        if around.in_finally {
+        if around.in_cleanup {
             let message =
-                "a step of `finally` is never compensated: remove `compensate`".to_owned();
-            self.issues.add(path.clone(), IssueCode::CompensateInFinally, message);
+                "a step of `on_failure` or `finally` is never compensated: remove `compensate`"
+                    .to_owned();
+            self.issues.add(path.clone(), IssueCode::CompensateInCleanup, message);
         } else if step.kind.task().is_none() {
             let message = "only a task can have `compensate`: remove it, or put it on the tasks inside the step";
             self.misplaced(path.clone(), message);
         }
         // Compensations run when no step runs any more, so they may also read the later steps of their scope.
-        let end = if around.in_finally { place } else { Place::end_of(place.scope) };
+        let end = if around.in_cleanup { place } else { Place::end_of(place.scope) };
         let scope = self.scope(tree, end, true);
         let retry = self.retry(&format!("{path}.retry"), compensate.retry.as_ref());
         let task = self.task(&format!("{path}.task"), &compensate.task, retry, &scope);

@@ -30,7 +30,7 @@ pub enum IssueCode {
     TimeoutsContradict,
     PriorityOutOfRange,
     AllowWarningWithoutIgnore,
-    CompensateInFinally,
+    CompensateInCleanup,
     /// A step or a field that has no meaning where it stands.
     Misplaced,
     /// Every error is taken by a handler before this one.
@@ -59,7 +59,7 @@ impl IssueCode {
             Self::TimeoutsContradict => "TIMEOUTS_CONTRADICT",
             Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",
             Self::AllowWarningWithoutIgnore => "ALLOW_WARNING_WITHOUT_IGNORE",
-            Self::CompensateInFinally => "COMPENSATE_IN_FINALLY",
+            Self::CompensateInCleanup => "COMPENSATE_IN_CLEANUP",
             Self::Misplaced => "MISPLACED",
             Self::HandlerUnreachable => "HANDLER_UNREACHABLE",
             Self::ErrorTypeReserved => "ERROR_TYPE_RESERVED",

@@ -27,6 +27,7 @@ fn workflow(steps: &[&str], finally: &[&str]) -> Workflow {
         description: String::new(),
         defaults: Defaults::default(),
         steps: Block::from(steps.iter().map(|id| step(id)).collect::<Vec<_>>()),
+        on_failure: Vec::new(),
         finally: finally.iter().map(|id| step(id)).collect(),
         timeout: None,
         cleanup_timeout: None,
@@ -151,7 +152,7 @@ fn unset_field_takes_the_workflow_default_then_the_built_in_one() {
     );
     assert_eq!(task("a/compensate").retry.max_attempts(), Some(2));
     assert_eq!(task("a/compensate").task_type, "undo");
-    assert!(plan.is_finally(&"c".into()) && !plan.is_finally(&"b".into()));
+    assert!(plan.is_cleanup(&"c".into()) && !plan.is_cleanup(&"b".into()));
     assert!(plan.task(&"b/compensate".into()).is_none());
     assert!(plan.step(&"d".into()).is_none());
 }
@@ -257,7 +258,7 @@ fn every_validation_issue_names_its_field() {
         (
             change(|d| d.finally[0].compensate = compensate(None)),
             "finally[0].compensate",
-            C::CompensateInFinally,
+            C::CompensateInCleanup,
         ),
         (
             timeouts(Timeouts { schedule_to_start: seconds(0), ..none }),

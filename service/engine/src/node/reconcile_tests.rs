@@ -35,6 +35,7 @@ fn plan(delivery: Delivery) -> Plan {
         description: String::new(),
         defaults: Defaults::default(),
         steps: vec![charge].into(),
+        on_failure: Vec::new(),
         finally: Vec::new(),
         timeout: None,
         cleanup_timeout: None,

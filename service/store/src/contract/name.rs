@@ -90,13 +90,13 @@ names!(Phase {
     Finally => "FINALLY",
 });
 
-names!(CompensationState {
-    None => "NONE",
-    Pending => "PENDING",
-    Running => "RUNNING",
-    Done => "DONE",
-    Parked => "PARKED",
-});
+impl Name for CompensationState {
+    const VALUES: &'static [Self] = &Self::ALL;
+
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
 
 names!(FailureKind {
     AttemptFailed => "attempt_failed",

@@ -189,6 +189,11 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
         Event::CompensationEnded { state } => {
             Kind::CompensationEnded(wire::CompensationEnded { state: state.to_wire() })
         }
+        Event::OnFailureStarted { cleanup_deadline } => {
+            Kind::OnFailureStarted(wire::OnFailureStarted {
+                cleanup_deadline: cleanup_deadline.as_ref().map(Timestamp::to_wire),
+            })
+        }
         Event::FinallyStarted { cleanup_deadline } => Kind::FinallyStarted(wire::FinallyStarted {
             cleanup_deadline: cleanup_deadline.as_ref().map(Timestamp::to_wire),
         }),
@@ -330,6 +335,9 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
         },
         Kind::CompensationEnded(wire) => {
             Event::CompensationEnded { state: CompensationState::from_wire(wire.state)? }
+        }
+        Kind::OnFailureStarted(wire) => {
+            Event::OnFailureStarted { cleanup_deadline: optional(wire.cleanup_deadline)? }
         }
         Kind::FinallyStarted(wire) => {
             Event::FinallyStarted { cleanup_deadline: optional(wire.cleanup_deadline)? }

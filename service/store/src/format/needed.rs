@@ -174,6 +174,7 @@ impl Needed for Event {
             Self::CompensationRetried { path, reason } => most!(path reason),
             Self::CompensationSkipped { path, reason } => most!(path reason),
             Self::CompensationEnded { state } => most!(state),
+            Self::OnFailureStarted { cleanup_deadline } => most!(cleanup_deadline).max(THIRD),
             Self::FinallyStarted { cleanup_deadline } => most!(cleanup_deadline),
             Self::HandlerFailed { path, error } => most!(path error),
             Self::ExecutionEnded { state, error } => most!(state error),
@@ -266,9 +267,6 @@ fields! {
     }
     CompletedStep { step outcome output compensated }
 
-    Workflow {
-        name description defaults steps finally timeout cleanup_timeout cancel_grace
-    }
     Defaults { queue retry timeouts }
     Block { steps output }
     Task { task_type queue input timeouts priority delivery }
@@ -291,6 +289,33 @@ fields! {
     Consumer { name epoch until }
 
     NamespaceRow { name description retention created_at }
+}
+
+impl Needed for Workflow {
+    fn needed(&self, row: Row) -> u16 {
+        let Self {
+            name,
+            description,
+            defaults,
+            steps,
+            on_failure,
+            finally,
+            timeout,
+            cleanup_timeout,
+            cancel_grace,
+        } = self;
+        FIRST
+            .max(name.needed(row))
+            .max(description.needed(row))
+            .max(defaults.needed(row))
+            .max(steps.needed(row))
+            .max(on_failure.needed(row))
+            .max(second(!on_failure.is_empty()))
+            .max(finally.needed(row))
+            .max(timeout.needed(row))
+            .max(cleanup_timeout.needed(row))
+            .max(cancel_grace.needed(row))
+    }
 }
 
 impl Needed for Step {

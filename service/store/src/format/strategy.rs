@@ -284,6 +284,9 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
             .boxed(),
         compensation_state().prop_map(|state| Event::CompensationEnded { state }).boxed(),
         option::of(timestamp())
+            .prop_map(|cleanup_deadline| Event::OnFailureStarted { cleanup_deadline })
+            .boxed(),
+        option::of(timestamp())
             .prop_map(|cleanup_deadline| Event::FinallyStarted { cleanup_deadline })
             .boxed(),
         (path(), error()).prop_map(|(path, error)| Event::HandlerFailed { path, error }).boxed(),
@@ -543,13 +546,14 @@ pub fn workflow() -> impl Strategy<Value = Workflow> {
     let defaults = (option::of(text()), option::of(retry_policy()), timeouts())
         .prop_map(|(queue, retry, timeouts)| Defaults { queue, retry, timeouts });
     let times = (option::of(duration()), option::of(duration()), option::of(duration()));
-    let steps = (block(2), vec(step(1), 0..2));
+    let steps = (block(2), vec(step(1), 0..2), vec(step(1), 0..2));
     (name(), text(), defaults, steps, times).prop_map(
-        |(name, description, defaults, (steps, finally), times)| Workflow {
+        |(name, description, defaults, (steps, on_failure, finally), times)| Workflow {
             name: name.into(),
             description,
             defaults,
             steps,
+            on_failure,
             finally,
             timeout: times.0,
             cleanup_timeout: times.1,

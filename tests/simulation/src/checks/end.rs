@@ -8,7 +8,7 @@ use recoup_core::execution::{
 };
 use recoup_core::failure_event::{FailureEvent, failure_events};
 use recoup_core::id::{ExecutionId, StepPath};
-use recoup_core::plan::Plan;
+use recoup_core::plan::{Plan, StepPlan};
 use recoup_store::{Executions, FeedRow, IndexRow, ListFilter, Overflow};
 
 use super::NOBODY;
@@ -84,7 +84,7 @@ impl World<'_> {
         ends_once(&events, state)?;
         attempts_are_bounded(&events, plan)?;
         scopes_hold(&events)?;
-        finally_once(&events, state, plan)?;
+        handlers_once(&events, state, plan)?;
         compensated_in_order(&events, state, plan)
     }
 
@@ -209,7 +209,9 @@ fn ends_once(events: &[&Event], state: &Execution) -> Checked {
     let late = after.filter(|event| {
         let path = match event {
             Event::StepCompleted { path, .. } => path,
-            Event::FinallyStarted { .. } | Event::RunStopped { .. } => return true,
+            Event::OnFailureStarted { .. }
+            | Event::FinallyStarted { .. }
+            | Event::RunStopped { .. } => return true,
             other => match other.scheduled() {
                 Some((path, ..)) => path,
                 None => return false,
@@ -292,21 +294,27 @@ fn scopes_hold(events: &[&Event]) -> Checked {
                 return Err((RULE, format!("{path} ends, and does not run")));
             }
             Event::RunStopped { .. } => stopped = true,
-            Event::FinallyStarted { .. } => stopped = false,
+            Event::OnFailureStarted { .. } | Event::FinallyStarted { .. } => stopped = false,
             _ => {}
         }
     }
     Ok(())
 }
 
-fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
-    let begun = events.iter().filter(|event| matches!(event, Event::FinallyStarted { .. })).count();
+/// Checks that `on_failure` and `finally` run once and whole if they are due, unless a step of theirs failed
+/// or the cleanup's time ran out.
+fn handlers_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
+    let count = |is: fn(&Event) -> bool| events.iter().filter(|event| is(event)).count();
+    let on_failure = count(|event| matches!(event, Event::OnFailureStarted { .. }));
+    let is_failure = matches!(state.state, State::Failed | State::TimedOut);
+    let is_due = is_failure && plan.on_failure().len() > 0;
+    let begun = count(|event| matches!(event, Event::FinallyStarted { .. }));
     let due = plan.finally().len() > 0 && state.state != State::Terminated;
     let cut = events.iter().any(|event| matches!(event, Event::HandlerFailed { .. }));
     let mut steps = BTreeSet::new();
     for event in events {
         if let Event::StepStarted { path, .. } = event
-            && plan.is_finally(path)
+            && plan.is_cleanup(path)
             && !steps.insert(path.clone())
         {
             return Err(("`finally` runs once", format!("{path} begins twice")));
@@ -315,9 +323,19 @@ fn finally_once(events: &[&Event], state: &Execution, plan: &Plan) -> Checked {
     if begun > 1 || (due && begun == 0 && !cut) {
         return Err(("`finally` runs once", format!("it began {begun} times")));
     }
-    let complete = plan.finally().all(|step| state.node(&step.path).is_some());
-    if due && begun == 1 && !cut && !complete {
-        return Err(("`finally` runs whole", format!("{:?}", state.finally().collect::<Vec<_>>())));
+    let wrongly = on_failure > 0 && !is_failure && state.state != State::Terminated;
+    if on_failure > 1 || wrongly || (is_due && on_failure == 0 && !cut) {
+        return Err(("`on_failure` runs once", format!("it began {on_failure} times")));
+    }
+    let complete = |begun, mut steps: &mut dyn Iterator<Item = &StepPlan>| {
+        begun == 0 || (&mut steps).all(|step| state.node(&step.path).is_some())
+    };
+    if state.state != State::Terminated
+        && !cut
+        && !(complete(begun, &mut plan.finally()) && complete(on_failure, &mut plan.on_failure()))
+    {
+        let steps = state.cleanup_steps().collect::<Vec<_>>();
+        return Err(("handlers run whole", format!("{steps:?}")));
     }
     Ok(())
 }
@@ -332,7 +350,7 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
     for event in events {
         match event {
             Event::StepCompleted { path, .. }
-                if path.compensated().is_none() && !plan.is_finally(path) =>
+                if path.compensated().is_none() && !plan.is_cleanup(path) =>
             {
                 ends.retain(|(other, _)| other != path);
                 ends.push((path.clone(), CompensationOutcome::Completed));
@@ -340,7 +358,7 @@ fn compensated_in_order(events: &[&Event], state: &Execution, plan: &Plan) -> Ch
             Event::AttemptFailed(failed)
                 if failed.outcome == AttemptOutcome::Unknown
                     && failed.path.compensated().is_none()
-                    && !plan.is_finally(&failed.path) =>
+                    && !plan.is_cleanup(&failed.path) =>
             {
                 ends.retain(|(other, _)| *other != failed.path);
                 ends.push((failed.path.clone(), CompensationOutcome::Unknown));

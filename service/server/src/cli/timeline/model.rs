@@ -25,6 +25,7 @@ pub enum Section<'a> {
     Compensation(&'a v1::CompensationStarted),
     /// A person resolves compensations after the execution has ended.
     CompensationAgain,
+    OnFailure,
     Finally,
     /// The end of the execution. This section has no title.
     End,
@@ -233,6 +234,7 @@ impl<'a> Model<'a> {
                 }
                 self.is_again = false;
             }
+            Event::OnFailureStarted(_) => self.section(Section::OnFailure),
             Event::FinallyStarted(_) => self.section(Section::Finally),
             Event::HandlerFailed(event) => self.moment(at, What::HandlerFailed(event)),
             Event::ExecutionEnded(event) => {

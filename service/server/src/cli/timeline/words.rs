@@ -201,6 +201,7 @@ pub fn title(section: &Section<'_>) -> String {
             if due.is_empty() { "compensation".to_owned() } else { format!("compensation: {due}") }
         }
         Section::CompensationAgain => "compensation, again".to_owned(),
+        Section::OnFailure => "on failure".to_owned(),
         Section::Finally => "finally".to_owned(),
         Section::End => String::new(),
     }
