@@ -532,6 +532,25 @@ fn cleanup_timeout_records_each_list_of_handlers_that_it_cuts_off() {
 }
 
 #[test]
+fn step_of_finally_that_the_cleanup_timeout_cuts_off_has_not_failed() {
+    let mut workflow = workflow(vec![step("a", 1)]);
+    let mut tell = finally("tell");
+    let task = tell.kind.task_mut().expect("it is a task");
+    task.timeouts.schedule_to_close = Some(10 * SECOND);
+    let mend = handler("recoup.timeout", vec![finally("mend")], None);
+    workflow.finally = vec![catching(group("b", vec![tell]), vec![mend])];
+    workflow.cleanup_timeout = Some(15 * SECOND);
+    let mut rig = Rig::new(&workflow);
+    rig.complete("a");
+    // Both deadlines have passed when the execution is woken, so one transition decides about both.
+    rig.now = rig.now + 20 * SECOND;
+    rig.submit(Command::Wake).expect("two deadlines have passed");
+    assert_eq!(rig.ended().0, State::Warning);
+    let told = [FailureKind::StepCaught, FailureKind::HandlerFailed, FailureKind::ExecutionWarning];
+    assert_eq!(rig.kinds, told);
+}
+
+#[test]
 fn start_needs_a_history_format_that_can_hold_the_steps() {
     let start = |workflow: &Workflow, format| {
         let plan = Plan::compile(workflow, 1).expect("it is valid");

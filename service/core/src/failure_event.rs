@@ -131,7 +131,8 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
         _ => 0,
     });
     let mut listed_before = state.compensations().len().saturating_sub(listed.sum());
-    let mut has_failed = false;
+    // Whether a step has failed with an error that nothing has taken so far.
+    let mut passes_on = false;
     for event in events {
         match event {
             Event::AttemptFailed(failed) => {
@@ -146,16 +147,19 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                     found.push(of_attempt(state, plan, FailureKind::StepFailed, failed));
                 }
             }
-            Event::StepFailed { .. } => has_failed = true,
+            Event::StepFailed { .. } => passes_on = true,
             // The error has passed through all steps around it, and no handler took it. Of the events of
             // these steps, one is published: that of the step in which the error arose.
             Event::RunStopped { cause: StopCause::Failed, error, step: Some(path), .. } => {
+                passes_on = false;
                 found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
             }
             Event::HandlerStarted { error, origin, .. } => {
+                passes_on = false;
                 found.push(of_step(state, plan, FailureKind::StepCaught, origin, error, last));
             }
             Event::StepIgnored { path, error, .. } => {
+                passes_on = false;
                 found.push(of_step(state, plan, FailureKind::StepIgnored, path, error, last));
             }
             Event::CompensationParked { path, error } => {
@@ -164,7 +168,7 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
             }
             Event::HandlerFailed { path, error } => {
                 // A step that the cleanup's timeout cut off, or never let begin, has not failed.
-                if std::mem::take(&mut has_failed) {
+                if std::mem::take(&mut passes_on) {
                     found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
                 }
                 found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, last));
