@@ -56,7 +56,7 @@ use cel::{Context, IdedExpr, Value};
 
 pub use self::check::{Scope, Trust};
 pub use self::problem::{CompileError, Problem};
-pub use self::variables::Variables;
+pub use self::variables::{Reading, Variables};
 
 use crate::error::{TaskError, builtin};
 use crate::event::PayloadSource;
@@ -120,10 +120,17 @@ impl Condition {
     }
 
     /// # Errors
-    /// `recoup.expression` if the evaluation fails or its value is not a boolean.
+    /// Those of [`Self::evaluate_in`].
     pub fn evaluate(&self, variables: Variables<'_>) -> Result<bool, TaskError> {
-        let context = variables::context(&self.reads, variables)?;
-        let value = self.expression.evaluate(&context)?;
+        self.evaluate_in(&mut Reading::new(variables))
+    }
+
+    /// Evaluates one of several conditions, which share what they read.
+    ///
+    /// # Errors
+    /// `recoup.expression` if the evaluation fails or its value is not a boolean.
+    pub fn evaluate_in(&self, reading: &mut Reading<'_>) -> Result<bool, TaskError> {
+        let value = self.expression.evaluate(reading.context(&self.reads)?)?;
         match value.downcast_ref::<CelBool>() {
             Some(truth) => Ok(*truth.inner()),
             None => Err(self.expression.error(&format!(
@@ -199,10 +206,11 @@ impl Template {
             Body::Input => PayloadSource::Input,
             Body::Output(step) => PayloadSource::Output(step.clone()),
             Body::Segments { segments, reads } => {
-                let context = variables::context(reads, variables)?;
+                let mut reading = Reading::new(variables);
+                let context = reading.context(reads)?;
                 let mut json = Vec::new();
                 for segment in segments {
-                    segment.write(&context, &mut json)?;
+                    segment.write(context, &mut json)?;
                     if json.len() > PAYLOAD_BYTES_MAX {
                         return Err(too_large());
                     }

@@ -6,7 +6,7 @@ use crate::definition::OnError;
 use crate::error::TaskError;
 use crate::event::{Event, StopCause};
 use crate::execution::{Phase, Scope};
-use crate::expression::Variables;
+use crate::expression::{Reading, Variables};
 use crate::id::StepPath;
 use crate::plan::StepPlan;
 
@@ -65,13 +65,16 @@ impl Decider<'_> {
         error: &TaskError,
         origin: &StepPath,
     ) -> Result<Option<u32>, TaskError> {
+        if step.catch.is_empty() {
+            return Ok(None);
+        }
+        let (own, origin) = (Some(error), Some(origin));
+        let mut reading = Reading::new(Variables { error: own, origin, ..self.variables(scope) });
         for (catch, index) in step.catch.iter().zip(0..) {
             if !catch.takes_type_of(error) {
                 continue;
             }
-            let (own, origin) = (Some(error), Some(origin));
-            let variables = Variables { error: own, origin, ..self.variables(scope) };
-            if catch.when.as_ref().map_or(Ok(true), |when| when.evaluate(variables))? {
+            if catch.when.as_ref().map_or(Ok(true), |when| when.evaluate_in(&mut reading))? {
                 return Ok(Some(index));
             }
         }

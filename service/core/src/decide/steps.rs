@@ -5,7 +5,7 @@ use super::attempt::HISTORY_FULL;
 use crate::error::{TaskError, builtin};
 use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
 use crate::execution::{Part, Phase, Scope, State};
-use crate::expression::Variables;
+use crate::expression::{Reading, Variables};
 use crate::id::StepPath;
 use crate::limits::ERROR_BYTES_MAX;
 use crate::payload::Payload;
@@ -192,8 +192,9 @@ impl<'a> Decider<'a> {
             }
             StepKind::Return(None) => Turn::Return { output: self.output_of(scope, planned)? },
             StepKind::Switch(cases) => {
+                let mut reading = Reading::new(variables);
                 for (case, index) in cases.iter().zip(0..) {
-                    if case.evaluate(variables)? {
+                    if case.evaluate_in(&mut reading)? {
                         return Ok(Turn::Open(Part::Case(index)));
                     }
                 }

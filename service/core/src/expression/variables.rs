@@ -2,6 +2,7 @@
 //! evaluation.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 
 use cel::Context;
 use cel::common::types::{CelBool, CelInt, CelMap, CelMapKey, CelNull, CelString};
@@ -45,7 +46,7 @@ pub struct Variables<'a> {
 }
 
 /// A variable that an expression reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Read {
     Input,
     Output(StepRead),
@@ -56,7 +57,7 @@ pub(super) enum Read {
 }
 
 /// A step whose result is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct StepRead {
     pub id: StepId,
     pub path: StepPath,
@@ -112,28 +113,48 @@ impl Read {
     }
 }
 
-/// A context that contains only the variables that are read.
-pub(super) fn context<'v>(
-    reads: &[Read],
+/// The variables that have been read for an evaluation, or for several conditions that are evaluated one
+/// after the other. Each variable is parsed once, and all evaluations share the limits of one.
+pub struct Reading<'v> {
     variables: Variables<'v>,
-) -> Result<Context<'v, 'v>, TaskError> {
-    let mut context = Context::with_env(ENVIRONMENT.clone());
-    context.add_variable_as_val(BUDGET, Box::new(Budget::new()));
-    let mut bytes = 0;
-    for read in reads {
-        let own = read.bytes(variables);
-        bytes += own;
-        if bytes > EXPRESSION_READ_BYTES_MAX {
+    context: Context<'v, 'v>,
+    read: HashSet<Read>,
+    bytes: usize,
+}
+
+impl<'v> Reading<'v> {
+    pub fn new(variables: Variables<'v>) -> Self {
+        let mut context = Context::with_env(ENVIRONMENT.clone());
+        context.add_variable_as_val(BUDGET, Box::new(Budget::new()));
+        Self { variables, context, read: HashSet::new(), bytes: 0 }
+    }
+
+    /// A context that contains at least the variables that are read.
+    pub(super) fn context(&mut self, reads: &[Read]) -> Result<&Context<'v, 'v>, TaskError> {
+        for read in reads {
+            if !self.read.contains(read) {
+                self.add(read)?;
+            }
+        }
+        Ok(&self.context)
+    }
+
+    fn add(&mut self, read: &Read) -> Result<(), TaskError> {
+        let own = read.bytes(self.variables);
+        self.bytes += own;
+        if self.bytes > EXPRESSION_READ_BYTES_MAX {
             let (name, max) = (read.name(), EXPRESSION_READ_BYTES_MAX);
             let what = format!(
                 "`{name}` cannot be read: the expressions would read more than {max} bytes of JSON"
             );
             return Err(TaskError::builtin(builtin::EXPRESSION, what));
         }
-        variables.parsed.set(variables.parsed.get().saturating_add(own));
-        context.add_variable_as_val(read.name(), read.value(variables)?);
+        let parsed = self.variables.parsed;
+        parsed.set(parsed.get().saturating_add(own));
+        self.context.add_variable_as_val(read.name(), read.value(self.variables)?);
+        self.read.insert(read.clone());
+        Ok(())
     }
-    Ok(context)
 }
 
 /// The output of a step, if it has one.
