@@ -256,6 +256,14 @@ impl Node {
         }
     }
 
+    /// The output of the step itself, if it completed.
+    pub fn own_output(&self) -> Option<&Payload> {
+        match &self.state {
+            NodeState::Completed { output } => Some(output),
+            _ => None,
+        }
+    }
+
     /// The error with which the step failed, whether or not it was caught or ignored.
     pub fn error(&self) -> Option<&TaskError> {
         match &self.state {

@@ -39,7 +39,7 @@ pub struct Undone {
 impl TaskContent {
     pub fn of(state: &Execution, open: &Open<'_>) -> Self {
         let undone = open.path.compensated().and_then(|step| {
-            let output = state.node(&step).and_then(Node::output).cloned();
+            let output = state.node(&step).and_then(Node::own_output).cloned();
             Some(Undone { outcome: state.compensation_of(&step)?.outcome, output })
         });
         Self {

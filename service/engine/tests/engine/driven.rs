@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use recoup_core::command::{Command, RequestId};
-use recoup_core::definition::{OnError, Step, Workflow};
+use recoup_core::definition::{Block, Catch, OnError, Step, Workflow};
 use recoup_core::error::TaskError;
 use recoup_core::event::Event;
-use recoup_core::execution::{CompensationState, State};
+use recoup_core::execution::{CompensationOutcome, CompensationState, State};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::id::ExecutionId;
 use recoup_core::key::OnRunning;
 use recoup_core::payload::Payload;
 use recoup_core::plan::Plan;
+use recoup_core::retry::{Limits, RetryPolicy};
 use recoup_core::time::Timestamp;
 use recoup_engine::{Engine, Options, Refusal, StartSpec};
 use recoup_store::memory::MemoryStore;
@@ -89,6 +90,37 @@ async fn an_execution_of_two_steps_succeeds_with_the_output_of_the_last() {
     let ended = rig.engine.await_end(id, Duration::from_secs(10)).await.expect("it is known");
     assert_eq!(ended.state, State::Succeeded);
     assert_eq!(ended.output, Some(Payload::json("2")));
+}
+
+#[tokio::test]
+async fn output_of_a_handler_is_not_the_output_of_the_step_that_a_compensation_undoes() {
+    let mut rig = Rig::new().await;
+    let once = |id| Step {
+        retry: Some(RetryPolicy {
+            limits: Limits { max_attempts: Some(1), max_duration: None },
+            ..RetryPolicy::default()
+        }),
+        ..step(id)
+    };
+    let block = Block { output: Some("9".into()), ..Block::default() };
+    let caught = Step { catch: vec![Catch { block, ..Catch::default() }], ..once("reserve") };
+    let workflow = order_of(vec![caught, once("charge")]);
+    rig.plan = Arc::new(Plan::compile(&workflow, 1).expect("it compiles"));
+    let mut worker = rig.worker().await;
+    let spec = rig.spec(None, None);
+    let id = spec.start.id;
+    rig.engine.start(spec).await.expect("it starts");
+    let reserve = next_task(&mut worker).await.id;
+    let lost = Command::LoseWorker { task: reserve, worker: "w".into() };
+    rig.engine.command(id, lost, None).await.expect("the attempt is open");
+    let charge = next_task(&mut worker).await.id;
+    let error = TaskError::new("card.declined", "no");
+    let failed = Command::FailTask { task: charge, error, worker: "w".into() };
+    rig.engine.report(id, failed).await.expect("the report is taken");
+    let undo = next_task(&mut worker).await;
+    assert_eq!(undo.id.path.as_str(), "reserve/compensate");
+    let undone = undo.content.undone.as_ref().expect("it undoes a step");
+    assert_eq!((undone.outcome, &undone.output), (CompensationOutcome::Unknown, &None));
 }
 
 #[tokio::test]
