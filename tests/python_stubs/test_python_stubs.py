@@ -268,6 +268,63 @@ steps:
 """
 
 
+GUARDED = """
+name: guarded
+defaults: { queue: orders, retry: { max_attempts: 1 } }
+output: "${steps.book.output}"
+steps:
+  - id: book
+    try:
+      steps:
+        - id: hold
+          task: { type: test.hold }
+          compensate: { task: { type: test.release } }
+        - id: pay
+          task: { type: test.pay, input: { fails_with: "${input.scenario}" } }
+          catch:
+            - error_types: [pay.declined]
+              steps:
+                - id: voucher
+                  task: { type: test.voucher, input: { why: "${error.message}", after: "${error.attempts}" } }
+    catch:
+      - error_types: [pay.broken]
+        steps: [{ id: again, fail: { rethrow: true } }]
+on_failure:
+  - id: tell
+    task:
+      type: test.tell
+      input: { why: "${error.type}", at: "${execution.failed_step}", undone: "${execution.compensation_state}" }
+"""
+
+
+def test_handlers_and_on_failure_run_on_a_worker_with_unary_calls(bench: Bench, client: Client) -> None:
+    told: list[Any] = []
+
+    def pay(_: TaskContext, order: Any) -> NoReturn:
+        raise TaskFailed(order["fails_with"], "no cover")
+
+    handlers: dict[str, Handler] = {
+        "test.hold": lambda _, order: "held",
+        "test.release": lambda _, order: None,
+        "test.pay": pay,
+        "test.voucher": lambda _, error: error,
+        "test.tell": lambda _, failure: told.append(failure),
+    }
+    client.register(GUARDED)
+    feed = bench.subscriber("--from-beginning")
+    with serving(bench, handlers):
+        caught = client.outcome(client.start("o-1", "pay.declined", workflow="guarded"))
+        assert state(caught) == "SUCCEEDED"
+        assert from_payload(caught.output) == {"after": 1, "why": "no cover"}
+        failed = client.outcome(client.start("o-2", "pay.broken", workflow="guarded"))
+    assert (state(failed), failed.error.type, failed.failed_step) == ("FAILED", "pay.broken", "book.pay")
+    assert told == [{"at": "book.pay", "undone": "DONE", "why": "pay.broken"}]
+    events = feed.until(is_end_of("o-2"))
+    assert kinds(events) == [
+        "STEP_CAUGHT", "STEP_CAUGHT", "STEP_FAILED", "COMPENSATION_STARTED", "COMPENSATION_DONE", "EXECUTION_FAILED",
+    ]
+
+
 def test_payloads_sent_by_reference_are_loaded(bench: Bench, client: Client) -> None:
     text = "x" * (2 * MIB - 2)
     undone: list[Any] = []

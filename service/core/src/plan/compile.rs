@@ -459,7 +459,7 @@ impl Compiler<'_> {
             let types = format!("{path}.error_types");
             policy::types(&own.error_types, &types, IssueCode::ErrorTypeInvalid, &mut self.issues);
             if plans.last().is_some_and(CatchPlan::takes_everything) {
-                let message = "no error reaches this handler, because the one before takes every error: put it first, \
+                let message = "no error reaches this handler, because the one before takes every error: put this one first, \
                                or give the other one `error_types` or `when`";
                 self.issues.add(path.clone(), IssueCode::HandlerUnreachable, message.to_owned());
             }
