@@ -48,6 +48,9 @@ pub const NAME_BYTES_MAX: usize = 128;
 pub const NAMESPACE_BYTES_MAX: usize = 128;
 /// Bytes of a step id.
 pub const STEP_ID_BYTES_MAX: usize = 64;
+/// Bytes of the path of a step or of a compensation. The path of the compensation of a step at the deepest
+/// place, if all ids are as long as possible, takes 1,375.
+pub const STEP_PATH_BYTES_MAX: usize = 2_000;
 /// Bytes of a task type.
 pub const TASK_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of the name of a queue.
@@ -71,6 +74,16 @@ pub fn clean(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::StepPath;
+    use crate::path::Segment;
+
+    #[test]
+    fn longest_path_of_a_definition_is_within_its_limit() {
+        let id = "a".repeat(STEP_ID_BYTES_MAX);
+        let segments = (0..=NESTING_MAX).map(|_| Segment { step: &id, key: None });
+        let path = StepPath::of_segments(segments).compensation();
+        assert!(path.as_str().len() <= STEP_PATH_BYTES_MAX, "{}", path.as_str().len());
+    }
 
     #[test]
     fn clean_replaces_nul_and_copies_only_text_that_has_one() {

@@ -2,6 +2,7 @@
 
 use recoup_core::command::TaskId;
 use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::limits::STEP_PATH_BYTES_MAX;
 use uuid::Uuid;
 
 const VERSION: u8 = 1;
@@ -27,7 +28,7 @@ pub fn encode(task: &TaskId) -> Vec<u8> {
 pub fn decode(token: &[u8]) -> Result<TaskId, Malformed> {
     let (fixed, path) = token.split_at_checked(FIXED).ok_or(Malformed)?;
     let path = std::str::from_utf8(path).map_err(|_| Malformed)?;
-    if fixed[0] != VERSION || path.is_empty() || path.len() > 1024 {
+    if fixed[0] != VERSION || path.is_empty() || path.len() > STEP_PATH_BYTES_MAX {
         return Err(Malformed);
     }
     let u32_at =
@@ -57,7 +58,12 @@ mod tests {
             sequence: u64::MAX - 1,
         };
         let token = encode(&task);
-        assert_eq!(decode(&token), Ok(task));
+        assert_eq!(decode(&token), Ok(task.clone()));
+        let longest = TaskId { path: "a".repeat(STEP_PATH_BYTES_MAX).into(), ..task.clone() };
+        let encoded = encode(&longest);
+        assert!(encoded.len() <= 2_048, "the protocol promises so");
+        assert_eq!(decode(&encoded), Ok(longest));
+        assert_eq!(decode(&[&encoded[..], b"a"].concat()), Err(Malformed));
         for cut in 0..=FIXED {
             assert_eq!(decode(&token[..cut]), Err(Malformed));
         }

@@ -13,8 +13,6 @@ pub const NAMESPACE_SEGMENTS_MAX: usize = 8;
 pub const LABEL_BYTES_MAX: usize = 255;
 /// The longest session id, in bytes.
 pub const SESSION_BYTES_MAX: usize = 64;
-/// The longest step path, in bytes.
-pub const STEP_PATH_BYTES_MAX: usize = 1024;
 
 fn is_segment(segment: &str) -> bool {
     segment.starts_with(|first: char| first.is_ascii_lowercase())
@@ -96,7 +94,7 @@ pub fn execution_id(text: &str, field: &str) -> Result<ExecutionId> {
 }
 
 pub fn step_path(text: String, field: &str) -> Result<StepPath> {
-    required(text, field, STEP_PATH_BYTES_MAX).map(StepPath::from)
+    required(text, field, limits::STEP_PATH_BYTES_MAX).map(StepPath::from)
 }
 
 pub fn request_id(text: String) -> Result<String> {
