@@ -166,6 +166,13 @@ impl TaskError {
     }
 }
 
+/// Whether a text can be the type of an error: segments of ASCII letters, digits, `_` and `-`, separated by
+/// dots. There is a pattern for each such type.
+pub fn is_error_type(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    text.split('.').all(|segment| !segment.is_empty() && segment.bytes().all(is_letter))
+}
+
 /// Whether a pattern matches an error type. A pattern matches whole dotted segments from the left:
 /// `payment` matches `payment` and `payment.card_declined`. `*` matches every error of users; errors under
 /// `recoup` are matched only by patterns that name that prefix.

@@ -1,6 +1,6 @@
 //! Converts the errors of attempts.
 
-use recoup_core::error::{Category, TaskError, builtin, type_matches};
+use recoup_core::error::{Category, TaskError, builtin, is_error_type, type_matches};
 use recoup_core::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, clean};
 use recoup_proto::v1::{self, ErrorReason};
 
@@ -111,9 +111,7 @@ fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<TaskError
 }
 
 fn checked_type(text: String, field: &str) -> status::Result<String> {
-    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    let is_segment = |segment: &str| !segment.is_empty() && segment.bytes().all(is_letter);
-    if text.len() > ERROR_TYPE_BYTES_MAX || !text.split('.').all(is_segment) {
+    if text.len() > ERROR_TYPE_BYTES_MAX || !is_error_type(&text) {
         let message = "must consist of segments `[A-Za-z0-9_-]+` separated by dots, such as \
                        `payment.declined`, with at most 255 bytes";
         return Err(status::Error::invalid(format!("{field}.type"), message));

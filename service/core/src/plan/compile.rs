@@ -8,7 +8,7 @@ use super::{
     START_TO_CLOSE, StepKind, StepPlan, TaskPlan, policy,
 };
 use crate::definition::{self, Block, Defaults, OnError, Timeouts, Workflow};
-use crate::error::{builtin, type_matches};
+use crate::error::{builtin, is_error_type, type_matches};
 use crate::event::BLOCKS;
 use crate::expression::{Condition, Scope, Template, Trust};
 use crate::id::{StepId, StepPath};
@@ -427,6 +427,12 @@ impl Compiler<'_> {
                 "`{error_type}` is reserved for errors of Recoup itself: use a type such as `order.rejected`"
             );
             self.issues.add(type_path, IssueCode::ErrorTypeReserved, message);
+        } else if !is_error_type(error_type) {
+            let message = format!(
+                "`{error_type:.ERROR_TYPE_BYTES_MAX$}` is not a valid error type: use letters, digits, `_` and `-`, \
+                 with dots between them, such as `order.rejected`"
+            );
+            self.issues.add(type_path, IssueCode::ErrorTypeInvalid, message);
         } else {
             self.text(&type_path, error_type, ERROR_TYPE_BYTES_MAX);
         }

@@ -37,7 +37,7 @@ pub enum IssueCode {
     HandlerUnreachable,
     /// An error type under `recoup`, which only Recoup itself may raise.
     ErrorTypeReserved,
-    /// A pattern of error types that no error can match.
+    /// A text that no error can have as its type, or a pattern that no error can match.
     ErrorTypeInvalid,
     RetryPolicyInvalid,
     ExpressionInvalid,

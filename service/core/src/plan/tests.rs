@@ -4,7 +4,7 @@ use super::*;
 use crate::definition::{
     Block, Compensate, Defaults, Step, StepKind as Kind, Task, Timeouts, Workflow,
 };
-use crate::limits::{CEL_SOURCE_BYTES_MAX, STEPS_MAX};
+use crate::limits::{CEL_SOURCE_BYTES_MAX, ERROR_TYPE_BYTES_MAX, STEPS_MAX};
 use crate::retry::{Limits, RetryPolicy, Rule, Schedule};
 
 fn step(id: &str) -> Step {
@@ -404,6 +404,38 @@ fn retry_policies_that_cannot_work_are_rejected() {
     ] {
         let change = change(move |definition| definition.steps.steps[0].retry = retry.clone());
         assert_eq!(issues(&change), []);
+    }
+}
+
+#[test]
+fn type_of_a_raised_error_must_have_the_form_of_an_error_type() {
+    use crate::definition::{Fail, Raise};
+    let raise = |error_type: &str| {
+        let raise = Raise { error_type: error_type.into(), ..Raise::default() };
+        change(move |definition| {
+            definition.steps.steps[1].kind = Kind::Fail(Fail::Raise(raise.clone()));
+        })
+    };
+    let longest = "a".repeat(ERROR_TYPE_BYTES_MAX);
+    for good in ["order.rejected", "a", "A-1_b.2", "recoups", &longest] {
+        assert_eq!(issues(&raise(good)), [], "{good}");
+    }
+    let at = |code| [("steps[1].fail.type".to_owned(), code)];
+    let long = format!("{longest}a");
+    for (bad, code) in [
+        ("", IssueCode::Required),
+        (" ", IssueCode::Required),
+        ("recoup", IssueCode::ErrorTypeReserved),
+        ("recoup.cancelled", IssueCode::ErrorTypeReserved),
+        ("order rejected", IssueCode::ErrorTypeInvalid),
+        (" order", IssueCode::ErrorTypeInvalid),
+        ("order..rejected", IssueCode::ErrorTypeInvalid),
+        ("order.*", IssueCode::ErrorTypeInvalid),
+        ("*", IssueCode::ErrorTypeInvalid),
+        ("bestellung.gr\u{f6}\u{df}e", IssueCode::ErrorTypeInvalid),
+        (&long, IssueCode::TooLong),
+    ] {
+        assert_eq!(issues(&raise(bad)), at(code), "{bad:?}");
     }
 }
 
