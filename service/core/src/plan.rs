@@ -111,11 +111,6 @@ impl CatchPlan {
     pub fn takes_type_of(&self, error: &TaskError) -> bool {
         self.error_types.is_empty() || self.match_on.takes(&self.error_types, error)
     }
-
-    /// Whether no error reaches the handlers after this one.
-    fn takes_everything(&self) -> bool {
-        self.error_types.is_empty() && self.when.is_none()
-    }
 }
 
 #[derive(Debug)]

@@ -464,7 +464,8 @@ impl Compiler<'_> {
             let path = format!("{path}.catch[{index}]");
             let types = format!("{path}.error_types");
             policy::types(&own.error_types, &types, IssueCode::ErrorTypeInvalid, &mut self.issues);
-            if plans.last().is_some_and(CatchPlan::takes_everything) {
+            let before = index.checked_sub(1).map(|before| &catch[before]);
+            if before.is_some_and(|before| before.error_types.is_empty() && before.when.is_none()) {
                 let message = "no error reaches this handler, because the one before takes every error: put this one first, \
                                or give the other one `error_types` or `when`";
                 self.issues.add(path.clone(), IssueCode::HandlerUnreachable, message.to_owned());

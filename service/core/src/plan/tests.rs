@@ -440,6 +440,34 @@ fn type_of_a_raised_error_must_have_the_form_of_an_error_type() {
 }
 
 #[test]
+fn handler_after_one_of_every_error_is_refused() {
+    use crate::definition::Catch;
+    let catch = |error_type: &str, when: &str| Catch {
+        error_types: Some(error_type)
+            .filter(|own| !own.is_empty())
+            .map(Into::into)
+            .into_iter()
+            .collect(),
+        when: Some(when).filter(|own| !own.is_empty()).map(Into::into),
+        ..Catch::default()
+    };
+    let handlers = |catch: Vec<Catch>| {
+        change(move |definition| definition.steps.steps[0].catch = catch.clone())
+    };
+    for (first, expected) in [
+        (catch("", ""), vec![("steps[0].catch[1]", IssueCode::HandlerUnreachable)]),
+        (catch("order", ""), vec![]),
+        (catch("", "error.attempts > 1"), vec![]),
+        // The condition must be corrected, but the second handler can be reached.
+        (catch("", "nothing"), vec![("steps[0].catch[0].when", IssueCode::ExpressionInvalid)]),
+    ] {
+        let expected: Vec<_> =
+            expected.into_iter().map(|(path, code)| (path.to_owned(), code)).collect();
+        assert_eq!(issues(&handlers(vec![first.clone(), catch("", "")])), expected, "{first:?}");
+    }
+}
+
+#[test]
 fn all_issues_are_reported_in_order() {
     let change = change(|definition| {
         definition.name = "?".into();
