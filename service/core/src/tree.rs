@@ -118,9 +118,14 @@ impl Tree {
         scope
     }
 
+    /// The scopes inside a step, in the order in which they were added.
+    pub fn parts(&self, owner: PlanNodeId) -> &[(Part, ScopeId)] {
+        &self.nodes[owner.index()].parts
+    }
+
     /// The scope that is this part of a step.
     pub fn part(&self, owner: PlanNodeId, part: Part) -> Option<ScopeId> {
-        let mut parts = self.nodes[owner.index()].parts.iter();
+        let mut parts = self.parts(owner).iter();
         parts.find(|(own, _)| *own == part).map(|(_, scope)| *scope)
     }
 

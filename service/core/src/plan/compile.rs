@@ -247,15 +247,15 @@ impl Compiler<'_> {
                 let message = "the steps after an unconditional `return` never run: give it a `when`, or remove them";
                 self.misplaced(format!("{path}.return"), message);
             }
-            for (field, part, block) in parts(step) {
-                let scope = into.tree.part(node, part).expect("every part was placed");
+            let placed = into.tree;
+            for ((field, part, block), (_, scope)) in parts(step).zip(placed.parts(node)) {
                 let is_handler = matches!(part, Part::Handler(_));
                 let around = Surroundings {
                     has_error: around.has_error || is_handler,
                     in_handler: around.in_handler || is_handler,
                     ..around
                 };
-                self.block(&format!("{path}.{field}."), block, scope, around, into);
+                self.block(&format!("{path}.{field}."), block, *scope, around, into);
             }
         }
     }
