@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::definition::{Case, Catch, Fail, Raise, Switch};
+use crate::execution::Node;
 
 /// A step that is not a task.
 fn block(id: &str, kind: StepKind) -> Step {
@@ -72,6 +73,17 @@ fn error(rig: &Rig) -> &TaskError {
 
 fn state_of<'r>(rig: &'r Rig, path: &str) -> &'r NodeState {
     &rig.state().node(&path.into()).expect("the step has begun").state
+}
+
+fn start_of(at: Timestamp) -> Command {
+    Command::StartExecution(Box::new(StartExecution {
+        id: ExecutionId::new(at, [7; 10]),
+        namespace: "default".into(),
+        key: None,
+        input: Payload::null(),
+        timeout: None,
+        trace: TraceContext::default(),
+    }))
 }
 
 /// The history of an execution that nothing waits for.
@@ -245,6 +257,21 @@ fn rethrow_passes_the_error_on_unchanged() {
     assert_eq!(error(&rig), &declined());
     let stop = rig.state().stop.as_ref().and_then(|stop| stop.step.as_ref());
     assert_eq!(stop.map(StepPath::as_str), Some("outer.a"), "where it arose");
+}
+
+#[test]
+fn rethrow_outside_a_handler_that_another_release_accepted_fails_as_an_expression() {
+    let workflow = workflow(vec![ignoring(rethrow("a")), step("b", 1)]);
+    let refused = Plan::compile(&workflow, 1).expect_err("there is no error");
+    assert_eq!(refused[0].field_path, "steps[0].fail.rethrow");
+    let plan = Plan::of_accepted(&workflow, 1).expect("it was accepted elsewhere");
+    let now = Timestamp::from_micros(1_000_000);
+    let mut decider = Decider::new(None, &plan, now, 42).starting_in(BLOCKS);
+    decider.decide(start_of(now), None).expect("it is new");
+    let state = decider.finish().state.expect("it was started");
+    let error = state.node(&"a".into()).and_then(Node::error).expect("it failed");
+    assert_eq!(error.error_type, builtin::EXPRESSION);
+    assert_eq!(state.open_attempts().next().expect("b runs").path.as_str(), "b");
 }
 
 #[test]
@@ -555,15 +582,7 @@ fn start_needs_a_history_format_that_can_hold_the_steps() {
     let start = |workflow: &Workflow, format| {
         let plan = Plan::compile(workflow, 1).expect("it is valid");
         let mut decider = Decider::new(None, &plan, Timestamp::default(), 1).starting_in(format);
-        let start = StartExecution {
-            id: ExecutionId::new(Timestamp::default(), [7; 10]),
-            namespace: "default".into(),
-            key: None,
-            input: Payload::null(),
-            timeout: None,
-            trace: TraceContext::default(),
-        };
-        decider.decide(Command::StartExecution(Box::new(start)), None)
+        decider.decide(start_of(Timestamp::default()), None)
     };
     let refused = Err(Rejection::FormatTooOld { needed: BLOCKS, format: TERSE });
     assert_eq!(start(&workflow(vec![set("a", "1")]), TERSE), refused);

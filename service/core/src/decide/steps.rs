@@ -182,8 +182,10 @@ impl<'a> Decider<'a> {
                 Turn::Raise { error: self.raised(raise, scope)?, origin: step.path.clone() }
             }
             StepKind::Rethrow => {
+                // Registration refuses such a step outside handlers, but another release may accept it.
                 let Some(handled) = self.state().handled_in(scope) else {
-                    unreachable!("a step that raises an error again stands in a handler");
+                    let what = "`rethrow`: there is no error to raise again here";
+                    return Err(TaskError::builtin(builtin::EXPRESSION, what));
                 };
                 Turn::Raise { error: handled.error.clone(), origin: handled.origin.clone() }
             }
