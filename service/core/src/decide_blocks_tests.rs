@@ -275,6 +275,41 @@ fn rethrow_outside_a_handler_that_another_release_accepted_fails_as_an_expressio
 }
 
 #[test]
+fn of_two_steps_with_the_same_id_in_an_accepted_definition_only_the_first_runs() {
+    let first = || group("a", vec![step("x", 1)]);
+    let other = |id| group(id, vec![set("x", "1"), set(&format!("{id}_end"), "\"end\"")]);
+    for (steps, ends) in [
+        (vec![first(), other("b")], "b.b_end"),
+        (vec![first(), set("x", "1"), other("b")], "b.b_end"),
+        (
+            vec![first(), group("b", vec![group("a", vec![set("c", "1")]), set("d", "\"end\"")])],
+            "b.d",
+        ),
+    ] {
+        let workflow = workflow(steps);
+        Plan::compile(&workflow, 1).expect_err("registration refuses it");
+        let plan = Plan::of_accepted(&workflow, 1).expect("it was accepted elsewhere");
+        let now = Timestamp::from_micros(1_000_000);
+        let mut decider = Decider::new(None, &plan, now, 42).starting_in(BLOCKS);
+        decider.decide(start_of(now), None).expect("it is new");
+        let state = decider.finish().state.expect("it was started");
+        let task = state.task_id(&state.open_attempts().next().expect("x runs"));
+        assert_eq!(task.path.as_str(), "a.x");
+        let mut decider = Decider::new(Some(state), &plan, now, 42);
+        let complete =
+            Command::CompleteTask { task, output: Payload::json("1"), worker: "w".into() };
+        decider.decide(complete, None).expect("it is open");
+        let state = decider.finish().state.expect("it exists");
+        assert_eq!(
+            (state.state, &state.output),
+            (State::Succeeded, &Some(Payload::json("\"end\"")))
+        );
+        assert!(state.node(&ends.into()).is_some());
+        assert_eq!(state.open_attempt_count(), 0);
+    }
+}
+
+#[test]
 fn ignored_block_has_a_null_output_and_keeps_what_must_be_undone() {
     let tolerated = ignoring(group("b", vec![step("c", 1), step("d", 1)]));
     let mut rig = Rig::new(&workflow(vec![tolerated, step("e", 1)]));

@@ -111,9 +111,12 @@ impl<'a> Decider<'a> {
         let step = loop {
             match plan.step_at(planned, position) {
                 None => return Progress::Done,
-                // A definition that was accepted although two steps have the same id runs only the first of
-                // them.
                 Some(step) if self.state().node(&step.path).is_some() => position += 1,
+                // A definition that was accepted although two steps have the same id runs only the first of
+                // them. The plan finds no other by its path.
+                Some(step) if !plan.step(&step.path).is_some_and(|own| std::ptr::eq(own, step)) => {
+                    position += 1;
+                }
                 Some(step) => break step,
             }
         };
