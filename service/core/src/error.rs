@@ -1,5 +1,5 @@
 //! The errors that attempts report. An attempt that ends with an error may be retried; an error that is
-//! neither retried nor ignored becomes a failure.
+//! neither retried, caught nor ignored becomes a failure.
 
 use std::time::Duration;
 
