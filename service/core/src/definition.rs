@@ -37,7 +37,8 @@ pub struct Defaults {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Block {
     pub steps: Vec<Step>,
-    /// JSON text whose strings may contain `${ … }`; by default the output of the last step that has one.
+    /// JSON text whose strings may contain `${ … }`; by default the output of the last step that completed or
+    /// whose error was caught, otherwise null.
     pub output: Option<String>,
 }
 

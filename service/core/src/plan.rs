@@ -173,7 +173,8 @@ impl Plan {
         self.tree.resolve(path).is_some_and(|(node, _)| self.tree.is_cleanup(node))
     }
 
-    /// The output template of a scope. Without one, its output is that of the last step that has one.
+    /// The output template of a scope. Without one, its output is that of the last step that completed or
+    /// whose error was caught.
     pub(crate) fn output(&self, scope: ScopeId) -> Option<&Template> {
         self.outputs.get(scope.index())?.as_ref()
     }

@@ -58,7 +58,8 @@ pub struct Scope<'a> {
     pub tree: &'a Tree,
     /// The place of the expression. It may read the steps that are visible from there.
     pub place: Place,
-    /// Whether the variable `error` exists, which is so in handlers, `finally` and compensations.
+    /// Whether the variable `error` exists, which is so in handlers, `on_failure`,
+    /// `finally` and compensations.
     pub has_error: bool,
     pub trust: Trust,
 }
