@@ -38,6 +38,8 @@ from recoup.v1 import (
 
 log = logging.getLogger("worker")
 
+ATTEMPT_CLOSED = worker_service_pb2.TASK_CANCELLATION_REASON_ATTEMPT_CLOSED
+
 #: How long a poll waits for tasks, in seconds. An idle worker takes about this long to stop.
 POLL_WAIT_S = 5.0
 #: How long a call may go without an answer before the worker gives it up and repeats it, in seconds.
@@ -78,6 +80,9 @@ class Worker:
         self._session_id = str(uuid.uuid4())
         # The tasks that the worker holds: for each task token, an event that is set when the task should stop.
         self._held: dict[bytes, threading.Event] = {}
+        # Those of them whose attempt is over. Their handlers still occupy slots, but polls no longer list them: a poll
+        # that lists such a task ends at once.
+        self._over: set[bytes] = set()
         self._held_changed = threading.Condition()
 
     def run(self, stop: threading.Event) -> None:
@@ -98,7 +103,7 @@ class Worker:
                     continue
                 backoff.reset()
                 for cancellation in answer.cancellations:
-                    self._tell_to_stop(cancellation.task_token)
+                    self._tell_to_stop(cancellation)
                 for task in answer.tasks:
                     if stop.is_set():
                         self._release(task)
@@ -116,9 +121,13 @@ class Worker:
                 self._held_changed.wait(timeout=1.0)
             return self._slots - len(self._held)
 
-    def _poll(self, free: int) -> worker_service_pb2.PollTasksResponse:
+    def _listed(self) -> list[bytes]:
+        """Returns the tokens of the tasks that a poll lists."""
         with self._held_changed:
-            held = list(self._held)
+            return [task_token for task_token in self._held if task_token not in self._over]
+
+    def _poll(self, free: int) -> worker_service_pb2.PollTasksResponse:
+        held = self._listed()
         request = worker_service_pb2.PollTasksRequest(
             namespace=self._namespace,
             queue=self._queue,
@@ -163,6 +172,7 @@ class Worker:
             finished.set()
             with self._held_changed:
                 del self._held[task.task_token]
+                self._over.discard(task.task_token)
                 self._held_changed.notify_all()
 
     def _read(self, payload: payload_pb2.Payload) -> Any:
@@ -259,9 +269,11 @@ class Worker:
             if answer.cancel_requested:
                 cancelled.set()
 
-    def _tell_to_stop(self, task_token: bytes) -> None:
+    def _tell_to_stop(self, cancellation: worker_service_pb2.TaskCancellation) -> None:
         with self._held_changed:
-            cancelled = self._held.get(task_token)
+            cancelled = self._held.get(cancellation.task_token)
+            if cancelled is not None and cancellation.reason == ATTEMPT_CLOSED:
+                self._over.add(cancellation.task_token)
         if cancelled is not None:
             cancelled.set()
 

@@ -90,6 +90,10 @@ class Client:
         request = execution_service_pb2.CancelExecutionRequest(execution_id=execution_id, reason="changed their mind")
         self.executions.CancelExecution(request, timeout=LIMIT_S)
 
+    def terminate(self, execution_id: str) -> None:
+        request = execution_service_pb2.TerminateExecutionRequest(execution_id=execution_id, reason="of no use")
+        self.executions.TerminateExecution(request, timeout=LIMIT_S)
+
     def subscription(self, name: str) -> failure_service_pb2.Subscription:
         request = failure_service_pb2.GetSubscriptionRequest(
             subscription=failure_service_pb2.SubscriptionRef(name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from client import Client
 from conftest import Bench
 from handlers import HANDLERS, Compensation, Handler, TaskContext, TaskFailed, refund
+from processes import LIMIT_S
 from wire import connect, from_payload, refusal_reason, to_payload
 from worker import Worker, compensation
 
@@ -153,18 +155,18 @@ def test_an_exception_in_a_handler_is_retried_like_any_error(bench: Bench, clien
 
 
 @contextmanager
-def serving(bench: Bench, handlers: dict[str, Handler]) -> Iterator[None]:
+def serving(bench: Bench, handlers: dict[str, Handler], slots: int = 1) -> Iterator[Worker]:
     """Runs a worker in this process, with some of the example's handlers replaced."""
     stop = threading.Event()
     # Short polls, because the test cannot end before the worker's last poll has.
     with connect(bench.address) as channel, mock.patch("worker.POLL_WAIT_S", 0.2):
         worker = Worker(
-            channel, HANDLERS | handlers, namespace="default", queue="orders", slots=1, session_ttl_s=30.0
+            channel, HANDLERS | handlers, namespace="default", queue="orders", slots=slots, session_ttl_s=30.0
         )
         running = threading.Thread(target=worker.run, args=(stop,), daemon=True)
         running.start()
         try:
-            yield
+            yield worker
         finally:
             stop.set()
             running.join(timeout=20)
@@ -442,6 +444,27 @@ def test_a_stopping_worker_heartbeats_its_task_until_it_is_cancelled(
     outcome = client.outcome(execution_id)
     assert state(outcome) == "CANCELLED"
     assert outcome.compensation_state == execution_pb2.COMPENSATION_STATE_DONE
+
+
+def test_polls_no_longer_list_a_task_whose_attempt_is_over(bench: Bench, client: Client) -> None:
+    begun: queue.SimpleQueue[TaskContext] = queue.SimpleQueue()
+    release = threading.Event()
+
+    def reserve(context: TaskContext, order: Any) -> None:
+        begun.put(context)
+        release.wait()
+
+    # Two slots: with one, the worker would not poll while its handler runs.
+    with serving(bench, {"stock.reserve": reserve}, slots=2) as worker:
+        try:
+            execution_id = client.start("o-1", "smooth")
+            context = begun.get(timeout=LIMIT_S)
+            assert len(worker._listed()) == 1
+            client.terminate(execution_id)
+            assert context.cancelled.wait(timeout=LIMIT_S)
+            assert worker._listed() == [], "the handler still runs, and the poll would end at once"
+        finally:
+            release.set()
 
 
 def test_a_task_received_after_the_stop_is_released_uncounted(bench: Bench, client: Client) -> None:
