@@ -158,8 +158,7 @@ fn each_step(steps: &[Step], around: &str, visit: &mut impl FnMut(&str, &Step)) 
     for step in steps {
         let path = format!("{around}{}", step.id);
         visit(&path, step);
-        let handlers = step.catch.iter().map(|catch| &catch.block);
-        for block in step.kind.blocks().chain(handlers) {
+        for block in step.blocks() {
             each_step(&block.steps, &format!("{path}."), visit);
         }
     }

@@ -76,17 +76,6 @@ fn state_of<'r>(rig: &'r Rig, path: &str) -> &'r NodeState {
     &rig.state().node(&path.into()).expect("the step has begun").state
 }
 
-fn start_of(at: Timestamp) -> Command {
-    Command::StartExecution(Box::new(StartExecution {
-        id: ExecutionId::new(at, [7; 10]),
-        namespace: "default".into(),
-        key: None,
-        input: Payload::null(),
-        timeout: None,
-        trace: TraceContext::default(),
-    }))
-}
-
 /// The history of an execution that nothing waits for.
 fn at_once(steps: Vec<Step>) -> Rig {
     Rig::new(&workflow(steps))
@@ -268,7 +257,7 @@ fn rethrow_outside_a_handler_that_another_release_accepted_fails_as_an_expressio
     let plan = Plan::of_accepted(&workflow, 1).expect("it was accepted elsewhere");
     let now = Timestamp::from_micros(1_000_000);
     let mut decider = Decider::new(None, &plan, now, 42).starting_in(BLOCKS);
-    decider.decide(start_of(now), None).expect("it is new");
+    decider.decide(start_with(now, Payload::null()), None).expect("it is new");
     let state = decider.finish().state.expect("it was started");
     let error = state.node(&"a".into()).and_then(Node::error).expect("it failed");
     assert_eq!(error.error_type, builtin::EXPRESSION);
@@ -292,7 +281,7 @@ fn of_two_steps_with_the_same_id_in_an_accepted_definition_only_the_first_runs()
         let plan = Plan::of_accepted(&workflow, 1).expect("it was accepted elsewhere");
         let now = Timestamp::from_micros(1_000_000);
         let mut decider = Decider::new(None, &plan, now, 42).starting_in(BLOCKS);
-        decider.decide(start_of(now), None).expect("it is new");
+        decider.decide(start_with(now, Payload::null()), None).expect("it is new");
         let state = decider.finish().state.expect("it was started");
         let task = state.task_id(&state.open_attempts().next().expect("x runs"));
         assert_eq!(task.path.as_str(), "a.x");
@@ -618,7 +607,7 @@ fn start_needs_a_history_format_that_can_hold_the_steps() {
     let start = |workflow: &Workflow, format| {
         let plan = Plan::compile(workflow, 1).expect("it is valid");
         let mut decider = Decider::new(None, &plan, Timestamp::default(), 1).starting_in(format);
-        decider.decide(start_of(Timestamp::default()), None)
+        decider.decide(start_with(Timestamp::default(), Payload::null()), None)
     };
     let refused = Err(Rejection::FormatTooOld { needed: BLOCKS, format: TERSE });
     assert_eq!(start(&workflow(vec![set("a", "1")]), TERSE), refused);

@@ -12,14 +12,7 @@ fn decision_over_the_parse_budget_is_split_into_several_transitions() {
     let steps = (0..SKIPPED).map(skipped).chain([step("last", 1)]);
     let plan = Plan::compile(&workflow(steps.collect()), 1).expect("it compiles");
     let now = Timestamp::from_micros(1_000_000);
-    let start = Command::StartExecution(Box::new(StartExecution {
-        id: ExecutionId::new(now, [7; 10]),
-        namespace: "default".into(),
-        key: None,
-        input: large_text(),
-        timeout: None,
-        trace: TraceContext::default(),
-    }));
+    let start = start_with(now, large_text());
     let (mut state, mut command, mut transitions) = (None, start, 0);
     let state = loop {
         let mut decider = Decider::new(state.take(), &plan, now, 42);
@@ -70,14 +63,7 @@ fn conditions_of_a_switch_and_those_of_its_handlers_parse_a_variable_once_each()
     let plan = Plan::compile(&workflow(vec![guarded]), 1).expect("it compiles");
     let now = Timestamp::from_micros(1_000_000);
     let mut decider = Decider::new(None, &plan, now, 42).starting_in(BLOCKS);
-    let start = Command::StartExecution(Box::new(StartExecution {
-        id: ExecutionId::new(now, [7; 10]),
-        namespace: "default".into(),
-        key: None,
-        input: large_text(),
-        timeout: None,
-        trace: TraceContext::default(),
-    }));
+    let start = start_with(now, large_text());
     decider.decide(start, None).expect("it is new");
     assert_eq!(
         decider.parsed(),

@@ -32,15 +32,7 @@ impl Rig {
         let now = Timestamp::from_micros(1_000_000);
         let (events, kinds) = (Vec::new(), Vec::new());
         let mut rig = Self { plan, state: None, folded: None, terse: None, now, events, kinds };
-        rig.submit(Command::StartExecution(Box::new(StartExecution {
-            id: ExecutionId::new(now, [7; 10]),
-            namespace: "default".into(),
-            key: None,
-            input,
-            timeout: None,
-            trace: TraceContext::default(),
-        })))
-        .expect("a start is never rejected");
+        rig.submit(start_with(now, input)).expect("a start is never rejected");
         rig
     }
 
@@ -213,6 +205,18 @@ impl Rig {
         });
         started.collect()
     }
+}
+
+/// Starts an execution with this input.
+pub fn start_with(now: Timestamp, input: Payload) -> Command {
+    Command::StartExecution(Box::new(StartExecution {
+        id: ExecutionId::new(now, [7; 10]),
+        namespace: "default".into(),
+        key: None,
+        input,
+        timeout: None,
+        trace: TraceContext::default(),
+    }))
 }
 
 /// Checks that the events of a transition name every attempt that the transition opens or closes, or whose

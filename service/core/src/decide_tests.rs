@@ -11,7 +11,7 @@ mod rig;
 
 use std::time::Duration;
 
-use self::rig::Rig;
+use self::rig::{Rig, start_with};
 use super::due::can_advance;
 use super::{Decided, Decider};
 use crate::command::{
@@ -691,14 +691,7 @@ fn terse_history_repeats_neither_payloads_nor_first_attempts() {
     let plan = Plan::compile(&workflow(vec![step("a", 3), step("b", 3)]), 1).expect("valid");
     let now = Timestamp::from_micros(1_000_000);
     let input = Payload::json("{\"amount\":5}");
-    let start = Command::StartExecution(Box::new(StartExecution {
-        id: ExecutionId::new(now, [7; 10]),
-        namespace: "default".into(),
-        key: None,
-        input: input.clone(),
-        timeout: None,
-        trace: TraceContext::default(),
-    }));
+    let start = start_with(now, input.clone());
     let decide = |state: Option<Box<Execution>>, command| {
         // The format of an execution is fixed by its start; the later value has no effect.
         let format = if state.is_none() { TERSE } else { 1 };

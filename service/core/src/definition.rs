@@ -64,6 +64,13 @@ pub struct Step {
     pub compensate: Option<Compensate>,
 }
 
+impl Step {
+    /// The blocks inside the step, those of its `catch` last.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.kind.blocks().chain(self.catch.iter().map(|catch| &catch.block))
+    }
+}
+
 /// The kinds of steps. Branches, loops, waits and child executions will be further kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepKind {
@@ -102,7 +109,7 @@ impl StepKind {
     }
 
     /// The blocks inside the step, without those of its `catch`.
-    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+    fn blocks(&self) -> impl Iterator<Item = &Block> {
         let (cases, default, body) = match self {
             Self::Switch(Switch { cases, default }) => (&cases[..], default.as_ref(), None),
             Self::Try(body) => (&[][..], None, Some(body)),

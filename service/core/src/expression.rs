@@ -129,7 +129,7 @@ impl Condition {
     ///
     /// # Errors
     /// `recoup.expression` if the evaluation fails or its value is not a boolean.
-    pub fn evaluate_in(&self, reading: &mut Reading<'_>) -> Result<bool, TaskError> {
+    pub fn evaluate_in<'v>(&'v self, reading: &mut Reading<'v>) -> Result<bool, TaskError> {
         let value = self.expression.evaluate(reading.context(&self.reads)?)?;
         match value.downcast_ref::<CelBool>() {
             Some(truth) => Ok(*truth.inner()),

@@ -13,6 +13,7 @@ use crate::error::TaskError;
 use crate::expression::{Condition, Template};
 use crate::id::{StepId, StepPath, WorkflowName};
 use crate::retry::{MatchOn, RetryPolicy};
+use crate::state::Part;
 use crate::tree::{PlanNodeId, ScopeId, Tree};
 
 pub use self::issue::{Issue, IssueCode};
@@ -166,6 +167,12 @@ impl Plan {
 
     pub fn step(&self, path: &StepPath) -> Option<&StepPlan> {
         self.tree.resolve(path).map(|(node, _)| self.node(node))
+    }
+
+    /// The list of steps that is this part of the step at a path.
+    pub(crate) fn part(&self, path: &StepPath, part: Part) -> Option<ScopeId> {
+        let (node, _) = self.tree.resolve(path)?;
+        self.tree.part(node, part)
     }
 
     /// Whether the path names a step of `on_failure` or `finally`, or one inside such a step.

@@ -82,8 +82,7 @@ fn add_task_types(steps: &[Step], types: &mut BTreeSet<String>) {
     for step in steps {
         let undo = step.compensate.as_ref().map(|undo| &undo.task);
         types.extend(step.kind.task().into_iter().chain(undo).map(|task| task.task_type.clone()));
-        let handlers = step.catch.iter().map(|catch| &catch.block);
-        for block in step.kind.blocks().chain(handlers) {
+        for block in step.blocks() {
             add_task_types(&block.steps, types);
         }
     }

@@ -71,9 +71,7 @@ impl<'a> Decider<'a> {
             unreachable!("the workflow's own scopes are not inside a step");
         };
         let owner = self.state().nodes.get(*node).path.clone();
-        let resolved = self.plan.tree.resolve(&owner);
-        let planned = resolved.and_then(|(owner, _)| self.plan.tree.part(owner, *part));
-        let Some(planned) = planned else {
+        let Some(planned) = self.plan.part(&owner, *part) else {
             unreachable!("a scope that is open is one of the plan that its execution began with");
         };
         if self.run_next(scope, planned) == Progress::Made {
@@ -203,9 +201,7 @@ impl<'a> Decider<'a> {
                         return Ok(Turn::Open(Part::Case(index)));
                     }
                 }
-                let resolved = self.plan.tree.resolve(&step.path);
-                let default = resolved.and_then(|(own, _)| self.plan.tree.part(own, Part::Default));
-                match default {
+                match self.plan.part(&step.path, Part::Default) {
                     Some(_) => Turn::Open(Part::Default),
                     None => Turn::Complete { output: PayloadSource::Inline(Payload::null()) },
                 }
@@ -270,11 +266,16 @@ impl<'a> Decider<'a> {
         }
     }
 
+    /// The first step of `on_failure`; none if there is none, or if the run has not failed or timed out.
+    pub(super) fn first_of_on_failure(&self) -> Option<&StepPlan> {
+        let cause = self.state().stop.as_ref()?.cause;
+        let is_failure = matches!(cause, StopCause::Failed | StopCause::TimedOut);
+        self.plan.on_failure().next().filter(|_| is_failure)
+    }
+
     /// Begins what follows compensation: `on_failure` if the run failed or timed out, otherwise `finally`.
     pub(super) fn begin_handlers(&mut self) {
-        let cause = self.state().stop.as_ref().map(|stop| stop.cause);
-        let is_failure = matches!(cause, Some(StopCause::Failed | StopCause::TimedOut));
-        if !is_failure || self.plan.on_failure().len() == 0 {
+        if self.first_of_on_failure().is_none() {
             return self.begin_finally();
         }
         let cleanup_deadline = self.cleanup_deadline();

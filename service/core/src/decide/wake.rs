@@ -68,10 +68,7 @@ impl Decider<'_> {
         let last = state.cleanup_steps().next_back();
         let cut = last.filter(|node| matches!(node.state, NodeState::Cancelled));
         let cut = cut.map(|node| node.path.clone());
-        let stop = state.stop.as_ref().map(|stop| stop.cause);
-        let is_failure = matches!(stop, Some(StopCause::Failed | StopCause::TimedOut));
-        let on_failure = plan.on_failure().next().filter(|_| is_failure);
-        let on_failure = on_failure.map(|step| step.path.clone());
+        let on_failure = self.first_of_on_failure().map(|step| step.path.clone());
         let finally = plan.finally().next().map(|step| step.path.clone());
         match state.phase {
             Phase::Steps | Phase::Compensation => on_failure.into_iter().chain(finally).collect(),

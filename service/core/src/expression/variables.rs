@@ -118,7 +118,7 @@ impl Read {
 pub struct Reading<'v> {
     variables: Variables<'v>,
     context: Context<'v, 'v>,
-    read: HashSet<Read>,
+    read: HashSet<&'v Read>,
     bytes: usize,
 }
 
@@ -130,7 +130,7 @@ impl<'v> Reading<'v> {
     }
 
     /// A context that contains at least the variables that are read.
-    pub(super) fn context(&mut self, reads: &[Read]) -> Result<&Context<'v, 'v>, TaskError> {
+    pub(super) fn context(&mut self, reads: &'v [Read]) -> Result<&Context<'v, 'v>, TaskError> {
         for read in reads {
             if !self.read.contains(read) {
                 self.add(read)?;
@@ -139,7 +139,7 @@ impl<'v> Reading<'v> {
         Ok(&self.context)
     }
 
-    fn add(&mut self, read: &Read) -> Result<(), TaskError> {
+    fn add(&mut self, read: &'v Read) -> Result<(), TaskError> {
         let own = read.bytes(self.variables);
         self.bytes += own;
         if self.bytes > EXPRESSION_READ_BYTES_MAX {
@@ -152,7 +152,7 @@ impl<'v> Reading<'v> {
         let parsed = self.variables.parsed;
         parsed.set(parsed.get().saturating_add(own));
         self.context.add_variable_as_val(read.name(), read.value(self.variables)?);
-        self.read.insert(read.clone());
+        self.read.insert(read);
         Ok(())
     }
 }

@@ -672,7 +672,7 @@ fn parts(step: &definition::Step) -> impl Iterator<Item = (String, Part, &Block)
 
 /// The number of steps, with those inside them.
 fn count(steps: &[definition::Step]) -> usize {
-    let inside = steps.iter().flat_map(parts).map(|(_, _, block)| count(&block.steps));
+    let inside = steps.iter().flat_map(definition::Step::blocks).map(|block| count(&block.steps));
     steps.len() + inside.sum::<usize>()
 }
 

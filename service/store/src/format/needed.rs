@@ -269,6 +269,9 @@ fields! {
 
     Defaults { queue retry timeouts }
     Block { steps output }
+    Step { id description kind when retry catch on_error allow_warning compensate }
+    Raise { error_type message details non_retryable }
+    Case { when block }
     Task { task_type queue input timeouts priority delivery }
     Timeouts { schedule_to_start start_to_close schedule_to_close heartbeat }
     Compensate { task retry only_completed }
@@ -318,23 +321,6 @@ impl Needed for Workflow {
     }
 }
 
-impl Needed for Step {
-    fn needed(&self, row: Row) -> u16 {
-        let Self { id, description, kind, when, retry, catch, on_error, allow_warning, compensate } =
-            self;
-        FIRST
-            .max(id.needed(row))
-            .max(description.needed(row))
-            .max(kind.needed(row))
-            .max(when.needed(row))
-            .max(retry.needed(row))
-            .max(catch.needed(row))
-            .max(on_error.needed(row))
-            .max(allow_warning.needed(row))
-            .max(compensate.needed(row))
-    }
-}
-
 impl Needed for StepKind {
     fn needed(&self, row: Row) -> u16 {
         match self {
@@ -353,20 +339,9 @@ impl Needed for StepKind {
 impl Needed for Fail {
     fn needed(&self, row: Row) -> u16 {
         match self {
-            Self::Raise(Raise { error_type, message, details, non_retryable }) => FIRST
-                .max(error_type.needed(row))
-                .max(message.needed(row))
-                .max(details.needed(row))
-                .max(non_retryable.needed(row)),
+            Self::Raise(raise) => raise.needed(row),
             Self::Rethrow => FIRST,
         }
-    }
-}
-
-impl Needed for Case {
-    fn needed(&self, row: Row) -> u16 {
-        let Self { when, block } = self;
-        when.needed(row).max(block.needed(row))
     }
 }
 
