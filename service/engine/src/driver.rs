@@ -151,6 +151,10 @@ impl Driver {
                 self.sinks.insert(worker, sink);
                 self.node.handle(Input::Attach { worker, offer }, now);
             }
+            Request::ToldClosed { session, reply } => {
+                // The poll that asked may be gone.
+                let _ = reply.send(self.node.told_closed(&session));
+            }
             Request::Stop(done) => {
                 self.node.stop();
                 *stopping = Some(done);

@@ -238,6 +238,17 @@ impl Engine {
         Ok(WorkerLink { key, engine: self.clone(), messages })
     }
 
+    /// Tasks that the latest poll of a session listed although an earlier poll has delivered the notice that
+    /// their attempts are closed. Empty if the engine is stopping.
+    pub async fn told_closed(&self, session: SessionKey) -> Vec<TaskId> {
+        let (reply, told) = oneshot::channel();
+        let request = Request::ToldClosed { session, reply };
+        if self.requests.send(request).await.is_err() {
+            return Vec::new();
+        }
+        told.await.unwrap_or_default()
+    }
+
     /// The plan of a workflow version. If `version` is `None`: of the latest version that is not retired.
     pub async fn plan(
         &self,

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use bytes::Bytes;
 use recoup_end_to_end::connect;
 use recoup_end_to_end::invariants;
 use recoup_end_to_end::process::Process;
@@ -417,6 +418,56 @@ async fn a_terminated_server_drains_and_keeps_unfinished_attempts() {
     let attempts =
         history.iter().filter(|entry| matches!(entry.event, Some(Event::AttemptScheduled(_))));
     assert_eq!(attempts.count(), 1);
+}
+
+/// A worker that keeps listing a task whose attempt is closed must not poll in a loop without a pause.
+#[tokio::test]
+async fn only_the_first_poll_that_lists_a_closed_attempt_ends_early() {
+    let folder = Folder::new("lists-closed");
+    let server = Server::embedded(folder.path());
+    let channel = connect::channel(&server.url());
+    connect::register(channel.clone(), TALKATIVE).await;
+    let mut workers = connect::workers(channel.clone());
+    let poll = |held: &[&Bytes], wait: Duration| v1::PollTasksRequest {
+        wait: Some(wait.into()),
+        session_id: "s".into(),
+        held: Some(v1::HeldTasks { task_tokens: held.iter().copied().cloned().collect() }),
+        ..Default::default()
+    };
+    let execution_id = begin(&channel, "talkative").await;
+    let polled = workers.poll_tasks(poll(&[], PATIENCE)).await.expect("it polls").into_inner();
+    let closed = &polled.tasks[0].task_token;
+    let reason = "the worker keeps the task".into();
+    let request = v1::TerminateExecutionRequest { execution_id, reason, ..Default::default() };
+    connect::executions(channel.clone()).terminate_execution(request).await.expect("it ends");
+
+    let reason = v1::TaskCancellationReason::AttemptClosed.into();
+    let cancellation = |token: &Bytes| v1::TaskCancellation { task_token: token.clone(), reason };
+    let polled = workers.poll_tasks(poll(&[closed], PATIENCE)).await.expect("it polls");
+    assert_eq!(polled.into_inner().cancellations, [cancellation(closed)]);
+
+    // The polls after that end when there is a task. Neither the closed attempt nor a token that the server
+    // cannot read ends them before.
+    let unreadable = Bytes::from_static(&[1, 2, 3]);
+    let waiting = tokio::spawn({
+        let (mut workers, request) = (workers.clone(), poll(&[closed, &unreadable], PATIENCE));
+        async move { workers.poll_tasks(request).await }
+    });
+    let started = begin(&channel, "talkative").await;
+    let polled = waiting.await.expect("it does not panic").expect("it polls").into_inner();
+    assert_eq!(polled.tasks.len(), 1, "{polled:?}");
+    assert_eq!(polled.tasks[0].execution_id, started);
+    assert_eq!(polled.cancellations, [cancellation(&unreadable)]);
+
+    // The first answer may have been lost, so a poll that ends with nothing else repeats it.
+    let open = &polled.tasks[0].task_token;
+    for _ in 0..2 {
+        let polled = workers.poll_tasks(poll(&[closed, open], Duration::ZERO)).await;
+        assert_eq!(polled.expect("it polls").into_inner().cancellations, [cancellation(closed)]);
+    }
+    // The worker forgets the task, and so does the server.
+    let polled = workers.poll_tasks(poll(&[open], Duration::ZERO)).await.expect("it polls");
+    assert_eq!(polled.into_inner().cancellations, []);
 }
 
 /// Some workers use the name of their machine as session id, so the same session can be lost repeatedly.

@@ -61,11 +61,11 @@ pub async fn poll(
         once: true,
     };
     let engine = &context.engine;
+    let lists_tasks = offer.held.as_ref().is_some_and(|held| !held.is_empty());
     let session = has_session.then_some(key);
-    let undelivered = Undelivered::new(engine.clone(), session);
+    let undelivered = Undelivered::new(engine.clone(), session.clone());
     let mut poll = Poll { link: engine.attach(offer).await?, undelivered };
     let mut answer = PollAnswer::default();
-    answer.cancellations.extend(garbage.into_iter().map(closed));
     while answer.is_empty() {
         let message = tokio::select! {
             biased;
@@ -87,6 +87,16 @@ pub async fn poll(
     while let Ok(message) = poll.link.messages.try_recv() {
         answer.take(message, &mut poll.undelivered);
     }
+    if answer.is_empty()
+        && let Some(session) = session.filter(|_| lists_tasks)
+    {
+        // Notices that an earlier poll of the session has delivered. The worker may not have received them.
+        let told = engine.told_closed(session).await;
+        let told = told.iter().map(|task| task::cancellation(task, Reason::AttemptClosed));
+        answer.cancellations.extend(told);
+    }
+    // A token that identifies no task ends no poll early, because the worker may list it again and again.
+    answer.cancellations.extend(garbage.into_iter().map(closed));
     let PollAnswer { tasks, cancellations, .. } = answer;
     Ok((v1::PollTasksResponse { tasks, cancellations }, poll.into_undelivered()))
 }

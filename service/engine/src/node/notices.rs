@@ -5,6 +5,11 @@
 //! ends when there is something to deliver, and later polls must be able to wait. If the session's own result
 //! closed the attempt, no notice is sent: a poll that still lists the task was sent before the answer to the
 //! result arrived.
+//!
+//! A worker may list a task in polls although it was notified that the attempt is closed: because the answer was
+//! lost behind the connection, or because its handler is still running. The notice does not end those polls. A
+//! poll whose wait is over and that has nothing else to deliver repeats it, so that a lost notice arrives in the
+//! end and no worker polls without a pause.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +29,8 @@ pub(super) struct Notices {
     asked: BTreeSet<TaskId>,
     /// Tasks that the session's own results have closed. A poll may have been sent before the answers arrived.
     settled: BTreeSet<TaskId>,
+    /// Tasks whose notice that they are closed has left with a poll. Later polls may still list them.
+    told_closed: BTreeSet<TaskId>,
 }
 
 impl Notices {
@@ -51,9 +58,34 @@ impl Notices {
         self.settled.contains(task)
     }
 
+    /// Notes that a poll delivers the notice that a task is closed. Returns false if a poll has delivered it
+    /// before.
+    pub fn tell_closed(&mut self, task: &TaskId) -> bool {
+        if self.told_closed.len() < NOTICES_MAX {
+            return self.told_closed.insert(task.clone());
+        }
+        !self.told_closed.contains(task)
+    }
+
+    /// A notice has not reached the worker.
+    pub fn untold(&mut self, task: &TaskId) {
+        self.told_closed.remove(task);
+    }
+
+    /// Whether a poll has already delivered the notice that the task is closed.
+    pub fn is_told_closed(&self, task: &TaskId) -> bool {
+        self.told_closed.contains(task)
+    }
+
+    /// The tasks for which [`Self::is_told_closed`] holds.
+    pub fn all_told_closed(&self) -> impl Iterator<Item = &TaskId> {
+        self.told_closed.iter()
+    }
+
     /// A poll has listed what the session holds.
     pub fn listed_by_poll(&mut self, held: &BTreeSet<TaskId>) {
         self.settled.retain(|task| held.contains(task));
+        self.told_closed.retain(|task| held.contains(task));
         self.waiting.retain(|task, _| held.contains(task));
     }
 

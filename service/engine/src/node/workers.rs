@@ -153,11 +153,12 @@ impl<R> Node<R> {
         }
     }
 
-    /// Whether a session that lists a task tells this node nothing new: this node already has the session as
-    /// the holder, or the answer to the session's result is on its way.
+    /// Whether a poll that lists a task tells this node nothing new: this node already has the session as the
+    /// holder, the answer to the session's result is on its way, or a poll of the session was answered that the
+    /// attempt is closed.
     fn has_it_already(&self, task: &TaskId, session: &SessionKey) -> bool {
-        let settled = |session: &SessionState| session.notices.is_settled(task);
-        if self.sessions.get(session).is_some_and(settled) {
+        let notices = self.sessions.get(session).map(|session| &session.notices);
+        if notices.is_some_and(|told| told.is_settled(task) || told.is_told_closed(task)) {
             return true;
         }
         let holds = self.sessions.holder(task).is_some_and(|holder| holder.session == *session);
@@ -531,12 +532,22 @@ impl<R> Node<R> {
             return;
         };
         match session.newest_worker() {
-            Some(worker) => {
-                let message = notice.message(task);
-                self.effects.tell(worker, message);
-            }
+            Some(worker) => self.tell(key, worker, task, notice),
             None => session.notices.keep(task, notice),
         }
+    }
+
+    /// Sends a notice to a stream or poll of a session.
+    fn tell(&mut self, key: &SessionKey, worker: WorkerKey, task: TaskId, notice: Notice) {
+        let is_poll = self.workers.get(worker).is_some_and(|worker| worker.once);
+        if is_poll
+            && notice == Notice::Closed
+            && let Some(session) = self.sessions.get_mut(key)
+            && !session.notices.tell_closed(&task)
+        {
+            return;
+        }
+        self.effects.tell(worker, notice.message(task));
     }
 
     /// A stream or poll of a session has attached and receives the notices that were waiting for it.
@@ -544,13 +555,22 @@ impl<R> Node<R> {
         let session = self.sessions.get_mut(key);
         let waiting = session.map(|session| session.notices.take_waiting());
         for (task, notice) in waiting.unwrap_or_default() {
-            let message = notice.message(task);
-            self.effects.tell(worker, message);
+            self.tell(key, worker, task, notice);
         }
+    }
+
+    /// Tasks that the latest poll of a session listed although an earlier poll has delivered the notice that
+    /// their attempts are closed.
+    pub fn told_closed(&self, key: &SessionKey) -> Vec<TaskId> {
+        let session = self.sessions.get(key);
+        session.into_iter().flat_map(|session| session.notices.all_told_closed()).cloned().collect()
     }
 
     /// A notice has not reached its worker. It goes to the next stream or poll of the session.
     pub(super) fn untold(&mut self, key: &SessionKey, task: TaskId, notice: Notice) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.notices.untold(&task);
+        }
         let holds = self.sessions.holder(&task).is_some_and(|holder| holder.session == *key);
         if holds || notice == Notice::Closed {
             self.notify(key, task, notice);

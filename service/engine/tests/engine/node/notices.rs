@@ -129,6 +129,46 @@ fn poll_is_notified_when_an_attempt_that_it_lists_times_out() {
 }
 
 #[test]
+fn polls_that_list_a_closed_task_are_notified_once() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "order");
+    let reason = "enough".to_owned();
+    submit(&mut world, &task, Command::TerminateExecution { reason, unstarted: Vec::new() });
+    let first = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, first), [(task.clone(), Notice::Closed)]);
+    world.put(0, Input::Detach { worker: first });
+    let calls = world.machines[0].calls.len();
+    for _ in 0..2 {
+        let worker = world.attach(0, poll("default", "s", Some(&[&task])));
+        assert_eq!(notices(&mut world, worker), []);
+        world.put(0, Input::Detach { worker });
+    }
+    assert_eq!(world.machines[0].calls.len(), calls, "the store is not asked about it");
+    // A poll that ends with nothing else to deliver repeats the notice.
+    assert_eq!(world.machines[0].node.told_closed(&session("default", "s")), [task]);
+    world.attach(0, poll("default", "s", Some(&[])));
+    let told = world.machines[0].node.told_closed(&session("default", "s"));
+    assert_eq!(told, [], "the worker no longer lists it");
+}
+
+#[test]
+fn notice_of_a_closed_task_that_did_not_leave_is_sent_once_more() {
+    let mut world = World::new(1);
+    let task = handed_to_a_poll(&mut world, "watched");
+    let first = world.attach(0, poll("default", "s", Some(&[&task])));
+    world.pass(2 * SECOND);
+    assert_eq!(notices(&mut world, first), [(task.clone(), Notice::Closed)]);
+    world.put(0, Input::Detach { worker: first });
+    let (session, notice) = (session("default", "s"), Notice::Closed);
+    world.put(0, Input::Untold { session, task: task.clone(), notice });
+    let second = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, second), [(task.clone(), Notice::Closed)]);
+    world.put(0, Input::Detach { worker: second });
+    let third = world.attach(0, poll("default", "s", Some(&[&task])));
+    assert_eq!(notices(&mut world, third), []);
+}
+
+#[test]
 fn listing_a_task_in_a_poll_is_not_a_heartbeat() {
     let mut world = World::new(1);
     let task = handed_to_a_poll(&mut world, "watched");
