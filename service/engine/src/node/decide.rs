@@ -119,6 +119,16 @@ impl<R> Node<R> {
         let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
         let mut state = slot.known.take_state();
         let mut pending: Vec<_> = slot.inbox.drain(..count).collect();
+        for one in pending.iter_mut().filter(|one| !one.is_own()) {
+            // A result may have come before the execution was read, when it was unknown which worker has the
+            // attempt.
+            if let Command::CompleteTask { task, worker, .. }
+            | Command::FailTask { task, worker, .. } = &mut one.command
+                && worker.is_empty()
+            {
+                slot.worker_of(task).clone_into(worker);
+            }
+        }
         // A termination withdraws attempts from the queues, so it must not be left to a later transition.
         let is_divisible = !pending.iter().any(terminates);
         #[cfg(feature = "mutants")]

@@ -5,7 +5,7 @@ use recoup_core::id::ExecutionId;
 use recoup_core::outcome::Outcome;
 use recoup_core::time::Timestamp;
 
-use super::attempt::{Attempt, DispatchState};
+use super::attempt::Attempt;
 use super::io::{Answer, LiveAttempt, Refusal, Snapshot, StartSpec};
 use super::resident::Known;
 use super::slot::{Pending, Slot, Waiter};
@@ -63,11 +63,9 @@ impl<R> Node<R> {
                 && let Some(attempt) = slot.attempt_mut(task)
             {
                 attempt.reported = true;
-                // A call without a worker name comes from the worker that got the attempt.
-                if worker.is_empty()
-                    && let DispatchState::Handed(handed) = &attempt.dispatch
-                {
-                    worker.clone_from(&handed.name);
+                // A call without a worker name comes from the worker that has the attempt.
+                if worker.is_empty() {
+                    slot.worker_of(task).clone_into(worker);
                 }
                 reported = Some(task.clone());
             }

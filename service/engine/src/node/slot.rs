@@ -211,6 +211,19 @@ impl<R> Slot<R> {
         self.attempt(task)?.started.as_ref()
     }
 
+    /// The name of the worker that has an open attempt: the worker that this node knows to have it, otherwise the
+    /// one in the history. Empty if neither is known.
+    pub fn worker_of(&self, task: &TaskId) -> &str {
+        let attempt = self.attempt(task);
+        let handed = attempt.and_then(|attempt| match &attempt.dispatch {
+            DispatchState::Handed(handed) => Some(handed.name.as_str()),
+            _ => None,
+        });
+        let recorded = attempt.and_then(|attempt| attempt.started.as_ref());
+        let names = [handed, recorded.map(|started| started.worker.as_str())];
+        names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default()
+    }
+
     /// Whether a command about an attempt that the node issued itself is waiting to be decided.
     pub fn acts_on(&self, task: &TaskId) -> bool {
         acts_on(&self.inbox, task)

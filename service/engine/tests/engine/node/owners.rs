@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use recoup_core::command::{Command, Rejection, StartBasis, TaskId};
 use recoup_core::error::{TaskError, builtin};
+use recoup_core::event::Event;
+use recoup_core::payload::Payload;
 use recoup_core::retry::Schedule;
 use recoup_core::time::Timestamp;
 use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerMessage};
@@ -33,6 +35,43 @@ fn pass_alive(world: &mut World, machine: usize, id: &str, time: Duration) {
     while world.now() < until {
         world.put(machine, Input::Touch { session: session("default", id) });
         world.pass(SECOND.min(until.since(world.now())));
+    }
+}
+
+#[test]
+fn result_without_a_session_names_the_worker_that_the_history_names() {
+    for (fails, ran_for, named) in [
+        (false, 2 * SECOND, "worker of s"),
+        (true, 2 * SECOND, "worker of s"),
+        (false, SECOND / 2, ""),
+    ] {
+        let mut world = World::new(1);
+        let execution = world.start(0, "default");
+        let worker = world.attach(0, poll("default", "s", Some(&[])));
+        let task = world.handed(0, worker).remove(0);
+        // The hand-over is recorded once the attempt has run for a second.
+        world.pass(ran_for);
+        world.leave(0);
+        let second = world.boot();
+        // The worker repeats its result at the new server before it opens its session there.
+        let worker = String::new();
+        let command = match fails {
+            true => {
+                let error = TaskError::new("card.declined", "no money");
+                Command::FailTask { task, error, worker }
+            }
+            false => Command::CompleteTask { task, output: Payload::json("1"), worker },
+        };
+        world.ask(second, submit(command)).expect("at once").expect("it is accepted");
+        let history = ready(world.store.load(NodeId(0), &[execution])).expect("it is read");
+        let rows = history[0].transitions.iter();
+        let events = rows.flat_map(|row| row.decode(execution).expect("it is readable").events);
+        let mut names = events.filter_map(|event| match event {
+            Event::StepCompleted { worker, .. } => Some(worker),
+            Event::AttemptFailed(failed) => Some(failed.worker),
+            _ => None,
+        });
+        assert_eq!(names.next().as_deref(), Some(named), "after {ran_for:?}");
     }
 }
 
