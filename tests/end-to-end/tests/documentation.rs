@@ -2,12 +2,18 @@
 
 use std::path::Path;
 use std::process::Output;
+use std::time::Duration;
 
+use recoup_end_to_end::connect;
 use recoup_end_to_end::page::blocks;
 use recoup_end_to_end::server::{Folder, Server, recoup_once};
+use recoup_proto::v1;
+use serde_json::json;
+use tonic::transport::Channel;
 
 const DEFINITIONS: &str = include_str!("../../../docs/definitions.md");
 const RETRIES: &str = include_str!("../../../docs/retries.md");
+const EXECUTIONS: &str = include_str!("../../../docs/executions.md");
 const OPERATING: &str = include_str!("../../../docs/operating.md");
 const README: &str = include_str!("../../../README.md");
 const ORDER: &str = include_str!("../../../examples/order/order.yaml");
@@ -201,4 +207,84 @@ fn templates_evaluate_to_the_documented_values() {
             serde_json::from_slice(&ran.stdout).expect("it answers in JSON");
         assert_eq!(answer["ended"]["output"]["json"], value, "{template}: {answer}");
     }
+}
+
+/// Executes the tasks of the workflow in the section "Reading a timeline". The carrier has closed, and the billing is
+/// out of order.
+async fn work(channel: Channel) {
+    let mut workers = connect::workers(channel);
+    loop {
+        let request = v1::PollTasksRequest { worker: "w1".into(), ..Default::default() };
+        let polled = workers.poll_tasks(request).await.expect("it polls").into_inner();
+        for task in polled.tasks {
+            let failed = match task.r#type.as_str() {
+                "carrier.label" => Some(("carrier.closed", "until Monday")),
+                "billing.charge" => Some(("billing.away", "out of order")),
+                _ => None,
+            };
+            let task_token = task.task_token;
+            if let Some((kind, message)) = failed {
+                let (r#type, message) = (kind.to_owned(), message.to_owned());
+                let error = Some(v1::Error { r#type, message, ..Default::default() });
+                let request = v1::FailTaskRequest { task_token, error };
+                workers.fail_task(request).await.expect("the attempt is open");
+            } else {
+                let request = v1::CompleteTaskRequest { task_token, output: None };
+                workers.complete_task(request).await.expect("the attempt is open");
+            }
+        }
+    }
+}
+
+/// Runs the workflow in the section "Reading a timeline" to its end. Returns the id of the execution.
+async fn send_a_parcel(channel: &Channel) -> String {
+    let section = EXECUTIONS.split("## Reading a timeline").nth(1).expect("the page has it");
+    connect::register(channel.clone(), blocks(section, "yaml")[0]).await;
+    let input = json!({ "value": 20, "express": false, "country": "NO" });
+    let execution = Some(v1::ExecutionSpec {
+        workflow: "parcel".into(),
+        input: Some(connect::json(&input)),
+        ..Default::default()
+    });
+    let wait = Some(Duration::from_secs(60).into());
+    let request = v1::RunExecutionRequest { execution, wait, ..Default::default() };
+    let mut executions = connect::executions(channel.clone());
+    let ran = tokio::select! {
+        () = work(channel.clone()) => unreachable!("it does not end by itself"),
+        ran = executions.run_execution(request) => ran.expect("it starts").into_inner(),
+    };
+    let ended = matches!(ran.result, Some(v1::run_execution_response::Result::Ended(_)));
+    assert!(ended, "{ran:?}");
+    ran.execution_id
+}
+
+/// A timeline in which everything that differs between two runs is replaced: times, ids and the widths of columns.
+fn without_times(timeline: &str) -> Vec<String> {
+    let replaced = |word: &str| {
+        let number =
+            word.trim_start_matches('+').trim_end_matches(',').trim_end_matches(['u', 'm', 's']);
+        if word.trim_end_matches(',').ends_with('s') && number.parse::<f64>().is_ok() {
+            "DURATION".to_owned()
+        } else if word.len() == 36 && word.matches('-').count() == 4 {
+            "ID".to_owned()
+        } else if word.starts_with("20") && word.ends_with('Z') {
+            "TIME".to_owned()
+        } else {
+            word.to_owned()
+        }
+    };
+    let line = |line: &str| line.split_whitespace().map(replaced).collect::<Vec<_>>().join(" ");
+    timeline.trim().lines().map(line).collect()
+}
+
+#[tokio::test]
+async fn documented_timeline_is_what_show_prints() {
+    let site = Site::start("documentation-timeline");
+    let channel = connect::channel(&site.server.url());
+    let execution = send_a_parcel(&channel).await;
+    let shown = site.recoup(&["show", &execution]);
+    let shown = String::from_utf8(shown.stdout).expect("it prints text");
+    let section = EXECUTIONS.split("## Reading a timeline").nth(1).expect("the page has it");
+    let documented = blocks(section, "text")[0];
+    assert_eq!(without_times(documented), without_times(&shown), "it prints\n{shown}");
 }

@@ -206,7 +206,7 @@ fn schedule_lines(schedule: &StepRetrySchedule) -> Vec<String> {
     };
     lines.extend(schedule.rules.iter().map(|rule| {
         let waits = waits(&rule.delays, rule.truncated);
-        format!("    rule {} ({}): {waits}", rule.rule_index + 1, types(rule.rule_index))
+        format!("    rules[{}] ({}): {waits}", rule.rule_index, types(rule.rule_index))
     }));
     lines
 }
@@ -271,7 +271,7 @@ mod tests {
             rules: vec![RuleRetrySchedule { rule_index: 0, ..RuleRetrySchedule::default() }],
             ..StepRetrySchedule::default()
         };
-        let expected = ["  charge: waits 1.0s, 2.0s, …", "    rule 1 (a.b): no retry"];
+        let expected = ["  charge: waits 1.0s, 2.0s, …", "    rules[0] (a.b): no retry"];
         assert_eq!(schedule_lines(&schedule), expected);
     }
 }

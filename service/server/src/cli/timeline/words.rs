@@ -54,9 +54,9 @@ pub fn words(what: &What<'_>) -> Words {
         }
         What::StepIgnored(event) => {
             let text = if event.warning {
-                "error tolerated, the run continues with a warning"
+                "error ignored, the run continues with a warning"
             } else {
-                "error tolerated, the run continues"
+                "error ignored, the run continues"
             };
             Words::new('!', Paint::Warn, path(event.step.as_ref()), text)
         }
@@ -149,8 +149,15 @@ fn attempt_failed(event: &v1::AttemptFailed, next: Attempt) -> Words {
         RetryVerdict::Stop | RetryVerdict::Unspecified => ('✗', Paint::Bad),
     };
     let mut text = error_line(event.error.as_ref());
+    let mut notes = Vec::new();
+    if !event.worker.is_empty() {
+        notes.push(format!("on {}", event.worker));
+    }
     if event.outcome() == AttemptOutcome::Unknown {
-        text.push_str(" (outcome unknown)");
+        notes.push("outcome unknown".to_owned());
+    }
+    if !notes.is_empty() {
+        text.push_str(&format!(" ({})", notes.join(", ")));
     }
     let decision = decision_text(&decision, &attempt_text(next), event.error.as_ref());
     Words { decision, ..Words::new(symbol, paint, path(event.step.as_ref()), &text) }
@@ -228,14 +235,15 @@ pub fn state_symbol(state: ExecutionState) -> (char, Paint) {
     }
 }
 
-/// A decision with its reason, in words: `retry in 2.1s (policy, attempt 2 of 5)`.
+/// A decision with its reason, in words: `retry in 2.1s (policy, attempt 2 of 5)`. A rule is named as in the paths
+/// of fields, and so counted from 0, as are the cases of a switch and the handlers of a `catch`.
 pub fn decision_text(
     decision: &RetryDecision,
     next_attempt: &str,
     error: Option<&v1::Error>,
 ) -> String {
     let rule =
-        || decision.rule_index.map_or("rule".to_owned(), |index| format!("rule {}", index + 1));
+        || decision.rule_index.map_or("a rule".to_owned(), |index| format!("rules[{index}]"));
     if decision.verdict() == RetryVerdict::Retry {
         let delay = decision.delay.map_or(0, |delay| proto_nanos(&delay));
         let why = match decision.reason() {

@@ -184,8 +184,8 @@ fn timeline_shows_a_compensated_failure() {
 
   +0.000s  ● started                order v3
   +0.012s  ✓ reserve  1 of 5  12ms  by worker-1
-  +1.204s  ↻ charge   1 of 3  1.2s  payment.rate_limited: slow down → retry in 2.1s (rule 1, attempt 2 of 3)
-  +3.310s  ✗ charge   2 of 3   6ms  payment.card_declined: the bank said no → stopped: non-retryable type (caller's policy)
+  +1.204s  ↻ charge   1 of 3  1.2s  payment.rate_limited: slow down (on worker-1) → retry in 2.1s (rules[0], attempt 2 of 3)
+  +3.310s  ✗ charge   2 of 3   6ms  payment.card_declined: the bank said no (on worker-1) → stopped: non-retryable type (caller's policy)
 
   compensation: reserve
   +3.400s  ↩ reserve  1 of 2  90ms  undone by worker-1
@@ -260,7 +260,7 @@ fn timeline_shows_until_when_a_retry_waits() {
   input {\"id\":7}
 
   +0.000s  ● started                order v3
-  +1.500s  ↻ charge   1 of 3  1.5s  recoup.worker_lost: its session ended (outcome unknown) → retry in 1.0s (policy, attempt 2 of 3)
+  +1.500s  ↻ charge   1 of 3  1.5s  recoup.worker_lost: its session ended (on worker-1, outcome unknown) → retry in 1.0s (policy, attempt 2 of 3)
            … charge   2 of 3        waits until +2.5s
 ",
     );
@@ -367,7 +367,7 @@ fn compensation_retried_after_the_end_has_its_own_section() {
   input {{\"id\":7}}
 
   +0.000s  ● started                     order v3
-  +0.080s  ✗ reserve       2 of 2   5ms  stock.away: {short} → stopped: attempts used up
+  +0.080s  ✗ reserve       2 of 2   5ms  stock.away: {short} (on worker-1) → stopped: attempts used up
   +0.080s  ‼ reserve                     stock.away: {short} → parked: a person must act
   +0.080s  ‼ compensation                not all could be undone
 
@@ -378,7 +378,7 @@ fn compensation_retried_after_the_end_has_its_own_section() {
 
   compensation, again
   +0.200s  ↻ reserve                     tried again: the stock is back
-  +0.210s  ↻ reserve       3       10ms  stock.away: {short} → retry in 208ms (policy, attempt 4)
+  +0.210s  ↻ reserve       3       10ms  stock.away: {short} (on worker-1) → retry in 208ms (policy, attempt 4)
   +0.420s  ↩ reserve       4             undone by worker-1
   +0.420s  ✓ compensation                nothing is left to undo
 "

@@ -38,3 +38,26 @@ fn multi_line_reason_is_printed_on_one_line() {
     let words = super::super::words::words(&super::super::model::What::CancelRequested(&cancel));
     assert_eq!(words.text, "one two");
 }
+
+#[test]
+fn every_symbol_is_explained_in_the_documentation() {
+    let source = include_str!("../words.rs");
+    let page = include_str!("../../../../../../docs/executions.md");
+    // Every symbol stands in the source as a character of its own.
+    let quoted = source.split('\'').filter(|text| text.chars().count() == 1);
+    let symbols: HashSet<&str> = quoted.filter(|text| !text.trim().is_empty()).collect();
+    assert!(symbols.len() >= 15, "{symbols:?}");
+    for symbol in symbols {
+        assert!(page.contains(&format!("| `{symbol}` | ")), "{symbol} is not explained");
+    }
+}
+
+#[test]
+fn ignored_error_is_called_ignored() {
+    let ignored = |warning| {
+        let event = v1::StepIgnored { warning, ..v1::StepIgnored::default() };
+        super::super::words::words(&super::super::model::What::StepIgnored(&event)).text
+    };
+    assert_eq!(ignored(false), "error ignored, the run continues");
+    assert_eq!(ignored(true), "error ignored, the run continues with a warning");
+}
