@@ -285,7 +285,10 @@ fn of_step(
     if let Some(subject) = &mut event.subject {
         subject.step = Some(path.clone());
         subject.attempt = failed.map_or(0, |failed| failed.attempt);
-        subject.max_attempts = plan.task(path).and_then(|task| task.retry.max_attempts());
+        // An event about no attempt has no limit of attempts either: for example that of an error which a handler
+        // raised again later.
+        let task = failed.and_then(|_| plan.task(path));
+        subject.max_attempts = task.and_then(|task| task.retry.max_attempts());
         subject.is_final = kind != FailureKind::AttemptFailed;
         subject.decision = failed.map(|failed| failed.decision);
     }

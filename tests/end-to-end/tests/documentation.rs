@@ -288,3 +288,28 @@ async fn documented_timeline_is_what_show_prints() {
     let documented = blocks(section, "text")[0];
     assert_eq!(without_times(documented), without_times(&shown), "it prints\n{shown}");
 }
+
+#[tokio::test]
+async fn failure_of_a_step_that_rethrows_has_no_attempt_and_no_limit_of_attempts() {
+    let site = Site::start("documentation-rethrow");
+    let channel = connect::channel(&site.server.url());
+    let execution_id = send_a_parcel(&channel).await;
+    let request = v1::ListFailuresRequest { execution_id, ..Default::default() };
+    let listed = connect::failures(channel).list_failures(request).await.expect("it lists");
+    let events = listed.into_inner().failures.into_iter();
+    let told = events.map(|event| {
+        let kind = event.kind().as_str_name().trim_start_matches("FAILURE_KIND_").to_owned();
+        (kind, event.step_path, event.attempt, event.max_attempts)
+    });
+    let of =
+        |kind: &str, step: &str, attempt, max| (kind.to_owned(), step.to_owned(), attempt, max);
+    let told = told.collect::<Vec<_>>();
+    for expected in [
+        of("ATTEMPT_FAILED", "bill", 1, 2),
+        of("STEP_CAUGHT", "bill", 2, 2),
+        // A later transition raises the error again.
+        of("STEP_FAILED", "bill", 0, 0),
+    ] {
+        assert!(told.contains(&expected), "{expected:?} is not in {told:#?}");
+    }
+}
