@@ -23,11 +23,17 @@ LIMIT_S = 30.0
 
 
 class Process:
-    """A process whose output is read line by line while it runs."""
+    """A process whose output is read line by line while it runs. `stderr` says whether that includes its errors."""
 
-    def __init__(self, *command: str | Path) -> None:
+    def __init__(self, *command: str | Path, stderr: bool = False) -> None:
         self.name = Path(command[0]).name if command[0] != sys.executable else Path(command[1]).name
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stderr else None,
+            text=True,
+        )
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
