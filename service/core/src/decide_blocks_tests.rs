@@ -2,6 +2,8 @@
 
 #[path = "decide_nesting_tests.rs"]
 mod nesting;
+#[path = "decide_semantics_tests.rs"]
+mod semantics;
 
 use super::*;
 use crate::definition::{Case, Catch, Fail, Raise, Switch};

@@ -8,7 +8,7 @@ use recoup_core::event::Event;
 use recoup_core::payload::Payload;
 use recoup_core::retry::Schedule;
 use recoup_core::time::Timestamp;
-use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerMessage};
+use recoup_engine::node::io::{Answer, Input, Offer, Refusal, WorkerKey, WorkerMessage};
 use recoup_engine::options::Options;
 use recoup_store::{Executions, NodeId, Retention};
 
@@ -591,4 +591,56 @@ fn node_closed_to_workers_adopts_nothing() {
     world.pass(20 * SECOND);
     let after = world.machines[0].calls.iter().filter(|call| **call == "adopt").count();
     assert_eq!(after, before);
+}
+
+/// Kills the only machine while session `s` holds a task of `default`, whose start is recorded. Returns the
+/// task, and a worker of another session at the node that starts after the crash, which has become the owner.
+fn crashed_with_a_task(world: &mut World) -> (TaskId, WorkerKey) {
+    world.start(0, "default");
+    let holder = world.attach(0, stream("default", "s", &[]));
+    let task = world.handed(0, holder).remove(0);
+    world.pass(2 * SECOND);
+    world.machines[0].is_dead = true;
+    world.boot();
+    let other = world.attach(1, stream("default", "t", &[]));
+    // The lease of the dead node ends, and its executions are adopted.
+    pass_alive(world, 1, "t", Options::default().lease_ttl + 2 * SECOND);
+    assert!(world.snapshot(1, task.execution).state.open_attempt_of(&task.path).is_some());
+    assert_eq!(world.handed(1, other), [], "the worker may still come back");
+    (task, other)
+}
+
+#[test]
+fn task_whose_worker_does_not_return_after_a_crash_is_handed_out_again_as_the_same_attempt() {
+    let mut world = World::new(1);
+    let (task, other) = crashed_with_a_task(&mut world);
+    pass_alive(&mut world, 1, "t", Options::default().reconnect_grace);
+    assert_eq!(world.handed(1, other), [task]);
+}
+
+#[test]
+fn task_whose_worker_returns_after_a_crash_stays_with_it() {
+    let mut world = World::new(1);
+    let (task, other) = crashed_with_a_task(&mut world);
+    let holder = world.attach(1, stream("default", "s", &[&task]));
+    let until = world.now() + 2 * Options::default().reconnect_grace;
+    while world.now() < until {
+        world.put(1, Input::Touch { session: session("default", "s") });
+        pass_alive(&mut world, 1, "t", SECOND);
+    }
+    assert_eq!((world.handed(1, holder), world.handed(1, other)), (Vec::new(), Vec::new()));
+    assert_eq!(world.snapshot(1, task.execution).live.len(), 1);
+}
+
+#[test]
+fn at_most_once_task_whose_worker_does_not_return_after_a_crash_is_not_handed_out_again() {
+    let mut world = World::delivered_at_most_once(1);
+    let (task, other) = crashed_with_a_task(&mut world);
+    pass_alive(&mut world, 1, "t", Options::default().reconnect_grace);
+    assert_eq!(world.handed(1, other), []);
+    let state = world.snapshot(1, task.execution).state;
+    let error = state.error.as_ref().expect("the execution has failed");
+    assert_eq!(error.error_type, builtin::OUTCOME_UNKNOWN);
+    let cause = error.cause.as_ref().map(|cause| cause.error_type.as_str());
+    assert_eq!(cause, Some(builtin::WORKER_LOST));
 }
