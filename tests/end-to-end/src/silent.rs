@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::raw::{
-    DATA, END_HEADERS, HEADERS, INITIAL_WINDOW, PREFACE, SETTINGS, WINDOW_UPDATE, frame, headers,
-    message, setting,
+    DATA, END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW, PREFACE, SETTINGS, WINDOW_UPDATE,
+    frame, headers, message, setting,
 };
 
 /// The largest flow-control window that HTTP/2 allows.
@@ -24,12 +24,25 @@ impl Silent {
     ///
     /// If the request cannot be sent.
     pub fn call(server: SocketAddr, path: &str, encoded: &[u8]) -> Self {
+        Self::send(server, path, encoded, 0)
+    }
+
+    /// As [`Self::call`], for a unary call: also ends the request, without which the server does not act on it.
+    ///
+    /// # Panics
+    ///
+    /// If the request cannot be sent.
+    pub fn unary_call(server: SocketAddr, path: &str, encoded: &[u8]) -> Self {
+        Self::send(server, path, encoded, END_STREAM)
+    }
+
+    fn send(server: SocketAddr, path: &str, encoded: &[u8], flags: u8) -> Self {
         let mut bytes = PREFACE.to_vec();
         frame(&mut bytes, SETTINGS, 0, 0, &setting(INITIAL_WINDOW, WINDOW_MAX));
         // A connection starts with a window of 65,535 bytes.
         frame(&mut bytes, WINDOW_UPDATE, 0, 0, &(WINDOW_MAX - 65_535).to_be_bytes());
         frame(&mut bytes, HEADERS, END_HEADERS, 1, &headers(&server.to_string(), path));
-        frame(&mut bytes, DATA, 0, 1, &message(encoded));
+        frame(&mut bytes, DATA, flags, 1, &message(encoded));
         let mut socket = TcpStream::connect(server).expect("the server listens");
         socket.write_all(&bytes).expect("the server reads");
         Self(socket)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use recoup_core::command::{Rejection, TaskId};
+use recoup_core::command::{Command, Rejection, TaskId};
 use recoup_core::failure_event::FailureKind;
 use recoup_core::payload::Payload;
 use recoup_engine::node::io::{Answer, Input, Refusal, WorkerMessage};
@@ -366,6 +366,28 @@ fn latest_heartbeat_details_are_kept_until_the_next_hand_over() {
     let worker = world.attach(0, poll("default", "s", Some(&[])));
     assert_eq!(world.handed(0, worker), std::slice::from_ref(&task));
     assert_eq!(world.snapshot(0, task.execution).live[0].details, None);
+}
+
+#[test]
+fn task_of_a_dead_worker_without_a_session_ends_only_at_its_timeout() {
+    let mut world = World::new(1);
+    for (workflow, timeout, error_type) in [
+        ("order", 60 * SECOND, "recoup.timeout.start_to_close"),
+        ("watched", 2 * SECOND, "recoup.timeout.heartbeat"),
+    ] {
+        world.start_of(0, "default", workflow);
+        let worker = world.attach(0, poll("default", "", None));
+        let task = world.handed(0, worker).remove(0);
+        world.pass(timeout - SECOND / 2);
+        assert_eq!(world.snapshot(0, task.execution).live.len(), 1);
+        world.pass(SECOND);
+        let state = world.snapshot(0, task.execution).state;
+        let error = state.task(&task.path).and_then(|task| task.last_error.as_ref());
+        assert_eq!(error.map(|error| error.error_type.as_str()), Some(error_type));
+        let (execution, reason) = (task.execution, String::new());
+        let command = Command::TerminateExecution { reason, unstarted: Vec::new() };
+        world.ask(0, |reply| Input::Submit { execution, command, request: None, reply });
+    }
 }
 
 #[test]
