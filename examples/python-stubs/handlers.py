@@ -48,12 +48,15 @@ class TaskFailed(Exception):
         message: str,
         *,
         details: Any = None,
+        category: str = "UNSPECIFIED",
         non_retryable: bool | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.error_type = error_type
         self.details = details
+        #: TRANSIENT, INTERMITTENT, PERMANENT or BENIGN.
+        self.category = category
         self.non_retryable = non_retryable
         self.retry_after_s = retry_after_s
 

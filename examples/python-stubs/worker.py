@@ -308,6 +308,7 @@ def _link(exception: BaseException, depth: int) -> error_pb2.Error:
         error.type = exception.error_type
         if exception.details is not None:
             error.details.CopyFrom(to_payload(exception.details))
+        error.category = error_pb2.ErrorCategory.Value(f"ERROR_CATEGORY_{exception.category}")
         if exception.non_retryable is not None:
             error.non_retryable = exception.non_retryable
         if exception.retry_after_s is not None:
@@ -354,9 +355,9 @@ def _log_defect(done: Future[None]) -> None:
         log.error("a task ended without a result", exc_info=done.exception())
 
 
-def main() -> None:
-    """Runs a worker with the handlers of handlers.py."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Returns the options that every worker has."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--address", default="127.0.0.1:7430", help="host:port of the server")
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--queue", default="orders")
@@ -364,16 +365,19 @@ def main() -> None:
     parser.add_argument(
         "--session-ttl", type=float, default=30.0, help="seconds without a message until its tasks go to other workers"
     )
-    arguments = parser.parse_args()
-    logging.basicConfig(format="%(name)s: %(message)s")
+    return parser
 
+
+def serve(handlers: dict[str, Handler], arguments: argparse.Namespace) -> None:
+    """Runs a worker with these handlers until SIGTERM or Ctrl-C."""
+    logging.basicConfig(format="%(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with connect(arguments.address) as channel:
         worker = Worker(
             channel,
-            HANDLERS,
+            handlers,
             namespace=arguments.namespace,
             queue=arguments.queue,
             slots=arguments.slots,
@@ -383,4 +387,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(HANDLERS, options(__doc__).parse_args())

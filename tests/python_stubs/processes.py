@@ -67,6 +67,10 @@ class Process:
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
+    def poll(self) -> int | None:
+        """Returns the exit code. None if the process is still running."""
+        return self._process.poll()
+
     def wait(self) -> int:
         return self._process.wait(LIMIT_S)
 
