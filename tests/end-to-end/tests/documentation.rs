@@ -1,5 +1,6 @@
 //! The command-line output in the documentation is what the binary prints.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 const DEFINITIONS: &str = include_str!("../../../docs/definitions.md");
+const FAILURE_SEMANTICS: &str = include_str!("../../../docs/failure-semantics.md");
 const RETRIES: &str = include_str!("../../../docs/retries.md");
 const EXECUTIONS: &str = include_str!("../../../docs/executions.md");
 const OPERATING: &str = include_str!("../../../docs/operating.md");
@@ -311,5 +313,68 @@ async fn failure_of_a_step_that_rethrows_has_no_attempt_and_no_limit_of_attempts
         of("STEP_FAILED", "bill", 0, 0),
     ] {
         assert!(told.contains(&expected), "{expected:?} is not in {told:#?}");
+    }
+}
+
+/// The cells of each table row of a text, without the header and the line below it.
+fn rows(text: &str) -> Vec<Vec<&str>> {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_row = |line: &str| line.starts_with("| ") && !line.starts_with("| ---");
+    let is_header = |at: usize| lines.get(at + 1).is_some_and(|next| next.starts_with("| ---"));
+    let rows = (0..lines.len()).filter(|at| is_row(lines[*at]) && !is_header(*at));
+    rows.map(|at| lines[at].trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+/// The files in a cell such as "`a.rs`: `one`, `two`; `b.rs`: `three`", each with its tests.
+fn named_tests(cell: &str) -> Vec<(&str, Vec<&str>)> {
+    let files = cell.split("; ").map(|part| {
+        let (file, tests) = part.split_once(": ").expect("a file, a colon, and its tests");
+        (file.trim_matches('`'), tests.split(", ").map(|test| test.trim_matches('`')).collect())
+    });
+    files.collect()
+}
+
+/// Whether a source file has a test of this name: a function with the attribute of a test, a function of the
+/// stores' conformance suite, or a test of pytest.
+fn has_test(file: &str, name: &str) -> bool {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_default();
+    let source = read(file);
+    if file.ends_with(".py") {
+        return name.starts_with("test_") && source.contains(&format!("\ndef {name}("));
+    }
+    if file.starts_with("service/store/src/conformance/") {
+        let listed = read("service/store/src/conformance.rs").contains(&format!(" {name};"));
+        return listed && source.contains(&format!("\npub async fn {name}("));
+    }
+    let Some((before, _)) = source.split_once(&format!("fn {name}(")) else {
+        return false;
+    };
+    // The attributes of a function are the lines directly before it.
+    let above = before.rsplit_once('\n').map_or("", |(above, _)| above);
+    let mut attributes =
+        above.lines().rev().map(str::trim).take_while(|line| line.starts_with("#["));
+    attributes.any(|line| line == "#[test]" || line.starts_with("#[tokio::test"))
+}
+
+#[test]
+fn every_row_of_the_failure_semantics_names_tests_that_exist() {
+    let (page, tests) = FAILURE_SEMANTICS.split_once("\n## The tests\n").expect("the last section");
+    let numbers: Vec<&str> = rows(page).iter().map(|row| row[0]).collect();
+    for row in rows(page) {
+        assert_eq!(row.len(), 4, "{row:?}");
+        assert!(row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+    }
+    let tests: BTreeMap<&str, &str> = rows(tests).iter().map(|row| (row[0], row[1])).collect();
+    assert_eq!(tests.keys().find(|number| !numbers.contains(number)), None);
+    assert!(numbers.len() >= 60, "{numbers:?}");
+    for (at, number) in numbers.iter().enumerate() {
+        assert!(!numbers[..at].contains(number), "{number} is there twice");
+        let cell = tests.get(number).unwrap_or_else(|| panic!("{number} names no test"));
+        for (file, names) in named_tests(cell) {
+            for name in names {
+                assert!(has_test(file, name), "{number}: {file} has no test {name}");
+            }
+        }
     }
 }
