@@ -9,8 +9,10 @@ use super::segment::Segment;
 use super::{DEPTH_MAX, EXPANDED_WEIGHT_MAX, SourceError};
 
 /// The fields that hold templates, in which keys are the author's own. No other field has one of
-/// these names.
+/// these names, but a branch may.
 pub(super) const TEMPLATE_FIELDS: [&str; 4] = ["details", "input", "output", "set"];
+/// The field that holds values by ids, which are the author's own.
+pub(super) const ID_FIELD: &str = "branches";
 
 /// A place in a text, counted from 1; the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,15 +160,38 @@ struct Open {
     kind: OpenKind,
     /// The number of the entry for the collection itself.
     entry: usize,
-    /// Below here keys are the author's own.
-    template: bool,
+    inside: Inside,
     anchor: usize,
     weight_before: usize,
 }
 
+/// What the keys of a collection are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    /// Fields of a message.
+    Fields,
+    /// Ids of the author, each of which holds a message.
+    Ids,
+    /// The author's own, and so is everything below them.
+    Template,
+}
+
+impl Inside {
+    /// What is inside the value of a key.
+    fn of_key(self, key: &str) -> Self {
+        match self {
+            Self::Template => Self::Template,
+            Self::Ids => Self::Fields,
+            Self::Fields if TEMPLATE_FIELDS.contains(&key) => Self::Template,
+            Self::Fields if key == ID_FIELD => Self::Ids,
+            Self::Fields => Self::Fields,
+        }
+    }
+}
+
 enum OpenKind {
     Sequence { next: usize },
-    Mapping { expects_key: bool, value_is_template: bool, keys: HashSet<Segment> },
+    Mapping { expects_key: bool, value: Inside, keys: HashSet<Segment> },
 }
 
 #[derive(Default)]
@@ -215,9 +240,9 @@ impl Walk {
                 self.open(OpenKind::Sequence { next: 0 }, *anchor, place)?;
             }
             Event::MappingStart(_, anchor, _) => {
-                let (expects_key, value_is_template) = (true, false);
+                let (expects_key, value) = (true, Inside::Fields);
                 let keys = HashSet::new();
-                let kind = OpenKind::Mapping { expects_key, value_is_template, keys };
+                let kind = OpenKind::Mapping { expects_key, value, keys };
                 self.open(kind, *anchor, place)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
@@ -246,13 +271,13 @@ impl Walk {
                 self.at = self.positions.add(place, parent.entry, Segment::Element(*next));
                 *next += 1;
             }
-            OpenKind::Mapping { expects_key: true, value_is_template, keys } => {
+            OpenKind::Mapping { expects_key: true, value, keys } => {
                 let Some(key) = key else {
                     self.at = parent.entry;
                     return Err(self.error(place, "a key must be plain text"));
                 };
-                *value_is_template = parent.template || TEMPLATE_FIELDS.contains(&key);
-                let segment = Segment::key(key, parent.template);
+                *value = parent.inside.of_key(key);
+                let segment = Segment::key(key, parent.inside != Inside::Fields);
                 let is_first = keys.insert(segment.clone());
                 self.at = self.positions.add(place, parent.entry, segment);
                 if !is_first {
@@ -279,13 +304,13 @@ impl Walk {
             let message = format!("nested deeper than {DEPTH_MAX} levels");
             return Err(self.error(place, message));
         }
-        let template = self.open.last().is_some_and(|parent| match parent.kind {
-            OpenKind::Sequence { .. } => parent.template,
-            OpenKind::Mapping { value_is_template, .. } => value_is_template,
+        let inside = self.open.last().map_or(Inside::Fields, |parent| match parent.kind {
+            OpenKind::Sequence { .. } => parent.inside,
+            OpenKind::Mapping { value, .. } => value,
         });
         let weight_before = self.weight;
         self.grow(1, place)?;
-        self.open.push(Open { kind, entry: self.at, template, anchor, weight_before });
+        self.open.push(Open { kind, entry: self.at, inside, anchor, weight_before });
         Ok(())
     }
 

@@ -12,14 +12,14 @@ pub(super) enum Segment {
 }
 
 impl Segment {
-    /// Fields stand under their proto name however they are spelled. Keys of a template keep their
-    /// spelling.
-    pub(super) fn key(key: &str, template: bool) -> Self {
+    /// Fields stand under their proto name however they are spelled. Keys that are the author's own
+    /// keep their spelling.
+    pub(super) fn key(key: &str, is_own: bool) -> Self {
         let is_plain = key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
         if key.is_empty() || !is_plain {
             return Self::Key(format!("[{key:?}]").into());
         }
-        if template {
+        if is_own {
             return Self::Key(key.into());
         }
         let mut field = String::with_capacity(key.len());

@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use crate::Duration;
 use crate::v1::{
-    Block, Catch, Compensate, ConstantSchedule, Delivery, ExponentialSchedule, FailStep,
-    LinearSchedule, MatchOn, OnError, RandomSchedule, RetryPolicy, RetryRule, ReturnStep, Step,
-    SwitchCase, SwitchStep, TaskStep, Template, TryStep, WorkflowDefaults, WorkflowDefinition,
-    compensate, retry_policy, retry_rule, step,
+    Block, Branch, Catch, Compensate, ConstantSchedule, Delivery, ExponentialSchedule, FailStep,
+    LinearSchedule, MatchOn, OnError, ParallelMode, ParallelStep, RandomSchedule, RetryPolicy,
+    RetryRule, ReturnStep, Step, SwitchCase, SwitchStep, TaskStep, Template, TryStep,
+    WorkflowDefaults, WorkflowDefinition, compensate, retry_policy, retry_rule, step,
 };
 
 /// The definition as YAML.
@@ -74,8 +74,18 @@ fn workflow_defaults(defaults: &WorkflowDefaults) -> Fields {
 
 fn one_step(of: &Step) -> Yaml {
     use step::Kind;
-    let Step { id, when, retry, on_error, allow_warning, compensate, description, catch, kind } =
-        of;
+    let Step {
+        id,
+        when,
+        retry,
+        on_error,
+        allow_warning,
+        compensate,
+        description,
+        catch,
+        timeout,
+        kind,
+    } = of;
     let fields =
         Fields::default().text("id", id).text("description", description).text("when", when);
     let fields = match kind {
@@ -90,9 +100,11 @@ fn one_step(of: &Step) -> Yaml {
         Some(Kind::Try(TryStep { steps, output })) => {
             fields.map("try", Some(Fields::default().block(steps, output.as_ref())))
         }
+        Some(Kind::Parallel(own)) => fields.map("parallel", Some(parallel(own))),
     };
     let on_error = OnError::try_from(*on_error).unwrap_or_default();
     let fields = fields
+        .duration("timeout", *timeout)
         .map("retry", retry.as_ref().map(policy))
         .list("catch", catch.iter().map(handler).collect())
         .name("on_error", on_error.as_str_name(), OnError::default().as_str_name())
@@ -147,6 +159,20 @@ fn switch(of: &SwitchStep) -> Fields {
 fn case(of: &SwitchCase) -> Yaml {
     let SwitchCase { when, steps, output } = of;
     Yaml::Map(Fields::default().text("when", when).block(steps, output.as_ref()).0)
+}
+
+fn parallel(of: &ParallelStep) -> Fields {
+    let ParallelStep { branches, mode, concurrency } = of;
+    let mode = ParallelMode::try_from(*mode).unwrap_or_default();
+    let branches = branches.iter().map(|(id, own)| (scalar(id), Yaml::Map(branch(own).0)));
+    Fields(vec![("branches".to_owned(), Yaml::Map(branches.collect()))])
+        .name("mode", mode.as_str_name(), ParallelMode::default().as_str_name())
+        .number("concurrency", Some(*concurrency).filter(|most| *most != 0))
+}
+
+fn branch(of: &Branch) -> Fields {
+    let Branch { steps, output, after } = of;
+    Fields::default().texts("after", after).block(steps, output.as_ref())
 }
 
 fn handler(of: &Catch) -> Yaml {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use prost::Message;
-use recoup_core::definition::{Step, Workflow};
+use recoup_core::definition::{Step, StepKind, Workflow};
 use recoup_core::limits::DEFINITION_BYTES_MAX;
 use recoup_core::plan::{Issue, Plan};
 use recoup_core::retry::{RetryPolicy, Rule};
@@ -158,8 +158,17 @@ fn each_step(steps: &[Step], around: &str, visit: &mut impl FnMut(&str, &Step)) 
     for step in steps {
         let path = format!("{around}{}", step.id);
         visit(&path, step);
-        for block in step.blocks() {
-            each_step(&block.steps, &format!("{path}."), visit);
+        let StepKind::Parallel(parallel) = &step.kind else {
+            for block in step.blocks() {
+                each_step(&block.steps, &format!("{path}."), visit);
+            }
+            continue;
+        };
+        for (id, branch) in &parallel.branches {
+            each_step(&branch.block.steps, &format!("{path}[{id}]."), visit);
+        }
+        for catch in &step.catch {
+            each_step(&catch.block.steps, &format!("{path}."), visit);
         }
     }
 }

@@ -316,6 +316,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         // A payload that is not inline is stored elsewhere in the history.
         Event::StepStarted { input: source, .. }
         | Event::BlockCompleted { output: source, .. }
+        | Event::BranchCompleted { output: source, .. }
         | Event::ScopeReturned { output: source, .. }
         | Event::StepCaught { output: source, .. }
         | Event::RunSucceeded { output: source } => {
@@ -328,10 +329,11 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         Event::StepFailed { error, .. }
         | Event::StepIgnored { error, .. }
         | Event::HandlerStarted { error, .. }
+        | Event::BranchFailed { error, .. }
         | Event::RunStopped { error, .. }
         | Event::CompensationParked { error, .. }
         | Event::HandlerFailed { error, .. } => details(error, see),
-        Event::ExecutionEnded { error, .. } => {
+        Event::ExecutionEnded { error, .. } | Event::BlockStopped { error, .. } => {
             if let Some(error) = error {
                 details(error, see);
             }
@@ -339,6 +341,8 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         Event::RequestRecorded { .. }
         | Event::StepSkipped { .. }
         | Event::BlockStarted { .. }
+        | Event::ParallelStarted { .. }
+        | Event::ParallelCompleted { .. }
         | Event::AttemptScheduled { .. }
         | Event::AttemptStarted { .. }
         | Event::AttemptWithdrawn { .. }

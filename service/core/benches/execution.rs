@@ -205,6 +205,7 @@ fn plan(steps: usize) -> Plan {
         kind: StepKind::Task(Task { task_type: "work".into(), ..Task::default() }),
         when: None,
         retry: None,
+        timeout: None,
         catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,

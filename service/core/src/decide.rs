@@ -6,6 +6,9 @@
 //! | none | start | RUNNING, first step scheduled |
 //! | RUNNING, steps | complete | next step, or `finally`, or SUCCEEDED / WARNING |
 //! | RUNNING, steps | fail, time out, lose | retry; else caught or ignored, by the step or one around it: next step; else COMPENSATING |
+//! | RUNNING, steps | fail, time out, lose in a branch | as above, and then FAIL_FAST stops the other branches: live attempts have a grace period |
+//! | any, inside a step with a timeout | wake after the deadline | the step is stopped: live attempts have a grace period |
+//! | any, inside a step that is being stopped | last live attempt ends, or the grace period is over | the step fails |
 //! | RUNNING, steps | cancel | CANCELLING: live attempts have a grace period |
 //! | RUNNING, steps | wake after the deadline | COMPENSATING: live attempts have a grace period |
 //! | COMPENSATING, CANCELLING, steps | last live attempt ends, or the grace period is over | compensation begins |
@@ -27,6 +30,7 @@
 //! original error.
 
 mod attempt;
+mod blocks;
 mod cleanup;
 mod due;
 mod errors;
@@ -41,7 +45,7 @@ use crate::command::{Command, Rejection, RequestId, StartExecution, TaskId};
 use crate::error::{TaskError, builtin};
 use crate::event::{AttemptFailed, AttemptOutcome, Event, ExecutionStarted, StopCause};
 use crate::evolve::{begin, evolve};
-use crate::execution::{CompensationState, Execution, Phase, State};
+use crate::execution::{CompensationState, Execution, NodeId, Phase, State};
 use crate::id::StepPath;
 use crate::limits::{
     EXPRESSION_READ_BYTES_MAX, HISTORY_EVENTS_CLEANUP_MAX, HISTORY_EVENTS_MAX,
@@ -312,7 +316,7 @@ impl<'a> Decider<'a> {
 
     /// Ends everything that a termination ends, as far as this transition has room for it.
     fn close(&mut self, error: &TaskError, unstarted: &[TaskId]) {
-        if !self.close_attempts(error, unstarted) {
+        if !self.close_attempts(error, unstarted, None) {
             return;
         }
         let ended = self.state().state.is_ended();
@@ -348,12 +352,21 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// Ends every open attempt for a reason that lies outside the attempt itself. No worker has received
-    /// those in `unstarted`. Returns false if not all of them fit into this transition.
-    fn close_attempts(&mut self, error: &TaskError, unstarted: &[TaskId]) -> bool {
+    /// Ends every open attempt, or those inside one step, for a reason that lies outside the attempt itself.
+    /// No worker has received those in `unstarted`. Returns false if not all of them fit into this
+    /// transition.
+    fn close_attempts(
+        &mut self,
+        error: &TaskError,
+        unstarted: &[TaskId],
+        inside: Option<NodeId>,
+    ) -> bool {
         let (state, sequence) = (self.state(), self.sequence());
         let unstarted: HashSet<_> = unstarted.iter().collect();
-        let open = state.open_attempts().take(self.room()).map(|open| {
+        let all = inside.is_none().then(|| state.open_attempts()).into_iter().flatten();
+        let live = inside.into_iter().flat_map(|id| state.nodes.live_inside(id));
+        let live = live.filter_map(|id| state.open_attempt(id.into()));
+        let open = all.chain(live).take(self.room()).map(|open| {
             let taken_back = unstarted.contains(&state.task_id(&open));
             // No attempt is handed out before its time, or before the transition that schedules it is
             // committed.
@@ -380,7 +393,10 @@ impl<'a> Decider<'a> {
             }
             self.emit(Event::AttemptFailed(Box::new(failed)));
         }
-        self.state().open.is_empty()
+        match inside {
+            Some(id) => self.state().nodes.live_inside(id).next().is_none(),
+            None => self.state().open.is_empty(),
+        }
     }
 
     /// Does everything that follows from the state without waiting. Commands only change the state; this
@@ -404,6 +420,7 @@ impl<'a> Decider<'a> {
                     let idle = self.state().nodes.first_idle().cloned();
                     self.run_inside(&idle.expect("there is work in such a scope"));
                 }
+                Work::Block(id) => self.advance_block(id),
                 Work::Steps => self.run_steps(),
                 Work::BeginHandlers => self.begin_handlers(),
                 Work::OnFailure => self.run_on_failure(),

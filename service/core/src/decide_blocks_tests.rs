@@ -4,6 +4,8 @@
 mod nesting;
 #[path = "decide_semantics_tests.rs"]
 mod semantics;
+#[path = "decide_parallel_tests.rs"]
+mod parallel;
 
 use super::*;
 use crate::definition::{Case, Catch, Fail, Raise, Switch};

@@ -46,7 +46,7 @@ fn wide(count: usize, mut change: impl FnMut(&mut Workflow)) -> Rig {
     rig
 }
 
-fn followed_by(
+pub fn followed_by(
     state: Option<Execution>,
     decided_at: Timestamp,
     events: Vec<Event>,
@@ -408,6 +408,7 @@ fn nested_step_is_counted_in_the_scope_that_its_path_names() {
         path: path.into(),
         generation: 0,
         part: Some(Part::Body),
+        deadline: None,
     };
     let orphan = followed_by(rig.folded.clone(), rig.now, vec![begins("other[a].pack")]);
     assert!(orphan.is_err_and(|misfit| misfit.what == "the step around it has not begun"));

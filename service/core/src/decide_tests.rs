@@ -50,6 +50,7 @@ fn step(id: &str, max_attempts: u32) -> Step {
         kind: StepKind::Task(Task { task_type: id.into(), ..Task::default() }),
         when: None,
         retry: Some(retry.clone()),
+        timeout: None,
         catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,

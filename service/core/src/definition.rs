@@ -1,6 +1,7 @@
 //! A workflow as its authors wrote it: plain data, with nothing resolved or compiled. [`crate::plan`] makes
 //! it executable.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::{StepId, WorkflowName};
@@ -55,6 +56,9 @@ pub struct Step {
     pub kind: StepKind,
     /// A bare CEL expression. If it is false, the step is skipped and its output is null.
     pub when: Option<String>,
+    /// Limits a step that runs other steps, from its beginning until the last of these has ended. Handlers of
+    /// the step run after it, so they are not included. Tasks have [`Timeouts`] instead.
+    pub timeout: Option<Duration>,
     pub retry: Option<RetryPolicy>,
     /// Tried in this order after the retries. The first that matches handles the error.
     pub catch: Vec<Catch>,
@@ -71,7 +75,7 @@ impl Step {
     }
 }
 
-/// The kinds of steps. Branches, loops, waits and child executions will be further kinds.
+/// The kinds of steps. Loops, waits and child executions will be further kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepKind {
     Task(Task),
@@ -86,6 +90,7 @@ pub enum StepKind {
     Switch(Switch),
     /// Groups steps, so that one `catch` or `on_error` applies to all of them.
     Try(Block),
+    Parallel(Parallel),
 }
 
 impl StepKind {
@@ -93,31 +98,47 @@ impl StepKind {
     pub fn task(&self) -> Option<&Task> {
         match self {
             Self::Task(task) => Some(task),
-            Self::Set(_) | Self::Fail(_) | Self::Return { .. } | Self::Switch(_) | Self::Try(_) => {
-                None
-            }
+            Self::Set(_)
+            | Self::Fail(_)
+            | Self::Return { .. }
+            | Self::Switch(_)
+            | Self::Try(_)
+            | Self::Parallel(_) => None,
         }
     }
 
     pub fn task_mut(&mut self) -> Option<&mut Task> {
         match self {
             Self::Task(task) => Some(task),
-            Self::Set(_) | Self::Fail(_) | Self::Return { .. } | Self::Switch(_) | Self::Try(_) => {
-                None
-            }
+            Self::Set(_)
+            | Self::Fail(_)
+            | Self::Return { .. }
+            | Self::Switch(_)
+            | Self::Try(_)
+            | Self::Parallel(_) => None,
+        }
+    }
+
+    /// Whether steps of this kind run other steps, apart from those of their handlers.
+    pub fn has_blocks(&self) -> bool {
+        match self {
+            Self::Switch(_) | Self::Try(_) | Self::Parallel(_) => true,
+            Self::Task(_) | Self::Set(_) | Self::Fail(_) | Self::Return { .. } => false,
         }
     }
 
     /// The blocks inside the step, without those of its `catch`.
     fn blocks(&self) -> impl Iterator<Item = &Block> {
-        let (cases, default, body) = match self {
-            Self::Switch(Switch { cases, default }) => (&cases[..], default.as_ref(), None),
-            Self::Try(body) => (&[][..], None, Some(body)),
+        let (cases, default, body, branches) = match self {
+            Self::Switch(Switch { cases, default }) => (&cases[..], default.as_ref(), None, None),
+            Self::Try(body) => (&[][..], None, Some(body), None),
+            Self::Parallel(parallel) => (&[][..], None, None, Some(&parallel.branches)),
             Self::Task(_) | Self::Set(_) | Self::Fail(_) | Self::Return { .. } => {
-                (&[][..], None, None)
+                (&[][..], None, None, None)
             }
         };
-        cases.iter().map(|case| &case.block).chain(default).chain(body)
+        let branches = branches.into_iter().flatten().map(|(_, branch)| &branch.block);
+        cases.iter().map(|case| &case.block).chain(default).chain(body).chain(branches)
     }
 }
 
@@ -152,6 +173,34 @@ pub struct Case {
     /// A bare CEL expression.
     pub when: String,
     pub block: Block,
+}
+
+/// Runs several blocks at the same time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parallel {
+    /// By their ids, which have the form of step ids. The ids are unique within this step only.
+    pub branches: BTreeMap<StepId, Branch>,
+    pub mode: ParallelMode,
+    /// How many branches may run at a time; none: all of them.
+    pub concurrency: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Branch {
+    pub block: Block,
+    /// The branches that must have completed before this one begins. If one of them fails or does not run,
+    /// this branch does not run either.
+    pub after: Vec<StepId>,
+}
+
+/// What becomes of the other branches when one fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ParallelMode {
+    /// The other branches are stopped.
+    #[default]
+    FailFast,
+    /// The other branches run to their ends before the step fails.
+    WaitAll,
 }
 
 /// Handles the error of a step.

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use crate::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX};
+use crate::id::StepPath;
+use crate::limits::{
+    CAUSE_DEPTH_MAX, ERROR_BYTES_MAX, SUPPRESSED_MAX, SUPPRESSED_MESSAGE_BYTES_MAX,
+};
 use crate::payload::Payload;
 
 /// The types of errors that the service itself produces: all of them start with `recoup.`.
@@ -13,6 +16,7 @@ pub mod builtin {
     pub const SCHEDULE_TO_START: &str = "recoup.timeout.schedule_to_start";
     pub const SCHEDULE_TO_CLOSE: &str = "recoup.timeout.schedule_to_close";
     pub const HEARTBEAT: &str = "recoup.timeout.heartbeat";
+    pub const BLOCK_TIMEOUT: &str = "recoup.timeout.block";
     pub const EXECUTION_TIMEOUT: &str = "recoup.timeout.execution";
     pub const CLEANUP_TIMEOUT: &str = "recoup.timeout.cleanup";
     pub const WORKER_LOST: &str = "recoup.worker_lost";
@@ -32,6 +36,7 @@ pub mod builtin {
         SCHEDULE_TO_START,
         SCHEDULE_TO_CLOSE,
         HEARTBEAT,
+        BLOCK_TIMEOUT,
         EXECUTION_TIMEOUT,
         CLEANUP_TIMEOUT,
         WORKER_LOST,
@@ -74,6 +79,20 @@ pub struct TaskError {
     pub next_retry_delay: Option<Duration>,
     /// The SDK or worker that reported the error.
     pub source: String,
+    /// Errors of other branches of a `parallel`, in the order of the branches' ids, at most
+    /// [`SUPPRESSED_MAX`]. Only the service sets it, on the error of the branch that failed first. No policy
+    /// and no handler matches on it.
+    pub suppressed: Vec<Suppressed>,
+}
+
+/// What is kept of an error beside which another one counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Suppressed {
+    /// The step in which the error arose.
+    pub step: String,
+    pub error_type: String,
+    /// Cut to [`SUPPRESSED_MESSAGE_BYTES_MAX`] bytes, with `…` at its end if it was longer.
+    pub message: String,
 }
 
 /// How the author of an error expects it to behave. It chooses the backoff if no rule of the retry policy
@@ -132,6 +151,7 @@ impl TaskError {
             let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];
             texts.map(String::len).iter().sum::<usize>()
                 + error.details.as_ref().map_or(0, Payload::size)
+                + error.suppressed.iter().map(Suppressed::size).sum::<usize>()
         };
         self.chain().map(one).sum()
     }
@@ -159,11 +179,47 @@ impl TaskError {
         self
     }
 
+    /// This error with the errors of other branches beside it, each with the step in which it arose. Those
+    /// for which the limits have no room are left out.
+    pub fn suppressing<'a>(
+        mut self,
+        others: impl Iterator<Item = (&'a StepPath, &'a TaskError)>,
+    ) -> Self {
+        self.suppressed.clear();
+        for (step, other) in others.take(SUPPRESSED_MAX) {
+            let kept = Suppressed {
+                step: step.as_str().to_owned(),
+                error_type: other.error_type.clone(),
+                message: cut(&other.message, SUPPRESSED_MESSAGE_BYTES_MAX),
+            };
+            if self.size() + kept.size() > ERROR_BYTES_MAX {
+                break;
+            }
+            self.suppressed.push(kept);
+        }
+        self
+    }
+
     /// Whether the error was produced by the service rather than by a user's code. Only its type is
     /// considered.
     pub fn is_builtin(&self) -> bool {
         type_matches(builtin::PREFIX, &self.error_type)
     }
+}
+
+impl Suppressed {
+    pub fn size(&self) -> usize {
+        self.step.len() + self.error_type.len() + self.message.len()
+    }
+}
+
+/// The text, cut to this many bytes if it is longer.
+fn cut(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let room = max - '…'.len_utf8();
+    format!("{}…", &text[..text.floor_char_boundary(room)])
 }
 
 /// Whether a text can be the type of an error: segments of ASCII letters, digits, `_` and `-`, separated by

@@ -6,7 +6,7 @@
 //! policy or default, and reads no clock.
 
 use crate::error::TaskError;
-use crate::id::{Namespace, StepPath, WorkflowName};
+use crate::id::{ItemKey, Namespace, StepPath, WorkflowName};
 #[cfg(doc)]
 use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
@@ -90,6 +90,45 @@ pub enum Event {
         path: StepPath,
         generation: u32,
         part: Option<Part>,
+        /// When the step times out; none without a timeout.
+        deadline: Option<Timestamp>,
+    },
+    /// A `parallel` began. Each of its branches begins with the first of its steps.
+    ParallelStarted {
+        path: StepPath,
+        generation: u32,
+        /// The branches that come after no other one.
+        ready: Vec<ItemKey>,
+        /// How many branches may run at a time; none: all of them.
+        concurrency: Option<u32>,
+        deadline: Option<Timestamp>,
+    },
+    BranchCompleted {
+        path: StepPath,
+        branch: ItemKey,
+        output: PayloadSource,
+        /// The branches that come after this one, and after no branch that has not completed.
+        ready: Vec<ItemKey>,
+    },
+    /// An error passed out of the branch, which ends it. `origin` is the step in which the error arose.
+    BranchFailed {
+        path: StepPath,
+        branch: ItemKey,
+        error: TaskError,
+        origin: StepPath,
+    },
+    /// Every branch of a `parallel` completed. The output of the step is put together from their outputs
+    /// where it is read.
+    ParallelCompleted {
+        path: StepPath,
+    },
+    /// No further step begins inside the step. Attempts inside it that are still live may run until
+    /// `grace_until`; when the last of them has ended, the step fails.
+    BlockStopped {
+        path: StepPath,
+        /// Why; none if the first branch that failed is the reason.
+        error: Option<TaskError>,
+        grace_until: Timestamp,
     },
     /// A step that is not a task completed.
     BlockCompleted {
@@ -240,6 +279,11 @@ impl Event {
             | Self::StepFailed { .. }
             | Self::StepIgnored { .. }
             | Self::BlockStarted { .. }
+            | Self::ParallelStarted { .. }
+            | Self::BranchCompleted { .. }
+            | Self::BranchFailed { .. }
+            | Self::ParallelCompleted { .. }
+            | Self::BlockStopped { .. }
             | Self::BlockCompleted { .. }
             | Self::ScopeReturned { .. }
             | Self::HandlerStarted { .. }
@@ -273,7 +317,18 @@ impl Event {
                 Self::BlockCompleted { path, output }
                 | Self::ScopeReturned { path, output }
                 | Self::StepCaught { path, output } => path.as_str().len() + output.size(),
-                Self::HandlerStarted { path, error, origin, .. } => {
+                Self::ParallelStarted { path, ready, .. } => {
+                    path.as_str().len() + ready.iter().map(|key| key.as_str().len()).sum::<usize>()
+                }
+                Self::BranchCompleted { path, branch, output, ready } => {
+                    let ready = ready.iter().map(|key| key.as_str().len()).sum::<usize>();
+                    path.as_str().len() + branch.as_str().len() + output.size() + ready
+                }
+                Self::BlockStopped { path, error, .. } => {
+                    path.as_str().len() + error.as_ref().map_or(0, TaskError::size)
+                }
+                Self::BranchFailed { path, error, origin, .. }
+                | Self::HandlerStarted { path, error, origin, .. } => {
                     path.as_str().len() + origin.as_str().len() + error.size()
                 }
                 Self::AttemptFailed(failed) => failed.path.as_str().len() + failed.error.size(),
@@ -295,6 +350,7 @@ impl Event {
                 Self::RequestRecorded { request_id, .. } => request_id.len(),
                 Self::StepSkipped { path }
                 | Self::BlockStarted { path, .. }
+                | Self::ParallelCompleted { path }
                 | Self::AttemptScheduled { path, .. }
                 | Self::AttemptWithdrawn { path, .. } => path.as_str().len(),
                 Self::CompensationEnded { .. }

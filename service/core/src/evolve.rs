@@ -5,10 +5,10 @@ use crate::event::{
     AttemptFailed, AttemptOutcome, Event, ExecutionStarted, FirstAttempt, PayloadSource, StopCause,
 };
 use crate::execution::{
-    BASE_BYTES, Compensation, CompensationOutcome, CompensationState, CompensationStepState,
-    Execution, Handled, Ledger, Node, NodeId, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex,
-    Part, Phase, REQUESTS_MAX, Scope, Started, State, Stop, Task, TaskRef, Warning, WarningKind,
-    error_bytes,
+    BASE_BYTES, BlockStop, BranchResult, Compensation, CompensationOutcome, CompensationState,
+    CompensationStepState, Execution, Handled, Ledger, Node, NodeId, NodeKind, NodeState, Nodes,
+    OpenAttempt, OpenIndex, Parallel, Part, Phase, REQUESTS_MAX, Scope, Started, State, Stop, Task,
+    TaskRef, Warning, WarningKind, error_bytes,
 };
 use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
@@ -113,7 +113,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             start_step(state, path, *generation, input, *first)?
         }
         Event::StepSkipped { path } => {
-            add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped, None)?;
+            add_node(state, path, 0, NodeKind::Skipped, NodeState::Skipped, Inner::default())?;
         }
         Event::AttemptScheduled { path, attempt, at } => {
             let sequence = state.sequence;
@@ -143,17 +143,46 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         Event::StepCompleted { path, output, .. } => complete_step(state, path, output)?,
         Event::StepFailed { path, error } => {
             let error = error.clone();
-            change_node(state, path, |node| node.state = NodeState::Failed { error })?;
+            change_node(state, path, |node| {
+                (node.state, node.stopped) = (NodeState::Failed { error }, None);
+            })?;
         }
         Event::StepIgnored { path, error, warning } => {
             let error = error.clone();
-            change_node(state, path, |node| node.state = NodeState::Ignored { error })?;
+            change_node(state, path, |node| {
+                (node.state, node.stopped) = (NodeState::Ignored { error }, None);
+            })?;
             if *warning {
                 warn(state, path, WarningKind::ErrorIgnored);
             }
         }
-        Event::BlockStarted { path, generation, part } => {
-            add_node(state, path, *generation, NodeKind::Block, NodeState::Running, *part)?;
+        Event::BlockStarted { path, generation, part, deadline } => {
+            let inner = Inner { part: *part, deadline: *deadline };
+            add_node(state, path, *generation, NodeKind::Block, NodeState::Running, inner)?;
+        }
+        Event::ParallelStarted { path, generation, ready, concurrency, deadline } => {
+            let inner = Inner { part: Some(Part::Branch), deadline: *deadline };
+            let (kind, running) = (NodeKind::Block, NodeState::Running);
+            let id = add_node(state, path, *generation, kind, running, inner)?;
+            state.nodes.start_parallel(id, Parallel::new(ready, *concurrency));
+        }
+        Event::BranchCompleted { path, branch, output, ready } => {
+            let result = BranchResult::Completed(state.payload(output));
+            let id = state.nodes.find(path).ok_or("no such step")?;
+            state.end_branch(id, branch, result, ready)?;
+        }
+        Event::BranchFailed { path, branch, error, origin } => {
+            let (error, origin) = (error.clone(), origin.clone());
+            let result = BranchResult::Failed(Box::new(Handled { error, origin }));
+            let id = state.nodes.find(path).ok_or("no such step")?;
+            state.end_branch(id, branch, result, &[])?;
+        }
+        Event::ParallelCompleted { path } => {
+            change_node(state, path, |node| node.state = NodeState::Joined)?;
+        }
+        Event::BlockStopped { path, error, grace_until } => {
+            let stop = BlockStop { error: error.clone(), grace_until: *grace_until };
+            stop_block(state, path, stop)?;
         }
         Event::BlockCompleted { path, output } => {
             let output = state.payload(output);
@@ -168,7 +197,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         Event::HandlerStarted { path, handler, error, origin } => {
             let (error, origin) = (error.clone(), origin.clone());
             change_node(state, path, |node| {
-                node.part = Some(Part::Handler(*handler));
+                (node.part, node.stopped) = (Some(Part::Handler(*handler)), None);
                 node.handled = Some(Box::new(Handled { error, origin }));
             })?;
         }
@@ -293,14 +322,33 @@ fn start_step(
         return Ok(());
     }
     let kind = NodeKind::Task(new(0, false));
-    add_node(state, path, generation, kind, NodeState::Running, None)
+    add_node(state, path, generation, kind, NodeState::Running, Inner::default())?;
+    Ok(())
 }
 
 /// Cancels the steps whose inner steps do not go on because the run has stopped.
 fn cancel_blocks(state: &mut Execution) {
-    let owners: Vec<NodeId> = state.nodes.owners_of_open_scopes().collect();
-    for id in owners {
-        state.change_node(id, |node| node.state = NodeState::Cancelled);
+    let running: Vec<NodeId> = state.nodes.running_blocks().collect();
+    cancel(state, running);
+}
+
+/// Stops everything inside a step. The step itself ends when its live attempts have ended.
+fn stop_block(state: &mut Execution, path: &StepPath, stop: BlockStop) -> Result<(), &'static str> {
+    let id = state.nodes.find(path).ok_or("no such step")?;
+    let inside: Vec<NodeId> = state.nodes.running_blocks_inside(id).collect();
+    cancel(state, inside);
+    state.change_node(id, |node| node.stopped = Some(Box::new(stop)));
+    let live = state.open.steps_from(id).filter(|inner| state.nodes.is_inside(*inner, id));
+    let live = live.collect();
+    state.nodes.set_live(id, live);
+    Ok(())
+}
+
+fn cancel(state: &mut Execution, blocks: Vec<NodeId>) {
+    for id in blocks {
+        state.change_node(id, |node| {
+            (node.state, node.stopped) = (NodeState::Cancelled, None);
+        });
     }
 }
 
@@ -370,14 +418,21 @@ fn close(
     Ok(())
 }
 
+/// What a step that runs other steps begins with.
+#[derive(Default)]
+struct Inner {
+    part: Option<Part>,
+    deadline: Option<Timestamp>,
+}
+
 fn add_node(
     state: &mut Execution,
     path: &StepPath,
     generation: u32,
     kind: NodeKind,
     node_state: NodeState,
-    part: Option<Part>,
-) -> Result<(), &'static str> {
+    inner: Inner,
+) -> Result<NodeId, &'static str> {
     let root = match state.phase {
         Phase::Steps | Phase::Compensation => Scope::Steps,
         Phase::OnFailure => Scope::OnFailure,
@@ -388,11 +443,19 @@ fn add_node(
     // be undone.
     let earlier = state.node(path).filter(|node| node.generation == generation);
     let closing = earlier.and_then(|node| node.closing);
-    let path = path.clone();
-    let node =
-        Node { path, scope, generation, kind, state: node_state, part, handled: None, closing };
-    state.add_node(node);
-    Ok(())
+    let Inner { part, deadline } = inner;
+    Ok(state.add_node(Node {
+        path: path.clone(),
+        scope,
+        generation,
+        kind,
+        state: node_state,
+        part,
+        deadline,
+        stopped: None,
+        handled: None,
+        closing,
+    }))
 }
 
 fn change_node(

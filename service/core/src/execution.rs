@@ -8,6 +8,7 @@
 mod ledger;
 mod nodes;
 mod open;
+mod parallel;
 #[cfg(test)]
 mod walk;
 mod weight;
@@ -15,17 +16,18 @@ mod weight;
 use std::collections::VecDeque;
 
 pub use self::nodes::{Counters, NodeId, Scope};
+pub use self::parallel::{BranchResult, Parallel};
 pub use crate::state::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 
 pub(crate) use self::ledger::Ledger;
-pub(crate) use self::nodes::Nodes;
+pub(crate) use self::nodes::{BlockWork, Nodes};
 pub(crate) use self::open::{OpenIndex, TaskRef};
 pub(crate) use self::weight::{BASE_BYTES, error_bytes};
 
 use crate::command::TaskId;
 use crate::error::TaskError;
 use crate::event::{PayloadSource, StopCause};
-use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
+use crate::id::{ExecutionId, ItemKey, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
 use crate::retry::DecidedBy;
 use crate::time::Timestamp;
@@ -129,8 +131,14 @@ pub struct Node {
     pub generation: u32,
     pub kind: NodeKind,
     pub state: NodeState,
-    /// The list of steps inside the step that runs, or that ran last. Only one of them runs at a time.
+    /// The list of steps inside the step that runs, or that ran last. Only one of them runs at a time, except
+    /// that the branches of a `parallel` share this value.
     pub part: Option<Part>,
+    /// When the step times out, if it runs other steps.
+    pub deadline: Option<Timestamp>,
+    /// Set while the step is being stopped: nothing inside it begins, and live attempts inside it are waited
+    /// for.
+    pub stopped: Option<Box<BlockStop>>,
     /// The error that a handler of the step took.
     pub handled: Option<Box<Handled>>,
     /// The node's place in the order in which steps completed or ended with an unknown outcome.
@@ -138,7 +146,16 @@ pub struct Node {
     pub closing: Option<u32>,
 }
 
-/// An error that a handler took.
+/// Why and for how long a step is being stopped.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockStop {
+    /// None if the first branch that failed is the reason.
+    pub error: Option<TaskError>,
+    /// How long live attempts are waited for.
+    pub grace_until: Timestamp,
+}
+
+/// An error, with the step in which it arose.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Handled {
     pub error: TaskError,
@@ -163,6 +180,9 @@ pub enum NodeState {
     Completed {
         output: Payload,
     },
+    /// The step is a `parallel`, and all of its branches completed. Its output is put together from theirs
+    /// where it is read.
+    Joined,
     /// The step failed, and a handler completed in its place. The node keeps the error.
     Caught {
         output: Payload,
@@ -248,7 +268,13 @@ impl Node {
         }
     }
 
-    /// The output of the step, if it completed, or that of the handler that completed in its place.
+    /// Whether an expression that reads the output of the step finds one.
+    pub fn has_output(&self) -> bool {
+        self.output().is_some() || self.state == NodeState::Joined
+    }
+
+    /// The output of the step, if it completed, or that of the handler that completed in its place. None for
+    /// a `parallel` that completed: [`Execution::output`] has its output.
     pub fn output(&self) -> Option<&Payload> {
         match &self.state {
             NodeState::Completed { output } | NodeState::Caught { output } => Some(output),
@@ -284,6 +310,60 @@ impl Node {
     }
 }
 
+/// The output of a step.
+#[derive(Clone, Copy, Debug)]
+pub enum Output<'a> {
+    Whole(&'a Payload),
+    /// That of a `parallel`: a JSON object with the outputs of its branches.
+    Branches(&'a Parallel),
+}
+
+impl Output<'_> {
+    /// The approximate number of bytes of the output.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Whole(output) => output.data.len(),
+            Self::Branches(parallel) => {
+                let outputs = parallel.outputs();
+                outputs.map(|(id, output)| id.as_str().len() + output.data.len() + 4).sum::<usize>()
+                    + 2
+            }
+        }
+    }
+
+    /// The branch whose output has no place in a JSON object.
+    pub fn first_not_json(&self) -> Option<&ItemKey> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Branches(parallel) => {
+                parallel.outputs().find(|(_, output)| !output.is_json()).map(|(id, _)| id)
+            }
+        }
+    }
+
+    /// The output as one payload, where the output of a branch that is not JSON is null.
+    pub fn to_payload(self) -> Payload {
+        let parallel = match self {
+            Self::Whole(output) => return output.clone(),
+            Self::Branches(parallel) => parallel,
+        };
+        let mut json = b"{".to_vec();
+        for (id, output) in parallel.outputs() {
+            if json.len() > 1 {
+                json.push(b',');
+            }
+            json.extend(serde_json::Value::from(id.as_str()).to_string().as_bytes());
+            json.push(b':');
+            match output.is_json() && !output.data.is_empty() {
+                true => json.extend_from_slice(&output.data),
+                false => json.extend_from_slice(b"null"),
+            }
+        }
+        json.push(b'}');
+        Payload::json(json)
+    }
+}
+
 /// An attempt that a worker holds or may be given.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Open<'a> {
@@ -314,11 +394,45 @@ impl Execution {
         match source {
             PayloadSource::Inline(payload) => payload.clone(),
             PayloadSource::Input => self.input.clone(),
-            PayloadSource::Output(step) => {
-                let output = self.node(step).and_then(Node::output);
-                output.cloned().unwrap_or_else(Payload::null)
-            }
+            PayloadSource::Output(step) => match self.output(step) {
+                Some(output) => output.to_payload(),
+                None => Payload::null(),
+            },
         }
+    }
+
+    /// The output of a step that completed or whose error was caught. Of a `parallel` that did not complete,
+    /// the outputs of those of its branches that did.
+    pub fn output(&self, step: &StepPath) -> Option<Output<'_>> {
+        let id = self.nodes.find(step)?;
+        let node = self.nodes.get(id);
+        match (&node.state, self.nodes.parallel(id)) {
+            (NodeState::Ignored { .. }, _) => None,
+            (NodeState::Caught { output }, _) => Some(Output::Whole(output)),
+            (_, Some(parallel)) => Some(Output::Branches(parallel)),
+            _ => node.output().map(Output::Whole),
+        }
+    }
+
+    /// The branches of a `parallel` that has begun.
+    pub fn parallel(&self, step: &StepPath) -> Option<&Parallel> {
+        self.nodes.parallel(self.nodes.find(step)?)
+    }
+
+    /// Whether an attempt is told to end, because the run or a step around it is being stopped. Attempts of
+    /// compensations, `on_failure` and `finally` do not end with the run.
+    pub fn is_ending(&self, path: &StepPath) -> bool {
+        if path.compensated().is_some() {
+            return false;
+        }
+        let stops_run = self.is_stopping() && self.phase == Phase::Steps;
+        stops_run || self.nodes.find(path).is_some_and(|id| self.nodes.is_being_stopped(id))
+    }
+
+    /// The steps with an open attempt inside steps that are being stopped.
+    pub fn steps_being_stopped(&self) -> impl Iterator<Item = &StepPath> {
+        let live = self.nodes.stopped_blocks().flat_map(|(id, _)| self.nodes.live_inside(id));
+        live.map(|id| &self.nodes.get(id).path)
     }
 
     /// The steps of `on_failure` and `finally` that have begun.

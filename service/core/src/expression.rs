@@ -11,13 +11,15 @@
 //! | --- | --- |
 //! | `input` | the execution's input |
 //! | `steps.<id>.output` | the step's output, or that of the handler that caught its error; null if it was skipped, failed or has not ended |
+//! | `branches.<id>.output` | in a branch of a `parallel`: the output of a branch that it comes `after`, directly or not |
 //! | `steps.<id>.error` | the error with which the step failed, caught or ignored or neither; else null |
 //! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null), `compensation_state` |
 //! | `run` | number of the run, from 1 |
 //! | `error` | in a handler: the error that it took; in `on_failure`, `finally` and compensations: the error that stopped the run, or null |
 //!
 //! An error has `type`, `message`, `details` (null unless they are JSON), `stack_trace`, `category` (or
-//! null), `non_retryable`, `source` and `cause` (an error or null). The variable `error` also has `step`, the
+//! null), `non_retryable`, `source`, `cause` (an error or null) and `suppressed` (a list of `step`, `type` and
+//! `message`). The variable `error` also has `step`, the
 //! path of the step in which the error arose (or null), and `attempts`, the number of attempts of that step.
 //!
 //! # Supported CEL
@@ -60,6 +62,7 @@ pub use self::variables::{Reading, Variables};
 
 use crate::error::{TaskError, builtin};
 use crate::event::PayloadSource;
+use crate::execution::Execution;
 use crate::id::StepPath;
 use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::payload::Payload;
@@ -204,7 +207,11 @@ impl Template {
         Ok(match &self.body {
             Body::Constant(payload) => PayloadSource::Inline(payload.clone()),
             Body::Input => PayloadSource::Input,
-            Body::Output(step) => PayloadSource::Output(step.clone()),
+            Body::Output(step) => {
+                let source = PayloadSource::Output(step.clone());
+                check_passed_on(&source, variables.execution)?;
+                source
+            }
             Body::Segments { segments, reads } => {
                 let mut reading = Reading::new(variables);
                 let context = reading.context(reads)?;
@@ -267,6 +274,30 @@ impl Expression {
 
     fn error(&self, what: &str) -> TaskError {
         TaskError::builtin(builtin::EXPRESSION, format!("`{}`: {what}", shorten(&self.source, 200)))
+    }
+}
+
+/// Checks that a payload can be passed on.
+///
+/// # Errors
+/// `recoup.payload_too_large` if the output of a `parallel` is too large for one payload, and
+/// `recoup.expression` if one of its branches has an output that is not JSON.
+pub fn check_passed_on(source: &PayloadSource, execution: &Execution) -> Result<(), TaskError> {
+    let PayloadSource::Output(step) = source else {
+        return Ok(());
+    };
+    let Some(output) = execution.output(step) else {
+        return Ok(());
+    };
+    if let Some(branch) = output.first_not_json() {
+        let what = format!(
+            "the output of `{step}` cannot be passed on, because that of its branch `{branch}` is not JSON"
+        );
+        return Err(TaskError::builtin(builtin::EXPRESSION, what));
+    }
+    match output.size() > PAYLOAD_BYTES_MAX {
+        true => Err(too_large()),
+        false => Ok(()),
     }
 }
 

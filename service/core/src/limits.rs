@@ -28,6 +28,10 @@ pub const COMPENSATIONS_LISTED_MAX: usize = 1_000;
 pub const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// How deep causes may nest, counting the outermost error.
 pub const CAUSE_DEPTH_MAX: usize = 20;
+/// Errors of other branches that one error lists.
+pub const SUPPRESSED_MAX: usize = 10;
+/// Bytes of the message of such an error.
+pub const SUPPRESSED_MESSAGE_BYTES_MAX: usize = 1_024;
 /// Bytes of one CEL expression.
 pub const CEL_SOURCE_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of JSON that the expressions of one condition or template may read: four payloads of the maximum
@@ -49,8 +53,8 @@ pub const NAMESPACE_BYTES_MAX: usize = 128;
 /// Bytes of a step id.
 pub const STEP_ID_BYTES_MAX: usize = 64;
 /// Bytes of the path of a step or of a compensation. The path of the compensation of a step at the deepest
-/// place, if all ids are as long as possible, takes 1,375.
-pub const STEP_PATH_BYTES_MAX: usize = 2_000;
+/// place, with a branch at each level and all ids as long as possible, takes 2,695.
+pub const STEP_PATH_BYTES_MAX: usize = 3_000;
 /// Bytes of a task type.
 pub const TASK_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of the name of a queue.
@@ -80,7 +84,8 @@ mod tests {
     #[test]
     fn longest_path_of_a_definition_is_within_its_limit() {
         let id = "a".repeat(STEP_ID_BYTES_MAX);
-        let segments = (0..=NESTING_MAX).map(|_| Segment { step: &id, key: None });
+        let key = |depth| (depth < NESTING_MAX).then(|| id.as_str().into());
+        let segments = (0..=NESTING_MAX).map(|depth| Segment { step: &id, key: key(depth) });
         let path = StepPath::of_segments(segments).compensation();
         assert!(path.as_str().len() <= STEP_PATH_BYTES_MAX, "{}", path.as_str().len());
     }

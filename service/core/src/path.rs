@@ -1,5 +1,5 @@
-//! The form of step paths. `lines[3].reserve` names the steps from the outermost to the step itself, and
-//! for each loop the key of the item. The path alone tells which step contains which, so folding a history
+//! The form of step paths. `fan[left].reserve` names the steps from the outermost to the step itself, and
+//! for each `parallel` the branch. The path alone tells which step contains which, so folding a history
 //! needs no definition to build the tree.
 //!
 //! Keys are written unchanged, except that `%`, `[`, `]`, `/` and control characters are escaped as `%5B`
@@ -13,7 +13,7 @@ use crate::id::{ItemKey, StepPath};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment<'a> {
     pub step: &'a str,
-    /// The key of the item, if the step is a loop and the path leads into it.
+    /// The id of the branch, if the step is a `parallel` and the path leads into one of its branches.
     pub key: Option<ItemKey>,
 }
 

@@ -8,10 +8,10 @@ mod policy;
 
 use std::time::Duration;
 
-use crate::definition::{Delivery, OnError};
+use crate::definition::{Delivery, OnError, ParallelMode};
 use crate::error::TaskError;
 use crate::expression::{Condition, Template};
-use crate::id::{StepId, StepPath, WorkflowName};
+use crate::id::{ItemKey, StepId, StepPath, WorkflowName};
 use crate::retry::{MatchOn, RetryPolicy};
 use crate::state::Part;
 use crate::tree::{PlanNodeId, ScopeId, Tree};
@@ -55,6 +55,8 @@ pub struct StepPlan {
     pub path: StepPath,
     pub kind: StepKind,
     pub when: Option<Condition>,
+    /// Of a step that runs other steps.
+    pub timeout: Option<Duration>,
     pub catch: Vec<CatchPlan>,
     pub on_error: OnError,
     pub allow_warning: bool,
@@ -72,6 +74,7 @@ pub enum StepKind {
     /// The conditions of the cases, in their order.
     Switch(Vec<Condition>),
     Try,
+    Parallel(ParallelPlan),
 }
 
 impl StepKind {
@@ -84,9 +87,18 @@ impl StepKind {
             | Self::Rethrow
             | Self::Return(_)
             | Self::Switch(_)
-            | Self::Try => None,
+            | Self::Try
+            | Self::Parallel(_) => None,
         }
     }
+}
+
+/// The branches are scopes of the step; which ones come after which stands in the tree.
+#[derive(Debug)]
+pub struct ParallelPlan {
+    pub mode: ParallelMode,
+    /// How many branches may run at a time; none: all of them.
+    pub concurrency: Option<u32>,
 }
 
 /// An error that a step raises.
@@ -169,10 +181,23 @@ impl Plan {
         self.tree.resolve(path).map(|(node, _)| self.node(node))
     }
 
-    /// The list of steps that is this part of the step at a path.
-    pub(crate) fn part(&self, path: &StepPath, part: Part) -> Option<ScopeId> {
+    /// The list of steps that is this part of the step at a path; `key` is the id of the branch, if it is
+    /// one.
+    pub(crate) fn part(
+        &self,
+        path: &StepPath,
+        part: Part,
+        key: Option<&ItemKey>,
+    ) -> Option<ScopeId> {
         let (node, _) = self.tree.resolve(path)?;
-        self.tree.part(node, part)
+        self.tree.part(node, part, key)
+    }
+
+    /// The branches of the step at a path, in the order of their ids.
+    pub(crate) fn branches(&self, path: &StepPath) -> impl Iterator<Item = ScopeId> {
+        let node = self.tree.resolve(path).map(|(node, _)| node);
+        let parts = node.map_or(&[][..], |node| self.tree.parts(node));
+        parts.iter().filter(|(part, _)| *part == Part::Branch).map(|(_, scope)| *scope)
     }
 
     /// Whether the path names a step of `on_failure` or `finally`, or one inside such a step.

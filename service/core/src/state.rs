@@ -118,6 +118,8 @@ pub enum Part {
     Case(u32),
     /// The `default` of a `switch`.
     Default,
+    /// A branch of a `parallel`. Several of them run at a time; the key of the scope says which one is meant.
+    Branch,
     /// A handler, by its index in the step's `catch`.
     Handler(u32),
 }

@@ -6,7 +6,7 @@
 //! A scope is a list of steps that run one after the other: the workflow's `steps`, `on_failure` or
 //! `finally`, or one of the lists inside a step.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::id::{ItemKey, StepId, StepPath};
 use crate::path::Segment;
@@ -69,14 +69,25 @@ struct Node {
     parts: Vec<(Part, ScopeId)>,
 }
 
+/// What stands in brackets after the step that contains a scope, in the paths of the steps of the scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    None,
+    /// The id of the branch.
+    Branch(ItemKey),
+    /// The scope runs once per item of its owner, and paths name the item.
+    Item,
+}
+
 #[derive(Debug)]
 struct Scope {
     /// The step that contains the scope; none for the workflow's own lists.
     owner: Option<PlanNodeId>,
     /// The surrounding place: every step that can be read there can also be read in this scope.
     outer: Option<Place>,
-    /// The scope runs once per item of its owner, and paths name the item.
-    is_keyed: bool,
+    key: Key,
+    /// For a branch: the branches that must have completed before it begins.
+    after: Vec<ScopeId>,
     steps: Vec<PlanNodeId>,
 }
 
@@ -89,7 +100,13 @@ pub struct Tree {
 
 impl Default for Tree {
     fn default() -> Self {
-        let scope = |outer| Scope { owner: None, outer, is_keyed: false, steps: Vec::new() };
+        let scope = |outer| Scope {
+            owner: None,
+            outer,
+            key: Key::None,
+            after: Vec::new(),
+            steps: Vec::new(),
+        };
         let after_steps = || scope(Some(Place::end_of(ScopeId::STEPS)));
         let scopes = vec![scope(None), after_steps(), after_steps()];
         Self { nodes: Vec::new(), scopes, by_id: HashMap::new() }
@@ -110,12 +127,62 @@ impl Tree {
     }
 
     /// Adds a scope inside a step. Every step that `owner` can read can also be read in the new scope.
-    pub fn add_scope(&mut self, owner: PlanNodeId, part: Part, is_keyed: bool) -> ScopeId {
+    pub fn add_scope(&mut self, owner: PlanNodeId, part: Part, key: Key) -> ScopeId {
         let scope = ScopeId(u32::try_from(self.scopes.len()).unwrap_or(u32::MAX));
-        let outer = Some(self.place(owner));
-        self.scopes.push(Scope { owner: Some(owner), outer, is_keyed, steps: Vec::new() });
+        let (owner_of, outer) = (Some(owner), Some(self.place(owner)));
+        let (after, steps) = (Vec::new(), Vec::new());
+        self.scopes.push(Scope { owner: owner_of, outer, key, after, steps });
         self.nodes[owner.index()].parts.push((part, scope));
         scope
+    }
+
+    /// Makes a branch begin after other branches of the same step.
+    pub fn set_after(&mut self, branch: ScopeId, after: Vec<ScopeId>) {
+        self.scopes[branch.index()].after = after;
+    }
+
+    /// The branches that must have completed before a branch begins.
+    pub fn after(&self, branch: ScopeId) -> &[ScopeId] {
+        &self.scope(branch).after
+    }
+
+    /// The id of a branch; none for other scopes.
+    pub fn branch_id(&self, scope: ScopeId) -> Option<&ItemKey> {
+        match &self.scope(scope).key {
+            Key::Branch(id) => Some(id),
+            Key::None | Key::Item => None,
+        }
+    }
+
+    /// The branch with this id that an expression at a place may read: one that has completed before the
+    /// innermost branch around the place, of those that have such a branch before them, begins.
+    pub fn earlier_branch(&self, from: Place, id: &str) -> Option<ScopeId> {
+        let mut here = Some(from);
+        while let Some(place) = here {
+            let mut found = self.all_before(place.scope);
+            let found =
+                found.find(|scope| self.branch_id(*scope).is_some_and(|own| own.as_str() == id));
+            if found.is_some() {
+                return found;
+            }
+            here = self.scope(place.scope).outer;
+        }
+        None
+    }
+
+    /// The branches that come before a branch, directly or not, each of them once.
+    pub fn all_before(&self, branch: ScopeId) -> impl Iterator<Item = ScopeId> + use<'_> {
+        let mut next: Vec<ScopeId> = self.after(branch).to_vec();
+        let mut seen = HashSet::new();
+        std::iter::from_fn(move || {
+            loop {
+                let scope = next.pop()?;
+                if seen.insert(scope) {
+                    next.extend(self.after(scope));
+                    return Some(scope);
+                }
+            }
+        })
     }
 
     /// The scopes inside a step, in the order in which they were added.
@@ -123,10 +190,19 @@ impl Tree {
         &self.nodes[owner.index()].parts
     }
 
-    /// The scope that is this part of a step.
-    pub fn part(&self, owner: PlanNodeId, part: Part) -> Option<ScopeId> {
+    /// The scope that is this part of a step; `key` is the id of the branch, if it is one.
+    pub fn part(&self, owner: PlanNodeId, part: Part, key: Option<&ItemKey>) -> Option<ScopeId> {
         let mut parts = self.parts(owner).iter();
-        parts.find(|(own, _)| *own == part).map(|(_, scope)| *scope)
+        let is_it = |scope: ScopeId| match &self.scope(scope).key {
+            Key::Branch(id) => key == Some(id),
+            Key::None | Key::Item => true,
+        };
+        parts.find(|(own, scope)| *own == part && is_it(*scope)).map(|(_, scope)| *scope)
+    }
+
+    /// The step that contains a scope; none for the workflow's own lists.
+    pub fn owner(&self, scope: ScopeId) -> Option<PlanNodeId> {
+        self.scope(scope).owner
     }
 
     /// The number of scopes. Their indexes are below it.
@@ -197,10 +273,12 @@ impl Tree {
         for segment in segments.iter().rev().skip(1) {
             let scope = self.scope(self.place(inner).scope);
             inner = scope.owner.filter(|owner| self.id(*owner).as_str() == segment.step)?;
-            if segment.key.is_some() != scope.is_keyed {
-                return None;
+            match (&scope.key, &segment.key) {
+                (Key::None, None) => {}
+                (Key::Branch(id), Some(key)) if id == key => {}
+                (Key::Item, Some(key)) => keys.push(key.clone()),
+                _ => return None,
             }
-            keys.extend(segment.key.clone());
         }
         keys.reverse();
         self.parent(inner).is_none().then_some((found, keys))
@@ -213,7 +291,11 @@ impl Tree {
         let mut segments = vec![Segment { step: self.id(node).as_str(), key: None }];
         let mut scope = self.scope(self.place(node).scope);
         while let Some(owner) = scope.owner {
-            let key = if scope.is_keyed { Some(keys.next()?.clone()) } else { None };
+            let key = match &scope.key {
+                Key::None => None,
+                Key::Branch(id) => Some(id.clone()),
+                Key::Item => Some(keys.next()?.clone()),
+            };
             segments.push(Segment { step: self.id(owner).as_str(), key });
             scope = self.scope(self.place(owner).scope);
         }
@@ -221,11 +303,17 @@ impl Tree {
         is_whole.then(|| StepPath::of_segments(segments.into_iter().rev()))
     }
 
-    /// The path of a node without the keys of items, as [`StepPath::pattern`] gives it.
-    pub fn pattern(&self, node: PlanNodeId) -> StepPath {
+    /// The path of a node with empty keys of items: its only path, if it stands in no loop.
+    pub fn own_path(&self, node: PlanNodeId) -> StepPath {
         let around = std::iter::successors(Some(node), |node| self.parent(*node));
-        let loops = around.filter(|node| self.scope(self.place(*node).scope).is_keyed).count();
-        self.path(node, &vec![ItemKey::from(""); loops]).expect("a key for each loop around it")
+        let loops = around.filter(|node| self.scope(self.place(*node).scope).key == Key::Item);
+        let keys = vec![ItemKey::from(""); loops.count()];
+        self.path(node, &keys).expect("there is a key for each loop around it")
+    }
+
+    /// The path of a node without keys, as [`StepPath::pattern`] gives it.
+    pub fn pattern(&self, node: PlanNodeId) -> StepPath {
+        StepPath::from(&*self.own_path(node).pattern())
     }
 
     /// All steps, in the order in which they were added.
@@ -250,9 +338,9 @@ mod tests {
         let mut tree = Tree::default();
         tree.add_step(ScopeId::STEPS, "a".into());
         let lines = tree.add_step(ScopeId::STEPS, "lines".into());
-        let items = tree.add_scope(lines, Part::Body, true);
+        let items = tree.add_scope(lines, Part::Body, Key::Item);
         let pack = tree.add_step(items, "pack".into());
-        let body = tree.add_scope(pack, Part::Body, false);
+        let body = tree.add_scope(pack, Part::Body, Key::None);
         tree.add_step(body, "wrap".into());
         tree.add_step(body, "seal".into());
         tree.add_step(items, "ship".into());
@@ -319,13 +407,18 @@ mod tests {
     /// Trees of any shape: each step stands in a scope that was added before it, and may get a scope of its
     /// own.
     fn trees() -> impl Strategy<Value = Tree> {
-        let step = (any::<prop::sample::Index>(), proptest::option::of(any::<bool>()));
+        let step = (any::<prop::sample::Index>(), proptest::option::of(0..3));
         proptest::collection::vec(step, 1..30).prop_map(|steps| {
             let mut tree = Tree::default();
             let mut scopes = vec![ScopeId::STEPS, ScopeId::ON_FAILURE, ScopeId::FINALLY];
             for (at, (place, scope)) in steps.into_iter().enumerate() {
                 let node = tree.add_step(*place.get(&scopes), format!("s{at}").into());
-                scopes.extend(scope.map(|is_keyed| tree.add_scope(node, Part::Body, is_keyed)));
+                let key = scope.map(|kind| match kind {
+                    0 => Key::None,
+                    1 => Key::Item,
+                    _ => Key::Branch("left".into()),
+                });
+                scopes.extend(key.map(|key| tree.add_scope(node, Part::Body, key)));
             }
             tree
         })
@@ -339,7 +432,7 @@ mod tests {
         ) {
             for node in tree.nodes() {
                 let loops = std::iter::successors(Some(node), |node| tree.parent(*node));
-                let loops = loops.filter(|node| tree.scope(tree.place(*node).scope).is_keyed);
+                let loops = loops.filter(|node| tree.scope(tree.place(*node).scope).key == Key::Item);
                 let keys: Vec<ItemKey> =
                     keys.iter().take(loops.count()).map(|key| key.as_str().into()).collect();
                 let path = tree.path(node, &keys).expect("as many keys as loops");

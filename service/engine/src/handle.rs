@@ -176,17 +176,16 @@ impl Engine {
     /// Records a heartbeat. Returns whether the worker should stop its work. `details`: the progress of the
     /// worker; `None` keeps the details of the last heartbeat.
     pub async fn heartbeat(&self, task: TaskId, details: Option<Payload>) -> Result<bool, Refusal> {
-        let is_step = task.path.compensated().is_none();
         let (beat, said) = (task.clone(), details.clone());
         match self.ask(|reply| Input::Heartbeat { task: beat, details: said, reply }).await? {
             Answer::Beat { cancel_requested } => Ok(cancel_requested),
             // The execution had to be read first, and the start was recorded in the process.
-            Answer::Recorded { is_stopping, .. } => {
+            Answer::Recorded { cancel_requested, .. } => {
                 if details.is_some() {
                     // Now there is an attempt that can keep the details.
                     self.ask(|reply| Input::Heartbeat { task, details, reply }).await?;
                 }
-                Ok(is_step && is_stopping)
+                Ok(cancel_requested)
             }
             Answer::Done { .. } | Answer::Snapshot(_) | Answer::Released => Err(Refusal::Stopping),
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use recoup_core::definition as def;
-use recoup_core::error::{Category, TaskError};
+use recoup_core::error::{Category, Suppressed, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause,
@@ -57,6 +57,11 @@ kinds! {
     StepFailed "step_failed"
     StepIgnored "step_ignored"
     BlockStarted "block_started"
+    ParallelStarted "parallel_started"
+    BranchCompleted "branch_completed"
+    BranchFailed "branch_failed"
+    ParallelCompleted "parallel_completed"
+    BlockStopped "block_stopped"
     BlockCompleted "block_completed"
     ScopeReturned "scope_returned"
     HandlerStarted "handler_started"
@@ -289,6 +294,7 @@ fn workflow() -> def::Workflow {
         kind: def::StepKind::Task(task.clone()),
         when: Some("input.amount > 0".into()),
         retry: Some(retry.clone()),
+        timeout: None,
         catch: Vec::new(),
         on_error: def::OnError::Ignore,
         allow_warning: true,
@@ -386,7 +392,7 @@ fn unhex(text: &str) -> Bytes {
 #[test]
 fn events_of_format_1_match_their_golden_files() {
     let events = events();
-    let newer = blocks();
+    let newer: Vec<_> = blocks().into_iter().chain(branches()).collect();
     let files: BTreeSet<_> =
         events.iter().chain(newer.iter().map(|(_, event)| event)).map(file).collect();
     assert_eq!(files, FILES.iter().copied().collect(), "a sample of every kind");
@@ -441,7 +447,7 @@ fn events_of_format_2_match_their_golden_files() {
 /// Format 3: the event kinds that it added.
 fn blocks() -> Vec<(&'static str, Event)> {
     let path = || "lines[3].reserve".into();
-    let started = |part| Event::BlockStarted { path: path(), generation: 2, part };
+    let started = |part| Event::BlockStarted { path: path(), generation: 2, part, deadline: None };
     vec![
         ("block_started", started(None)),
         ("block_started_with_its_body", started(Some(Part::Body))),
@@ -470,9 +476,90 @@ fn blocks() -> Vec<(&'static str, Event)> {
     ]
 }
 
+/// Format 3: branches, steps that are stopped, and errors beside other ones.
+fn branches() -> Vec<(&'static str, Event)> {
+    let path = || "fan".into();
+    let stopped = |error| Event::BlockStopped { path: path(), error, grace_until: at(10) };
+    vec![
+        (
+            "block_started_with_a_deadline",
+            Event::BlockStarted {
+                path: path(),
+                generation: 2,
+                part: Some(Part::Body),
+                deadline: Some(at(60)),
+            },
+        ),
+        (
+            "parallel_started",
+            Event::ParallelStarted {
+                path: path(),
+                generation: 2,
+                ready: vec!["left".into(), "right".into()],
+                concurrency: Some(1),
+                deadline: Some(at(60)),
+            },
+        ),
+        (
+            "parallel_started_without_limits",
+            Event::ParallelStarted {
+                path: path(),
+                generation: 0,
+                ready: vec!["left".into()],
+                concurrency: None,
+                deadline: None,
+            },
+        ),
+        (
+            "branch_completed",
+            Event::BranchCompleted {
+                path: path(),
+                branch: "left".into(),
+                output: PayloadSource::Inline(payload()),
+                ready: vec!["last".into()],
+            },
+        ),
+        (
+            "branch_completed_with_the_output_of_a_step",
+            Event::BranchCompleted {
+                path: path(),
+                branch: "left".into(),
+                output: PayloadSource::Output("fan[left].reserve".into()),
+                ready: Vec::new(),
+            },
+        ),
+        (
+            "branch_failed",
+            Event::BranchFailed {
+                path: path(),
+                branch: "left".into(),
+                error: error(),
+                origin: "fan[left].reserve".into(),
+            },
+        ),
+        ("parallel_completed", Event::ParallelCompleted { path: path() }),
+        ("block_stopped", stopped(Some(error()))),
+        ("block_stopped_by_a_branch", stopped(None)),
+        (
+            "step_failed_with_suppressed_errors",
+            Event::StepFailed { path: path(), error: with_suppressed() },
+        ),
+    ]
+}
+
+fn with_suppressed() -> TaskError {
+    let other = |step: &str, message: &str| Suppressed {
+        step: step.into(),
+        error_type: "stock.empty".into(),
+        message: message.into(),
+    };
+    let suppressed = vec![other("fan[right].pick", "none left"), other("fan[last].pack", "")];
+    TaskError { suppressed, ..error() }
+}
+
 #[test]
 fn events_of_format_3_match_their_golden_files() {
-    for (name, event) in blocks() {
+    for (name, event) in blocks().into_iter().chain(branches()) {
         let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
         assert_eq!(encoded.format, 3, "{name}");
         let golden = golden_of(3, name, &encoded.data);
@@ -523,6 +610,53 @@ fn definition_of_format_2_matches_its_golden_file() {
     assert_eq!(encoded.format, 2);
     let golden = golden_of(2, "workflow", &encoded.data);
     assert_eq!(format::decode_workflow(2, &golden), Ok(workflow));
+    assert_eq!(encoded.data, golden);
+}
+
+/// Format 2: a workflow with branches, and with a step that has a timeout.
+fn branches_workflow() -> def::Workflow {
+    let mut workflow = workflow();
+    let task = workflow.steps.steps.remove(0);
+    let step = |id: &str, kind| def::Step { id: def_id(id), kind, ..task.clone() };
+    let value = |id: &str| step(id, def::StepKind::Set("1".into()));
+    let branch = |id: &str, after: &[&str]| {
+        let block = def::Block { steps: vec![value(id)], output: Some("2".into()) };
+        def::Branch { block, after: after.iter().map(|id| def_id(id)).collect() }
+    };
+    let parallel = def::Parallel {
+        branches: [
+            (def_id("left"), branch("a", &[])),
+            (def_id("right"), branch("b", &[])),
+            (def_id("last"), branch("c", &["left", "right"])),
+        ]
+        .into(),
+        mode: def::ParallelMode::WaitAll,
+        concurrency: Some(2),
+    };
+    workflow.steps.steps = vec![def::Step {
+        timeout: Some(Duration::new(90, 5)),
+        ..step("fan", def::StepKind::Parallel(parallel))
+    }];
+    workflow
+}
+
+#[test]
+fn definition_with_branches_matches_its_golden_file() {
+    let workflow = branches_workflow();
+    let encoded = format::encode_workflow(&workflow);
+    assert_eq!(encoded.format, 2);
+    let golden = golden_of(2, "workflow_with_branches", &encoded.data);
+    assert_eq!(format::decode_workflow(2, &golden), Ok(workflow));
+    assert_eq!(encoded.data, golden);
+}
+
+#[test]
+fn failure_event_with_suppressed_errors_matches_its_golden_file() {
+    let event = FailureEvent { error: Some(with_suppressed()), ..failure_event() };
+    let encoded = format::encode_failure_event(&event);
+    assert_eq!(encoded.format, 2);
+    let golden = golden_of(2, "failure_event_with_suppressed_errors", &encoded.data);
+    assert_eq!(format::decode_failure_event(2, &golden), Ok(event));
     assert_eq!(encoded.data, golden);
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::definition::{
-    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
-    Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
+    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::id::{Namespace, StepId};
 use recoup_core::plan::Plan;
@@ -109,6 +109,7 @@ fn step(id: &str, attempts: u32) -> Step {
         kind: StepKind::Task(task(id)),
         when: None,
         retry: retry(attempts, ms(60)),
+        timeout: None,
         catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,
@@ -210,6 +211,67 @@ fn guarded() -> Workflow {
     }
 }
 
+fn branch(steps: Vec<Step>, after: &[&str]) -> Branch {
+    Branch { block: steps.into(), after: after.iter().map(|id| (*id).into()).collect() }
+}
+
+fn parallel(id: &str, mode: ParallelMode, branches: &[(&str, Branch)]) -> Step {
+    let branches = branches.iter().map(|(id, branch)| ((*id).into(), branch.clone())).collect();
+    block(id, StepKind::Parallel(Parallel { branches, mode, concurrency: None }))
+}
+
+/// Has branches in every place, some inside each other: the failure of one stops the others, or waits for
+/// them; some branches come after others, and some steps time out.
+fn fans() -> Workflow {
+    let gather = parallel(
+        "gather",
+        ParallelMode::WaitAll,
+        &[
+            ("x", branch(vec![undone("gather_x", 1)], &[])),
+            ("y", branch(vec![undone("fails_often", 2)], &["x"])),
+            ("z", branch(vec![undone("gather_z", 2), step("gather_end", 1)], &[])),
+        ],
+    );
+    let gather = Step {
+        catch: vec![Catch {
+            when: Some("size(error.suppressed) == 0".into()),
+            ..handler("", vec![undone("gather_less", 1)])
+        }],
+        ..gather
+    };
+    let slow = Step {
+        timeout: Some(ms(1200)),
+        catch: vec![handler("recoup.timeout.block", vec![step("slow_end", 1)])],
+        ..group("slow", vec![undone("slow_a", 2), undone("slow_b", 2)])
+    };
+    let mut reads = block("reads", StepKind::Set("\"${branches.left.output}\"".into()));
+    reads.when = Some("branches.left.output != null".into());
+    let mut fan = parallel(
+        "fan",
+        ParallelMode::FailFast,
+        &[
+            ("left", branch(vec![undone("left_a", 2), undone("left_b", 1)], &[])),
+            ("right", branch(vec![slow, undone("right_a", 2)], &[])),
+            ("inner", branch(vec![gather], &[])),
+            ("last", branch(vec![reads, undone("last_a", 2)], &["left", "right"])),
+        ],
+    );
+    fan.timeout = Some(ms(9000));
+    if let StepKind::Parallel(own) = &mut fan.kind {
+        own.concurrency = Some(2);
+    }
+    let tell = |id: &str, mode, steps: [&str; 2]| {
+        let one = |id: &str| branch(vec![step(id, 1)], &[]);
+        parallel(id, mode, &[("x", one(steps[0])), ("y", one(steps[1]))])
+    };
+    Workflow {
+        on_failure: vec![tell("tell", ParallelMode::FailFast, ["mail", "page"])],
+        finally: vec![tell("tidy", ParallelMode::WaitAll, ["wipe", "log"])],
+        cancel_grace: Some(ms(500)),
+        ..workflow("fans", vec![undone("begin", 2), fan, undone("end", 1)])
+    }
+}
+
 fn definitions() -> Vec<Workflow> {
     let once = |step| with_task(step, |task| task.delivery = Delivery::AtMostOnce);
     let ignored = Step { on_error: OnError::Ignore, ..step("soft", 2) };
@@ -244,6 +306,7 @@ fn definitions() -> Vec<Workflow> {
     ];
     vec![
         guarded(),
+        fans(),
         workflow("one", vec![step("only", 3)]),
         Workflow {
             finally: vec![step("tidy", 2)],

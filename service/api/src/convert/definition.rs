@@ -1,8 +1,8 @@
 //! Converts definitions.
 
 use recoup_core::definition::{
-    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
-    Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
+    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::limits::clean;
 use recoup_core::plan::{Issue, IssueCode};
@@ -14,6 +14,8 @@ use super::{retry, time};
 
 super::to_proto!(on_error: OnError => v1::OnError: Fail Ignore);
 super::from_proto!(on_error_from: v1::OnError => OnError: Fail Ignore);
+super::to_proto!(mode: ParallelMode => v1::ParallelMode: FailFast WaitAll);
+super::from_proto!(mode_from: v1::ParallelMode => ParallelMode: FailFast WaitAll);
 super::to_proto!(delivery: Delivery => v1::Delivery: AtLeastOnce AtMostOnce);
 super::from_proto!(delivery_from: v1::Delivery => Delivery: AtLeastOnce AtMostOnce);
 
@@ -70,6 +72,12 @@ fn each_template(steps: &mut [v1::Step], visit: &mut impl FnMut(&mut Option<v1::
             Some(Kind::Try(body)) => {
                 each_template(&mut body.steps, visit);
                 visit(&mut body.output);
+            }
+            Some(Kind::Parallel(parallel)) => {
+                for branch in parallel.branches.values_mut() {
+                    each_template(&mut branch.steps, visit);
+                    visit(&mut branch.output);
+                }
             }
         }
         for catch in &mut step.catch {
@@ -169,12 +177,31 @@ impl Reader {
                 let path = format!("{path}.try.");
                 StepKind::Try(self.block(&body.steps, body.output.as_ref(), &path))
             }
+            Some(Kind::Parallel(own)) => {
+                StepKind::Parallel(self.parallel(own, &format!("{path}.parallel")))
+            }
             None => {
-                let message = "a step needs a kind: `task`, `set`, `fail`, `return`, `switch` or `try`, such as \
-                               `task: {type: payment.charge}`";
+                let message = "a step needs a kind: `task`, `set`, `fail`, `return`, `switch`, `try` or \
+                               `parallel`, such as `task: {type: payment.charge}`";
                 self.issue(format!("{path}.task"), IssueCode::Required, message);
                 StepKind::Task(Task::default())
             }
+        }
+    }
+
+    fn parallel(&mut self, parallel: &v1::ParallelStep, path: &str) -> Parallel {
+        let v1::ParallelStep { branches, mode, concurrency } = parallel;
+        let branches = branches.iter().map(|(id, branch)| {
+            let v1::Branch { steps, output, after } = branch;
+            let path = format!("{path}.branches.{id}.");
+            let block = self.block(steps, output.as_ref(), &path);
+            let after = after.iter().map(|id| id.as_str().into()).collect();
+            (id.as_str().into(), Branch { block, after })
+        });
+        Parallel {
+            branches: branches.collect(),
+            mode: self.known(*mode, path, "mode", mode_from).unwrap_or_default(),
+            concurrency: Some(*concurrency).filter(|most| *most > 0),
         }
     }
 
@@ -219,6 +246,7 @@ impl Reader {
             description: clean(&step.description).into_owned(),
             kind,
             when: some(&step.when),
+            timeout: self.duration(step.timeout, path, "timeout"),
             retry: retry.map(|retry| self.policy(retry, &format!("{path}.retry"))),
             catch,
             on_error: self
@@ -334,6 +362,26 @@ fn kind(kind: &StepKind) -> v1::step::Kind {
             steps: body.steps.iter().map(step).collect(),
             output: to_template(&body.output),
         }),
+        StepKind::Parallel(own) => Kind::Parallel(parallel(own)),
+    }
+}
+
+fn parallel(parallel: &Parallel) -> v1::ParallelStep {
+    let branches = parallel.branches.iter().map(|(id, Branch { block, after })| {
+        let branch = v1::Branch {
+            steps: block.steps.iter().map(step).collect(),
+            output: to_template(&block.output),
+            after: after.iter().map(|id| id.as_str().to_owned()).collect(),
+        };
+        (id.as_str().to_owned(), branch)
+    });
+    v1::ParallelStep {
+        branches: branches.collect(),
+        mode: match parallel.mode {
+            ParallelMode::FailFast => v1::ParallelMode::Unspecified.into(),
+            other => mode(other).into(),
+        },
+        concurrency: parallel.concurrency.unwrap_or_default(),
     }
 }
 
@@ -368,6 +416,7 @@ fn step(step: &Step) -> v1::Step {
         description: step.description.clone(),
         kind: Some(kind(&step.kind)),
         catch: step.catch.iter().map(catch).collect(),
+        timeout: step.timeout.map(time::duration),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Converts the errors of attempts.
 
-use recoup_core::error::{Category, TaskError, builtin, is_error_type, type_matches};
+use recoup_core::error::{Category, Suppressed, TaskError, builtin, is_error_type, type_matches};
 use recoup_core::limits::{CAUSE_DEPTH_MAX, ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, clean};
 use recoup_proto::v1::{self, ErrorReason};
 
@@ -46,7 +46,13 @@ pub fn shell(error: &TaskError) -> v1::Error {
         next_retry_delay: error.next_retry_delay.map(time::duration),
         source: error.source.clone(),
         abridged: false,
+        suppressed: error.suppressed.iter().map(suppressed).collect(),
     }
+}
+
+fn suppressed(error: &Suppressed) -> v1::SuppressedError {
+    let Suppressed { step, error_type, message } = error.clone();
+    v1::SuppressedError { step_path: step, r#type: error_type, message }
 }
 
 /// Converts an error without its details, stack trace and causes, for lists.
@@ -61,7 +67,8 @@ pub fn summary(error: &TaskError) -> v1::Error {
     }
 }
 
-/// Reads an error that a worker reported. `field` is the path of the error in the request.
+/// Reads an error that a worker reported. `field` is the path of the error in the request. Fields that only
+/// the service sets are ignored.
 pub fn from_proto(error: v1::Error, field: &str) -> status::Result<TaskError> {
     let read = link(error, field, 1)?;
     if read.size() > ERROR_BYTES_MAX {
@@ -107,6 +114,7 @@ fn link(error: v1::Error, field: &str, depth: usize) -> status::Result<TaskError
         category,
         next_retry_delay: wish,
         source: clean(&error.source).into_owned(),
+        suppressed: Vec::new(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use recoup_core::event::{AttemptOutcome, Event, PayloadSource, StopCause};
 use recoup_core::execution::Part;
-use recoup_core::id::StepPath;
+use recoup_core::id::{ItemKey, StepPath};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 use recoup_proto::v1::{self, history_entry::Event as Proto};
@@ -119,11 +119,14 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
                 worker: worker.clone(),
             })
         }
-        Event::BlockStarted { path, generation, part } => Proto::BlockStarted(v1::BlockStarted {
-            step: Some(step_ref(path)),
-            generation: *generation,
-            scope: part.map(scope).unwrap_or_default(),
-        }),
+        Event::BlockStarted { path, generation, part, deadline } => {
+            Proto::BlockStarted(v1::BlockStarted {
+                step: Some(step_ref(path)),
+                generation: *generation,
+                scope: part.map(scope).unwrap_or_default(),
+                deadline: deadline.map(time::timestamp),
+            })
+        }
         Event::BlockCompleted { path, output } => {
             let (output, output_from) = source(output);
             let step = Some(step_ref(path));
@@ -134,6 +137,41 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
             let step = Some(step_ref(path));
             Proto::ScopeReturned(v1::ScopeReturned { step, output, output_from })
         }
+        Event::ParallelStarted { path, generation, ready, concurrency, deadline } => {
+            Proto::ParallelStarted(v1::ParallelStarted {
+                step: Some(step_ref(path)),
+                generation: *generation,
+                ready: branches(ready),
+                concurrency: concurrency.unwrap_or_default(),
+                deadline: deadline.map(time::timestamp),
+            })
+        }
+        Event::BranchCompleted { path, branch, output, ready } => {
+            let (output, output_from) = source(output);
+            Proto::BranchCompleted(v1::BranchCompleted {
+                step: Some(step_ref(path)),
+                branch: branch.as_str().to_owned(),
+                output,
+                output_from,
+                ready: branches(ready),
+            })
+        }
+        Event::BranchFailed { path, branch, error, origin } => {
+            Proto::BranchFailed(v1::BranchFailed {
+                step: Some(step_ref(path)),
+                branch: branch.as_str().to_owned(),
+                error: Some(error::to_proto(error)),
+                failed_step: origin.as_str().to_owned(),
+            })
+        }
+        Event::ParallelCompleted { path } => {
+            Proto::ParallelCompleted(v1::ParallelCompleted { step: Some(step_ref(path)) })
+        }
+        Event::BlockStopped { path, error, grace_until } => Proto::BlockStopped(v1::BlockStopped {
+            step: Some(step_ref(path)),
+            error: error.as_ref().map(error::to_proto),
+            grace_until: Some(time::timestamp(*grace_until)),
+        }),
         Event::HandlerStarted { path, handler, error, origin } => {
             Proto::HandlerStarted(v1::HandlerStarted {
                 step: Some(step_ref(path)),
@@ -151,10 +189,16 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
     }
 }
 
+fn branches(ids: &[ItemKey]) -> Vec<String> {
+    ids.iter().map(|id| id.as_str().to_owned()).collect()
+}
+
 /// The field of the definition that holds a list of steps.
 fn scope(part: Part) -> String {
     match part {
         Part::Body => "steps".to_owned(),
+        // ParallelStarted says which branches begin.
+        Part::Branch => "branches".to_owned(),
         Part::Case(index) => format!("cases[{index}]"),
         Part::Default => "default".to_owned(),
         Part::Handler(index) => format!("catch[{index}]"),
@@ -246,6 +290,11 @@ fn convert_ending(event: &Event) -> Proto {
         | Event::AttemptWithdrawn { .. }
         | Event::StepCompleted { .. }
         | Event::BlockStarted { .. }
+        | Event::ParallelStarted { .. }
+        | Event::BranchCompleted { .. }
+        | Event::BranchFailed { .. }
+        | Event::ParallelCompleted { .. }
+        | Event::BlockStopped { .. }
         | Event::BlockCompleted { .. }
         | Event::ScopeReturned { .. }
         | Event::HandlerStarted { .. }

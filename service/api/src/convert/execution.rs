@@ -14,6 +14,7 @@ use recoup_proto::v1;
 use recoup_store::Listed;
 
 use super::inline::{Inline, Place, least_of_error, least_of_payload, least_of_text};
+use super::parallel::{self, Begun};
 use super::path::split;
 use super::time;
 use crate::BATCH_BYTES_MAX;
@@ -124,7 +125,7 @@ fn least_of_warnings(execution: &Execution) -> usize {
 }
 
 /// The size of the answer about an execution if everything that can be left out is left out.
-fn least(execution: &Execution) -> usize {
+fn least(execution: &Execution, parallels: &[Begun<'_>]) -> usize {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     let own = FRAME_BYTES
         + least_of_payload(&execution.input)
@@ -146,18 +147,20 @@ fn least(execution: &Execution) -> usize {
         PENDING_BYTES + open.task.last_error.as_ref().map_or(0, least_of_error)
     };
     own + least_of_warnings(execution)
+        + parallels.iter().map(parallel::least).sum::<usize>()
         + execution.steps().map(of_node).sum::<usize>()
         + execution.compensations().iter().map(of_compensation).sum::<usize>()
         + execution.open_attempts().map(of_open).sum::<usize>()
 }
 
-fn of_execution(execution: &Execution) -> Inline {
-    inline(execution.id, execution.sequence, least(execution))
+fn of_execution(execution: &Execution, parallels: &[Begun<'_>]) -> Inline {
+    inline(execution.id, execution.sequence, least(execution, parallels))
 }
 
 /// Everything that is known about an execution.
 pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
-    let mut inline = of_execution(&snapshot.state);
+    let parallels = parallel::begun(&snapshot.state, Some(&snapshot.plan));
+    let mut inline = of_execution(&snapshot.state, &parallels);
     // Pending attempts come first, because the details of a heartbeat are not stored anywhere else.
     let pending_attempts = pending(snapshot, now, &mut inline);
     v1::ExecutionInfo {
@@ -170,7 +173,7 @@ pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
                 ..quarantine(&row.quarantine)
             }
         }),
-        ..of_state(&snapshot.state, &mut inline)
+        ..of_state(&snapshot.state, &parallels, &mut inline)
     }
 }
 
@@ -181,7 +184,8 @@ pub fn partial(partial: &PartialExecution) -> v1::ExecutionInfo {
     let Some(state) = &partial.state else {
         return indexed;
     };
-    let folded = of_state(state, &mut of_execution(state));
+    let parallels = parallel::begun(state, None);
+    let folded = of_state(state, &parallels, &mut of_execution(state, &parallels));
     v1::ExecutionInfo {
         state: indexed.state,
         phase: indexed.phase,
@@ -205,7 +209,11 @@ fn quarantine(quarantine: &Quarantine) -> v1::QuarantineInfo {
 }
 
 /// Converts a state, without its pending attempts.
-fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
+fn of_state(
+    execution: &Execution,
+    parallels: &[Begun<'_>],
+    inline: &mut Inline,
+) -> v1::ExecutionInfo {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     let error = execution.error.as_ref().or(stop_error).map(|error| inline.error(error));
     let input = Some(inline.payload(&execution.input));
@@ -213,6 +221,7 @@ fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
     let completed_steps = completed(execution, inline);
     let compensations = execution.compensations().iter().map(|own| compensation(own, inline));
     let compensations = compensations.collect();
+    let parallels = parallels.iter().map(|begun| parallel::to_proto(begun, inline)).collect();
     v1::ExecutionInfo {
         execution_id: execution.id.to_string(),
         execution_key: execution.key.clone().unwrap_or_default(),
@@ -238,6 +247,7 @@ fn of_state(execution: &Execution, inline: &mut Inline) -> v1::ExecutionInfo {
         quarantined: false,
         traceparent: execution.trace.traceparent.clone(),
         quarantine: None,
+        parallels,
     }
 }
 

@@ -5,7 +5,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use recoup_core::error::TaskError;
+use recoup_core::execution::Output;
 use recoup_core::id::ExecutionId;
+use recoup_core::limits::PAYLOAD_BYTES_MAX;
 use recoup_core::payload::Payload;
 use recoup_proto::v1::{self, payload::Content};
 use sha2::{Digest, Sha256};
@@ -22,6 +24,8 @@ const REFERENCE_BYTES: usize = 192;
 const EXCERPT_BYTES_MAX: usize = 256;
 /// Bytes of the fields around the texts of one error in a chain.
 const ERROR_FRAME_BYTES: usize = 64;
+/// Bytes of the fields around the texts of one suppressed error.
+const SUPPRESSED_FRAME_BYTES: usize = 16;
 
 /// Identifies a payload: the history that contains it, and its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +145,12 @@ impl Inline {
         self.takes(payload::size(own)).then(|| payload::to_proto(own))
     }
 
+    /// The output of a `parallel`, which is put together here. `None` if it is larger than a payload may be, so
+    /// that nothing can read it.
+    pub fn joined(&mut self, output: Output<'_>) -> Option<v1::Payload> {
+        (output.size() <= PAYLOAD_BYTES_MAX).then(|| self.payload(&output.to_payload()))
+    }
+
     /// The error with all its texts, and with its details or references to them, if there is room;
     /// otherwise abridged.
     pub fn error(&mut self, own: &TaskError) -> v1::Error {
@@ -168,6 +178,12 @@ pub fn least_of_payload(own: &Payload) -> usize {
     payload::size(own).min(REFERENCE_BYTES + own.content_type.len())
 }
 
+/// The fewest bytes that the output of a `parallel` takes.
+pub fn least_of_joined(output: Output<'_>) -> usize {
+    let content_type = Payload::null().content_type.len();
+    (output.size() + payload::size(&Payload::null())).min(REFERENCE_BYTES + content_type)
+}
+
 /// The fewest bytes that an error takes: abridged, or whole if it is small.
 pub fn least_of_error(own: &TaskError) -> usize {
     let abridged = ERROR_FRAME_BYTES + own.error_type.len() + own.source.len() + EXCERPT_BYTES_MAX;
@@ -184,6 +200,7 @@ fn whole(own: &TaskError) -> usize {
     let one = |error: &TaskError| {
         let texts = [&error.error_type, &error.message, &error.stack_trace, &error.source];
         texts.map(String::len).iter().sum::<usize>()
+            + error.suppressed.iter().map(|own| own.size() + SUPPRESSED_FRAME_BYTES).sum::<usize>()
             + error.details.as_ref().map_or(0, least_of_payload)
             + ERROR_FRAME_BYTES
     };

@@ -132,13 +132,13 @@ impl Decider<'_> {
         Ok(())
     }
 
-    /// Withdraws an attempt that no worker has. Accepted only while the run is stopping; otherwise the
-    /// attempt stays open.
+    /// Withdraws an attempt that no worker has. Accepted only while the run or a step around it is being
+    /// stopped; otherwise the attempt stays open.
     pub(super) fn withdraw(&mut self, task: &TaskId) -> Result<(), Rejection> {
         self.check_open(task)?;
         let state = self.state();
         let started = state.task(&task.path).and_then(|task| task.open.as_ref()?.started.as_ref());
-        if state.phase != Phase::Steps || !state.is_stopping() || started.is_some() {
+        if !state.is_ending(&task.path) || started.is_some() {
             return Err(Rejection::NothingDue);
         }
         let TaskId { path, attempt, .. } = task.clone();
@@ -171,7 +171,7 @@ impl Decider<'_> {
         let is_cleanup = is_compensation || state.phase != Phase::Steps;
         let error = self.escalate(plan, error, outcome, is_cleanup);
         let state = self.state();
-        let ending = state.termination.is_some() || (state.is_stopping() && !is_cleanup);
+        let ending = state.termination.is_some() || state.is_ending(path);
         let task = state.task(path).expect("an attempt belongs to a task");
         let decision = retry::decide(
             &plan.retry,
@@ -240,7 +240,8 @@ impl Decider<'_> {
             (Phase::Steps, None) => state.deadline,
             _ => state.cleanup_deadline,
         };
-        own.into_iter().chain(whole).min()
+        let blocks = state.nodes.find(path).and_then(|id| state.nodes.deadline_around(id));
+        own.into_iter().chain(whole).chain(blocks).min()
     }
 
     fn check_open(&self, id: &TaskId) -> Result<(), Rejection> {

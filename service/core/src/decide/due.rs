@@ -1,7 +1,7 @@
 //! The consequences of a state that need no command: the deadlines for which it waits, and the work that
 //! can be done at once.
 
-use crate::execution::{CompensationState, Execution, Phase, Scope};
+use crate::execution::{CompensationState, Execution, NodeId, Phase, Scope};
 use crate::id::StepPath;
 use crate::plan::Plan;
 use crate::time::Timestamp;
@@ -15,6 +15,10 @@ pub(super) enum Deadline {
     /// The grace period of the live attempts of a stopped run is over.
     Grace,
     Cleanup,
+    /// The timeout of a step that runs other steps.
+    Block(StepPath),
+    /// The grace period of the live attempts inside a step that is being stopped is over.
+    BlockGrace(StepPath),
     ScheduleToClose {
         path: StepPath,
         attempt: u32,
@@ -42,6 +46,12 @@ pub(super) fn deadlines<'a>(
         (Phase::Steps, Some(stop)) => Some((stop.grace_until, Deadline::Grace)),
         _ => state.cleanup_deadline.map(|at| (at, Deadline::Cleanup)),
     };
+    let goes_on = !ended && !terminates && (state.phase != Phase::Steps || stopping.is_none());
+    let path = |id| state.nodes.get(id).path.clone();
+    let block = state.nodes.first_deadline().filter(|_| goes_on);
+    let block = block.map(|(at, id)| (at, Deadline::Block(path(id))));
+    let stopped = state.nodes.stopped_blocks().filter(move |_| goes_on);
+    let stopped = stopped.map(move |(id, at)| (at, Deadline::BlockGrace(path(id))));
     let bounds_attempts =
         !terminates && (ended || state.phase != Phase::Steps || stopping.is_none());
     // If there are more open attempts than steps with `schedule_to_close`, look only at the task of each
@@ -59,7 +69,7 @@ pub(super) fn deadlines<'a>(
         let at = open.task.first_scheduled_at + timeout;
         Some((at, Deadline::ScheduleToClose { path: open.path, attempt: open.task.attempt }))
     });
-    left.into_iter().chain(whole).chain(attempts)
+    left.into_iter().chain(whole).chain(block).chain(stopped).chain(attempts)
 }
 
 /// Work that follows from the state and need not wait.
@@ -73,6 +83,8 @@ pub(super) enum Work {
     Cleanup,
     /// Begin the next step of a scope inside a step, or end that scope.
     Inside,
+    /// Begin the next branch of a step, or end a step inside which nothing lives any more.
+    Block(NodeId),
     /// Begin the next of the workflow's steps, or find that there is none.
     Steps,
     /// Begin `on_failure` or `finally`.
@@ -99,6 +111,9 @@ pub(super) fn next_work(state: &Execution) -> Option<Work> {
         Phase::Steps if state.is_stopping() => state.open.is_empty().then_some(Work::Cleanup),
         Phase::Steps | Phase::OnFailure | Phase::Finally if state.nodes.first_idle().is_some() => {
             Some(Work::Inside)
+        }
+        Phase::Steps | Phase::OnFailure | Phase::Finally if state.nodes.first_due().is_some() => {
+            state.nodes.first_due().map(Work::Block)
         }
         Phase::Steps => is_quiet(Scope::Steps).then_some(Work::Steps),
         Phase::Compensation => (!compensates).then_some(Work::BeginHandlers),

@@ -5,8 +5,8 @@ use super::attempt::HISTORY_FULL;
 use crate::error::{TaskError, builtin};
 use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
 use crate::execution::{Part, Phase, Scope, State};
-use crate::expression::{Reading, Variables};
-use crate::id::StepPath;
+use crate::expression::{Reading, Variables, check_passed_on};
+use crate::id::{ItemKey, StepPath};
 use crate::limits::ERROR_BYTES_MAX;
 use crate::payload::Payload;
 use crate::plan::{Plan, RaisePlan, StepKind, StepPlan};
@@ -21,6 +21,11 @@ enum Turn {
     },
     /// Begin one of the lists of steps inside the step.
     Open(Part),
+    /// Begin the branches of the step that come after no other one.
+    Branch {
+        ready: Vec<ItemKey>,
+        concurrency: Option<u32>,
+    },
     /// The step completes at once.
     Complete {
         output: PayloadSource,
@@ -67,21 +72,23 @@ impl<'a> Decider<'a> {
     /// Begins the next step of a scope inside a step, or ends that scope. To be called while none of its
     /// steps is running.
     pub(super) fn run_inside(&mut self, scope: &Scope) {
-        let Scope::Inside { node, part, .. } = scope else {
+        let Scope::Inside { node, part, item } = scope else {
             unreachable!("the workflow's own scopes are not inside a step");
         };
         let owner = self.state().nodes.get(*node).path.clone();
-        let Some(planned) = self.plan.part(&owner, *part) else {
+        let Some(planned) = self.plan.part(&owner, *part, item.as_ref()) else {
             unreachable!("a scope that is open is one of the plan that its execution began with");
         };
         if self.run_next(scope, planned) == Progress::Made {
             return;
         }
         let (path, output) = (owner, self.output_of(scope, planned));
-        match (output, part) {
-            (Err(error), _) => self.fail_step(path.clone(), error, path),
-            (Ok(output), Part::Handler(_)) => self.emit(Event::StepCaught { path, output }),
-            (Ok(output), _) => self.emit(Event::BlockCompleted { path, output }),
+        match (output, part, item.clone()) {
+            (Err(error), _, Some(branch)) => self.fail_branch(path.clone(), branch, error, path),
+            (Ok(output), _, Some(branch)) => self.complete_branch(path, branch, planned, output),
+            (Err(error), _, None) => self.fail_step(path.clone(), error, path),
+            (Ok(output), Part::Handler(_), None) => self.emit(Event::StepCaught { path, output }),
+            (Ok(output), _, None) => self.emit(Event::BlockCompleted { path, output }),
         }
     }
 
@@ -95,6 +102,7 @@ impl<'a> Decider<'a> {
                 None => PayloadSource::Inline(Payload::null()),
             },
         };
+        check_passed_on(&source, self.state())?;
         Ok(self.as_written(source))
     }
 
@@ -129,7 +137,14 @@ impl<'a> Decider<'a> {
             Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
             Ok(Turn::Begin { input }) => self.begin(path, 0, input, 1),
             Ok(Turn::Open(part)) => {
-                self.emit(Event::BlockStarted { path, generation: 0, part: Some(part) });
+                let (part, deadline) = (Some(part), step.timeout.map(|timeout| self.now + timeout));
+                self.emit(Event::BlockStarted { path, generation: 0, part, deadline });
+            }
+            Ok(Turn::Branch { ready, concurrency }) => {
+                let (generation, deadline) = (0, step.timeout.map(|timeout| self.now + timeout));
+                let event =
+                    Event::ParallelStarted { path, generation, ready, concurrency, deadline };
+                self.emit(event);
             }
             Ok(Turn::Complete { output }) => {
                 self.begin_block(&path);
@@ -158,7 +173,8 @@ impl<'a> Decider<'a> {
 
     /// Begins a step that is not a task and runs no steps inside it.
     fn begin_block(&mut self, path: &StepPath) {
-        self.emit(Event::BlockStarted { path: path.clone(), generation: 0, part: None });
+        let (path, deadline) = (path.clone(), None);
+        self.emit(Event::BlockStarted { path, generation: 0, part: None, deadline });
     }
 
     /// Evaluates the step's `when`, and what the step needs in order to begin.
@@ -201,12 +217,18 @@ impl<'a> Decider<'a> {
                         return Ok(Turn::Open(Part::Case(index)));
                     }
                 }
-                match self.plan.part(&step.path, Part::Default) {
+                match self.plan.part(&step.path, Part::Default, None) {
                     Some(_) => Turn::Open(Part::Default),
                     None => Turn::Complete { output: PayloadSource::Inline(Payload::null()) },
                 }
             }
             StepKind::Try => Turn::Open(Part::Body),
+            StepKind::Parallel(parallel) => {
+                let tree = &self.plan.tree;
+                let first = self.plan.branches(&step.path).filter(|id| tree.after(*id).is_empty());
+                let ready = first.filter_map(|scope| tree.branch_id(scope).cloned()).collect();
+                Turn::Branch { ready, concurrency: parallel.concurrency }
+            }
         })
     }
 

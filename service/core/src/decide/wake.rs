@@ -32,8 +32,10 @@ impl Decider<'_> {
                     let cause = error.map(Box::new);
                     let error =
                         TaskError { cause, ..TaskError::builtin(builtin::CANCELLED, reason) };
-                    self.close_attempts(&error, &[]);
+                    self.close_attempts(&error, &[], None);
                 }
+                Deadline::Block(path) => self.time_out_block(path),
+                Deadline::BlockGrace(path) => self.end_grace(&path),
                 Deadline::Cleanup => self.end_cleanup(),
                 Deadline::ScheduleToClose { path, attempt } => {
                     let reason = "the task did not end in time";
@@ -48,6 +50,23 @@ impl Decider<'_> {
             self.advance();
         }
         if acted { Ok(()) } else { Err(Rejection::NothingDue) }
+    }
+
+    /// Ends the attempts inside a step that is being stopped.
+    fn end_grace(&mut self, path: &StepPath) {
+        let state = self.state();
+        let Some(id) = state.nodes.find(path) else { return };
+        let stopped = state.nodes.get(id).stopped.as_ref();
+        let first = state.nodes.parallel(id).and_then(|parallel| parallel.first_failure());
+        let first = first.map(|(_, failed)| &failed.error);
+        let cause = stopped.and_then(|stopped| stopped.error.as_ref()).or(first);
+        let reason =
+            "a step around it was stopped, and the attempt did not end within the grace period";
+        let error = TaskError {
+            cause: cause.cloned().map(Box::new),
+            ..TaskError::builtin(builtin::CANCELLED, reason)
+        };
+        self.close_attempts(&error, &[], Some(id));
     }
 
     fn passed(&self) -> Option<Deadline> {
@@ -80,7 +99,7 @@ impl Decider<'_> {
     /// Ends a cleanup that has run out of time: whatever is left of it does not run.
     fn end_cleanup(&mut self) {
         let error = TaskError::builtin(builtin::CLEANUP_TIMEOUT, "the cleanup timed out");
-        if !self.close_attempts(&error, &[]) || !self.park_remaining(&error) {
+        if !self.close_attempts(&error, &[], None) || !self.park_remaining(&error) {
             // The deadline remains in the past, so the next transition continues here.
             return;
         }

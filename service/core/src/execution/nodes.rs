@@ -1,9 +1,12 @@
-//! The nodes of the steps that have begun. Their ids follow the order in which the steps started.
+//! The nodes of the steps that have begun. Their ids follow the order in which the steps started, so a step
+//! has a greater id than every step around it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::parallel::{BranchResult, Parallel};
 use super::{Node, NodeState, Part};
 use crate::id::{ItemKey, StepPath};
+use crate::time::Timestamp;
 
 /// Identifies a step that has begun, by its place in the order of starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,7 +17,7 @@ impl NodeId {
 }
 
 /// A list of steps in an execution: one of the workflow's own lists, or a list inside a step. If that step
-/// is a loop, the scope belongs to one of its items.
+/// is a `parallel`, the scope is one of its branches, and `item` is the id of the branch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     Steps,
@@ -38,7 +41,47 @@ pub struct Counters {
 
 /// How many running steps a node counts as, and whether it has an output.
 fn counted(node: &Node) -> (u32, bool) {
-    (u32::from(matches!(node.state, NodeState::Running)), node.output().is_some())
+    (u32::from(node.is_running()), node.has_output())
+}
+
+/// The values of a node by which [`Nodes`] indexes it.
+#[derive(Clone, Copy, PartialEq)]
+struct Facts {
+    counted: (u32, bool),
+    /// The list of steps that runs.
+    active: Option<Part>,
+    /// Whether the node owns a list of steps and has not ended.
+    is_block: bool,
+    is_stopped: bool,
+    deadline: Option<Timestamp>,
+    has_attempt: bool,
+}
+
+impl Facts {
+    fn of(node: &Node) -> Self {
+        let is_running = node.is_running();
+        let is_stopped = is_running && node.stopped.is_some();
+        let part = node.part.filter(|_| is_running);
+        let is_handling = matches!(part, Some(Part::Handler(_)));
+        Self {
+            counted: counted(node),
+            active: part.filter(|_| !is_stopped),
+            is_block: part.is_some(),
+            is_stopped,
+            deadline: node.deadline.filter(|_| is_running && !is_stopped && !is_handling),
+            has_attempt: node.task().is_some_and(|task| task.open.is_some()),
+        }
+    }
+
+    /// Those of a node that does not exist yet.
+    const NONE: Self = Self {
+        counted: (0, false),
+        active: None,
+        is_block: false,
+        is_stopped: false,
+        deadline: None,
+        has_attempt: false,
+    };
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,6 +96,25 @@ pub(crate) struct Nodes {
     open: BTreeSet<Scope>,
     /// Those of the open scopes in which no step is running.
     idle: BTreeSet<Scope>,
+    /// The steps that run other steps and have not ended.
+    blocks: BTreeSet<NodeId>,
+    /// The branches of every `parallel` that has begun.
+    parallels: BTreeMap<NodeId, Parallel>,
+    /// For each step that is being stopped, the steps inside it that have an open attempt.
+    live: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// When steps that run other steps time out.
+    deadlines: BTreeSet<(Timestamp, NodeId)>,
+    /// The steps that can begin a branch, or whose branches have all ended, or that are being stopped and
+    /// have no open attempt left inside them.
+    due: BTreeSet<NodeId>,
+}
+
+/// What can be done for a step in [`Nodes::first_due`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum BlockWork {
+    BeginBranch(ItemKey),
+    /// Everything inside the step has ended.
+    Settle,
 }
 
 impl Nodes {
@@ -68,40 +130,119 @@ impl Nodes {
         let parent = path.parent().and_then(|parent| self.find(&parent));
         let node = parent.ok_or("the step around it has not begun")?;
         let part = self.get(node).part.ok_or("the step around it runs no steps")?;
-        Ok(Scope::Inside { node, part, item: around.key.clone() })
+        let item = around.key.clone();
+        if part == Part::Branch {
+            let parallel = self.parallels.get(&node).ok_or("the parallel has no branches")?;
+            let branch = item.as_ref().ok_or("the path names no branch")?;
+            if !parallel.has_begun_or_may_begin(branch) {
+                return Err("the branch is not running");
+            }
+        }
+        Ok(Scope::Inside { node, part, item })
     }
 
     pub fn push(&mut self, node: Node) -> NodeId {
         let id = NodeId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         self.by_path.insert(node.path.clone(), id);
         let scope = node.scope.clone();
-        let part = node.part;
         self.list.push(node);
+        // A branch begins with the first of its steps.
+        if let Scope::Inside { node: owner, part: Part::Branch, item: Some(branch) } = &scope
+            && !self.open.contains(&scope)
+        {
+            if let Some(parallel) = self.parallels.get_mut(owner) {
+                parallel.begin(branch);
+            }
+            self.open.insert(scope.clone());
+            self.note_due(*owner);
+        }
         self.counters_mut(&scope).begun += 1;
         self.count(id, &scope, (0, false));
-        if let Some(part) = part {
-            self.open_scope(Scope::Inside { node: id, part, item: None });
-        }
+        self.index(id, Facts::NONE);
         id
     }
 
     /// Changes a node and updates everything that follows from it.
     pub fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         let node = &mut self.list[id.0 as usize];
-        let (before, part) = (counted(node), node.part);
+        let before = Facts::of(node);
         change(node);
-        let (after, part_after, scope) = (counted(node), node.part, node.scope.clone());
-        if before != after {
-            self.count(id, &scope, before);
+        let scope = node.scope.clone();
+        if before.counted != counted(node) {
+            self.count(id, &scope, before.counted);
         }
-        if part != part_after || before.0 > after.0 {
-            if let Some(part) = part {
-                self.close_scope(&Scope::Inside { node: id, part, item: None });
+        self.index(id, before);
+    }
+
+    /// Brings everything but the counters in step with a node; `before` is what was known of it.
+    fn index(&mut self, id: NodeId, before: Facts) {
+        let after = Facts::of(self.get(id));
+        if before == after {
+            return;
+        }
+        if before.active != after.active {
+            if let Some(part) = before.active {
+                self.close_part(id, part);
             }
-            if let Some(part) = part_after.filter(|_| after.0 > 0) {
+            // A branch opens with its first step.
+            if let Some(part) = after.active.filter(|part| *part != Part::Branch) {
                 self.open_scope(Scope::Inside { node: id, part, item: None });
             }
         }
+        if before.deadline != after.deadline {
+            before.deadline.map(|at| self.deadlines.remove(&(at, id)));
+            self.deadlines.extend(after.deadline.map(|at| (at, id)));
+        }
+        if after.is_block {
+            self.blocks.insert(id);
+        } else {
+            self.blocks.remove(&id);
+        }
+        if before.is_stopped != after.is_stopped {
+            if after.is_stopped {
+                self.live.insert(id, BTreeSet::new());
+            } else {
+                self.live.remove(&id);
+            }
+            self.note_due(id);
+        }
+        if before.has_attempt && !after.has_attempt && !self.live.is_empty() {
+            let around: Vec<_> = self.around(id).filter(|id| self.live.contains_key(id)).collect();
+            for stopped in around {
+                self.live.entry(stopped).or_default().remove(&id);
+                self.note_due(stopped);
+            }
+        }
+    }
+
+    /// Adds the branches of a `parallel` that has just begun.
+    pub fn start_parallel(&mut self, id: NodeId, parallel: Parallel) {
+        self.parallels.insert(id, parallel);
+        self.note_due(id);
+    }
+
+    pub fn end_branch(
+        &mut self,
+        id: NodeId,
+        branch: &ItemKey,
+        result: BranchResult,
+        ready: &[ItemKey],
+    ) -> Result<(), &'static str> {
+        let parallel = self.parallels.get_mut(&id).ok_or("it is no parallel")?;
+        if !parallel.has_begun_or_may_begin(branch) {
+            return Err("the branch is not running");
+        }
+        parallel.end(branch, result, ready);
+        let item = Some(branch.clone());
+        self.close_scope(&Scope::Inside { node: id, part: Part::Branch, item });
+        self.note_due(id);
+        Ok(())
+    }
+
+    /// Says which steps inside a step that is being stopped have an open attempt.
+    pub fn set_live(&mut self, id: NodeId, live: BTreeSet<NodeId>) {
+        self.live.insert(id, live);
+        self.note_due(id);
     }
 
     /// Marks a scope as ended by a `return`.
@@ -131,6 +272,14 @@ impl Nodes {
         }
     }
 
+    fn note_due(&mut self, id: NodeId) {
+        if self.block_work(id).is_some() {
+            self.due.insert(id);
+        } else {
+            self.due.remove(&id);
+        }
+    }
+
     fn open_scope(&mut self, scope: Scope) {
         self.note_idle(&scope);
         self.open.insert(scope);
@@ -141,18 +290,106 @@ impl Nodes {
         self.idle.remove(scope);
     }
 
+    /// Closes the scopes of a part of a step.
+    fn close_part(&mut self, node: NodeId, part: Part) {
+        let first = Scope::Inside { node, part, item: None };
+        if part != Part::Branch {
+            return self.close_scope(&first);
+        }
+        let is_branch = |scope: &&Scope| matches!(scope, Scope::Inside { node: own, part: Part::Branch, .. } if *own == node);
+        let open: Vec<_> = self.open.range(first..).take_while(is_branch).cloned().collect();
+        for scope in open {
+            self.close_scope(&scope);
+        }
+        if let Some(parallel) = self.parallels.get_mut(&node) {
+            parallel.close();
+        }
+        self.note_due(node);
+    }
+
     /// The first scope inside a step that is open and in which no step is running: its next step may begin,
     /// or it has ended.
     pub fn first_idle(&self) -> Option<&Scope> {
         self.idle.first()
     }
 
-    /// The steps whose scopes are open.
-    pub fn owners_of_open_scopes(&self) -> impl Iterator<Item = NodeId> {
-        self.open.iter().filter_map(|scope| match scope {
-            Scope::Inside { node, .. } => Some(*node),
-            Scope::Steps | Scope::OnFailure | Scope::Finally => None,
+    /// The first step for which [`Self::block_work`] has an answer.
+    pub fn first_due(&self) -> Option<NodeId> {
+        self.due.first().copied()
+    }
+
+    /// What can be done for a step that runs branches or is being stopped.
+    pub fn block_work(&self, id: NodeId) -> Option<BlockWork> {
+        if let Some(live) = self.live.get(&id) {
+            return live.is_empty().then_some(BlockWork::Settle);
+        }
+        self.parallels.get(&id)?.work()
+    }
+
+    /// The steps that run other steps and have not ended.
+    pub fn running_blocks(&self) -> impl Iterator<Item = NodeId> {
+        self.blocks.iter().copied()
+    }
+
+    /// Those of the running blocks that stand inside a step.
+    pub fn running_blocks_inside(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        let later = self.blocks.range(id..).copied();
+        later.filter(move |inner| self.is_inside(*inner, id))
+    }
+
+    /// The steps that are being stopped, with how long their live attempts may run.
+    pub fn stopped_blocks(&self) -> impl Iterator<Item = (NodeId, Timestamp)> {
+        self.live.keys().filter_map(|id| {
+            let stopped = self.get(*id).stopped.as_ref()?;
+            Some((*id, stopped.grace_until))
         })
+    }
+
+    /// The steps with an open attempt inside a step that is being stopped.
+    pub fn live_inside(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        self.live.get(&id).into_iter().flatten().copied()
+    }
+
+    /// Whether a step stands inside one that is being stopped.
+    pub fn is_being_stopped(&self, id: NodeId) -> bool {
+        !self.live.is_empty() && self.around(id).any(|id| self.live.contains_key(&id))
+    }
+
+    /// The next step that runs other steps to time out.
+    pub fn first_deadline(&self) -> Option<(Timestamp, NodeId)> {
+        self.deadlines.first().copied()
+    }
+
+    /// The earliest deadline of the steps around a step.
+    pub fn deadline_around(&self, id: NodeId) -> Option<Timestamp> {
+        if self.deadlines.is_empty() {
+            return None;
+        }
+        let around = self.around(id).filter_map(|id| Facts::of(self.get(id)).deadline);
+        around.min()
+    }
+
+    pub fn is_inside(&self, inner: NodeId, outer: NodeId) -> bool {
+        self.around(inner).any(|id| id == outer)
+    }
+
+    /// The steps around a step, innermost first.
+    fn around(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        let owner = |id: &NodeId| match self.get(*id).scope {
+            Scope::Inside { node, .. } => Some(node),
+            Scope::Steps | Scope::OnFailure | Scope::Finally => None,
+        };
+        std::iter::successors(Some(id), owner).skip(1)
+    }
+
+    /// The branches of a `parallel`.
+    pub fn parallel(&self, id: NodeId) -> Option<&Parallel> {
+        self.parallels.get(&id)
+    }
+
+    #[cfg(test)]
+    pub fn parallels(&self) -> impl Iterator<Item = (NodeId, &Parallel)> {
+        self.parallels.iter().map(|(id, parallel)| (*id, parallel))
     }
 
     /// The ids of all nodes, in the order of [`Self::iter`].
@@ -165,6 +402,11 @@ impl Nodes {
     #[cfg(test)]
     pub fn scopes(&self) -> (&BTreeSet<Scope>, &BTreeSet<Scope>) {
         (&self.open, &self.idle)
+    }
+
+    #[cfg(test)]
+    pub fn due(&self) -> &BTreeSet<NodeId> {
+        &self.due
     }
 
     /// The latest node with this path.
@@ -205,5 +447,11 @@ impl Nodes {
             Scope::Finally => &mut self.finally,
             Scope::Inside { .. } => self.inside.entry(scope.clone()).or_default(),
         }
+    }
+}
+
+impl Node {
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, NodeState::Running)
     }
 }

@@ -15,6 +15,12 @@ pub(crate) enum TaskRef {
     Compensation(u32),
 }
 
+impl From<NodeId> for TaskRef {
+    fn from(step: NodeId) -> Self {
+        Self::Step(step)
+    }
+}
+
 /// The values of an open attempt by which it is indexed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct OpenFacts {
@@ -54,6 +60,15 @@ impl OpenIndex {
 
     pub fn tasks(&self) -> impl DoubleEndedIterator<Item = TaskRef> {
         self.tasks.iter().copied()
+    }
+
+    /// The steps with open attempts, from the given one on, in the order of their start.
+    pub fn steps_from(&self, first: NodeId) -> impl Iterator<Item = NodeId> {
+        let steps = TaskRef::Step(first)..TaskRef::Compensation(0);
+        self.tasks.range(steps).filter_map(|task| match task {
+            TaskRef::Step(id) => Some(*id),
+            TaskRef::Compensation(_) => None,
+        })
     }
 
     /// The tasks scheduled for later than `at`, the latest first.

@@ -12,19 +12,54 @@ impl Execution {
 
         let mut counters: BTreeMap<Scope, Counters> = BTreeMap::new();
         let mut open = BTreeSet::new();
+        let (mut due, mut deadlines) = (BTreeSet::new(), BTreeSet::new());
+        let mut blocks = BTreeSet::new();
         for (id, node) in self.nodes.ids().zip(self.nodes.iter()) {
             let own = counters.entry(node.scope.clone()).or_default();
             let is_running = matches!(node.state, NodeState::Running);
             own.begun += 1;
             own.running += u32::from(is_running);
-            if node.output().is_some() {
+            if node.has_output() {
                 own.last_output = Some(id);
             }
             own.returned = self.counters(&node.scope).returned;
-            if let Some(part) = node.part.filter(|_| is_running) {
+            let part = node.part.filter(|_| is_running && node.stopped.is_none());
+            if let Some(part) = part.filter(|part| *part != Part::Branch) {
                 open.insert(Scope::Inside { node: id, part, item: None });
             }
+            if let Scope::Inside { node: owner, part: Part::Branch, item: Some(branch) } =
+                &node.scope
+            {
+                let parallel = self.nodes.parallel(*owner).expect("it has branches");
+                let around = self.nodes.get(*owner);
+                let goes_on = around.is_running() && around.stopped.is_none();
+                let has_ended = parallel.results().any(|(own, _)| own == branch);
+                if goes_on && around.part == Some(Part::Branch) && !has_ended {
+                    open.insert(node.scope.clone());
+                }
+            }
+            if is_running && node.stopped.is_some() {
+                let attempts = self.nodes.ids().filter(|inner| {
+                    let task = self.nodes.get(*inner).task();
+                    task.is_some_and(|task| task.open.is_some()) && self.nodes.is_inside(*inner, id)
+                });
+                let live: BTreeSet<_> = self.nodes.live_inside(id).collect();
+                assert_eq!(live, attempts.collect(), "{}", node.path);
+            }
+            if self.nodes.block_work(id).is_some() {
+                due.insert(id);
+            }
+            let is_handling = matches!(node.part, Some(Part::Handler(_)));
+            if is_running && node.stopped.is_none() && !is_handling {
+                deadlines.extend(node.deadline.map(|at| (at, id)));
+            }
+            if is_running && node.part.is_some() {
+                blocks.insert(id);
+            }
         }
+        assert_eq!(self.nodes.due(), &due);
+        assert_eq!(self.nodes.first_deadline(), deadlines.first().copied());
+        assert_eq!(self.nodes.running_blocks().collect::<BTreeSet<_>>(), blocks);
         let is_idle = |scope: &&Scope| counters.get(*scope).is_none_or(|own| own.running == 0);
         let idle = open.iter().filter(is_idle).cloned().collect();
         assert_eq!(self.nodes.scopes(), (&open, &idle));

@@ -4,14 +4,15 @@
 
 use super::nodes::NodeId;
 use super::open::{OpenFacts, TaskRef};
-use super::{Compensation, Execution, Node, NodeKind, NodeState, Task};
-use crate::error::TaskError;
-use crate::id::StepPath;
+use super::{BranchResult, Compensation, Execution, Node, NodeKind, NodeState, Task};
+use crate::error::{Suppressed, TaskError};
+use crate::id::{ItemKey, StepPath};
 
-/// The fixed cost of an execution. The constants below are the fixed costs of a node and of one error in a
-/// chain of causes. Payloads and texts are counted separately, by their length.
+/// The fixed cost of an execution. The constants below are the fixed costs of a node, of the result of a branch
+/// and of one error in a chain of causes. Payloads and texts are counted separately, by their length.
 pub(crate) const BASE_BYTES: usize = 1_024;
-const NODE_BYTES: usize = 700;
+const NODE_BYTES: usize = 750;
+const BRANCH_BYTES: usize = 200;
 const ERROR_BYTES: usize = 128;
 
 impl Execution {
@@ -28,6 +29,7 @@ impl Execution {
             + self.input.data.len()
             + self.output.as_ref().map_or(0, |output| output.data.len())
             + self.nodes.iter().map(node_bytes).sum::<usize>()
+            + self.nodes.parallels().map(|(_, parallel)| parallel_bytes(parallel)).sum::<usize>()
             + self.compensations().iter().map(compensation_bytes).sum::<usize>()
             + stop
             + self.error.as_ref().map_or(0, error_bytes)
@@ -54,6 +56,20 @@ impl Execution {
             let step = step_of(&node.path);
             self.reindex(TaskRef::Step(id), step, before.1, after.1);
         }
+    }
+
+    /// Ends a branch of a `parallel`; `ready` are the branches that may begin now.
+    pub(crate) fn end_branch(
+        &mut self,
+        id: NodeId,
+        branch: &ItemKey,
+        result: BranchResult,
+        ready: &[ItemKey],
+    ) -> Result<(), &'static str> {
+        let bytes = branch_bytes(branch, &result);
+        self.nodes.end_branch(id, branch, result, ready)?;
+        self.weight += bytes;
+        Ok(())
     }
 
     pub(crate) fn add_compensation(&mut self, compensation: Compensation) {
@@ -118,9 +134,24 @@ fn node_bytes(node: &Node) -> usize {
     let result = match &node.state {
         NodeState::Completed { output } | NodeState::Caught { output } => output.data.len(),
         NodeState::Failed { error } | NodeState::Ignored { error } => error_bytes(error),
-        NodeState::Running | NodeState::Skipped | NodeState::Cancelled => 0,
+        NodeState::Running | NodeState::Skipped | NodeState::Joined | NodeState::Cancelled => 0,
     };
-    NODE_BYTES + node.path.as_str().len() + work + handled + result
+    let stopped = node.stopped.as_ref().and_then(|stopped| stopped.error.as_ref());
+    let stopped = stopped.map_or(0, error_bytes);
+    NODE_BYTES + node.path.as_str().len() + work + handled + stopped + result
+}
+
+#[cfg(test)]
+fn parallel_bytes(parallel: &super::Parallel) -> usize {
+    parallel.results().map(|(branch, result)| branch_bytes(branch, result)).sum()
+}
+
+fn branch_bytes(branch: &ItemKey, result: &BranchResult) -> usize {
+    let result = match result {
+        BranchResult::Completed(output) => output.data.len(),
+        BranchResult::Failed(failed) => error_bytes(&failed.error),
+    };
+    BRANCH_BYTES + branch.as_str().len() + result
 }
 
 fn compensation_bytes(compensation: &Compensation) -> usize {
@@ -141,7 +172,8 @@ fn task_bytes(task: &Task) -> usize {
 pub(crate) fn error_bytes(error: &TaskError) -> usize {
     let links = error.chain().map(|link| {
         let details = link.details.as_ref().map_or(0, |own| own.data.len());
-        ERROR_BYTES + link.message.len() + link.stack_trace.len() + details
+        let suppressed = link.suppressed.iter().map(Suppressed::size).sum::<usize>();
+        ERROR_BYTES + link.message.len() + link.stack_trace.len() + details + suppressed
     });
     links.sum()
 }

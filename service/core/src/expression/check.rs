@@ -11,7 +11,7 @@ use cel::parser::ParseErrors;
 use super::budget::{ADDEND, BUDGET, CHARGE, ENVIRONMENT, RANGE};
 use super::problem::{Problem, shorten};
 use super::split::string_end;
-use super::variables::{ERROR_FIELDS, EXECUTION_FIELDS, ORIGIN_FIELDS, Read, StepRead};
+use super::variables::{BranchRead, ERROR_FIELDS, EXECUTION_FIELDS, ORIGIN_FIELDS, Read, StepRead};
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX};
 use crate::tree::{Place, Sight, Tree};
 
@@ -21,7 +21,7 @@ const ACCEPTED_DEPTH_MAX: usize = 32;
 /// The greatest depth after macros have been expanded and calls for the budget have been added.
 const EXPANDED_DEPTH_MAX: usize = 2 * ACCEPTED_DEPTH_MAX;
 
-const VARIABLES: &[&str] = &["input", "steps", "execution", "run", "error"];
+const VARIABLES: &[&str] = &["input", "steps", "branches", "execution", "run", "error"];
 const TYPES: &[&str] = &[
     "bool",
     "bytes",
@@ -99,7 +99,7 @@ pub(super) fn whole_variable(root: &IdedExpr, scope: &Scope<'_>) -> Option<Read>
         ["input"] => Some(Read::Input),
         ["steps", id, "output"] => {
             let node = scope.tree.find(id)?;
-            Some(Read::Output(StepRead { id: id.into(), path: scope.tree.pattern(node) }))
+            Some(Read::Output(StepRead { id: id.into(), path: scope.tree.own_path(node) }))
         }
         _ => None,
     }
@@ -318,6 +318,7 @@ impl Check<'_> {
                 self.field("error", ERROR_FIELDS, field.filter(|_| !known));
             }
             "steps" => self.step(names, tested),
+            "branches" => self.branch(names),
             unknown => self.problem(Problem::UnknownVariable(unknown.into())),
         }
     }
@@ -343,7 +344,7 @@ impl Check<'_> {
             Sight::Later => self.problem(Problem::ForwardReference((*id).into())),
             Sight::Hidden => self.problem(Problem::HiddenStep((*id).into())),
         }
-        let read = StepRead { id: (*id).into(), path: self.scope.tree.pattern(node) };
+        let read = StepRead { id: (*id).into(), path: self.scope.tree.own_path(node) };
         match *part {
             "output" => self.read(Read::Output(read)),
             "error" => {
@@ -352,6 +353,20 @@ impl Check<'_> {
                 self.field("steps.<id>.error", ERROR_FIELDS, field);
             }
             _ => self.problem(Problem::StepsAsValue),
+        }
+    }
+
+    fn branch(&mut self, names: &[&str]) {
+        let ["branches", id, "output", ..] = names else {
+            return self.problem(Problem::BranchesAsValue);
+        };
+        let tree = self.scope.tree;
+        let Some(scope) = tree.earlier_branch(self.scope.place, id) else {
+            return self.problem(Problem::NoSuchBranch((*id).into()));
+        };
+        if let Some(owner) = tree.owner(scope) {
+            let path = tree.own_path(owner);
+            self.read(Read::Branch(BranchRead { id: (*id).into(), path }));
         }
     }
 

@@ -28,7 +28,9 @@ pub enum Problem {
     TooDeep,
     #[error("comprehensions are nested deeper than {CEL_COMPREHENSIONS_MAX} levels")]
     TooManyComprehensions,
-    #[error("unknown variable `{0}`, expected one of input, steps, execution, run, error")]
+    #[error(
+        "unknown variable `{0}`, expected one of input, steps, branches, execution, run, error"
+    )]
     UnknownVariable(String),
     #[error(
         "`error` is available only in the handlers of `catch`, in `on_failure` and `finally`, and in compensations"
@@ -46,6 +48,10 @@ pub enum Problem {
     HiddenStep(String),
     #[error("a step can be read only as `steps.<id>.output` or `steps.<id>.error`")]
     StepsAsValue,
+    #[error("a branch can be read only as `branches.<id>.output`")]
+    BranchesAsValue,
+    #[error("the branch around this expression does not come after a branch `{0}`")]
+    NoSuchBranch(String),
     #[error("`steps.<id>.output` and `.error` always exist: compare them with null instead")]
     HasOfStep,
     #[error("a comprehension's variable must not hide `{0}`: give it another name, such as `x`")]

@@ -20,7 +20,8 @@ use crate::tree::{Place, ScopeId, Tree};
 fn node(path: &str, state: NodeState) -> Node {
     let (path, scope, kind) = (path.into(), Block::Steps, NodeKind::Skipped);
     let (part, handled) = (None, None);
-    Node { path, scope, generation: 0, kind, state, part, handled, closing: None }
+    let (generation, deadline, stopped, closing) = (0, None, None, None);
+    Node { path, scope, generation, kind, state, part, deadline, stopped, handled, closing }
 }
 
 fn nodes(list: impl IntoIterator<Item = Node>) -> Nodes {

@@ -2,17 +2,17 @@
 //! evaluation.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use cel::Context;
-use cel::common::types::{CelBool, CelInt, CelMap, CelMapKey, CelNull, CelString};
+use cel::common::types::{CelBool, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString};
 use cel::common::value::Val;
 
 use super::budget::{BUDGET, Budget, ENVIRONMENT};
 use super::value;
 use crate::error::{Category, TaskError, builtin};
-use crate::execution::Execution;
-use crate::id::{StepId, StepPath};
+use crate::execution::{Execution, Output};
+use crate::id::{ItemKey, StepId, StepPath};
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::payload::Payload;
 use crate::time::Timestamp;
@@ -27,8 +27,17 @@ pub(super) const EXECUTION_FIELDS: &[&str] = &[
     "failed_step",
     "compensation_state",
 ];
-pub(super) const ERROR_FIELDS: &[&str] =
-    &["type", "message", "details", "stack_trace", "category", "non_retryable", "source", "cause"];
+pub(super) const ERROR_FIELDS: &[&str] = &[
+    "type",
+    "message",
+    "details",
+    "stack_trace",
+    "category",
+    "non_retryable",
+    "source",
+    "cause",
+    "suppressed",
+];
 /// What the variable `error` says about the step in which the error arose.
 pub(super) const ORIGIN_FIELDS: &[&str] = &["step", "attempts"];
 
@@ -50,6 +59,8 @@ pub struct Variables<'a> {
 pub(super) enum Read {
     Input,
     Output(StepRead),
+    /// The output of an earlier branch of a `parallel` around the expression.
+    Branch(BranchRead),
     StepError(StepRead),
     Execution,
     Run,
@@ -63,12 +74,21 @@ pub(super) struct StepRead {
     pub path: StepPath,
 }
 
+/// A branch whose output is read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct BranchRead {
+    pub id: ItemKey,
+    /// The step whose branch it is.
+    pub path: StepPath,
+}
+
 impl Read {
     /// The name under which CEL finds the variable. CEL looks up the longest name first.
     fn name(&self) -> String {
         match self {
             Self::Input => "input".into(),
             Self::Output(step) => format!("steps.{}.output", step.id),
+            Self::Branch(branch) => format!("branches.{}.output", branch.id),
             Self::StepError(step) => format!("steps.{}.error", step.id),
             Self::Execution => "execution".into(),
             Self::Run => "run".into(),
@@ -85,8 +105,9 @@ impl Read {
         let execution = variables.execution;
         match self {
             Self::Input => execution.input.data.len(),
-            Self::Output(step) => {
-                output(execution, &step.path).map_or(0, |output| output.data.len())
+            Self::Output(step) => execution.output(&step.path).map_or(0, Output::size),
+            Self::Branch(branch) => {
+                branch_output(execution, branch).map_or(0, |output| output.data.len())
             }
             Self::StepError(step) => of_error(step_error(execution, &step.path)),
             Self::Error => of_error(variables.error),
@@ -98,7 +119,18 @@ impl Read {
         let execution = variables.execution;
         Ok(match self {
             Self::Input => payload(&execution.input, self)?,
-            Self::Output(step) => match output(execution, &step.path) {
+            Self::Output(step) => match execution.output(&step.path) {
+                Some(Output::Whole(output)) => payload(output, self)?,
+                Some(Output::Branches(parallel)) => {
+                    let mut fields = HashMap::new();
+                    for (id, output) in parallel.outputs() {
+                        fields.insert(CelMapKey::from(id.as_str()), payload(output, self)?);
+                    }
+                    Box::new(CelMap::from(fields))
+                }
+                None => Box::new(CelNull),
+            },
+            Self::Branch(branch) => match branch_output(execution, branch) {
                 Some(output) => payload(output, self)?,
                 None => Box::new(CelNull),
             },
@@ -157,9 +189,8 @@ impl<'v> Reading<'v> {
     }
 }
 
-/// The output of a step, if it has one.
-pub(super) fn output<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v Payload> {
-    execution.node(step)?.output()
+fn branch_output<'v>(execution: &'v Execution, branch: &BranchRead) -> Option<&'v Payload> {
+    execution.parallel(&branch.path)?.output(branch.id.as_str())
 }
 
 fn step_error<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v TaskError> {
@@ -213,6 +244,13 @@ fn error_fields<'v>(error: &'v TaskError) -> Vec<Field<'v>> {
     };
     let details = error.details.as_ref().filter(|details| details.is_json());
     let details = details.and_then(|details| value::parse(&details.data).ok());
+    let suppressed = error.suppressed.iter().map(|other| {
+        map([
+            ("step", text(&other.step)),
+            ("type", text(&other.error_type)),
+            ("message", text(&other.message)),
+        ])
+    });
     vec![
         ("type", text(&error.error_type)),
         ("message", text(&error.message)),
@@ -223,6 +261,7 @@ fn error_fields<'v>(error: &'v TaskError) -> Vec<Field<'v>> {
         ("non_retryable", Box::new(CelBool::from(error.is_non_retryable()))),
         ("source", text(&error.source)),
         ("cause", optional_error(error.cause.as_deref())),
+        ("suppressed", Box::new(CelList::from(suppressed.collect::<Vec<_>>()))),
     ]
 }
 
@@ -239,7 +278,7 @@ fn origin(variables: Variables<'_>) -> [Field<'_>; 2] {
 
 fn map<'v>(fields: impl IntoIterator<Item = Field<'v>>) -> Box<dyn Val + 'v> {
     let fields = fields.into_iter().map(|(name, value)| (CelMapKey::from(name), value));
-    Box::new(CelMap::from(fields.collect::<std::collections::HashMap<_, _>>()))
+    Box::new(CelMap::from(fields.collect::<HashMap<_, _>>()))
 }
 
 fn text<'v>(text: &'v str) -> Box<dyn Val + 'v> {

@@ -1,5 +1,7 @@
 //! Compiles a definition into a plan and collects all of its issues on the way.
 
+mod parallel;
+
 use std::time::Duration;
 
 use super::issue::{Issue, IssueCode, Issues};
@@ -18,7 +20,7 @@ use crate::limits::{
 };
 use crate::retry::RetryPolicy;
 use crate::state::Part;
-use crate::tree::{Place, ScopeId, Tree};
+use crate::tree::{Key, Place, ScopeId, Tree};
 
 /// Words that CEL reserves.
 const RESERVED: &[&str] = &[
@@ -204,9 +206,12 @@ impl Compiler<'_> {
                 self.issues.add(format!("{path}.id"), IssueCode::StepIdTaken, message);
             }
             let node = tree.add_step(scope, step.id.clone());
-            for (field, part, block) in parts(step) {
-                let scope = tree.add_scope(node, part, false);
+            for Inner { field, part, key, block } in parts(step) {
+                let scope = tree.add_scope(node, part, key);
                 self.place(tree, &format!("{path}.{field}.steps"), &block.steps, scope, depth + 1);
+            }
+            if let definition::StepKind::Parallel(own) = &step.kind {
+                parallel::order(tree, node, own);
             }
         }
     }
@@ -248,7 +253,9 @@ impl Compiler<'_> {
                 self.misplaced(format!("{path}.return"), message);
             }
             let placed = into.tree;
-            for ((field, part, block), (_, scope)) in parts(step).zip(placed.parts(node)) {
+            for (Inner { field, part, block, .. }, (_, scope)) in
+                parts(step).zip(placed.parts(node))
+            {
                 let is_handler = matches!(part, Part::Handler(_));
                 let around = Surroundings {
                     has_error: around.has_error || is_handler,
@@ -297,20 +304,25 @@ impl Compiler<'_> {
     }
 
     fn step_id(&mut self, path: &str, id: &StepId) {
+        self.id(&format!("{path}.id"), "step", id);
+    }
+
+    /// Checks the id of a step or a branch.
+    fn id(&mut self, path: &str, of: &str, id: &StepId) {
         let text = id.as_str();
         let is_id = text.starts_with(|first: char| first.is_ascii_lowercase())
             && text.len() <= STEP_ID_BYTES_MAX
             && text.bytes().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-        let path = format!("{path}.id");
+        let path = path.to_owned();
         if !is_id {
             let message = format!(
-                "`{text}` is not a valid step id: use a lowercase letter, then lowercase letters, digits \
+                "`{text}` is not a valid {of} id: use a lowercase letter, then lowercase letters, digits \
                  and `_`, at most {STEP_ID_BYTES_MAX} characters, such as `charge_card`"
             );
             self.issues.add(path, IssueCode::StepIdInvalid, message);
         } else if RESERVED.contains(&text) {
             let message = format!(
-                "`{text}` is a reserved word of CEL: use another id, such as `{text}_step`"
+                "`{text}` is a reserved word of CEL: use another id, such as `{text}_{of}`"
             );
             self.issues.add(path, IssueCode::StepIdReserved, message);
         }
@@ -336,6 +348,12 @@ impl Compiler<'_> {
             let path = format!("{path}.allow_warning");
             self.issues.add(path, IssueCode::AllowWarningWithoutIgnore, message);
         }
+        if step.timeout.is_some() && !step.kind.has_blocks() {
+            let message = "only a step that runs other steps can have `timeout`: a task has `schedule_to_close`, \
+                           which limits it with all its retries";
+            self.misplaced(format!("{path}.timeout"), message);
+        }
+        self.positive(&format!("{path}.timeout"), step.timeout);
         into.has_blocks |= step.kind.task().is_none() || !step.catch.is_empty();
         let kind = self.kind(path, step, &scope, around);
         // A plan with an issue is never executed.
@@ -343,9 +361,10 @@ impl Compiler<'_> {
         let catch = self.catch(path, &step.catch, &self.scope(into.tree, place, true));
         StepPlan {
             id: step.id.clone(),
-            path: into.tree.pattern(into.tree.children(place.scope)[place.position]),
+            path: into.tree.own_path(into.tree.children(place.scope)[place.position]),
             kind,
             when,
+            timeout: step.timeout,
             catch,
             on_error: step.on_error,
             allow_warning: step.allow_warning,
@@ -408,6 +427,7 @@ impl Compiler<'_> {
                 }
                 StepKind::Try
             }
+            Kind::Parallel(parallel) => self.parallel(path, parallel),
         })
     }
 
@@ -647,26 +667,43 @@ fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
     timed
 }
 
-/// The blocks inside a step, each with its field path in the step.
-fn parts(step: &definition::Step) -> impl Iterator<Item = (String, Part, &Block)> {
+/// A block inside a step.
+struct Inner<'a> {
+    /// Its field path in the step.
+    field: String,
+    part: Part,
+    key: Key,
+    block: &'a Block,
+}
+
+/// The blocks inside a step, those of its `catch` last.
+fn parts(step: &definition::Step) -> impl Iterator<Item = Inner<'_>> {
     use definition::StepKind as Kind;
-    let own: Vec<(String, Part, &Block)> = match &step.kind {
+    let inner = |field: String, part, block| Inner { field, part, key: Key::None, block };
+    let own: Vec<_> = match &step.kind {
         Kind::Switch(switch) => {
             let cases = switch.cases.iter().zip(0..).map(|(case, index)| {
-                (format!("switch.cases[{index}]"), Part::Case(index), &case.block)
+                inner(format!("switch.cases[{index}]"), Part::Case(index), &case.block)
             });
             let default = switch.default.iter();
-            let default = default.map(|block| ("switch.default".into(), Part::Default, block));
+            let default = default.map(|block| inner("switch.default".into(), Part::Default, block));
             cases.chain(default).collect()
         }
-        Kind::Try(body) => vec![("try".into(), Part::Body, body)],
+        Kind::Try(body) => vec![inner("try".into(), Part::Body, body)],
+        Kind::Parallel(parallel) => {
+            let branches = parallel.branches.iter().map(|(id, branch)| Inner {
+                field: format!("parallel.branches.{id}"),
+                part: Part::Branch,
+                key: Key::Branch(id.as_str().into()),
+                block: &branch.block,
+            });
+            branches.collect()
+        }
         Kind::Task(_) | Kind::Set(_) | Kind::Fail(_) | Kind::Return { .. } => Vec::new(),
     };
-    let handlers = step
-        .catch
-        .iter()
-        .zip(0..)
-        .map(|(catch, index)| (format!("catch[{index}]"), Part::Handler(index), &catch.block));
+    let handlers = step.catch.iter().zip(0..).map(move |(catch, index)| {
+        inner(format!("catch[{index}]"), Part::Handler(index), &catch.block)
+    });
     own.into_iter().chain(handlers)
 }
 

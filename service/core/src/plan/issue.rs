@@ -26,6 +26,12 @@ pub enum IssueCode {
     StepIdInvalid,
     StepIdReserved,
     StepIdTaken,
+    /// `after` names a branch that the step does not have.
+    BranchUnknown,
+    /// `after` names the same branch twice.
+    BranchRepeated,
+    /// Branches that wait for each other.
+    BranchCycle,
     DurationInvalid,
     TimeoutsContradict,
     PriorityOutOfRange,
@@ -55,6 +61,9 @@ impl IssueCode {
             Self::StepIdInvalid => "STEP_ID_INVALID",
             Self::StepIdReserved => "STEP_ID_RESERVED",
             Self::StepIdTaken => "STEP_ID_TAKEN",
+            Self::BranchUnknown => "BRANCH_UNKNOWN",
+            Self::BranchRepeated => "BRANCH_REPEATED",
+            Self::BranchCycle => "BRANCH_CYCLE",
             Self::DurationInvalid => "DURATION_INVALID",
             Self::TimeoutsContradict => "TIMEOUTS_CONTRADICT",
             Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",

@@ -14,6 +14,7 @@ fn step(id: &str) -> Step {
         kind: Kind::Task(Task { task_type: "work".into(), ..Task::default() }),
         when: None,
         retry: None,
+        timeout: None,
         catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,

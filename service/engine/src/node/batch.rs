@@ -208,8 +208,9 @@ pub(super) fn answer(
 ) -> Answer {
     match command {
         Command::CompleteTask { .. } | Command::FailTask { .. } | Command::RecordStart { .. } => {
-            let (sequence, is_stopping) = (state.sequence, state.is_stopping());
-            Answer::Recorded { sequence, is_stopping, decision }
+            let task = command.task();
+            let cancel_requested = task.is_some_and(|task| state.is_ending(&task.path));
+            Answer::Recorded { sequence: state.sequence, cancel_requested, decision }
         }
         _ => Answer::Done { outcome: Box::new(Outcome::of(state)), is_own },
     }

@@ -13,7 +13,7 @@ use super::attempt::{Attempt, DispatchState, key_of};
 use super::io::{Notice, WorkerKey};
 use super::reconcile::{Evidence, Reconciler, Then};
 use super::sessions::SessionState;
-use super::slot::{Row, Slot, acts_on};
+use super::slot::{Row, acts_on};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
 use crate::options::Mutant;
@@ -115,7 +115,7 @@ impl<R> Node<R> {
                 false => self.hold(task),
             }
         }
-        self.tell_if_ending(id);
+        self.tell_cancelled(id);
     }
 
     /// A transition of this node's own is committed. `touched` names the steps and compensations of which the
@@ -158,7 +158,7 @@ impl<R> Node<R> {
             "an attempt was opened or closed that no event named"
         );
         self.synced(id, synced, true);
-        self.tell_if_ending(id);
+        self.tell_cancelled(id);
     }
 
     /// Acts on the new places of the attempts.
@@ -194,12 +194,6 @@ impl<R> Node<R> {
                 Then::Disown if self.is_stopping() => self.disown(&task),
                 Then::Disown => {}
             }
-        }
-    }
-
-    fn tell_if_ending(&mut self, id: ExecutionId) {
-        if self.slots.get(id).is_some_and(Slot::is_ending) {
-            self.tell_cancelled(id);
         }
     }
 
@@ -300,15 +294,18 @@ impl<R> Node<R> {
         }
     }
 
-    /// The run is ending. Workers that hold tasks of the run are asked to stop, and tasks that no worker has
-    /// are taken back.
+    /// If the run, or a step that runs other steps, is being stopped: asks the workers that hold tasks of it to
+    /// stop, and takes back the tasks that no worker has.
     pub(super) fn tell_cancelled(&mut self, id: ExecutionId) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
+        let Some(ending) = slot.ending().cloned() else {
+            return;
+        };
         let (mut handed, mut withdrawn) = (Vec::new(), Vec::new());
         for attempt in slot.attempts.iter_mut() {
-            if attempt.id.path.compensated().is_some() {
+            if !ending.includes(&attempt.id.path) {
                 continue;
             }
             if matches!(attempt.dispatch, DispatchState::Handed(_)) {

@@ -334,8 +334,8 @@ pub enum Answer {
     Recorded {
         /// The sequence of the execution's last transition at that moment.
         sequence: u64,
-        /// The run is stopping, so its running steps should stop.
-        is_stopping: bool,
+        /// The run, or a step around the task, is being stopped, so the worker should stop its work.
+        cancel_requested: bool,
         /// The retry decision, if the command reported a failed attempt and was the one that ended it.
         decision: Option<Decision>,
     },

@@ -25,6 +25,7 @@ fn plan(delivery: Delivery) -> Plan {
         kind: StepKind::Task(task),
         when: None,
         retry: None,
+        timeout: None,
         catch: Vec::new(),
         on_error: OnError::Fail,
         allow_warning: false,

@@ -1,12 +1,13 @@
 //! What is known about an execution in memory: the state itself, and a summary that remains while the state
 //! is away. How they are kept is private to this file.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use recoup_core::command::TaskId;
 use recoup_core::decide::next_wake;
 use recoup_core::execution::{CompensationState, Execution, Phase, State};
-use recoup_core::id::Namespace;
+use recoup_core::id::{Namespace, StepPath};
 use recoup_core::plan::Plan;
 use recoup_core::time::Timestamp;
 
@@ -154,10 +155,8 @@ pub(super) struct Committed {
     pub compensation: CompensationState,
     /// Something remains to be done that does not need an operator.
     pub is_active: bool,
-    /// No further step begins.
-    pub is_stopping: bool,
-    /// The steps that are running should stop.
-    pub is_ending: bool,
+    /// Which of the steps that are running should stop.
+    pub ending: Ending,
     /// The earliest deadline that follows from the state.
     pub wake: Option<Timestamp>,
     /// When the first of its open attempts may be handed out.
@@ -173,10 +172,38 @@ impl Committed {
             state: state.state,
             compensation: state.compensation,
             is_active: state.is_active(),
-            is_stopping: state.is_stopping(),
-            is_ending: state.is_stopping() && state.phase == Phase::Steps,
+            ending: Ending::of(state),
             wake,
             first_scheduled: state.first_scheduled(),
+        }
+    }
+}
+
+/// Which of the steps that are running should stop. Compensations, and the steps of `on_failure` and
+/// `finally`, do not stop with the run.
+#[derive(Clone, Debug)]
+pub(super) enum Ending {
+    None,
+    /// The run is being stopped.
+    All,
+    /// Steps around these are being stopped.
+    Some(BTreeSet<StepPath>),
+}
+
+impl Ending {
+    fn of(state: &Execution) -> Self {
+        if state.is_stopping() && state.phase == Phase::Steps {
+            return Self::All;
+        }
+        let steps: BTreeSet<_> = state.steps_being_stopped().cloned().collect();
+        if steps.is_empty() { Self::None } else { Self::Some(steps) }
+    }
+
+    pub fn includes(&self, path: &StepPath) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => path.compensated().is_none(),
+            Self::Some(steps) => steps.contains(path),
         }
     }
 }

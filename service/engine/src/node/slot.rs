@@ -11,7 +11,7 @@ use recoup_store::{IndexRow, QuarantineRow, TaskKey};
 
 use super::attempt::{Attempt, DispatchState};
 use super::attempts::Attempts;
-use super::resident::{Committed, Known};
+use super::resident::{Committed, Ending, Known};
 use crate::clock::Tick;
 
 pub(super) struct Slot<R> {
@@ -229,9 +229,10 @@ impl<R> Slot<R> {
         acts_on(&self.inbox, task)
     }
 
-    /// Whether the run is ending and its steps should stop.
-    pub fn is_ending(&self) -> bool {
-        self.owned && self.committed().is_some_and(|committed| committed.is_ending)
+    /// Which of the steps that are running should stop. Only the owner tells their workers.
+    pub fn ending(&self) -> Option<&Ending> {
+        let ending = self.committed().filter(|_| self.owned).map(|committed| &committed.ending);
+        ending.filter(|ending| !matches!(ending, Ending::None))
     }
 
     /// Whether another node may write to it: another node owns it, any node may claim one of its tasks, or a

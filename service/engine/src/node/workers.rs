@@ -14,7 +14,6 @@ use super::attempt::{Attempt, DispatchState, Handed, Source};
 use super::io::{Answer, Notice, Offer, Session, SessionKey, WorkerKey, WorkerMessage};
 use super::notices::Notices;
 use super::sessions::{Holder, SessionState};
-use super::slot::Slot;
 use super::worker::WorkerState;
 use super::{Node, Timer};
 use crate::clock::{Now, Tick};
@@ -217,9 +216,7 @@ impl<R> Node<R> {
             before.dispatch = std::mem::replace(&mut attempt.dispatch, handed);
             self.unqueue(&before);
         }
-        if self.slots.get(task.execution).is_some_and(Slot::is_ending) {
-            self.tell_cancelled(task.execution);
-        }
+        self.tell_cancelled(task.execution);
         self.settle_slot(task.execution);
     }
 
@@ -283,10 +280,9 @@ impl<R> Node<R> {
         let now = self.now;
         let slot = self.slots.get(task.execution);
         let committed = slot.and_then(|slot| slot.committed());
-        let stopping = committed.is_some_and(|known| known.is_stopping);
         // A task that was scheduled after the state in memory was scheduled by another node.
         let is_read = committed.is_some_and(|known| task.sequence <= known.sequence);
-        let cancel_requested = stopping && task.path.compensated().is_none();
+        let cancel_requested = committed.is_some_and(|known| known.ending.includes(&task.path));
         let is_open = slot.is_some_and(|slot| slot.attempt(&task).is_some());
         // While another node owns the execution, a heartbeat that arrives here does not reset that node's timeout.
         let is_foreign = is_open && !slot.is_some_and(|slot| slot.owned);

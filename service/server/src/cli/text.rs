@@ -257,6 +257,12 @@ fn error_text(error: Option<&v1::Error>, chars_max: usize) -> String {
     if let Some(cause) = &error.cause {
         line.push_str(&format!(" (caused by {})", error_text(Some(cause), chars_max)));
     }
+    if !error.suppressed.is_empty() {
+        let others = error.suppressed.iter();
+        let others =
+            others.map(|other| format!("{} in {}", one_line(&other.r#type), other.step_path));
+        line.push_str(&format!(" (besides {})", others.collect::<Vec<_>>().join(", ")));
+    }
     if error.abridged {
         line.push_str(" (abridged; see the history for all of it)");
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use recoup_core::definition::{
-    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
-    Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
+    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::id::{StepId, WorkflowName};
 use recoup_core::retry::{Limits, MatchOn, RetryPolicy, Rule, Schedule};
@@ -14,6 +14,7 @@ use super::{Error, wire};
 
 stored_enum!(Delivery, wire::Delivery: AtLeastOnce AtMostOnce);
 stored_enum!(OnError, wire::OnError: Fail Ignore);
+stored_enum!(ParallelMode, wire::ParallelMode: FailFast WaitAll);
 stored_enum!(MatchOn, wire::MatchOn: Outermost AnyCause RootCause);
 
 fn to_optional<T: Stored>(value: &Option<T>) -> Option<T::Wire> {
@@ -109,6 +110,7 @@ impl Stored for Step {
             compensate: to_optional(&self.compensate),
             description: self.description.clone(),
             catch: to_list(&self.catch),
+            timeout: to_optional(&self.timeout),
         }
     }
 
@@ -123,6 +125,7 @@ impl Stored for Step {
             compensate: optional(wire.compensate)?,
             description: wire.description,
             catch: list(wire.catch)?,
+            timeout: optional(wire.timeout)?,
         })
     }
 }
@@ -139,6 +142,7 @@ fn kind_to_wire(kind: &StepKind) -> wire::step::Kind {
             default: to_optional(&switch.default),
         }),
         StepKind::Try(body) => Kind::Try(body.to_wire()),
+        StepKind::Parallel(parallel) => Kind::Parallel(parallel.to_wire()),
     }
 }
 
@@ -154,6 +158,7 @@ fn kind_from_wire(kind: Option<wire::step::Kind>) -> Result<StepKind, Error> {
             default: optional(switch.default)?,
         }),
         Some(Kind::Try(body)) => StepKind::Try(Block::from_wire(body)?),
+        Some(Kind::Parallel(own)) => StepKind::Parallel(Parallel::from_wire(own)?),
         None => return malformed("a step of an unknown kind"),
     })
 }
@@ -167,6 +172,35 @@ impl Stored for Block {
 
     fn from_wire(wire: wire::Block) -> Result<Self, Error> {
         Ok(Self { steps: list(wire.steps)?, output: wire.output })
+    }
+}
+
+impl Stored for Parallel {
+    type Wire = wire::Parallel;
+
+    fn to_wire(&self) -> wire::Parallel {
+        let branches = self.branches.iter().map(|(id, branch)| wire::Branch {
+            id: id.to_wire(),
+            block: Some(branch.block.to_wire()),
+            after: to_list(&branch.after),
+        });
+        wire::Parallel {
+            branches: branches.collect(),
+            mode: self.mode.to_wire(),
+            concurrency: self.concurrency,
+        }
+    }
+
+    fn from_wire(wire: wire::Parallel) -> Result<Self, Error> {
+        let branches = wire.branches.into_iter().map(|wire::Branch { id, block, after }| {
+            let block = required(block, "the steps of a branch")?;
+            Ok((StepId::from_wire(id)?, Branch { block, after: list(after)? }))
+        });
+        Ok(Self {
+            branches: branches.collect::<Result<_, Error>>()?,
+            mode: ParallelMode::from_wire(wire.mode)?,
+            concurrency: wire.concurrency,
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use recoup_core::event::{
     PayloadSource, StopCause, TERSE,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State};
-use recoup_core::id::{Namespace, StepPath, WorkflowName};
+use recoup_core::id::{ItemKey, Namespace, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::time::Timestamp;
 
@@ -120,11 +120,51 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
             error: Some(error.to_wire()),
             warning: *warning,
         }),
-        Event::BlockStarted { path, generation, part } => Kind::BlockStarted(wire::BlockStarted {
-            path: path.to_wire(),
-            generation: *generation,
-            part: part.map(|part| part.to_wire()),
-        }),
+        Event::BlockStarted { path, generation, part, deadline } => {
+            Kind::BlockStarted(wire::BlockStarted {
+                path: path.to_wire(),
+                generation: *generation,
+                part: part.map(|part| part.to_wire()),
+                deadline_after: deadline.map(|at| after(decided_at, at)),
+            })
+        }
+        Event::ParallelStarted { path, generation, ready, concurrency, deadline } => {
+            Kind::ParallelStarted(wire::ParallelStarted {
+                path: path.to_wire(),
+                generation: *generation,
+                ready: to_list(ready),
+                concurrency: *concurrency,
+                deadline_after: deadline.map(|at| after(decided_at, at)),
+            })
+        }
+        Event::BranchCompleted { path, branch, output, ready } => {
+            let (output, output_of) = source_to_wire(output);
+            Kind::BranchCompleted(wire::BranchCompleted {
+                path: path.to_wire(),
+                branch: branch.to_wire(),
+                output,
+                output_of,
+                ready: to_list(ready),
+            })
+        }
+        Event::BranchFailed { path, branch, error, origin } => {
+            Kind::BranchFailed(wire::BranchFailed {
+                path: path.to_wire(),
+                branch: branch.to_wire(),
+                error: Some(error.to_wire()),
+                origin: origin.to_wire(),
+            })
+        }
+        Event::ParallelCompleted { path } => {
+            Kind::ParallelCompleted(wire::ParallelCompleted { path: path.to_wire() })
+        }
+        Event::BlockStopped { path, error, grace_until } => {
+            Kind::BlockStopped(wire::BlockStopped {
+                path: path.to_wire(),
+                error: error.as_ref().map(TaskError::to_wire),
+                grace_after: after(decided_at, *grace_until),
+            })
+        }
         Event::BlockCompleted { path, output } => {
             let (output, output_of) = source_to_wire(output);
             let path = path.to_wire();
@@ -285,6 +325,39 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
             path: StepPath::from_wire(wire.path)?,
             generation: wire.generation,
             part: optional(wire.part)?,
+            deadline: wire.deadline_after.map(|after| at(decided_at, after)),
+        },
+        Kind::ParallelStarted(wire) => Event::ParallelStarted {
+            path: StepPath::from_wire(wire.path)?,
+            generation: wire.generation,
+            ready: list(wire.ready)?,
+            concurrency: wire.concurrency,
+            deadline: wire.deadline_after.map(|after| at(decided_at, after)),
+        },
+        Kind::BranchCompleted(wire) => Event::BranchCompleted {
+            path: StepPath::from_wire(wire.path)?,
+            branch: ItemKey::from_wire(wire.branch)?,
+            output: source_from_wire(
+                format,
+                wire.output,
+                wire.output_of,
+                "the output of a branch",
+            )?,
+            ready: list(wire.ready)?,
+        },
+        Kind::BranchFailed(wire) => Event::BranchFailed {
+            path: StepPath::from_wire(wire.path)?,
+            branch: ItemKey::from_wire(wire.branch)?,
+            error: required(wire.error, "the error of a branch")?,
+            origin: StepPath::from_wire(wire.origin)?,
+        },
+        Kind::ParallelCompleted(wire) => {
+            Event::ParallelCompleted { path: StepPath::from_wire(wire.path)? }
+        }
+        Kind::BlockStopped(wire) => Event::BlockStopped {
+            path: StepPath::from_wire(wire.path)?,
+            error: optional(wire.error)?,
+            grace_until: at(decided_at, wire.grace_after),
         },
         Kind::BlockCompleted(wire) => Event::BlockCompleted {
             path: StepPath::from_wire(wire.path)?,
@@ -362,6 +435,7 @@ impl Stored for Part {
             Self::Body => Kind::Body(Empty {}),
             Self::Case(index) => Kind::Case(*index),
             Self::Default => Kind::Default(Empty {}),
+            Self::Branch => Kind::Branch(Empty {}),
             Self::Handler(index) => Kind::Handler(*index),
         };
         wire::Part { kind: Some(kind) }
@@ -373,6 +447,7 @@ impl Stored for Part {
             Some(Kind::Body(Empty {})) => Self::Body,
             Some(Kind::Case(index)) => Self::Case(index),
             Some(Kind::Default(Empty {})) => Self::Default,
+            Some(Kind::Branch(Empty {})) => Self::Branch,
             Some(Kind::Handler(index)) => Self::Handler(index),
             None => return malformed("a part of a step of an unknown kind"),
         })

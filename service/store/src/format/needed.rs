@@ -12,17 +12,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use recoup_core::definition::{
-    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
-    Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
+    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
-use recoup_core::error::{Category, TaskError};
+use recoup_core::error::{Category, Suppressed, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, PayloadSource,
     StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
-use recoup_core::id::{ExecutionId, Namespace, StepId, StepPath, WorkflowName};
+use recoup_core::id::{ExecutionId, ItemKey, Namespace, StepId, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
 use recoup_core::subscription::{Consumer, Entry, Filter, Gap, Position, Subscription};
@@ -49,7 +49,7 @@ macro_rules! scalars {
     )+};
 }
 scalars!(bool i32 u32 i64 u64 f64 String Bytes Duration Timestamp BTreeMap<String, String>);
-scalars!(ExecutionId Namespace StepId StepPath WorkflowName);
+scalars!(ExecutionId ItemKey Namespace StepId StepPath WorkflowName);
 
 /// Enums without fields, with the variants of the first format.
 macro_rules! variants {
@@ -76,6 +76,7 @@ variants! {
     CompensationOutcome: Completed Unknown;
     Delivery: AtLeastOnce AtMostOnce;
     OnError: Fail Ignore;
+    ParallelMode: FailFast WaitAll;
     MatchOn: Outermost AnyCause RootCause;
 }
 
@@ -157,7 +158,22 @@ impl Needed for Event {
             }
             Self::StepFailed { path, error } => most!(path error),
             Self::StepIgnored { path, error, warning } => most!(path error warning),
-            Self::BlockStarted { path, generation, part } => most!(path generation part).max(THIRD),
+            Self::BlockStarted { path, generation, part, deadline } => {
+                most!(path generation part deadline).max(THIRD)
+            }
+            Self::ParallelStarted { path, generation, ready, concurrency, deadline } => {
+                most!(path generation ready concurrency deadline).max(THIRD)
+            }
+            Self::BranchCompleted { path, branch, output, ready } => {
+                most!(path branch output ready).max(THIRD)
+            }
+            Self::BranchFailed { path, branch, error, origin } => {
+                most!(path branch error origin).max(THIRD)
+            }
+            Self::ParallelCompleted { path } => most!(path).max(THIRD),
+            Self::BlockStopped { path, error, grace_until } => {
+                most!(path error grace_until).max(THIRD)
+            }
             Self::BlockCompleted { path, output }
             | Self::ScopeReturned { path, output }
             | Self::StepCaught { path, output } => most!(path output).max(THIRD),
@@ -233,7 +249,15 @@ fn link_needed(link: &TaskError, row: Row) -> u16 {
         category,
         next_retry_delay,
         source,
+        suppressed,
     } = link;
+    let with_suppressed = match row {
+        _ if suppressed.is_empty() => FIRST,
+        Row::History => THIRD,
+        Row::FailureEvent => SECOND,
+        // These rows contain no errors.
+        Row::Definition | Row::Subscription | Row::RegistryAnswer => FIRST,
+    };
     FIRST
         .max(error_type.needed(row))
         .max(message.needed(row))
@@ -243,6 +267,8 @@ fn link_needed(link: &TaskError, row: Row) -> u16 {
         .max(category.needed(row))
         .max(next_retry_delay.needed(row))
         .max(source.needed(row))
+        .max(suppressed.needed(row))
+        .max(with_suppressed)
 }
 
 variants_with_fields! {
@@ -259,6 +285,7 @@ fields! {
     Payload { data content_type metadata }
     TraceContext { traceparent tracestate }
     Decision { verdict reason rule delay_from_error }
+    Suppressed { step error_type message }
 
     FailureEvent { id kind at namespace subject worker session error fingerprint }
     Subject {
@@ -269,9 +296,9 @@ fields! {
 
     Defaults { queue retry timeouts }
     Block { steps output }
-    Step { id description kind when retry catch on_error allow_warning compensate }
     Raise { error_type message details non_retryable }
     Case { when block }
+    Branch { block after }
     Task { task_type queue input timeouts priority delivery }
     Timeouts { schedule_to_start start_to_close schedule_to_close heartbeat }
     Compensate { task retry only_completed }
@@ -321,6 +348,35 @@ impl Needed for Workflow {
     }
 }
 
+impl Needed for Step {
+    fn needed(&self, row: Row) -> u16 {
+        let Self {
+            id,
+            description,
+            kind,
+            when,
+            timeout,
+            retry,
+            catch,
+            on_error,
+            allow_warning,
+            compensate,
+        } = self;
+        FIRST
+            .max(id.needed(row))
+            .max(description.needed(row))
+            .max(kind.needed(row))
+            .max(when.needed(row))
+            .max(timeout.needed(row))
+            .max(second(timeout.is_some()))
+            .max(retry.needed(row))
+            .max(catch.needed(row))
+            .max(on_error.needed(row))
+            .max(allow_warning.needed(row))
+            .max(compensate.needed(row))
+    }
+}
+
 impl Needed for StepKind {
     fn needed(&self, row: Row) -> u16 {
         match self {
@@ -332,6 +388,10 @@ impl Needed for StepKind {
                 cases.needed(row).max(default.needed(row)).max(SECOND)
             }
             Self::Try(body) => body.needed(row).max(SECOND),
+            Self::Parallel(Parallel { branches, mode, concurrency }) => {
+                let parts = branches.iter().map(|(id, own)| id.needed(row).max(own.needed(row)));
+                parts.fold(SECOND, u16::max).max(mode.needed(row)).max(concurrency.needed(row))
+            }
         }
     }
 }
@@ -359,7 +419,7 @@ impl Needed for Catch {
 impl Needed for Part {
     fn needed(&self, row: Row) -> u16 {
         match self {
-            Self::Body | Self::Default => FIRST,
+            Self::Body | Self::Default | Self::Branch => FIRST,
             Self::Case(index) | Self::Handler(index) => index.needed(row),
         }
     }

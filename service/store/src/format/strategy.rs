@@ -7,17 +7,17 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use recoup_core::definition::{
-    Block, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Raise, Step, StepKind,
-    Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
+    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
-use recoup_core::error::{Category, TaskError};
+use recoup_core::error::{Category, Suppressed, TaskError};
 use recoup_core::event::{
     AttemptFailed, AttemptOutcome, DueCompensation, Event, ExecutionStarted, FirstAttempt,
     PayloadSource, StopCause,
 };
 use recoup_core::execution::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 use recoup_core::failure_event::{CompletedStep, FailureEvent, FailureKind, Subject};
-use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::id::{ExecutionId, ItemKey, StepId, StepPath};
 use recoup_core::payload::Payload;
 use recoup_core::retry::{Decision, Limits, MatchOn, Reason, RetryPolicy, Rule, Schedule, Verdict};
 use recoup_core::subscription::{Consumer, Entry, Filter, Gap, Position, Subscription};
@@ -61,8 +61,14 @@ fn error_link() -> impl Strategy<Value = TaskError> {
         Just(Category::Benign),
     ];
     let optional = (option::of(payload()), option::of(any::<bool>()), option::of(duration()));
-    (text(), text(), text(), text(), category, optional).prop_map(
-        |(error_type, message, stack_trace, source, category, optional)| {
+    let suppressed = (text(), text(), text()).prop_map(|(step, error_type, message)| Suppressed {
+        step,
+        error_type,
+        message,
+    });
+    let suppressed = prop_oneof![2 => Just(Vec::new()), 1 => vec(suppressed, 1..3)];
+    (text(), text(), text(), text(), category, (optional, suppressed)).prop_map(
+        |(error_type, message, stack_trace, source, category, (optional, suppressed))| {
             let (details, non_retryable, next_retry_delay) = optional;
             TaskError {
                 error_type,
@@ -74,6 +80,7 @@ fn error_link() -> impl Strategy<Value = TaskError> {
                 category,
                 next_retry_delay,
                 source,
+                suppressed,
             }
         },
     )
@@ -236,8 +243,42 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
         (path(), error(), any::<bool>())
             .prop_map(|(path, error, warning)| Event::StepIgnored { path, error, warning })
             .boxed(),
-        (path(), any::<u32>(), option::of(part()))
-            .prop_map(|(path, generation, part)| Event::BlockStarted { path, generation, part })
+        (path(), any::<u32>(), option::of(part()), option::of(timestamp()))
+            .prop_map(|(path, generation, part, deadline)| Event::BlockStarted {
+                path,
+                generation,
+                part,
+                deadline,
+            })
+            .boxed(),
+        (path(), any::<u32>(), keys(), option::of(any::<u32>()), option::of(timestamp()))
+            .prop_map(|(path, generation, ready, concurrency, deadline)| Event::ParallelStarted {
+                path,
+                generation,
+                ready,
+                concurrency,
+                deadline,
+            })
+            .boxed(),
+        (path(), name(), payload_source(), keys())
+            .prop_map(|(path, branch, output, ready)| Event::BranchCompleted {
+                path,
+                branch: branch.into(),
+                output,
+                ready,
+            })
+            .boxed(),
+        (path(), name(), error(), path())
+            .prop_map(|(path, branch, error, origin)| Event::BranchFailed {
+                path,
+                branch: branch.into(),
+                error,
+                origin,
+            })
+            .boxed(),
+        path().prop_map(|path| Event::ParallelCompleted { path }).boxed(),
+        (path(), option::of(error()), timestamp())
+            .prop_map(|(path, error, grace_until)| Event::BlockStopped { path, error, grace_until })
             .boxed(),
         (path(), payload_source())
             .prop_map(|(path, output)| Event::BlockCompleted { path, output })
@@ -296,11 +337,16 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
     ]
 }
 
+fn keys() -> impl Strategy<Value = Vec<ItemKey>> {
+    vec(name().prop_map(ItemKey::from), 0..3)
+}
+
 fn part() -> impl Strategy<Value = Part> {
     prop_oneof![
         Just(Part::Body),
         any::<u32>().prop_map(Part::Case),
         Just(Part::Default),
+        Just(Part::Branch),
         any::<u32>().prop_map(Part::Handler),
     ]
 }
@@ -494,7 +540,9 @@ pub fn kinds_of_steps(depth: u32) -> Vec<BoxedStrategy<StepKind>> {
         let case = (text(), block(depth - 1)).prop_map(|(when, block)| Case { when, block });
         let switch = (vec(case, 0..3), option::of(block(depth - 1)))
             .prop_map(|(cases, default)| StepKind::Switch(Switch { cases, default }));
-        kinds.extend([switch.boxed(), block(depth - 1).prop_map(StepKind::Try).boxed()]);
+        let parallel = parallel(depth - 1).prop_map(StepKind::Parallel).boxed();
+        let body = block(depth - 1).prop_map(StepKind::Try).boxed();
+        kinds.extend([switch.boxed(), body, parallel]);
     }
     kinds
 }
@@ -506,6 +554,16 @@ fn block(depth: u32) -> BoxedStrategy<Block> {
     parts.prop_map(|(steps, output)| Block { steps, output }).boxed()
 }
 
+fn parallel(depth: u32) -> BoxedStrategy<Parallel> {
+    let id = || name().prop_map(StepId::from);
+    let branch = (block(depth), vec(id(), 0..2));
+    let branch = branch.prop_map(|(block, after)| Branch { block, after });
+    let mode = prop_oneof![Just(ParallelMode::FailFast), Just(ParallelMode::WaitAll)];
+    (btree_map(id(), branch, 0..3), mode, option::of(any::<u32>()))
+        .prop_map(|(branches, mode, concurrency)| Parallel { branches, mode, concurrency })
+        .boxed()
+}
+
 fn step(depth: u32) -> BoxedStrategy<Step> {
     let compensate = (task(), option::of(retry_policy()), any::<bool>())
         .prop_map(|(task, retry, only_completed)| Compensate { task, retry, only_completed })
@@ -515,24 +573,25 @@ fn step(depth: u32) -> BoxedStrategy<Step> {
         0 => Just(Vec::new()).boxed(),
         _ => vec(catch(depth - 1), 0..2).boxed(),
     };
-    let rest = (on_error, any::<bool>(), option::of(compensate), catch);
+    let rest =
+        (on_error, any::<bool>(), option::of(compensate), catch, option::of(duration()).boxed());
     let kind = proptest::strategy::Union::new(kinds_of_steps(depth));
     (name(), text(), kind, option::of(text()), option::of(retry_policy().boxed()), rest)
-        .prop_map(
-            |(id, description, kind, when, retry, (on_error, allow_warning, compensate, catch))| {
-                Step {
-                    id: id.as_str().into(),
-                    description,
-                    kind,
-                    when,
-                    retry,
-                    catch,
-                    on_error,
-                    allow_warning,
-                    compensate,
-                }
-            },
-        )
+        .prop_map(|(id, description, kind, when, retry, rest)| {
+            let (on_error, allow_warning, compensate, catch, timeout) = rest;
+            Step {
+                id: id.as_str().into(),
+                description,
+                kind,
+                when,
+                timeout,
+                retry,
+                catch,
+                on_error,
+                allow_warning,
+                compensate,
+            }
+        })
         .boxed()
 }
 

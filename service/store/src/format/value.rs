@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use recoup_core::error::{Category, TaskError};
+use recoup_core::error::{Category, Suppressed, TaskError};
 use recoup_core::execution::{CompensationOutcome, CompensationState, State, TraceContext};
-use recoup_core::id::{Namespace, StepPath, WorkflowName};
+use recoup_core::id::{ItemKey, Namespace, StepPath, WorkflowName};
 use recoup_core::payload::Payload;
 use recoup_core::retry::{Decision, Reason, Verdict};
 use recoup_core::time::Timestamp;
@@ -105,7 +105,7 @@ macro_rules! stored_name {
         }
     )+};
 }
-stored_name!(Namespace, WorkflowName, StepPath, recoup_core::id::StepId);
+stored_name!(Namespace, WorkflowName, StepPath, ItemKey, recoup_core::id::StepId);
 
 impl Stored for Timestamp {
     type Wire = i64;
@@ -183,6 +183,7 @@ fn link_to_wire(error: &TaskError) -> wire::ErrorLink {
         category: error.category.to_wire(),
         next_retry_delay: error.next_retry_delay.as_ref().map(Duration::to_wire),
         source: error.source.clone(),
+        suppressed: to_list(&error.suppressed),
     }
 }
 
@@ -200,7 +201,22 @@ fn link_from_wire(
         category: Category::from_wire(link.category)?,
         next_retry_delay: optional(link.next_retry_delay)?,
         source: link.source,
+        suppressed: list(link.suppressed)?,
     })
+}
+
+impl Stored for Suppressed {
+    type Wire = wire::Suppressed;
+
+    fn to_wire(&self) -> wire::Suppressed {
+        let Self { step, error_type, message } = self.clone();
+        wire::Suppressed { step, r#type: error_type, message }
+    }
+
+    fn from_wire(wire: wire::Suppressed) -> Result<Self, Error> {
+        let wire::Suppressed { step, r#type: error_type, message } = wire;
+        Ok(Self { step, error_type, message })
+    }
 }
 
 impl Stored for Decision {

@@ -259,20 +259,37 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
     Ok(())
 }
 
-/// Checks that a step inside another one begins while the outer one runs, that no step of a stopped run
-/// begins, and that one error has at most one handler.
+/// Checks that a step inside another one begins while the outer one runs and is not being stopped, that no
+/// step of a stopped run begins, that a step ends only when no attempt inside it is open, and that one error
+/// has at most one handler.
 fn scopes_hold(events: &[&Event]) -> Checked {
     const RULE: &str = "a step runs while the step around it runs";
     let (mut open, mut handled) = (BTreeSet::new(), BTreeSet::new());
+    let (mut being_stopped, mut live) = (BTreeSet::new(), BTreeSet::new());
     let mut stopped = false;
     for event in events {
+        if let Some((path, ..)) = event.scheduled() {
+            live.insert(path.clone());
+        }
         match event {
-            Event::BlockStarted { path, .. } | Event::StepStarted { path, .. }
+            Event::StepCompleted { path, .. } | Event::AttemptWithdrawn { path, .. } => {
+                live.remove(path);
+            }
+            Event::AttemptFailed(failed) => {
+                live.remove(&failed.path);
+            }
+            Event::BlockStarted { path, .. }
+            | Event::ParallelStarted { path, .. }
+            | Event::StepStarted { path, .. }
                 if path.compensated().is_none() =>
             {
                 let around = path.parent().filter(|around| !open.contains(around));
                 if let Some(around) = around {
                     return Err((RULE, format!("{path} begins, and {around} does not run")));
+                }
+                let mut around = std::iter::successors(path.parent(), StepPath::parent);
+                if let Some(around) = around.find(|around| being_stopped.contains(around)) {
+                    return Err((RULE, format!("{path} begins, and {around} is being stopped")));
                 }
                 if stopped || !open.insert(path.clone()) {
                     let what = if stopped { "after the run has stopped" } else { "twice" };
@@ -284,7 +301,17 @@ fn scopes_hold(events: &[&Event]) -> Checked {
             {
                 return Err(("one handler takes an error", format!("{path}, {stopped}")));
             }
+            Event::BlockStopped { path, .. } => {
+                being_stopped.insert(path.clone());
+            }
+            Event::BranchCompleted { path, branch, .. }
+            | Event::BranchFailed { path, branch, .. }
+                if being_stopped.contains(path) || !open.contains(path) =>
+            {
+                return Err((RULE, format!("branch {branch} of {path} ends after it")));
+            }
             Event::BlockCompleted { path, .. }
+            | Event::ParallelCompleted { path }
             | Event::ScopeReturned { path, .. }
             | Event::StepCaught { path, .. }
             | Event::StepFailed { path, .. }
@@ -296,6 +323,20 @@ fn scopes_hold(events: &[&Event]) -> Checked {
             Event::RunStopped { .. } => stopped = true,
             Event::OnFailureStarted { .. } | Event::FinallyStarted { .. } => stopped = false,
             _ => {}
+        }
+        if let Event::HandlerStarted { path, .. }
+        | Event::BlockCompleted { path, .. }
+        | Event::ParallelCompleted { path }
+        | Event::StepFailed { path, .. }
+        | Event::StepIgnored { path, .. } = event
+        {
+            being_stopped.remove(path);
+            let around = |step: &&StepPath| {
+                std::iter::successors(step.parent(), StepPath::parent).any(|around| around == *path)
+            };
+            if let Some(step) = live.iter().find(around) {
+                return Err((RULE, format!("{path} ends, and {step} has an open attempt")));
+            }
         }
     }
     Ok(())

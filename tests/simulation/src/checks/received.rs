@@ -80,8 +80,10 @@ impl World<'_> {
         for event in events {
             match event {
                 Event::AttemptFailed(failed) => {
+                    let path = &failed.path;
                     if let Some(task) = task_of(&failed.path, failed.attempt) {
-                        self.check_failed(node, id, &task, failed, decided_at);
+                        let was_ending = before.is_ending(path);
+                        self.check_failed(node, (id, &task), failed, was_ending, decided_at);
                     }
                 }
                 Event::AttemptWithdrawn { path, attempt } => {
@@ -97,12 +99,13 @@ impl World<'_> {
         }
     }
 
+    /// `was_ending`: the run, or a step around the attempt, was being stopped.
     fn check_failed(
         &mut self,
         node: NodeId,
-        id: ExecutionId,
-        task: &TaskId,
+        (id, task): (ExecutionId, &TaskId),
         failed: &AttemptFailed,
+        was_ending: bool,
         decided_at: Timestamp,
     ) {
         let place = format!("{} {}:{}", short(&id), failed.path, failed.attempt);
@@ -127,7 +130,8 @@ impl World<'_> {
                 self.violate("a lost outcome is recoup.outcome_unknown", what);
             }
         }
-        let goes_on = self.ledger.latest(id).is_some_and(|state| state.stop.is_none());
+        let goes_on =
+            !was_ending && self.ledger.latest(id).is_some_and(|state| state.stop.is_none());
         if error_type == builtin::CANCELLED && goes_on && !self.is_at_most_once(id, &failed.path) {
             self.violate("what is given back does not count", place.clone());
         }
@@ -153,9 +157,12 @@ impl World<'_> {
     }
 }
 
-/// Whether a lost worker ended the attempt, directly or as the cause of another error.
+/// Whether a lost worker ended the attempt, directly or as the cause of another error. The cause of an attempt
+/// that was cancelled is why the run, or a step around it, was stopped.
 fn is_worker_lost(error: &TaskError) -> bool {
-    error.error_type == builtin::WORKER_LOST || error.cause.as_deref().is_some_and(is_worker_lost)
+    let by_cause = || error.cause.as_deref().is_some_and(is_worker_lost);
+    error.error_type == builtin::WORKER_LOST
+        || (error.error_type != builtin::CANCELLED && by_cause())
 }
 
 /// The error type at the end of the chain of causes.

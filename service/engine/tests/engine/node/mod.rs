@@ -1,5 +1,6 @@
 //! The node without I/O, on the model store, in time that the tests control.
 
+mod blocks;
 mod claims;
 mod clock;
 mod commits;

@@ -62,6 +62,8 @@ pub enum What<'a> {
         event: &'a v1::AttemptFailed,
         /// The attempt that a retry would make.
         next: Attempt,
+        /// A step around it is being stopped.
+        is_stopped: bool,
     },
     AttemptWithdrawn(&'a v1::AttemptWithdrawn),
     StepCompleted(&'a v1::StepCompleted),
@@ -71,6 +73,17 @@ pub enum What<'a> {
     /// A case of a `switch` was taken, or its default.
     CaseTaken(&'a v1::BlockStarted),
     BlockCompleted(&'a v1::BlockCompleted),
+    ParallelStarted(&'a v1::ParallelStarted),
+    BranchFailed(&'a v1::BranchFailed),
+    ParallelCompleted(&'a v1::ParallelCompleted),
+    /// A step that runs other steps is being stopped.
+    BlockStopped {
+        event: &'a v1::BlockStopped,
+        /// The branch whose failure is the reason. Empty if the reason is a timeout.
+        branch: &'a str,
+        /// How many nanoseconds live attempts have to end.
+        grace: i128,
+    },
     ScopeReturned(&'a v1::ScopeReturned),
     HandlerStarted(&'a v1::HandlerStarted),
     StepCaught(&'a v1::StepCaught),
@@ -129,6 +142,10 @@ struct Model<'a> {
     /// The path of the step that failed last. The steps around it fail with the same error, which has its line
     /// already.
     failed: String,
+    /// For each `parallel`, the branch that failed first.
+    failed_branches: HashMap<&'a str, &'a str>,
+    /// Steps that are being stopped.
+    stopped: HashSet<&'a str>,
     /// Steps whose compensation was retried by a person.
     retried: HashSet<String>,
     has_ended: bool,
@@ -146,6 +163,8 @@ impl<'a> Model<'a> {
             attempts_max: HashMap::new(),
             attempt_failed: HashSet::new(),
             failed: String::new(),
+            failed_branches: HashMap::new(),
+            stopped: HashSet::new(),
             retried: HashSet::new(),
             has_ended: false,
             is_again: false,
@@ -179,7 +198,8 @@ impl<'a> Model<'a> {
             Event::AttemptFailed(event) => {
                 let step = event.step.as_ref();
                 let next = self.attempt(step, event.attempt + 1);
-                let what = What::AttemptFailed { event, next };
+                let is_stopped = step.is_some_and(|step| self.is_stopped(step));
+                let what = What::AttemptFailed { event, next, is_stopped };
                 self.attempt_moment(at, step, event.attempt, what);
                 self.attempt_failed.insert(task(step));
             }
@@ -197,19 +217,37 @@ impl<'a> Model<'a> {
                 if !is_around && !self.attempt_failed.contains(&task) {
                     self.moment(at, What::StepFailed(event));
                 }
+                let path = event.step.as_ref().map_or("", |step| &step.step_path);
+                self.stopped.remove(path);
                 self.failed = task.0;
             }
-            Event::StepIgnored(event) => self.moment(at, What::StepIgnored(event)),
+            Event::StepIgnored(event) => {
+                let path = event.step.as_ref().map_or("", |step| &step.step_path);
+                self.stopped.remove(path);
+                self.moment(at, What::StepIgnored(event));
+            }
             Event::BlockStarted(event) => {
                 if event.scope.starts_with("cases") || event.scope == "default" {
                     self.moment(at, What::CaseTaken(event));
                 }
             }
             Event::BlockCompleted(event) => self.moment(at, What::BlockCompleted(event)),
+            Event::ParallelStarted(event) => self.moment(at, What::ParallelStarted(event)),
+            // The lines of its steps name the branch.
+            Event::BranchCompleted(_) => {}
+            Event::BranchFailed(event) => {
+                let path = event.step.as_ref().map_or("", |step| &step.step_path);
+                self.failed_branches.entry(path).or_insert(&event.branch);
+                self.moment(at, What::BranchFailed(event));
+            }
+            Event::ParallelCompleted(event) => self.moment(at, What::ParallelCompleted(event)),
+            Event::BlockStopped(event) => self.block_stopped(at, event),
             Event::ScopeReturned(event) => self.moment(at, What::ScopeReturned(event)),
             Event::HandlerStarted(event) => {
                 // An error of the handler is another error, and gets a line.
                 self.failed.clear();
+                let path = event.step.as_ref().map_or("", |step| &step.step_path);
+                self.stopped.remove(path);
                 self.moment(at, What::HandlerStarted(event));
             }
             Event::StepCaught(event) => self.moment(at, What::StepCaught(event)),
@@ -253,6 +291,26 @@ impl<'a> Model<'a> {
             max => self.attempts_max.insert(task.clone(), max),
         };
         self.due_at.insert(task, due);
+    }
+
+    fn block_stopped(&mut self, at: i128, event: &'a v1::BlockStopped) {
+        let path = event.step.as_ref().map_or("", |step| &step.step_path);
+        let branch = match event.error {
+            Some(_) => "",
+            None => self.failed_branches.get(path).copied().unwrap_or_default(),
+        };
+        let grace = event.grace_until.as_ref().map_or(0, |until| timestamp_nanos(until) - at);
+        self.stopped.insert(path);
+        self.moment(at, What::BlockStopped { event, branch, grace });
+    }
+
+    /// Whether a step around this one is being stopped. Compensations go on.
+    fn is_stopped(&self, step: &StepRef) -> bool {
+        let is_inside = |around: &str| {
+            let inside = step.step_path.strip_prefix(around);
+            inside.is_some_and(|inside| inside.starts_with(['.', '[']))
+        };
+        !step.compensation && self.stopped.iter().any(|around| is_inside(around))
     }
 
     fn run_stopped(&mut self, at: i128, event: &'a v1::RunStopped) {

@@ -42,7 +42,9 @@ pub fn words(what: &What<'_>) -> Words {
             let text = "skipped: its condition is false";
             Words::new('↷', Paint::Dim, path(event.step.as_ref()), text)
         }
-        What::AttemptFailed { event, next } => attempt_failed(event, *next),
+        What::AttemptFailed { event, next, is_stopped } => {
+            attempt_failed(event, *next, *is_stopped)
+        }
         What::AttemptWithdrawn(event) => {
             let text = "taken back before a worker received it";
             Words::new('⊘', Paint::Dim, path(event.step.as_ref()), text)
@@ -68,6 +70,28 @@ pub fn words(what: &What<'_>) -> Words {
             Words::new('→', Paint::Dim, path(event.step.as_ref()), &text)
         }
         What::BlockCompleted(event) => Words::new('✓', Paint::Good, path(event.step.as_ref()), ""),
+        What::ParallelStarted(event) => {
+            Words::new('⇉', Paint::Dim, path(event.step.as_ref()), &parallel_started(event))
+        }
+        What::BranchFailed(event) => {
+            let subject = format!("{}[{}]", path(event.step.as_ref()), event.branch);
+            let text = format!("the branch failed with the error of {}", event.failed_step);
+            Words::new('✗', Paint::Bad, &subject, &text)
+        }
+        What::ParallelCompleted(event) => {
+            Words::new('✓', Paint::Good, path(event.step.as_ref()), "every branch completed")
+        }
+        What::BlockStopped { event, branch, grace } => {
+            let why = match &event.error {
+                Some(error) => error_line(Some(error)),
+                None => format!("branch `{branch}` failed"),
+            };
+            let text = match grace {
+                0 => format!("stopped, because {why}"),
+                _ => format!("stopped, because {why}; live attempts have {}", duration(*grace)),
+            };
+            Words::new('■', Paint::Warn, path(event.step.as_ref()), &text)
+        }
         What::ScopeReturned(event) => {
             let text = "returns: no further step of its block begins";
             Words::new('↵', Paint::Dim, path(event.step.as_ref()), text)
@@ -142,7 +166,15 @@ fn path(step: Option<&StepRef>) -> &str {
     step.map_or("", |step| &step.step_path)
 }
 
-fn attempt_failed(event: &v1::AttemptFailed, next: Attempt) -> Words {
+fn parallel_started(event: &v1::ParallelStarted) -> String {
+    let mut text = format!("begins {}", event.ready.join(", "));
+    if event.concurrency > 0 {
+        text.push_str(&format!(", at most {} at a time", event.concurrency));
+    }
+    text
+}
+
+fn attempt_failed(event: &v1::AttemptFailed, next: Attempt, is_stopped: bool) -> Words {
     let decision = event.decision.unwrap_or_default();
     let (symbol, paint) = match decision.verdict() {
         RetryVerdict::Retry => ('↻', Paint::Warn),
@@ -159,7 +191,10 @@ fn attempt_failed(event: &v1::AttemptFailed, next: Attempt) -> Words {
     if !notes.is_empty() {
         text.push_str(&format!(" ({})", notes.join(", ")));
     }
-    let decision = decision_text(&decision, &attempt_text(next), event.error.as_ref());
+    let decision = match decision.reason() {
+        RetryReason::Cancelled if is_stopped => "stopped: a step around it was stopped".to_owned(),
+        _ => decision_text(&decision, &attempt_text(next), event.error.as_ref()),
+    };
     Words { decision, ..Words::new(symbol, paint, path(event.step.as_ref()), &text) }
 }
 

@@ -1,0 +1,102 @@
+//! The branches of a `parallel`.
+
+use std::collections::HashMap;
+
+use super::{Compiler, IssueCode, StepKind};
+use crate::definition::Parallel;
+use crate::id::StepId;
+use crate::plan::ParallelPlan;
+use crate::tree::{PlanNodeId, Tree};
+
+impl Compiler<'_> {
+    pub(super) fn parallel(&mut self, path: &str, parallel: &Parallel) -> StepKind {
+        let path = format!("{path}.parallel");
+        if parallel.branches.is_empty() {
+            let message = "at least one branch is required".to_owned();
+            self.issues.add(format!("{path}.branches"), IssueCode::Required, message);
+        }
+        for (id, branch) in &parallel.branches {
+            let path = format!("{path}.branches.{id}");
+            self.id(&path, "branch", id);
+            if branch.block.steps.is_empty() {
+                self.no_steps(&format!("{path}.steps"));
+            }
+            for (index, earlier) in branch.after.iter().enumerate() {
+                let path = format!("{path}.after[{index}]");
+                if !parallel.branches.contains_key(earlier.as_str()) {
+                    let message = format!("this `parallel` has no branch `{earlier}`");
+                    self.issues.add(path, IssueCode::BranchUnknown, message);
+                } else if branch.after[..index].contains(earlier) {
+                    let message = format!("`{earlier}` is named twice: remove one of the two");
+                    self.issues.add(path, IssueCode::BranchRepeated, message);
+                }
+            }
+        }
+        if let Some(cycle) = cycle(parallel) {
+            let path = format!("{path}.branches.{}.after", cycle[0]);
+            let round: Vec<_> = cycle.iter().chain(&cycle[..1]).map(|id| id.as_str()).collect();
+            let message = format!(
+                "these branches wait for each other, so none of them can begin: {}",
+                round.join(" after ")
+            );
+            self.issues.add(path, IssueCode::BranchCycle, message);
+        }
+        let (mode, concurrency) = (parallel.mode, parallel.concurrency);
+        StepKind::Parallel(ParallelPlan { mode, concurrency })
+    }
+}
+
+/// Tells the tree which branches of a step come after which.
+pub(super) fn order(tree: &mut Tree, node: PlanNodeId, parallel: &Parallel) {
+    let scopes: HashMap<String, _> = tree
+        .parts(node)
+        .iter()
+        .filter_map(|(_, scope)| Some((tree.branch_id(*scope)?.as_str().to_owned(), *scope)))
+        .collect();
+    for (id, branch) in &parallel.branches {
+        let after = branch.after.iter().filter_map(|id| scopes.get(id.as_str()).copied());
+        if let Some(scope) = scopes.get(id.as_str()) {
+            tree.set_after(*scope, after.collect());
+        }
+    }
+}
+
+/// Branches of which each comes after the next, and the last after the first; none if there is no such
+/// cycle.
+fn cycle(parallel: &Parallel) -> Option<Vec<&StepId>> {
+    // Leave out the branches that can begin, again and again. Every branch that remains comes after another
+    // one that remains.
+    let mut left: HashMap<&StepId, Vec<&StepId>> = HashMap::new();
+    for (id, branch) in &parallel.branches {
+        let known = branch.after.iter().filter(|id| parallel.branches.contains_key(id.as_str()));
+        left.insert(id, known.collect());
+    }
+    let mut followers: HashMap<&StepId, Vec<&StepId>> = HashMap::new();
+    for (id, after) in &left {
+        for earlier in after {
+            followers.entry(earlier).or_default().push(id);
+        }
+    }
+    let mut ready: Vec<&StepId> =
+        left.iter().filter(|(_, after)| after.is_empty()).map(|(id, _)| *id).collect();
+    while let Some(id) = ready.pop() {
+        left.remove(id);
+        for follower in followers.get(id).into_iter().flatten() {
+            if let Some(after) = left.get_mut(follower) {
+                let waited = after.len();
+                after.retain(|earlier| *earlier != id);
+                if waited > 0 && after.is_empty() {
+                    ready.push(follower);
+                }
+            }
+        }
+    }
+    let mut walk = vec![parallel.branches.keys().find(|id| left.contains_key(id))?];
+    loop {
+        let next = left.get(walk.last()?)?.first()?;
+        if let Some(start) = walk.iter().position(|id| id == next) {
+            return Some(walk.split_off(start));
+        }
+        walk.push(next);
+    }
+}
