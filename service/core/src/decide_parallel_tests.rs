@@ -1,5 +1,8 @@
 //! Tests of branches, of what the failure of one does to the others, and of steps that time out.
 
+#[path = "decide_failure_tests.rs"]
+mod failures;
+
 use super::*;
 use crate::definition::{Branch, Parallel, ParallelMode};
 use crate::event::AttemptOutcome;

@@ -1,15 +1,18 @@
 //! The records of the failure feed. Each record is complete in itself, and the records of a transition are
 //! derived from it by one pure function.
 
+use std::collections::HashMap;
+
+use crate::definition::ParallelMode;
 use crate::error::{TaskError, builtin, type_matches};
 use crate::event::{AttemptFailed, AttemptOutcome, Event, StopCause};
 use crate::execution::{
-    CompensationOutcome, CompensationState, CompensationStepState, Execution, NodeState, State,
-    TraceContext,
+    CompensationOutcome, CompensationState, CompensationStepState, Execution, Handled, NodeState,
+    Parallel, State, TraceContext,
 };
 use crate::id::{ExecutionId, Namespace, StepPath, WorkflowName};
 use crate::payload::Payload;
-use crate::plan::Plan;
+use crate::plan::{Plan, StepKind};
 use crate::quarantine::Quarantine;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
@@ -123,9 +126,9 @@ pub enum FailureKind {
 /// transition.
 pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<FailureEvent> {
     let mut found = Vec::new();
-    // When a step fails, the attempt with the decision that led to it is in the same transition, before the
-    // failure.
-    let mut last: Option<&AttemptFailed> = None;
+    // The attempt with the decision that led to the failure of a step is usually in the same transition,
+    // before the failure.
+    let mut last = LastAttempts::new();
     let listed = events.iter().map(|event| match event {
         Event::CompensationStarted { due, .. } => due.len(),
         _ => 0,
@@ -136,7 +139,7 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
     for event in events {
         match event {
             Event::AttemptFailed(failed) => {
-                last = Some(failed);
+                last.insert(&failed.path, failed);
                 if failed.decision.is_retry() {
                     found.push(of_attempt(state, plan, FailureKind::AttemptFailed, failed));
                 } else if failed.decision.reason == Reason::Cancelled
@@ -148,30 +151,55 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                 }
             }
             Event::StepFailed { .. } => passes_on = true,
+            Event::BranchFailed { path, branch, error, origin } => {
+                passes_on = false;
+                // What becomes of the error that comes first is decided when the `parallel` ends. Nothing
+                // takes the others.
+                let first = state.parallel(path).and_then(Parallel::first_failure);
+                if first.is_some_and(|(first, _)| first != branch) {
+                    found.push(of_step(state, plan, FailureKind::StepFailed, origin, error, &last));
+                }
+            }
+            Event::BlockStopped { path, error, .. } => {
+                let own = state.parallel(path).filter(|_| error.is_some());
+                let own = own.and_then(Parallel::first_failure).map(|(_, failed)| failed);
+                let cut = own.into_iter().chain(cut_off(state, plan, Cut::Inside(path)));
+                found.extend(cut.map(|failed| of_cut_off(state, plan, failed, &last)));
+            }
             // The error has passed through all steps around it, and no handler took it. Of the events of
             // these steps, one is published: that of the step in which the error arose.
-            Event::RunStopped { cause: StopCause::Failed, error, step: Some(path), .. } => {
+            Event::RunStopped { cause, error, step, .. } => {
                 passes_on = false;
-                found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
+                let cut = match cause {
+                    // The steps of a run that had stopped before did not go on anyway.
+                    StopCause::Terminated if state.stop.is_some() => Cut::Cleanup,
+                    StopCause::Terminated => Cut::All,
+                    _ => Cut::Steps,
+                };
+                let cut = cut_off(state, plan, cut);
+                found.extend(cut.map(|failed| of_cut_off(state, plan, failed, &last)));
+                if let (StopCause::Failed, Some(path)) = (cause, step) {
+                    found.push(of_step(state, plan, FailureKind::StepFailed, path, error, &last));
+                }
             }
             Event::HandlerStarted { error, origin, .. } => {
                 passes_on = false;
-                found.push(of_step(state, plan, FailureKind::StepCaught, origin, error, last));
+                found.push(of_step(state, plan, FailureKind::StepCaught, origin, error, &last));
             }
             Event::StepIgnored { path, error, .. } => {
                 passes_on = false;
-                found.push(of_step(state, plan, FailureKind::StepIgnored, path, error, last));
+                found.push(of_step(state, plan, FailureKind::StepIgnored, path, error, &last));
             }
             Event::CompensationParked { path, error } => {
                 let (kind, path) = (FailureKind::CompensationParked, path.compensation());
-                found.push(of_step(state, plan, kind, &path, error, last));
+                found.push(of_step(state, plan, kind, &path, error, &last));
             }
             Event::HandlerFailed { path, error } => {
                 // A step that the cleanup's timeout cut off, or never let begin, has not failed.
                 if std::mem::take(&mut passes_on) {
-                    found.push(of_step(state, plan, FailureKind::StepFailed, path, error, last));
+                    found.push(of_step(state, plan, FailureKind::StepFailed, path, error, &last));
                 }
-                found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, last));
+                found.push(of_step(state, plan, FailureKind::HandlerFailed, path, error, &last));
             }
             Event::CompensationStarted { due, .. } => {
                 // Compensations that are listed later belong to the same compensation, which is announced
@@ -185,6 +213,10 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                 found.push(of_execution(state, FailureKind::CompensationDone));
             }
             Event::ExecutionEnded { state: ended, .. } => {
+                let has_stopped = state.stop.is_some() || state.termination.is_some();
+                let cut = if has_stopped { Cut::Cleanup } else { Cut::All };
+                let cut = cut_off(state, plan, cut);
+                found.extend(cut.map(|failed| of_cut_off(state, plan, failed, &last)));
                 found.extend(end_kind(*ended).map(|kind| of_execution(state, kind)));
             }
             _ => {}
@@ -260,13 +292,74 @@ fn end_kind(ended: State) -> Option<FailureKind> {
     }
 }
 
+/// The attempts that failed in a transition, so far, by the paths of their tasks.
+type LastAttempts<'a> = HashMap<&'a StepPath, &'a AttemptFailed>;
+
+/// Which steps do not go on.
+#[derive(Clone, Copy)]
+enum Cut<'a> {
+    Inside(&'a StepPath),
+    /// Those of the workflow's `steps`.
+    Steps,
+    /// Those of `on_failure` and `finally`.
+    Cleanup,
+    All,
+}
+
+/// The errors with which branches failed first, of each `parallel` that will not decide about its error any
+/// more, because it does not go on.
+fn cut_off<'a>(
+    state: &'a Execution,
+    plan: &'a Plan,
+    cut: Cut<'a>,
+) -> impl Iterator<Item = &'a Handled> {
+    let steps = state.steps().filter(move |_| !matches!(cut, Cut::Cleanup));
+    let cleanup = state.cleanup_steps().filter(move |_| !matches!(cut, Cut::Steps));
+    let cancelled = steps.chain(cleanup).filter(|node| node.state == NodeState::Cancelled);
+    let failed =
+        cancelled.filter_map(|node| Some((node, state.parallel(&node.path)?.first_failure()?.1)));
+    let failed = failed.filter(move |(node, _)| {
+        let around: Vec<_> = std::iter::successors(node.path.parent(), StepPath::parent).collect();
+        let end = match cut {
+            Cut::Inside(outer) => around.iter().position(|path| path == outer),
+            Cut::Steps | Cut::Cleanup | Cut::All => Some(around.len()),
+        };
+        // If a step around it was being stopped already, the error has been published.
+        end.is_some_and(|end| !around[..end].iter().any(|path| was_stopped(state, plan, path)))
+    });
+    failed.map(|(_, failed)| failed)
+}
+
+/// Whether a step was stopped before the run, or before a step around it.
+fn was_stopped(state: &Execution, plan: &Plan, path: &StepPath) -> bool {
+    let Some(node) = state.node(path).filter(|node| node.state == NodeState::Cancelled) else {
+        return false;
+    };
+    let is_late = node.deadline.is_some_and(|deadline| deadline <= state.decided_at);
+    let kind = plan.step(path).map(|step| &step.kind);
+    let fails_fast =
+        matches!(kind, Some(StepKind::Parallel(own)) if own.mode == ParallelMode::FailFast);
+    let has_failed = state.parallel(path).is_some_and(|own| own.first_failure().is_some());
+    is_late || (fails_fast && has_failed)
+}
+
+fn of_cut_off(
+    state: &Execution,
+    plan: &Plan,
+    failed: &Handled,
+    last: &LastAttempts<'_>,
+) -> FailureEvent {
+    of_step(state, plan, FailureKind::StepFailed, &failed.origin, &failed.error, last)
+}
+
 fn of_attempt(
     state: &Execution,
     plan: &Plan,
     kind: FailureKind,
     failed: &AttemptFailed,
 ) -> FailureEvent {
-    of_step(state, plan, kind, &failed.path, &failed.error, Some(failed))
+    let last = LastAttempts::from([(&failed.path, failed)]);
+    of_step(state, plan, kind, &failed.path, &failed.error, &last)
 }
 
 fn of_step(
@@ -275,19 +368,21 @@ fn of_step(
     kind: FailureKind,
     path: &StepPath,
     error: &TaskError,
-    failed: Option<&AttemptFailed>,
+    last: &LastAttempts<'_>,
 ) -> FailureEvent {
-    let failed = failed.filter(|failed| failed.path == *path);
+    let failed = last.get(path);
+    // The attempt may have failed in an earlier transition, if a `parallel` waited for its other branches.
+    let attempt = failed
+        .map_or_else(|| state.task(path).map_or(0, |task| task.attempt), |failed| failed.attempt);
     let mut event = of_subject(state, kind, Subject::bare(state));
     event.error = Some(error.clone());
     event.fingerprint = fingerprint(&[&error.error_type, path.as_str(), state.workflow.as_str()]);
     event.worker = failed.map_or(String::new(), |failed| failed.worker.clone());
     if let Some(subject) = &mut event.subject {
         subject.step = Some(path.clone());
-        subject.attempt = failed.map_or(0, |failed| failed.attempt);
-        // An event about no attempt has no limit of attempts either: for example that of an error which a handler
-        // raised again later.
-        let task = failed.and_then(|_| plan.task(path));
+        subject.attempt = attempt;
+        // An event about no attempt has no limit of attempts either.
+        let task = plan.task(path).filter(|_| attempt > 0);
         subject.max_attempts = task.and_then(|task| task.retry.max_attempts());
         subject.is_final = kind != FailureKind::AttemptFailed;
         subject.decision = failed.map(|failed| failed.decision);
