@@ -248,6 +248,47 @@ mod tests {
     }
 
     #[test]
+    fn issues_of_branches_have_their_lines_and_their_steps_have_schedules() {
+        let checked = checked(
+            "name: a
+steps:
+- id: fan
+  timeout: 0s
+  parallel:
+    branches:
+      output:
+        steps: [{id: s, task: {type: t}}]
+      left:
+        after:
+        - output
+        - lef
+        steps:
+        - id: u
+          task: {type: t, scheduleToStart: 0s}
+  catch: [{steps: [{id: w, task: {type: t}}]}]
+",
+        );
+        let issues = checked
+            .issues
+            .iter()
+            .map(|issue| (issue.field_path.as_str(), issue.line, issue.column, issue.reason()));
+        let invalid = ErrorReason::DefinitionInvalid;
+        let left = "steps[0].parallel.branches.left";
+        assert_eq!(
+            issues.collect::<Vec<_>>(),
+            [
+                ("steps[0].timeout", 4, 3, invalid),
+                (format!("{left}.after[1]").as_str(), 12, 11, invalid),
+                (format!("{left}.steps[0].task.schedule_to_start").as_str(), 15, 27, invalid),
+            ]
+        );
+        let (_, workflow) = checked.read.expect("it is well formed");
+        let paths: Vec<_> =
+            schedules(&workflow).into_iter().map(|schedule| schedule.step_path).collect();
+        assert_eq!(paths, ["fan[left].u", "fan[output].s", "fan.w"]);
+    }
+
+    #[test]
     fn definition_that_no_thread_could_read_is_refused_with_a_delay() {
         let unread = v1::DefinitionIssue {
             reason: ErrorReason::Overloaded.into(),

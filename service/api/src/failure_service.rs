@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use recoup_core::error::TaskError;
 use recoup_core::event::Event;
+use recoup_core::evolve::{Transition, fold};
 use recoup_core::payload::Payload;
 use recoup_core::subscription::Filter;
 use recoup_core::time::Timestamp;
@@ -288,32 +289,65 @@ impl Service {
             Error::new(ErrorReason::PayloadNotFound, message)
         };
         let id = PayloadId::decode(id).ok_or_else(missing)?;
+        let mut has_joined = false;
         let find = |row: &StoredTransition| {
             if row.sequence > id.sequence {
-                return Err(missing());
+                return Ok(Some(None));
             }
-            let data = row.decode(id.execution);
-            let data = data.map_err(|error| Error::internal("a history cannot be read", &error))?;
+            let data = row.decode(id.execution).map_err(unreadable)?;
             let mut found = None;
             for event in &data.events {
+                has_joined |= matches!(event, Event::ParallelCompleted { .. });
                 payloads(event, &mut |own| {
                     if found.is_none() && id.is_of(own) {
                         found = Some(payload::to_proto(own));
                     }
                 });
             }
-            Ok(found)
+            Ok(found.map(Some))
         };
-        let found = self.context.find_in_history(id.execution, 0, find).await?;
-        found.ok_or_else(missing)
+        let found = self.context.find_in_history(id.execution, 0, find).await?.flatten();
+        match found {
+            None if has_joined => self.joined(&id).await?.ok_or_else(missing),
+            found => found.ok_or_else(missing),
+        }
     }
+
+    /// Finds a payload among the outputs of steps with branches. The history holds only the outputs of the
+    /// branches, so the state is folded from it.
+    async fn joined(&self, id: &PayloadId) -> Result<Option<v1::Payload>> {
+        let mut state = None;
+        let find = |row: &StoredTransition| {
+            if row.sequence > id.sequence {
+                return Ok(Some(None));
+            }
+            let data = row.decode(id.execution).map_err(unreadable)?;
+            let (sequence, decided_at) = (row.sequence, data.decided_at);
+            let transition = Transition { sequence, decided_at, events: data.events };
+            let folded = fold(state.take(), id.execution, &transition).map_err(unreadable)?;
+            let outputs = transition.events.iter().filter_map(|event| match event {
+                Event::ParallelCompleted { path } => Some(folded.output(path)?.to_payload()),
+                _ => None,
+            });
+            let found =
+                outputs.filter(|own| id.is_of(own)).map(|own| payload::to_proto(&own)).next();
+            state = Some(folded);
+            Ok(found.map(Some))
+        };
+        Ok(self.context.find_in_history(id.execution, 0, find).await?.flatten())
+    }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Error {
+    Error::internal("a history cannot be read", &error)
 }
 
 /// Calls `see` for every payload of an event that an answer may refer to.
 fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
     match event {
         Event::ExecutionStarted(started) => see(&started.input),
-        // A payload that is not inline is stored elsewhere in the history.
+        // A payload that is not inline is stored elsewhere in the history, or is put together from payloads
+        // there.
         Event::StepStarted { input: source, .. }
         | Event::BlockCompleted { output: source, .. }
         | Event::BranchCompleted { output: source, .. }

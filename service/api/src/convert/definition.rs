@@ -493,6 +493,15 @@ steps:
     when: error.attempts > 1
     output: 4
     steps: [{id: again, fail: {rethrow: true}}]
+- id: fan
+  timeout: 1m30s
+  parallel:
+    mode: WAIT_ALL
+    concurrency: 2
+    branches:
+      right: {steps: [{id: b, set: 1}], output: '${steps.b.output}'}
+      left: {steps: [{id: a, set: 2}]}
+      input: {after: [right, left], steps: [{id: c, set: '${branches.left.output}'}]}
 on_failure:
 - {id: report, set: '${error.type}'}
 finally:
@@ -530,16 +539,25 @@ finally:
             panic!("a compensation is a task");
         };
         task.delivery = 98;
+        let branch = v1::Branch { steps: given.steps.clone(), ..v1::Branch::default() };
+        let parallel = v1::ParallelStep {
+            branches: [("left".to_owned(), branch)].into(),
+            mode: 95,
+            concurrency: 0,
+        };
+        let fan = Some(v1::step::Kind::Parallel(parallel));
+        given.steps = vec![v1::Step { kind: fan, ..v1::Step::default() }];
         let (_, issues) = from_proto(&given);
         let found = issues.iter().map(|issue| (issue.field_path.as_str(), issue.code));
         let mut found: Vec<_> = found.collect();
         found.sort_unstable_by_key(|(path, _)| *path);
         let unknown = |path| (path, IssueCode::ValueUnknown);
         let expected = [
-            unknown("steps[0].compensate.task.delivery"),
-            unknown("steps[0].on_error"),
-            unknown("steps[0].retry.match_on"),
-            unknown("steps[0].retry.rules[0].match_on"),
+            unknown("steps[0].parallel.branches.left.steps[0].compensate.task.delivery"),
+            unknown("steps[0].parallel.branches.left.steps[0].on_error"),
+            unknown("steps[0].parallel.branches.left.steps[0].retry.match_on"),
+            unknown("steps[0].parallel.branches.left.steps[0].retry.rules[0].match_on"),
+            unknown("steps[0].parallel.mode"),
         ];
         assert_eq!(found, expected);
         let first = &issues.iter().find(|issue| issue.field_path.ends_with("on_error"));

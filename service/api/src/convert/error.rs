@@ -169,8 +169,20 @@ mod tests {
         error.next_retry_delay = Some(std::time::Duration::from_millis(1500).into());
         error.source = "sdk-rust".into();
         error.stack_trace = "at pay".into();
-        let core = from_proto(error.clone(), "error").expect("within the limits");
+        let mut core = from_proto(error.clone(), "error").expect("within the limits");
         assert_eq!(core.depth(), 3);
+        assert_eq!(to_proto(&core), error);
+
+        let (step_path, message) = ("fan[left].a".to_owned(), "none".to_owned());
+        let other = v1::SuppressedError { step_path, r#type: "stock.out".into(), message };
+        error.suppressed = vec![other];
+        let read = from_proto(error.clone(), "error").expect("within the limits");
+        assert_eq!(read, core, "a worker cannot set suppressed errors");
+        core.suppressed = vec![Suppressed {
+            step: "fan[left].a".into(),
+            error_type: "stock.out".into(),
+            message: "none".into(),
+        }];
         assert_eq!(to_proto(&core), error);
     }
 

@@ -244,6 +244,8 @@ fn excerpt(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use recoup_core::error::Suppressed;
+
     use super::*;
 
     const PLACE: Place = Place { execution: ExecutionId(Uuid::from_u128(3)), sequence: 9 };
@@ -309,6 +311,14 @@ mod tests {
             stack_trace: "at pay".into(),
             cause: Some(Box::new(cause)),
             source: "sdk".into(),
+            suppressed: vec![
+                Suppressed {
+                    step: "fan[left].a".into(),
+                    error_type: "stock.out".into(),
+                    message: "none".into(),
+                };
+                10
+            ],
             ..TaskError::new("payment.declined", "ü".repeat(10_000))
         };
         let abridged = Inline::new(0, Some(PLACE)).error(&own);

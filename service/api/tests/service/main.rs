@@ -8,6 +8,7 @@ mod executions;
 mod failures;
 mod feed;
 mod formats;
+mod parallel;
 mod quarantine;
 mod requests;
 mod server;
