@@ -3,12 +3,12 @@
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
-use super::positions::TEMPLATE_FIELDS;
+use super::positions::{ID_FIELD, TEMPLATE_FIELDS};
 use super::*;
 use crate::v1::{
-    Block, Catch, Compensate, ConstantSchedule, GetWorkflowResponse, MatchOn, OnError, RetryPolicy,
-    RetryRule, ReturnStep, Step, SwitchCase, SwitchStep, TaskStep, Template, TryStep,
-    WorkflowVersion, compensate, retry_rule, step,
+    Block, Branch, Catch, Compensate, ConstantSchedule, GetWorkflowResponse, MatchOn, OnError,
+    ParallelStep, RetryPolicy, RetryRule, ReturnStep, Step, SwitchCase, SwitchStep, TaskStep,
+    Template, TryStep, WorkflowVersion, compensate, retry_rule, step,
 };
 use crate::{Duration, FILE_DESCRIPTOR_SET};
 
@@ -174,6 +174,9 @@ fn keys_keep_their_spelling_in_exactly_those_fields_that_hold_templates() {
     for field in &fields {
         let is_template = field.type_name() == ".recoup.v1.Template";
         assert_eq!(TEMPLATE_FIELDS.contains(&field.name()), is_template, "{}", field.name());
+        // The entries of a map are messages of their own.
+        let has_ids = field.type_name().ends_with("Entry");
+        assert_eq!(field.name() == ID_FIELD, has_ids, "{}", field.name());
     }
     assert!(fields.len() > 50, "{} fields", fields.len());
 
@@ -196,7 +199,7 @@ fn step(kind: step::Kind) -> Step {
     Step { id: "outer".to_owned(), kind: Some(kind), ..Step::default() }
 }
 
-const WRAPS: [Wrap; 4] = [
+const WRAPS: [Wrap; 5] = [
     |inner| step(step::Kind::Try(TryStep { steps: vec![inner], output: None })),
     |inner| {
         let case = SwitchCase { steps: vec![inner], ..SwitchCase::default() };
@@ -209,6 +212,11 @@ const WRAPS: [Wrap; 4] = [
     |inner| {
         let handler = Catch { steps: vec![inner], ..Catch::default() };
         Step { catch: vec![handler], ..step(step::Kind::Set(Template::new(&1.into()))) }
+    },
+    |inner| {
+        let branch = Branch { steps: vec![inner], ..Branch::default() };
+        let branches = [("left".to_owned(), branch)].into();
+        step(step::Kind::Parallel(ParallelStep { branches, ..ParallelStep::default() }))
     },
 ];
 

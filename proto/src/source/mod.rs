@@ -14,6 +14,8 @@
 
 #[cfg(test)]
 mod block_tests;
+#[cfg(test)]
+mod parallel_tests;
 mod positions;
 mod segment;
 #[cfg(test)]
@@ -35,7 +37,7 @@ use crate::v1::{DefinitionFormat, DefinitionSource, ErrorReason, WorkflowDefinit
 /// Largest source and largest definition, in bytes: 1 MiB.
 pub const SOURCE_BYTES_MAX: usize = 1 << 20;
 /// How deep mappings and sequences may nest. Blocks of steps may nest 20 deep, and a case of a
-/// `switch` takes five levels: 100 in all. The workflow, the innermost step and its fields take up to
+/// `switch` or a branch takes five levels: 100 in all. The workflow, the innermost step and its fields take up to
 /// eight more; the rest is room for a template. `serde_json`, which reads templates and the JSON form
 /// of definitions, allows 127 levels.
 pub const DEPTH_MAX: usize = 120;

@@ -543,6 +543,22 @@ steps:
     output: "${error.type}"
   - {}
   on_error: IGNORE
+- id: fan
+  parallel:
+    branches:
+      left:
+        steps:
+        - id: leftmost
+          set: 1
+      "on":
+        after: [left]
+        steps:
+        - id: last_of_all
+          set: 2
+        output: 3
+    mode: WAIT_ALL
+    concurrency: 2
+  timeout: 1m
 finally:
 - id: last
   task:
