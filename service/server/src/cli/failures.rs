@@ -3,8 +3,8 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use recoup_sdk::proto::{
-    FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition, StepOutcome,
-    Subscription, subscription,
+    ExecutionState, FailureDelivery, FailureEvent, FailureFilter, FailureKind, FeedPosition,
+    RetryReason, StepOutcome, Subscription, subscription,
 };
 use recoup_sdk::{AckOutcome, Delivery, Failures};
 use serde_json::json;
@@ -16,7 +16,7 @@ use super::output::Output;
 use super::text::{
     Paint, Part, Style, error_line, one_line, payload_text, timestamp, whole_error_line,
 };
-use super::timeline::decision_text;
+use super::timeline::{STOPPED_AROUND, decision_text};
 
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
@@ -338,7 +338,11 @@ fn summary_parts(event: &FailureEvent) -> Vec<Part> {
     ];
     if let Some(decision) = &event.decision {
         let next = of_max(event.attempt + 1, event.max_attempts);
-        let text = decision_text(decision, &next, event.error.as_ref());
+        let text = match (decision.reason(), event.state()) {
+            // The run goes on, so it was not the run that ended the attempt.
+            (RetryReason::Cancelled, ExecutionState::Running) => STOPPED_AROUND.to_owned(),
+            _ => decision_text(decision, &next, event.error.as_ref()),
+        };
         parts.push(Part::adjacent(Paint::Dim, format!("→ {text}")));
     }
     if let Some(gap) = &event.gap {
@@ -426,7 +430,7 @@ fn event_lines(event: &FailureEvent, style: Style) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use recoup_sdk::proto::{CompletedStep, Error, RetryDecision, RetryReason, RetryVerdict};
+    use recoup_sdk::proto::{CompletedStep, Error, RetryDecision, RetryVerdict};
 
     use super::*;
 
@@ -493,6 +497,21 @@ mod tests {
         let line = told(FailureKind::StepFailed, begun);
         assert_eq!(line, "step_failed order order-7 charge id-1");
         assert_eq!((of_max(2, 2), of_max(3, 2)), ("2 of 2".to_owned(), "3".to_owned()));
+    }
+
+    #[test]
+    fn decision_about_a_stopped_attempt_says_whether_the_run_goes_on() {
+        let told = |state: ExecutionState| {
+            let mut decision = RetryDecision::default();
+            decision.set_verdict(RetryVerdict::Stop);
+            decision.set_reason(RetryReason::Cancelled);
+            let mut event = FailureEvent { decision: Some(decision), ..FailureEvent::default() };
+            event.set_state(state);
+            event_summary(&event, Style::PLAIN).join("")
+        };
+        assert!(told(ExecutionState::Running).ends_with("→ stopped: a step around it was stopped"));
+        let cancelled = told(ExecutionState::Cancelling);
+        assert!(cancelled.ends_with("→ stopped: the execution is being cancelled"), "{cancelled}");
     }
 
     #[test]

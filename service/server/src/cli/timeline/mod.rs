@@ -9,7 +9,7 @@ mod words;
 
 use recoup_proto::v1::{self, CompensationState, ExecutionInfo, HistoryEntry};
 
-pub use self::words::{decision_text, state_symbol};
+pub use self::words::{STOPPED_AROUND, decision_text, state_symbol};
 use super::text::{
     Paint, Part, Style, duration, nanos_between, one_line, payload_text, state_name, timestamp,
 };

@@ -11,6 +11,9 @@ use crate::cli::text::{
     Paint, duration, error_line, one_line, payload_text, proto_nanos, state_name, whole_error_line,
 };
 
+/// The decision about an attempt inside a step that is being stopped.
+pub const STOPPED_AROUND: &str = "stopped: a step around it was stopped";
+
 /// A fact in words.
 pub struct Words {
     pub symbol: char,
@@ -88,7 +91,10 @@ pub fn words(what: &What<'_>) -> Words {
             };
             let text = match grace {
                 0 => format!("stopped, because {why}"),
-                _ => format!("stopped, because {why}; live attempts have {}", duration(*grace)),
+                _ => format!(
+                    "stopped, because {why}; live attempts have {} to end",
+                    duration(*grace)
+                ),
             };
             Words::new('■', Paint::Warn, path(event.step.as_ref()), &text)
         }
@@ -192,7 +198,7 @@ fn attempt_failed(event: &v1::AttemptFailed, next: Attempt, is_stopped: bool) ->
         text.push_str(&format!(" ({})", notes.join(", ")));
     }
     let decision = match decision.reason() {
-        RetryReason::Cancelled if is_stopped => "stopped: a step around it was stopped".to_owned(),
+        RetryReason::Cancelled if is_stopped => STOPPED_AROUND.to_owned(),
         _ => decision_text(&decision, &attempt_text(next), event.error.as_ref()),
     };
     Words { decision, ..Words::new(symbol, paint, path(event.step.as_ref()), &text) }

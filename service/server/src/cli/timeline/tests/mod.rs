@@ -1,5 +1,6 @@
 //! Whole timelines as they are printed, and the events that the tests of each module use.
 
+mod branches;
 mod layout;
 mod model;
 mod words;
