@@ -22,7 +22,7 @@ const ORDER: &str = include_str!("../../../examples/order/order.yaml");
 
 /// Invalid definitions. Together they produce every line of the section "Common mistakes"; some produce more
 /// than one.
-const MISTAKES: [&str; 22] = [
+const MISTAKES: [&str; 26] = [
     "name: a\nsteps:\n  - id: pay\n    task: { type: x, start_to_close: 20 }\n",
     "name: a\nsteps:\n  - id: pay\n    type: x\n",
     "name: a\nsteps:\n  - id: Pay\n    task: { type: x }\n",
@@ -50,6 +50,13 @@ const MISTAKES: [&str; 22] = [
     "name: a\nsteps:\n  - id: again\n    fail: { rethrow: true }\n",
     "name: a\nsteps:\n  - id: done\n    return: {}\n  - id: pay\n    task: { type: x }\n",
     "name: a\nsteps:\n  - id: pay\n    task: { type: x }\n    catch:\n      - output: 1\n      - error_types: [b]\n        output: 2\n",
+    "name: a\nsteps:\n  - id: pay\n    timeout: 5m\n    task: { type: x }\n",
+    "name: a\nsteps:\n  - id: fan\n    parallel:\n      branches:\n        \
+     a: { after: [c], steps: [{ id: s, set: 1 }] }\n",
+    "name: a\nsteps:\n  - id: fan\n    parallel:\n      branches:\n        \
+     a: { after: [b], steps: [{ id: s, set: 1 }] }\n        b: { after: [a], steps: [{ id: t, set: 1 }] }\n",
+    "name: a\nsteps:\n  - id: fan\n    parallel:\n      branches:\n        \
+     a: { steps: [{ id: s, set: 1 }] }\n        b: { steps: [{ id: t, set: \"${branches.a.output}\" }] }\n",
 ];
 
 /// A server, and a folder for files.
