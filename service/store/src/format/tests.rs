@@ -2,9 +2,11 @@ use std::mem::{Discriminant, discriminant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use recoup_core::definition::{Block, Branch, Defaults, OnError, Parallel, Step, StepKind, Task};
 use recoup_core::error::TaskError;
 use recoup_core::event::{FirstAttempt, PayloadSource, TERSE};
 use recoup_core::id::TransitionId;
+use recoup_core::limits::NESTING_MAX;
 use recoup_core::payload::Payload;
 
 use super::value::CHAIN_MAX;
@@ -262,6 +264,42 @@ fn nested(depth: usize) -> TaskError {
         error = TaskError { cause: Some(Box::new(error)), ..TaskError::new("wrapped", "") };
     }
     error
+}
+
+/// Twenty levels of branches are the deepest messages, and a decoder reads 100 of them inside each other.
+#[test]
+fn branches_may_nest_as_deep_as_blocks_may() {
+    let step = |kind| Step {
+        id: "s".into(),
+        description: String::new(),
+        kind,
+        when: None,
+        timeout: None,
+        retry: None,
+        catch: Vec::new(),
+        on_error: OnError::Fail,
+        allow_warning: false,
+        compensate: None,
+    };
+    let innermost = step(StepKind::Task(Task::default()));
+    let nested = (0..NESTING_MAX).fold(innermost, |inner, _| {
+        let block = Block { steps: vec![inner], output: None };
+        let branches = [("left".into(), Branch { block, after: Vec::new() })].into();
+        step(StepKind::Parallel(Parallel { branches, ..Parallel::default() }))
+    });
+    let workflow = Workflow {
+        name: "deep".into(),
+        description: String::new(),
+        defaults: Defaults::default(),
+        steps: Block { steps: vec![nested], output: None },
+        on_failure: Vec::new(),
+        finally: Vec::new(),
+        timeout: None,
+        cleanup_timeout: None,
+        cancel_grace: None,
+    };
+    let Encoded { format, data } = encode_workflow(&workflow);
+    assert_eq!(decode_workflow(format, &data), Ok(workflow));
 }
 
 #[test]
