@@ -5,7 +5,7 @@
 //!
 //! | # | question | answer | [`Reason`] |
 //! | --- | --- | --- | --- |
-//! | 1 | is the execution being cancelled or terminated, or has its run already failed? | stop | `Cancelled` |
+//! | 1 | is the execution being cancelled or terminated, has its run already failed, or is a step around the task being stopped? | stop | `Cancelled` |
 //! | 2 | is the error a schedule-to-start or schedule-to-close timeout? | stop | `ScheduleTimeout` |
 //! | 3 | is the error non-retryable, by its own flag or the nearest cause's? | stop | `NonRetryable` |
 //! | 4 | is its type on the policy's list of non-retryable types? | stop | `NonRetryableType` |

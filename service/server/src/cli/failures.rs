@@ -341,6 +341,10 @@ fn summary_parts(event: &FailureEvent) -> Vec<Part> {
         let text = match (decision.reason(), event.state()) {
             // The run goes on, so it was not the run that ended the attempt.
             (RetryReason::Cancelled, ExecutionState::Running) => STOPPED_AROUND.to_owned(),
+            // A step around the attempt may have failed first, and then the run.
+            (RetryReason::Cancelled, ExecutionState::Compensating | ExecutionState::Failed) => {
+                "stopped: the run or a step around it has failed".to_owned()
+            }
             _ => decision_text(decision, &next, event.error.as_ref()),
         };
         parts.push(Part::adjacent(Paint::Dim, format!("→ {text}")));
@@ -510,6 +514,8 @@ mod tests {
             event_summary(&event, Style::PLAIN).join("")
         };
         assert!(told(ExecutionState::Running).ends_with("→ stopped: a step around it was stopped"));
+        let failed = told(ExecutionState::Compensating);
+        assert!(failed.ends_with("→ stopped: the run or a step around it has failed"), "{failed}");
         let cancelled = told(ExecutionState::Cancelling);
         assert!(cancelled.ends_with("→ stopped: the execution is being cancelled"), "{cancelled}");
     }
