@@ -299,7 +299,7 @@ async fn documented_timeline_is_what_show_prints() {
 }
 
 #[tokio::test]
-async fn failure_of_a_step_that_rethrows_has_no_attempt_and_no_limit_of_attempts() {
+async fn failure_of_a_step_that_rethrows_has_the_number_of_the_attempt_that_failed() {
     let site = Site::start("documentation-rethrow");
     let channel = connect::channel(&site.server.url());
     let execution_id = send_a_parcel(&channel).await;
@@ -317,7 +317,7 @@ async fn failure_of_a_step_that_rethrows_has_no_attempt_and_no_limit_of_attempts
         of("ATTEMPT_FAILED", "bill", 1, 2),
         of("STEP_CAUGHT", "bill", 2, 2),
         // A later transition raises the error again.
-        of("STEP_FAILED", "bill", 0, 0),
+        of("STEP_FAILED", "bill", 2, 2),
     ] {
         assert!(told.contains(&expected), "{expected:?} is not in {told:#?}");
     }

@@ -68,12 +68,12 @@ fn timeline_shows_why_the_other_branches_were_stopped() {
 
    +0.000s  ● started                      order v3
    +0.000s  ⇉ fan                          begins left, right
-   +0.100s  ✗ fan[left].a   1 of 5  100ms  stock.out: none left → stopped: non-retryable (the error says so)
+   +0.100s  ✗ fan[left].a   1 of 5  100ms  stock.out: none left (on worker-1) → stopped: non-retryable (the error says so)
    +0.100s  ✗ fan[left]                    the branch failed with the error of fan[left].a
    +0.100s  ■ fan                          stopped, because branch `left` failed; live attempts have 10.0s to end
-  +10.100s  ✗ fan[right].b  1 of 5  10.1s  recoup.cancelled: too late → stopped: a step around it was stopped
+  +10.100s  ✗ fan[right].b  1 of 5  10.1s  recoup.cancelled: too late (on worker-1) → stopped: a step around it was stopped
   +10.100s  ✗ fan                          stock.out: none left (besides payment.declined in fan[right].b)
-  +10.300s  ✗ fan_out       1 of 5  100ms  recoup.cancelled: too late → stopped: the execution is being cancelled
+  +10.300s  ✗ fan_out       1 of 5  100ms  recoup.cancelled: too late (on worker-1) → stopped: the execution is being cancelled
 ",
     );
 }
