@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::Duration;
-use crate::v1::{Branch, ParallelMode, ParallelStep, Step, step};
+use crate::v1::{Branch, FailureMode, ParallelStep, Step, step};
 
 const BRANCHES: &str = r#"
 name: branches
@@ -46,7 +46,7 @@ fn branches_are_read_by_their_ids_in_any_order() {
     let [fan] = definition.steps.as_slice() else { panic!("{definition:?}") };
     assert_eq!(fan.timeout, Some(Duration { seconds: 90, nanos: 0 }));
     let own = parallel(fan);
-    assert_eq!((own.mode(), own.concurrency), (ParallelMode::WaitAll, 2));
+    assert_eq!((own.mode(), own.concurrency), (FailureMode::WaitAll, 2));
     assert_eq!(own.branches.keys().collect::<Vec<_>>(), ["branches", "input", "left"]);
     let Branch { steps, output, after } = &own.branches["input"];
     assert_eq!((steps[0].id.as_str(), after.as_slice()), ("b", &["left".to_owned()][..]));

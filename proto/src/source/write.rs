@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::Duration;
 use crate::v1::{
     Block, Branch, Catch, Compensate, ConstantSchedule, Delivery, ExponentialSchedule, FailStep,
-    LinearSchedule, MatchOn, OnError, ParallelMode, ParallelStep, RandomSchedule, RetryPolicy,
-    RetryRule, ReturnStep, Step, SwitchCase, SwitchStep, TaskStep, Template, TryStep,
+    FailureMode, ForEachStep, LinearSchedule, MatchOn, OnError, ParallelStep, RandomSchedule,
+    RetryPolicy, RetryRule, ReturnStep, Step, SwitchCase, SwitchStep, TaskStep, Template, TryStep,
     WorkflowDefaults, WorkflowDefinition, compensate, retry_policy, retry_rule, step,
 };
 
@@ -101,6 +101,7 @@ fn one_step(of: &Step) -> Yaml {
             fields.map("try", Some(Fields::default().block(steps, output.as_ref())))
         }
         Some(Kind::Parallel(own)) => fields.map("parallel", Some(parallel(own))),
+        Some(Kind::ForEach(own)) => fields.map("for_each", Some(for_each(own))),
     };
     let on_error = OnError::try_from(*on_error).unwrap_or_default();
     let fields = fields
@@ -163,11 +164,22 @@ fn case(of: &SwitchCase) -> Yaml {
 
 fn parallel(of: &ParallelStep) -> Fields {
     let ParallelStep { branches, mode, concurrency } = of;
-    let mode = ParallelMode::try_from(*mode).unwrap_or_default();
+    let mode = FailureMode::try_from(*mode).unwrap_or_default();
     let branches = branches.iter().map(|(id, own)| (scalar(id), Yaml::Map(branch(own).0)));
     Fields(vec![("branches".to_owned(), Yaml::Map(branches.collect()))])
-        .name("mode", mode.as_str_name(), ParallelMode::default().as_str_name())
+        .name("mode", mode.as_str_name(), FailureMode::default().as_str_name())
         .number("concurrency", Some(*concurrency).filter(|most| *most != 0))
+}
+
+fn for_each(of: &ForEachStep) -> Fields {
+    let ForEachStep { items, item_key, concurrency, mode, steps, output } = of;
+    let mode = FailureMode::try_from(*mode).unwrap_or_default();
+    Fields::default()
+        .text("items", items)
+        .text("item_key", item_key)
+        .name("mode", mode.as_str_name(), FailureMode::default().as_str_name())
+        .number("concurrency", Some(*concurrency).filter(|most| *most != 0))
+        .block(steps, output.as_ref())
 }
 
 fn branch(of: &Branch) -> Fields {
@@ -559,6 +571,22 @@ steps:
     mode: WAIT_ALL
     concurrency: 2
   timeout: 1m
+- id: lines
+  for_each:
+    items: input.lines
+    item_key: item.sku
+    mode: WAIT_ALL
+    concurrency: 4
+    steps:
+    - id: in_a_line
+      set: "${item}"
+    output: "${index}"
+- id: each
+  for_each:
+    items: "[1, 2]"
+    steps:
+    - id: in_each
+      set: 1
 finally:
 - id: last
   task:

@@ -158,14 +158,19 @@ fn each_step(steps: &[Step], around: &str, visit: &mut impl FnMut(&str, &Step)) 
     for step in steps {
         let path = format!("{around}{}", step.id);
         visit(&path, step);
-        let StepKind::Parallel(parallel) = &step.kind else {
-            for block in step.blocks() {
-                each_step(&block.steps, &format!("{path}."), visit);
+        match &step.kind {
+            StepKind::Parallel(parallel) => {
+                for (id, branch) in &parallel.branches {
+                    each_step(&branch.block.steps, &format!("{path}[{id}]."), visit);
+                }
             }
-            continue;
-        };
-        for (id, branch) in &parallel.branches {
-            each_step(&branch.block.steps, &format!("{path}[{id}]."), visit);
+            StepKind::ForEach(each) => each_step(&each.block.steps, &format!("{path}[]."), visit),
+            _ => {
+                for block in step.blocks() {
+                    each_step(&block.steps, &format!("{path}."), visit);
+                }
+                continue;
+            }
         }
         for catch in &step.catch {
             each_step(&catch.block.steps, &format!("{path}."), visit);

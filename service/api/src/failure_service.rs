@@ -297,7 +297,8 @@ impl Service {
             let data = row.decode(id.execution).map_err(unreadable)?;
             let mut found = None;
             for event in &data.events {
-                has_joined |= matches!(event, Event::ParallelCompleted { .. });
+                has_joined |=
+                    matches!(event, Event::ParallelCompleted { .. } | Event::LoopCompleted { .. });
                 payloads(event, &mut |own| {
                     if found.is_none() && id.is_of(own) {
                         found = Some(payload::to_proto(own));
@@ -313,8 +314,8 @@ impl Service {
         }
     }
 
-    /// Finds a payload among the outputs of steps with branches. The history holds only the outputs of the
-    /// branches, so the state is folded from it.
+    /// Finds a payload among the outputs of steps with branches or items. The history holds only the outputs of
+    /// these, so the state is folded from it.
     async fn joined(&self, id: &PayloadId) -> Result<Option<v1::Payload>> {
         let mut state = None;
         let find = |row: &StoredTransition| {
@@ -326,7 +327,9 @@ impl Service {
             let transition = Transition { sequence, decided_at, events: data.events };
             let folded = fold(state.take(), id.execution, &transition).map_err(unreadable)?;
             let outputs = transition.events.iter().filter_map(|event| match event {
-                Event::ParallelCompleted { path } => Some(folded.output(path)?.to_payload()),
+                Event::ParallelCompleted { path } | Event::LoopCompleted { path } => {
+                    Some(folded.output(path)?.to_payload())
+                }
                 _ => None,
             });
             let found =
@@ -351,6 +354,8 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         Event::StepStarted { input: source, .. }
         | Event::BlockCompleted { output: source, .. }
         | Event::BranchCompleted { output: source, .. }
+        | Event::LoopStarted { items: source, .. }
+        | Event::ItemCompleted { output: source, .. }
         | Event::ScopeReturned { output: source, .. }
         | Event::StepCaught { output: source, .. }
         | Event::RunSucceeded { output: source } => {
@@ -364,6 +369,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         | Event::StepIgnored { error, .. }
         | Event::HandlerStarted { error, .. }
         | Event::BranchFailed { error, .. }
+        | Event::ItemFailed { error, .. }
         | Event::RunStopped { error, .. }
         | Event::CompensationParked { error, .. }
         | Event::HandlerFailed { error, .. } => details(error, see),
@@ -377,6 +383,7 @@ fn payloads(event: &Event, see: &mut impl FnMut(&Payload)) {
         | Event::BlockStarted { .. }
         | Event::ParallelStarted { .. }
         | Event::ParallelCompleted { .. }
+        | Event::LoopCompleted { .. }
         | Event::AttemptScheduled { .. }
         | Event::AttemptStarted { .. }
         | Event::AttemptWithdrawn { .. }

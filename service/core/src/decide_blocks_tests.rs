@@ -1,11 +1,13 @@
 //! Tests of steps that contain steps, of handlers, and of the way that an error takes outwards.
 
+#[path = "decide_loop_tests.rs"]
+mod loops;
 #[path = "decide_nesting_tests.rs"]
 mod nesting;
-#[path = "decide_semantics_tests.rs"]
-mod semantics;
 #[path = "decide_parallel_tests.rs"]
 mod parallel;
+#[path = "decide_semantics_tests.rs"]
+mod semantics;
 
 use super::*;
 use crate::definition::{Case, Catch, Fail, Raise, Switch};

@@ -415,10 +415,22 @@ fn nested_step_is_counted_in_the_scope_that_its_path_names() {
     let childless = followed_by(rig.folded.clone(), rig.now, vec![begins("lines.first.pack")]);
     assert!(childless.is_err_and(|misfit| misfit.what == "the step around it runs no steps"));
 
+    let keyed = followed_by(rig.folded.clone(), rig.now, vec![begins("lines[a].pack")]);
+    let what = "the step around it has no branches or items";
+    assert!(keyed.is_err_and(|misfit| misfit.what == what));
+
+    let lines = Event::LoopStarted {
+        path: "each".into(),
+        generation: 0,
+        items: PayloadSource::Inline(Payload::json("[1, 2]")),
+        keys: Some(vec!["a".into(), "b".into()]),
+        concurrency: 2,
+        deadline: None,
+    };
     let output = PayloadSource::Inline(Payload::null());
-    let ends = Event::BlockCompleted { path: "lines[a].pack".into(), output };
-    let events =
-        vec![begins("lines[a].pack"), begins("lines[b].pack"), begins("lines[a].pack.wrap"), ends];
+    let ends = Event::BlockCompleted { path: "each[a].pack".into(), output };
+    let begun = ["each[a].pack", "each[b].pack", "each[a].pack.wrap"].map(begins);
+    let events = std::iter::once(lines).chain(begun).chain([ends]).collect();
     let state = followed_by(rig.folded.clone(), rig.now, events).expect("it folds");
     state.assert_kept();
     let counters = |path: &str| {
@@ -426,11 +438,11 @@ fn nested_step_is_counted_in_the_scope_that_its_path_names() {
         let Counters { begun, running, .. } = state.counters(&node.scope);
         (begun, running)
     };
-    assert_eq!(counters("lines"), (1, 1));
-    assert_eq!(counters("lines[a].pack"), (1, 0));
-    assert_eq!(counters("lines[b].pack"), (1, 1));
-    assert_eq!(counters("lines[a].pack.wrap"), (1, 1));
-    assert_eq!(state.steps().count(), 5);
+    assert_eq!(counters("lines"), (2, 2), "`each` stands beside it");
+    assert_eq!(counters("each[a].pack"), (1, 0));
+    assert_eq!(counters("each[b].pack"), (1, 1));
+    assert_eq!(counters("each[a].pack.wrap"), (1, 1));
+    assert_eq!(state.steps().count(), 6);
 }
 
 #[test]

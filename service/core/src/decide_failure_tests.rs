@@ -29,7 +29,7 @@ impl Rig {
 }
 
 /// A step with this id and branches `x` and `y`, each of one task.
-fn pair(id: &str, mode: ParallelMode, tasks: [&str; 2]) -> Step {
+fn pair(id: &str, mode: FailureMode, tasks: [&str; 2]) -> Step {
     let one = |id: &str| branch(vec![Step { compensate: None, ..step(id, 3) }], &[]);
     let branches = parallel(&[("x", one(tasks[0])), ("y", one(tasks[1]))]);
     block(id, StepKind::Parallel(Parallel { mode, ..branches }))
@@ -37,7 +37,7 @@ fn pair(id: &str, mode: ParallelMode, tasks: [&str; 2]) -> Step {
 
 #[test]
 fn first_error_is_published_with_its_fate_and_each_other_one_when_its_branch_fails() {
-    let step = pair("fan", ParallelMode::WaitAll, ["a", "b"]);
+    let step = pair("fan", FailureMode::WaitAll, ["a", "b"]);
     let caught = catching(step.clone(), vec![handler("", vec![], None)]);
     let ignored = Step { on_error: OnError::Ignore, ..step.clone() };
     for (step, fate) in [(step, "StepFailed"), (caught, "StepCaught"), (ignored, "StepIgnored")] {
@@ -58,7 +58,7 @@ fn first_error_is_published_with_its_fate_and_each_other_one_when_its_branch_fai
 
 #[test]
 fn attempts_of_two_branches_that_fail_in_one_transition_are_told_apart() {
-    let mut rig = Rig::new(&workflow(vec![pair("fan", ParallelMode::WaitAll, ["a", "b"])]));
+    let mut rig = Rig::new(&workflow(vec![pair("fan", FailureMode::WaitAll, ["a", "b"])]));
     let fail = |rig: &Rig, path: &str, worker: &str| {
         let error = TaskError { non_retryable: Some(true), ..TaskError::new(path, "") };
         Command::FailTask { task: rig.task(path), error, worker: worker.into() }
@@ -78,7 +78,7 @@ fn attempts_of_two_branches_that_fail_in_one_transition_are_told_apart() {
 
 #[test]
 fn timeout_of_the_step_replaces_the_first_error_which_is_published_by_itself() {
-    let step = pair("fan", ParallelMode::WaitAll, ["a", "b"]);
+    let step = pair("fan", FailureMode::WaitAll, ["a", "b"]);
     let mut rig = Rig::new(&workflow(vec![Step { timeout: Some(60 * SECOND), ..step }]));
     rig.start("fan[x].a");
     assert_eq!(rig.fails("fan[y].b", "stock.out"), [""; 0]);
@@ -92,7 +92,7 @@ fn first_error_whose_step_does_not_go_on_is_published_when_that_is_certain() {
     let pending = || {
         let mut rig = Rig::new(&Workflow {
             timeout: Some(60 * SECOND),
-            ..workflow(vec![pair("fan", ParallelMode::WaitAll, ["a", "b"])])
+            ..workflow(vec![pair("fan", FailureMode::WaitAll, ["a", "b"])])
         });
         rig.start("fan[x].a");
         assert_eq!(rig.fails("fan[y].b", "stock.out"), [""; 0]);
@@ -116,7 +116,7 @@ fn first_error_whose_step_does_not_go_on_is_published_when_that_is_certain() {
 
 #[test]
 fn error_inside_a_step_that_another_branch_stops_is_published_once() {
-    let inner = pair("inner", ParallelMode::WaitAll, ["a", "b"]);
+    let inner = pair("inner", FailureMode::WaitAll, ["a", "b"]);
     let outer =
         parallel(&[("left", branch(vec![inner], &[])), ("right", branch(vec![step("c", 1)], &[]))]);
     let mut rig = Rig::new(&workflow(vec![fan(outer)]));
@@ -133,7 +133,7 @@ fn error_inside_a_step_that_another_branch_stops_is_published_once() {
 #[test]
 fn first_error_in_finally_is_published_when_the_cleanup_times_out() {
     let definition = Workflow {
-        finally: vec![pair("fan", ParallelMode::WaitAll, ["a", "b"])],
+        finally: vec![pair("fan", FailureMode::WaitAll, ["a", "b"])],
         cleanup_timeout: Some(60 * SECOND),
         ..workflow(vec![set("s", "1")])
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::definition::{Branch, Parallel, ParallelMode};
+use crate::definition::{Branch, FailureMode, ForEach, Parallel};
 
 /// Steps that may be nested, with ids that are unique in the workflow.
 fn nested(depth: u32) -> BoxedStrategy<Vec<Shape>> {
@@ -26,6 +26,8 @@ fn nested(depth: u32) -> BoxedStrategy<Vec<Shape>> {
         2 => (inner(), inner(), any::<bool>()).prop_map(|(a, b, first)| Shape::Switch(a, b, first)),
         3 => branches(depth),
         1 => inner().prop_map(Shape::Timed),
+        3 => (inner(), 0..4_u32, 1..4_u32, any::<bool>())
+            .prop_map(|(body, items, at_once, waits)| Shape::ForEach { body, items, at_once, waits }),
         3 => (leaf, handlers, any::<bool>())
             .prop_map(|(own, handlers, ignores)| Shape::Guarded(vec![own], handlers, ignores)),
         2 => (inner(), proptest::collection::vec((0..3_u8, inner()), 0..2), any::<bool>())
@@ -57,6 +59,12 @@ enum Shape {
         waits: bool,
         at_once: Option<u32>,
     },
+    ForEach {
+        body: Vec<Shape>,
+        items: u32,
+        at_once: u32,
+        waits: bool,
+    },
     /// A block with a timeout.
     Timed(Vec<Shape>),
     /// A block with handlers, each of errors of one of three kinds, and perhaps `on_error: IGNORE`.
@@ -80,6 +88,14 @@ fn build(shapes: &[Shape], next: &mut u32, in_handler: bool) -> Vec<Step> {
                 let default = build(default, next, in_handler);
                 switch(&id, &[(if *first { "true" } else { "false" }, case)], Some(default))
             }
+            Shape::ForEach { body, items, at_once, waits } => {
+                let mode = if *waits { FailureMode::WaitAll } else { FailureMode::FailFast };
+                let (concurrency, block_of) = (Some(*at_once), some(body, next, in_handler));
+                let items = format!("{:?}", (0..*items).collect::<Vec<_>>());
+                let block_of = block_of.into();
+                let each = ForEach { items, item_key: None, concurrency, mode, block: block_of };
+                block(&id, StepKind::ForEach(each))
+            }
             Shape::Timed(inner) => {
                 let timeout = Some(3 * SECOND);
                 Step { timeout, ..group(&id, some(inner, next, in_handler)) }
@@ -94,7 +110,7 @@ fn build(shapes: &[Shape], next: &mut u32, in_handler: bool) -> Vec<Step> {
                     let branch = Branch { block, after: after.collect() };
                     all.insert(format!("b{at}").as_str().into(), branch);
                 }
-                let mode = if *waits { ParallelMode::WaitAll } else { ParallelMode::FailFast };
+                let mode = if *waits { FailureMode::WaitAll } else { FailureMode::FailFast };
                 let concurrency = *at_once;
                 block(&id, StepKind::Parallel(Parallel { branches: all, mode, concurrency }))
             }
@@ -243,6 +259,7 @@ fn check_history(rig: &Rig) {
         match event {
             Event::BlockStarted { path, .. }
             | Event::ParallelStarted { path, .. }
+            | Event::LoopStarted { path, .. }
             | Event::StepStarted { path, .. }
                 if path.compensated().is_none() =>
             {
@@ -257,14 +274,17 @@ fn check_history(rig: &Rig) {
                 assert!(ended.is_none(), "{path} begins after its branch has ended");
                 begun.push(path);
             }
-            Event::BranchCompleted { path, branch, .. }
-            | Event::BranchFailed { path, branch, .. } => {
+            Event::BranchCompleted { path, branch: key, .. }
+            | Event::BranchFailed { path, branch: key, .. }
+            | Event::ItemCompleted { path, item: key, .. }
+            | Event::ItemFailed { path, item: key, .. } => {
                 assert!(!being_stopped.contains(&path), "a branch of {path} ends after its stop");
-                branches.push(format!("{path}[{branch}]."));
+                branches.push(format!("{path}[{key}]."));
             }
             Event::BlockStopped { path, .. } => being_stopped.push(path),
             Event::BlockCompleted { path, .. }
             | Event::ParallelCompleted { path }
+            | Event::LoopCompleted { path }
             | Event::ScopeReturned { path, .. }
             | Event::StepCaught { path, .. }
             | Event::StepFailed { path, .. }
@@ -282,11 +302,12 @@ fn check_history(rig: &Rig) {
             _ => {}
         }
         if let Event::HandlerStarted { path, .. } | Event::StepFailed { path, .. } = event {
-            suppressed += rig.state().parallel(path).map_or(0, |all| all.failures().count());
+            suppressed += rig.state().lanes(path).map_or(0, |lanes| lanes.failures().len());
         }
         if let Event::HandlerStarted { path, .. }
         | Event::StepFailed { path, .. }
         | Event::StepIgnored { path, .. }
+        | Event::LoopCompleted { path }
         | Event::ParallelCompleted { path } = event
         {
             let inside = |other: &&&StepPath| other.as_str().starts_with(&format!("{path}["));
@@ -319,6 +340,15 @@ fn check_history(rig: &Rig) {
     let is_stop = |event: &Event| matches!(event, Event::BlockStopped { .. });
     if suppressed == 0 && !rig.events.iter().any(is_stop) {
         let is_failed = usize::from(state.state == State::Failed);
-        assert!(of_kind(FailureKind::StepFailed) <= is_failed.max(1));
+        // Nothing takes the error of an item, so it is an event of its own, even if the loop never ends.
+        let is_item = |event: &&Event| matches!(event, Event::ItemFailed { .. });
+        let items = rig.events.iter().filter(is_item).count();
+        // The first error of a `parallel` that does not go on is an event as well. Several items may each have one.
+        let is_cut = |node: &&Node| {
+            let own = state.parallel(&node.path).and_then(|own| own.first_failure());
+            node.state == NodeState::Cancelled && own.is_some()
+        };
+        let cut = state.steps().chain(state.cleanup_steps()).filter(is_cut).count();
+        assert!(of_kind(FailureKind::StepFailed) <= is_failed.max(1) + items + cut);
     }
 }

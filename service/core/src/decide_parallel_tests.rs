@@ -4,65 +4,65 @@
 mod failures;
 
 use super::*;
-use crate::definition::{Branch, Parallel, ParallelMode};
+use crate::definition::{Branch, FailureMode, Parallel};
 use crate::event::AttemptOutcome;
 use crate::plan::IssueCode;
 
-fn branch(steps: Vec<Step>, after: &[&str]) -> Branch {
+pub fn branch(steps: Vec<Step>, after: &[&str]) -> Branch {
     Branch { block: steps.into(), after: after.iter().map(|id| (*id).into()).collect() }
 }
 
-fn parallel(branches: &[(&str, Branch)]) -> Parallel {
+pub fn parallel(branches: &[(&str, Branch)]) -> Parallel {
     let branches = branches.iter().map(|(id, branch)| ((*id).into(), branch.clone()));
     Parallel { branches: branches.collect(), ..Parallel::default() }
 }
 
-fn fan(parallel: Parallel) -> Step {
+pub fn fan(parallel: Parallel) -> Step {
     block("fan", StepKind::Parallel(parallel))
 }
 
 /// A step `fan` with branches `left` and `right`, each of one task of the same name.
-fn two(mode: ParallelMode) -> Step {
+fn two(mode: FailureMode) -> Step {
     let one = |id| branch(vec![step(id, 1)], &[]);
     fan(Parallel { mode, ..parallel(&[("left", one("a")), ("right", one("b"))]) })
 }
 
 impl Rig {
-    fn task(&self, path: &str) -> TaskId {
+    pub fn task(&self, path: &str) -> TaskId {
         let open = self.state().open_attempt_of(&path.into());
         self.state().task_id(&open.unwrap_or_else(|| panic!("{path} has an open attempt")))
     }
 
-    fn open_paths(&self) -> Vec<String> {
+    pub fn open_paths(&self) -> Vec<String> {
         self.state().open_attempts().map(|open| open.path.to_string()).collect()
     }
 
-    fn start(&mut self, path: &str) {
+    pub fn start(&mut self, path: &str) {
         let (task, at, basis) = (self.task(path), self.now, StartBasis::Held);
         let (worker, session) = ("w".to_owned(), "s".to_owned());
         let start = Command::RecordStart { task, worker, session, at, basis };
         self.submit(start).expect("the attempt is open");
     }
 
-    fn complete_one(&mut self, path: &str) {
+    pub fn complete_one(&mut self, path: &str) {
         let (task, worker) = (self.task(path), "w".to_owned());
         let output = Payload::json(format!("\"{path}\""));
         let complete = Command::CompleteTask { task, output, worker };
         self.submit(complete).expect("the attempt is open");
     }
 
-    fn fail_one(&mut self, path: &str, error_type: &str) {
+    pub fn fail_one(&mut self, path: &str, error_type: &str) {
         let error = TaskError { non_retryable: Some(true), ..TaskError::new(error_type, "no") };
         let (task, worker) = (self.task(path), "w".to_owned());
         self.submit(Command::FailTask { task, error, worker }).expect("the attempt is open");
     }
 
-    fn undone(&self) -> Vec<String> {
+    pub fn undone(&self) -> Vec<String> {
         self.state().compensations().iter().map(|one| one.step.to_string()).collect()
     }
 
     /// Completes whatever is open until the execution has ended.
-    fn complete_all(&mut self) {
+    pub fn complete_all(&mut self) {
         while self.state().is_active() {
             match self.open_paths().first().cloned() {
                 Some(path) => self.complete_one(&path),
@@ -75,7 +75,7 @@ impl Rig {
 #[test]
 fn branches_run_at_the_same_time_and_their_outputs_make_up_that_of_the_step() {
     let after = set("sum", r#"["${steps.fan.output.left}", "${steps.fan.output.right}"]"#);
-    let mut rig = Rig::new(&workflow(vec![two(ParallelMode::FailFast), after]));
+    let mut rig = Rig::new(&workflow(vec![two(FailureMode::FailFast), after]));
     assert_eq!(rig.open_paths(), ["fan[left].a", "fan[right].b"]);
     rig.complete_one("fan[right].b");
     assert_eq!(*state_of(&rig, "fan"), NodeState::Running, "it waits for the other branch");
@@ -84,7 +84,7 @@ fn branches_run_at_the_same_time_and_their_outputs_make_up_that_of_the_step() {
     assert_eq!(output(&rig), r#"["fan[left].a","fan[right].b"]"#);
     assert!(rig.kinds.is_empty());
 
-    let whole = workflow(vec![two(ParallelMode::FailFast)]);
+    let whole = workflow(vec![two(FailureMode::FailFast)]);
     let mut rig = Rig::new(&whole);
     rig.complete_one("fan[left].a");
     rig.complete_one("fan[right].b");
@@ -168,7 +168,7 @@ fn first_branch_that_fails_stops_the_others_and_the_step_fails_when_nothing_live
 
 #[test]
 fn attempt_that_outlives_the_grace_period_of_its_step_is_closed_and_compensated() {
-    let mut rig = Rig::new(&workflow(vec![two(ParallelMode::FailFast)]));
+    let mut rig = Rig::new(&workflow(vec![two(FailureMode::FailFast)]));
     rig.start("fan[left].a");
     rig.fail_one("fan[right].b", "payment.declined");
     let task = rig.task("fan[left].a");
@@ -213,7 +213,7 @@ fn steps_of_all_branches_are_compensated_in_the_reverse_order_of_their_completio
 fn waiting_for_all_branches_keeps_every_error_and_runs_no_branch_after_a_failed_one() {
     let one = |id| branch(vec![step(id, 1)], &[]);
     let all = Parallel {
-        mode: ParallelMode::WaitAll,
+        mode: FailureMode::WaitAll,
         ..parallel(&[
             ("a", one("s1")),
             ("b", one("s2")),
@@ -252,7 +252,7 @@ fn waiting_for_all_branches_keeps_every_error_and_runs_no_branch_after_a_failed_
 
 #[test]
 fn output_of_a_parallel_that_failed_or_was_caught_or_ignored() {
-    let all = || two(ParallelMode::WaitAll);
+    let all = || two(FailureMode::WaitAll);
     let run = |fan: Step, reads: &str| {
         let mut rig = Rig::new(&workflow(vec![fan, set("after", reads)]));
         rig.fail_one("fan[right].b", "stock.out");
@@ -292,7 +292,7 @@ fn output_that_is_too_large_for_one_payload_fails_its_reader_and_not_the_step() 
 #[test]
 fn output_of_a_branch_that_is_not_json_fails_the_reader_of_the_whole() {
     let mut rig = Rig::new(&workflow(vec![
-        two(ParallelMode::FailFast),
+        two(FailureMode::FailFast),
         ignoring(set("copy", r#""${steps.fan.output}""#)),
     ]));
     let (task, worker) = (rig.task("fan[left].a"), "w".to_owned());
@@ -303,7 +303,7 @@ fn output_of_a_branch_that_is_not_json_fails_the_reader_of_the_whole() {
     assert_eq!(rig.ended().0, State::Failed, "the output of the run is that of the step");
     let copy = rig.state().node(&"copy".into()).and_then(Node::error);
     let message = copy.map(|error| error.message.as_str()).unwrap_or_default();
-    assert!(message.contains("its branch `left` is not JSON"), "{message}");
+    assert!(message.contains("that of `left` in it is not JSON"), "{message}");
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn inner_step_that_is_being_stopped_is_stopped_with_the_one_around_it() {
 
 #[test]
 fn error_reported_by_a_branch_that_is_being_stopped_is_published_and_changes_nothing() {
-    let mut rig = Rig::new(&workflow(vec![two(ParallelMode::FailFast)]));
+    let mut rig = Rig::new(&workflow(vec![two(FailureMode::FailFast)]));
     rig.start("fan[left].a");
     rig.fail_one("fan[right].b", "payment.declined");
     rig.fail_one("fan[left].a", "stock.out");
@@ -397,7 +397,7 @@ fn error_reported_by_a_branch_that_is_being_stopped_is_published_and_changes_not
 fn run_that_is_cancelled_or_times_out_stops_all_branches() {
     for cancels in [true, false] {
         let definition =
-            Workflow { timeout: Some(60 * SECOND), ..workflow(vec![two(ParallelMode::WaitAll)]) };
+            Workflow { timeout: Some(60 * SECOND), ..workflow(vec![two(FailureMode::WaitAll)]) };
         let mut rig = Rig::new(&definition);
         rig.start("fan[left].a");
         match cancels {
@@ -501,11 +501,12 @@ fn expression_reads_only_branches_that_come_before_its_own() {
 
 #[test]
 fn history_that_names_a_branch_that_is_not_running_does_not_fold() {
-    let rig = Rig::new(&workflow(vec![two(ParallelMode::FailFast)]));
+    let rig = Rig::new(&workflow(vec![two(FailureMode::FailFast)]));
     let begins = |path: &str| Event::StepSkipped { path: path.into() };
-    for (path, what) in
-        [("fan[other].x", "the branch is not running"), ("fan.x", "the path names no branch")]
-    {
+    for (path, what) in [
+        ("fan[other].x", "the branch or item is not running"),
+        ("fan.x", "the path names no branch or item"),
+    ] {
         let state = rig.folded.clone();
         let misfit = bounds::followed_by(state, rig.now, vec![begins(path)]);
         assert_eq!(misfit.expect_err("it does not fold").what, what);

@@ -75,7 +75,7 @@ impl Step {
     }
 }
 
-/// The kinds of steps. Loops, waits and child executions will be further kinds.
+/// The kinds of steps. Repetitions, waits and child executions will be further kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepKind {
     Task(Task),
@@ -91,6 +91,7 @@ pub enum StepKind {
     /// Groups steps, so that one `catch` or `on_error` applies to all of them.
     Try(Block),
     Parallel(Parallel),
+    ForEach(ForEach),
 }
 
 impl StepKind {
@@ -103,7 +104,8 @@ impl StepKind {
             | Self::Return { .. }
             | Self::Switch(_)
             | Self::Try(_)
-            | Self::Parallel(_) => None,
+            | Self::Parallel(_)
+            | Self::ForEach(_) => None,
         }
     }
 
@@ -115,14 +117,15 @@ impl StepKind {
             | Self::Return { .. }
             | Self::Switch(_)
             | Self::Try(_)
-            | Self::Parallel(_) => None,
+            | Self::Parallel(_)
+            | Self::ForEach(_) => None,
         }
     }
 
     /// Whether steps of this kind run other steps, apart from those of their handlers.
     pub fn has_blocks(&self) -> bool {
         match self {
-            Self::Switch(_) | Self::Try(_) | Self::Parallel(_) => true,
+            Self::Switch(_) | Self::Try(_) | Self::Parallel(_) | Self::ForEach(_) => true,
             Self::Task(_) | Self::Set(_) | Self::Fail(_) | Self::Return { .. } => false,
         }
     }
@@ -132,6 +135,7 @@ impl StepKind {
         let (cases, default, body, branches) = match self {
             Self::Switch(Switch { cases, default }) => (&cases[..], default.as_ref(), None, None),
             Self::Try(body) => (&[][..], None, Some(body), None),
+            Self::ForEach(ForEach { block, .. }) => (&[][..], None, Some(block), None),
             Self::Parallel(parallel) => (&[][..], None, None, Some(&parallel.branches)),
             Self::Task(_) | Self::Set(_) | Self::Fail(_) | Self::Return { .. } => {
                 (&[][..], None, None, None)
@@ -180,7 +184,7 @@ pub struct Case {
 pub struct Parallel {
     /// By their ids, which have the form of step ids. The ids are unique within this step only.
     pub branches: BTreeMap<StepId, Branch>,
-    pub mode: ParallelMode,
+    pub mode: FailureMode,
     /// How many branches may run at a time; none: all of them.
     pub concurrency: Option<u32>,
 }
@@ -193,13 +197,27 @@ pub struct Branch {
     pub after: Vec<StepId>,
 }
 
-/// What becomes of the other branches when one fails.
+/// Runs a block for each item of a list or a map.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ForEach {
+    /// A bare CEL expression, whose value is a list or a map. It is evaluated once, when the step begins.
+    pub items: String,
+    /// `item`, or a field of it such as `item.sku`: a text or a whole number that stands for the item in paths
+    /// and idempotency keys. By default, that is the item's index in the list or its key in the map.
+    pub item_key: Option<String>,
+    /// How many items may run at a time; 1 by default.
+    pub concurrency: Option<u32>,
+    pub mode: FailureMode,
+    pub block: Block,
+}
+
+/// What becomes of the other branches or items when one fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ParallelMode {
-    /// The other branches are stopped.
+pub enum FailureMode {
+    /// They are stopped, and no further ones begin.
     #[default]
     FailFast,
-    /// The other branches run to their ends before the step fails.
+    /// They run to their ends before the step fails.
     WaitAll,
 }
 

@@ -26,6 +26,8 @@ pub mod builtin {
     pub const EXPRESSION: &str = "recoup.expression";
     pub const INPUT_INVALID: &str = "recoup.input_invalid";
     pub const PAYLOAD_TOO_LARGE: &str = "recoup.payload_too_large";
+    pub const ITEMS_INVALID: &str = "recoup.items_invalid";
+    pub const TOO_MANY_FAILURES: &str = "recoup.too_many_failures";
     pub const NO_SUCH_TASK: &str = "recoup.no_such_task";
     pub const HISTORY_TOO_LONG: &str = "recoup.history_too_long";
     pub const QUARANTINED: &str = "recoup.quarantined";
@@ -46,6 +48,8 @@ pub mod builtin {
         EXPRESSION,
         INPUT_INVALID,
         PAYLOAD_TOO_LARGE,
+        ITEMS_INVALID,
+        TOO_MANY_FAILURES,
         NO_SUCH_TASK,
         HISTORY_TOO_LONG,
         QUARANTINED,
@@ -56,6 +60,7 @@ pub mod builtin {
         EXPRESSION,
         INPUT_INVALID,
         PAYLOAD_TOO_LARGE,
+        ITEMS_INVALID,
         OUTCOME_UNKNOWN,
         HISTORY_TOO_LONG,
         QUARANTINED,

@@ -122,11 +122,41 @@ pub enum Event {
     ParallelCompleted {
         path: StepPath,
     },
+    /// A `for_each` began. Each of its items begins with the first of its steps.
+    LoopStarted {
+        path: StepPath,
+        generation: u32,
+        /// A JSON list or object, of which each value is an item. Those of an object are in the order of their
+        /// names.
+        items: PayloadSource,
+        /// What stands in paths for the items. None if that is the index or, of an object, the name.
+        keys: Option<Vec<ItemKey>>,
+        /// How many items may run at a time.
+        concurrency: u32,
+        deadline: Option<Timestamp>,
+    },
+    ItemCompleted {
+        path: StepPath,
+        item: ItemKey,
+        output: PayloadSource,
+    },
+    /// An error passed out of the item, which ends it. `origin` is the step in which the error arose.
+    ItemFailed {
+        path: StepPath,
+        item: ItemKey,
+        error: TaskError,
+        origin: StepPath,
+    },
+    /// Every item of a `for_each` completed. The output of the step is put together from their outputs where
+    /// it is read.
+    LoopCompleted {
+        path: StepPath,
+    },
     /// No further step begins inside the step. Attempts inside it that are still live may run until
     /// `grace_until`; when the last of them has ended, the step fails.
     BlockStopped {
         path: StepPath,
-        /// Why; none if the first branch that failed is the reason.
+        /// Why; none if the first branch or item that failed is the reason.
         error: Option<TaskError>,
         grace_until: Timestamp,
     },
@@ -283,6 +313,10 @@ impl Event {
             | Self::BranchCompleted { .. }
             | Self::BranchFailed { .. }
             | Self::ParallelCompleted { .. }
+            | Self::LoopStarted { .. }
+            | Self::ItemCompleted { .. }
+            | Self::ItemFailed { .. }
+            | Self::LoopCompleted { .. }
             | Self::BlockStopped { .. }
             | Self::BlockCompleted { .. }
             | Self::ScopeReturned { .. }
@@ -317,6 +351,13 @@ impl Event {
                 Self::BlockCompleted { path, output }
                 | Self::ScopeReturned { path, output }
                 | Self::StepCaught { path, output } => path.as_str().len() + output.size(),
+                Self::LoopStarted { path, items, keys, .. } => {
+                    let keys = keys.iter().flatten().map(|key| key.as_str().len() + 8);
+                    path.as_str().len() + items.size() + keys.sum::<usize>()
+                }
+                Self::ItemCompleted { path, item, output } => {
+                    path.as_str().len() + item.as_str().len() + output.size()
+                }
                 Self::ParallelStarted { path, ready, .. } => {
                     path.as_str().len() + ready.iter().map(|key| key.as_str().len()).sum::<usize>()
                 }
@@ -328,6 +369,7 @@ impl Event {
                     path.as_str().len() + error.as_ref().map_or(0, TaskError::size)
                 }
                 Self::BranchFailed { path, error, origin, .. }
+                | Self::ItemFailed { path, error, origin, .. }
                 | Self::HandlerStarted { path, error, origin, .. } => {
                     path.as_str().len() + origin.as_str().len() + error.size()
                 }
@@ -351,6 +393,7 @@ impl Event {
                 Self::StepSkipped { path }
                 | Self::BlockStarted { path, .. }
                 | Self::ParallelCompleted { path }
+                | Self::LoopCompleted { path }
                 | Self::AttemptScheduled { path, .. }
                 | Self::AttemptWithdrawn { path, .. } => path.as_str().len(),
                 Self::CompensationEnded { .. }

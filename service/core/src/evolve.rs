@@ -5,10 +5,10 @@ use crate::event::{
     AttemptFailed, AttemptOutcome, Event, ExecutionStarted, FirstAttempt, PayloadSource, StopCause,
 };
 use crate::execution::{
-    BASE_BYTES, BlockStop, BranchResult, Compensation, CompensationOutcome, CompensationState,
-    CompensationStepState, Execution, Handled, Ledger, Node, NodeId, NodeKind, NodeState, Nodes,
-    OpenAttempt, OpenIndex, Parallel, Part, Phase, REQUESTS_MAX, Scope, Started, State, Stop, Task,
-    TaskRef, Warning, WarningKind, error_bytes,
+    BASE_BYTES, BlockStop, Compensation, CompensationOutcome, CompensationState,
+    CompensationStepState, Execution, Handled, Items, LaneResult, Lanes, Ledger, Loop, Node,
+    NodeId, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex, Parallel, Part, Phase,
+    REQUESTS_MAX, Scope, Started, State, Stop, Task, TaskRef, Warning, WarningKind, error_bytes,
 };
 use crate::id::{ExecutionId, StepPath};
 use crate::payload::Payload;
@@ -164,20 +164,43 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
             let inner = Inner { part: Some(Part::Branch), deadline: *deadline };
             let (kind, running) = (NodeKind::Block, NodeState::Running);
             let id = add_node(state, path, *generation, kind, running, inner)?;
-            state.nodes.start_parallel(id, Parallel::new(ready, *concurrency));
+            state.start_lanes(id, Lanes::Branches(Parallel::new(ready, *concurrency)));
         }
         Event::BranchCompleted { path, branch, output, ready } => {
-            let result = BranchResult::Completed(state.payload(output));
+            let result = LaneResult::Completed(state.payload(output));
             let id = state.nodes.find(path).ok_or("no such step")?;
-            state.end_branch(id, branch, result, ready)?;
+            state.end_lane(id, branch, result, ready)?;
         }
         Event::BranchFailed { path, branch, error, origin } => {
             let (error, origin) = (error.clone(), origin.clone());
-            let result = BranchResult::Failed(Box::new(Handled { error, origin }));
+            let result = LaneResult::Failed(Box::new(Handled { error, origin }));
             let id = state.nodes.find(path).ok_or("no such step")?;
-            state.end_branch(id, branch, result, &[])?;
+            state.end_lane(id, branch, result, &[])?;
         }
-        Event::ParallelCompleted { path } => {
+        Event::LoopStarted { path, generation, items, keys, concurrency, deadline } => {
+            let items = Items::of(&state.payload(items)).ok_or("the items are no list")?;
+            let keys = keys.clone().or(items.keys);
+            if keys.as_ref().is_some_and(|keys| keys.len() != items.values.len()) {
+                return Err("there is not a key for each item");
+            }
+            let inner = Inner { part: Some(Part::Item), deadline: *deadline };
+            let (kind, running) = (NodeKind::Block, NodeState::Running);
+            let id = add_node(state, path, *generation, kind, running, inner)?;
+            let items = Loop::new(items.values, keys, *concurrency);
+            state.start_lanes(id, Lanes::Items(Box::new(items)));
+        }
+        Event::ItemCompleted { path, item, output } => {
+            let result = LaneResult::Completed(state.payload(output));
+            let id = state.nodes.find(path).ok_or("no such step")?;
+            state.end_lane(id, item, result, &[])?;
+        }
+        Event::ItemFailed { path, item, error, origin } => {
+            let (error, origin) = (error.clone(), origin.clone());
+            let result = LaneResult::Failed(Box::new(Handled { error, origin }));
+            let id = state.nodes.find(path).ok_or("no such step")?;
+            state.end_lane(id, item, result, &[])?;
+        }
+        Event::ParallelCompleted { path } | Event::LoopCompleted { path } => {
             change_node(state, path, |node| node.state = NodeState::Joined)?;
         }
         Event::BlockStopped { path, error, grace_until } => {

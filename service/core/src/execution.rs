@@ -5,7 +5,9 @@
 //! open attempts in the orders in which they are needed, the ledger of effects, and the weight. No decision
 //! walks all nodes.
 
+mod lanes;
 mod ledger;
+mod loops;
 mod nodes;
 mod open;
 mod parallel;
@@ -15,12 +17,15 @@ mod weight;
 
 use std::collections::VecDeque;
 
+pub use self::lanes::{LaneResult, Lanes};
+pub use self::loops::{Items, Loop};
 pub use self::nodes::{Counters, NodeId, Scope};
-pub use self::parallel::{BranchResult, Parallel};
+pub use self::parallel::Parallel;
 pub use crate::state::{CompensationOutcome, CompensationState, Part, State, TraceContext};
 
+pub(crate) use self::lanes::BlockWork;
 pub(crate) use self::ledger::Ledger;
-pub(crate) use self::nodes::{BlockWork, Nodes};
+pub(crate) use self::nodes::Nodes;
 pub(crate) use self::open::{OpenIndex, TaskRef};
 pub(crate) use self::weight::{BASE_BYTES, error_bytes};
 
@@ -180,8 +185,8 @@ pub enum NodeState {
     Completed {
         output: Payload,
     },
-    /// The step is a `parallel`, and all of its branches completed. Its output is put together from theirs
-    /// where it is read.
+    /// The step is a `parallel` or a `for_each`, and all of its branches or items completed. Its output is put
+    /// together from theirs where it is read.
     Joined,
     /// The step failed, and a handler completed in its place. The node keeps the error.
     Caught {
@@ -274,7 +279,7 @@ impl Node {
     }
 
     /// The output of the step, if it completed, or that of the handler that completed in its place. None for
-    /// a `parallel` that completed: [`Execution::output`] has its output.
+    /// a `parallel` or `for_each` that completed: [`Execution::output`] has its output.
     pub fn output(&self) -> Option<&Payload> {
         match &self.state {
             NodeState::Completed { output } | NodeState::Caught { output } => Some(output),
@@ -316,51 +321,76 @@ pub enum Output<'a> {
     Whole(&'a Payload),
     /// That of a `parallel`: a JSON object with the outputs of its branches.
     Branches(&'a Parallel),
+    /// That of a `for_each`: a JSON list with the outputs of its items.
+    Items(&'a Loop),
 }
 
 impl Output<'_> {
     /// The approximate number of bytes of the output.
     pub fn size(self) -> usize {
+        let of = |output: Option<&Payload>| output.map_or(4, |output| output.data.len()) + 1;
         match self {
             Self::Whole(output) => output.data.len(),
             Self::Branches(parallel) => {
                 let outputs = parallel.outputs();
-                outputs.map(|(id, output)| id.as_str().len() + output.data.len() + 4).sum::<usize>()
-                    + 2
+                let each = outputs.map(|(id, output)| id.as_str().len() + 3 + of(Some(output)));
+                each.sum::<usize>() + 2
             }
+            Self::Items(items) => items.outputs().map(of).sum::<usize>() + 2,
         }
     }
 
-    /// The branch whose output has no place in a JSON object.
-    pub fn first_not_json(&self) -> Option<&ItemKey> {
+    /// The branch or item whose output has no place in JSON.
+    pub fn first_not_json(self) -> Option<ItemKey> {
         match self {
             Self::Whole(_) => None,
             Self::Branches(parallel) => {
-                parallel.outputs().find(|(_, output)| !output.is_json()).map(|(id, _)| id)
+                parallel.outputs().find(|(_, output)| !output.is_json()).map(|(id, _)| id.clone())
+            }
+            Self::Items(items) => {
+                let mut outputs = items.outputs().zip(0..);
+                let found = outputs.find(|(output, _)| output.is_some_and(|own| !own.is_json()));
+                found.map(|(_, index)| items.key(index))
             }
         }
     }
 
-    /// The output as one payload, where the output of a branch that is not JSON is null.
+    /// The output as one payload, where the output of a branch or an item that is not JSON is null.
     pub fn to_payload(self) -> Payload {
-        let parallel = match self {
+        let mut json = Vec::new();
+        match self {
             Self::Whole(output) => return output.clone(),
-            Self::Branches(parallel) => parallel,
-        };
-        let mut json = b"{".to_vec();
-        for (id, output) in parallel.outputs() {
-            if json.len() > 1 {
-                json.push(b',');
+            Self::Branches(parallel) => {
+                json.push(b'{');
+                for (id, output) in parallel.outputs() {
+                    if json.len() > 1 {
+                        json.push(b',');
+                    }
+                    json.extend(serde_json::Value::from(id.as_str()).to_string().as_bytes());
+                    json.push(b':');
+                    json.extend_from_slice(json_of(Some(output)));
+                }
+                json.push(b'}');
             }
-            json.extend(serde_json::Value::from(id.as_str()).to_string().as_bytes());
-            json.push(b':');
-            match output.is_json() && !output.data.is_empty() {
-                true => json.extend_from_slice(&output.data),
-                false => json.extend_from_slice(b"null"),
+            Self::Items(items) => {
+                json.push(b'[');
+                for (output, index) in items.outputs().zip(0_u32..) {
+                    if index > 0 {
+                        json.push(b',');
+                    }
+                    json.extend_from_slice(json_of(output));
+                }
+                json.push(b']');
             }
         }
-        json.push(b'}');
         Payload::json(json)
+    }
+}
+
+fn json_of(output: Option<&Payload>) -> &[u8] {
+    match output.filter(|output| output.is_json() && !output.data.is_empty()) {
+        Some(output) => &output.data,
+        None => b"null",
     }
 }
 
@@ -401,22 +431,45 @@ impl Execution {
         }
     }
 
-    /// The output of a step that completed or whose error was caught. Of a `parallel` that did not complete,
-    /// the outputs of those of its branches that did.
+    /// The output of a step that completed or whose error was caught. Of a `parallel` or `for_each` that did
+    /// not complete, the outputs of those of its branches or items that did.
     pub fn output(&self, step: &StepPath) -> Option<Output<'_>> {
         let id = self.nodes.find(step)?;
         let node = self.nodes.get(id);
-        match (&node.state, self.nodes.parallel(id)) {
+        match (&node.state, self.nodes.lanes(id)) {
             (NodeState::Ignored { .. }, _) => None,
             (NodeState::Caught { output }, _) => Some(Output::Whole(output)),
-            (_, Some(parallel)) => Some(Output::Branches(parallel)),
-            _ => node.output().map(Output::Whole),
+            (_, Some(Lanes::Branches(parallel))) => Some(Output::Branches(parallel)),
+            (_, Some(Lanes::Items(items))) => Some(Output::Items(items)),
+            (_, None) => node.output().map(Output::Whole),
         }
+    }
+
+    /// The branches of a `parallel`, or the items of a `for_each`, that has begun.
+    pub fn lanes(&self, step: &StepPath) -> Option<&Lanes> {
+        self.nodes.lanes(self.nodes.find(step)?)
     }
 
     /// The branches of a `parallel` that has begun.
     pub fn parallel(&self, step: &StepPath) -> Option<&Parallel> {
-        self.nodes.parallel(self.nodes.find(step)?)
+        match self.lanes(step)? {
+            Lanes::Branches(parallel) => Some(parallel),
+            Lanes::Items(_) => None,
+        }
+    }
+
+    /// The items around a scope, outermost first: the loop of each, and the key of the item.
+    pub fn items_around<'a>(&'a self, scope: &'a Scope) -> Vec<(&'a Loop, &'a ItemKey)> {
+        let mut items = Vec::new();
+        let mut scope = scope;
+        while let Scope::Inside { node, item, .. } = scope {
+            if let (Some(Lanes::Items(of)), Some(key)) = (self.nodes.lanes(*node), item) {
+                items.push((&**of, key));
+            }
+            scope = &self.nodes.get(*node).scope;
+        }
+        items.reverse();
+        items
     }
 
     /// Whether an attempt is told to end, because the run or a step around it is being stopped. Attempts of

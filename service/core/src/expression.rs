@@ -12,6 +12,8 @@
 //! | `input` | the execution's input |
 //! | `steps.<id>.output` | the step's output, or that of the handler that caught its error; null if it was skipped, failed or has not ended |
 //! | `branches.<id>.output` | in a branch of a `parallel`: the output of a branch that it comes `after`, directly or not |
+//! | `item`, `index`, `key` | in a `for_each`: the item of the innermost loop, its index from 0, and its key |
+//! | `loops.<id>.item`, `.index`, `.key` | the same of the loop with this id |
 //! | `steps.<id>.error` | the error with which the step failed, caught or ignored or neither; else null |
 //! | `execution` | `id`, `key` (or null), `namespace`, `workflow`, `version`, `started_at` (RFC 3339), `failed_step` (or null), `compensation_state` |
 //! | `run` | number of the run, from 1 |
@@ -208,7 +210,7 @@ impl Template {
             Body::Constant(payload) => PayloadSource::Inline(payload.clone()),
             Body::Input => PayloadSource::Input,
             Body::Output(step) => {
-                let source = PayloadSource::Output(step.clone());
+                let source = PayloadSource::Output(variables::located(step, variables));
                 check_passed_on(&source, variables.execution)?;
                 source
             }
@@ -280,8 +282,8 @@ impl Expression {
 /// Checks that a payload can be passed on.
 ///
 /// # Errors
-/// `recoup.payload_too_large` if the output of a `parallel` is too large for one payload, and
-/// `recoup.expression` if one of its branches has an output that is not JSON.
+/// `recoup.payload_too_large` if the output of a `parallel` or `for_each` is too large for one payload, and
+/// `recoup.expression` if one of its branches or items has an output that is not JSON.
 pub fn check_passed_on(source: &PayloadSource, execution: &Execution) -> Result<(), TaskError> {
     let PayloadSource::Output(step) = source else {
         return Ok(());
@@ -291,7 +293,7 @@ pub fn check_passed_on(source: &PayloadSource, execution: &Execution) -> Result<
     };
     if let Some(branch) = output.first_not_json() {
         let what = format!(
-            "the output of `{step}` cannot be passed on, because that of its branch `{branch}` is not JSON"
+            "the output of `{step}` cannot be passed on, because that of `{branch}` in it is not JSON"
         );
         return Err(TaskError::builtin(builtin::EXPRESSION, what));
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::definition::ParallelMode;
+use crate::definition::FailureMode;
 use crate::error::{TaskError, builtin, type_matches};
 use crate::event::{AttemptFailed, AttemptOutcome, Event, StopCause};
 use crate::execution::{
@@ -159,6 +159,11 @@ pub fn failure_events(state: &Execution, plan: &Plan, events: &[Event]) -> Vec<F
                 if first.is_some_and(|(first, _)| first != branch) {
                     found.push(of_step(state, plan, FailureKind::StepFailed, origin, error, &last));
                 }
+            }
+            // Nothing takes the error of an item: the loop fails with an error of its own.
+            Event::ItemFailed { error, origin, .. } => {
+                passes_on = false;
+                found.push(of_step(state, plan, FailureKind::StepFailed, origin, error, &last));
             }
             Event::BlockStopped { path, error, .. } => {
                 let own = state.parallel(path).filter(|_| error.is_some());
@@ -337,9 +342,8 @@ fn was_stopped(state: &Execution, plan: &Plan, path: &StepPath) -> bool {
     };
     let is_late = node.deadline.is_some_and(|deadline| deadline <= state.decided_at);
     let kind = plan.step(path).map(|step| &step.kind);
-    let fails_fast =
-        matches!(kind, Some(StepKind::Parallel(own)) if own.mode == ParallelMode::FailFast);
-    let has_failed = state.parallel(path).is_some_and(|own| own.first_failure().is_some());
+    let fails_fast = kind.and_then(StepKind::mode) == Some(FailureMode::FailFast);
+    let has_failed = state.lanes(path).is_some_and(|own| own.first_failure().is_some());
     is_late || (fails_fast && has_failed)
 }
 

@@ -11,6 +11,10 @@ pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 pub const STEPS_MAX: usize = 1_000;
 /// How deep the blocks of a definition may nest.
 pub const NESTING_MAX: usize = 20;
+/// Items of one `for_each`.
+pub const ITEMS_MAX: usize = 10_000;
+/// Bytes of the key of an item, as it is written in a path.
+pub const ITEM_KEY_BYTES_MAX: usize = 64;
 /// Events of a run. At this number no further step begins, no step is retried and no attempt is handed over
 /// a second time, and the run fails. Events that end a run are exempt.
 pub const HISTORY_EVENTS_MAX: usize = 50_000;

@@ -1,5 +1,5 @@
-//! The form of step paths. `fan[left].reserve` names the steps from the outermost to the step itself, and
-//! for each `parallel` the branch. The path alone tells which step contains which, so folding a history
+//! The form of step paths. `lines[3].reserve` names the steps from the outermost to the step itself, for each
+//! `for_each` the key of the item, and for each `parallel` the branch. The path alone tells which step contains which, so folding a history
 //! needs no definition to build the tree.
 //!
 //! Keys are written unchanged, except that `%`, `[`, `]`, `/` and control characters are escaped as `%5B`
@@ -13,7 +13,7 @@ use crate::id::{ItemKey, StepPath};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment<'a> {
     pub step: &'a str,
-    /// The id of the branch, if the step is a `parallel` and the path leads into one of its branches.
+    /// The key of the item or the id of the branch, if the path leads into one.
     pub key: Option<ItemKey>,
 }
 
@@ -71,6 +71,26 @@ impl StepPath {
         Some(Self::of_segments(around))
     }
 
+    /// Fills the empty brackets of a path with keys, outermost first: `lines[].reserve` becomes
+    /// `lines[3].reserve`. Other brackets stay as they are, as do those for which there is no key.
+    pub fn with_keys<'a>(&self, keys: impl IntoIterator<Item = &'a ItemKey>) -> Cow<'_, Self> {
+        let mut rest = self.as_str();
+        if !rest.contains("[]") {
+            return Cow::Borrowed(self);
+        }
+        let mut path = String::with_capacity(rest.len() + 8);
+        for key in keys {
+            let Some((before, after)) = rest.split_once("[]") else { break };
+            path.push_str(before);
+            path.push('[');
+            escape(key.as_str(), &mut path);
+            path.push(']');
+            rest = after;
+        }
+        path.push_str(rest);
+        Cow::Owned(Self::from(path))
+    }
+
     /// The path without the keys of items, such as `lines[].reserve`: the same for all items of a loop.
     pub fn pattern(&self) -> Cow<'_, str> {
         let path = self.as_str();
@@ -87,6 +107,13 @@ impl StepPath {
         pattern.push_str(rest);
         Cow::Owned(pattern)
     }
+}
+
+/// The bytes that a key takes in a path.
+pub(crate) fn key_bytes(key: &str) -> usize {
+    let mut path = String::new();
+    escape(key, &mut path);
+    path.len()
 }
 
 fn escape(key: &str, path: &mut String) {
@@ -162,6 +189,19 @@ mod tests {
             if let Some(segments) = path.segments() {
                 prop_assert_eq!(StepPath::of_segments(segments), path);
             }
+        }
+    }
+
+    #[test]
+    fn keys_fill_only_empty_brackets() {
+        let keys: Vec<ItemKey> = vec!["3".into(), "a]b".into()];
+        for (path, filled) in [
+            ("charge", "charge"),
+            ("lines[].reserve", "lines[3].reserve"),
+            ("fan[left].lines[].pack[].wrap", "fan[left].lines[3].pack[a%5Db].wrap"),
+            ("a[].b[].c[].d", "a[3].b[a%5Db].c[].d"),
+        ] {
+            assert_eq!(StepPath::from(path).with_keys(&keys).as_str(), filled);
         }
     }
 

@@ -8,7 +8,7 @@ mod policy;
 
 use std::time::Duration;
 
-use crate::definition::{Delivery, OnError, ParallelMode};
+use crate::definition::{Delivery, FailureMode, OnError};
 use crate::error::TaskError;
 use crate::expression::{Condition, Template};
 use crate::id::{ItemKey, StepId, StepPath, WorkflowName};
@@ -51,7 +51,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct StepPlan {
     pub id: StepId,
-    /// The path of the step, valid only if it stands in no loop.
+    /// The path of the step, with empty brackets for the keys of the items around it.
     pub path: StepPath,
     pub kind: StepKind,
     pub when: Option<Condition>,
@@ -75,6 +75,7 @@ pub enum StepKind {
     Switch(Vec<Condition>),
     Try,
     Parallel(ParallelPlan),
+    ForEach(ForEachPlan),
 }
 
 impl StepKind {
@@ -88,7 +89,17 @@ impl StepKind {
             | Self::Return(_)
             | Self::Switch(_)
             | Self::Try
-            | Self::Parallel(_) => None,
+            | Self::Parallel(_)
+            | Self::ForEach(_) => None,
+        }
+    }
+
+    /// What becomes of the other branches or items when one fails; none for other kinds.
+    pub fn mode(&self) -> Option<FailureMode> {
+        match self {
+            Self::Parallel(parallel) => Some(parallel.mode),
+            Self::ForEach(each) => Some(each.mode),
+            _ => None,
         }
     }
 }
@@ -96,9 +107,20 @@ impl StepKind {
 /// The branches are scopes of the step; which ones come after which stands in the tree.
 #[derive(Debug)]
 pub struct ParallelPlan {
-    pub mode: ParallelMode,
+    pub mode: FailureMode,
     /// How many branches may run at a time; none: all of them.
     pub concurrency: Option<u32>,
+}
+
+/// The items run in a scope of the step.
+#[derive(Debug)]
+pub struct ForEachPlan {
+    /// Renders a list or a map.
+    pub items: Template,
+    /// The fields that lead from an item to its key.
+    pub item_key: Option<Vec<String>>,
+    pub concurrency: u32,
+    pub mode: FailureMode,
 }
 
 /// An error that a step raises.

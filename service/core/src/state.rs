@@ -120,8 +120,20 @@ pub enum Part {
     Default,
     /// A branch of a `parallel`. Several of them run at a time; the key of the scope says which one is meant.
     Branch,
+    /// An item of a `for_each`. The key of the scope says which one is meant.
+    Item,
     /// A handler, by its index in the step's `catch`.
     Handler(u32),
+}
+
+impl Part {
+    /// Whether several scopes of a step are this part of it, each with a key of its own.
+    pub fn is_keyed(self) -> bool {
+        match self {
+            Self::Branch | Self::Item => true,
+            Self::Body | Self::Case(_) | Self::Default | Self::Handler(_) => false,
+        }
+    }
 }
 
 /// W3C trace context of the call that started the execution; empty if the call had none.

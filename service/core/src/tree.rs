@@ -170,6 +170,19 @@ impl Tree {
         None
     }
 
+    /// The loops around a place, outermost first.
+    pub fn loops_around(&self, from: Place) -> Vec<PlanNodeId> {
+        let mut loops = Vec::new();
+        let mut here = Some(from);
+        while let Some(place) = here {
+            let scope = self.scope(place.scope);
+            loops.extend(scope.owner.filter(|_| scope.key == Key::Item));
+            here = scope.outer;
+        }
+        loops.reverse();
+        loops
+    }
+
     /// The branches that come before a branch, directly or not, each of them once.
     pub fn all_before(&self, branch: ScopeId) -> impl Iterator<Item = ScopeId> + use<'_> {
         let mut next: Vec<ScopeId> = self.after(branch).to_vec();

@@ -61,6 +61,10 @@ kinds! {
     BranchCompleted "branch_completed"
     BranchFailed "branch_failed"
     ParallelCompleted "parallel_completed"
+    LoopStarted "loop_started"
+    ItemCompleted "item_completed"
+    ItemFailed "item_failed"
+    LoopCompleted "loop_completed"
     BlockStopped "block_stopped"
     BlockCompleted "block_completed"
     ScopeReturned "scope_returned"
@@ -392,7 +396,7 @@ fn unhex(text: &str) -> Bytes {
 #[test]
 fn events_of_format_1_match_their_golden_files() {
     let events = events();
-    let newer: Vec<_> = blocks().into_iter().chain(branches()).collect();
+    let newer: Vec<_> = blocks().into_iter().chain(branches()).chain(items()).collect();
     let files: BTreeSet<_> =
         events.iter().chain(newer.iter().map(|(_, event)| event)).map(file).collect();
     assert_eq!(files, FILES.iter().copied().collect(), "a sample of every kind");
@@ -547,6 +551,45 @@ fn branches() -> Vec<(&'static str, Event)> {
     ]
 }
 
+/// Format 3: the items of a `for_each`.
+fn items() -> Vec<(&'static str, Event)> {
+    let path = || "lines".into();
+    let list = Payload::json(r#"[{"sku":"a/1"},{"sku":"b"}]"#);
+    let begins = |items, keys, deadline| Event::LoopStarted {
+        path: path(),
+        generation: 1,
+        items,
+        keys,
+        concurrency: 4,
+        deadline,
+    };
+    let keys = Some(vec!["a/1".into(), "b".into()]);
+    let completed = |output| Event::ItemCompleted { path: path(), item: "a/1".into(), output };
+    vec![
+        ("loop_started", begins(PayloadSource::Inline(list), keys, Some(at(60)))),
+        ("loop_started_on_the_input", begins(PayloadSource::Input, None, None)),
+        (
+            "loop_started_on_the_output_of_a_step",
+            begins(PayloadSource::Output("pick".into()), Some(Vec::new()), None),
+        ),
+        ("item_completed", completed(PayloadSource::Inline(payload()))),
+        (
+            "item_completed_with_the_output_of_a_step",
+            completed(PayloadSource::Output("lines[a%2F1].pack".into())),
+        ),
+        (
+            "item_failed",
+            Event::ItemFailed {
+                path: path(),
+                item: "b".into(),
+                error: error(),
+                origin: "lines[b].pack".into(),
+            },
+        ),
+        ("loop_completed", Event::LoopCompleted { path: path() }),
+    ]
+}
+
 fn with_suppressed() -> TaskError {
     let other = |step: &str, message: &str| Suppressed {
         step: step.into(),
@@ -559,7 +602,7 @@ fn with_suppressed() -> TaskError {
 
 #[test]
 fn events_of_format_3_match_their_golden_files() {
-    for (name, event) in blocks().into_iter().chain(branches()) {
+    for (name, event) in blocks().into_iter().chain(branches()).chain(items()) {
         let encoded = format::encode_transition(DECIDED_AT, std::slice::from_ref(&event));
         assert_eq!(encoded.format, 3, "{name}");
         let golden = golden_of(3, name, &encoded.data);
@@ -630,7 +673,7 @@ fn branches_workflow() -> def::Workflow {
             (def_id("last"), branch("c", &["left", "right"])),
         ]
         .into(),
-        mode: def::ParallelMode::WaitAll,
+        mode: def::FailureMode::WaitAll,
         concurrency: Some(2),
     };
     workflow.steps.steps = vec![def::Step {
@@ -646,6 +689,36 @@ fn definition_with_branches_matches_its_golden_file() {
     let encoded = format::encode_workflow(&workflow);
     assert_eq!(encoded.format, 2);
     let golden = golden_of(2, "workflow_with_branches", &encoded.data);
+    assert_eq!(format::decode_workflow(2, &golden), Ok(workflow));
+    assert_eq!(encoded.data, golden);
+}
+
+#[test]
+fn definition_with_items_matches_its_golden_file() {
+    let mut workflow = workflow();
+    let task = workflow.steps.steps.remove(0);
+    let each = |item_key: Option<&str>, concurrency, mode| def::ForEach {
+        items: "input.lines".into(),
+        item_key: item_key.map(Into::into),
+        concurrency,
+        mode,
+        block: def::Block {
+            steps: vec![def::Step { kind: def::StepKind::Set("1".into()), ..task.clone() }],
+            output: Some("2".into()),
+        },
+    };
+    let step = |id: &str, each| def::Step {
+        id: def_id(id),
+        kind: def::StepKind::ForEach(each),
+        ..task.clone()
+    };
+    workflow.steps.steps = vec![
+        step("lines", each(Some("item.sku"), Some(4), def::FailureMode::WaitAll)),
+        step("plain", each(None, None, def::FailureMode::FailFast)),
+    ];
+    let encoded = format::encode_workflow(&workflow);
+    assert_eq!(encoded.format, 2);
+    let golden = golden_of(2, "workflow_with_items", &encoded.data);
     assert_eq!(format::decode_workflow(2, &golden), Ok(workflow));
     assert_eq!(encoded.data, golden);
 }

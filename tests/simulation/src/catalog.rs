@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use recoup_core::definition::{
-    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
-    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, FailureMode, ForEach,
+    OnError, Parallel, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::id::{Namespace, StepId};
 use recoup_core::plan::Plan;
@@ -215,17 +215,28 @@ fn branch(steps: Vec<Step>, after: &[&str]) -> Branch {
     Branch { block: steps.into(), after: after.iter().map(|id| (*id).into()).collect() }
 }
 
-fn parallel(id: &str, mode: ParallelMode, branches: &[(&str, Branch)]) -> Step {
+fn parallel(id: &str, mode: FailureMode, branches: &[(&str, Branch)]) -> Step {
     let branches = branches.iter().map(|(id, branch)| ((*id).into(), branch.clone())).collect();
     block(id, StepKind::Parallel(Parallel { branches, mode, concurrency: None }))
 }
 
+fn each(id: &str, items: &str, mode: FailureMode, steps: Vec<Step>) -> Step {
+    let each = ForEach {
+        items: items.into(),
+        concurrency: Some(2),
+        mode,
+        block: steps.into(),
+        item_key: None,
+    };
+    block(id, StepKind::ForEach(each))
+}
+
 /// Has branches in every place, some inside each other: the failure of one stops the others, or waits for
-/// them; some branches come after others, and some steps time out.
+/// them; some branches come after others, and some steps time out. Steps are repeated for items, in the same ways.
 fn fans() -> Workflow {
     let gather = parallel(
         "gather",
-        ParallelMode::WaitAll,
+        FailureMode::WaitAll,
         &[
             ("x", branch(vec![undone("gather_x", 1)], &[])),
             ("y", branch(vec![undone("fails_often", 2)], &["x"])),
@@ -246,13 +257,27 @@ fn fans() -> Workflow {
     };
     let mut reads = block("reads", StepKind::Set("\"${branches.left.output}\"".into()));
     reads.when = Some("branches.left.output != null".into());
+    let all = Step {
+        catch: vec![Catch {
+            when: Some("error.cause.type != 'user.declined'".into()),
+            ..handler("recoup.too_many_failures", vec![undone("items_less", 1)])
+        }],
+        ..each("all", "[1, 2, 3]", FailureMode::WaitAll, vec![undone("item_a", 2)])
+    };
+    let inner = each("cells", "[item, 2]", FailureMode::FailFast, vec![undone("cell_a", 2)]);
+    let rows = vec![undone("row_a", 2), inner];
+    let rows = Step {
+        timeout: Some(ms(6000)),
+        catch: vec![handler("recoup.timeout.block", vec![])],
+        ..each("rows", "{'b': 1, 'a': 2, 'c': 3}", FailureMode::FailFast, rows)
+    };
     let mut fan = parallel(
         "fan",
-        ParallelMode::FailFast,
+        FailureMode::FailFast,
         &[
             ("left", branch(vec![undone("left_a", 2), undone("left_b", 1)], &[])),
             ("right", branch(vec![slow, undone("right_a", 2)], &[])),
-            ("inner", branch(vec![gather], &[])),
+            ("inner", branch(vec![gather, all], &[])),
             ("last", branch(vec![reads, undone("last_a", 2)], &["left", "right"])),
         ],
     );
@@ -265,10 +290,10 @@ fn fans() -> Workflow {
         parallel(id, mode, &[("x", one(steps[0])), ("y", one(steps[1]))])
     };
     Workflow {
-        on_failure: vec![tell("tell", ParallelMode::FailFast, ["mail", "page"])],
-        finally: vec![tell("tidy", ParallelMode::WaitAll, ["wipe", "log"])],
+        on_failure: vec![tell("tell", FailureMode::FailFast, ["mail", "page"])],
+        finally: vec![tell("tidy", FailureMode::WaitAll, ["wipe", "log"])],
         cancel_grace: Some(ms(500)),
-        ..workflow("fans", vec![undone("begin", 2), fan, undone("end", 1)])
+        ..workflow("fans", vec![undone("begin", 2), fan, rows, undone("end", 1)])
     }
 }
 

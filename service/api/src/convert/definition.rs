@@ -1,8 +1,8 @@
 //! Converts definitions.
 
 use recoup_core::definition::{
-    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
-    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, FailureMode, ForEach,
+    OnError, Parallel, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::limits::clean;
 use recoup_core::plan::{Issue, IssueCode};
@@ -14,8 +14,8 @@ use super::{retry, time};
 
 super::to_proto!(on_error: OnError => v1::OnError: Fail Ignore);
 super::from_proto!(on_error_from: v1::OnError => OnError: Fail Ignore);
-super::to_proto!(mode: ParallelMode => v1::ParallelMode: FailFast WaitAll);
-super::from_proto!(mode_from: v1::ParallelMode => ParallelMode: FailFast WaitAll);
+super::to_proto!(mode: FailureMode => v1::FailureMode: FailFast WaitAll);
+super::from_proto!(mode_from: v1::FailureMode => FailureMode: FailFast WaitAll);
 super::to_proto!(delivery: Delivery => v1::Delivery: AtLeastOnce AtMostOnce);
 super::from_proto!(delivery_from: v1::Delivery => Delivery: AtLeastOnce AtMostOnce);
 
@@ -72,6 +72,10 @@ fn each_template(steps: &mut [v1::Step], visit: &mut impl FnMut(&mut Option<v1::
             Some(Kind::Try(body)) => {
                 each_template(&mut body.steps, visit);
                 visit(&mut body.output);
+            }
+            Some(Kind::ForEach(each)) => {
+                each_template(&mut each.steps, visit);
+                visit(&mut each.output);
             }
             Some(Kind::Parallel(parallel)) => {
                 for branch in parallel.branches.values_mut() {
@@ -180,9 +184,12 @@ impl Reader {
             Some(Kind::Parallel(own)) => {
                 StepKind::Parallel(self.parallel(own, &format!("{path}.parallel")))
             }
+            Some(Kind::ForEach(own)) => {
+                StepKind::ForEach(self.for_each(own, &format!("{path}.for_each")))
+            }
             None => {
-                let message = "a step needs a kind: `task`, `set`, `fail`, `return`, `switch`, `try` or \
-                               `parallel`, such as `task: {type: payment.charge}`";
+                let message = "a step needs a kind: `task`, `set`, `fail`, `return`, `switch`, `try`, \
+                               `parallel` or `for_each`, such as `task: {type: payment.charge}`";
                 self.issue(format!("{path}.task"), IssueCode::Required, message);
                 StepKind::Task(Task::default())
             }
@@ -202,6 +209,17 @@ impl Reader {
             branches: branches.collect(),
             mode: self.known(*mode, path, "mode", mode_from).unwrap_or_default(),
             concurrency: Some(*concurrency).filter(|most| *most > 0),
+        }
+    }
+
+    fn for_each(&mut self, each: &v1::ForEachStep, path: &str) -> ForEach {
+        let v1::ForEachStep { items, item_key, concurrency, mode, steps, output } = each;
+        ForEach {
+            items: clean(items).into_owned(),
+            item_key: some(item_key),
+            concurrency: Some(*concurrency).filter(|most| *most > 0),
+            mode: self.known(*mode, path, "mode", mode_from).unwrap_or_default(),
+            block: self.block(steps, output.as_ref(), &format!("{path}.")),
         }
     }
 
@@ -363,6 +381,7 @@ fn kind(kind: &StepKind) -> v1::step::Kind {
             output: to_template(&body.output),
         }),
         StepKind::Parallel(own) => Kind::Parallel(parallel(own)),
+        StepKind::ForEach(own) => Kind::ForEach(for_each(own)),
     }
 }
 
@@ -377,11 +396,26 @@ fn parallel(parallel: &Parallel) -> v1::ParallelStep {
     });
     v1::ParallelStep {
         branches: branches.collect(),
-        mode: match parallel.mode {
-            ParallelMode::FailFast => v1::ParallelMode::Unspecified.into(),
-            other => mode(other).into(),
-        },
+        mode: mode_or_default(parallel.mode).into(),
         concurrency: parallel.concurrency.unwrap_or_default(),
+    }
+}
+
+fn for_each(each: &ForEach) -> v1::ForEachStep {
+    v1::ForEachStep {
+        items: each.items.clone(),
+        item_key: each.item_key.clone().unwrap_or_default(),
+        concurrency: each.concurrency.unwrap_or_default(),
+        mode: mode_or_default(each.mode).into(),
+        steps: each.block.steps.iter().map(step).collect(),
+        output: to_template(&each.block.output),
+    }
+}
+
+fn mode_or_default(own: FailureMode) -> v1::FailureMode {
+    match own {
+        FailureMode::FailFast => v1::FailureMode::Unspecified,
+        other => mode(other),
     }
 }
 

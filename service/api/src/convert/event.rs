@@ -141,7 +141,7 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
             Proto::ParallelStarted(v1::ParallelStarted {
                 step: Some(step_ref(path)),
                 generation: *generation,
-                ready: branches(ready),
+                ready: names(ready),
                 concurrency: concurrency.unwrap_or_default(),
                 deadline: deadline.map(time::timestamp),
             })
@@ -153,7 +153,7 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
                 branch: branch.as_str().to_owned(),
                 output,
                 output_from,
-                ready: branches(ready),
+                ready: names(ready),
             })
         }
         Event::BranchFailed { path, branch, error, origin } => {
@@ -166,6 +166,32 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
         }
         Event::ParallelCompleted { path } => {
             Proto::ParallelCompleted(v1::ParallelCompleted { step: Some(step_ref(path)) })
+        }
+        Event::LoopStarted { path, generation, items, keys, concurrency, deadline } => {
+            let (items, items_from) = source(items);
+            Proto::LoopStarted(v1::LoopStarted {
+                step: Some(step_ref(path)),
+                generation: *generation,
+                items,
+                items_from,
+                keys: keys.as_deref().map(names).unwrap_or_default(),
+                concurrency: *concurrency,
+                deadline: deadline.map(time::timestamp),
+            })
+        }
+        Event::ItemCompleted { path, item, output } => {
+            let (output, output_from) = source(output);
+            let (step, item) = (Some(step_ref(path)), item.as_str().to_owned());
+            Proto::ItemCompleted(v1::ItemCompleted { step, item, output, output_from })
+        }
+        Event::ItemFailed { path, item, error, origin } => Proto::ItemFailed(v1::ItemFailed {
+            step: Some(step_ref(path)),
+            item: item.as_str().to_owned(),
+            error: Some(error::to_proto(error)),
+            failed_step: origin.as_str().to_owned(),
+        }),
+        Event::LoopCompleted { path } => {
+            Proto::LoopCompleted(v1::LoopCompleted { step: Some(step_ref(path)) })
         }
         Event::BlockStopped { path, error, grace_until } => Proto::BlockStopped(v1::BlockStopped {
             step: Some(step_ref(path)),
@@ -189,7 +215,7 @@ fn convert(event: &Event, plan: Option<&Plan>) -> Proto {
     }
 }
 
-fn branches(ids: &[ItemKey]) -> Vec<String> {
+fn names(ids: &[ItemKey]) -> Vec<String> {
     ids.iter().map(|id| id.as_str().to_owned()).collect()
 }
 
@@ -199,6 +225,7 @@ fn scope(part: Part) -> String {
         Part::Body => "steps".to_owned(),
         // ParallelStarted says which branches begin.
         Part::Branch => "branches".to_owned(),
+        Part::Item => "steps".to_owned(),
         Part::Case(index) => format!("cases[{index}]"),
         Part::Default => "default".to_owned(),
         Part::Handler(index) => format!("catch[{index}]"),
@@ -294,6 +321,10 @@ fn convert_ending(event: &Event) -> Proto {
         | Event::BranchCompleted { .. }
         | Event::BranchFailed { .. }
         | Event::ParallelCompleted { .. }
+        | Event::LoopStarted { .. }
+        | Event::ItemCompleted { .. }
+        | Event::ItemFailed { .. }
+        | Event::LoopCompleted { .. }
         | Event::BlockStopped { .. }
         | Event::BlockCompleted { .. }
         | Event::ScopeReturned { .. }

@@ -7,6 +7,7 @@ use recoup_core::execution::{
 use recoup_core::id::{ExecutionId, StepPath};
 use recoup_core::key::{OnEnded, OnRunning};
 use recoup_core::outcome::{Outcome, ToldWarning, WARNINGS_MAX};
+use recoup_core::plan::Plan;
 use recoup_core::quarantine::{Quarantine, QuarantineReason};
 use recoup_core::time::Timestamp;
 use recoup_engine::{PartialExecution, Snapshot};
@@ -14,6 +15,7 @@ use recoup_proto::v1;
 use recoup_store::Listed;
 
 use super::inline::{Inline, Place, least_of_error, least_of_payload, least_of_text};
+use super::loops::Listing;
 use super::parallel::{self, Begun};
 use super::path::split;
 use super::time;
@@ -124,8 +126,22 @@ fn least_of_warnings(execution: &Execution) -> usize {
     execution.warnings.iter().take(WARNINGS_MAX).map(one).sum()
 }
 
+/// The steps of an execution that run several lists of steps, and what of them the answer contains.
+struct Steps<'a> {
+    listing: Listing<'a>,
+    parallels: Vec<Begun<'a>>,
+}
+
+impl<'a> Steps<'a> {
+    fn of(execution: &'a Execution, plan: Option<&'a Plan>) -> Self {
+        let listing = Listing::of(execution);
+        let parallels = parallel::begun(execution, plan, &listing);
+        Self { listing, parallels }
+    }
+}
+
 /// The size of the answer about an execution if everything that can be left out is left out.
-fn least(execution: &Execution, parallels: &[Begun<'_>]) -> usize {
+fn least(execution: &Execution, steps: &Steps<'_>) -> usize {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     let own = FRAME_BYTES
         + least_of_payload(&execution.input)
@@ -146,23 +162,26 @@ fn least(execution: &Execution, parallels: &[Begun<'_>]) -> usize {
     let of_open = |open: recoup_core::execution::Open<'_>| {
         PENDING_BYTES + open.task.last_error.as_ref().map_or(0, least_of_error)
     };
+    let listing = &steps.listing;
+    let attempts = execution.open_attempts().filter(|open| listing.lists_attempt(open));
     own + least_of_warnings(execution)
-        + parallels.iter().map(parallel::least).sum::<usize>()
-        + execution.steps().map(of_node).sum::<usize>()
-        + execution.compensations().iter().map(of_compensation).sum::<usize>()
-        + execution.open_attempts().map(of_open).sum::<usize>()
+        + steps.parallels.iter().map(parallel::least).sum::<usize>()
+        + listing.least()
+        + execution.steps().filter(|node| listing.lists(node)).map(of_node).sum::<usize>()
+        + listing.compensations().map(of_compensation).sum::<usize>()
+        + attempts.map(of_open).sum::<usize>()
 }
 
-fn of_execution(execution: &Execution, parallels: &[Begun<'_>]) -> Inline {
-    inline(execution.id, execution.sequence, least(execution, parallels))
+fn of_execution(execution: &Execution, steps: &Steps<'_>) -> Inline {
+    inline(execution.id, execution.sequence, least(execution, steps))
 }
 
 /// Everything that is known about an execution.
 pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
-    let parallels = parallel::begun(&snapshot.state, Some(&snapshot.plan));
-    let mut inline = of_execution(&snapshot.state, &parallels);
+    let steps = Steps::of(&snapshot.state, Some(&snapshot.plan));
+    let mut inline = of_execution(&snapshot.state, &steps);
     // Pending attempts come first, because the details of a heartbeat are not stored anywhere else.
-    let pending_attempts = pending(snapshot, now, &mut inline);
+    let pending_attempts = pending(snapshot, now, &steps.listing, &mut inline);
     v1::ExecutionInfo {
         pending_attempts,
         quarantine: snapshot.quarantine.as_ref().map(|row| {
@@ -173,7 +192,7 @@ pub fn info(snapshot: &Snapshot, now: Timestamp) -> v1::ExecutionInfo {
                 ..quarantine(&row.quarantine)
             }
         }),
-        ..of_state(&snapshot.state, &parallels, &mut inline)
+        ..of_state(&snapshot.state, &steps, &mut inline)
     }
 }
 
@@ -184,8 +203,8 @@ pub fn partial(partial: &PartialExecution) -> v1::ExecutionInfo {
     let Some(state) = &partial.state else {
         return indexed;
     };
-    let parallels = parallel::begun(state, None);
-    let folded = of_state(state, &parallels, &mut of_execution(state, &parallels));
+    let steps = Steps::of(state, None);
+    let folded = of_state(state, &steps, &mut of_execution(state, &steps));
     v1::ExecutionInfo {
         state: indexed.state,
         phase: indexed.phase,
@@ -209,19 +228,17 @@ fn quarantine(quarantine: &Quarantine) -> v1::QuarantineInfo {
 }
 
 /// Converts a state, without its pending attempts.
-fn of_state(
-    execution: &Execution,
-    parallels: &[Begun<'_>],
-    inline: &mut Inline,
-) -> v1::ExecutionInfo {
+fn of_state(execution: &Execution, steps: &Steps<'_>, inline: &mut Inline) -> v1::ExecutionInfo {
     let stop_error = execution.stop.as_ref().map(|stop| &stop.error);
     let error = execution.error.as_ref().or(stop_error).map(|error| inline.error(error));
     let input = Some(inline.payload(&execution.input));
     let output = execution.output.as_ref().map(|output| inline.payload(output));
-    let completed_steps = completed(execution, inline);
-    let compensations = execution.compensations().iter().map(|own| compensation(own, inline));
+    let completed_steps = completed(execution, &steps.listing, inline);
+    let compensations = steps.listing.compensations().map(|own| compensation(own, inline));
     let compensations = compensations.collect();
-    let parallels = parallels.iter().map(|begun| parallel::to_proto(begun, inline)).collect();
+    let parallels = steps.parallels.iter().map(|begun| parallel::to_proto(begun, inline));
+    let parallels = parallels.collect();
+    let loops = steps.listing.to_proto(inline);
     v1::ExecutionInfo {
         execution_id: execution.id.to_string(),
         execution_key: execution.key.clone().unwrap_or_default(),
@@ -248,6 +265,7 @@ fn of_state(
         traceparent: execution.trace.traceparent.clone(),
         quarantine: None,
         parallels,
+        loops,
     }
 }
 
@@ -258,7 +276,12 @@ pub fn max_attempts(plan: &recoup_core::plan::Plan, path: &StepPath, before: u32
     policy.map_or(0, |max| max.saturating_add(before))
 }
 
-fn pending(snapshot: &Snapshot, now: Timestamp, inline: &mut Inline) -> Vec<v1::PendingAttempt> {
+fn pending(
+    snapshot: &Snapshot,
+    now: Timestamp,
+    listing: &Listing<'_>,
+    inline: &mut Inline,
+) -> Vec<v1::PendingAttempt> {
     let execution = &*snapshot.state;
     let convert = |open: recoup_core::execution::Open<'_>| {
         let task_id = execution.task_id(&open);
@@ -299,7 +322,8 @@ fn pending(snapshot: &Snapshot, now: Timestamp, inline: &mut Inline) -> Vec<v1::
             last_error: open.task.last_error.as_ref().map(|error| inline.error(error)),
         }
     };
-    execution.open_attempts().map(convert).collect()
+    let listed = execution.open_attempts().filter(|open| listing.lists_attempt(open));
+    listed.map(convert).collect()
 }
 
 fn compensation(
@@ -324,11 +348,15 @@ fn compensation(
     }
 }
 
-fn completed(execution: &Execution, inline: &mut Inline) -> Vec<v1::CompletedStep> {
+fn completed(
+    execution: &Execution,
+    listing: &Listing<'_>,
+    inline: &mut Inline,
+) -> Vec<v1::CompletedStep> {
     let mut nodes: Vec<_> = execution
         .steps()
         // Only tasks have effects.
-        .filter(|node| node.task().is_some())
+        .filter(|node| node.task().is_some() && listing.lists(node))
         .filter_map(|node| match &node.state {
             NodeState::Completed { output } => {
                 Some((node, CompensationOutcome::Completed, Some(output)))

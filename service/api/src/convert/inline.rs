@@ -145,7 +145,7 @@ impl Inline {
         self.takes(payload::size(own)).then(|| payload::to_proto(own))
     }
 
-    /// The output of a `parallel`, which is put together here. `None` if it is larger than a payload may be, so
+    /// The output of a `parallel` or `for_each`, which is put together here. `None` if it is larger than a payload may be, so
     /// that nothing can read it.
     pub fn joined(&mut self, output: Output<'_>) -> Option<v1::Payload> {
         (output.size() <= PAYLOAD_BYTES_MAX).then(|| self.payload(&output.to_payload()))
@@ -178,7 +178,7 @@ pub fn least_of_payload(own: &Payload) -> usize {
     payload::size(own).min(REFERENCE_BYTES + own.content_type.len())
 }
 
-/// The fewest bytes that the output of a `parallel` takes.
+/// The fewest bytes that the output of a `parallel` or `for_each` takes.
 pub fn least_of_joined(output: Output<'_>) -> usize {
     let content_type = Payload::null().content_type.len();
     (output.size() + payload::size(&Payload::null())).min(REFERENCE_BYTES + content_type)

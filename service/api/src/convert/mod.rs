@@ -8,6 +8,7 @@ pub mod event;
 pub mod execution;
 pub mod failure;
 pub mod inline;
+mod loops;
 mod parallel;
 pub mod path;
 pub mod payload;

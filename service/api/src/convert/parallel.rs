@@ -9,6 +9,7 @@ use recoup_core::tree::ScopeId;
 use recoup_proto::v1;
 
 use super::inline::{Inline, least_of_error, least_of_joined, least_of_payload};
+use super::loops::Listing;
 
 /// Bytes of a step or a branch, besides its path or id, its error and its output.
 const ENTRY_BYTES: usize = 64;
@@ -16,7 +17,7 @@ const ENTRY_BYTES: usize = 64;
 /// A `parallel` step that has begun.
 pub struct Begun<'a> {
     node: &'a Node,
-    state: v1::ParallelState,
+    state: v1::BlockState,
     branches: Vec<Branch<'a>>,
     error: Option<&'a TaskError>,
     /// The output of a step that completed or whose error was caught.
@@ -30,8 +31,12 @@ struct Branch<'a> {
 }
 
 /// The `parallel` steps of an execution, in the order in which they began. The plan tells the branches that
-/// have not begun.
-pub fn begun<'a>(execution: &'a Execution, plan: Option<&'a Plan>) -> Vec<Begun<'a>> {
+/// have not begun. Steps inside items that are not listed are left out.
+pub fn begun<'a>(
+    execution: &'a Execution,
+    plan: Option<&'a Plan>,
+    listing: &Listing<'a>,
+) -> Vec<Begun<'a>> {
     let nodes = || execution.steps().chain(execution.cleanup_steps());
     // The path of a step in a branch begins with that of the branch, such as `fan[left]`.
     let scopes: HashSet<&str> =
@@ -46,7 +51,8 @@ pub fn begun<'a>(execution: &'a Execution, plan: Option<&'a Plan>) -> Vec<Begun<
             output: execution.output(&node.path).filter(|_| node.has_output()),
         }
     };
-    nodes().filter_map(|node| Some((node, execution.parallel(&node.path)?))).map(convert).collect()
+    let parallels = nodes().filter_map(|node| Some((node, execution.parallel(&node.path)?)));
+    parallels.filter(|(node, _)| listing.lists(node)).map(convert).collect()
 }
 
 /// The fewest bytes that a step takes in an answer.
@@ -57,7 +63,7 @@ pub fn least(begun: &Begun<'_>) -> usize {
     };
     let output = match begun.output {
         Some(Output::Whole(payload)) => least_of_payload(payload),
-        Some(joined @ Output::Branches(_)) => least_of_joined(joined),
+        Some(joined) => least_of_joined(joined),
         None => 0,
     };
     let error = begun.error.map_or(0, least_of_error);
@@ -80,15 +86,16 @@ pub fn to_proto(begun: &Begun<'_>, inline: &mut Inline) -> v1::ParallelInfo {
         branches,
         output: match begun.output {
             Some(Output::Whole(payload)) => Some(inline.payload(payload)),
-            Some(joined @ Output::Branches(_)) => inline.joined(joined),
+            Some(joined) => inline.joined(joined),
             None => None,
         },
         error,
     }
 }
 
-fn state(node: &Node) -> v1::ParallelState {
-    use v1::ParallelState as Proto;
+/// The state of a `parallel` or a `for_each`.
+pub fn state(node: &Node) -> v1::BlockState {
+    use v1::BlockState as Proto;
     match &node.state {
         NodeState::Running if matches!(node.part, Some(Part::Handler(_))) => Proto::Handling,
         NodeState::Running if node.stopped.is_some() => Proto::Stopping,
@@ -109,7 +116,7 @@ fn branches<'a>(
     node: &Node,
     parallel: &'a Parallel,
     plan: Option<&'a Plan>,
-    state: v1::ParallelState,
+    state: v1::BlockState,
     scopes: &HashSet<&str>,
 ) -> Vec<Branch<'a>> {
     use v1::BranchState as Proto;
@@ -124,7 +131,7 @@ fn branches<'a>(
         });
         return ended.collect();
     };
-    let goes_on = state == v1::ParallelState::Running;
+    let goes_on = state == v1::BlockState::Running;
     let ids = || {
         let parts = plan.tree.parts(own).iter();
         parts.filter_map(|(_, scope)| Some((plan.tree.branch_id(*scope)?.as_str(), *scope)))

@@ -2,7 +2,7 @@
 
 use recoup_proto::v1::history_entry::Event;
 use recoup_proto::v1::payload::Content;
-use recoup_proto::v1::{self, BranchState, ParallelState};
+use recoup_proto::v1::{self, BlockState, BranchState};
 
 use crate::server::{Server, json, permanent};
 
@@ -22,7 +22,7 @@ async fn history(server: &Server, execution_id: &str) -> Vec<Event> {
 }
 
 /// The state of a step, and the states of its branches.
-fn states(info: &v1::ParallelInfo) -> (ParallelState, Vec<(&str, BranchState)>) {
+fn states(info: &v1::ParallelInfo) -> (BlockState, Vec<(&str, BranchState)>) {
     let branches = info.branches.iter().map(|branch| (branch.branch.as_str(), branch.state()));
     (info.state(), branches.collect())
 }
@@ -71,12 +71,12 @@ async fn branches_are_shown_with_their_states_and_errors() {
             ("right", right),
         ]
     };
-    let begun = (ParallelState::Running, all([Waiting, Waiting, Running, Running]));
+    let begun = (BlockState::Running, all([Waiting, Waiting, Running, Running]));
     assert_eq!(states(&show().await), begun);
 
     server.fail(&a, permanent("stock.out")).await.expect("it is open");
     let info = show().await;
-    let failed = (ParallelState::Running, all([NotRun, Waiting, Failed, Running]));
+    let failed = (BlockState::Running, all([NotRun, Waiting, Failed, Running]));
     assert_eq!(states(&info), failed);
     assert_eq!((info.step_path.as_str(), info.error), ("fan", None));
     assert_eq!(info.branches[2].failed_step, "fan[left].a");
@@ -84,11 +84,11 @@ async fn branches_are_shown_with_their_states_and_errors() {
 
     server.complete(&b, "2").await.expect("it is open");
     let [d] = tasks(&server, ["fan[after_right].d"]).await;
-    let next = (ParallelState::Running, all([NotRun, Running, Failed, Completed]));
+    let next = (BlockState::Running, all([NotRun, Running, Failed, Completed]));
     assert_eq!(states(&show().await), next);
     server.fail(&d, permanent("payment.declined")).await.expect("it is open");
     let info = show().await;
-    let ended = (ParallelState::Ignored, all([NotRun, Failed, Failed, Completed]));
+    let ended = (BlockState::Ignored, all([NotRun, Failed, Failed, Completed]));
     assert_eq!(states(&info), ended);
     let error = info.error.expect("the step failed");
     let other = v1::SuppressedError {
@@ -105,7 +105,7 @@ async fn branches_are_shown_with_their_states_and_errors() {
     server.fail(&a, permanent("stock.out")).await.expect("it is open");
     server.outcome(&fast).await;
     let info = get(&server, &fast).await.parallels.pop().expect("the step has begun");
-    let stopped = (ParallelState::Ignored, all([NotRun, NotRun, Failed, Stopped]));
+    let stopped = (BlockState::Ignored, all([NotRun, NotRun, Failed, Stopped]));
     assert_eq!(states(&info), stopped);
     let stop = history(&server, &fast).await.into_iter().find_map(|event| match event {
         Event::BlockStopped(stop) => Some(stop),
@@ -133,7 +133,7 @@ async fn history_records_when_branches_begin_and_how_they_end() {
     let joined = json(r#"{"after_left":3,"after_right":3,"left":1,"right":{"n":2}}"#);
     assert_eq!(output.as_ref(), Some(&joined));
     let info = get(&server, &id).await.parallels.pop().expect("the step has begun");
-    assert_eq!((info.state(), info.output), (ParallelState::Completed, Some(joined)));
+    assert_eq!((info.state(), info.output), (BlockState::Completed, Some(joined)));
 
     let step = || Some(v1::StepRef { step_path: "fan".into(), compensation: false });
     let mut events = history(&server, &id).await.into_iter();
@@ -207,7 +207,7 @@ OUTPUT
     let id = run("own", 1_500_000).await;
     assert_eq!(server.outcome(&id).await.state(), v1::ExecutionState::Succeeded);
     let info = get(&server, &id).await;
-    assert_eq!(info.parallels[0].state(), ParallelState::Completed);
+    assert_eq!(info.parallels[0].state(), BlockState::Completed);
     assert_eq!(info.parallels[0].output, None);
     let id = run("two", 1_500_000).await;
     let error = server.outcome(&id).await.error.expect("its output is too large");

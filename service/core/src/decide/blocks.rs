@@ -1,22 +1,21 @@
-//! Steps that run several branches, and steps that are stopped before everything inside them has ended: by
-//! the failure of a branch, or by their timeout.
+//! Steps that run several branches or items, and steps that are stopped before everything inside them has ended: by
+//! the failure of one of them, or by their timeout.
 
 use super::Decider;
-use crate::definition::ParallelMode;
+use crate::definition::FailureMode;
 use crate::error::{TaskError, builtin};
 use crate::event::{Event, PayloadSource};
-use crate::execution::{BlockWork, NodeId, Part, Scope};
+use crate::execution::{BlockWork, Handled, Lanes, Loop, NodeId, Part, Scope};
 use crate::id::{ItemKey, StepPath};
-use crate::plan::StepKind;
 use crate::tree::ScopeId;
 
 impl Decider<'_> {
-    /// Begins the next branch of a step, or ends the step if everything inside it has ended. To be called
-    /// while there is such work.
+    /// Begins the next branch or item of a step, or ends the step if everything inside it has ended. To be
+    /// called while there is such work.
     pub(super) fn advance_block(&mut self, id: NodeId) {
         match self.state().nodes.block_work(id) {
-            Some(BlockWork::BeginBranch(branch)) => {
-                let scope = Scope::Inside { node: id, part: Part::Branch, item: Some(branch) };
+            Some(BlockWork::Begin(part, key)) => {
+                let scope = Scope::Inside { node: id, part, item: Some(key) };
                 self.run_inside(&scope);
             }
             Some(BlockWork::Settle) => self.settle(id),
@@ -28,24 +27,42 @@ impl Decider<'_> {
     fn settle(&mut self, id: NodeId) {
         let node = self.state().nodes.get(id);
         let path = node.path.clone();
-        let parallel = self.state().nodes.parallel(id);
-        let first = parallel.and_then(|parallel| parallel.first_failure());
+        let lanes = self.state().nodes.lanes(id);
+        let first = lanes.and_then(|lanes| lanes.first_failure());
         let stopped = node.stopped.as_ref().and_then(|stopped| stopped.error.as_ref());
-        let (error, origin) = match (stopped, first) {
-            (Some(error), _) => (error, &path),
-            (None, Some((_, failed))) => (&failed.error, &failed.origin),
-            (None, None) => return self.emit(Event::ParallelCompleted { path }),
+        let (error, origin) = match (stopped, first, lanes) {
+            (Some(error), ..) => (error.clone(), path.clone()),
+            (None, Some(first), Some(Lanes::Items(items))) => {
+                (too_many_failures(items).caused_by(&first.error), path.clone())
+            }
+            (None, Some(first), _) => (first.error.clone(), first.origin.clone()),
+            (None, None, Some(Lanes::Items(_))) => return self.emit(Event::LoopCompleted { path }),
+            (None, None, _) => return self.emit(Event::ParallelCompleted { path }),
         };
-        let failures = parallel.into_iter().flat_map(|parallel| parallel.failures());
-        let is_other =
-            |branch: &ItemKey| stopped.is_some() || first.is_none_or(|(own, _)| own != branch);
-        let others = failures.filter(|(branch, _)| is_other(branch));
-        let others = others.map(|(_, failed)| (&failed.origin, &failed.error));
-        let (error, origin) = (error.clone().suppressing(others), origin.clone());
+        let others = lanes.into_iter().flat_map(|lanes| lanes.failures());
+        let is_other = |failed: &&Handled| {
+            stopped.is_some() || !first.is_some_and(|first| std::ptr::eq(first, *failed))
+        };
+        let others = others.filter(is_other).map(|failed| (&failed.origin, &failed.error));
+        let error = error.suppressing(others);
         self.fail_step(path, error, origin);
     }
 
-    pub(super) fn complete_branch(
+    /// Ends a branch or an item whose steps have ended.
+    pub(super) fn complete_lane(
+        &mut self,
+        path: StepPath,
+        (part, key): (Part, ItemKey),
+        scope: ScopeId,
+        output: PayloadSource,
+    ) {
+        match part {
+            Part::Item => self.emit(Event::ItemCompleted { path, item: key, output }),
+            _ => self.complete_branch(path, key, scope, output),
+        }
+    }
+
+    fn complete_branch(
         &mut self,
         path: StepPath,
         branch: ItemKey,
@@ -69,19 +86,21 @@ impl Decider<'_> {
         self.emit(Event::BranchCompleted { path, branch, output, ready });
     }
 
-    /// Ends a branch with an error that nothing inside it took.
-    pub(super) fn fail_branch(
+    /// Ends a branch or an item with an error that nothing inside it took.
+    pub(super) fn fail_lane(
         &mut self,
         path: StepPath,
-        branch: ItemKey,
+        (part, key): (Part, ItemKey),
         error: TaskError,
         origin: StepPath,
     ) {
-        self.emit(Event::BranchFailed { path: path.clone(), branch, error, origin });
-        let plan = self.plan.step(&path).map(|step| &step.kind);
-        if let Some(StepKind::Parallel(plan)) = plan
-            && plan.mode == ParallelMode::FailFast
-        {
+        let own = path.clone();
+        self.emit(match part {
+            Part::Item => Event::ItemFailed { path: own, item: key, error, origin },
+            _ => Event::BranchFailed { path: own, branch: key, error, origin },
+        });
+        let mode = self.plan.step(&path).and_then(|step| step.kind.mode());
+        if mode == Some(FailureMode::FailFast) {
             self.stop_block(path, None);
         }
     }
@@ -92,7 +111,7 @@ impl Decider<'_> {
     }
 
     /// Stops everything inside a step. Attempts that wait for their retry never start, and live attempts have
-    /// the grace period. Without an error, the first branch that failed is the reason.
+    /// the grace period. Without an error, the first branch or item that failed is the reason.
     fn stop_block(&mut self, path: StepPath, error: Option<TaskError>) {
         let grace_until = self.now + self.plan.cancel_grace;
         self.emit(Event::BlockStopped { path: path.clone(), error, grace_until });
@@ -109,4 +128,13 @@ impl Decider<'_> {
             self.emit(Event::AttemptWithdrawn { path, attempt });
         }
     }
+}
+
+fn too_many_failures(items: &Loop) -> TaskError {
+    let failed = items.failures().count();
+    let what = match items.count() {
+        1 => "the only item failed".to_owned(),
+        count => format!("{failed} of {count} items failed"),
+    };
+    TaskError::builtin(builtin::TOO_MANY_FAILURES, what)
 }

@@ -5,6 +5,7 @@ use crate::command::Rejection;
 use crate::error::TaskError;
 use crate::event::{DueCompensation, Event, PayloadSource};
 use crate::execution::{CompensationOutcome, CompensationState, CompensationStepState, Scope};
+use crate::expression::Variables;
 use crate::id::StepPath;
 use crate::limits::COMPENSATIONS_LISTED_MAX;
 use crate::payload::Payload;
@@ -89,7 +90,9 @@ impl Decider<'_> {
     fn compensation_input(&self, step: &StepPath) -> Result<Payload, TaskError> {
         let plan = self.plan.step(step).and_then(|step| step.compensate.as_ref());
         if let Some(template) = plan.and_then(|plan| plan.task.input.as_ref()) {
-            return template.render(self.variables(&Scope::Steps));
+            let stop = self.variables(&Scope::Steps);
+            let scope = self.state().node(step).map_or(&Scope::Steps, |node| &node.scope);
+            return template.render(Variables { scope, ..stop });
         }
         let task = self.state().task(step);
         Ok(task.map_or_else(Payload::null, |task| task.input.clone()))

@@ -83,7 +83,7 @@ pub(super) enum Work {
     Cleanup,
     /// Begin the next step of a scope inside a step, or end that scope.
     Inside,
-    /// Begin the next branch of a step, or end a step inside which nothing lives any more.
+    /// Begin the next branch or item of a step, or end a step inside which nothing lives any more.
     Block(NodeId),
     /// Begin the next of the workflow's steps, or find that there is none.
     Steps,

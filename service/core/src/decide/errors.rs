@@ -39,10 +39,10 @@ impl Decider<'_> {
                 return self.emit(Event::StepIgnored { path, error, warning });
             }
             self.emit(Event::StepFailed { path, error: error.clone() });
-            let Scope::Inside { node, item, .. } = scope else { break };
+            let Scope::Inside { node, part, item } = scope else { break };
             path = self.state().nodes.get(node).path.clone();
-            if let Some(branch) = item {
-                return self.fail_branch(path, branch, error, origin);
+            if let Some(key) = item {
+                return self.fail_lane(path, (part, key), error, origin);
             }
         }
         match self.state().phase {

@@ -1,15 +1,18 @@
 //! The steps of the scopes, one after the other: which one begins next, and what follows when a scope ends.
 
+use std::collections::HashSet;
+
 use super::Decider;
 use super::attempt::HISTORY_FULL;
 use crate::error::{TaskError, builtin};
 use crate::event::{Event, FirstAttempt, PayloadSource, StopCause, TERSE};
-use crate::execution::{Part, Phase, Scope, State};
+use crate::execution::{Items, Part, Phase, Scope, State};
 use crate::expression::{Reading, Variables, check_passed_on};
 use crate::id::{ItemKey, StepPath};
-use crate::limits::ERROR_BYTES_MAX;
+use crate::limits::{ERROR_BYTES_MAX, HISTORY_EVENTS_MAX, ITEM_KEY_BYTES_MAX, ITEMS_MAX};
+use crate::path::key_bytes;
 use crate::payload::Payload;
-use crate::plan::{Plan, RaisePlan, StepKind, StepPlan};
+use crate::plan::{ForEachPlan, Plan, RaisePlan, StepKind, StepPlan};
 use crate::tree::ScopeId;
 
 /// What happens to a step when its turn comes.
@@ -22,9 +25,15 @@ enum Turn {
     /// Begin one of the lists of steps inside the step.
     Open(Part),
     /// Begin the branches of the step that come after no other one.
-    Branch {
+    Branches {
         ready: Vec<ItemKey>,
         concurrency: Option<u32>,
+    },
+    /// Begin the items of the step.
+    Items {
+        items: PayloadSource,
+        keys: Option<Vec<ItemKey>>,
+        concurrency: u32,
     },
     /// The step completes at once.
     Complete {
@@ -84,8 +93,12 @@ impl<'a> Decider<'a> {
         }
         let (path, output) = (owner, self.output_of(scope, planned));
         match (output, part, item.clone()) {
-            (Err(error), _, Some(branch)) => self.fail_branch(path.clone(), branch, error, path),
-            (Ok(output), _, Some(branch)) => self.complete_branch(path, branch, planned, output),
+            (Err(error), part, Some(key)) => {
+                self.fail_lane(path.clone(), (*part, key), error, path);
+            }
+            (Ok(output), part, Some(key)) => {
+                self.complete_lane(path, (*part, key), planned, output);
+            }
             (Err(error), _, None) => self.fail_step(path.clone(), error, path),
             (Ok(output), Part::Handler(_), None) => self.emit(Event::StepCaught { path, output }),
             (Ok(output), _, None) => self.emit(Event::BlockCompleted { path, output }),
@@ -114,25 +127,25 @@ impl<'a> Decider<'a> {
             return Progress::Done;
         }
         let mut position = counters.begun as usize;
-        let step = loop {
-            match plan.step_at(planned, position) {
-                None => return Progress::Done,
-                Some(step) if self.state().node(&step.path).is_some() => position += 1,
-                // A definition that was accepted although two steps have the same id runs only the first of
-                // them. The plan finds no other by its path.
-                Some(step) if !plan.step(&step.path).is_some_and(|own| std::ptr::eq(own, step)) => {
-                    position += 1;
-                }
-                Some(step) => break step,
+        let (step, path) = loop {
+            let Some(step) = plan.step_at(planned, position) else {
+                return Progress::Done;
+            };
+            let path = self.path_in(&step.path, scope);
+            // A definition that was accepted although two steps have the same id runs only the first of
+            // them. The plan finds no other by its path.
+            let is_own = || plan.step(&path).is_some_and(|own| std::ptr::eq(own, step));
+            if self.state().node(&path).is_none() && is_own() {
+                break (step, path);
             }
+            position += 1;
         };
         if self.state().phase == Phase::Steps && self.is_full(false) {
             let error = TaskError::builtin(builtin::HISTORY_TOO_LONG, HISTORY_FULL);
             self.stop_run(StopCause::Failed, error, None);
             return Progress::Made;
         }
-        let path = step.path.clone();
-        let turn = self.turn(step, scope, planned);
+        let turn = self.turn(step, &path, scope, planned);
         match turn {
             Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
             Ok(Turn::Begin { input }) => self.begin(path, 0, input, 1),
@@ -140,7 +153,14 @@ impl<'a> Decider<'a> {
                 let (part, deadline) = (Some(part), step.timeout.map(|timeout| self.now + timeout));
                 self.emit(Event::BlockStarted { path, generation: 0, part, deadline });
             }
-            Ok(Turn::Branch { ready, concurrency }) => {
+            Ok(Turn::Items { items, keys, concurrency }) => {
+                let (generation, deadline) = (0, step.timeout.map(|timeout| self.now + timeout));
+                let items = self.as_written(items);
+                let event =
+                    Event::LoopStarted { path, generation, items, keys, concurrency, deadline };
+                self.emit(event);
+            }
+            Ok(Turn::Branches { ready, concurrency }) => {
                 let (generation, deadline) = (0, step.timeout.map(|timeout| self.now + timeout));
                 let event =
                     Event::ParallelStarted { path, generation, ready, concurrency, deadline };
@@ -160,8 +180,9 @@ impl<'a> Decider<'a> {
             }
             Err(error) if step.kind.task().is_some() => {
                 let input = PayloadSource::Inline(Payload::null());
-                self.emit(Event::StepStarted { path, generation: 0, input, first: None });
-                self.fail_unstarted(&step.path, error);
+                let started = path.clone();
+                self.emit(Event::StepStarted { path: started, generation: 0, input, first: None });
+                self.fail_unstarted(&path, error);
             }
             Err(error) => {
                 self.begin_block(&path);
@@ -178,7 +199,13 @@ impl<'a> Decider<'a> {
     }
 
     /// Evaluates the step's `when`, and what the step needs in order to begin.
-    fn turn(&self, step: &StepPlan, scope: &Scope, planned: ScopeId) -> Result<Turn, TaskError> {
+    fn turn(
+        &self,
+        step: &StepPlan,
+        path: &StepPath,
+        scope: &Scope,
+        planned: ScopeId,
+    ) -> Result<Turn, TaskError> {
         let variables = self.variables(scope);
         if let Some(when) = &step.when
             && !when.evaluate(variables)?
@@ -196,7 +223,7 @@ impl<'a> Decider<'a> {
                 Turn::Complete { output: self.as_written(value.source(variables)?) }
             }
             StepKind::Raise(raise) => {
-                Turn::Raise { error: self.raised(raise, scope)?, origin: step.path.clone() }
+                Turn::Raise { error: self.raised(raise, scope)?, origin: path.clone() }
             }
             StepKind::Rethrow => {
                 // Registration refuses such a step outside handlers, but another release may accept it.
@@ -223,13 +250,64 @@ impl<'a> Decider<'a> {
                 }
             }
             StepKind::Try => Turn::Open(Part::Body),
+            StepKind::ForEach(each) => self.items(each, variables)?,
             StepKind::Parallel(parallel) => {
                 let tree = &self.plan.tree;
                 let first = self.plan.branches(&step.path).filter(|id| tree.after(*id).is_empty());
                 let ready = first.filter_map(|scope| tree.branch_id(scope).cloned()).collect();
-                Turn::Branch { ready, concurrency: parallel.concurrency }
+                Turn::Branches { ready, concurrency: parallel.concurrency }
             }
         })
+    }
+
+    /// Evaluates the items of a step, and their keys.
+    fn items(&self, each: &ForEachPlan, variables: Variables<'_>) -> Result<Turn, TaskError> {
+        let invalid = |what: String| TaskError::builtin(builtin::ITEMS_INVALID, what);
+        let source = each.items.source(variables)?;
+        let payload = self.state().payload(&source);
+        self.parsed.set(self.parsed.get().saturating_add(payload.data.len()));
+        let Some(items) = Items::of(&payload) else {
+            return Err(invalid("`items` is neither a list nor a map".to_owned()));
+        };
+        let count = items.values.len();
+        if count > ITEMS_MAX {
+            return Err(invalid(format!("{count} items, at most {ITEMS_MAX} are allowed")));
+        }
+        // Each item takes at least an event for its first step and one for its end.
+        let least = self.state().event_count as usize + 2 * count;
+        if self.state().phase == Phase::Steps && least > HISTORY_EVENTS_MAX {
+            let what = format!("{HISTORY_FULL}: it has no room for {count} items");
+            return Err(TaskError::builtin(builtin::HISTORY_TOO_LONG, what));
+        }
+        let (keys, own) = match (&each.item_key, items.keys) {
+            (Some(fields), None) => (Some(keys_of(&items.values, fields)?), true),
+            (_, keys) => (keys, false),
+        };
+        let mut seen = HashSet::new();
+        for key in keys.iter().flatten() {
+            if key.as_str().is_empty() {
+                return Err(invalid("the key of an item is empty".to_owned()));
+            }
+            if key_bytes(key.as_str()) > ITEM_KEY_BYTES_MAX {
+                let what = format!("the key of an item has more than {ITEM_KEY_BYTES_MAX} bytes");
+                return Err(invalid(what));
+            }
+            if !seen.insert(key) {
+                return Err(invalid(format!("two items have the key `{key}`")));
+            }
+        }
+        // The keys of a map are read from the items again.
+        let keys = keys.filter(|_| own);
+        Ok(Turn::Items { items: source, keys, concurrency: each.concurrency })
+    }
+
+    /// The path of a step within the items around a scope.
+    fn path_in(&self, path: &StepPath, scope: &Scope) -> StepPath {
+        if !path.as_str().contains("[]") {
+            return path.clone();
+        }
+        let items = self.state().items_around(scope);
+        path.with_keys(items.into_iter().map(|(_, key)| key)).into_owned()
     }
 
     fn raised(&self, raise: &RaisePlan, scope: &Scope) -> Result<TaskError, TaskError> {
@@ -331,13 +409,32 @@ impl<'a> Decider<'a> {
     }
 
     /// The variables of expressions in a scope.
-    pub(super) fn variables(&self, scope: &Scope) -> Variables<'_> {
+    pub(super) fn variables<'s>(&'s self, scope: &'s Scope) -> Variables<'s> {
         let execution = self.state();
         let (error, origin) = match (execution.handled_in(scope), &execution.stop) {
             (Some(handled), _) => (Some(&handled.error), Some(&handled.origin)),
             (None, Some(stop)) => (Some(&stop.error), stop.step.as_ref()),
             (None, None) => (None, None),
         };
-        Variables { execution, error, origin, parsed: &self.parsed }
+        Variables { execution, scope, error, origin, parsed: &self.parsed }
     }
+}
+
+/// The keys of items, which these fields lead to.
+fn keys_of(items: &[Payload], fields: &[String]) -> Result<Vec<ItemKey>, TaskError> {
+    let keys = items.iter().zip(0_usize..).map(|(item, index)| {
+        let item: serde_json::Value = serde_json::from_slice(&item.data).unwrap_or_default();
+        let found = fields.iter().try_fold(&item, |value, field| value.get(field));
+        match found {
+            Some(serde_json::Value::String(key)) => Ok(key.as_str().into()),
+            Some(serde_json::Value::Number(key)) if key.is_i64() || key.is_u64() => {
+                Ok(key.to_string().into())
+            }
+            _ => {
+                let what = format!("the key of item {index} is neither a text nor a whole number");
+                Err(TaskError::builtin(builtin::ITEMS_INVALID, what))
+            }
+        }
+    });
+    keys.collect()
 }

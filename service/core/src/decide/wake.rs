@@ -57,8 +57,8 @@ impl Decider<'_> {
         let state = self.state();
         let Some(id) = state.nodes.find(path) else { return };
         let stopped = state.nodes.get(id).stopped.as_ref();
-        let first = state.nodes.parallel(id).and_then(|parallel| parallel.first_failure());
-        let first = first.map(|(_, failed)| &failed.error);
+        let first = state.nodes.lanes(id).and_then(|lanes| lanes.first_failure());
+        let first = first.map(|failed| &failed.error);
         let cause = stopped.and_then(|stopped| stopped.error.as_ref()).or(first);
         let reason =
             "a step around it was stopped, and the attempt did not end within the grace period";

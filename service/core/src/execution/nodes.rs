@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::parallel::{BranchResult, Parallel};
+use super::lanes::{BlockWork, LaneResult, Lanes};
 use super::{Node, NodeState, Part};
 use crate::id::{ItemKey, StepPath};
 use crate::time::Timestamp;
@@ -17,7 +17,8 @@ impl NodeId {
 }
 
 /// A list of steps in an execution: one of the workflow's own lists, or a list inside a step. If that step
-/// is a `parallel`, the scope is one of its branches, and `item` is the id of the branch.
+/// is a `parallel` or a `for_each`, the scope is one of its branches or items, and `item` is the id of the
+/// branch or the key of the item.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     Steps,
@@ -98,8 +99,8 @@ pub(crate) struct Nodes {
     idle: BTreeSet<Scope>,
     /// The steps that run other steps and have not ended.
     blocks: BTreeSet<NodeId>,
-    /// The branches of every `parallel` that has begun.
-    parallels: BTreeMap<NodeId, Parallel>,
+    /// The branches of every `parallel`, and the items of every `for_each`, that has begun.
+    lanes: BTreeMap<NodeId, Lanes>,
     /// For each step that is being stopped, the steps inside it that have an open attempt.
     live: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// When steps that run other steps time out.
@@ -107,14 +108,6 @@ pub(crate) struct Nodes {
     /// The steps that can begin a branch, or whose branches have all ended, or that are being stopped and
     /// have no open attempt left inside them.
     due: BTreeSet<NodeId>,
-}
-
-/// What can be done for a step in [`Nodes::first_due`].
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum BlockWork {
-    BeginBranch(ItemKey),
-    /// Everything inside the step has ended.
-    Settle,
 }
 
 impl Nodes {
@@ -131,12 +124,14 @@ impl Nodes {
         let node = parent.ok_or("the step around it has not begun")?;
         let part = self.get(node).part.ok_or("the step around it runs no steps")?;
         let item = around.key.clone();
-        if part == Part::Branch {
-            let parallel = self.parallels.get(&node).ok_or("the parallel has no branches")?;
-            let branch = item.as_ref().ok_or("the path names no branch")?;
-            if !parallel.has_begun_or_may_begin(branch) {
-                return Err("the branch is not running");
+        if part.is_keyed() {
+            let lanes = self.lanes.get(&node).ok_or("the step around it has no branches")?;
+            let key = item.as_ref().ok_or("the path names no branch or item")?;
+            if !lanes.has_begun_or_may_begin(key) {
+                return Err("the branch or item is not running");
             }
+        } else if item.is_some() {
+            return Err("the step around it has no branches or items");
         }
         Ok(Scope::Inside { node, part, item })
     }
@@ -146,12 +141,13 @@ impl Nodes {
         self.by_path.insert(node.path.clone(), id);
         let scope = node.scope.clone();
         self.list.push(node);
-        // A branch begins with the first of its steps.
-        if let Scope::Inside { node: owner, part: Part::Branch, item: Some(branch) } = &scope
+        // A branch or an item begins with the first of its steps.
+        if let Scope::Inside { node: owner, part: Part::Branch | Part::Item, item: Some(key) } =
+            &scope
             && !self.open.contains(&scope)
         {
-            if let Some(parallel) = self.parallels.get_mut(owner) {
-                parallel.begin(branch);
+            if let Some(lanes) = self.lanes.get_mut(owner) {
+                lanes.begin(key);
             }
             self.open.insert(scope.clone());
             self.note_due(*owner);
@@ -184,8 +180,8 @@ impl Nodes {
             if let Some(part) = before.active {
                 self.close_part(id, part);
             }
-            // A branch opens with its first step.
-            if let Some(part) = after.active.filter(|part| *part != Part::Branch) {
+            // A branch or an item opens with its first step.
+            if let Some(part) = after.active.filter(|part| !part.is_keyed()) {
                 self.open_scope(Scope::Inside { node: id, part, item: None });
             }
         }
@@ -215,26 +211,28 @@ impl Nodes {
         }
     }
 
-    /// Adds the branches of a `parallel` that has just begun.
-    pub fn start_parallel(&mut self, id: NodeId, parallel: Parallel) {
-        self.parallels.insert(id, parallel);
+    /// Adds the branches or items of a step that has just begun.
+    pub fn start_lanes(&mut self, id: NodeId, lanes: Lanes) {
+        self.lanes.insert(id, lanes);
         self.note_due(id);
     }
 
-    pub fn end_branch(
+    /// Ends a branch or an item; `ready` are the branches that may begin now.
+    pub fn end_lane(
         &mut self,
         id: NodeId,
-        branch: &ItemKey,
-        result: BranchResult,
+        key: &ItemKey,
+        result: LaneResult,
         ready: &[ItemKey],
     ) -> Result<(), &'static str> {
-        let parallel = self.parallels.get_mut(&id).ok_or("it is no parallel")?;
-        if !parallel.has_begun_or_may_begin(branch) {
-            return Err("the branch is not running");
+        let lanes = self.lanes.get_mut(&id).ok_or("it has no branches or items")?;
+        if !lanes.has_begun_or_may_begin(key) {
+            return Err("the branch or item is not running");
         }
-        parallel.end(branch, result, ready);
-        let item = Some(branch.clone());
-        self.close_scope(&Scope::Inside { node: id, part: Part::Branch, item });
+        lanes.end(key, result, ready);
+        if let Some(part) = self.get(id).part {
+            self.close_scope(&Scope::Inside { node: id, part, item: Some(key.clone()) });
+        }
         self.note_due(id);
         Ok(())
     }
@@ -293,16 +291,16 @@ impl Nodes {
     /// Closes the scopes of a part of a step.
     fn close_part(&mut self, node: NodeId, part: Part) {
         let first = Scope::Inside { node, part, item: None };
-        if part != Part::Branch {
+        if !part.is_keyed() {
             return self.close_scope(&first);
         }
-        let is_branch = |scope: &&Scope| matches!(scope, Scope::Inside { node: own, part: Part::Branch, .. } if *own == node);
-        let open: Vec<_> = self.open.range(first..).take_while(is_branch).cloned().collect();
+        let is_lane = |scope: &&Scope| matches!(scope, Scope::Inside { node: own, part: of, .. } if (*own, *of) == (node, part));
+        let open: Vec<_> = self.open.range(first..).take_while(is_lane).cloned().collect();
         for scope in open {
             self.close_scope(&scope);
         }
-        if let Some(parallel) = self.parallels.get_mut(&node) {
-            parallel.close();
+        if let Some(lanes) = self.lanes.get_mut(&node) {
+            lanes.close();
         }
         self.note_due(node);
     }
@@ -323,7 +321,7 @@ impl Nodes {
         if let Some(live) = self.live.get(&id) {
             return live.is_empty().then_some(BlockWork::Settle);
         }
-        self.parallels.get(&id)?.work()
+        self.lanes.get(&id)?.work()
     }
 
     /// The steps that run other steps and have not ended.
@@ -382,14 +380,14 @@ impl Nodes {
         std::iter::successors(Some(id), owner).skip(1)
     }
 
-    /// The branches of a `parallel`.
-    pub fn parallel(&self, id: NodeId) -> Option<&Parallel> {
-        self.parallels.get(&id)
+    /// The branches of a `parallel`, or the items of a `for_each`.
+    pub fn lanes(&self, id: NodeId) -> Option<&Lanes> {
+        self.lanes.get(&id)
     }
 
     #[cfg(test)]
-    pub fn parallels(&self) -> impl Iterator<Item = (NodeId, &Parallel)> {
-        self.parallels.iter().map(|(id, parallel)| (*id, parallel))
+    pub fn all_lanes(&self) -> impl Iterator<Item = &Lanes> {
+        self.lanes.values()
     }
 
     /// The ids of all nodes, in the order of [`Self::iter`].

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Handled;
-use super::nodes::BlockWork;
+use super::{Handled, LaneResult};
 use crate::id::ItemKey;
 use crate::payload::Payload;
 
@@ -14,16 +13,10 @@ pub struct Parallel {
     running: BTreeSet<ItemKey>,
     /// How many branches may run at a time; none: all of them.
     concurrency: Option<u32>,
-    results: BTreeMap<ItemKey, BranchResult>,
+    results: BTreeMap<ItemKey, LaneResult>,
     first_failed: Option<ItemKey>,
     /// The branches go on: the step has neither ended nor been stopped, and runs no handler.
     is_open: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum BranchResult {
-    Completed(Payload),
-    Failed(Box<Handled>),
 }
 
 impl Parallel {
@@ -33,22 +26,22 @@ impl Parallel {
     }
 
     /// Of the branches that have ended, by their ids.
-    pub fn results(&self) -> impl Iterator<Item = (&ItemKey, &BranchResult)> {
+    pub fn results(&self) -> impl Iterator<Item = (&ItemKey, &LaneResult)> {
         self.results.iter()
     }
 
     /// The outputs of the branches that completed, by their ids.
     pub fn outputs(&self) -> impl Iterator<Item = (&ItemKey, &Payload)> {
         self.results.iter().filter_map(|(id, result)| match result {
-            BranchResult::Completed(output) => Some((id, output)),
-            BranchResult::Failed(_) => None,
+            LaneResult::Completed(output) => Some((id, output)),
+            LaneResult::Failed(_) => None,
         })
     }
 
     pub fn output(&self, branch: &str) -> Option<&Payload> {
         match self.results.get(branch)? {
-            BranchResult::Completed(output) => Some(output),
-            BranchResult::Failed(_) => None,
+            LaneResult::Completed(output) => Some(output),
+            LaneResult::Failed(_) => None,
         }
     }
 
@@ -61,8 +54,8 @@ impl Parallel {
     /// The branches that failed, by their ids.
     pub fn failures(&self) -> impl Iterator<Item = (&ItemKey, &Handled)> {
         self.results.iter().filter_map(|(id, result)| match result {
-            BranchResult::Failed(failed) => Some((id, &**failed)),
-            BranchResult::Completed(_) => None,
+            LaneResult::Failed(failed) => Some((id, &**failed)),
+            LaneResult::Completed(_) => None,
         })
     }
 
@@ -75,11 +68,11 @@ impl Parallel {
         self.running.insert(branch.clone());
     }
 
-    pub(super) fn end(&mut self, branch: &ItemKey, result: BranchResult, ready: &[ItemKey]) {
+    pub(super) fn end(&mut self, branch: &ItemKey, result: LaneResult, ready: &[ItemKey]) {
         self.ready.remove(branch);
         self.running.remove(branch);
         self.ready.extend(ready.iter().cloned());
-        if matches!(result, BranchResult::Failed(_)) {
+        if matches!(result, LaneResult::Failed(_)) {
             self.first_failed.get_or_insert_with(|| branch.clone());
         }
         self.results.insert(branch.clone(), result);
@@ -91,12 +84,14 @@ impl Parallel {
         self.is_open = false;
     }
 
-    pub(super) fn work(&self) -> Option<BlockWork> {
+    /// The next branch, if it may begin.
+    pub(super) fn next_to_begin(&self) -> Option<ItemKey> {
         let has_room = self.concurrency.is_none_or(|max| self.running.len() < max as usize);
-        match self.ready.first() {
-            _ if !self.is_open => None,
-            Some(next) => has_room.then(|| BlockWork::BeginBranch(next.clone())),
-            None => self.running.is_empty().then_some(BlockWork::Settle),
-        }
+        self.ready.first().filter(|_| self.is_open && has_room).cloned()
+    }
+
+    /// Whether every branch has ended that could begin.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_open && self.running.is_empty() && self.ready.is_empty()
     }
 }

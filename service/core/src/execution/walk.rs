@@ -24,17 +24,20 @@ impl Execution {
             }
             own.returned = self.counters(&node.scope).returned;
             let part = node.part.filter(|_| is_running && node.stopped.is_none());
-            if let Some(part) = part.filter(|part| *part != Part::Branch) {
+            if let Some(part) = part.filter(|part| !part.is_keyed()) {
                 open.insert(Scope::Inside { node: id, part, item: None });
             }
-            if let Scope::Inside { node: owner, part: Part::Branch, item: Some(branch) } =
-                &node.scope
-            {
-                let parallel = self.nodes.parallel(*owner).expect("it has branches");
+            if let Scope::Inside { node: owner, part, item: Some(key) } = &node.scope {
+                let has_ended = match self.nodes.lanes(*owner).expect("it has branches or items") {
+                    Lanes::Branches(parallel) => parallel.results().any(|(own, _)| own == key),
+                    Lanes::Items(items) => {
+                        let index = items.index(key).expect("it is an item");
+                        items.results().any(|(own, _)| own == index)
+                    }
+                };
                 let around = self.nodes.get(*owner);
                 let goes_on = around.is_running() && around.stopped.is_none();
-                let has_ended = parallel.results().any(|(own, _)| own == branch);
-                if goes_on && around.part == Some(Part::Branch) && !has_ended {
+                if goes_on && around.part == Some(*part) && !has_ended {
                     open.insert(node.scope.clone());
                 }
             }

@@ -4,15 +4,15 @@
 
 use super::nodes::NodeId;
 use super::open::{OpenFacts, TaskRef};
-use super::{BranchResult, Compensation, Execution, Node, NodeKind, NodeState, Task};
+use super::{Compensation, Execution, LaneResult, Lanes, Node, NodeKind, NodeState, Task};
 use crate::error::{Suppressed, TaskError};
 use crate::id::{ItemKey, StepPath};
 
-/// The fixed cost of an execution. The constants below are the fixed costs of a node, of the result of a branch
+/// The fixed cost of an execution. The constants below are the fixed costs of a node, of the result of a branch or an item
 /// and of one error in a chain of causes. Payloads and texts are counted separately, by their length.
 pub(crate) const BASE_BYTES: usize = 1_024;
 const NODE_BYTES: usize = 750;
-const BRANCH_BYTES: usize = 200;
+const LANE_BYTES: usize = 200;
 const ERROR_BYTES: usize = 128;
 
 impl Execution {
@@ -29,7 +29,7 @@ impl Execution {
             + self.input.data.len()
             + self.output.as_ref().map_or(0, |output| output.data.len())
             + self.nodes.iter().map(node_bytes).sum::<usize>()
-            + self.nodes.parallels().map(|(_, parallel)| parallel_bytes(parallel)).sum::<usize>()
+            + self.nodes.all_lanes().map(lanes_bytes).sum::<usize>()
             + self.compensations().iter().map(compensation_bytes).sum::<usize>()
             + stop
             + self.error.as_ref().map_or(0, error_bytes)
@@ -58,16 +58,25 @@ impl Execution {
         }
     }
 
-    /// Ends a branch of a `parallel`; `ready` are the branches that may begin now.
-    pub(crate) fn end_branch(
+    /// Adds the branches or items of a step that has just begun.
+    pub(crate) fn start_lanes(&mut self, id: NodeId, lanes: Lanes) {
+        self.weight += match &lanes {
+            Lanes::Branches(_) => 0,
+            Lanes::Items(items) => items.bytes(),
+        };
+        self.nodes.start_lanes(id, lanes);
+    }
+
+    /// Ends a branch or an item; `ready` are the branches that may begin now.
+    pub(crate) fn end_lane(
         &mut self,
         id: NodeId,
-        branch: &ItemKey,
-        result: BranchResult,
+        key: &ItemKey,
+        result: LaneResult,
         ready: &[ItemKey],
     ) -> Result<(), &'static str> {
-        let bytes = branch_bytes(branch, &result);
-        self.nodes.end_branch(id, branch, result, ready)?;
+        let bytes = lane_bytes(&result);
+        self.nodes.end_lane(id, key, result, ready)?;
         self.weight += bytes;
         Ok(())
     }
@@ -142,16 +151,21 @@ fn node_bytes(node: &Node) -> usize {
 }
 
 #[cfg(test)]
-fn parallel_bytes(parallel: &super::Parallel) -> usize {
-    parallel.results().map(|(branch, result)| branch_bytes(branch, result)).sum()
+fn lanes_bytes(lanes: &Lanes) -> usize {
+    match lanes {
+        Lanes::Branches(parallel) => parallel.results().map(|(_, result)| lane_bytes(result)).sum(),
+        Lanes::Items(items) => {
+            items.bytes() + items.results().map(|(_, result)| lane_bytes(result)).sum::<usize>()
+        }
+    }
 }
 
-fn branch_bytes(branch: &ItemKey, result: &BranchResult) -> usize {
-    let result = match result {
-        BranchResult::Completed(output) => output.data.len(),
-        BranchResult::Failed(failed) => error_bytes(&failed.error),
-    };
-    BRANCH_BYTES + branch.as_str().len() + result
+fn lane_bytes(result: &LaneResult) -> usize {
+    LANE_BYTES
+        + match result {
+            LaneResult::Completed(output) => output.data.len(),
+            LaneResult::Failed(failed) => error_bytes(&failed.error),
+        }
 }
 
 fn compensation_bytes(compensation: &Compensation) -> usize {

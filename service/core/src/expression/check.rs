@@ -11,7 +11,9 @@ use cel::parser::ParseErrors;
 use super::budget::{ADDEND, BUDGET, CHARGE, ENVIRONMENT, RANGE};
 use super::problem::{Problem, shorten};
 use super::split::string_end;
-use super::variables::{BranchRead, ERROR_FIELDS, EXECUTION_FIELDS, ORIGIN_FIELDS, Read, StepRead};
+use super::variables::{
+    BranchRead, ERROR_FIELDS, EXECUTION_FIELDS, ItemField, ItemRead, ORIGIN_FIELDS, Read, StepRead,
+};
 use crate::limits::{CEL_COMPREHENSIONS_MAX, CEL_DEPTH_MAX, CEL_SOURCE_BYTES_MAX};
 use crate::tree::{Place, Sight, Tree};
 
@@ -319,6 +321,8 @@ impl Check<'_> {
             }
             "steps" => self.step(names, tested),
             "branches" => self.branch(names),
+            "loops" => self.outer_item(names),
+            "item" | "index" | "key" => self.item(names[0], None),
             unknown => self.problem(Problem::UnknownVariable(unknown.into())),
         }
     }
@@ -367,6 +371,32 @@ impl Check<'_> {
         if let Some(owner) = tree.owner(scope) {
             let path = tree.own_path(owner);
             self.read(Read::Branch(BranchRead { id: (*id).into(), path }));
+        }
+    }
+
+    /// Reads a field of the item of a loop around the expression; by default that of the innermost one.
+    fn item(&mut self, field: &str, of: Option<&str>) {
+        let tree = self.scope.tree;
+        let loops = tree.loops_around(self.scope.place);
+        let depth = match of {
+            Some(of) => loops.iter().position(|node| tree.id(*node).as_str() == of),
+            None => loops.len().checked_sub(1),
+        };
+        let Some(depth) = depth else {
+            return self.problem(match of {
+                Some(of) => Problem::NoSuchLoop(of.into()),
+                None => Problem::ItemOutsideLoop(field.into()),
+            });
+        };
+        if let Some(field) = ItemField::ALL.into_iter().find(|own| own.name() == field) {
+            self.read(Read::Item(ItemRead { of: of.map(Into::into), depth, field }));
+        }
+    }
+
+    fn outer_item(&mut self, names: &[&str]) {
+        match names {
+            ["loops", of, field @ ("item" | "index" | "key"), ..] => self.item(field, Some(of)),
+            _ => self.problem(Problem::LoopsAsValue),
         }
     }
 

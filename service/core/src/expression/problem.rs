@@ -52,6 +52,12 @@ pub enum Problem {
     BranchesAsValue,
     #[error("the branch around this expression does not come after a branch `{0}`")]
     NoSuchBranch(String),
+    #[error("`{0}` is available only inside a `for_each`")]
+    ItemOutsideLoop(String),
+    #[error("no `for_each` with the id `{0}` is around this expression")]
+    NoSuchLoop(String),
+    #[error("of a loop, only `loops.<id>.item`, `.index` and `.key` can be read")]
+    LoopsAsValue,
     #[error("`steps.<id>.output` and `.error` always exist: compare them with null instead")]
     HasOfStep,
     #[error("a comprehension's variable must not hide `{0}`: give it another name, such as `x`")]

@@ -111,7 +111,13 @@ fn render_on(input: &str, json: &str) -> Result<Payload, TaskError> {
     let execution = execution(input);
     let error = execution.stop.as_ref().map(|stop| &stop.error);
     let template = compile(json).unwrap_or_else(|errors| panic!("{json}: {errors:?}"));
-    template.render(Variables { execution: &execution, error, origin: None, parsed: &Cell::new(0) })
+    template.render(Variables {
+        execution: &execution,
+        scope: &Block::Steps,
+        error,
+        origin: None,
+        parsed: &Cell::new(0),
+    })
 }
 
 const INPUT: &str = r#"{"id": "o1", "n": 9007199254740993, "big": 18446744073709551615, "f": 2.0,
@@ -144,8 +150,13 @@ fn rendering_parses_only_the_payloads_it_names_up_to_a_byte_limit() {
     execution.nodes = nodes(STEPS[..4].iter().map(|path| node(path, completed())));
     let render = |json: &str| {
         let parsed = Cell::new(0);
-        let variables =
-            Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
+        let variables = Variables {
+            execution: &execution,
+            scope: &Block::Steps,
+            error: None,
+            origin: None,
+            parsed: &parsed,
+        };
         let rendered = compile(json).expect("it compiles").render(variables);
         (rendered.map(|payload| payload.data.len()), parsed.get())
     };
@@ -237,7 +248,13 @@ fn expressions_evaluate_as_cel_specifies() {
 fn payloads_that_are_only_passed_on_are_not_parsed_or_changed() {
     let execution = execution(" {not json ");
     let parsed = Cell::new(0);
-    let variables = Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
+    let variables = Variables {
+        execution: &execution,
+        scope: &Block::Steps,
+        error: None,
+        origin: None,
+        parsed: &parsed,
+    };
     let pass = |json| compile(json).expect("it compiles").render(variables);
     assert_eq!(pass(r#""${input}""#), Ok(execution.input.clone()));
     let binary = pass(r#""${ steps.binary.output }""#).expect("it is not parsed");
@@ -282,7 +299,13 @@ fn run_time_failures_are_non_retryable_expression_errors() {
 fn condition_must_evaluate_to_a_boolean() {
     let execution = execution(INPUT);
     let parsed = Cell::new(0);
-    let variables = Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
+    let variables = Variables {
+        execution: &execution,
+        scope: &Block::Steps,
+        error: None,
+        origin: None,
+        parsed: &parsed,
+    };
     let evaluate = |source| {
         with_scope(false, |scope| Condition::compile(source, scope).expect(source))
             .evaluate(variables)
@@ -304,7 +327,8 @@ fn invalid_expressions_are_rejected_at_compile_time() {
         ("inputs.a", P::UnknownVariable("inputs".into())),
         ("[1].map(x, x + y)", P::UnknownVariable("y".into())),
         ("[1].all(x, x > 0) && x", P::UnknownVariable("x".into())),
-        ("item", P::UnknownVariable("item".into())),
+        ("item", P::ItemOutsideLoop("item".into())),
+        ("line", P::UnknownVariable("line".into())),
         (".input", P::UnknownVariable(".input".into())),
         ("steps.nobody.output", P::UnknownStep("nobody".into())),
         ("has(steps.nobody.output.a)", P::UnknownStep("nobody".into())),
@@ -430,8 +454,13 @@ fn no_source_overflows_the_stack() {
             if let Ok(condition) = compiled {
                 let execution = execution(INPUT);
                 let parsed = Cell::new(0);
-                let variables =
-                    Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
+                let variables = Variables {
+                    execution: &execution,
+                    scope: &Block::Steps,
+                    error: None,
+                    origin: None,
+                    parsed: &parsed,
+                };
                 let _outcome = condition.evaluate(variables);
                 evaluated += 1;
             }
@@ -662,7 +691,7 @@ proptest! {
         if let Ok(template) = compile(&json) {
             let execution = execution(INPUT);
             let parsed = Cell::new(0);
-    let variables = Variables { execution: &execution, error: None, origin: None, parsed: &parsed };
+    let variables = Variables { execution: &execution, scope: &Block::Steps, error: None, origin: None, parsed: &parsed };
             let first = template.render(variables);
             prop_assert_eq!(&template.render(variables), &first);
             let again = compile(&json).expect("it compiled before").render(variables);

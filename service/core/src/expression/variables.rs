@@ -11,7 +11,7 @@ use cel::common::value::Val;
 use super::budget::{BUDGET, Budget, ENVIRONMENT};
 use super::value;
 use crate::error::{Category, TaskError, builtin};
-use crate::execution::{Execution, Output};
+use crate::execution::{Execution, Loop, Output, Scope};
 use crate::id::{ItemKey, StepId, StepPath};
 use crate::limits::EXPRESSION_READ_BYTES_MAX;
 use crate::payload::Payload;
@@ -45,6 +45,8 @@ pub(super) const ORIGIN_FIELDS: &[&str] = &["step", "attempts"];
 #[derive(Clone, Copy)]
 pub struct Variables<'a> {
     pub execution: &'a Execution,
+    /// The scope in which the expression stands.
+    pub scope: &'a Scope,
     /// The value of `error`: the error that the handler around the expression took or, outside handlers,
     /// the error that stopped the run; none if the run has not stopped.
     pub error: Option<&'a TaskError>,
@@ -62,6 +64,7 @@ pub(super) enum Read {
     /// The output of an earlier branch of a `parallel` around the expression.
     Branch(BranchRead),
     StepError(StepRead),
+    Item(ItemRead),
     Execution,
     Run,
     Error,
@@ -72,6 +75,51 @@ pub(super) enum Read {
 pub(super) struct StepRead {
     pub id: StepId,
     pub path: StepPath,
+}
+
+impl StepRead {
+    /// The path of the step for an expression in this scope.
+    fn path(&self, variables: Variables<'_>) -> StepPath {
+        located(&self.path, variables)
+    }
+}
+
+/// Fills in the keys of the items around the expression.
+pub(super) fn located(path: &StepPath, variables: Variables<'_>) -> StepPath {
+    if !path.as_str().contains("[]") {
+        return path.clone();
+    }
+    let items = variables.execution.items_around(variables.scope);
+    path.with_keys(items.into_iter().map(|(_, key)| key)).into_owned()
+}
+
+/// What is read of an item around the expression.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ItemRead {
+    /// The loop, unless it is the innermost one.
+    pub of: Option<StepId>,
+    /// How many loops are around that loop.
+    pub depth: usize,
+    pub field: ItemField,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ItemField {
+    Item,
+    Index,
+    Key,
+}
+
+impl ItemField {
+    pub const ALL: [Self; 3] = [Self::Item, Self::Index, Self::Key];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Item => "item",
+            Self::Index => "index",
+            Self::Key => "key",
+        }
+    }
 }
 
 /// A branch whose output is read.
@@ -90,6 +138,10 @@ impl Read {
             Self::Output(step) => format!("steps.{}.output", step.id),
             Self::Branch(branch) => format!("branches.{}.output", branch.id),
             Self::StepError(step) => format!("steps.{}.error", step.id),
+            Self::Item(read) => match &read.of {
+                Some(of) => format!("loops.{of}.{}", read.field.name()),
+                None => read.field.name().into(),
+            },
             Self::Execution => "execution".into(),
             Self::Run => "run".into(),
             Self::Error => "error".into(),
@@ -105,11 +157,17 @@ impl Read {
         let execution = variables.execution;
         match self {
             Self::Input => execution.input.data.len(),
-            Self::Output(step) => execution.output(&step.path).map_or(0, Output::size),
+            Self::Output(step) => execution.output(&step.path(variables)).map_or(0, Output::size),
+            Self::Item(read) => match item(variables, read) {
+                Some((of, key)) if read.field == ItemField::Item => {
+                    of.item(key).map_or(0, |item| item.data.len())
+                }
+                _ => 0,
+            },
             Self::Branch(branch) => {
-                branch_output(execution, branch).map_or(0, |output| output.data.len())
+                branch_output(variables, branch).map_or(0, |output| output.data.len())
             }
-            Self::StepError(step) => of_error(step_error(execution, &step.path)),
+            Self::StepError(step) => of_error(step_error(execution, &step.path(variables))),
             Self::Error => of_error(variables.error),
             Self::Execution | Self::Run => 0,
         }
@@ -119,7 +177,7 @@ impl Read {
         let execution = variables.execution;
         Ok(match self {
             Self::Input => payload(&execution.input, self)?,
-            Self::Output(step) => match execution.output(&step.path) {
+            Self::Output(step) => match execution.output(&step.path(variables)) {
                 Some(Output::Whole(output)) => payload(output, self)?,
                 Some(Output::Branches(parallel)) => {
                     let mut fields = HashMap::new();
@@ -128,13 +186,34 @@ impl Read {
                     }
                     Box::new(CelMap::from(fields))
                 }
+                Some(Output::Items(items)) => {
+                    let mut list: Vec<Box<dyn Val + 'v>> = Vec::new();
+                    for output in items.outputs() {
+                        list.push(match output {
+                            Some(output) => payload(output, self)?,
+                            None => Box::new(CelNull),
+                        });
+                    }
+                    Box::new(CelList::from(list))
+                }
                 None => Box::new(CelNull),
             },
-            Self::Branch(branch) => match branch_output(execution, branch) {
+            Self::Branch(branch) => match branch_output(variables, branch) {
                 Some(output) => payload(output, self)?,
                 None => Box::new(CelNull),
             },
-            Self::StepError(step) => optional_error(step_error(execution, &step.path)),
+            Self::StepError(step) => optional_error(step_error(execution, &step.path(variables))),
+            Self::Item(read) => match (item(variables, read), read.field) {
+                (None, _) => Box::new(CelNull),
+                (Some((of, key)), ItemField::Item) => match of.item(key) {
+                    Some(item) => payload(item, self)?,
+                    None => Box::new(CelNull),
+                },
+                (Some((of, key)), ItemField::Index) => {
+                    Box::new(CelInt::from(of.index(key).map_or(-1, i64::from)))
+                }
+                (Some((_, key)), ItemField::Key) => text(key.as_str()),
+            },
             Self::Execution => execution_value(execution),
             Self::Run => Box::new(CelInt::from(i64::from(execution.run))),
             Self::Error => match variables.error {
@@ -189,8 +268,13 @@ impl<'v> Reading<'v> {
     }
 }
 
-fn branch_output<'v>(execution: &'v Execution, branch: &BranchRead) -> Option<&'v Payload> {
-    execution.parallel(&branch.path)?.output(branch.id.as_str())
+fn branch_output<'v>(variables: Variables<'v>, branch: &BranchRead) -> Option<&'v Payload> {
+    let path = located(&branch.path, variables);
+    variables.execution.parallel(&path)?.output(branch.id.as_str())
+}
+
+fn item<'v>(variables: Variables<'v>, read: &ItemRead) -> Option<(&'v Loop, &'v ItemKey)> {
+    variables.execution.items_around(variables.scope).get(read.depth).copied()
 }
 
 fn step_error<'v>(execution: &'v Execution, step: &StepPath) -> Option<&'v TaskError> {

@@ -1,5 +1,6 @@
 //! Compiles a definition into a plan and collects all of its issues on the way.
 
+mod for_each;
 mod parallel;
 
 use std::time::Duration;
@@ -428,6 +429,7 @@ impl Compiler<'_> {
                 StepKind::Try
             }
             Kind::Parallel(parallel) => self.parallel(path, parallel),
+            Kind::ForEach(each) => self.for_each(path, each, scope)?,
         })
     }
 
@@ -698,6 +700,10 @@ fn parts(step: &definition::Step) -> impl Iterator<Item = Inner<'_>> {
                 block: &branch.block,
             });
             branches.collect()
+        }
+        Kind::ForEach(each) => {
+            let (field, key) = ("for_each".into(), Key::Item);
+            vec![Inner { field, part: Part::Item, key, block: &each.block }]
         }
         Kind::Task(_) | Kind::Set(_) | Kind::Fail(_) | Kind::Return { .. } => Vec::new(),
     };

@@ -32,6 +32,8 @@ pub enum IssueCode {
     BranchRepeated,
     /// Branches that wait for each other.
     BranchCycle,
+    /// An `item_key` that is no field of an item.
+    ItemKeyInvalid,
     DurationInvalid,
     TimeoutsContradict,
     PriorityOutOfRange,
@@ -64,6 +66,7 @@ impl IssueCode {
             Self::BranchUnknown => "BRANCH_UNKNOWN",
             Self::BranchRepeated => "BRANCH_REPEATED",
             Self::BranchCycle => "BRANCH_CYCLE",
+            Self::ItemKeyInvalid => "ITEM_KEY_INVALID",
             Self::DurationInvalid => "DURATION_INVALID",
             Self::TimeoutsContradict => "TIMEOUTS_CONTRADICT",
             Self::PriorityOutOfRange => "PRIORITY_OUT_OF_RANGE",

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use recoup_core::definition::{
-    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
-    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, FailureMode, ForEach,
+    OnError, Parallel, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::id::{StepId, WorkflowName};
 use recoup_core::retry::{Limits, MatchOn, RetryPolicy, Rule, Schedule};
@@ -14,7 +14,7 @@ use super::{Error, wire};
 
 stored_enum!(Delivery, wire::Delivery: AtLeastOnce AtMostOnce);
 stored_enum!(OnError, wire::OnError: Fail Ignore);
-stored_enum!(ParallelMode, wire::ParallelMode: FailFast WaitAll);
+stored_enum!(FailureMode, wire::FailureMode: FailFast WaitAll);
 stored_enum!(MatchOn, wire::MatchOn: Outermost AnyCause RootCause);
 
 fn to_optional<T: Stored>(value: &Option<T>) -> Option<T::Wire> {
@@ -143,6 +143,7 @@ fn kind_to_wire(kind: &StepKind) -> wire::step::Kind {
         }),
         StepKind::Try(body) => Kind::Try(body.to_wire()),
         StepKind::Parallel(parallel) => Kind::Parallel(parallel.to_wire()),
+        StepKind::ForEach(each) => Kind::ForEach(each.to_wire()),
     }
 }
 
@@ -159,6 +160,7 @@ fn kind_from_wire(kind: Option<wire::step::Kind>) -> Result<StepKind, Error> {
         }),
         Some(Kind::Try(body)) => StepKind::Try(Block::from_wire(body)?),
         Some(Kind::Parallel(own)) => StepKind::Parallel(Parallel::from_wire(own)?),
+        Some(Kind::ForEach(own)) => StepKind::ForEach(ForEach::from_wire(own)?),
         None => return malformed("a step of an unknown kind"),
     })
 }
@@ -198,8 +200,33 @@ impl Stored for Parallel {
         });
         Ok(Self {
             branches: branches.collect::<Result<_, Error>>()?,
-            mode: ParallelMode::from_wire(wire.mode)?,
+            mode: FailureMode::from_wire(wire.mode)?,
             concurrency: wire.concurrency,
+        })
+    }
+}
+
+impl Stored for ForEach {
+    type Wire = wire::ForEach;
+
+    fn to_wire(&self) -> wire::ForEach {
+        wire::ForEach {
+            items: self.items.clone(),
+            item_key: self.item_key.clone(),
+            concurrency: self.concurrency,
+            mode: self.mode.to_wire(),
+            steps: to_list(&self.block.steps),
+            output: self.block.output.clone(),
+        }
+    }
+
+    fn from_wire(wire: wire::ForEach) -> Result<Self, Error> {
+        Ok(Self {
+            items: wire.items,
+            item_key: wire.item_key,
+            concurrency: wire.concurrency,
+            mode: FailureMode::from_wire(wire.mode)?,
+            block: Block { steps: list(wire.steps)?, output: wire.output },
         })
     }
 }

@@ -158,6 +158,32 @@ fn event_to_wire(decided_at: Timestamp, event: &Event) -> Kind {
         Event::ParallelCompleted { path } => {
             Kind::ParallelCompleted(wire::ParallelCompleted { path: path.to_wire() })
         }
+        Event::LoopStarted { path, generation, items, keys, concurrency, deadline } => {
+            let (items, items_of) = source_to_wire(items);
+            Kind::LoopStarted(wire::LoopStarted {
+                path: path.to_wire(),
+                generation: *generation,
+                items,
+                items_of,
+                keys: keys.as_ref().map(|keys| wire::Keys { keys: to_list(keys) }),
+                concurrency: *concurrency,
+                deadline_after: deadline.map(|at| after(decided_at, at)),
+            })
+        }
+        Event::ItemCompleted { path, item, output } => {
+            let (output, output_of) = source_to_wire(output);
+            let (path, item) = (path.to_wire(), item.to_wire());
+            Kind::ItemCompleted(wire::ItemCompleted { path, item, output, output_of })
+        }
+        Event::ItemFailed { path, item, error, origin } => Kind::ItemFailed(wire::ItemFailed {
+            path: path.to_wire(),
+            item: item.to_wire(),
+            error: Some(error.to_wire()),
+            origin: origin.to_wire(),
+        }),
+        Event::LoopCompleted { path } => {
+            Kind::LoopCompleted(wire::LoopCompleted { path: path.to_wire() })
+        }
         Event::BlockStopped { path, error, grace_until } => {
             Kind::BlockStopped(wire::BlockStopped {
                 path: path.to_wire(),
@@ -354,6 +380,26 @@ fn event_from_wire(format: u16, decided_at: Timestamp, kind: Kind) -> Result<Eve
         Kind::ParallelCompleted(wire) => {
             Event::ParallelCompleted { path: StepPath::from_wire(wire.path)? }
         }
+        Kind::LoopStarted(wire) => Event::LoopStarted {
+            path: StepPath::from_wire(wire.path)?,
+            generation: wire.generation,
+            items: source_from_wire(format, wire.items, wire.items_of, "the items of a step")?,
+            keys: wire.keys.map(|keys| list(keys.keys)).transpose()?,
+            concurrency: wire.concurrency,
+            deadline: wire.deadline_after.map(|after| at(decided_at, after)),
+        },
+        Kind::ItemCompleted(wire) => Event::ItemCompleted {
+            path: StepPath::from_wire(wire.path)?,
+            item: ItemKey::from_wire(wire.item)?,
+            output: source_from_wire(format, wire.output, wire.output_of, "the output of an item")?,
+        },
+        Kind::ItemFailed(wire) => Event::ItemFailed {
+            path: StepPath::from_wire(wire.path)?,
+            item: ItemKey::from_wire(wire.item)?,
+            error: required(wire.error, "the error of an item")?,
+            origin: StepPath::from_wire(wire.origin)?,
+        },
+        Kind::LoopCompleted(wire) => Event::LoopCompleted { path: StepPath::from_wire(wire.path)? },
         Kind::BlockStopped(wire) => Event::BlockStopped {
             path: StepPath::from_wire(wire.path)?,
             error: optional(wire.error)?,
@@ -436,6 +482,7 @@ impl Stored for Part {
             Self::Case(index) => Kind::Case(*index),
             Self::Default => Kind::Default(Empty {}),
             Self::Branch => Kind::Branch(Empty {}),
+            Self::Item => Kind::Item(Empty {}),
             Self::Handler(index) => Kind::Handler(*index),
         };
         wire::Part { kind: Some(kind) }
@@ -448,6 +495,7 @@ impl Stored for Part {
             Some(Kind::Case(index)) => Self::Case(index),
             Some(Kind::Default(Empty {})) => Self::Default,
             Some(Kind::Branch(Empty {})) => Self::Branch,
+            Some(Kind::Item(Empty {})) => Self::Item,
             Some(Kind::Handler(index)) => Self::Handler(index),
             None => return malformed("a part of a step of an unknown kind"),
         })

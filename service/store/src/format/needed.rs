@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use recoup_core::definition::{
-    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
-    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, FailureMode, ForEach,
+    OnError, Parallel, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::error::{Category, Suppressed, TaskError};
 use recoup_core::event::{
@@ -76,7 +76,7 @@ variants! {
     CompensationOutcome: Completed Unknown;
     Delivery: AtLeastOnce AtMostOnce;
     OnError: Fail Ignore;
-    ParallelMode: FailFast WaitAll;
+    FailureMode: FailFast WaitAll;
     MatchOn: Outermost AnyCause RootCause;
 }
 
@@ -170,7 +170,16 @@ impl Needed for Event {
             Self::BranchFailed { path, branch, error, origin } => {
                 most!(path branch error origin).max(THIRD)
             }
-            Self::ParallelCompleted { path } => most!(path).max(THIRD),
+            Self::LoopStarted { path, generation, items, keys, concurrency, deadline } => {
+                most!(path generation items keys concurrency deadline).max(THIRD)
+            }
+            Self::ItemCompleted { path, item, output } => most!(path item output).max(THIRD),
+            Self::ItemFailed { path, item, error, origin } => {
+                most!(path item error origin).max(THIRD)
+            }
+            Self::ParallelCompleted { path } | Self::LoopCompleted { path } => {
+                most!(path).max(THIRD)
+            }
             Self::BlockStopped { path, error, grace_until } => {
                 most!(path error grace_until).max(THIRD)
             }
@@ -299,6 +308,7 @@ fields! {
     Raise { error_type message details non_retryable }
     Case { when block }
     Branch { block after }
+    ForEach { items item_key concurrency mode block }
     Task { task_type queue input timeouts priority delivery }
     Timeouts { schedule_to_start start_to_close schedule_to_close heartbeat }
     Compensate { task retry only_completed }
@@ -388,6 +398,7 @@ impl Needed for StepKind {
                 cases.needed(row).max(default.needed(row)).max(SECOND)
             }
             Self::Try(body) => body.needed(row).max(SECOND),
+            Self::ForEach(each) => each.needed(row).max(SECOND),
             Self::Parallel(Parallel { branches, mode, concurrency }) => {
                 let parts = branches.iter().map(|(id, own)| id.needed(row).max(own.needed(row)));
                 parts.fold(SECOND, u16::max).max(mode.needed(row)).max(concurrency.needed(row))
@@ -419,7 +430,7 @@ impl Needed for Catch {
 impl Needed for Part {
     fn needed(&self, row: Row) -> u16 {
         match self {
-            Self::Body | Self::Default | Self::Branch => FIRST,
+            Self::Body | Self::Default | Self::Branch | Self::Item => FIRST,
             Self::Case(index) | Self::Handler(index) => index.needed(row),
         }
     }

@@ -7,8 +7,8 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use recoup_core::definition::{
-    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, OnError, Parallel,
-    ParallelMode, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
+    Block, Branch, Case, Catch, Compensate, Defaults, Delivery, Fail, FailureMode, ForEach,
+    OnError, Parallel, Raise, Step, StepKind, Switch, Task, Timeouts, Workflow,
 };
 use recoup_core::error::{Category, Suppressed, TaskError};
 use recoup_core::event::{
@@ -277,6 +277,32 @@ pub fn events_of_each_kind() -> Vec<BoxedStrategy<Event>> {
             })
             .boxed(),
         path().prop_map(|path| Event::ParallelCompleted { path }).boxed(),
+        (
+            (path(), any::<u32>(), payload_source()),
+            option::of(keys()),
+            any::<u32>(),
+            option::of(timestamp()),
+        )
+            .prop_map(|((path, generation, items), keys, concurrency, deadline)| {
+                Event::LoopStarted { path, generation, items, keys, concurrency, deadline }
+            })
+            .boxed(),
+        (path(), name(), payload_source())
+            .prop_map(|(path, item, output)| Event::ItemCompleted {
+                path,
+                item: item.into(),
+                output,
+            })
+            .boxed(),
+        (path(), name(), error(), path())
+            .prop_map(|(path, item, error, origin)| Event::ItemFailed {
+                path,
+                item: item.into(),
+                error,
+                origin,
+            })
+            .boxed(),
+        path().prop_map(|path| Event::LoopCompleted { path }).boxed(),
         (path(), option::of(error()), timestamp())
             .prop_map(|(path, error, grace_until)| Event::BlockStopped { path, error, grace_until })
             .boxed(),
@@ -347,6 +373,7 @@ fn part() -> impl Strategy<Value = Part> {
         any::<u32>().prop_map(Part::Case),
         Just(Part::Default),
         Just(Part::Branch),
+        Just(Part::Item),
         any::<u32>().prop_map(Part::Handler),
     ]
 }
@@ -542,7 +569,8 @@ pub fn kinds_of_steps(depth: u32) -> Vec<BoxedStrategy<StepKind>> {
             .prop_map(|(cases, default)| StepKind::Switch(Switch { cases, default }));
         let parallel = parallel(depth - 1).prop_map(StepKind::Parallel).boxed();
         let body = block(depth - 1).prop_map(StepKind::Try).boxed();
-        kinds.extend([switch.boxed(), body, parallel]);
+        let each = for_each(depth - 1).prop_map(StepKind::ForEach).boxed();
+        kinds.extend([switch.boxed(), body, parallel, each]);
     }
     kinds
 }
@@ -558,10 +586,25 @@ fn parallel(depth: u32) -> BoxedStrategy<Parallel> {
     let id = || name().prop_map(StepId::from);
     let branch = (block(depth), vec(id(), 0..2));
     let branch = branch.prop_map(|(block, after)| Branch { block, after });
-    let mode = prop_oneof![Just(ParallelMode::FailFast), Just(ParallelMode::WaitAll)];
-    (btree_map(id(), branch, 0..3), mode, option::of(any::<u32>()))
+    (btree_map(id(), branch, 0..3), mode(), option::of(any::<u32>()))
         .prop_map(|(branches, mode, concurrency)| Parallel { branches, mode, concurrency })
         .boxed()
+}
+
+fn mode() -> impl Strategy<Value = FailureMode> {
+    prop_oneof![Just(FailureMode::FailFast), Just(FailureMode::WaitAll)]
+}
+
+fn for_each(depth: u32) -> BoxedStrategy<ForEach> {
+    let own = (text(), option::of(text()), option::of(any::<u32>()), mode(), block(depth));
+    own.prop_map(|(items, item_key, concurrency, mode, block)| ForEach {
+        items,
+        item_key,
+        concurrency,
+        mode,
+        block,
+    })
+    .boxed()
 }
 
 fn step(depth: u32) -> BoxedStrategy<Step> {

@@ -7,7 +7,7 @@ use recoup_core::execution::{
     CompensationOutcome, CompensationState, CompensationStepState, Execution, State,
 };
 use recoup_core::failure_event::{FailureEvent, failure_events};
-use recoup_core::id::{ExecutionId, StepPath};
+use recoup_core::id::{ExecutionId, ItemKey, StepPath};
 use recoup_core::plan::{Plan, StepPlan};
 use recoup_store::{Executions, FeedRow, IndexRow, ListFilter, Overflow};
 
@@ -261,11 +261,12 @@ fn attempts_are_bounded(events: &[&Event], plan: &Plan) -> Checked {
 
 /// Checks that a step inside another one begins while the outer one runs and is not being stopped, that no
 /// step of a stopped run begins, that a step ends only when no attempt inside it is open, and that one error
-/// has at most one handler.
+/// has at most one handler. A branch or an item ends once, when no attempt inside it is open.
 fn scopes_hold(events: &[&Event]) -> Checked {
     const RULE: &str = "a step runs while the step around it runs";
     let (mut open, mut handled) = (BTreeSet::new(), BTreeSet::new());
     let (mut being_stopped, mut live) = (BTreeSet::new(), BTreeSet::new());
+    let mut lanes = BTreeSet::new();
     let mut stopped = false;
     for event in events {
         if let Some((path, ..)) = event.scheduled() {
@@ -280,6 +281,7 @@ fn scopes_hold(events: &[&Event]) -> Checked {
             }
             Event::BlockStarted { path, .. }
             | Event::ParallelStarted { path, .. }
+            | Event::LoopStarted { path, .. }
             | Event::StepStarted { path, .. }
                 if path.compensated().is_none() =>
             {
@@ -304,14 +306,31 @@ fn scopes_hold(events: &[&Event]) -> Checked {
             Event::BlockStopped { path, .. } => {
                 being_stopped.insert(path.clone());
             }
-            Event::BranchCompleted { path, branch, .. }
-            | Event::BranchFailed { path, branch, .. }
-                if being_stopped.contains(path) || !open.contains(path) =>
-            {
-                return Err((RULE, format!("branch {branch} of {path} ends after it")));
+            Event::BranchCompleted { path, branch: key, .. }
+            | Event::BranchFailed { path, branch: key, .. }
+            | Event::ItemCompleted { path, item: key, .. }
+            | Event::ItemFailed { path, item: key, .. } => {
+                if being_stopped.contains(path) || !open.contains(path) {
+                    return Err((RULE, format!("{key} of {path} ends after it")));
+                }
+                if !lanes.insert((path.clone(), key.clone())) {
+                    return Err((RULE, format!("{key} of {path} ends twice")));
+                }
+                let inside = |step: &&StepPath| {
+                    let steps = std::iter::successors(Some((*step).clone()), StepPath::parent);
+                    let around = steps.filter_map(|step| Some((step.parent()?, step)));
+                    around.into_iter().any(|(around, step)| {
+                        around == *path && key_of(&step).as_ref() == Some(key)
+                    })
+                };
+                if let Some(step) = live.iter().find(inside) {
+                    let what = format!("{key} of {path} ends, and {step} has an open attempt");
+                    return Err((RULE, what));
+                }
             }
             Event::BlockCompleted { path, .. }
             | Event::ParallelCompleted { path }
+            | Event::LoopCompleted { path }
             | Event::ScopeReturned { path, .. }
             | Event::StepCaught { path, .. }
             | Event::StepFailed { path, .. }
@@ -327,6 +346,7 @@ fn scopes_hold(events: &[&Event]) -> Checked {
         if let Event::HandlerStarted { path, .. }
         | Event::BlockCompleted { path, .. }
         | Event::ParallelCompleted { path }
+        | Event::LoopCompleted { path }
         | Event::StepFailed { path, .. }
         | Event::StepIgnored { path, .. } = event
         {
@@ -340,6 +360,12 @@ fn scopes_hold(events: &[&Event]) -> Checked {
         }
     }
     Ok(())
+}
+
+/// The branch or item in which a step stands, if it stands directly in one.
+fn key_of(step: &StepPath) -> Option<ItemKey> {
+    let segments = step.segments()?;
+    segments.into_iter().rev().nth(1)?.key
 }
 
 /// Checks that `on_failure` and `finally` run once and whole if they are due, unless a step of theirs failed

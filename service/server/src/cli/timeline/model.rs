@@ -76,11 +76,18 @@ pub enum What<'a> {
     ParallelStarted(&'a v1::ParallelStarted),
     BranchFailed(&'a v1::BranchFailed),
     ParallelCompleted(&'a v1::ParallelCompleted),
+    LoopStarted {
+        event: &'a v1::LoopStarted,
+        /// How many items there are. `None` if it is not known.
+        count: Option<u32>,
+    },
+    ItemFailed(&'a v1::ItemFailed),
+    LoopCompleted(&'a v1::LoopCompleted),
     /// A step that runs other steps is being stopped.
     BlockStopped {
         event: &'a v1::BlockStopped,
-        /// The branch whose failure is the reason. Empty if the reason is a timeout.
-        branch: &'a str,
+        /// The branch or item whose failure is the reason. `None` if the reason is a timeout.
+        failed: Option<Lane<'a>>,
         /// How many nanoseconds live attempts have to end.
         grace: i128,
     },
@@ -109,6 +116,13 @@ pub enum What<'a> {
         /// Nanoseconds from the start of the execution to the retry for which the attempt waits.
         retry_offset: Option<i128>,
     },
+}
+
+/// One of the lists of steps that a step runs at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane<'a> {
+    Branch(&'a str),
+    Item(&'a str),
 }
 
 /// The facts of an execution: first those of its history, then the pending attempts.
@@ -142,8 +156,10 @@ struct Model<'a> {
     /// The path of the step that failed last. The steps around it fail with the same error, which has its line
     /// already.
     failed: String,
-    /// For each `parallel`, the branch that failed first.
-    failed_branches: HashMap<&'a str, &'a str>,
+    /// For each `parallel` and `for_each`, the branch or item that failed first.
+    failed_lanes: HashMap<&'a str, Lane<'a>>,
+    /// How many items each `for_each` has.
+    item_counts: HashMap<&'a str, u32>,
     /// Steps that are being stopped.
     stopped: HashSet<&'a str>,
     /// Steps whose compensation was retried by a person.
@@ -155,7 +171,8 @@ struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    fn new(execution: &ExecutionInfo) -> Self {
+    fn new(execution: &'a ExecutionInfo) -> Self {
+        let counts = execution.loops.iter().map(|own| (own.step_path.as_str(), own.item_count));
         Self {
             facts: Vec::new(),
             started_at: execution.started_at.as_ref().map_or(0, timestamp_nanos),
@@ -163,7 +180,8 @@ impl<'a> Model<'a> {
             attempts_max: HashMap::new(),
             attempt_failed: HashSet::new(),
             failed: String::new(),
-            failed_branches: HashMap::new(),
+            failed_lanes: HashMap::new(),
+            item_counts: counts.collect(),
             stopped: HashSet::new(),
             retried: HashSet::new(),
             has_ended: false,
@@ -237,10 +255,24 @@ impl<'a> Model<'a> {
             Event::BranchCompleted(_) => {}
             Event::BranchFailed(event) => {
                 let path = event.step.as_ref().map_or("", |step| &step.step_path);
-                self.failed_branches.entry(path).or_insert(&event.branch);
+                self.failed_lanes.entry(path).or_insert(Lane::Branch(&event.branch));
                 self.moment(at, What::BranchFailed(event));
             }
             Event::ParallelCompleted(event) => self.moment(at, What::ParallelCompleted(event)),
+            Event::LoopStarted(event) => {
+                let path = event.step.as_ref().map_or("", |step| step.step_path.as_str());
+                let count = self.item_counts.get(path).copied();
+                self.moment(at, What::LoopStarted { event, count });
+            }
+            Event::ItemCompleted(_) => {}
+            Event::ItemFailed(event) => {
+                // The loop fails with an error of its own, which gets a line.
+                self.failed.clear();
+                let path = event.step.as_ref().map_or("", |step| &step.step_path);
+                self.failed_lanes.entry(path).or_insert(Lane::Item(&event.item));
+                self.moment(at, What::ItemFailed(event));
+            }
+            Event::LoopCompleted(event) => self.moment(at, What::LoopCompleted(event)),
             Event::BlockStopped(event) => self.block_stopped(at, event),
             Event::ScopeReturned(event) => self.moment(at, What::ScopeReturned(event)),
             Event::HandlerStarted(event) => {
@@ -295,13 +327,13 @@ impl<'a> Model<'a> {
 
     fn block_stopped(&mut self, at: i128, event: &'a v1::BlockStopped) {
         let path = event.step.as_ref().map_or("", |step| &step.step_path);
-        let branch = match event.error {
-            Some(_) => "",
-            None => self.failed_branches.get(path).copied().unwrap_or_default(),
+        let failed = match event.error {
+            Some(_) => None,
+            None => self.failed_lanes.get(path).copied(),
         };
         let grace = event.grace_until.as_ref().map_or(0, |until| timestamp_nanos(until) - at);
         self.stopped.insert(path);
-        self.moment(at, What::BlockStopped { event, branch, grace });
+        self.moment(at, What::BlockStopped { event, failed, grace });
     }
 
     /// Whether a step around this one is being stopped. Compensations go on.

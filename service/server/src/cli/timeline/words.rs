@@ -6,7 +6,7 @@ use recoup_proto::v1::{
     RetryVerdict, StepOutcome, StepRef,
 };
 
-use super::model::{Attempt, Section, What};
+use super::model::{Attempt, Lane, Section, What};
 use crate::cli::text::{
     Paint, duration, error_line, one_line, payload_text, proto_nanos, state_name, whole_error_line,
 };
@@ -84,10 +84,23 @@ pub fn words(what: &What<'_>) -> Words {
         What::ParallelCompleted(event) => {
             Words::new('✓', Paint::Good, path(event.step.as_ref()), "every branch completed")
         }
-        What::BlockStopped { event, branch, grace } => {
-            let why = match &event.error {
-                Some(error) => error_line(Some(error)),
-                None => format!("branch `{branch}` failed"),
+        What::LoopStarted { event, count } => {
+            let text = loop_started(event, *count);
+            Words::new('⟳', Paint::Dim, path(event.step.as_ref()), &text)
+        }
+        What::ItemFailed(event) => {
+            let subject = format!("{}[{}]", path(event.step.as_ref()), event.item);
+            let text = format!("the item failed with the error of {}", event.failed_step);
+            Words::new('✗', Paint::Bad, &subject, &text)
+        }
+        What::LoopCompleted(event) => {
+            Words::new('✓', Paint::Good, path(event.step.as_ref()), "every item completed")
+        }
+        What::BlockStopped { event, failed, grace } => {
+            let why = match (&event.error, failed) {
+                (None, Some(Lane::Branch(id))) => format!("branch `{id}` failed"),
+                (None, Some(Lane::Item(key))) => format!("item `{key}` failed"),
+                (error, _) => error_line(error.as_ref()),
             };
             let text = match grace {
                 0 => format!("stopped, because {why}"),
@@ -175,6 +188,18 @@ fn path(step: Option<&StepRef>) -> &str {
 fn parallel_started(event: &v1::ParallelStarted) -> String {
     let mut text = format!("begins {}", event.ready.join(", "));
     if event.concurrency > 0 {
+        text.push_str(&format!(", at most {} at a time", event.concurrency));
+    }
+    text
+}
+
+fn loop_started(event: &v1::LoopStarted, count: Option<u32>) -> String {
+    let mut text = match count {
+        Some(1) => "repeats its steps for 1 item".to_owned(),
+        Some(count) => format!("repeats its steps for {count} items"),
+        None => "repeats its steps for each item".to_owned(),
+    };
+    if event.concurrency > 1 {
         text.push_str(&format!(", at most {} at a time", event.concurrency));
     }
     text
