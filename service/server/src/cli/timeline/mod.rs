@@ -3,6 +3,7 @@
 //! [`model`] decides which facts of a history are shown, [`words`] how each is phrased, and [`layout`]
 //! where it is placed. All three are pure: events in, lines out.
 
+mod folding;
 mod layout;
 mod model;
 mod words;

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use recoup_proto::v1::history_entry::Event;
 use recoup_proto::v1::{self, CompensationState, ExecutionInfo, HistoryEntry, StepRef, StopCause};
 
+use super::folding::Folding;
 use crate::cli::text::timestamp_nanos;
 
 /// The type of the error of a run whose history has reached its limit.
@@ -83,6 +84,11 @@ pub enum What<'a> {
     },
     ItemFailed(&'a v1::ItemFailed),
     LoopCompleted(&'a v1::LoopCompleted),
+    /// Further items of a `for_each` have no lines of their own.
+    MoreItems {
+        of: &'a str,
+        count: usize,
+    },
     /// A step that runs other steps is being stopped.
     BlockStopped {
         event: &'a v1::BlockStopped,
@@ -127,14 +133,29 @@ pub enum Lane<'a> {
 
 /// The facts of an execution: first those of its history, then the pending attempts.
 pub fn facts<'a>(execution: &'a ExecutionInfo, history: &'a [HistoryEntry]) -> Vec<Fact<'a>> {
-    let mut model = Model::new(execution);
+    let mut model = Model::new(execution, Folding::of(execution, history));
     for entry in history {
         model.entry(entry);
+    }
+    for (of, count) in std::mem::take(&mut model.folding).into_rest() {
+        model.more_items(None, of, count);
     }
     for pending in &execution.pending_attempts {
         model.pending(pending);
     }
     model.facts
+}
+
+/// The step that has ended, or inside which everything has ended, if it may be a `for_each`.
+fn ended(event: &Event) -> Option<&str> {
+    let step = match event {
+        Event::LoopCompleted(own) => &own.step,
+        Event::StepFailed(own) => &own.step,
+        Event::StepIgnored(own) => &own.step,
+        Event::HandlerStarted(own) => &own.step,
+        _ => return None,
+    };
+    step.as_ref().map(|step| step.step_path.as_str())
 }
 
 /// A step or its compensation.
@@ -146,6 +167,8 @@ fn task(step: Option<&StepRef>) -> Task {
 
 struct Model<'a> {
     facts: Vec<Fact<'a>>,
+    /// Which items of loops have no lines.
+    folding: Folding<'a>,
     started_at: i128,
     /// The earliest time at which the open attempt of a task could begin.
     due_at: HashMap<Task, i128>,
@@ -171,10 +194,11 @@ struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    fn new(execution: &'a ExecutionInfo) -> Self {
+    fn new(execution: &'a ExecutionInfo, folding: Folding<'a>) -> Self {
         let counts = execution.loops.iter().map(|own| (own.step_path.as_str(), own.item_count));
         Self {
             facts: Vec::new(),
+            folding,
             started_at: execution.started_at.as_ref().map_or(0, timestamp_nanos),
             due_at: HashMap::new(),
             attempts_max: HashMap::new(),
@@ -199,6 +223,14 @@ impl<'a> Model<'a> {
         }
         // The server may be newer than this binary. An event that this binary does not know gets no line.
         let Some(event) = &entry.event else { return };
+        if self.folding.hides(event) {
+            return;
+        }
+        if let Some(of) = ended(event)
+            && let Some(count) = self.folding.take_count(of)
+        {
+            self.more_items(Some(self.offset(at)), of, count);
+        }
         match event {
             Event::ExecutionStarted(event) => {
                 let limit = event.deadline.as_ref().map(|deadline| timestamp_nanos(deadline) - at);
@@ -313,6 +345,11 @@ impl<'a> Model<'a> {
                 self.moment(at, What::Ended(event));
             }
         }
+    }
+
+    fn more_items(&mut self, offset: Option<i128>, of: &'a str, count: usize) {
+        let what = What::MoreItems { of, count };
+        self.facts.push(Fact::Moment(Moment { offset, attempt: None, took: None, what }));
     }
 
     fn scheduled(&mut self, at: i128, scheduled: &v1::AttemptScheduled) {

@@ -14,6 +14,9 @@ use crate::cli::text::{
 /// The decision about an attempt inside a step that is being stopped.
 pub const STOPPED_AROUND: &str = "stopped: a step around it was stopped";
 
+/// How many steps the title of a compensation names.
+const DUE_MAX: usize = 20;
+
 /// A fact in words.
 pub struct Words {
     pub symbol: char,
@@ -89,12 +92,17 @@ pub fn words(what: &What<'_>) -> Words {
             Words::new('⟳', Paint::Dim, path(event.step.as_ref()), &text)
         }
         What::ItemFailed(event) => {
-            let subject = format!("{}[{}]", path(event.step.as_ref()), event.item);
+            let subject = item_path(event);
             let text = format!("the item failed with the error of {}", event.failed_step);
             Words::new('✗', Paint::Bad, &subject, &text)
         }
         What::LoopCompleted(event) => {
             Words::new('✓', Paint::Good, path(event.step.as_ref()), "every item completed")
+        }
+        What::MoreItems { of, count } => {
+            let plural = if *count == 1 { "" } else { "s" };
+            let text = format!("{} more item{plural}", grouped(*count));
+            Words::new('…', Paint::Dim, of, &text)
         }
         What::BlockStopped { event, failed, grace } => {
             let why = match (&event.error, failed) {
@@ -193,10 +201,29 @@ fn parallel_started(event: &v1::ParallelStarted) -> String {
     text
 }
 
+/// The beginning of the paths inside an item, such as `lines[3]`.
+fn item_path(event: &v1::ItemFailed) -> String {
+    let around = path(event.step.as_ref());
+    let inside = event.failed_step.strip_prefix(around).filter(|rest| rest.starts_with("["));
+    match inside.and_then(|rest| rest.split_once("]")) {
+        Some((key, _)) => format!("{around}{key}]"),
+        // The error arose in the output of the item.
+        None => format!("{around}[{}]", event.item),
+    }
+}
+
+/// A number with a comma after every three digits: `9,970`.
+fn grouped(number: usize) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        _ => format!("{},{:03}", grouped(number / 1_000), number % 1_000),
+    }
+}
+
 fn loop_started(event: &v1::LoopStarted, count: Option<u32>) -> String {
     let mut text = match count {
         Some(1) => "repeats its steps for 1 item".to_owned(),
-        Some(count) => format!("repeats its steps for {count} items"),
+        Some(count) => format!("repeats its steps for {} items", grouped(count as usize)),
         None => "repeats its steps for each item".to_owned(),
     };
     if event.concurrency > 1 {
@@ -270,8 +297,13 @@ pub fn title(section: &Section<'_>) -> String {
                 StepOutcome::Unknown => format!("{} (outcome unknown)", due.step_path),
                 StepOutcome::Completed | StepOutcome::Unspecified => due.step_path.clone(),
             });
-            let due = due.collect::<Vec<_>>().join(", ");
-            if due.is_empty() { "compensation".to_owned() } else { format!("compensation: {due}") }
+            let more = started.due.len().saturating_sub(DUE_MAX);
+            let due = due.take(DUE_MAX).collect::<Vec<_>>().join(", ");
+            match (due.is_empty(), more) {
+                (true, _) => "compensation".to_owned(),
+                (false, 0) => format!("compensation: {due}"),
+                (false, more) => format!("compensation: {due}, and {} more", grouped(more)),
+            }
         }
         Section::CompensationAgain => "compensation, again".to_owned(),
         Section::OnFailure => "on failure".to_owned(),

@@ -1,6 +1,7 @@
 //! Whole timelines as they are printed, and the events that the tests of each module use.
 
 mod branches;
+mod items;
 mod layout;
 mod model;
 mod words;
