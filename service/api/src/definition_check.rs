@@ -294,6 +294,40 @@ steps:
     }
 
     #[test]
+    fn issues_of_items_have_their_lines_and_their_steps_have_schedules() {
+        let checked = checked(
+            "name: a
+steps:
+- id: lines
+  forEach:
+    items: 'input.'
+    itemKey: sku
+    steps:
+    - id: s
+      task: {type: t, scheduleToStart: 0s}
+  catch: [{steps: [{id: w, task: {type: t}}]}]
+",
+        );
+        let issues = checked
+            .issues
+            .iter()
+            .map(|issue| (issue.field_path.as_str(), issue.line, issue.column, issue.reason()));
+        let invalid = ErrorReason::DefinitionInvalid;
+        assert_eq!(
+            issues.collect::<Vec<_>>(),
+            [
+                ("steps[0].for_each.items", 5, 5, ErrorReason::ExpressionInvalid),
+                ("steps[0].for_each.item_key", 6, 5, invalid),
+                ("steps[0].for_each.steps[0].task.schedule_to_start", 9, 23, invalid),
+            ]
+        );
+        let (_, workflow) = checked.read.expect("it is well formed");
+        let paths: Vec<_> =
+            schedules(&workflow).into_iter().map(|schedule| schedule.step_path).collect();
+        assert_eq!(paths, ["lines[].s", "lines.w"]);
+    }
+
+    #[test]
     fn definition_that_no_thread_could_read_is_refused_with_a_delay() {
         let unread = v1::DefinitionIssue {
             reason: ErrorReason::Overloaded.into(),

@@ -152,3 +152,47 @@ async fn result_whose_answer_was_lost_is_accepted_when_it_is_repeated() {
     let second = site.task().await;
     assert_eq!(second.step_path, "second");
 }
+
+#[tokio::test]
+async fn loop_goes_on_after_a_kill_of_the_server_without_repeating_what_completed() {
+    let mut site = Site::start("loop").await;
+    let items = "
+name: items
+steps:
+- id: lines
+  for_each:
+    items: input
+    concurrency: 10
+    steps: [{id: pack, task: {type: work}}]
+    output: '${item}'
+";
+    connect::register(site.channel.clone(), items).await;
+    let numbers: Vec<u32> = (0..300).collect();
+    let execution = Some(v1::ExecutionSpec {
+        workflow: "items".into(),
+        input: Some(connect::json(&json!(numbers))),
+        ..Default::default()
+    });
+    let id = site.begin(v1::StartExecutionRequest { execution, ..Default::default() }).await;
+    let mut done = Vec::new();
+    for number in &numbers {
+        if *number == 150 {
+            site.crash();
+        }
+        let task = site.task().await;
+        site.complete(completed(&task, "packed")).await.expect("it is open");
+        done.push(task.step_path);
+    }
+    let mut expected: Vec<_> = numbers.iter().map(|item| format!("lines[{item}].pack")).collect();
+    done.sort();
+    expected.sort();
+    assert_eq!(done, expected, "each item once");
+    let request = v1::AwaitExecutionRequest { execution_id: id, wait: Some(PATIENCE.into()) };
+    let ended = connect::executions(site.channel.clone()).await_execution(request).await;
+    let Some(v1::await_execution_response::Result::Ended(outcome)) =
+        ended.expect("it exists").into_inner().result
+    else {
+        panic!("it has not ended");
+    };
+    assert_eq!(connect::value(outcome.output.as_ref()), json!(numbers));
+}

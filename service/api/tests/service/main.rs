@@ -8,6 +8,7 @@ mod executions;
 mod failures;
 mod feed;
 mod formats;
+mod items;
 mod parallel;
 mod quarantine;
 mod requests;
