@@ -22,7 +22,7 @@ const ORDER: &str = include_str!("../../../examples/order/order.yaml");
 
 /// Invalid definitions. Together they produce every line of the section "Common mistakes"; some produce more
 /// than one.
-const MISTAKES: [&str; 26] = [
+const MISTAKES: [&str; 28] = [
     "name: a\nsteps:\n  - id: pay\n    task: { type: x, start_to_close: 20 }\n",
     "name: a\nsteps:\n  - id: pay\n    type: x\n",
     "name: a\nsteps:\n  - id: Pay\n    task: { type: x }\n",
@@ -57,6 +57,9 @@ const MISTAKES: [&str; 26] = [
      a: { after: [b], steps: [{ id: s, set: 1 }] }\n        b: { after: [a], steps: [{ id: t, set: 1 }] }\n",
     "name: a\nsteps:\n  - id: fan\n    parallel:\n      branches:\n        \
      a: { steps: [{ id: s, set: 1 }] }\n        b: { steps: [{ id: t, set: \"${branches.a.output}\" }] }\n",
+    "name: a\nsteps:\n  - id: all\n    for_each:\n      items: input.lines\n      item_key: sku\n      \
+     steps: [{ id: s, set: 1 }]\n",
+    "name: a\nsteps:\n  - id: one\n    set: \"${item}\"\n",
 ];
 
 /// A server, and a folder for files.
