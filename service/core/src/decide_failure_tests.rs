@@ -1,6 +1,7 @@
 //! Tests of the failure events of branches: what becomes of an error is published once, when it is known.
 
 use super::*;
+use crate::definition::ForEach;
 use crate::failure_event::FailureEvent;
 
 /// `kind step attempt error type`, and the errors beside it.
@@ -143,4 +144,48 @@ fn first_error_in_finally_is_published_when_the_cleanup_times_out() {
     let events = rig.events_of(Rig::wake);
     let published = events.iter().filter(|told| *told == "StepFailed fan[y].b 1 stock.out");
     assert_eq!(published.count(), 1, "{events:?}");
+}
+
+#[test]
+fn error_of_an_item_is_published_at_once_and_what_it_stops_is_published_once() {
+    let each = ForEach {
+        items: "[1, 2]".into(),
+        concurrency: Some(2),
+        block: vec![pair("inner", FailureMode::WaitAll, ["a", "b"])].into(),
+        ..ForEach::default()
+    };
+    let mut rig = Rig::new(&workflow(vec![block("lines", StepKind::ForEach(each))]));
+    rig.start("lines[0].inner[x].a");
+    assert_eq!(rig.fails("lines[0].inner[y].b", "stock.out"), [""; 0]);
+    assert_eq!(rig.fails("lines[1].inner[x].a", "payment.declined"), [""; 0]);
+    let stopped = rig.fails("lines[1].inner[y].b", "label.torn");
+    let expected = [
+        "StepFailed lines[1].inner[y].b 1 label.torn",
+        "StepFailed lines[1].inner[x].a 1 payment.declined +label.torn",
+        "StepFailed lines[0].inner[y].b 1 stock.out",
+    ];
+    assert_eq!(stopped, expected);
+    let cancelled = rig.events_of(|rig| {
+        rig.submit(Command::CancelExecution { reason: "x".into() }).expect("it runs");
+    });
+    assert_eq!(cancelled, [""; 0]);
+}
+
+#[test]
+fn error_of_a_loop_is_published_as_that_of_the_loop_with_its_fate() {
+    let each = ForEach {
+        items: "[1, 2]".into(),
+        mode: FailureMode::WaitAll,
+        block: vec![step("a", 1)].into(),
+        ..ForEach::default()
+    };
+    let lines = block("lines", StepKind::ForEach(each));
+    let mut rig = Rig::new(&workflow(vec![catching(lines, vec![handler("", vec![], None)])]));
+    let first = rig.fails("lines[0].a", "stock.out");
+    assert_eq!(first, ["StepFailed lines[0].a 1 stock.out"]);
+    let expected = [
+        "StepFailed lines[1].a 1 stock.gone",
+        "StepCaught lines 0 recoup.too_many_failures +stock.gone",
+    ];
+    assert_eq!(rig.fails("lines[1].a", "stock.gone"), expected);
 }

@@ -1,6 +1,6 @@
 //! The form of step paths. `lines[3].reserve` names the steps from the outermost to the step itself, for each
-//! `for_each` the key of the item, and for each `parallel` the branch. The path alone tells which step contains which, so folding a history
-//! needs no definition to build the tree.
+//! `for_each` the key of the item, and for each `parallel` the branch. The path alone tells which step contains
+//! which, so folding a history needs no definition to build the tree.
 //!
 //! Keys are written unchanged, except that `%`, `[`, `]`, `/` and control characters are escaped as `%5B`
 //! and the like. A dot in a key needs no escape, because it stands between brackets.
