@@ -3,7 +3,7 @@
 use super::parallel::{branch, fan, parallel};
 use super::*;
 use crate::definition::{FailureMode, ForEach};
-use crate::limits::{HISTORY_EVENTS_MAX, ITEMS_MAX};
+use crate::limits::{ATTEMPTS_OPEN_MAX, HISTORY_EVENTS_MAX, ITEMS_MAX};
 
 fn each(items: &str, steps: Vec<Step>) -> ForEach {
     ForEach { items: items.into(), block: steps.into(), ..ForEach::default() }
@@ -222,6 +222,39 @@ fn branches_inside_an_item_read_each_other_within_the_item() {
     ]);
     let rig = at_once(vec![lines(each("[3, 4]", vec![fan(branches)]))]);
     assert_eq!(output(&rig), r#"[{"a":3,"b":6},{"a":4,"b":8}]"#);
+}
+
+#[test]
+fn no_item_begins_while_an_execution_has_as_many_open_attempts_as_it_may() {
+    let all = |id: &str, items: u32, steps| {
+        let items = format!("{:?}", (0..items).collect::<Vec<_>>());
+        let each = ForEach { concurrency: Some(1_000), ..each(&items, steps) };
+        block(id, StepKind::ForEach(each))
+    };
+    let cells = all("cells", 60, vec![step("pack", 1)]);
+    let mut rig = Rig::new(&workflow(vec![all("rows", 20, vec![cells])]));
+    // The first transition was full before the limit was reached.
+    rig.wake();
+    assert_eq!(rig.state().open_attempt_count(), ATTEMPTS_OPEN_MAX);
+    let (mut completed, mut most) = (0, 0);
+    while rig.state().is_active() {
+        let open: Vec<_> =
+            rig.state().open_attempts().map(|open| rig.state().task_id(&open)).collect();
+        most = most.max(open.len());
+        completed += open.len();
+        let commands = open.into_iter().map(|task| {
+            let (output, worker) = (Payload::json("1"), "w".to_owned());
+            (Command::CompleteTask { task, output, worker }, None)
+        });
+        let mut commands: Vec<_> = commands.collect();
+        while !commands.is_empty() {
+            let rest = commands.split_off(commands.len().min(100));
+            assert!(rig.submit_together(commands).iter().all(Result::is_ok));
+            commands = rest;
+        }
+    }
+    assert_eq!(rig.ended().0, State::Succeeded);
+    assert_eq!((completed, most), (1_200, ATTEMPTS_OPEN_MAX));
 }
 
 #[test]

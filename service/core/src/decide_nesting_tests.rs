@@ -323,7 +323,7 @@ fn check_history(rig: &Rig) {
     }
     let state = rig.state();
     assert!(state.nodes.first_idle().is_none(), "a scope is open after the end");
-    assert!(state.nodes.first_due().is_none(), "a step has work after the end");
+    assert!(state.nodes.first_settled().is_none(), "a step has work after the end");
     for node in state.steps() {
         assert!(!matches!(node.state, NodeState::Running), "{} never ended", node.path);
         assert!(node.stopped.is_none(), "{} is still being stopped", node.path);
@@ -337,7 +337,9 @@ fn check_history(rig: &Rig) {
     let of_kind = |kind| rig.kinds.iter().filter(|own| **own == kind).count();
     assert_eq!(of_kind(FailureKind::StepCaught), handled.len());
     // An attempt of a step that is being stopped may still fail, which is an event of its own.
-    let is_stop = |event: &Event| matches!(event, Event::BlockStopped { .. });
+    // An item that fails is published by itself, beside the error of its loop.
+    let is_stop =
+        |event: &Event| matches!(event, Event::BlockStopped { .. } | Event::ItemFailed { .. });
     if suppressed == 0 && !rig.events.iter().any(is_stop) {
         let is_failed = usize::from(state.state == State::Failed);
         // Nothing takes the error of an item, so it is an event of its own, even if the loop never ends.

@@ -17,7 +17,7 @@ mod weight;
 
 use std::collections::VecDeque;
 
-pub use self::lanes::{LaneResult, Lanes};
+pub use self::lanes::Lanes;
 pub use self::loops::{Items, Loop};
 pub use self::nodes::{Counters, NodeId, Scope};
 pub use self::parallel::Parallel;
@@ -166,6 +166,13 @@ pub struct Handled {
     pub error: TaskError,
     /// The step in which the error arose.
     pub origin: StepPath,
+}
+
+/// How a branch or an item ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LaneResult {
+    Completed(Payload),
+    Failed(Box<Handled>),
 }
 
 #[allow(clippy::large_enum_variant, reason = "almost every node is a task")]

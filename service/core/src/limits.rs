@@ -11,6 +11,9 @@ pub const DEFINITION_BYTES_MAX: usize = 1024 * 1024;
 pub const STEPS_MAX: usize = 1_000;
 /// How deep the blocks of a definition may nest.
 pub const NESTING_MAX: usize = 20;
+/// Attempts of an execution that are open at a time. At this number no further branch or item begins until one
+/// of them has ended.
+pub const ATTEMPTS_OPEN_MAX: usize = 1_000;
 /// Items of one `for_each`.
 pub const ITEMS_MAX: usize = 10_000;
 /// Bytes of the key of an item, as it is written in a path.

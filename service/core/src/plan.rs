@@ -2,7 +2,9 @@
 //! can be found by its path in the [`Tree`]. A plan is made once per version and shared by all its
 //! executions.
 
+mod branches;
 mod compile;
+mod inside;
 mod issue;
 mod policy;
 

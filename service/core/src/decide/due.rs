@@ -3,6 +3,7 @@
 
 use crate::execution::{CompensationState, Execution, NodeId, Phase, Scope};
 use crate::id::StepPath;
+use crate::limits::ATTEMPTS_OPEN_MAX;
 use crate::plan::Plan;
 use crate::time::Timestamp;
 
@@ -112,14 +113,22 @@ pub(super) fn next_work(state: &Execution) -> Option<Work> {
         Phase::Steps | Phase::OnFailure | Phase::Finally if state.nodes.first_idle().is_some() => {
             Some(Work::Inside)
         }
-        Phase::Steps | Phase::OnFailure | Phase::Finally if state.nodes.first_due().is_some() => {
-            state.nodes.first_due().map(Work::Block)
+        Phase::Steps | Phase::OnFailure | Phase::Finally if first_block(state).is_some() => {
+            first_block(state).map(Work::Block)
         }
         Phase::Steps => is_quiet(Scope::Steps).then_some(Work::Steps),
         Phase::Compensation => (!compensates).then_some(Work::BeginHandlers),
         Phase::OnFailure => is_quiet(Scope::OnFailure).then_some(Work::OnFailure),
         Phase::Finally => is_quiet(Scope::Finally).then_some(Work::Finally),
     }
+}
+
+/// The first step inside which nothing lives any more or, while there is room for further attempts, that can
+/// begin a branch or an item.
+fn first_block(state: &Execution) -> Option<NodeId> {
+    let has_room = state.open.len() < ATTEMPTS_OPEN_MAX;
+    let beginning = || state.nodes.first_beginning().filter(|_| has_room);
+    state.nodes.first_settled().or_else(beginning)
 }
 
 /// Whether the state has work that can be done without waiting, because an earlier decision left it

@@ -1,9 +1,8 @@
 //! The scopes of a step that runs several of them at a time: the branches of a `parallel`, or the items of a
 //! `for_each`.
 
-use super::{Handled, Loop, Parallel, Part};
+use super::{Handled, LaneResult, Loop, Parallel, Part};
 use crate::id::ItemKey;
-use crate::payload::Payload;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Lanes {
@@ -11,14 +10,7 @@ pub enum Lanes {
     Items(Box<Loop>),
 }
 
-/// How a branch or an item ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum LaneResult {
-    Completed(Payload),
-    Failed(Box<Handled>),
-}
-
-/// What can be done for a step in [`Nodes::first_due`](super::Nodes::first_due).
+/// What can be done for a step that runs branches or items.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum BlockWork {
     /// Begin a branch or an item.

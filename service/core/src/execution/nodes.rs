@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::lanes::{BlockWork, LaneResult, Lanes};
-use super::{Node, NodeState, Part};
+use super::lanes::{BlockWork, Lanes};
+use super::{LaneResult, Node, NodeState, Part};
 use crate::id::{ItemKey, StepPath};
 use crate::time::Timestamp;
 
@@ -105,9 +105,11 @@ pub(crate) struct Nodes {
     live: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// When steps that run other steps time out.
     deadlines: BTreeSet<(Timestamp, NodeId)>,
-    /// The steps that can begin a branch, or whose branches have all ended, or that are being stopped and
-    /// have no open attempt left inside them.
-    due: BTreeSet<NodeId>,
+    /// The steps that can begin a branch or an item.
+    beginning: BTreeSet<NodeId>,
+    /// The steps whose branches or items have all ended, and those that are being stopped and have no open
+    /// attempt left inside them.
+    settled: BTreeSet<NodeId>,
 }
 
 impl Nodes {
@@ -271,11 +273,13 @@ impl Nodes {
     }
 
     fn note_due(&mut self, id: NodeId) {
-        if self.block_work(id).is_some() {
-            self.due.insert(id);
-        } else {
-            self.due.remove(&id);
-        }
+        self.beginning.remove(&id);
+        self.settled.remove(&id);
+        match self.block_work(id) {
+            Some(BlockWork::Begin(..)) => self.beginning.insert(id),
+            Some(BlockWork::Settle) => self.settled.insert(id),
+            None => false,
+        };
     }
 
     fn open_scope(&mut self, scope: Scope) {
@@ -311,9 +315,14 @@ impl Nodes {
         self.idle.first()
     }
 
-    /// The first step for which [`Self::block_work`] has an answer.
-    pub fn first_due(&self) -> Option<NodeId> {
-        self.due.first().copied()
+    /// The first step inside which nothing lives any more.
+    pub fn first_settled(&self) -> Option<NodeId> {
+        self.settled.first().copied()
+    }
+
+    /// The first step that can begin a branch or an item.
+    pub fn first_beginning(&self) -> Option<NodeId> {
+        self.beginning.first().copied()
     }
 
     /// What can be done for a step that runs branches or is being stopped.
@@ -403,8 +412,8 @@ impl Nodes {
     }
 
     #[cfg(test)]
-    pub fn due(&self) -> &BTreeSet<NodeId> {
-        &self.due
+    pub fn due(&self) -> (&BTreeSet<NodeId>, &BTreeSet<NodeId>) {
+        (&self.beginning, &self.settled)
     }
 
     /// The latest node with this path.

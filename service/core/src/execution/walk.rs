@@ -12,7 +12,8 @@ impl Execution {
 
         let mut counters: BTreeMap<Scope, Counters> = BTreeMap::new();
         let mut open = BTreeSet::new();
-        let (mut due, mut deadlines) = (BTreeSet::new(), BTreeSet::new());
+        let (mut beginning, mut settled) = (BTreeSet::new(), BTreeSet::new());
+        let mut deadlines = BTreeSet::new();
         let mut blocks = BTreeSet::new();
         for (id, node) in self.nodes.ids().zip(self.nodes.iter()) {
             let own = counters.entry(node.scope.clone()).or_default();
@@ -49,9 +50,11 @@ impl Execution {
                 let live: BTreeSet<_> = self.nodes.live_inside(id).collect();
                 assert_eq!(live, attempts.collect(), "{}", node.path);
             }
-            if self.nodes.block_work(id).is_some() {
-                due.insert(id);
-            }
+            match self.nodes.block_work(id) {
+                Some(BlockWork::Begin(..)) => beginning.insert(id),
+                Some(BlockWork::Settle) => settled.insert(id),
+                None => false,
+            };
             let is_handling = matches!(node.part, Some(Part::Handler(_)));
             if is_running && node.stopped.is_none() && !is_handling {
                 deadlines.extend(node.deadline.map(|at| (at, id)));
@@ -60,7 +63,7 @@ impl Execution {
                 blocks.insert(id);
             }
         }
-        assert_eq!(self.nodes.due(), &due);
+        assert_eq!(self.nodes.due(), (&beginning, &settled));
         assert_eq!(self.nodes.first_deadline(), deadlines.first().copied());
         assert_eq!(self.nodes.running_blocks().collect::<BTreeSet<_>>(), blocks);
         let is_idle = |scope: &&Scope| counters.get(*scope).is_none_or(|own| own.running == 0);

@@ -1,14 +1,12 @@
 //! Compiles a definition into a plan and collects all of its issues on the way.
 
-mod for_each;
-mod parallel;
-
 use std::time::Duration;
 
+use super::inside::{Inner, count, parts, paths};
 use super::issue::{Issue, IssueCode, Issues};
 use super::{
-    CANCEL_GRACE, CLEANUP_TIMEOUT, CatchPlan, CompensationPlan, Plan, QUEUE, RaisePlan,
-    START_TO_CLOSE, StepKind, StepPlan, TaskPlan, policy,
+    CANCEL_GRACE, CLEANUP_TIMEOUT, CatchPlan, CompensationPlan, ForEachPlan, ParallelPlan, Plan,
+    QUEUE, RaisePlan, START_TO_CLOSE, StepKind, StepPlan, TaskPlan, branches, policy,
 };
 use crate::definition::{self, Block, Defaults, OnError, Timeouts, Workflow};
 use crate::error::{builtin, is_error_type, type_matches};
@@ -21,7 +19,7 @@ use crate::limits::{
 };
 use crate::retry::RetryPolicy;
 use crate::state::Part;
-use crate::tree::{Key, Place, ScopeId, Tree};
+use crate::tree::{Place, ScopeId, Tree};
 
 /// Words that CEL reserves.
 const RESERVED: &[&str] = &[
@@ -212,7 +210,7 @@ impl Compiler<'_> {
                 self.place(tree, &format!("{path}.{field}.steps"), &block.steps, scope, depth + 1);
             }
             if let definition::StepKind::Parallel(own) = &step.kind {
-                parallel::order(tree, node, own);
+                branches::order(tree, node, own);
             }
         }
     }
@@ -431,6 +429,75 @@ impl Compiler<'_> {
             Kind::Parallel(parallel) => self.parallel(path, parallel),
             Kind::ForEach(each) => self.for_each(path, each, scope)?,
         })
+    }
+
+    fn parallel(&mut self, path: &str, parallel: &definition::Parallel) -> StepKind {
+        let path = format!("{path}.parallel");
+        if parallel.branches.is_empty() {
+            let message = "at least one branch is required".to_owned();
+            self.issues.add(format!("{path}.branches"), IssueCode::Required, message);
+        }
+        for (id, branch) in &parallel.branches {
+            let path = format!("{path}.branches.{id}");
+            self.id(&path, "branch", id);
+            if branch.block.steps.is_empty() {
+                self.no_steps(&format!("{path}.steps"));
+            }
+            for (index, earlier) in branch.after.iter().enumerate() {
+                let path = format!("{path}.after[{index}]");
+                if !parallel.branches.contains_key(earlier.as_str()) {
+                    let message = format!("this `parallel` has no branch `{earlier}`");
+                    self.issues.add(path, IssueCode::BranchUnknown, message);
+                } else if branch.after[..index].contains(earlier) {
+                    let message = format!("`{earlier}` is named twice: remove one of the two");
+                    self.issues.add(path, IssueCode::BranchRepeated, message);
+                }
+            }
+        }
+        if let Some(cycle) = branches::cycle(parallel) {
+            let path = format!("{path}.branches.{}.after", cycle[0]);
+            let round: Vec<_> = cycle.iter().chain(&cycle[..1]).map(|id| id.as_str()).collect();
+            let message = format!(
+                "these branches wait for each other, so none of them can begin: {}",
+                round.join(" after ")
+            );
+            self.issues.add(path, IssueCode::BranchCycle, message);
+        }
+        let (mode, concurrency) = (parallel.mode, parallel.concurrency);
+        StepKind::Parallel(ParallelPlan { mode, concurrency })
+    }
+
+    /// None if the expression of the items cannot be compiled.
+    fn for_each(
+        &mut self,
+        path: &str,
+        each: &definition::ForEach,
+        scope: &Scope<'_>,
+    ) -> Option<StepKind> {
+        let path = format!("{path}.for_each");
+        if each.block.steps.is_empty() {
+            self.no_steps(&format!("{path}.steps"));
+        }
+        let item_key = each.item_key.as_ref().map(|key| match item_fields(key) {
+            Some(fields) => fields,
+            None => {
+                let message = format!(
+                    "`{key}` is no field of an item: use `item`, or a field of it such as `item.sku`"
+                );
+                self.issues.add(format!("{path}.item_key"), IssueCode::ItemKeyInvalid, message);
+                Vec::new()
+            }
+        });
+        let field = format!("{path}.items");
+        if each.items.trim().is_empty() {
+            let message = "an expression is required, such as `input.lines`".to_owned();
+            self.issues.add(field, IssueCode::Required, message);
+            return None;
+        }
+        let template = serde_json::Value::from(format!("${{{}}}", each.items)).to_string();
+        let items = self.template(&field, &template, scope)?;
+        let (concurrency, mode) = (each.concurrency.unwrap_or(1).max(1), each.mode);
+        Some(StepKind::ForEach(ForEachPlan { items, item_key, concurrency, mode }))
     }
 
     fn raise(
@@ -669,60 +736,14 @@ fn timed(tree: &Tree, nodes: &[StepPlan]) -> Vec<StepPath> {
     timed
 }
 
-/// A block inside a step.
-struct Inner<'a> {
-    /// Its field path in the step.
-    field: String,
-    part: Part,
-    key: Key,
-    block: &'a Block,
-}
-
-/// The blocks inside a step, those of its `catch` last.
-fn parts(step: &definition::Step) -> impl Iterator<Item = Inner<'_>> {
-    use definition::StepKind as Kind;
-    let inner = |field: String, part, block| Inner { field, part, key: Key::None, block };
-    let own: Vec<_> = match &step.kind {
-        Kind::Switch(switch) => {
-            let cases = switch.cases.iter().zip(0..).map(|(case, index)| {
-                inner(format!("switch.cases[{index}]"), Part::Case(index), &case.block)
-            });
-            let default = switch.default.iter();
-            let default = default.map(|block| inner("switch.default".into(), Part::Default, block));
-            cases.chain(default).collect()
-        }
-        Kind::Try(body) => vec![inner("try".into(), Part::Body, body)],
-        Kind::Parallel(parallel) => {
-            let branches = parallel.branches.iter().map(|(id, branch)| Inner {
-                field: format!("parallel.branches.{id}"),
-                part: Part::Branch,
-                key: Key::Branch(id.as_str().into()),
-                block: &branch.block,
-            });
-            branches.collect()
-        }
-        Kind::ForEach(each) => {
-            let (field, key) = ("for_each".into(), Key::Item);
-            vec![Inner { field, part: Part::Item, key, block: &each.block }]
-        }
-        Kind::Task(_) | Kind::Set(_) | Kind::Fail(_) | Kind::Return { .. } => Vec::new(),
+/// The names after `item`; none if the text has another form.
+fn item_fields(key: &str) -> Option<Vec<String>> {
+    let mut names = key.trim().split('.');
+    let is_name = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
     };
-    let handlers = step.catch.iter().zip(0..).map(move |(catch, index)| {
-        inner(format!("catch[{index}]"), Part::Handler(index), &catch.block)
-    });
-    own.into_iter().chain(handlers)
-}
-
-/// The number of steps, with those inside them.
-fn count(steps: &[definition::Step]) -> usize {
-    let inside = steps.iter().flat_map(definition::Step::blocks).map(|block| count(&block.steps));
-    steps.len() + inside.sum::<usize>()
-}
-
-/// The steps of a block, each with its field path, such as `steps[2]`.
-fn paths<'a>(
-    field: &'a str,
-    steps: &'a [definition::Step],
-) -> impl Iterator<Item = (String, &'a definition::Step)> {
-    steps.iter().enumerate().map(move |(index, step)| (format!("{field}[{index}]"), step))
+    let is_of_item = names.next() == Some("item");
+    let fields: Vec<String> = names.map(Into::into).collect();
+    (is_of_item && fields.iter().all(|name| is_name(name))).then_some(fields)
 }

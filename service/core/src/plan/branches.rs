@@ -1,50 +1,10 @@
-//! The branches of a `parallel`.
+//! The order of the branches of a `parallel`.
 
 use std::collections::HashMap;
 
-use super::{Compiler, IssueCode, StepKind};
 use crate::definition::Parallel;
 use crate::id::StepId;
-use crate::plan::ParallelPlan;
 use crate::tree::{PlanNodeId, Tree};
-
-impl Compiler<'_> {
-    pub(super) fn parallel(&mut self, path: &str, parallel: &Parallel) -> StepKind {
-        let path = format!("{path}.parallel");
-        if parallel.branches.is_empty() {
-            let message = "at least one branch is required".to_owned();
-            self.issues.add(format!("{path}.branches"), IssueCode::Required, message);
-        }
-        for (id, branch) in &parallel.branches {
-            let path = format!("{path}.branches.{id}");
-            self.id(&path, "branch", id);
-            if branch.block.steps.is_empty() {
-                self.no_steps(&format!("{path}.steps"));
-            }
-            for (index, earlier) in branch.after.iter().enumerate() {
-                let path = format!("{path}.after[{index}]");
-                if !parallel.branches.contains_key(earlier.as_str()) {
-                    let message = format!("this `parallel` has no branch `{earlier}`");
-                    self.issues.add(path, IssueCode::BranchUnknown, message);
-                } else if branch.after[..index].contains(earlier) {
-                    let message = format!("`{earlier}` is named twice: remove one of the two");
-                    self.issues.add(path, IssueCode::BranchRepeated, message);
-                }
-            }
-        }
-        if let Some(cycle) = cycle(parallel) {
-            let path = format!("{path}.branches.{}.after", cycle[0]);
-            let round: Vec<_> = cycle.iter().chain(&cycle[..1]).map(|id| id.as_str()).collect();
-            let message = format!(
-                "these branches wait for each other, so none of them can begin: {}",
-                round.join(" after ")
-            );
-            self.issues.add(path, IssueCode::BranchCycle, message);
-        }
-        let (mode, concurrency) = (parallel.mode, parallel.concurrency);
-        StepKind::Parallel(ParallelPlan { mode, concurrency })
-    }
-}
 
 /// Tells the tree which branches of a step come after which.
 pub(super) fn order(tree: &mut Tree, node: PlanNodeId, parallel: &Parallel) {
@@ -63,7 +23,7 @@ pub(super) fn order(tree: &mut Tree, node: PlanNodeId, parallel: &Parallel) {
 
 /// Branches of which each comes after the next, and the last after the first; none if there is no such
 /// cycle.
-fn cycle(parallel: &Parallel) -> Option<Vec<&StepId>> {
+pub(super) fn cycle(parallel: &Parallel) -> Option<Vec<&StepId>> {
     // Leave out the branches that can begin, again and again. Every branch that remains comes after another
     // one that remains.
     let mut left: HashMap<&StepId, Vec<&StepId>> = HashMap::new();
