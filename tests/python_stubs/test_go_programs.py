@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from build_tools import build, go_environment
 from conftest import Bench
 from processes import LIMIT_S, ROOT, Process
 from test_pages import FAILED, Shell, blocks, last_id
@@ -29,8 +27,6 @@ PLUGINS = (
     "google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2",
 )
 GRPC = "google.golang.org/grpc@v1.85.0"
-#: The longest wait for a command that may download modules or compile, in seconds.
-BUILD_LIMIT_S = 900.0
 
 
 class Shop:
@@ -38,10 +34,7 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        state = (ROOT / os.environ.get("RECOUP_TESTS_STATE", ".tests") / "go").resolve()
-        modules = "-modcacherw " + os.environ.get("GOFLAGS", "")
-        self._environment = os.environ | {"GOPATH": str(state), "GOCACHE": str(state / "cache"), "GOFLAGS": modules}
-        self._environment["PATH"] = f"{state / 'bin'}:{os.environ['PATH']}"
+        self._environment = go_environment()
         self._run("go", "mod", "init", "example.com/shop")
         for plugin in PLUGINS:
             self._run("go", "install", plugin)
@@ -72,22 +65,11 @@ class Shop:
         file.write_text(source)
 
     def _run(self, *command: str) -> None:
-        ran = subprocess.run(
-            command,
-            cwd=self._folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=BUILD_LIMIT_S,
-        )
-        assert ran.returncode == 0, f"{' '.join(command)}\n{ran.stdout}"
+        build(*command, folder=self._folder, environment=self._environment)
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    if shutil.which("go") is None:
-        pytest.skip("Go is not installed")
     return Shop(tmp_path_factory.mktemp("shop"))
 
 
