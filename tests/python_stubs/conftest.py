@@ -37,6 +37,10 @@ class Bench:
         # heartbeats in that time.
         return self._keep(Program(program, self.address, "--session-ttl", "1", *arguments))
 
+    def run(self, *command: str | Path) -> Process:
+        """Runs any program. Its output includes its errors."""
+        return self._keep(Process(*command, stderr=True))
+
     def subscriber(self, *arguments: str) -> Program:
         return self._keep(Program(EXAMPLES / "subscriber.py", self.address, *arguments))
 
