@@ -12,8 +12,8 @@ use recoup_core::execution::{
 use recoup_core::id::StepPath;
 use recoup_proto::v1;
 
+use super::block::state;
 use super::inline::{Inline, least_of_error, least_of_joined, least_of_payload};
-use super::parallel;
 
 /// How many items of a loop are listed, from the first on.
 const FIRST_MAX: u32 = 20;
@@ -74,7 +74,7 @@ impl<'a> Listing<'a> {
             if !own.is_listed(&node.scope) {
                 continue;
             }
-            let state = parallel::state(node);
+            let state = state(node);
             let mut listed = BTreeSet::new();
             for index in candidates(items, state) {
                 let size = steps.get(&(from_ref(items), index)).copied().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Converts between the messages of `recoup.v1` and the types of core, one file per subject.
 
+mod block;
 pub mod decision;
 pub mod definition;
 pub mod enumeration;

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 
 use recoup_core::error::TaskError;
-use recoup_core::execution::{Execution, Handled, Node, NodeState, Output, Parallel, Part};
+use recoup_core::execution::{Execution, Handled, Node, Output, Parallel};
 use recoup_core::plan::Plan;
 use recoup_core::tree::ScopeId;
 use recoup_proto::v1;
 
+use super::block::state;
 use super::inline::{Inline, least_of_error, least_of_joined, least_of_payload};
 use super::loops::Listing;
 
@@ -90,23 +91,6 @@ pub fn to_proto(begun: &Begun<'_>, inline: &mut Inline) -> v1::ParallelInfo {
             None => None,
         },
         error,
-    }
-}
-
-/// The state of a `parallel` or a `for_each`.
-pub fn state(node: &Node) -> v1::BlockState {
-    use v1::BlockState as Proto;
-    match &node.state {
-        NodeState::Running if matches!(node.part, Some(Part::Handler(_))) => Proto::Handling,
-        NodeState::Running if node.stopped.is_some() => Proto::Stopping,
-        NodeState::Running => Proto::Running,
-        NodeState::Joined | NodeState::Completed { .. } => Proto::Completed,
-        NodeState::Caught { .. } => Proto::Caught,
-        NodeState::Ignored { .. } => Proto::Ignored,
-        NodeState::Failed { .. } => Proto::Failed,
-        NodeState::Cancelled => Proto::Cancelled,
-        // A step that is skipped never begins.
-        NodeState::Skipped => Proto::Unspecified,
     }
 }
 
