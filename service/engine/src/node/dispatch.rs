@@ -12,7 +12,6 @@ use recoup_store::{QueueName, TaskKey};
 use super::attempt::{Attempt, DispatchState, key_of};
 use super::io::{Notice, WorkerKey};
 use super::reconcile::{Evidence, Reconciler, Then};
-use super::sessions::SessionState;
 use super::slot::{Row, acts_on};
 use super::{Node, Timer};
 #[cfg(feature = "mutants")]
@@ -228,9 +227,10 @@ impl<R> Node<R> {
             let started_at = attempt.started.as_ref().map(|started| started.at);
             let holder =
                 self.sessions.holder(task).filter(|holder| holder.started_at == started_at);
-            // A worker that is between two polls may be talking to another node.
+            // A worker whose slots are all busy polls rarely. If it talks to another node by now, that node
+            // records the start again as soon as the worker lists the task.
             let session = holder.and_then(|holder| self.sessions.get(&holder.session));
-            session.is_some_and(SessionState::is_connected) && !slot.acts_on(task)
+            session.is_some() && !slot.acts_on(task)
         });
         let spoken_for = spoken_for.map(|attempt| attempt.id.clone());
         for task in spoken_for.collect::<Vec<_>>() {

@@ -244,9 +244,9 @@ impl<R> Node<R> {
     /// The next few executions of attempts that workers of this node have held for a while. If a command was
     /// sent to another node, that node became the owner, and it gives the attempt to a different worker
     /// unless the attempt is reported within the grace period. So each attempt is asked about some four times
-    /// within that period.
+    /// within that period, which is that of the new owner: see [`Options::record_start_after`].
     fn owned_and_held(&mut self) -> Vec<ExecutionId> {
-        let pause = self.options.reconnect_grace / 4;
+        let pause = (self.options.reconnect_grace / 4).min(self.options.record_start_after);
         let interval = self.options.head_interval;
         let round = self.sessions.next_held(pause, interval, HELD_MAX, self.monotonic);
         let lasts = |task: &&TaskId| {

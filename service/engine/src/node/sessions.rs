@@ -71,11 +71,6 @@ impl SessionState {
     pub fn comes_back(&self, now: Tick) -> bool {
         !self.held.is_empty() || self.silence(now) < POLL_GAP
     }
-
-    /// Whether a stream or a poll of it is attached.
-    pub fn is_connected(&self) -> bool {
-        !self.workers.is_empty()
-    }
 }
 
 /// The session and worker that hold an attempt.
