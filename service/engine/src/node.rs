@@ -110,6 +110,8 @@ pub struct Node<R> {
     now: Timestamp,
     /// The same moment on the monotonic clock, by which silence, attempts and the lease are measured.
     monotonic: Tick,
+    /// When the store was last asked for heads.
+    heads_asked_at: Tick,
     caught_up_at: Timestamp,
     random: Random,
     life: Life,
@@ -140,6 +142,7 @@ impl<R> Node<R> {
             options,
             now: Timestamp::default(),
             monotonic: Tick::default(),
+            heads_asked_at: Tick::default(),
             caught_up_at: Timestamp::default(),
             random: Random::new(seed),
             life: Life::default(),

@@ -207,6 +207,19 @@ impl Attempt {
             .then(|| handed.record(self.id.clone(), handed.since))
     }
 
+    /// The command that records that no worker has the attempt, if the history names one without a session and
+    /// the attempt never left this node. Another owner would wait for that worker until its timeout expires.
+    pub fn unsent_start(&self, now: Timestamp) -> Option<Command> {
+        let started = self.started.as_ref().filter(|by| by.session.is_empty())?;
+        (self.unsent == Some(started.at) && !self.reported).then(|| Command::RecordStart {
+            task: self.id.clone(),
+            worker: String::new(),
+            session: NOBODYS.to_owned(),
+            at: now,
+            basis: StartBasis::Held,
+        })
+    }
+
     pub fn is_handed(&self) -> bool {
         matches!(self.dispatch, DispatchState::Handed(_) | DispatchState::Starting { .. })
     }

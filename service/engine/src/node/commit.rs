@@ -138,6 +138,7 @@ impl<R> Node<R> {
                     // reason to report here.
                     let attempts = slot.attempts.iter_mut();
                     attempts.for_each(|attempt| attempt.wait_for_last_owner(until, soon));
+                    slot.taken_over_at = Some(self.monotonic);
                 }
                 slot.owned = true;
                 slot.wake_at = index.wake_at;
@@ -207,6 +208,7 @@ impl<R> Node<R> {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
+        let plan = slot.known.plan().cloned();
         slot.known.forget();
         slot.owned = false;
         slot.index = None;
@@ -228,7 +230,12 @@ impl<R> Node<R> {
             _ => true,
         });
         let attempts = std::mem::take(&mut slot.attempts);
-        let starts: Vec<_> = attempts.iter().filter_map(Attempt::unrecorded_start).collect();
+        let mut starts: Vec<_> = attempts.iter().filter_map(Attempt::unrecorded_start).collect();
+        let repeatable = attempts.iter().filter(|attempt| {
+            let path = &attempt.id.path;
+            plan.as_ref().is_some_and(|plan| !plan.is_at_most_once(path))
+        });
+        starts.extend(repeatable.filter_map(|attempt| attempt.unsent_start(self.now)));
         for attempt in attempts.iter() {
             self.unqueue(attempt);
         }

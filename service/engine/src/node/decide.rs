@@ -115,7 +115,10 @@ impl<R> Node<R> {
             false => Vec::new(),
         };
         let slot = self.slots.get_mut(id)?;
-        let is_ours = slot.owned;
+        // The node that had it before stops handing out what is due without asking only after half of its grace
+        // period.
+        let is_settled = slot.taken_over_at.is_none_or(|at| self.monotonic.since(at) > DOUBT);
+        let is_ours = slot.owned && is_settled;
         let begins_in = writable.history.clamp(FIRST, Formats::NEWEST.history);
         let mut state = slot.known.take_state();
         let mut pending: Vec<_> = slot.inbox.drain(..count).collect();

@@ -212,6 +212,7 @@ impl<R> Node<R> {
         }
         ids.sort_unstable();
         ids.dedup();
+        self.heads_asked_at = self.monotonic;
         self.effects.push(Output::Heads(node, ids));
     }
 
@@ -271,7 +272,7 @@ impl<R> Node<R> {
                     let behind =
                         slot.committed().is_some_and(|known| known.sequence < head.sequence);
                     if !behind && slot.state().is_some() {
-                        slot.current_at = self.monotonic;
+                        slot.current_at = slot.current_at.max(self.heads_asked_at);
                     }
                     if (behind || head.quarantined) && !slot.in_flight {
                         self.loader.want(head.execution);

@@ -135,6 +135,9 @@ impl<R> Node<R> {
                     } else if mine && !slot.owned {
                         slot.attempts.iter_mut().for_each(|attempt| attempt.wait_until(until));
                     }
+                    if mine && (has_moved || !slot.owned) {
+                        slot.taken_over_at = Some(self.monotonic);
+                    }
                     slot.owned = mine;
                     slot.index = None;
                     slot.format = loaded.format;

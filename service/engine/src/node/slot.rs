@@ -35,8 +35,12 @@ pub(super) struct Slot<R> {
     pub doubted: bool,
     /// A decision about it panicked with this message. It is quarantined once it has been read again.
     pub panicked: Option<String>,
-    /// When the store last confirmed that no other node had written past the state known here.
+    /// No other node had written past the state known here at this time. It is when the store was asked, not
+    /// when it answered: a node may be suspended in between.
     pub current_at: Tick,
+    /// When this node last took it over from another one, which may not know of that yet and go on handing out
+    /// what is due; none if it began here.
+    pub taken_over_at: Option<Tick>,
     pub waiters: Vec<Waiter<R>>,
     pub attempts: Attempts,
     /// The rows in the overflow that this node knows of.
@@ -148,6 +152,7 @@ impl<R> Slot<R> {
             doubted: false,
             panicked: None,
             current_at: Tick::default(),
+            taken_over_at: None,
             waiters: Vec::new(),
             attempts: Attempts::default(),
             overflow: BTreeMap::new(),
