@@ -9,7 +9,7 @@ use recoup_core::time::Timestamp;
 use recoup_store::Error;
 use recoup_store::{NodeId, Reminder, Settled};
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, is_bare_start};
 use super::batch::{Entry, answer};
 use super::committer::{Answered, Part};
 use super::io::{Damage, Output, Refusal};
@@ -225,7 +225,10 @@ impl<R> Node<R> {
         let sessions = &self.sessions;
         slot.inbox.retain(|one| match &one.command {
             Command::RecordStart { basis: StartBasis::HandOver { .. }, .. } => false,
-            Command::RecordStart { task, .. } => !one.is_own() || sessions.is_held(task),
+            // A start that had to be submitted again stays until it is decided, however often it is lost.
+            Command::RecordStart { task, .. } => {
+                !one.is_own() || sessions.is_held(task) || is_bare_start(&one.command)
+            }
             Command::WithdrawTask { .. } | Command::TimeOutTask { .. } => false,
             _ => true,
         });
@@ -240,6 +243,10 @@ impl<R> Node<R> {
             self.unqueue(attempt);
         }
         for start in starts {
+            let is_there = |task| self.slots.get(id).is_some_and(|slot| slot.acts_on(task));
+            if start.task().is_some_and(is_there) {
+                continue;
+            }
             self.submit(id, start, None, None);
         }
     }
