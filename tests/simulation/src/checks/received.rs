@@ -165,7 +165,11 @@ fn is_worker_lost(error: &TaskError) -> bool {
         || (error.error_type != builtin::CANCELLED && by_cause())
 }
 
-/// The error type at the end of the chain of causes.
+/// The error type at the end of the chain of causes. The cause of an attempt that was cancelled belongs to
+/// another attempt: it is why the run, or a step around it, was stopped.
 fn root_cause(error: &TaskError) -> &str {
-    error.cause.as_deref().map_or(error.error_type.as_str(), root_cause)
+    match error.cause.as_deref() {
+        Some(cause) if error.error_type != builtin::CANCELLED => root_cause(cause),
+        _ => &error.error_type,
+    }
 }
