@@ -10,7 +10,7 @@ use crate::execution::{
     NodeId, NodeKind, NodeState, Nodes, OpenAttempt, OpenIndex, Parallel, Part, Phase,
     REQUESTS_MAX, Scope, Started, State, Stop, Task, TaskRef, Warning, WarningKind, error_bytes,
 };
-use crate::id::{ExecutionId, StepPath};
+use crate::id::{ExecutionId, ItemKey, StepPath};
 use crate::payload::Payload;
 use crate::retry::{Decision, Reason};
 use crate::time::Timestamp;
@@ -168,14 +168,7 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         }
         Event::BranchCompleted { path, branch, output, ready } => {
             let result = LaneResult::Completed(state.payload(output));
-            let id = state.nodes.find(path).ok_or("no such step")?;
-            state.end_lane(id, branch, result, ready)?;
-        }
-        Event::BranchFailed { path, branch, error, origin } => {
-            let (error, origin) = (error.clone(), origin.clone());
-            let result = LaneResult::Failed(Box::new(Handled { error, origin }));
-            let id = state.nodes.find(path).ok_or("no such step")?;
-            state.end_lane(id, branch, result, &[])?;
+            end_lane(state, path, branch, result, ready)?;
         }
         Event::LoopStarted { path, generation, items, keys, concurrency, deadline } => {
             let items = Items::of(&state.payload(items)).ok_or("the items are no list")?;
@@ -191,14 +184,13 @@ pub(crate) fn evolve(state: &mut Execution, event: &Event) -> Result<(), &'stati
         }
         Event::ItemCompleted { path, item, output } => {
             let result = LaneResult::Completed(state.payload(output));
-            let id = state.nodes.find(path).ok_or("no such step")?;
-            state.end_lane(id, item, result, &[])?;
+            end_lane(state, path, item, result, &[])?;
         }
-        Event::ItemFailed { path, item, error, origin } => {
+        Event::BranchFailed { path, branch: key, error, origin }
+        | Event::ItemFailed { path, item: key, error, origin } => {
             let (error, origin) = (error.clone(), origin.clone());
             let result = LaneResult::Failed(Box::new(Handled { error, origin }));
-            let id = state.nodes.find(path).ok_or("no such step")?;
-            state.end_lane(id, item, result, &[])?;
+            end_lane(state, path, key, result, &[])?;
         }
         Event::ParallelCompleted { path } | Event::LoopCompleted { path } => {
             change_node(state, path, |node| node.state = NodeState::Joined)?;
@@ -353,6 +345,18 @@ fn start_step(
 fn cancel_blocks(state: &mut Execution) {
     let running: Vec<NodeId> = state.nodes.running_blocks().collect();
     cancel(state, running);
+}
+
+/// Ends a branch or an item of the step with this path; `ready` are the branches that may begin now.
+fn end_lane(
+    state: &mut Execution,
+    path: &StepPath,
+    key: &ItemKey,
+    result: LaneResult,
+    ready: &[ItemKey],
+) -> Result<(), &'static str> {
+    let id = state.nodes.find(path).ok_or("no such step")?;
+    state.end_lane(id, key, result, ready)
 }
 
 /// Stops everything inside a step. The step itself ends when its live attempts have ended.

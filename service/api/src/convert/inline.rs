@@ -145,10 +145,15 @@ impl Inline {
         self.takes(payload::size(own)).then(|| payload::to_proto(own))
     }
 
-    /// The output of a `parallel` or `for_each`, which is put together here. `None` if it is larger than a payload may be, so
-    /// that nothing can read it.
-    pub fn joined(&mut self, output: Output<'_>) -> Option<v1::Payload> {
-        (output.size() <= PAYLOAD_BYTES_MAX).then(|| self.payload(&output.to_payload()))
+    /// The output of a `parallel` or `for_each`, put together if it is not that of a handler. `None` also if it
+    /// is larger than a payload may be, so that nothing can read it.
+    pub fn output(&mut self, output: Option<Output<'_>>) -> Option<v1::Payload> {
+        match output? {
+            Output::Whole(payload) => Some(self.payload(payload)),
+            joined => {
+                (joined.size() <= PAYLOAD_BYTES_MAX).then(|| self.payload(&joined.to_payload()))
+            }
+        }
     }
 
     /// The error with all its texts, and with its details or references to them, if there is room;
@@ -179,9 +184,15 @@ pub fn least_of_payload(own: &Payload) -> usize {
 }
 
 /// The fewest bytes that the output of a `parallel` or `for_each` takes.
-pub fn least_of_joined(output: Output<'_>) -> usize {
-    let content_type = Payload::null().content_type.len();
-    (output.size() + payload::size(&Payload::null())).min(REFERENCE_BYTES + content_type)
+pub fn least_of_output(output: Option<Output<'_>>) -> usize {
+    match output {
+        None => 0,
+        Some(Output::Whole(payload)) => least_of_payload(payload),
+        Some(joined) => {
+            let content_type = Payload::null().content_type.len();
+            (joined.size() + payload::size(&Payload::null())).min(REFERENCE_BYTES + content_type)
+        }
+    }
 }
 
 /// The fewest bytes that an error takes: abridged, or whole if it is small.

@@ -13,7 +13,7 @@ use recoup_core::id::StepPath;
 use recoup_proto::v1;
 
 use super::block::state;
-use super::inline::{Inline, least_of_error, least_of_joined, least_of_payload};
+use super::inline::{Inline, least_of_error, least_of_output};
 
 /// How many items of a loop are listed, from the first on.
 const FIRST_MAX: u32 = 20;
@@ -141,11 +141,7 @@ impl<'a> Listing<'a> {
             ENTRY_BYTES + begun.items.key(index).as_str().len() + error
         };
         let of_loop = |begun: &Begun<'_>| {
-            let output = match begun.output {
-                Some(Output::Whole(payload)) => least_of_payload(payload),
-                Some(joined) => least_of_joined(joined),
-                None => 0,
-            };
+            let output = least_of_output(begun.output);
             let error = begun.error.map_or(0, least_of_error);
             let items = self.listed_of(begun.items).map(|index| of_item((index, begun)));
             ENTRY_BYTES + begun.node.path.as_str().len() + output + error + items.sum::<usize>()
@@ -188,11 +184,7 @@ impl<'a> Listing<'a> {
             failed_count: failed,
             omitted_count: items.begun().saturating_sub(count(shown.len())),
             items: shown,
-            output: match begun.output {
-                Some(Output::Whole(payload)) => Some(inline.payload(payload)),
-                Some(joined) => inline.joined(joined),
-                None => None,
-            },
+            output: inline.output(begun.output),
             error,
         }
     }

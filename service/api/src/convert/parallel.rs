@@ -9,7 +9,7 @@ use recoup_core::tree::ScopeId;
 use recoup_proto::v1;
 
 use super::block::state;
-use super::inline::{Inline, least_of_error, least_of_joined, least_of_payload};
+use super::inline::{Inline, least_of_error, least_of_output};
 use super::loops::Listing;
 
 /// Bytes of a step or a branch, besides its path or id, its error and its output.
@@ -62,11 +62,7 @@ pub fn least(begun: &Begun<'_>) -> usize {
         let error = |failed: &Handled| failed.origin.as_str().len() + least_of_error(&failed.error);
         ENTRY_BYTES + branch.id.len() + branch.failed.map_or(0, error)
     };
-    let output = match begun.output {
-        Some(Output::Whole(payload)) => least_of_payload(payload),
-        Some(joined) => least_of_joined(joined),
-        None => 0,
-    };
+    let output = least_of_output(begun.output);
     let error = begun.error.map_or(0, least_of_error);
     let branches = begun.branches.iter().map(of_branch).sum::<usize>();
     ENTRY_BYTES + begun.node.path.as_str().len() + error + output + branches
@@ -85,11 +81,7 @@ pub fn to_proto(begun: &Begun<'_>, inline: &mut Inline) -> v1::ParallelInfo {
         step_path: begun.node.path.as_str().to_owned(),
         state: begun.state.into(),
         branches,
-        output: match begun.output {
-            Some(Output::Whole(payload)) => Some(inline.payload(payload)),
-            Some(joined) => inline.joined(joined),
-            None => None,
-        },
+        output: inline.output(begun.output),
         error,
     }
 }

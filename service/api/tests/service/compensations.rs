@@ -34,14 +34,6 @@ async fn parked(server: &Server) -> String {
     id
 }
 
-async fn history(server: &Server, execution_id: &str) -> Vec<Event> {
-    let execution_id = execution_id.to_owned();
-    let request =
-        v1::ListExecutionHistoryRequest { execution_id, page_size: 1000, ..Default::default() };
-    let page = server.executions().list_execution_history(request).await.expect("a page");
-    page.into_inner().entries.into_iter().filter_map(|entry| entry.event).collect()
-}
-
 #[tokio::test]
 async fn parked_compensation_is_retried_or_skipped_and_the_history_records_why() {
     let server = Server::start().await;
@@ -75,7 +67,7 @@ async fn parked_compensation_is_retried_or_skipped_and_the_history_records_why()
     let skipped = executions.skip_compensation(skip).await.expect("it is parked");
     assert_eq!(skipped.into_inner().compensation_state(), v1::CompensationState::Done);
 
-    let events = history(&server, &id).await;
+    let events = server.history(&id).await;
     let retried = events.iter().find_map(|event| match event {
         Event::CompensationRetried(retried) => Some(retried.clone()),
         _ => None,

@@ -13,21 +13,6 @@ async fn begin(server: &Server, workflow: &str, input: &str) -> String {
     response.into_inner().execution_id
 }
 
-async fn get(server: &Server, execution_id: &str) -> v1::ExecutionInfo {
-    let request = v1::GetExecutionRequest { execution_id: execution_id.to_owned() };
-    let response = server.executions().get_execution(request).await.expect("it exists");
-    response.into_inner().execution.expect("always set")
-}
-
-async fn history(server: &Server, execution_id: &str) -> Vec<Event> {
-    let request = v1::ListExecutionHistoryRequest {
-        execution_id: execution_id.to_owned(),
-        ..v1::ListExecutionHistoryRequest::default()
-    };
-    let page = server.executions().list_execution_history(request).await.expect("it exists");
-    page.into_inner().entries.into_iter().filter_map(|entry| entry.event).collect()
-}
-
 fn counts(info: &v1::LoopInfo) -> [u32; 5] {
     let v1::LoopInfo { item_count, begun_count, running_count, .. } = *info;
     [item_count, begun_count, running_count, info.completed_count, info.failed_count]
@@ -63,7 +48,7 @@ async fn items_are_shown_with_their_keys_states_and_errors() {
     let (first, second) = (server.poll().await, server.poll().await);
     let keys = [&first, &second].map(|task| task.idempotency_key.clone());
     assert_eq!(keys, ["a%2F1", "7"].map(|key| format!("{id}/lines[{key}].pack/0")));
-    let show = async || get(&server, &id).await.loops.pop().expect("the step has begun");
+    let show = async || server.get(&id).await.loops.pop().expect("the step has begun");
     let info = show().await;
     assert_eq!((info.step_path.as_str(), info.state()), ("lines", BlockState::Running));
     assert_eq!(counts(&info), [3, 2, 2, 0, 0]);
@@ -90,7 +75,8 @@ async fn items_are_shown_with_their_keys_states_and_errors() {
     let info = show().await;
     assert_eq!((info.state(), info.output), (BlockState::Caught, outcome.output));
     assert!(info.error.is_some_and(|error| error.r#type == "recoup.too_many_failures"));
-    let told: Vec<_> = history(&server, &id)
+    let told: Vec<_> = server
+        .history(&id)
         .await
         .into_iter()
         .filter_map(|event| match event {
@@ -124,7 +110,7 @@ async fn items_beside_the_first_that_fails_are_stopped_and_the_output_has_null_f
     let report = server.poll().await;
     assert_eq!(report.step_path, "report");
     assert_eq!(report.input, Some(json(r#"[{"n":1,"sku":"1"},null,null]"#)));
-    let info = get(&server, &id).await.loops.pop().expect("the step has begun");
+    let info = server.get(&id).await.loops.pop().expect("the step has begun");
     assert_eq!((info.state(), counts(&info)), (BlockState::Failed, [3, 3, 0, 1, 1]));
     let states: Vec<_> = info.items.iter().map(v1::ItemInfo::state).collect();
     assert_eq!(states, [ItemState::Completed, ItemState::Stopped, ItemState::Failed]);
@@ -152,7 +138,7 @@ steps:
     let id = begin(&server, "many", &serde_json::json!(items).to_string()).await;
     // The transition after the one with the last of the failed items begins the last tasks.
     let info = loop {
-        let mut info = get(&server, &id).await;
+        let mut info = server.get(&id).await;
         let outer = info.loops.first().filter(|own| own.begun_count == 300);
         if outer.is_some_and(|own| own.running_count == 33) {
             break std::mem::take(&mut info);
@@ -190,7 +176,7 @@ async fn items_that_cannot_run_fail_the_step() {
         let error = server.outcome(&id).await.error.expect("it failed");
         assert_eq!(error.r#type, "recoup.items_invalid");
         assert!(error.message.contains(says), "{}", error.message);
-        assert_eq!(get(&server, &id).await.loops, []);
+        assert_eq!(server.get(&id).await.loops, []);
     }
 }
 
@@ -210,7 +196,7 @@ steps:
         server.complete(&server.poll().await, &output).await.expect("it is open");
     }
     let whole = server.outcome(&id).await.output.expect("it succeeded");
-    let info = get(&server, &id).await;
+    let info = server.get(&id).await;
     let joined = info.loops[0].output.clone().expect("it completed");
     let Some(Content::Reference(reference)) = joined.content else { panic!("{joined:?}") };
     let request = v1::ReadPayloadRequest { payload_id: reference.payload_id };

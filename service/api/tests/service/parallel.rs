@@ -6,21 +6,6 @@ use recoup_proto::v1::{self, BlockState, BranchState};
 
 use crate::server::{Server, json, permanent};
 
-async fn get(server: &Server, execution_id: &str) -> v1::ExecutionInfo {
-    let request = v1::GetExecutionRequest { execution_id: execution_id.to_owned() };
-    let response = server.executions().get_execution(request).await.expect("it exists");
-    response.into_inner().execution.expect("always set")
-}
-
-async fn history(server: &Server, execution_id: &str) -> Vec<Event> {
-    let request = v1::ListExecutionHistoryRequest {
-        execution_id: execution_id.to_owned(),
-        ..v1::ListExecutionHistoryRequest::default()
-    };
-    let page = server.executions().list_execution_history(request).await.expect("it exists");
-    page.into_inner().entries.into_iter().filter_map(|entry| entry.event).collect()
-}
-
 /// The state of a step, and the states of its branches.
 fn states(info: &v1::ParallelInfo) -> (BlockState, Vec<(&str, BranchState)>) {
     let branches = info.branches.iter().map(|branch| (branch.branch.as_str(), branch.state()));
@@ -62,7 +47,7 @@ async fn branches_are_shown_with_their_states_and_errors() {
     server.register(&FAN.replace("MODE", "WAIT_ALL")).await;
     let id = server.begin("fan").await;
     let [a, b] = tasks(&server, ["fan[left].a", "fan[right].b"]).await;
-    let show = async || get(&server, &id).await.parallels.pop().expect("the step has begun");
+    let show = async || server.get(&id).await.parallels.pop().expect("the step has begun");
     let all = |[after_left, after_right, left, right]: [BranchState; 4]| {
         vec![
             ("after_left", after_left),
@@ -104,10 +89,10 @@ async fn branches_are_shown_with_their_states_and_errors() {
     let [a, _b] = tasks(&server, ["fan[left].a", "fan[right].b"]).await;
     server.fail(&a, permanent("stock.out")).await.expect("it is open");
     server.outcome(&fast).await;
-    let info = get(&server, &fast).await.parallels.pop().expect("the step has begun");
+    let info = server.get(&fast).await.parallels.pop().expect("the step has begun");
     let stopped = (BlockState::Ignored, all([NotRun, NotRun, Failed, Stopped]));
     assert_eq!(states(&info), stopped);
-    let stop = history(&server, &fast).await.into_iter().find_map(|event| match event {
+    let stop = server.history(&fast).await.into_iter().find_map(|event| match event {
         Event::BlockStopped(stop) => Some(stop),
         _ => None,
     });
@@ -132,11 +117,11 @@ async fn history_records_when_branches_begin_and_how_they_end() {
     let output = server.outcome(&id).await.output;
     let joined = json(r#"{"after_left":3,"after_right":3,"left":1,"right":{"n":2}}"#);
     assert_eq!(output.as_ref(), Some(&joined));
-    let info = get(&server, &id).await.parallels.pop().expect("the step has begun");
+    let info = server.get(&id).await.parallels.pop().expect("the step has begun");
     assert_eq!((info.state(), info.output), (BlockState::Completed, Some(joined)));
 
     let step = || Some(v1::StepRef { step_path: "fan".into(), compensation: false });
-    let mut events = history(&server, &id).await.into_iter();
+    let mut events = server.history(&id).await.into_iter();
     let started = events.find_map(|event| match event {
         Event::ParallelStarted(started) => Some(started),
         _ => None,
@@ -195,7 +180,7 @@ OUTPUT
     };
     let id = run("two", 800_000).await;
     let whole = server.outcome(&id).await.output.expect("it succeeded");
-    let info = get(&server, &id).await;
+    let info = server.get(&id).await;
     assert_eq!(info.output.as_ref(), Some(&whole), "it is inline where there is room");
     let joined = info.parallels[0].output.clone().expect("it completed");
     let Some(Content::Reference(reference)) = joined.content else { panic!("{joined:?}") };
@@ -206,7 +191,7 @@ OUTPUT
     // What is larger than a payload may be cannot be read, neither here nor by an expression.
     let id = run("own", 1_500_000).await;
     assert_eq!(server.outcome(&id).await.state(), v1::ExecutionState::Succeeded);
-    let info = get(&server, &id).await;
+    let info = server.get(&id).await;
     assert_eq!(info.parallels[0].state(), BlockState::Completed);
     assert_eq!(info.parallels[0].output, None);
     let id = run("two", 1_500_000).await;

@@ -11,7 +11,7 @@ use recoup_proto::v1::failure_service_client::FailureServiceClient;
 use recoup_proto::v1::namespace_service_client::NamespaceServiceClient;
 use recoup_proto::v1::worker_service_client::WorkerServiceClient;
 use recoup_proto::v1::workflow_service_client::WorkflowServiceClient;
-use recoup_proto::v1::{self, register_workflow_request::Workflow};
+use recoup_proto::v1::{self, history_entry::Event, register_workflow_request::Workflow};
 use recoup_store::Store;
 use recoup_store::memory::MemoryStore;
 use tokio::net::TcpListener;
@@ -94,6 +94,24 @@ impl Server {
     pub async fn begin(&self, workflow: &str) -> String {
         let started = self.executions().start_execution(start(workflow, "")).await;
         started.expect("it starts").into_inner().execution_id
+    }
+
+    /// Everything that is known about an execution.
+    pub async fn get(&self, execution_id: &str) -> v1::ExecutionInfo {
+        let request = v1::GetExecutionRequest { execution_id: execution_id.to_owned() };
+        let response = self.executions().get_execution(request).await.expect("it exists");
+        response.into_inner().execution.expect("always set")
+    }
+
+    /// The events on the first page of a history, of up to 1,000.
+    pub async fn history(&self, execution_id: &str) -> Vec<Event> {
+        let request = v1::ListExecutionHistoryRequest {
+            execution_id: execution_id.to_owned(),
+            page_size: 1_000,
+            ..v1::ListExecutionHistoryRequest::default()
+        };
+        let page = self.executions().list_execution_history(request).await.expect("it exists");
+        page.into_inner().entries.into_iter().filter_map(|entry| entry.event).collect()
     }
 
     /// Waits for the end of an execution, and returns its outcome.

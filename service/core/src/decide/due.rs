@@ -47,14 +47,14 @@ pub(super) fn deadlines<'a>(
         (Phase::Steps, Some(stop)) => Some((stop.grace_until, Deadline::Grace)),
         _ => state.cleanup_deadline.map(|at| (at, Deadline::Cleanup)),
     };
-    let goes_on = !ended && !terminates && (state.phase != Phase::Steps || stopping.is_none());
+    let bounds_attempts =
+        !terminates && (ended || state.phase != Phase::Steps || stopping.is_none());
+    let goes_on = bounds_attempts && !ended;
     let path = |id| state.nodes.get(id).path.clone();
     let block = state.nodes.first_deadline().filter(|_| goes_on);
     let block = block.map(|(at, id)| (at, Deadline::Block(path(id))));
     let stopped = state.nodes.stopped_blocks().filter(move |_| goes_on);
     let stopped = stopped.map(move |(id, at)| (at, Deadline::BlockGrace(path(id))));
-    let bounds_attempts =
-        !terminates && (ended || state.phase != Phase::Steps || stopping.is_none());
     // If there are more open attempts than steps with `schedule_to_close`, look only at the task of each
     // such step that was scheduled first: the others of that step have more time. Otherwise look at every
     // open attempt.

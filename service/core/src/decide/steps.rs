@@ -146,22 +146,20 @@ impl<'a> Decider<'a> {
             return Progress::Made;
         }
         let turn = self.turn(step, &path, scope, planned);
+        let (generation, deadline) = (0, step.timeout.map(|timeout| self.now + timeout));
         match turn {
             Ok(Turn::Skip) => self.emit(Event::StepSkipped { path }),
             Ok(Turn::Begin { input }) => self.begin(path, 0, input, 1),
             Ok(Turn::Open(part)) => {
-                let (part, deadline) = (Some(part), step.timeout.map(|timeout| self.now + timeout));
-                self.emit(Event::BlockStarted { path, generation: 0, part, deadline });
+                self.emit(Event::BlockStarted { path, generation, part: Some(part), deadline });
             }
             Ok(Turn::Items { items, keys, concurrency }) => {
-                let (generation, deadline) = (0, step.timeout.map(|timeout| self.now + timeout));
                 let items = self.as_written(items);
                 let event =
                     Event::LoopStarted { path, generation, items, keys, concurrency, deadline };
                 self.emit(event);
             }
             Ok(Turn::Branches { ready, concurrency }) => {
-                let (generation, deadline) = (0, step.timeout.map(|timeout| self.now + timeout));
                 let event =
                     Event::ParallelStarted { path, generation, ready, concurrency, deadline };
                 self.emit(event);

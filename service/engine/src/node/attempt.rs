@@ -211,13 +211,8 @@ impl Attempt {
     /// the attempt never left this node. Another owner would wait for that worker until its timeout expires.
     pub fn unsent_start(&self, now: Timestamp) -> Option<Command> {
         let started = self.started.as_ref().filter(|by| by.session.is_empty())?;
-        (self.unsent == Some(started.at) && !self.reported).then(|| Command::RecordStart {
-            task: self.id.clone(),
-            worker: String::new(),
-            session: NOBODYS.to_owned(),
-            at: now,
-            basis: StartBasis::Held,
-        })
+        let never_left = self.unsent == Some(started.at) && !self.reported;
+        never_left.then(|| record_of_nobody(self.id.clone(), now))
     }
 
     pub fn is_handed(&self) -> bool {
@@ -268,6 +263,12 @@ impl Attempt {
             }
         }
     }
+}
+
+/// The command that records that no worker has an attempt.
+pub(super) fn record_of_nobody(task: TaskId, at: Timestamp) -> Command {
+    let (worker, session, basis) = (String::new(), NOBODYS.to_owned(), StartBasis::Held);
+    Command::RecordStart { task, worker, session, at, basis }
 }
 
 /// Whether a command records that a worker without a session has an attempt. The node records this on the

@@ -9,7 +9,9 @@ use recoup_core::execution::Started;
 use recoup_core::time::Timestamp;
 
 use super::Node;
-use super::attempt::{DispatchState, Handed, NOBODYS, Source, id_of, is_bare_start, key_of};
+use super::attempt::{
+    DispatchState, Handed, Source, id_of, is_bare_start, key_of, record_of_nobody,
+};
 use super::io::WorkerKey;
 use super::sessions::Holder;
 use crate::clock::Now;
@@ -99,9 +101,7 @@ impl<R> Node<R> {
         if started.is_none_or(|by| !by.session.is_empty()) || self.is_at_most_once(task) {
             return;
         }
-        let (task, session) = (task.clone(), NOBODYS.to_owned());
-        let (worker, at, basis) = (String::new(), self.now, StartBasis::Held);
-        self.act(Command::RecordStart { task, worker, session, at, basis });
+        self.act(record_of_nobody(task.clone(), self.now));
     }
 
     fn give(&mut self, key: WorkerKey, task: &TaskId, recorded: bool) {
